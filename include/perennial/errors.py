@@ -1,0 +1,62 @@
+"""Every error Perennial raises on purpose, in one tree.
+
+::
+
+    PerennialError
+    ├── SettingsError         the deployment's environment is wrong: which variable, and what to write
+    ├── SpecError             a model folder is wrong: file, line, and what would be right
+    ├── SourceError           a source could not be read as a table: which source, file, line
+    ├── IntervalRefused       the data of an interval broke a critical check; what was published before stays
+    ├── Superseded            a newer attempt owns this interval; this one may no longer write
+    ├── TrainingError         a training set or a candidate could not be made
+    ├── ArtifactRejected      a model artifact does not match its manifest or holds an untrusted type
+    ├── NoChampion            no version of the model has been promoted yet
+    ├── ScoringError          the champion's predictions cannot be published
+    └── StackError            the embedded stack cannot start or stay up: what to do
+
+A message names the model, the interval, the file or the column at fault, and what to do about it.
+"""
+
+
+class PerennialError(Exception):
+    """The root of everything Perennial raises on purpose."""
+
+
+class SettingsError(PerennialError):
+    """The environment of the deployment is missing a value or holds a wrong one."""
+
+
+class SpecError(PerennialError):
+    """A model folder does not describe a model."""
+
+
+class SourceError(PerennialError):
+    """A source could not be read as a table."""
+
+
+class IntervalRefused(PerennialError):
+    """An interval's data broke a critical check beyond its tolerance; nothing of it was published."""
+
+
+class Superseded(PerennialError):
+    """A newer attempt has taken over the interval; nothing this attempt wrote is visible."""
+
+
+class TrainingError(PerennialError):
+    """A training set or a candidate could not be made."""
+
+
+class ArtifactRejected(PerennialError):
+    """A model artifact differs from its manifest or holds a type that is not trusted."""
+
+
+class NoChampion(PerennialError):
+    """The model has no promoted version."""
+
+
+class ScoringError(PerennialError):
+    """Predictions are not fit to be published."""
+
+
+class StackError(PerennialError):
+    """The embedded stack cannot start or has lost a process."""

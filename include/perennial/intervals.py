@@ -1,0 +1,89 @@
+"""Half-open intervals of time ``[start, end)``, the unit in which every stage works and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+_DAY = timedelta(days=1)
+
+
+def utc(value: str | date | datetime) -> datetime:
+    """The moment a text, a date (its midnight) or a datetime means, in UTC.
+
+    Raises:
+        ValueError: the text is no ISO 8601 date or time, or a time names no zone other than by being a date.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        value = date.fromisoformat(text) if len(text) == 10 else datetime.fromisoformat(text)
+    if not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if value.tzinfo is None:
+        raise ValueError(f"{value.isoformat()} has no time zone: append Z or an offset such as +01:00")
+    return value.astimezone(UTC)
+
+
+@dataclass(frozen=True, order=True)
+class Interval:
+    """``[start, end)``, both in UTC; ``start < end``.
+
+    Raises:
+        ValueError: on construction, when a bound has no zone or the interval is empty or reversed.
+    """
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", utc(self.start))
+        object.__setattr__(self, "end", utc(self.end))
+        if self.start >= self.end:
+            raise ValueError(f"interval start {self.start.isoformat()} is not before its end {self.end.isoformat()}")
+
+    @classmethod
+    def day(cls, value: str | date | datetime) -> Interval:
+        """The UTC day that begins at ``value`` (a date such as ``2013-04-01``)."""
+        start = utc(value)
+        return cls(start, start + _DAY)
+
+    @classmethod
+    def of(cls, start: str | date | datetime, end: str | date | datetime) -> Interval:
+        """From the first moment of ``start`` to the first moment of ``end``, which is not included."""
+        return cls(utc(start), utc(end))
+
+    @classmethod
+    def from_key(cls, key: str) -> Interval:
+        """The inverse of :attr:`key`."""
+        start, separator, end = key.partition("--")
+        return cls.of(start, end) if separator else cls.day(start)
+
+    @property
+    def key(self) -> str:
+        """A short, sortable name: ``2013-04-01`` for a day, ``2013-04-01--2013-04-08`` for whole days."""
+
+        def text(moment: datetime) -> str:
+            midnight = moment == moment.replace(hour=0, minute=0, second=0, microsecond=0)
+            return f"{moment:%Y-%m-%d}" if midnight else f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
+
+        first = text(self.start)
+        return first if len(first) == 10 and self.end - self.start == _DAY else f"{first}--{text(self.end)}"
+
+    @property
+    def length(self) -> timedelta:
+        return self.end - self.start
+
+    def overlaps(self, other: Interval) -> bool:
+        return self.start < other.end and other.start < self.end
+
+    def contains(self, other: Interval) -> bool:
+        return self.start <= other.start and other.end <= self.end
+
+    def days(self) -> list[Interval]:
+        """The UTC days that lie wholly inside, in order."""
+        midnight = self.start.replace(hour=0, minute=0, second=0, microsecond=0)
+        first = midnight if midnight == self.start else midnight + _DAY
+        return [Interval(first + n * _DAY, first + (n + 1) * _DAY) for n in range((self.end - first) // _DAY)]
+
+    def __str__(self) -> str:
+        return self.key

@@ -1,0 +1,1 @@
+"""The only part of Perennial that imports Airflow: assets, defaults, tasks, callbacks, notifiers."""

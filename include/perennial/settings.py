@@ -1,0 +1,113 @@
+"""What the deployment says, from the environment: validated, read once.
+
+Neighbours: ``.env.example`` lists every variable; :mod:`perennial.spec` says what a model folder says instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from perennial.errors import SettingsError
+
+#: The root of the project: the folder that holds ``include/``.
+PROJECT = Path(__file__).resolve().parents[2]
+
+_VARIABLES = {
+    "models": "PERENNIAL_MODELS",
+    "state": "PERENNIAL_STATE",
+    "data": "PERENNIAL_DATA",
+    "database_url": "PERENNIAL_DATABASE_URL",
+    "catalog_url": "PERENNIAL_CATALOG_URL",
+    "warehouse": "PERENNIAL_WAREHOUSE",
+    "predictions_url": "PERENNIAL_PREDICTIONS_URL",
+    "mlflow_url": "MLFLOW_TRACKING_URI",
+    "mlflow_public_url": "PERENNIAL_MLFLOW_PUBLIC_URL",
+    "airflow_public_url": "PERENNIAL_AIRFLOW_PUBLIC_URL",
+}
+
+
+class Settings(BaseModel):
+    """Where this deployment keeps things.
+
+    Attributes:
+        models: folder with one sub-folder a model.
+        state: folder for what the embedded stack keeps (``var``); reports, staging and Data Docs lie in it.
+        data: root that the relative file patterns of specs start from.
+        database_url: SQLAlchemy URL of the ledger.
+        catalog_url: SQLAlchemy URL of the Iceberg catalog.
+        warehouse: where Iceberg keeps files, a path or an fsspec address.
+        predictions_url: SQLAlchemy URL that predictions are written to.
+        mlflow_url: MLflow's tracking and registry address.
+        mlflow_public_url: the address a person opens MLflow at; ``mlflow_url`` if that is one.
+        airflow_public_url: the address a person opens Airflow at, if there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: Path
+    state: Path
+    data: Path
+    database_url: str
+    catalog_url: str
+    warehouse: str
+    predictions_url: str
+    mlflow_url: str
+    mlflow_public_url: str | None = None
+    airflow_public_url: str | None = None
+
+    @field_validator("database_url", "catalog_url", "predictions_url")
+    @classmethod
+    def _names_its_driver(cls, url: str) -> str:
+        if url.startswith(("postgresql://", "postgres://")):
+            raise ValueError("write postgresql+psycopg2://…, a bare postgresql:// asks for another driver")
+        if not url.startswith(("sqlite:///", "postgresql+psycopg2://")):
+            raise ValueError("the address must begin with sqlite:/// or postgresql+psycopg2://")
+        return url
+
+    @property
+    def reports(self) -> Path:
+        """Drift reports and Data Docs, a folder a model."""
+        return self.state / "reports"
+
+    @property
+    def staging(self) -> Path:
+        """What the tasks of one run hand to each other; removed by ``maintain``."""
+        return self.state / "staging"
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Settings from an environment; what is absent lies below ``var/`` of the project.
+
+    Raises:
+        SettingsError: a variable is set to something unusable; the message names it.
+    """
+    given = {field: environment[name] for field, name in _VARIABLES.items() if environment.get(name)}
+    state = Path(given.get("state", PROJECT / "var")).absolute()
+    database = given.get("database_url", f"sqlite:///{state / 'perennial.db'}")
+    defaults = {
+        "models": PROJECT / "include" / "models",
+        "data": state / "data",
+        "database_url": database,
+        "catalog_url": f"sqlite:///{state / 'catalog.db'}",
+        "warehouse": str(state / "lake"),
+        "predictions_url": database,
+        "mlflow_url": f"sqlite:///{state / 'mlflow.db'}",
+    }
+    try:
+        return Settings.model_validate({**defaults, **given, "state": state})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{_VARIABLES.get(str(problem['loc'][0]), problem['loc'][0])}: {problem['msg']}" for problem in error.errors()
+        )
+        raise SettingsError(f"the environment is not usable: {problems} (see .env.example)") from error
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process."""
+    return read_settings(os.environ)
