@@ -1,0 +1,39 @@
+# Needs Python 3.11 to 3.13 and make, nothing else. PYTHON=/path/to/python3.12 chooses one.
+
+BIN := .venv/bin
+READY := .venv/ready
+
+# Without compiled bytecode every process would compile every import anew, which triples the start of Airflow.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help up demo test lint bench
+.NOTPARALLEL:
+
+help:
+	@echo 'make up      the stack, for your own models in include/models; Ctrl-C stops it'
+	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end'
+	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
+	@echo 'make lint    ruff, mypy, import rules'
+	@echo 'make bench   the benchmarks there are'
+
+up: $(READY)
+	@$(BIN)/perennial up
+
+demo: $(READY)
+	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once)
+
+test: $(READY)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench:
+	@ls benchmarks/*.py 2>/dev/null || echo 'No benchmarks yet.'
+
+$(READY): requirements.lock requirements-bootstrap.lock pyproject.toml scripts/install.sh
+	@PYTHON='$(PYTHON)' sh scripts/install.sh
+	@touch $@
