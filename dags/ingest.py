@@ -1,0 +1,44 @@
+"""
+# Ingest: a day from the sources to published features
+
+For each table the rows of the interval are read, checked by Great Expectations as `model.yaml` says, and split: rows that
+fail a critical check go to the **quarantine** table with every reason; the rest is published. All tables of the interval
+are published as one, and readers see the old state until the very last step. Then the features of the interval are
+computed, each row from what was known at its own as-of time, and every day is announced to scoring, monitoring and training.
+
+Runs by itself each day for the day before. By hand: give `start` and `end` to load a range in one run, years if need be;
+turn `announce` off for history that nobody should score.
+
+## When it fails
+- **check_… is red**: the message names the check, the column and the share of rows. Nothing of the interval was published;
+  what was published before stays. Look at the Data Docs under `var/reports/<model>/checks`. Mend the source, then clear
+  the failed tasks. If the data are right and the check is wrong, change `model.yaml` and clear them.
+- **"… was expected"**: the source has not delivered. The task has tried again by itself; clear it once the file is there.
+- **Superseded**: a newer run of the same days has taken over. Nothing to do.
+- You may ignore a failure if a later run for the same days has succeeded.
+"""
+
+from airflow.sdk import chain
+
+from perennial.orchestration import assets
+from perennial.orchestration.dags import day, models, stage, switch
+from perennial.orchestration.ingest import build_features, check_task_id, land_and_check, publish_tables
+
+for model in models():
+    with stage(
+        model,
+        "ingest",
+        schedule=assets.each_day(model.schedules.ingest),
+        doc=__doc__,
+        params={
+            "start": day("First day", "For a range: its first day (UTC). Empty: the run's own partition."),
+            "end": day("End", "For a range: the first day that is left out (UTC)."),
+            "announce": switch("Announce", "Start scoring, monitoring and training for these days.", default=True),
+        },
+    ):
+        checked = [
+            land_and_check.override(task_id=check_task_id(table))(model=model.name, table=table) for table in model.tables
+        ]
+        published = publish_tables(model=model.name)
+        features = build_features.override(outlets=[assets.features(model.name)])(model=model.name)
+        chain(checked, published, features)

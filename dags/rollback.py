@@ -1,0 +1,27 @@
+"""
+# Rollback: an earlier version becomes champion again
+
+By hand alone, in the Airflow UI: press *Trigger*, say why, and leave `version` empty for the champion before this one.
+The ledger records who, when and why; the next scoring uses the version. Rolling back to the version that already is
+champion changes nothing. Predictions that were already written stay; to replace them, trigger `<model>.score` for their days.
+
+## When it fails
+- **no earlier champion**: there is nothing to go back to. Name a registered version, or train a new one.
+- **ArtifactRejected**: that version's stored model differs from what was registered. Choose another one.
+"""
+
+from perennial.orchestration.dags import models, stage, text, version
+from perennial.orchestration.operate import roll_back
+
+for model in models():
+    with stage(
+        model,
+        "rollback",
+        schedule=None,
+        doc=__doc__,
+        params={
+            "reason": text("Reason", "Why; it is kept with the rollback."),
+            "version": version("Version", "The number of the version to go back to. Empty: the champion before this one."),
+        },
+    ):
+        roll_back(model=model.name)

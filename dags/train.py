@@ -1,0 +1,43 @@
+"""
+# Train: from published features to a champion, or a refusal with its reasons
+
+The training set is pinned first: features and labels as they were known at the as-of time, by Iceberg snapshot and content
+hash. Every candidate of `model.yaml`, the baselines among them, is fitted in a task of its own and logged to MLflow. The
+best one by validation is then judged beside the baselines and the champion on the newest interval, which none of them was
+trained on. The gates decide: the version is registered, and becomes `champion` or is tagged refused with every reason.
+
+Runs when the days of a week (or month, as `model.yaml` says) are published, when monitoring asks for it, or by hand.
+
+## When it fails
+- **build_training_set**: too few labelled rows, or one class alone. The message tells how many there are; ingest more
+  history, or shorten `training.window`.
+- **promote_champion is skipped**: no failure. The gates refused the version; its reasons are on the task and in MLflow.
+- **StaleDecision**: another run moved the champion in between. Trigger a new run; the evaluation must be redone.
+- You may ignore a failed weekly run if the next one succeeds: the champion stays as it is.
+"""
+
+from airflow.sdk import chain
+
+from perennial.orchestration import assets
+from perennial.orchestration.dags import day, models, stage
+from perennial.orchestration.train import (
+    build_training_set,
+    decide_promotion,
+    evaluate_candidates,
+    fit_candidate,
+    promote_champion,
+)
+
+for model in models():
+    with stage(
+        model,
+        "train",
+        schedule=assets.when_published(assets.features(model.name), model.schedules.train),
+        doc=__doc__,
+        params={"as_of": day("As of", "Only what was known by this day (UTC) is used. Empty: the end of the newest data.")},
+    ):
+        training_set = build_training_set(model=model.name, window=model.schedules.train)
+        fitted = fit_candidate.partial(model=model.name, training_set=training_set).expand(candidate=list(model.candidates))
+        evaluation = evaluate_candidates(model=model.name, training_set=training_set, fitted=fitted)
+        decided = decide_promotion(model=model.name, training_set=training_set, fitted=fitted, evaluation=evaluation)
+        chain(decided, promote_champion(model=model.name, decided=decided))

@@ -1,0 +1,56 @@
+"""The parts of one deployment, opened together: what the tasks and the command line work with.
+
+Neighbours: :mod:`perennial.settings` says where the parts are; each part has a module of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from perennial.errors import SpecError
+from perennial.settings import Settings
+from perennial.spec import ModelFolder, read_model
+
+if TYPE_CHECKING:  # heavy, and DAG files lead here
+    from perennial.lake import Lake
+    from perennial.ledger import Ledger
+    from perennial.registry import Registry
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Ledger, lake and registry of one deployment; each is opened when it is first asked for."""
+
+    settings: Settings
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from perennial.ledger import Ledger
+
+        return Ledger(self.settings.database_url)
+
+    @cached_property
+    def lake(self) -> Lake:
+        from perennial.lake import Lake
+
+        return Lake(self.settings, self.ledger)
+
+    @cached_property
+    def registry(self) -> Registry:
+        from perennial.registry import Registry
+
+        return Registry(self.settings, self.ledger)
+
+    def model(self, name: str) -> ModelFolder:
+        """The model folder of that name.
+
+        Raises:
+            SpecError: there is none, or it is broken.
+        """
+        folder = self.settings.models / name
+        if folder.parent != self.settings.models or not (folder / "model.yaml").is_file():
+            there = ", ".join(sorted(file.parent.name for file in self.settings.models.glob("*/model.yaml"))) or "none"
+            raise SpecError(f"no model is named {name}; there are: {there}")
+        return read_model(folder)

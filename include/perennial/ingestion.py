@@ -1,0 +1,100 @@
+"""From checked tables to one publication of the interval, or one refusal of it with every reason.
+
+Neighbours: :mod:`perennial.checks` judged each table; :mod:`perennial.lake` publishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from perennial import alerts, logs
+from perennial.checks import CheckResult, ingest_writes
+from perennial.errors import IntervalRefused
+from perennial.intervals import Interval
+from perennial.lake import Lake
+from perennial.ledger import Ledger, Publication
+from perennial.spec import ModelFolder, ModelSpec
+
+log = logs.get(__name__)
+
+#: The ledger's name for the raw tables of a model and its quarantine.
+DATASET = "tables"
+
+
+def past_rows_per_day(ledger: Ledger, spec: ModelSpec, table: str, interval: Interval) -> float | None:
+    """Mean rows a day that ``table`` brought in the past that its volume check looks at; None without such a past."""
+    volume = spec.tables[table].checks.volume
+    if volume is None:
+        return None
+    past = Interval(interval.start - volume.past, interval.start)
+    rows, days = 0, 0.0
+    for publication in ledger.publications(spec.name, DATASET, past):
+        # A range that began before the past counts with its own mean.
+        if publication.interval.end <= interval.start and table in publication.rows:
+            rows += publication.rows[table]
+            days += publication.interval.length / timedelta(days=1)
+    return rows / days if days else None
+
+
+def publish_interval(
+    folder: ModelFolder,
+    lake: Lake,
+    ledger: Ledger,
+    interval: Interval,
+    results: Sequence[CheckResult],
+    *,
+    run_id: str,
+) -> Publication:
+    """Publish all tables of the interval as one, or refuse it whole; what was published before stays.
+
+    Args:
+        results: one for each table of the spec.
+        run_id: of the ingesting run, which took its order with :meth:`Ledger.next_order` before it read anything.
+
+    Raises:
+        IntervalRefused: a table is missing or was refused. The refusal and its alert are in the ledger.
+        Superseded: a later run of the same days has taken over.
+    """
+    model = folder.spec.name
+    by_table = {result.table: result for result in results}
+    reasons = [f"{table}: was not read; its task says why" for table in folder.spec.tables if table not in by_table]
+    reasons += [f"{result.table}: {reason}" for result in results if result.refused for reason in result.reasons]
+    if reasons:
+        rows = {result.table: result.rows_in for result in results}
+        ledger.record_refusal(
+            model=model,
+            interval=interval,
+            run_id=run_id,
+            reasons=reasons,
+            rows=rows,
+            alert=alerts.interval_refused(model, interval, reasons=reasons, rows=rows),
+        )
+        raise IntervalRefused(
+            f"{model}, {interval}: nothing of the interval is published, what was published before stays: {'; '.join(reasons)}"
+        )
+    for result in results:
+        if result.rows_in != result.rows_published + result.rows_quarantined:
+            raise AssertionError(f"{model}, {interval}, {result.table}: rows were lost on the way to publishing: {result}")
+    publication = lake.publish(
+        model=model,
+        dataset=DATASET,
+        interval=interval,
+        tables=ingest_writes(folder, list(results)),
+        order=ledger.next_order(model, DATASET, interval, run_id),
+        run_id=run_id,
+        inputs={
+            "spec": folder.spec.digest,
+            "rows": {
+                result.table: {
+                    "read": result.rows_in,
+                    "published": result.rows_published,
+                    "quarantined": result.rows_quarantined,
+                }
+                for result in results
+            },
+            "warnings": [f"{result.table}: {warning}" for result in results for warning in result.warnings],
+        },
+    )
+    log.info("published %s", ", ".join(f"{table}: {rows} rows" for table, rows in publication.rows.items()))
+    return publication

@@ -1,0 +1,48 @@
+"""Every hand-off between DAGs, named once. An asset is a fact: these rows are published."""
+
+from __future__ import annotations
+
+from airflow.sdk import (
+    Asset,
+    CronPartitionTimetable,
+    MonthWindow,
+    PartitionedAssetTimetable,
+    RollupMapper,
+    StartOfMonthMapper,
+    StartOfWeekMapper,
+    WeekWindow,
+)
+
+#: A partition is a UTC day; so is the name of a week or month, by its first day.
+DAY = "%Y-%m-%d"
+
+
+def features(model: str) -> Asset:
+    """The features of a day are published, with the tables they were made from."""
+    return Asset(name=f"{model}.features", uri=f"perennial://{model}/features", group="perennial")
+
+
+def predictions(model: str) -> Asset:
+    """The predictions of a day are published."""
+    return Asset(name=f"{model}.predictions", uri=f"perennial://{model}/predictions", group="perennial")
+
+
+def each_day(cron: str) -> CronPartitionTimetable:
+    """At each tick of ``cron`` (UTC), the day before it."""
+    return CronPartitionTimetable(cron, timezone="UTC", run_offset=-1, key_format=DAY)
+
+
+def when_published(asset: Asset, window: str) -> PartitionedAssetTimetable | None:
+    """Once for each ``day``, ``week`` (from Monday) or ``month`` whose days are all published; None for ``never``."""
+    match window:
+        case "day":
+            return PartitionedAssetTimetable(assets=asset)
+        case "week":
+            upstream, period = StartOfWeekMapper(input_format=DAY, output_format=DAY), WeekWindow()
+        case "month":
+            upstream, period = StartOfMonthMapper(input_format=DAY, output_format=DAY), MonthWindow()
+        case _:
+            return None
+    return PartitionedAssetTimetable(
+        assets=asset, default_partition_mapper=RollupMapper(upstream_mapper=upstream, window=period)
+    )

@@ -1,0 +1,143 @@
+"""What every DAG of Perennial has in common, and one DAG a model for each stage.
+
+A DAG file loops over :func:`models` and opens :func:`stage`. A broken model folder has no DAGs; its message is shown as
+an import error, and the other models' DAGs are untouched.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Param
+from airflow.sdk.bases.timetable import BaseTimetable
+
+from perennial.errors import SpecError
+from perennial.orchestration.callbacks import alert_of_failure
+from perennial.settings import settings
+from perennial.spec import ModelFolder, ModelSpec, read_models
+
+
+def models() -> Iterator[ModelSpec]:
+    """The models that have a sound folder; the broken ones are reported as import errors of the calling DAG file."""
+    sound, broken = read_models(settings().models)
+    yield from (folder.spec for folder in _by_name(sound))
+    if broken:
+        _BrokenModels(broken)
+
+
+def _by_name(folders: Mapping[str, ModelFolder]) -> list[ModelFolder]:
+    return [folders[name] for name in sorted(folders)]
+
+
+class _BrokenModels(DAG):
+    """A DAG that is never valid: Airflow shows why as an import error and goes on with the other DAGs of the file.
+
+    Raising while the file is parsed would take the DAGs of all models down.
+    """
+
+    def __init__(self, broken: Mapping[str, SpecError]) -> None:
+        super().__init__(dag_id=f"broken.{'.'.join(sorted(broken))}", schedule=None)
+        self._messages = "\n".join(str(error) for _, error in sorted(broken.items()))
+        self.__enter__()
+        self.__exit__(None, None, None)
+
+    def validate(self) -> None:
+        raise SpecError(self._messages)
+
+
+def stage(
+    model: ModelSpec,
+    name: str,
+    *,
+    schedule: BaseTimetable | str | None,
+    doc: str | None,
+    params: Mapping[str, Param] | None = None,
+    max_active_runs: int = 1,
+    run_limit: timedelta = timedelta(hours=12),
+    task_limit: timedelta = timedelta(hours=3),
+) -> DAG:
+    """The DAG ``<model>.<stage>``.
+
+    Args:
+        model: whose DAG it is.
+        name: of the stage, a verb.
+        schedule: a timetable, cron text, or None for by hand alone.
+        doc: Markdown shown in the UI, ending with what to do about a failure.
+        params: the fields of the trigger form.
+        max_active_runs: runs at once; one where their order matters.
+        run_limit: longest time a run may take.
+        task_limit: longest time a try of a task may take.
+    """
+    return common(
+        f"{model.name}.{name}",
+        owner=model.owner,
+        description=model.description,
+        schedule=schedule,
+        doc=doc,
+        tags={model.name, name},
+        params=params,
+        max_active_runs=max_active_runs,
+        run_limit=run_limit,
+        task_limit=task_limit,
+    )
+
+
+def common(
+    dag_id: str,
+    *,
+    owner: str,
+    description: str,
+    schedule: BaseTimetable | str | None,
+    doc: str | None,
+    tags: set[str],
+    params: Mapping[str, Param] | None = None,
+    max_active_runs: int = 1,
+    run_limit: timedelta,
+    task_limit: timedelta,
+) -> DAG:
+    """A DAG with the house's retries, limits and alerts; :func:`stage` says what the arguments mean."""
+    defaults: dict[str, Any] = {
+        "owner": owner,
+        "retries": 2,
+        "retry_delay": timedelta(seconds=20),
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": timedelta(minutes=10),
+        "execution_timeout": task_limit,
+        "on_failure_callback": alert_of_failure,
+    }
+    return DAG(
+        dag_id=dag_id,
+        description=description,
+        doc_md=inspect.cleandoc(doc or ""),
+        schedule=schedule,
+        start_date=datetime(2013, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=max_active_runs,
+        dagrun_timeout=run_limit,
+        default_args=defaults,
+        params=dict(params or {}),
+        tags={"perennial", *tags},
+    )
+
+
+def day(title: str, description: str) -> Param:
+    """A form field for a UTC day that may be left empty."""
+    return Param(None, type=["null", "string"], format="date", title=title, description_md=description)
+
+
+def switch(title: str, description: str, *, default: bool) -> Param:
+    """A form field that is on or off."""
+    return Param(default, type="boolean", title=title, description_md=description)
+
+
+def text(title: str, description: str) -> Param:
+    """A form field for a short text that must be given."""
+    return Param(None, type="string", minLength=3, maxLength=500, title=title, description_md=description)
+
+
+def version(title: str, description: str) -> Param:
+    """A form field for a model version's number that may be left empty."""
+    return Param(None, type=["null", "integer"], minimum=1, title=title, description_md=description)

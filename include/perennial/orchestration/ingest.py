@@ -1,0 +1,82 @@
+"""The tasks of ``ingest``: an interval from the sources to published tables and features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import task
+from airflow.sdk.exceptions import AirflowFailException
+
+from perennial.orchestration.runs import connect, stage_run
+
+
+def check_task_id(table: str) -> str:
+    """The id of the task that lands and checks ``table``."""
+    return f"check_{table}"
+
+
+@task(multiple_outputs=False)
+def land_and_check(model: str, table: str) -> dict[str, Any]:
+    """Read a table's rows of the interval and let Great Expectations judge them.
+
+    The result is handed on before the task fails, so that ``publish_tables`` can tell of all tables at once.
+    """
+    from perennial.checks import check
+    from perennial.ingestion import past_rows_per_day
+    from perennial.sources import land
+
+    with stage_run(model) as run:
+        ledger, settings = run.deployment.ledger, run.deployment.settings
+        # The order of this run among others of the interval is settled before the first row is read.
+        ledger.next_order(model, "tables", run.interval, run.run_id)
+        landed = land(run.folder, table, run.interval, run.staging, data=settings.data, connect=connect)
+        result = check(
+            run.folder,
+            landed,
+            run.interval,
+            run.staging,
+            past_rows_per_day=past_rows_per_day(ledger, run.folder.spec, table, run.interval),
+            docs=settings.reports / model / "checks",
+            run_id=run.run_id,
+        )
+        if result.refused:
+            run.context["ti"].xcom_push(key="return_value", value=result.to_json())
+            raise AirflowFailException(f"{model}, {run.interval}, table {table} is refused: {'; '.join(result.reasons)}")
+        return result.to_json()
+
+
+@task(trigger_rule="all_done", multiple_outputs=False)
+def publish_tables(model: str) -> dict[str, Any]:
+    """Publish all tables of the interval as one, or refuse the interval whole and say why."""
+    from perennial.checks import CheckResult
+    from perennial.ingestion import publish_interval
+
+    with stage_run(model) as run:
+        checked = run.context["ti"].xcom_pull(task_ids=[check_task_id(table) for table in run.folder.spec.tables])
+        results = [CheckResult.from_json(result) for result in checked or [] if result]
+        publication = publish_interval(
+            run.folder, run.deployment.lake, run.deployment.ledger, run.interval, results, run_id=run.run_id
+        )
+        return {"publication": publication.id, "rows": publication.rows}
+
+
+@task(multiple_outputs=False)
+def build_features(model: str, *, outlet_events: Any = None) -> dict[str, Any]:
+    """Compute the interval's features from the published tables, publish them, and announce each of its days."""
+    from perennial.features import publish_features
+    from perennial.orchestration import assets
+
+    with stage_run(model) as run:
+        ledger = run.deployment.ledger
+        order = ledger.next_order(model, "features", run.interval, run.run_id)
+        publication = publish_features(run.folder, run.deployment.lake, ledger, run.interval, order=order, run_id=run.run_id)
+        event = outlet_events[assets.features(model)]
+        event.extra = {
+            "interval": run.interval.key,
+            "rows": publication.rows,
+            "snapshots": {name: str(snapshot) for name, snapshot in publication.snapshots.items()},
+            "hashes": publication.hashes,
+        }
+        if run.params.get("announce") and run.partition is None:
+            event.add_partitions([day.key for day in run.interval.days()])
+        return {"publication": publication.id, "rows": publication.rows}

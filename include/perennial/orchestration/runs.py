@@ -1,0 +1,175 @@
+"""A task's view of its run: which model, which interval, with what parts, and how an error ends it.
+
+In Airflow 3 a run that an asset or the API started has no logical date: the interval comes from the form's days or from
+the partition key, never from a date of Airflow's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from airflow.sdk import Connection, Context, get_current_context
+from airflow.sdk.exceptions import AirflowFailException
+from sqlalchemy import Engine, create_engine
+
+from perennial import logs
+from perennial.deployment import Deployment
+from perennial.errors import ArtifactRejected, IntervalRefused, SettingsError, SpecError, Superseded, TrainingError
+from perennial.intervals import Interval, utc
+from perennial.settings import settings
+from perennial.spec import ModelFolder
+
+#: What a run's partition key names the first day of.
+Window = Literal["day", "week", "month", "never"]
+
+#: The longest range one run may take; anything longer is a slip of the hand.
+LONGEST = timedelta(days=366 * 20)
+
+#: Trying again cannot help these.
+_FINAL = (ArtifactRejected, IntervalRefused, SettingsError, SpecError, Superseded, TrainingError)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a task of a stage works with.
+
+    Attributes:
+        folder: the model's folder, as it is now.
+        deployment: ledger, lake and registry.
+        context: Airflow's own view.
+        window: what the partition key names the first day of.
+    """
+
+    folder: ModelFolder
+    deployment: Deployment
+    context: Context
+    window: Window
+
+    @property
+    def model(self) -> str:
+        return self.folder.spec.name
+
+    @property
+    def run_id(self) -> str:
+        return str(self.context["dag_run"].run_id)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.context["params"])
+
+    @property
+    def partition(self) -> str | None:
+        """The run's partition key, if it has one."""
+        return self.context["dag_run"].partition_key
+
+    @cached_property
+    def interval(self) -> Interval:
+        """The days that the form names, else the partition's day, week or month.
+
+        Raises:
+            SpecError: neither is given, or the range is reversed or absurdly long.
+        """
+        start, end = self.params.get("start"), self.params.get("end")
+        try:
+            if start and end:
+                interval = Interval.of(start, end)
+            elif start or end:
+                raise ValueError("give both start and end; end is the first day that is left out")
+            elif self.partition:
+                interval = self._partition_interval(self.partition)
+            else:
+                raise ValueError("this run has no partition: give start and end in the trigger form")
+        except ValueError as error:
+            raise SpecError(f"{self.model}: no usable interval: {error}") from error
+        if interval.length > LONGEST:
+            raise SpecError(f"{self.model}: {interval} is longer than {LONGEST.days:,} days; take it in parts")
+        return interval
+
+    def _partition_interval(self, key: str) -> Interval:
+        day = Interval.day(key)
+        match self.window:
+            case "week":
+                return Interval(day.start, day.start + timedelta(days=7))
+            case "month":
+                return Interval(day.start, (day.start + timedelta(days=32)).replace(day=1))
+            case _:
+                return day
+
+    @cached_property
+    def as_of(self) -> datetime:
+        """The moment this run looks back from: the form's day, the partition's end, or the end of the newest data.
+
+        Raises:
+            SpecError: the form's day is none, or nothing is published yet.
+        """
+        try:
+            if self.params.get("as_of"):
+                return utc(self.params["as_of"])
+        except ValueError as error:
+            raise SpecError(f"{self.model}: as_of: {error}") from error
+        if self.partition:
+            return self._partition_interval(self.partition).end
+        published = self.deployment.ledger.publications(self.model, "features")
+        if not published:
+            raise SpecError(f"{self.model}: nothing is published yet; run {self.model}.ingest first, for a range of past days")
+        return min(datetime.now(UTC), max(publication.interval.end for publication in published))
+
+    @property
+    def staging(self) -> Path:
+        """A folder for what the tasks of this run hand to each other."""
+        safe = "".join(character if character.isalnum() or character in "-_." else "_" for character in self.run_id)
+        return self.deployment.settings.staging / self.model / safe
+
+    def link(self, key: str, address: str | None) -> None:
+        """Show ``address`` on the task's page in the UI; ``key`` is one of :data:`perennial.orchestration.links.LINKS`."""
+        if address:
+            self.context["ti"].xcom_push(key=key, value=address)
+
+
+@lru_cache(maxsize=1)
+def deployment() -> Deployment:
+    """The deployment of this process."""
+    return Deployment(settings())
+
+
+@contextmanager
+def stage_run(model: str, *, window: Window = "day") -> Iterator[Run]:
+    """Open a task's run: log lines carry model, interval and run; errors that a retry cannot mend end the task at once.
+
+    Args:
+        model: its name.
+        window: what the run's partition key names the first day of.
+    """
+    context = get_current_context()
+    parts = deployment()
+    dag_run, params = context["dag_run"], context["params"]
+    days = f"{params['start']}--{params.get('end')}" if params.get("start") else params.get("as_of")
+    with logs.context(model=model, interval=dag_run.partition_key or days, run=dag_run.run_id):
+        try:
+            yield Run(parts.model(model), parts, context, window)
+        except _FINAL as error:
+            raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def connect(name: str) -> Engine:
+    """The database that a spec's ``connection`` names: an Airflow connection, or a variable that holds a SQLAlchemy URL.
+
+    Raises:
+        SettingsError: there is neither.
+    """
+    if "://" in (url := os.environ.get(name, "")):
+        return create_engine(url)
+    try:
+        url = Connection.get(name).get_uri()
+    except Exception as error:
+        raise SettingsError(f"connection {name}: no Airflow connection and no variable of that name holds a URL") from error
+    scheme, _, rest = url.partition("://")
+    drivers = {"postgres": "postgresql+psycopg2", "postgresql": "postgresql+psycopg2"}
+    return create_engine(f"{drivers.get(scheme, scheme)}://{rest}")

@@ -1,0 +1,121 @@
+"""The tasks of ``train``: from published features to a version that is champion, or refused with its reasons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from perennial.orchestration.links import MLFLOW
+from perennial.orchestration.runs import Run, Window, stage_run
+
+
+@task(multiple_outputs=False)
+def build_training_set(model: str, window: Window) -> dict[str, Any]:
+    """Pin what is learnt from: features and labels as they were known, by snapshot and content hash."""
+    from perennial.training import build_training_set as build
+
+    with stage_run(model, window=window) as run:
+        parts = run.deployment
+        training_set = build(run.folder, parts.lake, parts.ledger, as_of=run.as_of, run_id=_qualified(run))
+        return training_set.to_json()
+
+
+@task(multiple_outputs=False)
+def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> dict[str, Any]:
+    """Search a candidate's parameters, fit it, and log it to MLflow."""
+    from perennial.training import TrainingSet
+    from perennial.training import fit_candidate as fit
+
+    with stage_run(model) as run:
+        parts = run.deployment
+        fitted = fit(
+            run.folder,
+            candidate,
+            TrainingSet.from_json(training_set),
+            parts.lake,
+            parts.registry,
+            run_id=_qualified(run),
+        )
+        run.link(MLFLOW, parts.registry.run_url(fitted.mlflow_run_id))
+        return fitted.to_json()
+
+
+@task(multiple_outputs=False)
+def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]]) -> dict[str, Any]:
+    """Judge the best candidate, the baselines and the champion on the same newest, untouched interval."""
+    from perennial.training import Fitted, TrainingSet, evaluate_training
+
+    with stage_run(model) as run:
+        parts = run.deployment
+        evaluation = evaluate_training(
+            run.folder,
+            parts.lake,
+            parts.ledger,
+            parts.registry,
+            TrainingSet.from_json(training_set),
+            [Fitted.from_json(candidate) for candidate in fitted],
+            run_id=_qualified(run),
+        )
+        return evaluation.to_json()
+
+
+@task(multiple_outputs=False)
+def decide_promotion(
+    model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
+) -> dict[str, Any]:
+    """Let the gates decide, and register the version with the decision and its evidence."""
+    from perennial.evaluation import Evaluation
+    from perennial.gates import decide
+    from perennial.training import Fitted, TrainingSet, choose
+
+    with stage_run(model) as run:
+        registry = run.deployment.registry
+        judged = Evaluation.from_json(evaluation)
+        decision = decide(judged, run.folder.spec.gates)
+        version = registry.register(
+            run.folder,
+            TrainingSet.from_json(training_set),
+            choose([Fitted.from_json(candidate) for candidate in fitted]),
+            judged,
+            decision,
+            run_id=_qualified(run),
+        )
+        run.link(MLFLOW, registry.version_url(model, version))
+        return {"version": version, "decision": decision.to_json(), "expected": judged.champion_version}
+
+
+@task(multiple_outputs=False)
+def promote_champion(model: str, decided: dict[str, Any]) -> dict[str, Any]:
+    """Move the alias ``champion`` to the version that passed every gate, or tag the version refused and skip."""
+    from perennial.gates import GateDecision
+
+    with stage_run(model) as run:
+        registry, version = run.deployment.registry, int(decided["version"])
+        decision = GateDecision.from_json(decided["decision"])
+        run.link(MLFLOW, registry.version_url(model, version))
+        if not decision.promote:
+            registry.refuse(model, version, decision)
+            raise AirflowSkipException(f"{model} version {version} is refused: {'; '.join(decision.reasons)}")
+        registry.promote(
+            model,
+            version,
+            expected=decided["expected"],
+            reason=cause(run),
+            actor=f"airflow:{run.context['dag'].dag_id}",
+            run_id=_qualified(run),
+            evidence=decided["decision"],
+        )
+        return {"champion": version}
+
+
+def cause(run: Run) -> str:
+    """Why this training runs: what monitoring said, the calendar, or a person."""
+    asked = (run.context["dag_run"].conf or {}).get("cause")
+    return str(asked) if asked else f"calendar: {run.partition}" if run.partition else "by hand"
+
+
+def _qualified(run: Run) -> str:
+    """The run's id, unique over all DAGs."""
+    return f"{run.context['dag'].dag_id}/{run.run_id}"
