@@ -8,6 +8,8 @@
     ├── SourceError           a source could not be read as a table: which source, file, line
     ├── IntervalRefused       the data of an interval broke a critical check; what was published before stays
     ├── Superseded            a newer attempt owns this interval; this one may no longer write
+    ├── SnapshotMissing       a table or snapshot of the lake is not there (any more)
+    ├── StaleDecision         the champion changed, or another promotion is open, since the decision was made
     ├── TrainingError         a training set or a candidate could not be made
     ├── ArtifactRejected      a model artifact does not match its manifest or holds an untrusted type
     ├── NoChampion            no version of the model has been promoted yet
@@ -40,6 +42,14 @@ class IntervalRefused(PerennialError):
 
 class Superseded(PerennialError):
     """A newer attempt has taken over the interval; nothing this attempt wrote is visible."""
+
+
+class SnapshotMissing(PerennialError):
+    """A table, or a snapshot of one, is not in the lake: never published, or expired."""
+
+
+class StaleDecision(PerennialError):
+    """A promotion was decided against a champion that is no longer the champion, or while another one is open."""
 
 
 class TrainingError(PerennialError):

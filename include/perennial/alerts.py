@@ -1,0 +1,227 @@
+"""What people are told when something needs them: one function for each kind of alert.
+
+An alert is composed here, recorded by :mod:`perennial.ledger` in the transaction of what caused it (its outbox), and
+delivered by the orchestration. It speaks of models, intervals, versions, counts and reasons; it never carries a row of
+data, an address with a password, or a traceback.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from perennial.intervals import Interval
+
+Severity = Literal["critical", "warning"]
+
+#: Most reasons that are spelled out; the report has the rest.
+_MAX_REASONS = 8
+_MAX_LENGTH = 300
+_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]*@")
+_SECRET = re.compile(
+    r"(?i)(?P<name>\b[\w-]*(?:password|passwd|secret|token|api[_-]?key|authorization)[\w-]*\"?'?\s*[=:]\s*)"
+    r"(?:bearer\s+|basic\s+)?(?:\"[^\"]*\"|'[^']*'|[^\s,;&]+)"
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+")
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something a person should know.
+
+    Attributes:
+        model: the model it is about.
+        severity: ``critical``: predictions are missing or not to be trusted until someone acts. ``warning``: look at it.
+        kind: ``drift``, ``unknown_verdict``, ``interval_refused``, ``promotion_refused``, ``promoted``, ``rollback`` or
+            ``run_failed``.
+        title: one line.
+        text: what happened, why, and what to do; plain text of a few lines.
+        links: name to address, such as ``{"Drift report": "http://…"}``.
+    """
+
+    model: str
+    severity: Severity
+    kind: str
+    title: str
+    text: str
+    links: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Alert:
+        """The inverse of :meth:`to_json`."""
+        return cls(**value)
+
+
+def drift(
+    model: str, interval: Interval, *, version: int, reasons: Sequence[str], links: Mapping[str, str] | None = None
+) -> Alert:
+    """The inputs or predictions of an interval differ from what the champion was trained on."""
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="drift",
+        title=f"{model}: drift in {interval.key}",
+        text=_text(
+            f"What version {version} saw in {interval.key} differs from what it was trained on:",
+            reasons,
+            "Open the report. Retraining is asked for by the model's policy, if enough windows agree; nothing has to be done "
+            "unless the change is a fault of the data.",
+        ),
+        links=dict(links or {}),
+    )
+
+
+def unknown_verdict(
+    model: str, interval: Interval, *, version: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
+) -> Alert:
+    """Drift could not be judged, which is never the same as no drift."""
+    subject = f"version {version}" if version is not None else "the champion"
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="unknown_verdict",
+        title=f"{model}: drift of {interval.key} could not be judged",
+        text=_text(
+            f"Whether {interval.key} resembles what {subject} was trained on is unknown:",
+            reasons,
+            "Repair what is named, then run the monitor again for this window. Until then it counts as neither.",
+        ),
+        links=dict(links or {}),
+    )
+
+
+def interval_refused(
+    model: str, interval: Interval, *, reasons: Sequence[str], rows: Mapping[str, int], links: Mapping[str, str] | None = None
+) -> Alert:
+    """An interval's data broke a critical check and was not published.
+
+    Args:
+        model: the model.
+        interval: what was refused.
+        reasons: the checks that failed, with counts.
+        rows: rows read, by table.
+        links: addresses of the Data Docs and the run.
+    """
+    read = ", ".join(f"{table} {count:,}" for table, count in sorted(rows.items())) or "none"
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="interval_refused",
+        title=f"{model}: the data of {interval.key} were refused",
+        text=_text(
+            f"Nothing of {interval.key} was published; what was published before stays. Rows read: {read}. Reasons:",
+            reasons,
+            "Correct the source and run ingest again for this interval, or change the check in model.yaml if it is wrong.",
+        ),
+        links=dict(links or {}),
+    )
+
+
+def promotion_refused(
+    model: str, *, version: int, champion: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
+) -> Alert:
+    """A trained version did not pass the gates; the champion stays."""
+    stays = f"Version {champion} stays champion" if champion is not None else "The model still has no champion"
+    return Alert(
+        model=model,
+        severity="warning" if champion is not None else "critical",
+        kind="promotion_refused",
+        title=f"{model}: version {version} was not promoted",
+        text=_text(
+            f"{stays}. Version {version} did not pass:",
+            reasons,
+            "Compare the two in MLflow. The next training tries again on newer data.",
+        ),
+        links=dict(links or {}),
+    )
+
+
+def promoted(
+    model: str, *, version: int, previous: int | None, reason: str, actor: str, links: Mapping[str, str] | None = None
+) -> Alert:
+    """A version became champion."""
+    before = f"in place of version {previous}" if previous is not None else "as the first champion"
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="promoted",
+        title=f"{model}: version {version} is champion",
+        text=_text(
+            f"Version {version} was promoted {before} by {_clean(actor)}:",
+            [reason],
+            "The next scoring run uses it. If it misbehaves, the rollback DAG brings the version before it back.",
+        ),
+        links=dict(links or {}),
+    )
+
+
+def rollback(
+    model: str, *, version: int, previous: int | None, reason: str, actor: str, links: Mapping[str, str] | None = None
+) -> Alert:
+    """An earlier version was made champion again."""
+    instead = f" instead of version {previous}" if previous is not None else ""
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="rollback",
+        title=f"{model}: rolled back to version {version}",
+        text=_text(
+            f"Version {version} is champion again{instead}, by {_clean(actor)}:",
+            [reason],
+            "Predictions made meanwhile keep the version that made them; score their intervals again if they must change.",
+        ),
+        links=dict(links or {}),
+    )
+
+
+def run_failed(
+    model: str,
+    *,
+    stage: str,
+    run_id: str,
+    interval: Interval | None,
+    error: str,
+    links: Mapping[str, str] | None = None,
+) -> Alert:
+    """A run failed for good.
+
+    Args:
+        model: the model.
+        stage: the stage or task that failed, such as ``ingest``.
+        run_id: the run.
+        interval: what the run was for, if that is known.
+        error: type and message of the error. Only its first line is told: deeper ones may quote data.
+        links: addresses of the run and its log.
+    """
+    subject = f" for {interval.key}" if interval is not None else ""
+    first = next((line for line in error.splitlines() if line.strip()), "no message")
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="run_failed",
+        title=f"{model}: {stage} failed{subject}",
+        text=_text(
+            f"The run {_clean(run_id)} of {stage}{subject} failed and will not be tried again:",
+            [first],
+            "Open its log. Once the cause is gone, clear the failed task: every stage may be run again for its interval.",
+        ),
+        links=dict(links or {}),
+    )
+
+
+def _text(opening: str, reasons: Sequence[str], advice: str) -> str:
+    shown = [f"- {_clean(reason)}" for reason in reasons[:_MAX_REASONS]]
+    if len(reasons) > _MAX_REASONS:
+        shown.append(f"- and {len(reasons) - _MAX_REASONS} more")
+    return "\n".join([opening, *(shown or ["- no reason was given"]), "", advice])
+
+
+def _clean(text: str) -> str:
+    """One line of bounded length, without credentials, control characters or marks that reorder text."""
+    text = _SECRET.sub(r"\g<name>***", _CREDENTIALS.sub(r"\g<scheme>***@", _CONTROL.sub(" ", text))).strip()
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 1]}…"

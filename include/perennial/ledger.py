@@ -1,0 +1,1030 @@
+"""The ledger: the one place where it is decided what is published and what is champion.
+
+A SQL database (SQLite embedded, PostgreSQL deployed) that holds publications, versions and promotions, verdicts,
+performance, retraining requests, refusals, and the outbox of alerts. Iceberg and MLflow cannot commit two things at
+once; a row here can, so readers believe the ledger: an interval is published when a row of it says so
+(:mod:`perennial.lake` writes it), and the champion is what its newest completed promotion says
+(:mod:`perennial.registry` brings MLflow's alias in line).
+
+Every method is one transaction. Writers of the same thing queue for a lock, so that what they read still holds when
+they write.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.pool import NullPool
+
+from perennial.alerts import Alert
+from perennial.errors import ArtifactRejected, StaleDecision, Superseded
+from perennial.intervals import Interval, utc
+
+VerdictName = Literal["ok", "drift", "unknown"]
+Action = Literal["promote", "rollback", "adopt"]
+
+#: How long a writer waits for others before it gives up.
+_LOCK_WAIT = timedelta(seconds=60)
+
+
+# --- what the ledger tells -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Publication:
+    """An interval of a dataset, published.
+
+    Attributes:
+        id: grows with each publication.
+        model: the model.
+        dataset: ``tables``, ``features`` or ``predictions``.
+        interval: what was published.
+        order: rank of the run that published it, see :meth:`Ledger.next_order`.
+        snapshots: for every table of the dataset, written or not, the Iceberg snapshot at which to read it.
+        hashes: by table, a hash of the rows that it holds for the interval (of all its rows, for a table without event
+            time), whatever their order and files.
+        rows: by table, how many rows those are.
+        run_id: the run that published it.
+        published_at: when.
+        inputs: what it was made from, as its writer told.
+    """
+
+    id: int
+    model: str
+    dataset: str
+    interval: Interval
+    order: int
+    snapshots: dict[str, int]
+    hashes: dict[str, str]
+    rows: dict[str, int]
+    run_id: str
+    published_at: datetime
+    inputs: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, small enough to hand from task to task."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**plain, "interval": self.interval.key, "published_at": self.published_at.isoformat()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Publication:
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**value, "interval": Interval.from_key(value["interval"]), "published_at": utc(value["published_at"])})
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An attempt's right to publish an interval, until another attempt of the same run claims it.
+
+    Attributes:
+        token: grows with each attempt of the same run at the same interval; the highest is the one that may commit.
+    """
+
+    model: str
+    dataset: str
+    interval: Interval
+    order: int
+    run_id: str
+    token: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a dataset stands.
+
+    Attributes:
+        revision: grows with each change, publication or maintenance; 0 before the first.
+        snapshots: as in :class:`Publication`.
+    """
+
+    revision: int
+    snapshots: dict[str, int]
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """What is known of a registered version.
+
+    Attributes:
+        model: the model.
+        version: MLflow's number for it.
+        mlflow_run_id: the run that logged it.
+        spec_digest: :attr:`perennial.spec.ModelFolder.digest` of what it was trained by.
+        features_digest: :attr:`perennial.spec.ModelFolder.features_digest`.
+        manifest: SHA-256 by path for every file of the artifact.
+        training: the training set: snapshots, content hash, rows, window.
+        evaluation: metrics and slices, its own and those it was compared with.
+        decision: what the gates said.
+        code: commit, whether it was dirty, environment.
+        created_at: when it was recorded.
+    """
+
+    model: str
+    version: int
+    mlflow_run_id: str
+    spec_digest: str
+    features_digest: str
+    manifest: dict[str, str]
+    training: dict[str, Any]
+    evaluation: dict[str, Any]
+    decision: dict[str, Any]
+    code: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A change of champion, intended or completed.
+
+    Attributes:
+        id: the order of promotions.
+        version: the new champion.
+        previous: the champion it was decided against; None if there was none.
+        action: ``promote``, ``rollback`` or ``adopt`` (an alias that someone moved in MLflow, taken over).
+        evidence: what the decision rested on.
+        completed_at: when the registry followed; None while only intended.
+        withdrawn_at: when it was given up; None otherwise.
+    """
+
+    id: int
+    model: str
+    version: int
+    previous: int | None
+    action: Action
+    reason: str
+    actor: str
+    run_id: str | None
+    evidence: dict[str, Any]
+    intended_at: datetime
+    completed_at: datetime | None
+    withdrawn_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an interval drifted from what a version was trained on.
+
+    Attributes:
+        verdict: ``ok``, ``drift`` or ``unknown``.
+        reasons: for people, the weightiest first.
+        details: the measurements behind it.
+        report: where the report lies, if one could be made.
+    """
+
+    model: str
+    interval: Interval
+    version: int | None
+    verdict: VerdictName
+    reasons: list[str]
+    details: dict[str, Any]
+    report: str | None
+    run_id: str
+    recorded_at: datetime
+
+
+@dataclass(frozen=True)
+class Performance:
+    """How a version did on an interval, once its labels were known.
+
+    Attributes:
+        metrics: by name.
+        rows: labelled predictions that the metrics rest on.
+        coverage: share of the predictions whose label was known by ``as_of``.
+    """
+
+    model: str
+    interval: Interval
+    version: int
+    metrics: dict[str, float]
+    rows: int
+    coverage: float
+    as_of: datetime
+    run_id: str
+    recorded_at: datetime
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """Whether monitoring asked for a new version after a window, and why.
+
+    Attributes:
+        window_end: end of the window that was judged.
+        asked: whether a training was asked for.
+        cause: ``drift``, ``performance``, or why not.
+    """
+
+    model: str
+    window_end: datetime
+    asked: bool
+    cause: str
+    reason: str
+    run_id: str
+    recorded_at: datetime
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An interval whose data were refused; nothing of it was published.
+
+    Attributes:
+        rows: rows read, by table.
+    """
+
+    model: str
+    interval: Interval
+    run_id: str
+    reasons: list[str]
+    rows: dict[str, int]
+    recorded_at: datetime
+
+
+@dataclass(frozen=True)
+class OutboxEntry:
+    """An alert that has to be delivered.
+
+    Attributes:
+        key: the same event has the same key and is told once.
+        delivered: channels that have it already.
+        attempts: deliveries that failed.
+        next_attempt_at: not before this; None once it is delivered or given up.
+        delivered_at: when the last channel had it.
+        error: what the last failed delivery said.
+    """
+
+    id: int
+    key: str
+    alert: Alert
+    created_at: datetime
+    delivered: list[str]
+    attempts: int
+    next_attempt_at: datetime | None
+    delivered_at: datetime | None
+    error: str | None
+
+
+# --- how it is stored ------------------------------------------------------------------------------------------------
+
+
+class _Utc(sa.TypeDecorator[datetime]):
+    """A moment in UTC; SQLite has no zones, so it is stored there without one."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment = utc(value)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class _Json(sa.TypeDecorator[Any]):
+    """A JSON value as text: NaN and infinity, which a refusal's evidence may hold, come back as they were."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str:  # noqa: ARG002
+        return json.dumps(value, sort_keys=True)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else json.loads(value)
+
+
+_metadata = sa.MetaData()
+
+
+def _table(name: str, *columns: sa.Column[Any] | sa.Constraint | sa.Index) -> sa.Table:
+    # Without AUTOINCREMENT, SQLite gives the number of a deleted last row to the next one.
+    return sa.Table(f"perennial_{name}", _metadata, *columns, sqlite_autoincrement=True)
+
+
+def _id() -> sa.Column[Any]:
+    # SQLite counts up by itself in a column of the type INTEGER only.
+    return sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True)
+
+
+def _text(name: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, sa.Text, primary_key=key, nullable=null)
+
+
+def _time(name: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, _Utc, primary_key=key, nullable=null)
+
+
+def _number(name: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, sa.BigInteger, primary_key=key, nullable=null, autoincrement=False)
+
+
+def _json(name: str) -> sa.Column[Any]:
+    return sa.Column(name, _Json, nullable=False)
+
+
+_orders = _table(
+    "orders",
+    _id(),
+    _text("model"), _text("dataset"), _time("start"), _time("end"), _text("run_id"),
+    sa.UniqueConstraint("model", "dataset", "start", "end", "run_id"),
+)  # fmt: skip
+
+_claims = _table(
+    "claims",
+    _text("model", key=True), _text("dataset", key=True), _time("start", key=True), _time("end", key=True),
+    _text("run_id", key=True),
+    _number("token"),
+)  # fmt: skip
+
+_publications = _table(
+    "publications",
+    _id(),
+    _text("model"), _text("dataset"), _time("start"), _time("end"),
+    _number("order"), _text("run_id"), _time("published_at"),
+    _json("snapshots"), _json("hashes"), _json("rows"), _json("inputs"),
+    sa.Index("perennial_publications_by_time", "model", "dataset", "end"),
+)  # fmt: skip
+
+_heads = _table(
+    "heads",
+    _text("model", key=True), _text("dataset", key=True),
+    _number("revision"), _number("publication_id"), _json("snapshots"),
+)  # fmt: skip
+
+_versions = _table(
+    "versions",
+    _text("model", key=True), _number("version", key=True),
+    _text("mlflow_run_id"), _text("spec_digest"), _text("features_digest"),
+    _json("manifest"), _json("training"), _json("evaluation"), _json("decision"), _json("code"),
+    _time("created_at"),
+)  # fmt: skip
+
+_promotions = _table(
+    "promotions",
+    _id(),
+    _text("model"), _number("version"), _number("previous", null=True),
+    _text("action"), _text("reason"), _text("actor"), _text("run_id", null=True), _json("evidence"),
+    _time("intended_at"), _time("completed_at", null=True), _time("withdrawn_at", null=True),
+    sa.UniqueConstraint("model", "run_id", "version"),
+)  # fmt: skip
+
+_verdicts = _table(
+    "verdicts",
+    _text("model", key=True), _time("start", key=True), _time("end", key=True),
+    _number("version", null=True), _text("verdict"), _json("reasons"), _json("details"), _text("report", null=True),
+    _text("run_id"), _time("recorded_at"),
+)  # fmt: skip
+
+_performances = _table(
+    "performances",
+    _text("model", key=True), _time("start", key=True), _time("end", key=True), _number("version", key=True),
+    _json("metrics"), _number("rows"), sa.Column("coverage", sa.Double, nullable=False),
+    _time("as_of"), _text("run_id"), _time("recorded_at"),
+)  # fmt: skip
+
+_retrainings = _table(
+    "retrainings",
+    _text("model", key=True), _time("window_end", key=True),
+    sa.Column("asked", sa.Boolean, nullable=False), _text("cause"), _text("reason"), _text("run_id"), _time("recorded_at"),
+)  # fmt: skip
+
+_refusals = _table(
+    "refusals",
+    _text("model", key=True), _time("start", key=True), _time("end", key=True), _text("run_id", key=True),
+    _json("reasons"), _json("rows"), _time("recorded_at"),
+)  # fmt: skip
+
+_outbox = _table(
+    "outbox",
+    _id(),
+    sa.Column("key", sa.Text, nullable=False, unique=True),
+    _json("alert"), _time("created_at"), _json("delivered"), _number("attempts"),
+    _time("next_attempt_at", null=True), _time("delivered_at", null=True), _text("error", null=True),
+)  # fmt: skip
+
+
+_T = TypeVar("_T")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _as(kind: type[_T], row: Mapping[str, Any] | sa.RowMapping) -> _T:
+    """A row as the dataclass of the same columns, its bounds made an interval."""
+    values: dict[str, Any] = dict(row)
+    if "start" in values:
+        values["interval"] = Interval(values.pop("start"), values.pop("end"))
+    return kind(**values)
+
+
+def _matches(table: sa.Table, key: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
+    return [table.c[name] == value for name, value in key.items()]
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    # The driver's own transactions begin too late to be immediate; _begin_sqlite begins them.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={int(_LOCK_WAIT.total_seconds() * 1000)}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads first and then writes fails at once if another wrote in between; one that says from the
+    # start that it will write waits for its turn.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class Ledger:
+    """The operational database.
+
+    Holds no open connection between calls, so it may be shared by threads and survives a fork.
+
+    Args:
+        url: SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg2://…``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        self._insert = sqlite.insert if self._sqlite else postgresql.insert
+        if self._sqlite:
+            sa.event.listen(self._engine, "connect", _set_up_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self, *lock: str) -> Iterator[sa.Connection]:
+        """A transaction that no other writer of the same ``lock`` runs beside.
+
+        SQLite has one writer at a time. PostgreSQL takes an advisory lock, which ends with the transaction, before
+        anything is read; its default isolation then shows each statement what others have committed.
+        """
+        with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            if not self._sqlite:
+                connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(_LOCK_WAIT.total_seconds() * 1000)}"))
+                connection.execute(
+                    sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": "/".join(("perennial", *lock))}
+                )
+            yield connection
+
+    def migrate(self) -> None:
+        """Create the tables that are missing. Several processes may call it at once."""
+        if self._sqlite:
+            Path(self._engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+            # Readers and a writer work side by side in this mode; it is a property of the file, and SQLite does not
+            # queue those who want to change it.
+            deadline = time.monotonic() + _LOCK_WAIT.total_seconds()
+            while True:
+                try:
+                    with self._engine.connect() as connection:
+                        connection.connection.cursor().execute("PRAGMA journal_mode=WAL")
+                    break
+                except Exception as error:
+                    if "locked" not in str(error) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+        with self._writing("migrate") as connection:
+            _metadata.create_all(connection)
+
+    # --- publications ------------------------------------------------------------------------------------------------
+
+    def next_order(self, model: str, dataset: str, interval: Interval, run_id: str) -> int:
+        """The rank of a run that is about to publish an interval; to be taken when the run starts to read its input.
+
+        Of two runs that publish overlapping intervals, the one with the higher order wins whichever ends first. A run
+        keeps its order when it asks again, so its retries do not overtake a run that started after it.
+        """
+        key = {"model": model, "dataset": dataset, "start": interval.start, "end": interval.end, "run_id": run_id}
+        with self._writing("orders") as connection:
+            found = connection.execute(sa.select(_orders.c.id).where(*_matches(_orders, key))).scalar_one_or_none()
+            if found is None:
+                found = connection.execute(sa.insert(_orders).values(key).returning(_orders.c.id)).scalar_one()
+            return int(found)
+
+    def claim(self, model: str, dataset: str, interval: Interval, *, order: int, run_id: str) -> Claim:
+        """Take over a run's publishing of an interval from whatever attempt of it went before."""
+        key = {"model": model, "dataset": dataset, "start": interval.start, "end": interval.end, "run_id": run_id}
+        with self._writing(model, dataset) as connection:
+            where = _matches(_claims, key)
+            token = connection.execute(
+                sa.update(_claims).where(*where).values(token=_claims.c.token + 1).returning(_claims.c.token)
+            ).scalar_one_or_none()
+            if token is None:
+                token = 1
+                connection.execute(sa.insert(_claims).values(**key, token=token))
+        return Claim(model, dataset, interval, order, run_id, int(token))
+
+    def head(self, model: str, dataset: str) -> Head:
+        """Where a dataset stands now."""
+        with self._reading() as connection:
+            return self._head(connection, model, dataset)
+
+    def commit(
+        self,
+        claim: Claim,
+        *,
+        base: Head,
+        snapshots: Mapping[str, int],
+        hashes: Mapping[str, str],
+        rows: Mapping[str, int],
+        inputs: Mapping[str, Any],
+    ) -> Publication | None:
+        """Publish: from this row on, readers see ``snapshots``.
+
+        Args:
+            claim: the attempt's claim.
+            base: the head that ``snapshots`` were derived from.
+            snapshots: of every table of the dataset, those that were not written included.
+            hashes: see :class:`Publication`.
+            rows: see :class:`Publication`.
+            inputs: see :class:`Publication`.
+
+        Returns:
+            The publication, or None if the dataset has moved on from ``base``: derive from the new head and try again.
+
+        Raises:
+            Superseded: another attempt of the run has claimed the interval, or a later run has published it.
+        """
+        model, dataset, interval = claim.model, claim.dataset, claim.interval
+        with self._writing(model, dataset) as connection:
+            self._check(connection, claim)
+            head = self._head(connection, model, dataset)
+            if head.revision != base.revision:
+                return None
+            published_at = _now()
+            stored: dict[str, Any] = {
+                "model": model, "dataset": dataset, "order": claim.order, "run_id": claim.run_id,
+                "snapshots": dict(snapshots), "hashes": dict(hashes), "rows": dict(rows), "inputs": dict(inputs),
+                "published_at": published_at,
+            }  # fmt: skip
+            number = connection.execute(
+                sa.insert(_publications).values(**stored, start=interval.start, end=interval.end).returning(_publications.c.id)
+            ).scalar_one()
+            self._move(connection, model, dataset, head.revision, snapshots, publication_id=number)
+            return Publication(id=number, interval=interval, **stored)
+
+    def check(self, claim: Claim) -> None:
+        """Raise what :meth:`commit` would raise now, to spare an attempt that has lost already its work.
+
+        Raises:
+            Superseded: as in :meth:`commit`.
+        """
+        with self._reading() as connection:
+            self._check(connection, claim)
+
+    def move(self, model: str, dataset: str, *, base: Head, snapshots: Mapping[str, int]) -> bool:
+        """Let readers read the same rows at other snapshots, as after a compaction.
+
+        Returns:
+            Whether it was done; False if the dataset has moved on from ``base``.
+        """
+        with self._writing(model, dataset) as connection:
+            head = self._head(connection, model, dataset)
+            if head.revision != base.revision or head.revision == 0:
+                return False
+            self._move(connection, model, dataset, head.revision, snapshots)
+            return True
+
+    def published(self, model: str, dataset: str) -> Publication | None:
+        """The newest publication of a dataset; its ``snapshots`` are what readers read. None before the first."""
+        # Maintenance moves the head's snapshots and leaves the publication's own as they were.
+        columns = [_heads.c.snapshots, *(column for column in _publications.c if column.name != "snapshots")]
+        with self._reading() as connection:
+            row = (
+                connection.execute(
+                    sa.select(*columns)
+                    .join(_heads, _heads.c.publication_id == _publications.c.id)
+                    .where(_heads.c.model == model, _heads.c.dataset == dataset)
+                )
+                .mappings()
+                .one_or_none()
+            )
+        return None if row is None else _as(Publication, row)
+
+    def publications(self, model: str, dataset: str, interval: Interval | None = None) -> list[Publication]:
+        """Publications of a dataset, oldest first, each with the snapshots it was published at.
+
+        Args:
+            model: the model.
+            dataset: the dataset.
+            interval: leave out those that do not overlap with it.
+        """
+        query = sa.select(_publications).where(_publications.c.model == model, _publications.c.dataset == dataset)
+        if interval is not None:
+            query = query.where(_publications.c.start < interval.end, _publications.c.end > interval.start)
+        return self._list(Publication, query.order_by(_publications.c.id))
+
+    def latest(self, model: str, dataset: str, table: str) -> Publication | None:
+        """Of the publications that hold ``table``, the one whose interval ends last, of several the highest in order."""
+        query = (
+            sa.select(_publications)
+            .where(_publications.c.model == model, _publications.c.dataset == dataset)
+            .order_by(_publications.c.end.desc(), _publications.c.order.desc(), _publications.c.id.desc())
+        )
+        with self._reading() as connection:
+            for row in connection.execute(query.execution_options(yield_per=20)).mappings():
+                if table in row["rows"]:
+                    return _as(Publication, row)
+        return None
+
+    def _head(self, connection: sa.Connection, model: str, dataset: str) -> Head:
+        row = connection.execute(
+            sa.select(_heads.c.revision, _heads.c.snapshots).where(_heads.c.model == model, _heads.c.dataset == dataset)
+        ).one_or_none()
+        return Head(0, {}) if row is None else Head(row.revision, row.snapshots)
+
+    def _check(self, connection: sa.Connection, claim: Claim) -> None:
+        model, dataset, interval = claim.model, claim.dataset, claim.interval
+        key = {"model": model, "dataset": dataset, "start": interval.start, "end": interval.end, "run_id": claim.run_id}
+        token = connection.execute(sa.select(_claims.c.token).where(*_matches(_claims, key))).scalar_one()
+        if token != claim.token:
+            raise Superseded(
+                f"{model}: {dataset} of {interval}: another attempt of run {claim.run_id} has taken over; "
+                "this one has published nothing and can be left alone"
+            )
+        later = connection.execute(
+            sa.select(_publications.c.run_id, _publications.c.start, _publications.c.end)
+            .where(
+                _publications.c.model == model,
+                _publications.c.dataset == dataset,
+                _publications.c.start < interval.end,
+                _publications.c.end > interval.start,
+                _publications.c.order > claim.order,
+            )
+            .limit(1)
+        ).one_or_none()
+        if later is not None:
+            raise Superseded(
+                f"{model}: {dataset} of {interval}: run {later.run_id}, which started after run {claim.run_id}, has published "
+                f"{Interval(later.start, later.end)}; to publish this interval once more, start a new run for it"
+            )
+
+    def _move(
+        self,
+        connection: sa.Connection,
+        model: str,
+        dataset: str,
+        revision: int,
+        snapshots: Mapping[str, int],
+        publication_id: int | None = None,
+    ) -> None:
+        values: dict[str, Any] = {"revision": revision + 1, "snapshots": dict(snapshots)}
+        if publication_id is not None:
+            values["publication_id"] = publication_id
+        if revision == 0:
+            connection.execute(sa.insert(_heads).values(model=model, dataset=dataset, **values))
+        else:
+            connection.execute(sa.update(_heads).where(_heads.c.model == model, _heads.c.dataset == dataset).values(values))
+
+    # --- versions and promotions -------------------------------------------------------------------------------------
+
+    def record_version(self, record: VersionRecord) -> None:
+        """Record a version. Recording it again changes nothing that is recorded, and fills in what was empty.
+
+        Raises:
+            ArtifactRejected: the version is recorded with another run or other files, as when MLflow's database was
+                replaced under the ledger and counts from 1 again.
+        """
+        key = {"model": record.model, "version": record.version}
+        values = {field.name: getattr(record, field.name) for field in fields(record)}
+        with self._writing(record.model) as connection:
+            row = connection.execute(sa.select(_versions).where(*_matches(_versions, key))).mappings().one_or_none()
+            if row is None:
+                connection.execute(sa.insert(_versions).values(values))
+                return
+            for name in ("mlflow_run_id", "manifest"):
+                if row[name] and values[name] and row[name] != values[name]:
+                    raise ArtifactRejected(
+                        f"{record.model}: version {record.version} is recorded with another {name}: the registry does not "
+                        "belong to this ledger. Restore the two from backups of the same time"
+                    )
+            if empty := {name: value for name, value in values.items() if value and not row[name]}:
+                connection.execute(sa.update(_versions).where(*_matches(_versions, key)).values(empty))
+
+    def version(self, model: str, version: int) -> VersionRecord | None:
+        """What is recorded of a version."""
+        found = self._list(
+            VersionRecord, sa.select(_versions).where(_versions.c.model == model, _versions.c.version == version)
+        )
+        return found[0] if found else None
+
+    def versions(self, model: str) -> list[VersionRecord]:
+        """All recorded versions of a model, oldest first."""
+        return self._list(VersionRecord, sa.select(_versions).where(_versions.c.model == model).order_by(_versions.c.version))
+
+    def intend_promotion(
+        self,
+        *,
+        model: str,
+        version: int,
+        expected: int | None,
+        action: Action,
+        reason: str,
+        actor: str,
+        run_id: str | None,
+        evidence: Mapping[str, Any],
+    ) -> Promotion:
+        """Say that a version is about to become champion; :meth:`complete_promotion` follows once the registry agrees.
+
+        A run that says it again gets the same promotion back, whatever became of it.
+
+        Args:
+            model: the model.
+            version: the new champion.
+            expected: the champion the decision was made against; None if there was none.
+            action: what kind of change it is.
+            reason: for people.
+            actor: who or what decided.
+            run_id: the run that decided; None when a person did by hand.
+            evidence: what the decision rested on.
+
+        Raises:
+            StaleDecision: the champion is not ``expected``, or another promotion is open.
+        """
+        with self._writing(model) as connection:
+            if run_id is not None:
+                same = self._promotions(connection, model, _promotions.c.run_id == run_id, _promotions.c.version == version)
+                if same:
+                    return same[0]
+            if intents := self._promotions(
+                connection, model, _promotions.c.completed_at.is_(None), _promotions.c.withdrawn_at.is_(None)
+            ):
+                raise StaleDecision(
+                    f"{model}: version {version} cannot be promoted while the promotion of version {intents[0].version} "
+                    f"(number {intents[0].id}) is open: complete or withdraw it first"
+                )
+            champion = self._champion(connection, model)
+            if champion != expected:
+                raise StaleDecision(
+                    f"{model}: version {version} was decided against champion {expected or 'none'}, but the champion is "
+                    f"{champion or 'none'}: decide again"
+                )
+            values = {
+                "model": model, "version": version, "previous": expected, "action": action, "reason": reason,
+                "actor": actor, "run_id": run_id, "evidence": dict(evidence), "intended_at": _now(),
+                "completed_at": None, "withdrawn_at": None,
+            }  # fmt: skip
+            number = connection.execute(sa.insert(_promotions).values(values).returning(_promotions.c.id)).scalar_one()
+            return Promotion(id=number, **values)  # type: ignore[arg-type]
+
+    def complete_promotion(self, promotion_id: int, alert: Alert | None = None) -> None:
+        """Say that the registry followed: the version is champion from now on. Saying it twice is the same as once.
+
+        Raises:
+            StaleDecision: there is no such promotion, or it was withdrawn.
+        """
+        self._close_promotion(promotion_id, "completed_at", alert)
+
+    def withdraw_promotion(self, promotion_id: int) -> None:
+        """Give up a promotion that cannot be completed, as when its version was deleted from the registry.
+
+        Raises:
+            StaleDecision: there is no such promotion, or it was completed.
+        """
+        self._close_promotion(promotion_id, "withdrawn_at", None)
+
+    def _close_promotion(self, promotion_id: int, how: Literal["completed_at", "withdrawn_at"], alert: Alert | None) -> None:
+        with self._reading() as connection:
+            model = connection.execute(
+                sa.select(_promotions.c.model).where(_promotions.c.id == promotion_id)
+            ).scalar_one_or_none()
+        if model is None:
+            raise StaleDecision(f"there is no promotion {promotion_id}")
+        with self._writing(model) as connection:
+            row = connection.execute(sa.select(_promotions).where(_promotions.c.id == promotion_id)).mappings().one()
+            other = "withdrawn_at" if how == "completed_at" else "completed_at"
+            if row[other] is not None:
+                raise StaleDecision(
+                    f"{model}: promotion {promotion_id} of version {row['version']} was {other.removesuffix('_at')}"
+                )
+            if row[how] is None:
+                connection.execute(sa.update(_promotions).where(_promotions.c.id == promotion_id).values({how: _now()}))
+            if alert is not None:
+                self._enqueue(connection, alert, f"{alert.kind}/{model}/promotion-{promotion_id}")
+
+    def promotions(self, model: str) -> list[Promotion]:
+        """All promotions of a model in their order, open and withdrawn ones too."""
+        with self._reading() as connection:
+            return self._promotions(connection, model)
+
+    def champion(self, model: str) -> int | None:
+        """The champion's version; None if nothing was ever promoted."""
+        with self._reading() as connection:
+            return self._champion(connection, model)
+
+    def _promotions(self, connection: sa.Connection, model: str, *where: sa.ColumnElement[bool]) -> list[Promotion]:
+        query = sa.select(_promotions).where(_promotions.c.model == model, *where).order_by(_promotions.c.id)
+        return [_as(Promotion, row) for row in connection.execute(query).mappings()]
+
+    def _champion(self, connection: sa.Connection, model: str) -> int | None:
+        # Only one promotion is open at a time, so the order of ids is the order of completion.
+        return connection.execute(
+            sa.select(_promotions.c.version)
+            .where(_promotions.c.model == model, _promotions.c.completed_at.is_not(None))
+            .order_by(_promotions.c.id.desc())
+            .limit(1)
+        ).scalar_one_or_none()
+
+    # --- verdicts, performance, retraining, refusals -----------------------------------------------------------------
+
+    def record_verdict(
+        self,
+        *,
+        model: str,
+        interval: Interval,
+        version: int | None,
+        verdict: VerdictName,
+        reasons: Sequence[str],
+        details: Mapping[str, Any],
+        report: str | None,
+        run_id: str,
+        alert: Alert | None = None,
+    ) -> None:
+        """Record whether an interval drifted, in place of what was recorded for it before."""
+        key = {"model": model, "start": interval.start, "end": interval.end}
+        values = {
+            "version": version, "verdict": verdict, "reasons": list(reasons), "details": dict(details), "report": report,
+            "run_id": run_id, "recorded_at": _now(),
+        }  # fmt: skip
+        with self._writing(model) as connection:
+            self._replace(connection, _verdicts, key, values)
+            if alert is not None:
+                self._enqueue(connection, alert, f"{alert.kind}/{model}/{interval.key}/version-{version}")
+
+    def verdicts(self, model: str, *, before: datetime | None = None, limit: int = 100) -> list[Verdict]:
+        """Verdicts of a model, those on the newest intervals first.
+
+        Args:
+            model: the model.
+            before: leave out intervals that end after this.
+            limit: most that are returned.
+        """
+        query = sa.select(_verdicts).where(_verdicts.c.model == model)
+        if before is not None:
+            query = query.where(_verdicts.c.end <= before)
+        return self._list(Verdict, query.order_by(_verdicts.c.end.desc(), _verdicts.c.start.desc()).limit(limit))
+
+    def record_performance(
+        self,
+        *,
+        model: str,
+        interval: Interval,
+        version: int,
+        metrics: Mapping[str, float],
+        rows: int,
+        coverage: float,
+        as_of: datetime,
+        run_id: str,
+    ) -> None:
+        """Record how a version did on an interval, in place of what was recorded for the two before."""
+        key = {"model": model, "start": interval.start, "end": interval.end, "version": version}
+        values = {
+            "metrics": dict(metrics), "rows": rows, "coverage": coverage, "as_of": as_of, "run_id": run_id,
+            "recorded_at": _now(),
+        }  # fmt: skip
+        with self._writing(model) as connection:
+            self._replace(connection, _performances, key, values)
+
+    def performances(self, model: str) -> list[Performance]:
+        """Realised performance of a model's versions, oldest interval first."""
+        query = sa.select(_performances).where(_performances.c.model == model)
+        return self._list(Performance, query.order_by(_performances.c.start, _performances.c.end, _performances.c.version))
+
+    def record_retraining(
+        self, *, model: str, window_end: datetime, asked: bool, cause: str, reason: str, run_id: str
+    ) -> Retraining:
+        """Record whether monitoring asks for a retraining after a window.
+
+        Returns:
+            What stands: the first word on a window, whoever says another one later.
+        """
+        key = {"model": model, "window_end": utc(window_end)}
+        values = {"asked": asked, "cause": cause, "reason": reason, "run_id": run_id, "recorded_at": _now()}
+        with self._writing(model) as connection:
+            row = connection.execute(sa.select(_retrainings).where(*_matches(_retrainings, key))).mappings().one_or_none()
+            if row is not None:
+                return _as(Retraining, row)
+            connection.execute(sa.insert(_retrainings).values(key | values))
+            return _as(Retraining, key | values)
+
+    def retrainings(self, model: str, since: datetime | None = None) -> list[Retraining]:
+        """What was decided on retraining a model, oldest window first.
+
+        Args:
+            model: the model.
+            since: leave out windows that end before this.
+        """
+        query = sa.select(_retrainings).where(_retrainings.c.model == model)
+        if since is not None:
+            query = query.where(_retrainings.c.window_end >= since)
+        return self._list(Retraining, query.order_by(_retrainings.c.window_end))
+
+    def record_refusal(
+        self,
+        *,
+        model: str,
+        interval: Interval,
+        run_id: str,
+        reasons: Sequence[str],
+        rows: Mapping[str, int],
+        alert: Alert | None = None,
+    ) -> None:
+        """Record that a run refused an interval's data, in place of what the run recorded for it before."""
+        key = {"model": model, "start": interval.start, "end": interval.end, "run_id": run_id}
+        values = {"reasons": list(reasons), "rows": dict(rows), "recorded_at": _now()}
+        with self._writing(model) as connection:
+            self._replace(connection, _refusals, key, values)
+            if alert is not None:
+                self._enqueue(connection, alert, f"{alert.kind}/{model}/{interval.key}/{run_id}")
+
+    def refusals(self, model: str) -> list[Refusal]:
+        """Refused intervals of a model, oldest first."""
+        query = sa.select(_refusals).where(_refusals.c.model == model)
+        return self._list(Refusal, query.order_by(_refusals.c.start, _refusals.c.end, _refusals.c.recorded_at))
+
+    # --- the outbox --------------------------------------------------------------------------------------------------
+
+    def record_alert(self, alert: Alert, key: str) -> None:
+        """Put an alert into the outbox, unless the same ``key`` was put there before."""
+        with self._writing("outbox") as connection:
+            self._enqueue(connection, alert, key)
+
+    def pending_alerts(self, now: datetime, limit: int = 100, *, hold: timedelta | None = None) -> list[OutboxEntry]:
+        """Alerts that wait for delivery, oldest first.
+
+        Args:
+            now: the time; alerts to be tried later than this are left out.
+            limit: most that are returned.
+            hold: keep them from other callers for this long. Whoever delivers holds them, so that two who deliver at once
+                do not tell people twice; should it die, they are delivered when the time is over.
+        """
+        query = sa.select(_outbox).where(_outbox.c.next_attempt_at <= now).order_by(_outbox.c.id).limit(limit)
+        with self._writing("outbox") if hold is not None else self._reading() as connection:
+            rows = connection.execute(query).mappings().all()
+            if hold is not None and rows:
+                held = [row["id"] for row in rows]
+                connection.execute(sa.update(_outbox).where(_outbox.c.id.in_(held)).values(next_attempt_at=utc(now) + hold))
+        return [_as(OutboxEntry, {**row, "alert": Alert.from_json(row["alert"])}) for row in rows]
+
+    def mark_delivered(self, entry_id: int, *channels: str) -> None:
+        """An alert has reached everyone it is for, the last of them through ``channels``."""
+        self._mark(entry_id, channels, {"next_attempt_at": None, "delivered_at": _now(), "error": None})
+
+    def mark_failed(
+        self, entry_id: int, error: str, next_attempt_at: datetime | None, *, delivered: Sequence[str] = ()
+    ) -> None:
+        """An alert has not reached everyone it is for.
+
+        Args:
+            entry_id: the alert.
+            error: what went wrong; no secret and no whole answer of a server.
+            next_attempt_at: when to try again; None gives it up.
+            delivered: channels that it did reach, not to be used again.
+        """
+        with self._reading() as connection:
+            attempts = connection.execute(sa.select(_outbox.c.attempts).where(_outbox.c.id == entry_id)).scalar_one()
+        self._mark(entry_id, delivered, {"next_attempt_at": next_attempt_at, "attempts": attempts + 1, "error": error})
+
+    def _mark(self, entry_id: int, channels: Sequence[str], values: Mapping[str, Any]) -> None:
+        with self._writing("outbox") as connection:
+            before = connection.execute(sa.select(_outbox.c.delivered).where(_outbox.c.id == entry_id)).scalar_one()
+            connection.execute(
+                sa.update(_outbox).where(_outbox.c.id == entry_id).values({**values, "delivered": sorted({*before, *channels})})
+            )
+
+    def _enqueue(self, connection: sa.Connection, alert: Alert, key: str) -> None:
+        now = _now()
+        connection.execute(
+            self._insert(_outbox)
+            .values(key=key, alert=alert.to_json(), created_at=now, delivered=[], attempts=0, next_attempt_at=now)
+            .on_conflict_do_nothing(index_elements=["key"])
+        )
+
+    # --- shared ------------------------------------------------------------------------------------------------------
+
+    def _list(self, kind: type[_T], query: sa.Select[Any]) -> list[_T]:
+        with self._reading() as connection:
+            return [_as(kind, row) for row in connection.execute(query).mappings()]
+
+    def _replace(self, connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        connection.execute(sa.delete(table).where(*_matches(table, key)))
+        connection.execute(sa.insert(table).values({**key, **values}))

@@ -1,0 +1,167 @@
+"""Real parts for tests: settings below a temporary folder, a ledger and a lake there, a private PostgreSQL, Chromium.
+
+A server program that is missing skips the test with a sentence; with PERENNIAL_REQUIRE_SERVERS=1, as in CI, it fails it.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Before anything that reports its use is imported.
+os.environ.update({"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "GX_ANALYTICS_ENABLED": "false"})
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from perennial.lake import Lake
+from perennial.ledger import Ledger
+from perennial.settings import PROJECT, Settings
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a program that may be missing, so that it can be chosen or left out by ``-m``."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        for fixture, mark in (("postgres", "postgres"), ("chromium", "browser")):
+            if fixture in fixtures:
+                item.add_marker(mark)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A deployment of its own: SQLite and files below ``tmp_path``, the model folders of the project."""
+    state = tmp_path / "var"
+    data = state / "data"
+    data.mkdir(parents=True)
+    return Settings(
+        models=PROJECT / "include" / "models",
+        state=state,
+        data=data,
+        database_url=f"sqlite:///{state / 'perennial.db'}",
+        catalog_url=f"sqlite:///{state / 'catalog.db'}",
+        warehouse=str(state / "lake"),
+        predictions_url=f"sqlite:///{state / 'predictions.db'}",
+        mlflow_url=f"sqlite:///{state / 'mlflow.db'}",
+    )
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Ledger:
+    ledger = Ledger(settings.database_url)
+    ledger.migrate()
+    return ledger
+
+
+@pytest.fixture
+def lake(settings: Settings, ledger: Ledger) -> Lake:
+    return Lake(settings, ledger)
+
+
+def _without(program: str) -> NoReturn:
+    sentence = f"{program} is not installed here, so what needs it is not tested"
+    if os.environ.get("PERENNIAL_REQUIRE_SERVERS") == "1":
+        pytest.fail(f"{sentence}, but PERENNIAL_REQUIRE_SERVERS=1 demands it")
+    pytest.skip(sentence)
+
+
+def _find_postgres() -> Path | None:
+    """The folder of the server's programs."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
+    for folder in [Path(found).resolve().parent for found in [shutil.which("initdb")] if found] + installed:
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    return None
+
+
+@pytest.fixture(scope="session")
+def _postgres_server() -> Iterator[sa.URL]:
+    programs = _find_postgres()
+    if programs is None:
+        _without("PostgreSQL")
+    # Not below tmp_path, which only its owner may enter: the server refuses to run as root.
+    folder = Path(tempfile.mkdtemp(prefix="perennial-postgres-"))
+    password = secrets.token_hex(16)
+    data, password_file, log = folder / "data", folder / "password", folder / "log"
+    password_file.touch(mode=0o600)
+    password_file.write_text(password)
+    user: dict[str, Any] = {}
+    if os.getuid() == 0:
+        account = pwd.getpwnam("postgres")
+        for path in (folder, password_file):
+            os.chown(path, account.pw_uid, account.pw_gid)
+        user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    try:
+        subprocess.run(
+            [
+                programs / "initdb", "-D", data, "-U", "perennial", "-A", "scram-sha-256", f"--pwfile={password_file}",
+                "--encoding=UTF8", "--locale=C", "--no-sync",
+            ],
+            check=True, capture_output=True, cwd=folder, **user,
+        )  # fmt: skip
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with log.open("w") as output:
+            server = subprocess.Popen(
+                [
+                    programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder,
+                    "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200",
+                ],
+                stdout=output, stderr=output, cwd=folder, **user,
+            )  # fmt: skip
+        try:
+            url = sa.URL.create("postgresql+psycopg2", "perennial", password, "127.0.0.1", port, "postgres")
+            _wait_for(url, server, log)
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)  # a fast shutdown: it ends sessions instead of waiting for them
+            server.wait(timeout=30)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(url: sa.URL, server: subprocess.Popen[bytes], log: Path) -> None:
+    engine = sa.create_engine(url, poolclass=NullPool)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with engine.connect():
+                return
+        except sa.exc.OperationalError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"PostgreSQL did not start:\n{log.read_text()}")
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def postgres(_postgres_server: sa.URL) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database on a private PostgreSQL server."""
+    admin = sa.create_engine(_postgres_server, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    name = f"test_{uuid.uuid4().hex}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield _postgres_server.set(database=name).render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the Chromium program."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    _without("Chromium")
