@@ -648,9 +648,8 @@ def _parse_yaml(file: Path) -> tuple[Any, dict[_Path, int]]:
         events = yaml.parse(text, Loader=yaml.SafeLoader)
         for event in events:
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise SpecError(
-                    f"{file}:{event.start_mark.line + 1}: anchors and aliases (& and *) are not used here; repeat the value"
-                )
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise SpecError(f"{file}:{line}: anchors and aliases (& and *) are not used here; repeat the value")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1

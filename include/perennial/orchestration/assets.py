@@ -38,11 +38,9 @@ def when_published(asset: Asset, window: str) -> PartitionedAssetTimetable | Non
         case "day":
             return PartitionedAssetTimetable(assets=asset)
         case "week":
-            upstream, period = StartOfWeekMapper(input_format=DAY, output_format=DAY), WeekWindow()
+            mapper = RollupMapper(upstream_mapper=StartOfWeekMapper(input_format=DAY, output_format=DAY), window=WeekWindow())
         case "month":
-            upstream, period = StartOfMonthMapper(input_format=DAY, output_format=DAY), MonthWindow()
+            mapper = RollupMapper(upstream_mapper=StartOfMonthMapper(input_format=DAY, output_format=DAY), window=MonthWindow())
         case _:
             return None
-    return PartitionedAssetTimetable(
-        assets=asset, default_partition_mapper=RollupMapper(upstream_mapper=upstream, window=period)
-    )
+    return PartitionedAssetTimetable(assets=asset, default_partition_mapper=mapper)

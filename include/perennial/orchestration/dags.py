@@ -41,8 +41,8 @@ class _BrokenModels(DAG):
     def __init__(self, broken: Mapping[str, SpecError]) -> None:
         super().__init__(dag_id=f"broken.{'.'.join(sorted(broken))}", schedule=None)
         self._messages = "\n".join(str(error) for _, error in sorted(broken.items()))
-        self.__enter__()
-        self.__exit__(None, None, None)
+        with self:  # registers it with the file that is being parsed
+            pass
 
     def validate(self) -> None:
         raise SpecError(self._messages)

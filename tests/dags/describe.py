@@ -1,0 +1,48 @@
+"""Parse a DAG folder as Airflow does and print what came of it, as JSON. Run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+HEAVY = ("pandas", "mlflow", "great_expectations", "evidently", "sklearn", "pyarrow", "duckdb", "pyiceberg")
+
+
+def describe(folder: str) -> dict[str, object]:
+    from airflow.dag_processing.dagbag import DagBag
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    bag = DagBag(folder)
+    dags = {}
+    for dag_id, dag in bag.dags.items():
+        DagSerialization.to_dict(dag)
+        dags[dag_id] = {
+            "file": dag.fileloc,
+            "doc": dag.doc_md,
+            "tags": sorted(dag.tags),
+            "timetable": type(dag.timetable).__name__,
+            "max_active_runs": dag.max_active_runs,
+            "run_limit": dag.dagrun_timeout.total_seconds() if dag.dagrun_timeout else None,
+            "catchup": dag.catchup,
+            "params": {name: dag.params.get_param(name).schema for name in dag.params},
+            "tasks": {
+                task.task_id: {
+                    "upstream": sorted(task.upstream_task_ids),
+                    "retries": task.retries,
+                    "back_off": bool(task.retry_exponential_backoff),
+                    "limit": task.execution_timeout.total_seconds() if task.execution_timeout else None,
+                    "alerts": bool(task.on_failure_callback),
+                    "mapped": task.is_mapped,
+                }
+                for task in dag.tasks
+            },
+        }
+    return {
+        "dags": dags,
+        "import_errors": bag.import_errors,
+        "heavy": [name for name in HEAVY if name in sys.modules],
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n" + json.dumps(describe(sys.argv[1])) + "\n")

@@ -1,0 +1,138 @@
+"""Rules that every DAG of the project keeps; each message tells how to comply."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial.settings import PROJECT
+from tests.dags.conftest import parse
+
+STAGES = {"ingest", "train", "score", "monitor", "rollback", "maintain"}
+Parsed = dict[str, Any]
+
+
+def _upstream(tasks: dict[str, Any], task: str) -> set[str]:
+    """Every task that must end before ``task`` begins."""
+    direct = set(tasks[task]["upstream"])
+    return direct.union(*(_upstream(tasks, before) for before in direct))
+
+
+def test_every_model_has_one_dag_for_each_stage(parsed: Parsed) -> None:
+    assert parsed["import_errors"] == {}
+    models = {file.parent.name for file in (PROJECT / "include" / "models").glob("*/model.yaml")}
+    assert set(parsed["dags"]) == {f"{model}.{stage}" for model in models for stage in STAGES}
+
+
+def test_parsing_the_dags_imports_nothing_heavy(parsed: Parsed) -> None:
+    assert parsed["heavy"] == [], "import it inside the task: DAG files are parsed again and again"
+
+
+def test_promotion_has_its_gate_upstream(parsed: Parsed) -> None:
+    tasks = parsed["dags"]["flight_delay.train"]["tasks"]
+    before = _upstream(tasks, "promote_champion")
+    assert {"decide_promotion", "evaluate_candidates", "fit_candidate", "build_training_set"} <= before
+
+
+def test_candidates_are_fitted_in_a_mapped_task_each(parsed: Parsed) -> None:
+    assert parsed["dags"]["flight_delay.train"]["tasks"]["fit_candidate"]["mapped"]
+
+
+def test_nothing_is_published_before_every_table_is_checked(parsed: Parsed) -> None:
+    tasks = parsed["dags"]["flight_delay.ingest"]["tasks"]
+    checks = {task for task in tasks if task.startswith("check_")}
+    assert len(checks) == 5
+    assert checks <= _upstream(tasks, "publish_tables")
+    assert "publish_tables" in _upstream(tasks, "build_features")
+
+
+def test_a_champion_is_resolved_before_anything_is_predicted(parsed: Parsed) -> None:
+    assert "resolve_champion" in _upstream(parsed["dags"]["flight_delay.score"]["tasks"], "predict")
+
+
+def test_retraining_is_requested_only_after_it_was_decided(parsed: Parsed) -> None:
+    tasks = parsed["dags"]["flight_delay.monitor"]["tasks"]
+    assert {"decide_retraining", "judge_drift", "measure_performance"} <= _upstream(tasks, "request_training")
+
+
+def test_every_dag_tells_what_to_do_when_it_fails(parsed: Parsed) -> None:
+    for dag_id, dag in parsed["dags"].items():
+        assert dag["doc"], f"{dag_id}: give its file a docstring; it is the DAG's page in the UI"
+        assert "## When it fails" in dag["doc"], f"{dag_id}: end the docs with triage notes"
+
+
+def test_every_dag_is_tagged_and_bounded(parsed: Parsed) -> None:
+    for dag_id, dag in parsed["dags"].items():
+        model, _, stage = dag_id.partition(".")
+        assert {"perennial", model, stage} <= set(dag["tags"]), f"{dag_id}: make it with perennial.orchestration.dags.stage"
+        assert dag["run_limit"], f"{dag_id}: give it a dagrun_timeout"
+        assert not dag["catchup"], f"{dag_id}: history is loaded by a range run or a backfill, never by surprise"
+
+
+def test_every_task_retries_with_back_off_within_a_limit_and_alerts(parsed: Parsed) -> None:
+    for dag_id, dag in parsed["dags"].items():
+        for task_id, task in dag["tasks"].items():
+            rule = f"{dag_id}, {task_id}: make the DAG with perennial.orchestration.dags.stage and override none of its defaults"
+            assert task["retries"] >= 1, rule
+            assert task["back_off"], rule
+            assert task["limit"], rule
+            assert task["alerts"], rule
+
+
+@pytest.mark.parametrize("stage", ["ingest", "train", "monitor", "rollback", "maintain"])
+def test_runs_whose_order_matters_go_one_at_a_time(parsed: Parsed, stage: str) -> None:
+    assert parsed["dags"][f"flight_delay.{stage}"]["max_active_runs"] == 1
+
+
+def test_stages_start_when_their_input_is_published(parsed: Parsed) -> None:
+    timetables = {dag_id.partition(".")[2]: dag["timetable"] for dag_id, dag in parsed["dags"].items()}
+    assert timetables["ingest"] == "CronPartitionTimetable"
+    assert {timetables[stage] for stage in ("train", "score", "monitor")} == {"PartitionedAssetTimetable"}
+
+
+def test_forms_refuse_what_is_no_day(parsed: Parsed) -> None:
+    for stage, fields in {"ingest": ("start", "end"), "score": ("start", "end"), "train": ("as_of",)}.items():
+        for field in fields:
+            schema = parsed["dags"][f"flight_delay.{stage}"]["params"][field]
+            assert schema["format"] == "date"
+
+
+def test_dag_files_are_tables_of_contents() -> None:
+    for file in sorted((PROJECT / "dags").glob("*.py")):
+        lines = file.read_text().splitlines()
+        assert len(lines) <= 100, f"{file.name}: {len(lines)} lines; a DAG file wires, its tasks live in perennial.orchestration"
+
+
+def test_a_broken_model_is_an_import_error_and_takes_no_other_model_down(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(PROJECT / "include" / "models" / "flight_delay", models / "flight_delay")
+    shutil.copytree(PROJECT / "include" / "models" / "flight_delay", models / "broken")
+    broken = models / "broken" / "model.yaml"
+    broken.write_text(broken.read_text().replace("name: flight_delay", "name: broken").replace("owner:", "ownr:"))
+
+    parsed = parse(PROJECT / "dags", models, tmp_path / "airflow")
+
+    assert {dag_id.partition(".")[0] for dag_id in parsed["dags"]} == {"flight_delay"}
+    assert len(parsed["dags"]) == len(STAGES)
+    message = parsed["import_errors"]["ingest.py"]
+    assert "broken/model.yaml:" in message
+    assert "ownr: unknown key" in message
+    assert "owner: missing" in message
+
+
+def test_the_domain_imports_no_airflow() -> None:
+    program = """
+import importlib, pkgutil, sys
+import perennial
+for module in pkgutil.iter_modules(perennial.__path__):
+    if module.name not in ("orchestration", "__main__"):
+        importlib.import_module(f"perennial.{module.name}")
+print(sorted(name for name in sys.modules if name.partition(".")[0] == "airflow"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
