@@ -1,0 +1,242 @@
+"""Verdicts, realised performance, history and budget → retrain or not, and why.
+
+Pure: it reads and writes nothing. :mod:`perennial.drift` and :mod:`perennial.performance` make what it judges, the ledger
+keeps it, and the monitoring DAG carries out what is decided.
+
+The loop cannot run away, whatever it is fed: a window has one answer for ever, two asks lie at least ``cooldown`` apart,
+any 30 days see at most ``budget`` of them, and what is unknown never asks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Protocol
+
+from perennial.intervals import Interval
+from perennial.spec import METRICS, Retraining, Task
+
+Cause = Literal["drift", "performance", "none"]
+
+#: The span that ``budget`` speaks of.
+BUDGET_SPAN = timedelta(days=30)
+
+
+class WindowVerdict(Protocol):
+    """What is read of the ledger's drift verdicts."""
+
+    @property
+    def interval(self) -> Interval: ...
+    @property
+    def verdict(self) -> str: ...
+
+
+class WindowPerformance(Protocol):
+    """What is read of the ledger's performance records."""
+
+    @property
+    def interval(self) -> Interval: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+
+class PastRetraining(Protocol):
+    """What is read of the ledger's earlier decisions."""
+
+    @property
+    def window_end(self) -> datetime: ...
+    @property
+    def asked(self) -> bool: ...
+    @property
+    def cause(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class RetrainingDecision:
+    """Whether a new version is asked for.
+
+    Attributes:
+        ask: whether to start a training.
+        cause: what alarmed; also when a rule then held the ask back. ``none`` if nothing did.
+        reason: the decision in words and numbers, for the ledger, the training run and the board.
+    """
+
+    ask: bool
+    cause: Cause
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RetrainingDecision:
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class _Alarm:
+    raised: bool
+    text: str
+
+
+def decide_retraining(
+    policy: Retraining,
+    *,
+    window_end: datetime,
+    verdicts: Sequence[WindowVerdict],
+    performances: Sequence[WindowPerformance] = (),
+    champion: int | None = None,
+    holdout_metrics: Mapping[int, float] | None = None,
+    metric: str = "",
+    task: Task = "binary_classification",
+    retrainings: Sequence[PastRetraining] = (),
+    trainings: Iterable[datetime] = (),
+    open_run: bool = False,
+) -> RetrainingDecision:
+    """Decide for the monitoring window that ends at ``window_end``.
+
+    The rules, the first that holds back deciding:
+
+    1. A window already decided keeps its answer.
+    2. Drift alarms when at least ``alarms`` of the last ``of`` windows, by the clock, were judged ``drift``, the newest
+       among them. ``unknown`` and missing windows take up their place and never alarm.
+    3. Performance alarms by the same counts over the champion's newest measured windows, where a window counts when the
+       primary metric fell by at least ``on_performance`` below the version's own holdout. Windows that ended before the
+       last retraining asked for do not count: they have had their answer, and labels come late enough to be seen twice.
+    4. A training under way, the cooldown, and the budget each hold an alarm back.
+
+    Args:
+        policy: ``retraining`` of the spec.
+        window_end: the end of the window just judged.
+        verdicts: drift verdicts, in any order; those that end after ``window_end`` are left out.
+        performances: realised performance, in any order.
+        champion: the version that serves; the performance of others is not its own.
+        holdout_metrics: the primary metric of each version on its own holdout.
+        metric: the primary metric.
+        task: the model's task, which says whether more of the metric is better.
+        retrainings: earlier decisions.
+        trainings: as-of times of trainings that others began (the calendar, a person). The cooldown counts from them too.
+        open_run: whether a training of the model is under way.
+    """
+    window_end = window_end.astimezone(UTC)
+    for earlier in retrainings:
+        if earlier.window_end == window_end:
+            return RetrainingDecision(earlier.asked, _cause(earlier.cause), earlier.reason)
+
+    asked = sorted(past.window_end for past in retrainings if past.asked)
+    drift = _drift_alarm(policy, window_end, verdicts)
+    performance = _performance_alarm(
+        policy,
+        window_end,
+        [record for record in performances if not asked or record.interval.end > asked[-1]],
+        champion,
+        holdout_metrics or {},
+        metric,
+        higher_is_better=METRICS[task].get(metric, True),
+    )
+    if not (drift.raised or performance.raised):
+        return RetrainingDecision(False, "none", f"No retraining: {drift.text}; {performance.text}.")
+    cause: Cause = "drift" if drift.raised else "performance"
+    alarm = "; ".join(alarm.text for alarm in (drift, performance) if alarm.raised)
+
+    if held := _hold_back(policy, window_end, asked, sorted(trainings), open_run):
+        return RetrainingDecision(False, cause, f"No retraining, although {alarm}: {held}.")
+    return RetrainingDecision(True, cause, f"Retraining: {alarm}.")
+
+
+def retraining_run_id(model: str, window_end: datetime) -> str:
+    """The training run's id for one window of one model: triggered twice, it is the same run."""
+    return f"retrain__{model}__{window_end.astimezone(UTC):%Y-%m-%dT%H%M%SZ}"
+
+
+def _cause(text: str) -> Cause:
+    return "drift" if text == "drift" else "performance" if text == "performance" else "none"
+
+
+def _hold_back(
+    policy: Retraining, window_end: datetime, asked: list[datetime], trainings: list[datetime], open_run: bool
+) -> str | None:
+    if open_run:
+        return "a training is already under way"
+    # A window judged late, after a newer one has asked, lies before the last ask and so within its cooldown:
+    # asks go forward in time only, which is what makes the budget hold for any 30 days.
+    for last, what in ((asked[-1:], "the last retraining asked for"), (trainings[-1:], "the last training")):
+        if last and window_end - last[0] < policy.cooldown:
+            return f"{what} was as of {_day(last[0])}, and the cooldown is {_span(policy.cooldown)}"
+    recent = [end for end in asked if window_end - end < BUDGET_SPAN]
+    if len(recent) >= policy.budget:
+        return (
+            f"the budget of {policy.budget} in {BUDGET_SPAN.days} days is used up"
+            if recent
+            else f"the budget is {policy.budget}, so monitoring may not ask"
+        )
+    return None
+
+
+def _drift_alarm(policy: Retraining, window_end: datetime, verdicts: Sequence[WindowVerdict]) -> _Alarm:
+    if not policy.on_drift:
+        return _Alarm(False, "drift is not asked about (retraining.on_drift)")
+    newest = [verdict for verdict in verdicts if verdict.interval.end == window_end]
+    if not newest:
+        return _Alarm(False, f"no drift verdict for the window that ends {_day(window_end)}")
+    # Of a day and a week that end together, the longer one is the monitoring window.
+    window = max((verdict.interval for verdict in newest), key=lambda interval: interval.length)
+    recent = {
+        verdict.interval.end: verdict.verdict
+        for verdict in verdicts
+        if verdict.interval.length == window.length
+        and window_end - policy.of * window.length < verdict.interval.end <= window_end
+    }
+    drifted = sum(verdict == "drift" for verdict in recent.values())
+    text = (
+        f"{drifted} of the last {policy.of} windows drifted ({policy.alarms} are asked for), the newest is {recent[window_end]}"
+    )
+    return _Alarm(recent[window_end] == "drift" and drifted >= policy.alarms, text)
+
+
+def _performance_alarm(
+    policy: Retraining,
+    window_end: datetime,
+    performances: Sequence[WindowPerformance],
+    champion: int | None,
+    holdout_metrics: Mapping[int, float],
+    metric: str,
+    *,
+    higher_is_better: bool,
+) -> _Alarm:
+    if policy.on_performance is None:
+        return _Alarm(False, "performance is not asked about (retraining.on_performance)")
+    holdout = holdout_metrics.get(champion, math.nan) if champion is not None else math.nan
+    if not math.isfinite(holdout):
+        return _Alarm(False, f"the champion's {metric} on its holdout is not known, so no drop can be told")
+    measured = [record for record in performances if record.version == champion and record.interval.end <= window_end]
+    if not measured:
+        return _Alarm(False, "no window of the champion has been measured since it was promoted or last asked about")
+    newest = max(measured, key=lambda record: record.interval.end).interval
+    drops = {
+        record.interval.end: (holdout - record.metrics.get(metric, math.nan)) * (1 if higher_is_better else -1)
+        for record in measured
+        if newest.end - policy.of * newest.length < record.interval.end
+    }
+    # A drop that is NaN compares false: what could not be measured never asks.
+    fallen = sum(drop >= policy.on_performance for drop in drops.values())
+    text = (
+        f"{metric} was worse than on the champion's holdout ({holdout:.4g}) by at least {policy.on_performance:g} in {fallen} "
+        f"of the last {policy.of} measured windows ({policy.alarms} are asked for), in the newest by {drops[newest.end]:.4g}"
+    )
+    return _Alarm(drops[newest.end] >= policy.on_performance and fallen >= policy.alarms, text)
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d}" if (moment.hour, moment.minute, moment.second) == (0, 0, 0) else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _span(duration: timedelta) -> str:
+    days = duration / timedelta(days=1)
+    return f"{days:g} days" if days != 1 else "1 day"
