@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -151,7 +152,7 @@ POLICY = Retraining(on_drift=False, on_performance=0.05)
 def measured(*metrics: float, version: int = 3, name: str = "roc_auc") -> list[Performance]:
     return [
         Performance(verdict.interval, version, {name: metric})
-        for verdict, metric in zip(windows(*["ok"] * len(metrics)), metrics)
+        for verdict, metric in zip(windows(*["ok"] * len(metrics)), metrics, strict=True)
     ]
 
 
@@ -241,7 +242,7 @@ def test_any_thirty_days_see_no_more_than_the_budget(loop: Loop) -> None:
 @given(loops())
 @settings(max_examples=150, deadline=None)
 def test_two_asks_are_never_within_the_cooldown(loop: Loop) -> None:
-    for earlier, later in zip(loop.asked, loop.asked[1:]):
+    for earlier, later in pairwise(loop.asked):
         assert later - earlier >= loop.policy.cooldown
 
 

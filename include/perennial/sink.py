@@ -1,0 +1,262 @@
+"""The predictions database: the table ``<model>_predictions`` that a model's consumers read with plain SQL.
+
+It follows the lake and never leads it: :mod:`perennial.scoring` publishes predictions as an Iceberg table first and then
+copies the published rows of the interval here. Which publication an interval was copied from stands in ``<model>_scored``
+beside it, and rows of an older publication never replace those of a newer one.
+
+Rows are staged in a temporary table of the session first. The lock that other writers wait for is thus held for a few
+statements inside the server, not while rows are read from the lake and sent.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from perennial.errors import ScoringError
+from perennial.intervals import Interval
+
+#: How long to wait for another writer, and how long the server lets one that has stopped hold what others wait for.
+_PATIENCE_MS = 60_000
+_SQL_TYPES: dict[pa.DataType, sa.types.TypeEngine[Any]] = {
+    pa.string(): sa.Text(),
+    pa.large_string(): sa.Text(),
+    pa.int64(): sa.BigInteger(),
+    pa.float64(): sa.Double(),
+    pa.bool_(): sa.Boolean(),
+    pa.timestamp("us", "UTC"): sa.DateTime(timezone=True),
+    pa.date32(): sa.Date(),
+}
+
+
+class PredictionSink:
+    """The tables of one model in the predictions database.
+
+    Args:
+        url: SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg2://…``.
+        model: the model's name.
+        schema: columns of a prediction; they are created on first use.
+        event_time: the column that places a row in an interval.
+    """
+
+    def __init__(self, url: str, model: str, schema: pa.Schema, event_time: str) -> None:
+        self._engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        self._event_time = event_time
+        metadata = sa.MetaData()
+        self._table = sa.Table(
+            f"{model}_predictions",
+            metadata,
+            *(sa.Column(field.name, _SQL_TYPES[field.type], nullable=field.nullable) for field in schema),
+            # The name must fit PostgreSQL's 63 characters with the longest model name.
+            sa.Index(f"{model}_predictions_at", event_time),
+        )
+        self._scored = sa.Table(
+            f"{model}_scored",
+            metadata,
+            sa.Column("interval_start", sa.DateTime(timezone=True), primary_key=True),
+            sa.Column("interval_end", sa.DateTime(timezone=True), primary_key=True),
+            sa.Column("publication", sa.BigInteger, nullable=False),
+            sa.Column("rows", sa.BigInteger, nullable=False),
+            sa.Column("written_at", sa.DateTime(timezone=True), nullable=False),
+        )
+        self._metadata = metadata
+        if self._sqlite:
+            sa.event.listen(self._engine, "connect", _set_up_sqlite)
+
+    def write(self, interval: Interval, publication: int, rows: pa.RecordBatchReader) -> int | None:
+        """Replace the interval's rows with those of a publication, in one transaction.
+
+        Args:
+            interval: all of its rows are replaced.
+            publication: the ledger's number of the publication that ``rows`` were read at.
+            rows: the interval's predictions, in the sink's schema.
+
+        Returns:
+            How many rows were written; None if a newer publication was here first, in which case nothing was changed.
+
+        Raises:
+            ScoringError: the table there has other columns, or the database refused the rows.
+        """
+        try:
+            self._create()
+            with self._engine.connect() as connection:
+                return self._write(connection, interval, publication, rows)
+        except (sa.exc.DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:  # the rows are sent by the driver itself
+            # The first line alone: what follows may quote data.
+            cause = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
+            raise ScoringError(
+                f"{self._table.name}, {interval}: the predictions database {self._where} refused: {cause}. "
+                "The predictions are published in the lake; score the interval again when it is mended"
+            ) from error
+
+    @property
+    def _where(self) -> str:
+        return self._engine.url.render_as_string(hide_password=True)
+
+    def _create(self) -> None:
+        with self._engine.connect() as connection:
+            found = sa.inspect(connection).has_table(self._table.name) and sa.inspect(connection).has_table(self._scored.name)
+            connection.rollback()
+            if not found:
+                # CREATE TABLE IF NOT EXISTS fails in PostgreSQL when two sessions run it at once.
+                self._begin(connection)
+                self._metadata.create_all(connection)
+                connection.commit()
+            there = [column["name"] for column in sa.inspect(connection).get_columns(self._table.name)]
+            connection.rollback()
+        wanted = [column.name for column in self._table.columns]
+        if sorted(there) != sorted(wanted):
+            raise ScoringError(
+                f"the table {self._table.name} in {self._where} has the columns {', '.join(there)}, but predictions have "
+                f"{', '.join(wanted)}: rename or drop it and score again"
+            )
+
+    def _begin(self, connection: sa.Connection) -> None:
+        """Begin a transaction that no other writer of these tables runs beside."""
+        if self._sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            self._set_timeouts(connection)
+            self._lock(connection)
+
+    def _set_timeouts(self, connection: sa.Connection) -> None:
+        # A writer that is stopped while it holds the lock is cut off by the server, so those behind it go on.
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {_PATIENCE_MS}")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {2 * _PATIENCE_MS}")
+
+    def _lock(self, connection: sa.Connection) -> None:
+        key = f"perennial/sink/{self._table.name}"
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
+
+    def _write(self, connection: sa.Connection, interval: Interval, publication: int, rows: pa.RecordBatchReader) -> int | None:
+        if self._sqlite:
+            written = self._stage_in_sqlite(connection, rows)
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            self._set_timeouts(connection)
+            written = self._stage_in_postgresql(connection, rows)
+            self._lock(connection)
+        scored = self._scored.c
+        bounds = {"start": interval.start, "end": interval.end}
+        if self._sqlite:
+            bounds = {name: moment.replace(tzinfo=None) for name, moment in bounds.items()}
+        newest = connection.execute(
+            sa.select(sa.func.max(scored.publication)).where(
+                scored.interval_start < bounds["end"], scored.interval_end > bounds["start"]
+            )
+        ).scalar_one()
+        if newest is not None and newest > publication:
+            connection.rollback()
+            return None
+        at = self._table.c[self._event_time]
+        connection.execute(sa.delete(self._table).where(at >= bounds["start"], at < bounds["end"]))
+        names = ", ".join(self._quote(column.name) for column in self._table.columns)
+        connection.exec_driver_sql(f"INSERT INTO {self._quote(self._table.name)} ({names}) SELECT {names} FROM staged")
+        connection.execute(
+            sa.delete(self._scored).where(scored.interval_start >= bounds["start"], scored.interval_end <= bounds["end"])
+        )
+        now = datetime.now(UTC)
+        connection.execute(
+            sa.insert(self._scored).values(
+                interval_start=bounds["start"],
+                interval_end=bounds["end"],
+                publication=publication,
+                rows=written,
+                written_at=now.replace(tzinfo=None) if self._sqlite else now,
+            )
+        )
+        connection.commit()
+        return written
+
+    def _stage_in_postgresql(self, connection: sa.Connection, rows: pa.RecordBatchReader) -> int:
+        connection.exec_driver_sql(f"CREATE TEMP TABLE staged (LIKE {self._quote(self._table.name)}) ON COMMIT DROP")
+        names = ", ".join(self._quote(name) for name in rows.schema.names)
+        source = _CsvFile(rows)
+        cursor = connection.connection.cursor()
+        try:
+            cursor.copy_expert(f"COPY staged ({names}) FROM STDIN (FORMAT csv)", source)
+        except self._engine.dialect.loaded_dbapi.Error:
+            # The driver makes an error of the database of whatever went wrong while it read.
+            if source.failure is not None:
+                raise source.failure from None
+            raise
+        cursor.close()
+        return source.rows
+
+    def _stage_in_sqlite(self, connection: sa.Connection, rows: pa.RecordBatchReader) -> int:
+        # The temporary table is in a file of its own, so filling it keeps no other writer waiting.
+        connection.exec_driver_sql(f"CREATE TEMP TABLE staged AS SELECT * FROM {self._quote(self._table.name)} WHERE 0")
+        names = ", ".join(self._quote(name) for name in rows.schema.names)
+        marks = ", ".join("?" for _ in rows.schema.names)
+        cursor = connection.connection.cursor()
+        cursor.execute("BEGIN")
+        written = 0
+        for batch in rows:
+            columns = [_for_sqlite(column).to_pylist() for column in batch.columns]
+            cursor.executemany(f"INSERT INTO staged ({names}) VALUES ({marks})", list(zip(*columns, strict=True)))
+            written += batch.num_rows
+        cursor.execute("COMMIT")
+        cursor.close()
+        return written
+
+    def _quote(self, identifier: str) -> str:
+        return self._engine.dialect.identifier_preparer.quote_identifier(identifier)
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    # Transactions are begun and ended here, not when the driver sees fit.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={_PATIENCE_MS}")
+
+
+def _for_sqlite(column: pa.Array) -> pa.Array:
+    """Moments as SQLAlchemy stores them in SQLite: text in UTC that sorts by time."""
+    if pa.types.is_timestamp(column.type):
+        return pc.cast(pc.cast(column, pa.timestamp("us")), pa.string())
+    return pc.cast(column, pa.string()) if pa.types.is_date(column.type) else column
+
+
+class _CsvFile(io.RawIOBase):
+    """Record batches as the bytes of a CSV file, made as they are asked for.
+
+    Texts are quoted and missing values are not, which is how PostgreSQL tells an empty text from none.
+    """
+
+    def __init__(self, batches: pa.RecordBatchReader) -> None:
+        self.rows = 0
+        self.failure: Exception | None = None
+        self._chunks = self._encode(batches)
+        self._rest = b""
+
+    def _encode(self, batches: pa.RecordBatchReader) -> Iterator[bytes]:
+        options = pa.csv.WriteOptions(include_header=False, quoting_style="needed")
+        for batch in batches:
+            buffer = pa.BufferOutputStream()
+            pa.csv.write_csv(batch, buffer, options)
+            self.rows += batch.num_rows
+            yield buffer.getvalue().to_pybytes()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while not self._rest:
+            try:
+                chunk = next(self._chunks, None)
+            except Exception as error:
+                self.failure = error
+                raise
+            if chunk is None:
+                return b""
+            self._rest = chunk
+        part, self._rest = (self._rest, b"") if size < 0 else (self._rest[:size], self._rest[size:])
+        return part
