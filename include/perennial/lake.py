@@ -1,14 +1,50 @@
-"""Iceberg tables: an interval is published as a whole or not at all, and read at a snapshot."""
+"""The lake: an interval is published as a whole or not at all, and read at the snapshots that the ledger names.
+
+Iceberg commits one table at a time. To publish an interval of several tables at once, an attempt
+
+1. claims the interval, which takes it from any earlier attempt of the same run;
+2. writes its rows into new files;
+3. makes, for each table, a snapshot on a branch of its own, from the snapshot that the ledger names now;
+4. commits one row to the ledger: only if the claim is still its own, no later run has published an overlapping interval,
+   and the ledger still names what the branches began from. If it has moved on, steps 3 and 4 are done again.
+
+Before the fourth step nothing of it can be read, after it everything; readers never read "latest". Afterwards the main
+branches follow, for Spark, Trino and other readers from outside. What an attempt that died has left is in nobody's way, and
+:meth:`Lake.remove_orphans` removes it.
+
+Tables are not partitioned: a file holds rows of one publication, so its own statistics tell a reader of a day which files
+to open, and PyIceberg writes a stream to tables without partitions only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import FileScanTask, Table, Transaction
+from pyiceberg.table.update.snapshot import ManageSnapshots
 
-from perennial.ledger import Ledger
+from perennial import logs
+from perennial.iceberg import EMPTY, Catalog, Span, Written, discard, event_time_of, point_main
+from perennial.iceberg import known_by as _known_by
+from perennial.intervals import Interval
+from perennial.ledger import Claim, Head, Ledger, Publication
 from perennial.settings import Settings
+
+log = logs.get(__name__)
+
+_ATTEMPT = "attempt-"
+_PIN = "pin-"
+
+#: A table is compacted when it has this many files smaller than this many bytes.
+_MANY_FILES = 16
+_SMALL_FILE = 16 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -16,9 +52,11 @@ class TableWrite:
     """What an interval of a table shall hold from now on.
 
     Attributes:
-        data: gives the rows; called again when a conflict makes a rewrite necessary.
-        event_time: the timestamp column that places a row in an interval; None when the whole table is replaced.
-        schema: the schema of the rows.
+        data: gives the rows. Called once a publication; the reader is used up.
+        event_time: the timestamp column that places a row in an interval: every row must lie in the interval that is
+            published. None when the whole table is replaced.
+        schema: the schema of the rows. Types of the lake: string, int64, double, bool, timestamp[us, tz=UTC], date32 and
+            lists of those; wider and narrower ones are cast.
     """
 
     data: Callable[[], pa.RecordBatchReader]
@@ -26,9 +64,275 @@ class TableWrite:
     schema: pa.Schema
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A table's new rows, in files, and what the staging of them has found out so far.
+
+    Attributes:
+        remainders: by data file, its rows outside the interval in files of their own; None if all its rows are outside.
+    """
+
+    write: TableWrite
+    table: Table
+    written: Written
+    remainders: dict[str, list[DataFile] | None]
+
+
 class Lake:
     """The tables of all models."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
-        self._settings = settings
         self._ledger = ledger
+        self._catalog = Catalog(settings.catalog_url, settings.warehouse)
+
+    # --- publishing --------------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        *,
+        model: str,
+        dataset: str,
+        interval: Interval,
+        tables: Mapping[str, TableWrite],
+        order: int,
+        run_id: str,
+        inputs: Mapping[str, object],
+    ) -> Publication:
+        """Replace an interval of a dataset's tables, all at once.
+
+        Publishing the same again leaves the same rows. Of runs whose intervals overlap, the one with the highest order
+        wins, whichever ends first. A table without event time holds what was published for the interval that ends last:
+        an interval of the past that is published again does not bring its old content back.
+
+        Args:
+            model: the model.
+            dataset: ``tables``, ``features`` or ``predictions``.
+            interval: what is replaced in tables with an event time.
+            tables: by name, the new rows. Tables of the dataset that are not named stay as they are.
+            order: from :meth:`perennial.ledger.Ledger.next_order`.
+            run_id: the run, the same for all its attempts.
+            inputs: what the rows were made from; kept with the publication.
+
+        Raises:
+            Superseded: another attempt of the run has taken over, or a later run has published an overlapping interval.
+            SpecError: a column changed its type.
+            ValueError: rows lie outside the interval, or a column has a type that the lake cannot keep.
+        """
+        claim = self._ledger.claim(model, dataset, interval, order=order, run_id=run_id)
+        self._ledger.check(claim)
+        prepared = {name: self._prepare(model, name, write, interval) for name, write in tables.items()}
+        branches: dict[str, list[str]] = {name: [] for name in tables}
+        try:
+            publication = self._commit(claim, prepared, inputs, branches)
+        finally:
+            self._leave(model, dataset, branches)
+        told = ", ".join(f"{name} {rows:,} rows" for name, rows in publication.rows.items())
+        log.info("published %s of %s: %s", dataset, interval, told)
+        return publication
+
+    def _commit(
+        self, claim: Claim, prepared: Mapping[str, _Prepared], inputs: Mapping[str, object], branches: Mapping[str, list[str]]
+    ) -> Publication:
+        for trial in count():
+            head = self._ledger.head(claim.model, claim.dataset)
+            self._ledger.check(claim)
+            snapshots, hashes, rows = dict(head.snapshots), {}, {}
+            for name, ready in prepared.items():
+                earlier = self._still_stands(claim, name, ready)
+                if earlier is not None and name in head.snapshots:
+                    hashes[name], rows[name] = earlier.hashes[name], earlier.rows[name]
+                    continue
+                branch = f"{_ATTEMPT}{claim.order}-{claim.token}-{trial}"
+                branches[name].append(branch)
+                snapshots[name] = self._stage(claim, name, ready, head, branch)
+                hashes[name], rows[name] = ready.written.digest, ready.written.rows
+            publication = self._ledger.commit(claim, base=head, snapshots=snapshots, hashes=hashes, rows=rows, inputs=inputs)
+            if publication is not None:
+                return publication
+            log.info("%s of %s: others have published meanwhile; going on from there", claim.dataset, claim.interval)
+        raise AssertionError("unreachable")
+
+    def _prepare(self, model: str, name: str, write: TableWrite, interval: Interval) -> _Prepared:
+        table = self._catalog.ensure(model, name, write.schema, write.event_time)
+
+        def check(rows: pa.Table) -> None:
+            if write.event_time is None:
+                return
+            moments = rows[write.event_time]
+            bounds = pc.min_max(moments).as_py()
+            if moments.null_count or bounds["min"] < interval.start or bounds["max"] >= interval.end:
+                raise ValueError(
+                    f"{model}: table {name} has rows whose {write.event_time} lies outside {interval} or is missing "
+                    f"(from {bounds['min']} to {bounds['max']}, {moments.null_count} missing)"
+                )
+
+        with write.data() as reader:
+            written = self._catalog.write(table, reader, write.schema.names, check)
+        return _Prepared(write, table, written, {})
+
+    def _still_stands(self, claim: Claim, name: str, ready: _Prepared) -> Publication | None:
+        """For a table that is replaced as a whole: the publication whose content stays, if one does."""
+        if ready.write.event_time is not None:
+            return None
+        latest = self._ledger.latest(claim.model, claim.dataset, name)
+        if latest is None:
+            return None
+        outranked = (latest.interval.end, latest.order) > (claim.interval.end, claim.order)
+        return latest if outranked or latest.hashes[name] == ready.written.digest else None
+
+    def _stage(self, claim: Claim, name: str, ready: _Prepared, head: Head, branch: str) -> int:
+        base = head.snapshots.get(name)
+        if base is None:
+            base = ready.table.metadata.refs[EMPTY].snapshot_id
+        event_time = ready.write.event_time
+        span = None if event_time is None else Span.of(event_time, claim.interval)
+        removed, kept = self._cut_out(ready.table, base, span, ready.remainders)
+        return self._catalog.stage(
+            claim.model,
+            name,
+            base=base,
+            branch=branch,
+            removed=removed,
+            added=[*ready.written.files, *kept],
+            summary={"perennial.interval": claim.interval.key, "perennial.run": claim.run_id},
+        )
+
+    def _cut_out(
+        self, table: Table, snapshot: int, span: Span | None, remainders: dict[str, list[DataFile] | None]
+    ) -> tuple[list[DataFile], list[DataFile]]:
+        """The files to remove so that no row of the span is left, and new files with their other rows."""
+        removed: list[DataFile] = []
+        kept: list[DataFile] = []
+        table = table.refresh()
+        for task in self._catalog.files(table, snapshot, span.expression if span else AlwaysTrue()):
+            if span is None or span.covers(task.file, table):
+                removed.append(task.file)
+                continue
+            path = task.file.file_path
+            if path not in remainders:
+                remainders[path] = self._remainder(table, task, span)
+            remainder = remainders[path]
+            if remainder is not None:
+                removed.append(task.file)
+                kept += remainder
+        return removed, kept
+
+    def _remainder(self, table: Table, task: FileScanTask, span: Span) -> list[DataFile] | None:
+        columns = table.schema().column_names
+        with self._catalog.read(table, [task], columns=columns, where=AlwaysTrue()) as rows:
+            outside = (batch for chunk in rows for batch in span.outside(pa.Table.from_batches([chunk])).to_batches())
+            rest = self._catalog.write(table, outside, columns, lambda _: None)
+        if rest.rows == task.file.record_count:
+            discard(table, rest.files)
+            return None
+        return rest.files
+
+    def _leave(self, model: str, dataset: str, branches: Mapping[str, Sequence[str]]) -> None:
+        """Let main follow the ledger and drop the branches of an attempt that is over.
+
+        The interval is published, or not, whatever happens here; what fails is done by the next publication or by
+        :meth:`remove_orphans`.
+        """
+        for name, own in branches.items():
+            if not own:
+                continue
+            try:
+                self._tidy(model, dataset, name, lambda branch, own=own: branch in own)  # type: ignore[misc]
+            except Exception as error:
+                log.warning("%s: the main branch of %s stays behind for now: %s", model, name, error)
+
+    def _tidy(self, model: str, dataset: str, name: str, is_over: Callable[[str], bool]) -> None:
+        def change(table: Table, transaction: Transaction) -> None:
+            # Asked for after the table was loaded: should main move in between, the commit fails and this is done again,
+            # so main never ends at less than the ledger names.
+            snapshot = self._ledger.head(model, dataset).snapshots.get(name)
+            if snapshot is not None:
+                point_main(transaction, snapshot)
+            for branch in [ref for ref in table.metadata.refs if ref.startswith(_ATTEMPT) and is_over(ref)]:
+                ManageSnapshots(transaction).remove_branch(branch).commit()
+
+        self._catalog.commit(model, name, change)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def scan(
+        self,
+        model: str,
+        table: str,
+        snapshot: int,
+        *,
+        columns: Sequence[str] | None = None,
+        interval: Interval | None = None,
+        event_time: str | None = None,
+        known_by: datetime | None = None,
+    ) -> pa.RecordBatchReader:
+        """The rows of a table at a snapshot, as a stream in no particular order.
+
+        Args:
+            model: the model.
+            table: the table.
+            snapshot: a snapshot that the ledger names, or that is pinned.
+            columns: which columns, in this order; by default all that the table had then. One that came later is empty.
+            interval: only rows whose event time lies in it.
+            event_time: the event time column; by default the one the table was published with.
+            known_by: only rows that were known by this moment (``_known_at``).
+
+        Raises:
+            SnapshotMissing: there is no such table, or the snapshot has expired.
+            ValueError: the table has no such column.
+        """
+        found = self._catalog.load(model, table)
+        where: BooleanExpression = AlwaysTrue()
+        if interval is not None:
+            column = event_time or event_time_of(found)
+            if column is None:
+                raise ValueError(f"{model}: table {table} has no event time to choose an interval by")
+            where = And(where, Span.of(column, interval).expression)
+        if known_by is not None:
+            where = And(where, _known_by(known_by))
+        tasks = self._catalog.files(found, snapshot, where)
+        if columns is None:
+            columns = found.scan(snapshot_id=snapshot).projection().column_names
+        if unknown := [column for column in columns if column not in found.schema().column_names]:
+            raise ValueError(f"{model}: table {table} has no column {', '.join(unknown)}")
+        return self._catalog.read(found, tasks, columns=columns, where=where)
+
+    # --- keeping -----------------------------------------------------------------------------------------------------
+
+    def pin(self, model: str, snapshots: Mapping[str, int], name: str) -> None:
+        """Keep snapshots whatever their age, until :meth:`unpin`.
+
+        Args:
+            model: the model.
+            snapshots: by table. One that was pinned under the same name before is let go.
+            name: of the pin, such as ``version-12``.
+
+        Raises:
+            SnapshotMissing: one of them is not in the lake.
+        """
+        for table, snapshot in snapshots.items():
+            self._catalog.files(self._catalog.load(model, table), snapshot, AlwaysTrue())
+
+            def change(found: Table, transaction: Transaction, snapshot: int = snapshot) -> None:
+                ref = found.metadata.refs.get(f"{_PIN}{name}")
+                if ref is None or ref.snapshot_id != snapshot:
+                    ManageSnapshots(transaction).create_tag(snapshot, f"{_PIN}{name}").commit()
+
+            self._catalog.commit(model, table, change)
+
+    def unpin(self, model: str, name: str) -> None:
+        """Undo :meth:`pin`; nothing happens if nothing is pinned under the name."""
+        for table in self._catalog.tables(model):
+            if f"{_PIN}{name}" in self._catalog.load(model, table).metadata.refs:
+                self._catalog.commit(
+                    model, table, lambda _, transaction: ManageSnapshots(transaction).remove_tag(f"{_PIN}{name}").commit()
+                )
+
+    def pins(self, model: str) -> dict[str, dict[str, int]]:
+        """What is pinned: by the pin's name, the snapshots by table."""
+        found: dict[str, dict[str, int]] = {}
+        for table in self._catalog.tables(model):
+            for ref, target in self._catalog.load(model, table).metadata.refs.items():
+                if ref.startswith(_PIN):
+                    found.setdefault(ref.removeprefix(_PIN), {})[table] = target.snapshot_id
+        return found

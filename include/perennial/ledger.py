@@ -13,28 +13,21 @@ they write.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.pool import NullPool
 
 from perennial.alerts import Alert
+from perennial.database import Database
 from perennial.errors import ArtifactRejected, StaleDecision, Superseded
 from perennial.intervals import Interval, utc
 
 VerdictName = Literal["ok", "drift", "unknown"]
 Action = Literal["promote", "rollback", "adopt"]
-
-#: How long a writer waits for others before it gives up.
-_LOCK_WAIT = timedelta(seconds=60)
-
 
 # --- what the ledger tells -------------------------------------------------------------------------------------------
 
@@ -103,10 +96,12 @@ class Head:
 
     Attributes:
         revision: grows with each change, publication or maintenance; 0 before the first.
+        publication_id: the newest publication; 0 before the first.
         snapshots: as in :class:`Publication`.
     """
 
     revision: int
+    publication_id: int
     snapshots: dict[str, int]
 
 
@@ -345,7 +340,7 @@ _claims = _table(
     "claims",
     _text("model", key=True), _text("dataset", key=True), _time("start", key=True), _time("end", key=True),
     _text("run_id", key=True),
-    _number("token"),
+    _number("token"), _time("claimed_at"),
 )  # fmt: skip
 
 _publications = _table(
@@ -357,10 +352,11 @@ _publications = _table(
     sa.Index("perennial_publications_by_time", "model", "dataset", "end"),
 )  # fmt: skip
 
-_heads = _table(
-    "heads",
-    _text("model", key=True), _text("dataset", key=True),
-    _number("revision"), _number("publication_id"), _json("snapshots"),
+# What readers read, one row a change: publication or maintenance. The highest revision is now.
+_revisions = _table(
+    "revisions",
+    _text("model", key=True), _text("dataset", key=True), _number("revision", key=True),
+    _number("publication_id"), _json("snapshots"), _time("since"),
 )  # fmt: skip
 
 _versions = _table(
@@ -434,21 +430,6 @@ def _matches(table: sa.Table, key: Mapping[str, Any]) -> list[sa.ColumnElement[b
     return [table.c[name] == value for name, value in key.items()]
 
 
-def _set_up_sqlite(connection: Any, _: object) -> None:
-    # The driver's own transactions begin too late to be immediate; _begin_sqlite begins them.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={int(_LOCK_WAIT.total_seconds() * 1000)}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A transaction that reads first and then writes fails at once if another wrote in between; one that says from the
-    # start that it will write waits for its turn.
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
 class Ledger:
     """The operational database.
 
@@ -459,51 +440,12 @@ class Ledger:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True)
-        self._sqlite = self._engine.dialect.name == "sqlite"
-        self._insert = sqlite.insert if self._sqlite else postgresql.insert
-        if self._sqlite:
-            sa.event.listen(self._engine, "connect", _set_up_sqlite)
-            sa.event.listen(self._engine, "begin", _begin_sqlite)
-
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        with self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _writing(self, *lock: str) -> Iterator[sa.Connection]:
-        """A transaction that no other writer of the same ``lock`` runs beside.
-
-        SQLite has one writer at a time. PostgreSQL takes an advisory lock, which ends with the transaction, before
-        anything is read; its default isolation then shows each statement what others have committed.
-        """
-        with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
-            if not self._sqlite:
-                connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(_LOCK_WAIT.total_seconds() * 1000)}"))
-                connection.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": "/".join(("perennial", *lock))}
-                )
-            yield connection
+        self._database = Database(url)
+        self._insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
 
     def migrate(self) -> None:
         """Create the tables that are missing. Several processes may call it at once."""
-        if self._sqlite:
-            Path(self._engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-            # Readers and a writer work side by side in this mode; it is a property of the file, and SQLite does not
-            # queue those who want to change it.
-            deadline = time.monotonic() + _LOCK_WAIT.total_seconds()
-            while True:
-                try:
-                    with self._engine.connect() as connection:
-                        connection.connection.cursor().execute("PRAGMA journal_mode=WAL")
-                    break
-                except Exception as error:
-                    if "locked" not in str(error) or time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.05)
-        with self._writing("migrate") as connection:
-            _metadata.create_all(connection)
+        self._database.create(_metadata)
 
     # --- publications ------------------------------------------------------------------------------------------------
 
@@ -514,7 +456,7 @@ class Ledger:
         keeps its order when it asks again, so its retries do not overtake a run that started after it.
         """
         key = {"model": model, "dataset": dataset, "start": interval.start, "end": interval.end, "run_id": run_id}
-        with self._writing("orders") as connection:
+        with self._database.writing("orders") as connection:
             found = connection.execute(sa.select(_orders.c.id).where(*_matches(_orders, key))).scalar_one_or_none()
             if found is None:
                 found = connection.execute(sa.insert(_orders).values(key).returning(_orders.c.id)).scalar_one()
@@ -523,19 +465,19 @@ class Ledger:
     def claim(self, model: str, dataset: str, interval: Interval, *, order: int, run_id: str) -> Claim:
         """Take over a run's publishing of an interval from whatever attempt of it went before."""
         key = {"model": model, "dataset": dataset, "start": interval.start, "end": interval.end, "run_id": run_id}
-        with self._writing(model, dataset) as connection:
+        with self._database.writing(model, dataset) as connection:
             where = _matches(_claims, key)
             token = connection.execute(
-                sa.update(_claims).where(*where).values(token=_claims.c.token + 1).returning(_claims.c.token)
+                sa.update(_claims).where(*where).values(token=_claims.c.token + 1, claimed_at=_now()).returning(_claims.c.token)
             ).scalar_one_or_none()
             if token is None:
                 token = 1
-                connection.execute(sa.insert(_claims).values(**key, token=token))
+                connection.execute(sa.insert(_claims).values(**key, token=token, claimed_at=_now()))
         return Claim(model, dataset, interval, order, run_id, int(token))
 
     def head(self, model: str, dataset: str) -> Head:
         """Where a dataset stands now."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return self._head(connection, model, dataset)
 
     def commit(
@@ -565,7 +507,7 @@ class Ledger:
             Superseded: another attempt of the run has claimed the interval, or a later run has published it.
         """
         model, dataset, interval = claim.model, claim.dataset, claim.interval
-        with self._writing(model, dataset) as connection:
+        with self._database.writing(model, dataset) as connection:
             self._check(connection, claim)
             head = self._head(connection, model, dataset)
             if head.revision != base.revision:
@@ -579,7 +521,7 @@ class Ledger:
             number = connection.execute(
                 sa.insert(_publications).values(**stored, start=interval.start, end=interval.end).returning(_publications.c.id)
             ).scalar_one()
-            self._move(connection, model, dataset, head.revision, snapshots, publication_id=number)
+            self._move(connection, model, dataset, Head(head.revision + 1, number, dict(snapshots)))
             return Publication(id=number, interval=interval, **stored)
 
     def check(self, claim: Claim) -> None:
@@ -588,7 +530,7 @@ class Ledger:
         Raises:
             Superseded: as in :meth:`commit`.
         """
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             self._check(connection, claim)
 
     def move(self, model: str, dataset: str, *, base: Head, snapshots: Mapping[str, int]) -> bool:
@@ -597,28 +539,22 @@ class Ledger:
         Returns:
             Whether it was done; False if the dataset has moved on from ``base``.
         """
-        with self._writing(model, dataset) as connection:
+        with self._database.writing(model, dataset) as connection:
             head = self._head(connection, model, dataset)
             if head.revision != base.revision or head.revision == 0:
                 return False
-            self._move(connection, model, dataset, head.revision, snapshots)
+            self._move(connection, model, dataset, Head(head.revision + 1, head.publication_id, dict(snapshots)))
             return True
 
     def published(self, model: str, dataset: str) -> Publication | None:
         """The newest publication of a dataset; its ``snapshots`` are what readers read. None before the first."""
-        # Maintenance moves the head's snapshots and leaves the publication's own as they were.
-        columns = [_heads.c.snapshots, *(column for column in _publications.c if column.name != "snapshots")]
-        with self._reading() as connection:
-            row = (
-                connection.execute(
-                    sa.select(*columns)
-                    .join(_heads, _heads.c.publication_id == _publications.c.id)
-                    .where(_heads.c.model == model, _heads.c.dataset == dataset)
-                )
-                .mappings()
-                .one_or_none()
-            )
-        return None if row is None else _as(Publication, row)
+        with self._database.reading() as connection:
+            head = self._head(connection, model, dataset)
+            row = connection.execute(
+                sa.select(_publications).where(_publications.c.id == head.publication_id)
+            ).mappings().one_or_none()  # fmt: skip
+        # Maintenance moves the head and leaves the publication's own snapshots as they were.
+        return None if row is None else _as(Publication, {**row, "snapshots": head.snapshots})
 
     def publications(self, model: str, dataset: str, interval: Interval | None = None) -> list[Publication]:
         """Publications of a dataset, oldest first, each with the snapshots it was published at.
@@ -633,6 +569,39 @@ class Ledger:
             query = query.where(_publications.c.start < interval.end, _publications.c.end > interval.start)
         return self._list(Publication, query.order_by(_publications.c.id))
 
+    def datasets(self, model: str) -> list[str]:
+        """The datasets of a model that something was published in."""
+        query = sa.select(_revisions.c.dataset).where(_revisions.c.model == model).distinct().order_by(_revisions.c.dataset)
+        with self._database.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def snapshots_since(self, model: str, dataset: str, since: datetime) -> dict[str, set[int]]:
+        """By table, the snapshots that readers were sent to at ``since`` or later."""
+        query = (
+            sa.select(_revisions.c.snapshots, _revisions.c.since)
+            .where(_revisions.c.model == model, _revisions.c.dataset == dataset)
+            .order_by(_revisions.c.revision.desc())
+        )
+        found: dict[str, set[int]] = {}
+        with self._database.reading() as connection:
+            for row in connection.execute(query.execution_options(yield_per=100)):
+                for table, snapshot in row.snapshots.items():
+                    found.setdefault(table, set()).add(snapshot)
+                # Readers were sent here until the revision after this one came.
+                if row.since < since:
+                    break
+        return found
+
+    def revoke_claims(self, model: str, before: datetime) -> None:
+        """Let no attempt commit that claimed its interval before ``before``: what it wrote is about to be removed."""
+        stale = (_claims.c.model == model, _claims.c.claimed_at < before)
+        with self._database.reading() as connection:
+            datasets = connection.execute(sa.select(_claims.c.dataset).where(*stale).distinct()).scalars().all()
+        for dataset in datasets:
+            # Under the lock that a commit holds while it looks for its claim.
+            with self._database.writing(model, dataset) as connection:
+                connection.execute(sa.delete(_claims).where(*stale, _claims.c.dataset == dataset))
+
     def latest(self, model: str, dataset: str, table: str) -> Publication | None:
         """Of the publications that hold ``table``, the one whose interval ends last, of several the highest in order."""
         query = (
@@ -640,7 +609,7 @@ class Ledger:
             .where(_publications.c.model == model, _publications.c.dataset == dataset)
             .order_by(_publications.c.end.desc(), _publications.c.order.desc(), _publications.c.id.desc())
         )
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             for row in connection.execute(query.execution_options(yield_per=20)).mappings():
                 if table in row["rows"]:
                     return _as(Publication, row)
@@ -648,14 +617,17 @@ class Ledger:
 
     def _head(self, connection: sa.Connection, model: str, dataset: str) -> Head:
         row = connection.execute(
-            sa.select(_heads.c.revision, _heads.c.snapshots).where(_heads.c.model == model, _heads.c.dataset == dataset)
+            sa.select(_revisions.c.revision, _revisions.c.publication_id, _revisions.c.snapshots)
+            .where(_revisions.c.model == model, _revisions.c.dataset == dataset)
+            .order_by(_revisions.c.revision.desc())
+            .limit(1)
         ).one_or_none()
-        return Head(0, {}) if row is None else Head(row.revision, row.snapshots)
+        return Head(0, 0, {}) if row is None else Head(row.revision, row.publication_id, row.snapshots)
 
     def _check(self, connection: sa.Connection, claim: Claim) -> None:
         model, dataset, interval = claim.model, claim.dataset, claim.interval
         key = {"model": model, "dataset": dataset, "start": interval.start, "end": interval.end, "run_id": claim.run_id}
-        token = connection.execute(sa.select(_claims.c.token).where(*_matches(_claims, key))).scalar_one()
+        token = connection.execute(sa.select(_claims.c.token).where(*_matches(_claims, key))).scalar_one_or_none()
         if token != claim.token:
             raise Superseded(
                 f"{model}: {dataset} of {interval}: another attempt of run {claim.run_id} has taken over; "
@@ -678,22 +650,13 @@ class Ledger:
                 f"{Interval(later.start, later.end)}; to publish this interval once more, start a new run for it"
             )
 
-    def _move(
-        self,
-        connection: sa.Connection,
-        model: str,
-        dataset: str,
-        revision: int,
-        snapshots: Mapping[str, int],
-        publication_id: int | None = None,
-    ) -> None:
-        values: dict[str, Any] = {"revision": revision + 1, "snapshots": dict(snapshots)}
-        if publication_id is not None:
-            values["publication_id"] = publication_id
-        if revision == 0:
-            connection.execute(sa.insert(_heads).values(model=model, dataset=dataset, **values))
-        else:
-            connection.execute(sa.update(_heads).where(_heads.c.model == model, _heads.c.dataset == dataset).values(values))
+    def _move(self, connection: sa.Connection, model: str, dataset: str, head: Head) -> None:
+        connection.execute(
+            sa.insert(_revisions).values(
+                model=model, dataset=dataset, revision=head.revision, publication_id=head.publication_id,
+                snapshots=head.snapshots, since=_now(),
+            )
+        )  # fmt: skip
 
     # --- versions and promotions -------------------------------------------------------------------------------------
 
@@ -706,7 +669,7 @@ class Ledger:
         """
         key = {"model": record.model, "version": record.version}
         values = {field.name: getattr(record, field.name) for field in fields(record)}
-        with self._writing(record.model) as connection:
+        with self._database.writing(record.model) as connection:
             row = connection.execute(sa.select(_versions).where(*_matches(_versions, key))).mappings().one_or_none()
             if row is None:
                 connection.execute(sa.insert(_versions).values(values))
@@ -760,7 +723,7 @@ class Ledger:
         Raises:
             StaleDecision: the champion is not ``expected``, or another promotion is open.
         """
-        with self._writing(model) as connection:
+        with self._database.writing(model) as connection:
             if run_id is not None:
                 same = self._promotions(connection, model, _promotions.c.run_id == run_id, _promotions.c.version == version)
                 if same:
@@ -803,13 +766,13 @@ class Ledger:
         self._close_promotion(promotion_id, "withdrawn_at", None)
 
     def _close_promotion(self, promotion_id: int, how: Literal["completed_at", "withdrawn_at"], alert: Alert | None) -> None:
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             model = connection.execute(
                 sa.select(_promotions.c.model).where(_promotions.c.id == promotion_id)
             ).scalar_one_or_none()
         if model is None:
             raise StaleDecision(f"there is no promotion {promotion_id}")
-        with self._writing(model) as connection:
+        with self._database.writing(model) as connection:
             row = connection.execute(sa.select(_promotions).where(_promotions.c.id == promotion_id)).mappings().one()
             other = "withdrawn_at" if how == "completed_at" else "completed_at"
             if row[other] is not None:
@@ -823,12 +786,12 @@ class Ledger:
 
     def promotions(self, model: str) -> list[Promotion]:
         """All promotions of a model in their order, open and withdrawn ones too."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return self._promotions(connection, model)
 
     def champion(self, model: str) -> int | None:
         """The champion's version; None if nothing was ever promoted."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return self._champion(connection, model)
 
     def _promotions(self, connection: sa.Connection, model: str, *where: sa.ColumnElement[bool]) -> list[Promotion]:
@@ -865,7 +828,7 @@ class Ledger:
             "version": version, "verdict": verdict, "reasons": list(reasons), "details": dict(details), "report": report,
             "run_id": run_id, "recorded_at": _now(),
         }  # fmt: skip
-        with self._writing(model) as connection:
+        with self._database.writing(model) as connection:
             self._replace(connection, _verdicts, key, values)
             if alert is not None:
                 self._enqueue(connection, alert, f"{alert.kind}/{model}/{interval.key}/version-{version}")
@@ -901,7 +864,7 @@ class Ledger:
             "metrics": dict(metrics), "rows": rows, "coverage": coverage, "as_of": as_of, "run_id": run_id,
             "recorded_at": _now(),
         }  # fmt: skip
-        with self._writing(model) as connection:
+        with self._database.writing(model) as connection:
             self._replace(connection, _performances, key, values)
 
     def performances(self, model: str) -> list[Performance]:
@@ -919,7 +882,7 @@ class Ledger:
         """
         key = {"model": model, "window_end": utc(window_end)}
         values = {"asked": asked, "cause": cause, "reason": reason, "run_id": run_id, "recorded_at": _now()}
-        with self._writing(model) as connection:
+        with self._database.writing(model) as connection:
             row = connection.execute(sa.select(_retrainings).where(*_matches(_retrainings, key))).mappings().one_or_none()
             if row is not None:
                 return _as(Retraining, row)
@@ -951,7 +914,7 @@ class Ledger:
         """Record that a run refused an interval's data, in place of what the run recorded for it before."""
         key = {"model": model, "start": interval.start, "end": interval.end, "run_id": run_id}
         values = {"reasons": list(reasons), "rows": dict(rows), "recorded_at": _now()}
-        with self._writing(model) as connection:
+        with self._database.writing(model) as connection:
             self._replace(connection, _refusals, key, values)
             if alert is not None:
                 self._enqueue(connection, alert, f"{alert.kind}/{model}/{interval.key}/{run_id}")
@@ -965,7 +928,7 @@ class Ledger:
 
     def record_alert(self, alert: Alert, key: str) -> None:
         """Put an alert into the outbox, unless the same ``key`` was put there before."""
-        with self._writing("outbox") as connection:
+        with self._database.writing("outbox") as connection:
             self._enqueue(connection, alert, key)
 
     def pending_alerts(self, now: datetime, limit: int = 100, *, hold: timedelta | None = None) -> list[OutboxEntry]:
@@ -978,7 +941,7 @@ class Ledger:
                 do not tell people twice; should it die, they are delivered when the time is over.
         """
         query = sa.select(_outbox).where(_outbox.c.next_attempt_at <= now).order_by(_outbox.c.id).limit(limit)
-        with self._writing("outbox") if hold is not None else self._reading() as connection:
+        with self._database.writing("outbox") if hold is not None else self._database.reading() as connection:
             rows = connection.execute(query).mappings().all()
             if hold is not None and rows:
                 held = [row["id"] for row in rows]
@@ -1000,12 +963,12 @@ class Ledger:
             next_attempt_at: when to try again; None gives it up.
             delivered: channels that it did reach, not to be used again.
         """
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             attempts = connection.execute(sa.select(_outbox.c.attempts).where(_outbox.c.id == entry_id)).scalar_one()
         self._mark(entry_id, delivered, {"next_attempt_at": next_attempt_at, "attempts": attempts + 1, "error": error})
 
     def _mark(self, entry_id: int, channels: Sequence[str], values: Mapping[str, Any]) -> None:
-        with self._writing("outbox") as connection:
+        with self._database.writing("outbox") as connection:
             before = connection.execute(sa.select(_outbox.c.delivered).where(_outbox.c.id == entry_id)).scalar_one()
             connection.execute(
                 sa.update(_outbox).where(_outbox.c.id == entry_id).values({**values, "delivered": sorted({*before, *channels})})
@@ -1022,7 +985,7 @@ class Ledger:
     # --- shared ------------------------------------------------------------------------------------------------------
 
     def _list(self, kind: type[_T], query: sa.Select[Any]) -> list[_T]:
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return [_as(kind, row) for row in connection.execute(query).mappings()]
 
     def _replace(self, connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
