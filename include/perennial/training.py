@@ -1,0 +1,492 @@
+"""From a pinned training set to candidates, logged and measured.
+
+Each candidate is searched on the newest part of the window, fitted on all of it, and logged to MLflow by
+:mod:`perennial.registry`. The best of them by validation then meets the baselines and the champion on the holdout, which
+none of them has seen; :mod:`perennial.gates` decides what follows. Neighbours: :mod:`perennial.training_set`,
+:mod:`perennial.estimators`, :mod:`perennial.evaluation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from sklearn.inspection import permutation_importance
+
+from perennial import artifacts, evaluation, logs, plots
+from perennial.artifacts import FeatureList, Prediction
+from perennial.errors import ScoringError, TrainingError
+from perennial.estimators import combinations, make_estimator, show_params
+from perennial.gates import Contender, Evaluation
+from perennial.lake import Lake
+from perennial.ledger import Ledger
+from perennial.registry import KEY, Registry
+from perennial.spec import METRICS, ModelFolder, ModelSpec
+from perennial.training_set import LABEL, TrainingSet, build_training_set, labels_of, load_rows
+
+__all__ = [
+    "Evaluation",
+    "Fitted",
+    "TrainingSet",
+    "build_training_set",
+    "choose",
+    "evaluate_training",
+    "fit_candidate",
+    "load_rows",
+    "make_estimator",
+]
+
+log = logs.get(__name__)
+
+#: Rows on which the importance of features is measured, and about how many predictions of them it may take: together
+#: less than a second for a booster.
+_IMPORTANCE_ROWS = 1_000
+_IMPORTANCE_PREDICTIONS = 60
+_EXAMPLE_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A candidate, fitted and logged; small enough to hand from task to task.
+
+    Attributes:
+        candidate: its name in ``model.yaml``.
+        baseline: whether it only stands for what must be beaten.
+        params: the parameters it was fitted with.
+        metrics: on the validation part, of the same settings fitted without it.
+        score: the primary one of them; None if it is not defined there.
+        greater_is_better: whether more of ``score`` is better.
+        mlflow_run_id, model_id, manifest: where it was logged, and the SHA-256 of each file.
+        code: ``commit``, ``dirty``, ``python``, ``packages`` of the process that fitted it.
+        seconds: of the search and of the final fit.
+    """
+
+    candidate: str
+    baseline: bool
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    score: float | None
+    greater_is_better: bool
+    mlflow_run_id: str
+    model_id: str
+    manifest: dict[str, str]
+    code: dict[str, Any]
+    seconds: dict[str, float]
+
+    @property
+    def model_uri(self) -> str:
+        """What MLflow's own tools load it by."""
+        return f"models:/{self.model_id}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Fitted:
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One combination of a search space, fitted on the older part of the window and measured on the validation part."""
+
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    estimator: Any
+    prediction: Prediction
+
+
+def fit_candidate(
+    folder: ModelFolder, candidate: str, training_set: TrainingSet, lake: Lake, registry: Registry, *, run_id: str
+) -> Fitted:
+    """Search a candidate's parameters, fit it on the whole window, and log it as one run in MLflow.
+
+    A retry that finds what an earlier attempt of the same run has logged returns that.
+
+    Args:
+        folder: the model's folder.
+        candidate: its name in ``model.yaml``.
+        training_set: what to learn from.
+        lake: where the rows are.
+        registry: where to log.
+        run_id: the run of the orchestration.
+
+    Raises:
+        TrainingError: it could not be made, fitted or stored; the message tells which and why.
+    """
+    spec, declared = folder.spec, folder.spec.candidates[candidate]
+    rows = load_rows(folder, lake, training_set, "window")
+    identity = "\0".join((run_id, candidate, folder.digest, training_set.content["window"]))
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    if (logged := registry.find_run(spec.name, key)) is not None and "perennial.fitted" in logged:
+        log.info("an earlier attempt of this run has fitted %s already", candidate)
+        return Fitted.from_json(json.loads(logged["perennial.fitted"]))
+
+    features = FeatureList.of(spec)
+    border = training_set.interval("window").end - spec.training.validation
+    older = int(
+        pc.sum(pc.less(rows.column(spec.event_time), pa.scalar(border, rows.schema.field(spec.event_time).type))).as_py()
+    )
+    frame, truth = features.frame(rows), labels_of(rows)
+    _check_validation(spec, truth, older, border)
+    started = time.perf_counter()
+    trials = _search(folder, candidate, frame, truth, older)
+    best = _best_trial(spec, trials)
+    searched = time.perf_counter()
+    estimator = _fit(folder, candidate, best.params, frame, truth)
+    finished = time.perf_counter()
+
+    code = code_state(folder)
+    tags = {
+        KEY: key,
+        "perennial.candidate": candidate,
+        "perennial.role": "baseline" if declared.baseline else "candidate",
+        "perennial.run_id": run_id,
+        "perennial.window": training_set.window,
+        "perennial.holdout": training_set.holdout,
+        "perennial.as_of": training_set.as_of,
+        "perennial.spec_digest": folder.digest,
+        "perennial.features_digest": training_set.features_digest,
+        "perennial.snapshots": json.dumps(training_set.snapshots, sort_keys=True),
+        "perennial.code_dirty": str(code["dirty"]).lower(),
+        # The names MLflow's own pages show.
+        "mlflow.source.type": "JOB",
+        "mlflow.source.name": f"perennial train {spec.name}",
+        "mlflow.source.git.commit": code["commit"],
+        "mlflow.user": spec.owner,
+    }
+    with registry.open_run(spec.name, candidate, tags) as run, tempfile.TemporaryDirectory(prefix="perennial-fit-") as scratch:
+        stored = run.log_model(
+            spec,
+            estimator,
+            example=frame.head(_EXAMPLE_ROWS),
+            reference=None if declared.baseline else _reference(spec, rows, older, best.prediction),
+            params=best.params,
+        )
+        directory = Path(scratch)
+        (directory / "trials.json").write_text(
+            json.dumps([{"params": trial.params, "metrics": trial.metrics} for trial in trials], indent=2), encoding="utf-8"
+        )
+        if not declared.baseline:
+            _illustrate(spec, candidate, best, frame.iloc[older:], truth[older:], directory)
+        run.log_files(directory, "validation")
+        primary = spec.primary_metric
+        fitted = Fitted(
+            candidate=candidate,
+            baseline=declared.baseline,
+            params=best.params,
+            metrics=best.metrics,
+            score=best.metrics.get(primary),
+            greater_is_better=METRICS[spec.task][primary],
+            mlflow_run_id=run.id,
+            model_id=stored.model_id,
+            manifest=stored.manifest,
+            code=code,
+            seconds={"search": round(searched - started, 3), "fit": round(finished - searched, 3)},
+        )
+        run.log_rows(
+            "training window",
+            training_set.content["window"],
+            {"model": spec.name, "interval": training_set.window, "snapshots": training_set.snapshots},
+            rows=rows.num_rows,
+            context="training",
+        )
+        run.log(
+            params={"estimator": declared.estimator, **best.params},
+            metrics={
+                **{f"validation_{name}": value for name, value in best.metrics.items()},
+                "training_rows": rows.num_rows,
+                "trials": len(trials),
+                "fit_seconds": finished - searched,
+            },
+            tags={"perennial.fitted": json.dumps(fitted.to_json())},
+            model_id=stored.model_id,
+        )
+    return fitted
+
+
+def choose(fitted: Sequence[Fitted]) -> Fitted:
+    """The best candidate by its validation score; baselines are never chosen, and the holdout has no say.
+
+    Raises:
+        TrainingError: no candidate has a validation score.
+    """
+    scored = [(candidate.score, candidate) for candidate in fitted if not candidate.baseline and candidate.score is not None]
+    if not scored:
+        names = ", ".join(candidate.candidate for candidate in fitted) or "none"
+        raise TrainingError(f"no candidate has a validation score (fitted: {names}): make training.validation longer")
+    # The first of equals, so that the order in model.yaml decides rather than chance.
+    return max(scored, key=lambda pair: pair[0] if pair[1].greater_is_better else -pair[0])[1]
+
+
+def _check_validation(spec: ModelSpec, truth: NDArray[Any], older: int, border: datetime) -> None:
+    for rows, where, advice in (
+        (truth[:older], f"before {border:%Y-%m-%d}", "make training.window longer or training.validation shorter"),
+        (truth[older:], f"from {border:%Y-%m-%d} on", "make training.validation longer"),
+    ):
+        if len(rows) == 0:
+            raise TrainingError(f"{spec.name}: the window has no labelled rows {where} to validate with: {advice}")
+        if spec.task != "regression" and len(np.unique(rows)) < 2:
+            raise TrainingError(f"{spec.name}: all {len(rows):,} labels of the window {where} are {rows[0]}: {advice}")
+
+
+def _search(folder: ModelFolder, name: str, frame: pd.DataFrame, truth: NDArray[Any], older: int) -> list[_Trial]:
+    """Fit combinations of the search space on rows before ``older``, measure each on the rest.
+
+    Raises:
+        TrainingError: all of them failed.
+    """
+    spec, trials, failure = folder.spec, [], None
+    for params in combinations(folder, name):
+        try:
+            estimator = _fit(folder, name, params, frame.iloc[:older], truth[:older])
+            prediction = artifacts.predict(spec.task, estimator, frame.iloc[older:])
+        except (TrainingError, ScoringError, ValueError) as error:
+            log.warning("candidate %s with %s failed: %s", name, show_params(params), error)
+            failure = error
+            continue
+        metrics = evaluation.evaluate(
+            spec.task, truth[older:], prediction.values, probabilities=prediction.probabilities, classes=prediction.classes
+        )
+        trials.append(_Trial(params, metrics, estimator, prediction))
+    if not trials:
+        raise TrainingError(
+            f"{spec.name}: candidate {name} failed with every combination of its parameters: {failure}"
+        ) from failure
+    return trials
+
+
+def _best_trial(spec: ModelSpec, trials: Sequence[_Trial]) -> _Trial:
+    sign = 1 if METRICS[spec.task][spec.primary_metric] else -1
+    return max(
+        trials, key=lambda trial: sign * trial.metrics[spec.primary_metric] if spec.primary_metric in trial.metrics else -np.inf
+    )
+
+
+def _fit(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
+    estimator = make_estimator(folder, name, params)
+    try:
+        return estimator.fit(frame, truth)
+    except (ValueError, TypeError) as error:
+        raise TrainingError(
+            f"{folder.spec.name}: candidate {name} cannot be fitted with {show_params(params)}: {error}"
+        ) from error
+
+
+def _reference(spec: ModelSpec, rows: pa.Table, older: int, unseen: Prediction) -> pa.Table:
+    """What :meth:`perennial.artifacts.LoadedModel.reference` gives; ``unseen`` predicts the rows from ``older`` on."""
+    size = min(spec.drift.sample, rows.num_rows)
+    kept = np.sort(np.random.default_rng(spec.training.seed).choice(rows.num_rows, size=size, replace=False))
+    text = unseen.values.dtype.kind == "O"
+    values = np.concatenate([np.full(older, None if text else np.nan, dtype=unseen.values.dtype), unseen.values])[kept]
+    prediction = pa.array(values, type=pa.string() if text else pa.float64(), from_pandas=True)
+    return rows.select([*spec.features.names, LABEL]).take(pa.array(kept)).append_column("prediction", prediction)
+
+
+def _illustrate(spec: ModelSpec, name: str, trial: _Trial, frame: pd.DataFrame, truth: NDArray[Any], directory: Path) -> None:
+    """Pictures of a candidate on rows it has not seen, and which features it leans on."""
+    plots.draw_predictions(spec.task, truth, {name: trial.prediction}, directory, rows="validation")
+    importance = _importance(spec, trial.estimator, frame, truth)
+    if importance:
+        (directory / "importance.json").write_text(json.dumps(importance, indent=2), encoding="utf-8")
+        plots.draw_importance(importance, directory, metric=spec.primary_metric, rows="validation")
+
+
+def _importance(spec: ModelSpec, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any]) -> dict[str, float]:
+    """Drop of the primary metric a feature when its values are shuffled among a seeded sample of rows, largest first.
+
+    References:
+        Breiman: Random Forests. Machine Learning 45, 2001, section 10.
+    """
+    sign = 1 if METRICS[spec.task][spec.primary_metric] else -1
+
+    def score(fitted: Any, rows: pd.DataFrame, labels: NDArray[Any]) -> float:
+        prediction = artifacts.predict(spec.task, fitted, rows)
+        metrics = evaluation.evaluate(
+            spec.task, labels, prediction.values, probabilities=prediction.probabilities, classes=prediction.classes
+        )
+        return sign * metrics.get(spec.primary_metric, np.nan)
+
+    size = min(_IMPORTANCE_ROWS, len(frame))
+    kept = np.random.default_rng(spec.training.seed).choice(len(frame), size=size, replace=False)
+    repeats = max(1, min(5, _IMPORTANCE_PREDICTIONS // len(frame.columns)))
+    found = permutation_importance(
+        estimator, frame.iloc[kept], truth[kept], scoring=score, n_repeats=repeats, random_state=spec.training.seed
+    ).importances_mean
+    if not np.isfinite(found).all():
+        return {}
+    return dict(sorted(zip(frame.columns, found.tolist(), strict=True), key=lambda pair: -pair[1]))
+
+
+def code_state(folder: ModelFolder) -> dict[str, Any]:
+    """Which code this process runs: git commit of the model's folder and whether anything differs from it; versions.
+
+    Returns:
+        ``commit`` (``unknown`` outside a repository), ``dirty`` (None if unknown), ``python``, ``packages``.
+    """
+    commit, dirty = "unknown", None
+    git = shutil.which("git")
+    if git is not None:
+        ask = partial(subprocess.run, cwd=folder.path, capture_output=True, text=True, timeout=30, check=False)
+        head = ask([git, "rev-parse", "HEAD"])
+        if head.returncode == 0:
+            commit = head.stdout.strip()
+            dirty = bool(ask([git, "status", "--porcelain"]).stdout.strip())
+    return {"commit": commit, "dirty": dirty, "python": platform.python_version(), "packages": artifacts.environment()}
+
+
+# --- evaluation on the holdout ---------------------------------------------------------------------------------------
+
+
+def evaluate_training(
+    folder: ModelFolder,
+    lake: Lake,
+    ledger: Ledger,
+    registry: Registry,
+    training_set: TrainingSet,
+    fitted: Sequence[Fitted],
+    *,
+    run_id: str,
+) -> Evaluation:
+    """Measure the best candidate by validation, all baselines and the champion on the same holdout rows.
+
+    What each reached is added to its run in MLflow, and pictures that compare them to the candidate's.
+
+    Args:
+        folder: the model's folder.
+        lake: where the rows are.
+        ledger: says what the champion learned from.
+        registry: where the models are.
+        training_set: says which rows.
+        fitted: all candidates of the run.
+        run_id: the run of the orchestration.
+    """
+    spec, chosen = folder.spec, choose(fitted)
+    rows = load_rows(folder, lake, training_set, "holdout")
+    truth = labels_of(rows)
+    content = training_set.content["holdout"]
+    predictions: dict[str, Prediction] = {}
+
+    def measured(candidate: Fitted, role: Literal["candidate", "baseline"]) -> Contender:
+        blank = Contender(
+            name=candidate.candidate,
+            role=role,
+            metrics={},
+            rows=len(truth),
+            rows_hash=content,
+            predictions=None,
+            mlflow_run_id=candidate.mlflow_run_id,
+            trained_on=training_set.window,
+        )
+        load = partial(registry.load_fitted, spec, training_set, candidate)
+        contender, prediction = evaluation.measure(blank, load, rows, truth, spec.task)
+        if prediction is not None:
+            predictions[candidate.candidate] = prediction
+        return contender
+
+    candidate = measured(chosen, "candidate")
+    champion = _measure_champion(folder, ledger, registry, rows, truth, content, predictions)
+    baselines = [measured(baseline, "baseline") for baseline in fitted if baseline.baseline]
+    result = Evaluation(
+        model=spec.name,
+        task=spec.task,
+        metric=spec.primary_metric,
+        interval=training_set.holdout,
+        entities=training_set.entities["holdout"],
+        rows=len(truth),
+        rows_hash=content,
+        classes=training_set.classes["holdout"],
+        not_finite_inputs=_count_infinite(spec, rows),
+        candidate=candidate,
+        baselines=baselines,
+        champion=champion,
+        run_id=run_id,
+    )
+    _log_evaluation(spec, registry, training_set, chosen, fitted, result, truth, predictions)
+    return result
+
+
+def _measure_champion(
+    folder: ModelFolder,
+    ledger: Ledger,
+    registry: Registry,
+    rows: pa.Table,
+    truth: NDArray[Any],
+    content: str,
+    predictions: dict[str, Prediction],
+) -> Contender | None:
+    spec = folder.spec
+    version = registry.champion(spec.name)
+    if version is None:
+        return None
+    record = ledger.version(spec.name, version)
+    blank = Contender(
+        name=str(record.training.get("candidate", "champion")) if record else "champion",
+        role="champion",
+        metrics={},
+        rows=len(truth),
+        rows_hash=content,
+        predictions=None,
+        version=version,
+        mlflow_run_id=record.mlflow_run_id if record else None,
+        trained_on=record.training.get("window") if record else None,
+    )
+    contender, prediction = evaluation.measure(
+        blank, lambda: registry.load(spec.name, version, spec=spec), rows, truth, spec.task
+    )
+    if prediction is not None:
+        predictions[f"champion, version {version}"] = prediction
+    return contender
+
+
+def _count_infinite(spec: ModelSpec, rows: pa.Table) -> dict[str, int]:
+    counts = {name: pc.sum(pc.is_inf(pc.cast(rows.column(name), pa.float64()))).as_py() or 0 for name in spec.features.numeric}
+    return {name: int(count) for name, count in counts.items() if count}
+
+
+def _log_evaluation(
+    spec: ModelSpec,
+    registry: Registry,
+    training_set: TrainingSet,
+    chosen: Fitted,
+    fitted: Sequence[Fitted],
+    result: Evaluation,
+    truth: NDArray[Any],
+    predictions: Mapping[str, Prediction],
+) -> None:
+    stored = {candidate.mlflow_run_id: candidate.model_id for candidate in fitted}
+    for contender in (result.candidate, *result.baselines):
+        if contender.mlflow_run_id is not None and contender.metrics:
+            metrics = {f"holdout_{name}": value for name, value in contender.metrics.items()}
+            if contender.role == "candidate" and result.champion is not None:
+                metrics |= {f"champion_{name}": value for name, value in result.champion.metrics.items()}
+            registry.run(contender.mlflow_run_id).log(metrics=metrics, model_id=stored[contender.mlflow_run_id])
+    run = registry.run(chosen.mlflow_run_id)
+    run.log_rows(
+        "holdout",
+        result.rows_hash,
+        {"model": spec.name, "interval": result.interval, "snapshots": training_set.snapshots},
+        rows=result.rows,
+        context="evaluation",
+    )
+    with tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
+        directory = Path(scratch)
+        (directory / "evaluation.json").write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
+        plots.draw_predictions(spec.task, truth, predictions, directory, rows=f"holdout {result.interval}")
+        run.log_files(directory, "holdout")

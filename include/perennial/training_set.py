@@ -1,0 +1,263 @@
+"""Which rows a training learns from and is judged on, pinned so that they can be read again.
+
+A training set is a few snapshot ids, two intervals and a content hash: :func:`build_training_set` says what it is, and
+:func:`load_rows` reads its rows, the same ones each time. Neighbour: :mod:`perennial.training`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from perennial import logs
+from perennial.errors import TrainingError
+from perennial.features import ensure_features, read_labels
+from perennial.intervals import Interval, utc
+from perennial.lake import Lake
+from perennial.ledger import Ledger
+from perennial.spec import ModelFolder, ModelSpec
+
+log = logs.get(__name__)
+
+Part = Literal["window", "holdout"]
+
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Which rows a training learns from and is judged on; small enough to hand from task to task.
+
+    Attributes:
+        model: its name.
+        run_id: the run that pinned it.
+        as_of: ISO time; nothing known later was used.
+        window: key of the interval that is learned from. Its labels are those known when the holdout began.
+        holdout: key of the newest interval, which models are compared on. Its labels are those known at ``as_of``.
+        snapshots: Iceberg snapshot by table: ``features``, and the tables that labels are read from.
+        pin: name under which the lake keeps the snapshots.
+        folder_digest, features_digest: of the model folder, see :class:`perennial.spec.ModelFolder`.
+        rows: labelled rows a part, after ``max_rows``.
+        entities: rows a part that a label was due for.
+        classes: labelled rows a class a part; empty for regression.
+        content: SHA-256 a part over the labelled rows, independent of how they are stored.
+    """
+
+    model: str
+    run_id: str
+    as_of: str
+    window: str
+    holdout: str
+    snapshots: dict[str, int]
+    pin: str
+    folder_digest: str
+    features_digest: str
+    rows: dict[str, int]
+    entities: dict[str, int]
+    classes: dict[str, dict[str, int]]
+    content: dict[str, str]
+
+    def interval(self, part: Part) -> Interval:
+        return Interval.from_key(self.window if part == "window" else self.holdout)
+
+    def label_coverage(self, part: Part) -> float:
+        """Share of the entities whose label was known in time, 0 to 1."""
+        return self.rows[part] / self.entities[part] if self.entities[part] else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TrainingSet:
+        return cls(**value)
+
+
+def build_training_set(folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of: datetime, run_id: str) -> TrainingSet:
+    """Pin what a training learns from, as it was known at ``as_of``.
+
+    Args:
+        folder: the model's folder.
+        lake: where the rows are; the snapshots are pinned there.
+        ledger: says which snapshots are published.
+        as_of: the end of the holdout.
+        run_id: the run; it names the pin.
+
+    Raises:
+        TrainingError: nothing is published, there are too few rows, or labels of one kind alone; it says what to do.
+    """
+    spec, as_of = folder.spec, utc(as_of)
+    border = as_of - spec.training.holdout
+    window, holdout = Interval(border - spec.training.window, border), Interval(border, as_of)
+    # Published features may be of an earlier features.sql; nothing is learned from those.
+    ensure_features(folder, lake, ledger, Interval(window.start, holdout.end), run_id=run_id)
+    snapshots = _snapshots(folder, ledger)
+    pin = f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}"
+    lake.pin(spec.name, snapshots, pin)
+    parts: dict[Part, tuple[pa.Table, int]] = {
+        "window": _read_rows(folder, lake, snapshots, window, labels_known_by=holdout.start),
+        "holdout": _read_rows(folder, lake, snapshots, holdout, labels_known_by=as_of),
+    }
+    training_set = TrainingSet(
+        model=spec.name,
+        run_id=run_id,
+        as_of=as_of.isoformat(),
+        window=window.key,
+        holdout=holdout.key,
+        snapshots=snapshots,
+        pin=pin,
+        folder_digest=folder.digest,
+        features_digest=folder.features_digest,
+        rows={part: rows.num_rows for part, (rows, _) in parts.items()},
+        entities={part: entities for part, (_, entities) in parts.items()},
+        classes={part: _count_classes(spec, rows) for part, (rows, _) in parts.items()},
+        content={part: content_hash(rows) for part, (rows, _) in parts.items()},
+    )
+    _check_window(spec, training_set, parts["window"][0])
+    log.info(
+        "the training set has %s rows of %s and %s of the holdout %s; labels are known for %.1f %% and %.1f %%",
+        f"{training_set.rows['window']:,}",
+        window,
+        f"{training_set.rows['holdout']:,}",
+        holdout,
+        100 * training_set.label_coverage("window"),
+        100 * training_set.label_coverage("holdout"),
+    )
+    return training_set
+
+
+def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part) -> pa.Table:
+    """The labelled rows of a part: entity key, event time, features, ``label``; ordered by event time and key.
+
+    Raises:
+        TrainingError: the model folder has changed since they were pinned, or they are not the rows that were pinned.
+    """
+    name = training_set.model
+    if folder.digest != training_set.folder_digest:
+        raise TrainingError(
+            f"{name}: the model folder changed after the training set of run {training_set.run_id} was pinned; start a new run"
+        )
+    holdout = training_set.interval("holdout")
+    known_by = holdout.start if part == "window" else holdout.end
+    rows, _ = _read_rows(folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by)
+    if content_hash(rows) != training_set.content[part]:
+        raise TrainingError(
+            f"{name}: the rows of {training_set.interval(part)} are not those that run {training_set.run_id} pinned, though "
+            "the snapshots are the same: the lake's files were changed by hand. Start a new run"
+        )
+    return rows
+
+
+def labels_of(rows: pa.Table) -> NDArray[Any]:
+    """The column ``label``: booleans, texts or numbers, as :func:`perennial.evaluation.evaluate` wants them."""
+    column = rows.column(LABEL).combine_chunks()
+    labels: NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return labels
+
+
+def content_hash(rows: pa.Table) -> str:
+    """SHA-256 of a table's values and column names, the same however the table is cut into chunks or stored."""
+    digest = hashlib.sha256()
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        digest.update(f"{name}\0{column.type}\0{len(column)}\0".encode())
+        values = column.combine_chunks()
+        digest.update(np.packbits(values.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+        if pa.types.is_string(values.type):
+            lengths = pc.fill_null(pc.binary_length(values), 0)
+            digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+            digest.update("".join(pc.fill_null(values, "").to_pylist()).encode())
+        else:
+            # What lies below a null is whatever it was before; a NaN has many forms.
+            plain = pc.fill_null(values, pa.scalar(0).cast(values.type)) if values.null_count else values
+            numbers = plain.to_numpy(zero_copy_only=False)
+            digest.update(
+                np.where(np.isnan(numbers), np.nan, numbers).tobytes() if numbers.dtype.kind == "f" else numbers.tobytes()
+            )
+    return digest.hexdigest()
+
+
+def _snapshots(folder: ModelFolder, ledger: Ledger) -> dict[str, int]:
+    spec = folder.spec
+    features, tables = ledger.published(spec.name, "features"), ledger.published(spec.name, "tables")
+    if features is None or tables is None:
+        raise TrainingError(f"{spec.name}: nothing is published yet; run {spec.name}.ingest for a range of past days first")
+    needed = sorted({spec.label.table, spec.entity.table})
+    return {"features": features.snapshots["features"], **{table: tables.snapshots[table] for table in needed}}
+
+
+def _read_rows(
+    folder: ModelFolder, lake: Lake, snapshots: Mapping[str, int], interval: Interval, *, labels_known_by: datetime
+) -> tuple[pa.Table, int]:
+    """Labelled rows of an interval, and how many entities it has."""
+    spec = folder.spec
+    key = [*spec.entity_table.key, *([] if spec.event_time in spec.entity_table.key else [spec.event_time])]
+    features = lake.scan(
+        spec.name,
+        "features",
+        snapshots["features"],
+        columns=[*key, *spec.features.names],
+        interval=interval,
+        event_time=spec.event_time,
+    ).read_all()
+    labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by).select([*key, LABEL])
+    joined = features.join(_as_task(spec, labels), keys=key, join_type="inner")
+    joined = joined.filter(pc.is_valid(joined.column(LABEL)))
+    ordered = joined.select([*key, *spec.features.names, LABEL]).sort_by([(name, "ascending") for name in _order(spec, key)])
+    return ordered.slice(max(0, ordered.num_rows - spec.training.max_rows)).combine_chunks(), features.num_rows
+
+
+def _order(spec: ModelSpec, key: Sequence[str]) -> list[str]:
+    return [spec.event_time, *(name for name in key if name != spec.event_time)]
+
+
+def _as_task(spec: ModelSpec, labels: pa.Table) -> pa.Table:
+    """Labels as the task has them: true or false, texts, or finite numbers."""
+    column = labels.column(LABEL)
+    kind = {"binary_classification": pa.bool_(), "multiclass_classification": pa.string(), "regression": pa.float64()}[
+        spec.task
+    ]
+    try:
+        column = pc.cast(column, kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise TrainingError(
+            f"{spec.name}: label.sql gives {column.type}, which cannot be read as {kind} for {spec.task}: {error}"
+        ) from error
+    if spec.task == "regression" and (bad := column.length() - column.null_count - (pc.sum(pc.is_finite(column)).as_py() or 0)):
+        raise TrainingError(f"{spec.name}: {bad:,} labels are NaN or infinite; let label.sql give NULL where there is no label")
+    return labels.set_column(labels.schema.get_field_index(LABEL), LABEL, column)
+
+
+def _count_classes(spec: ModelSpec, rows: pa.Table) -> dict[str, int]:
+    if spec.task == "regression":
+        return {}
+    counted = pc.value_counts(pc.cast(rows.column(LABEL), pa.string())).to_pylist()
+    return {str(entry["values"]): int(entry["counts"]) for entry in sorted(counted, key=lambda entry: str(entry["values"]))}
+
+
+def _check_window(spec: ModelSpec, training_set: TrainingSet, window: pa.Table) -> None:
+    rows, entities = training_set.rows["window"], training_set.entities["window"]
+    if rows < spec.training.min_rows:
+        raise TrainingError(
+            f"{spec.name}: {rows:,} labelled rows of {entities:,} in {training_set.window}, training.min_rows is "
+            f"{spec.training.min_rows:,}: ingest more past days, or make training.window longer"
+        )
+    classes = training_set.classes["window"]
+    if spec.task != "regression" and len(classes) < 2:
+        only = next(iter(classes))
+        raise TrainingError(
+            f"{spec.name}: all {rows:,} labels in {training_set.window} are {only}, so there is nothing to learn: make "
+            "training.window longer, or look at label.sql"
+        )
+    for name in spec.features.numeric:
+        if infinite := pc.sum(pc.is_inf(pc.cast(window.column(name), pa.float64()))).as_py():
+            raise TrainingError(
+                f"{spec.name}: feature {name} is infinite in {infinite:,} rows of {training_set.window}: guard the division or "
+                "logarithm in features.sql, and give NULL where there is no value"
+            )

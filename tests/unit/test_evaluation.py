@@ -1,0 +1,107 @@
+"""Metrics: what they are, and what they are not defined for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from perennial.artifacts import Prediction
+from perennial.evaluation import calibration_error, evaluate, summarise
+from perennial.spec import METRICS
+
+
+def test_every_metric_that_a_spec_may_name_is_computed() -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.random(300) < 0.3
+    probability = np.clip(truth * 0.3 + generator.random(300) * 0.7, 0, 1)
+    assert set(evaluate("binary_classification", truth, probability)) == set(METRICS["binary_classification"])
+
+    classes = ("a", "b", "c")
+    probabilities = generator.dirichlet([1, 1, 1], 300)
+    labels = np.array(classes, dtype=object)[generator.integers(3, size=300)]
+    predicted = np.array(classes, dtype=object)[probabilities.argmax(axis=1)]
+    found = evaluate("multiclass_classification", labels, predicted, probabilities=probabilities, classes=classes)
+    assert set(found) == set(METRICS["multiclass_classification"])
+
+    numbers = generator.normal(size=300)
+    assert set(evaluate("regression", numbers, numbers + 1)) == set(METRICS["regression"])
+    assert evaluate("regression", numbers, numbers + 1)["mae"] == pytest.approx(1)
+
+
+def test_balanced_accuracy_is_scikit_learns_even_when_a_predicted_class_does_not_occur() -> None:
+    truth = np.array(["a", "a", "b", "b", "b"], dtype=object)
+    predicted = np.array(["a", "b", "b", "b", "a"], dtype=object)
+    found = evaluate("multiclass_classification", truth, predicted)
+    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth.astype(str), predicted.astype(str)))
+    predicted[0] = "never seen"
+    assert evaluate("multiclass_classification", truth, predicted)["balanced_accuracy"] == pytest.approx((0 + 2 / 3) / 2)
+
+
+def test_a_class_that_the_model_never_saw_costs_log_loss() -> None:
+    classes, probabilities = ("b", "c"), np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
+    known = evaluate(
+        "multiclass_classification",
+        np.array(["b", "c", "b"], dtype=object),
+        np.array(["b", "c", "b"], dtype=object),
+        probabilities=probabilities,
+        classes=classes,
+    )
+    unknown = evaluate(
+        "multiclass_classification",
+        np.array(["b", "c", "a"], dtype=object),
+        np.array(["b", "c", "b"], dtype=object),
+        probabilities=probabilities,
+        classes=classes,
+    )
+    assert known["log_loss"] == pytest.approx(-np.mean(np.log([0.9, 0.8, 0.5])))
+    assert unknown["log_loss"] > 5
+
+
+def test_calibration_error_of_a_known_case() -> None:
+    # Two bins of 15 are used: 10 rows at 0.1 of which 3 come true, 10 rows at 0.9 of which 9 do.
+    probability = np.array([0.1] * 10 + [0.9] * 10)
+    truth = np.array([True] * 3 + [False] * 7 + [True] * 9 + [False])
+    assert calibration_error(truth, probability) == pytest.approx(0.5 * 0.2 + 0.5 * 0.0)
+
+
+def test_calibration_error_takes_probabilities_of_exactly_nought_and_one() -> None:
+    assert calibration_error(np.array([False, True]), np.array([0.0, 1.0])) == 0
+    assert calibration_error(np.array([True, False]), np.array([0.0, 1.0])) == 1
+
+
+def test_a_rank_metric_is_absent_when_labels_are_of_one_class() -> None:
+    found = evaluate("binary_classification", np.zeros(10, dtype=bool), np.linspace(0.1, 0.5, 10))
+    assert set(found) == {"log_loss", "brier", "calibration_error"}
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_nothing_is_computed_from_predictions_that_are_not_finite(broken: float) -> None:
+    assert evaluate("binary_classification", np.array([True, False]), np.array([0.5, broken])) == {}
+    assert evaluate("regression", np.array([1.0, 2.0]), np.array([0.5, broken])) == {}
+    assert evaluate("multiclass_classification", np.array(["a", "b"]), np.array(["a", None], dtype=object)) == {}
+
+
+def test_no_rows_give_no_metrics() -> None:
+    assert evaluate("regression", np.array([]), np.array([])) == {}
+
+
+def test_a_wrong_number_of_predictions_is_an_error() -> None:
+    with pytest.raises(ValueError, match="2 predictions for 3 labels"):
+        evaluate("regression", np.zeros(3), np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("values", "not_finite", "distinct"),
+    [
+        (np.array([0.1, 0.1, 0.1]), 0, 1),
+        (np.array([0.1, np.nan, np.inf]), 2, 1),
+        (np.array(["a", None, "b", "b"], dtype=object), 1, 2),
+        (np.array([]), 0, 0),
+    ],
+)
+def test_predictions_are_summarised(values: Any, not_finite: int, distinct: int) -> None:
+    summary = summarise(Prediction(values, None, None, ()))
+    assert (summary.rows, summary.not_finite, summary.distinct) == (len(values), not_finite, distinct)
