@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
 
+from perennial.database import LOCK_WAIT, Database
 from perennial.errors import ScoringError
 from perennial.intervals import Interval
 
-#: How long to wait for another writer, and how long the server lets one that has stopped hold what others wait for.
-_PATIENCE_MS = 60_000
+#: How long PostgreSQL lets a writer that has stopped hold what others wait for.
+IDLE_LIMIT = LOCK_WAIT / 2
 _SQL_TYPES: dict[pa.DataType, sa.types.TypeEngine[Any]] = {
     pa.string(): sa.Text(),
     pa.large_string(): sa.Text(),
@@ -48,8 +48,8 @@ class PredictionSink:
     """
 
     def __init__(self, url: str, model: str, schema: pa.Schema, event_time: str) -> None:
-        self._engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True)
-        self._sqlite = self._engine.dialect.name == "sqlite"
+        self._database = Database(url)
+        self._engine = self._database.engine
         self._event_time = event_time
         metadata = sa.MetaData()
         self._table = sa.Table(
@@ -69,8 +69,6 @@ class PredictionSink:
             sa.Column("written_at", sa.DateTime(timezone=True), nullable=False),
         )
         self._metadata = metadata
-        if self._sqlite:
-            sa.event.listen(self._engine, "connect", _set_up_sqlite)
 
     def write(self, interval: Interval, publication: int, rows: pa.RecordBatchReader) -> int | None:
         """Replace the interval's rows with those of a publication, in one transaction.
@@ -103,16 +101,13 @@ class PredictionSink:
         return self._engine.url.render_as_string(hide_password=True)
 
     def _create(self) -> None:
-        with self._engine.connect() as connection:
-            found = sa.inspect(connection).has_table(self._table.name) and sa.inspect(connection).has_table(self._scored.name)
-            connection.rollback()
-            if not found:
-                # CREATE TABLE IF NOT EXISTS fails in PostgreSQL when two sessions run it at once.
-                self._begin(connection)
-                self._metadata.create_all(connection)
-                connection.commit()
+        names = (self._table.name, self._scored.name)
+        with self._database.reading() as connection:
+            found = all(sa.inspect(connection).has_table(name) for name in names)
+        if not found:
+            self._database.create(self._metadata)
+        with self._database.reading() as connection:
             there = [column["name"] for column in sa.inspect(connection).get_columns(self._table.name)]
-            connection.rollback()
         wanted = [column.name for column in self._table.columns]
         if sorted(there) != sorted(wanted):
             raise ScoringError(
@@ -120,64 +115,57 @@ class PredictionSink:
                 f"{', '.join(wanted)}: rename or drop it and score again"
             )
 
-    def _begin(self, connection: sa.Connection) -> None:
-        """Begin a transaction that no other writer of these tables runs beside."""
-        if self._sqlite:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            self._set_timeouts(connection)
-            self._lock(connection)
-
-    def _set_timeouts(self, connection: sa.Connection) -> None:
-        # A writer that is stopped while it holds the lock is cut off by the server, so those behind it go on.
-        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {_PATIENCE_MS}")
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {2 * _PATIENCE_MS}")
+    def _write(self, connection: sa.Connection, interval: Interval, publication: int, rows: pa.RecordBatchReader) -> int | None:
+        if self._database.is_sqlite:
+            with connection.begin():
+                written = self._stage_in_sqlite(connection, rows)
+            connection = connection.execution_options(writes=True)
+        with connection.begin():
+            if not self._database.is_sqlite:
+                written = self._stage_in_postgresql(connection, rows)
+                self._lock(connection)
+            if self._holds_newer(connection, interval, publication):
+                return None
+            self._swap(connection, interval, publication, written)
+        return written
 
     def _lock(self, connection: sa.Connection) -> None:
         key = f"perennial/sink/{self._table.name}"
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
 
-    def _write(self, connection: sa.Connection, interval: Interval, publication: int, rows: pa.RecordBatchReader) -> int | None:
-        if self._sqlite:
-            written = self._stage_in_sqlite(connection, rows)
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            self._set_timeouts(connection)
-            written = self._stage_in_postgresql(connection, rows)
-            self._lock(connection)
+    def _holds_newer(self, connection: sa.Connection, interval: Interval, publication: int) -> bool:
         scored = self._scored.c
-        bounds = {"start": interval.start, "end": interval.end}
-        if self._sqlite:
-            bounds = {name: moment.replace(tzinfo=None) for name, moment in bounds.items()}
         newest = connection.execute(
             sa.select(sa.func.max(scored.publication)).where(
-                scored.interval_start < bounds["end"], scored.interval_end > bounds["start"]
+                scored.interval_start < self._moment(interval.end), scored.interval_end > self._moment(interval.start)
             )
         ).scalar_one()
-        if newest is not None and newest > publication:
-            connection.rollback()
-            return None
-        at = self._table.c[self._event_time]
-        connection.execute(sa.delete(self._table).where(at >= bounds["start"], at < bounds["end"]))
+        return newest is not None and newest > publication
+
+    def _swap(self, connection: sa.Connection, interval: Interval, publication: int, rows: int) -> None:
+        start, end = self._moment(interval.start), self._moment(interval.end)
+        at, scored = self._table.c[self._event_time], self._scored.c
         names = ", ".join(self._quote(column.name) for column in self._table.columns)
+        connection.execute(sa.delete(self._table).where(at >= start, at < end))
         connection.exec_driver_sql(f"INSERT INTO {self._quote(self._table.name)} ({names}) SELECT {names} FROM staged")
-        connection.execute(
-            sa.delete(self._scored).where(scored.interval_start >= bounds["start"], scored.interval_end <= bounds["end"])
-        )
-        now = datetime.now(UTC)
+        connection.execute(sa.delete(self._scored).where(scored.interval_start >= start, scored.interval_end <= end))
         connection.execute(
             sa.insert(self._scored).values(
-                interval_start=bounds["start"],
-                interval_end=bounds["end"],
+                interval_start=start,
+                interval_end=end,
                 publication=publication,
-                rows=written,
-                written_at=now.replace(tzinfo=None) if self._sqlite else now,
+                rows=rows,
+                written_at=self._moment(datetime.now(UTC)),
             )
         )
-        connection.commit()
-        return written
+
+    def _moment(self, moment: datetime) -> datetime:
+        return moment.replace(tzinfo=None) if self._database.is_sqlite else moment
 
     def _stage_in_postgresql(self, connection: sa.Connection, rows: pa.RecordBatchReader) -> int:
+        # A writer that is stopped while it holds the lock is cut off by the server, so those behind it go on.
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {int(IDLE_LIMIT.total_seconds() * 1000)}")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_WAIT.total_seconds() * 1000)}")
         connection.exec_driver_sql(f"CREATE TEMP TABLE staged (LIKE {self._quote(self._table.name)}) ON COMMIT DROP")
         names = ", ".join(self._quote(name) for name in rows.schema.names)
         source = _CsvFile(rows)
@@ -198,24 +186,16 @@ class PredictionSink:
         names = ", ".join(self._quote(name) for name in rows.schema.names)
         marks = ", ".join("?" for _ in rows.schema.names)
         cursor = connection.connection.cursor()
-        cursor.execute("BEGIN")
         written = 0
         for batch in rows:
             columns = [_for_sqlite(column).to_pylist() for column in batch.columns]
             cursor.executemany(f"INSERT INTO staged ({names}) VALUES ({marks})", list(zip(*columns, strict=True)))
             written += batch.num_rows
-        cursor.execute("COMMIT")
         cursor.close()
         return written
 
     def _quote(self, identifier: str) -> str:
         return self._engine.dialect.identifier_preparer.quote_identifier(identifier)
-
-
-def _set_up_sqlite(connection: Any, _: object) -> None:
-    # Transactions are begun and ended here, not when the driver sees fit.
-    connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout={_PATIENCE_MS}")
 
 
 def _for_sqlite(column: pa.Array) -> pa.Array:
