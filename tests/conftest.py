@@ -35,9 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a program that may be missing, so that it can be chosen or left out by ``-m``."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        for fixture, mark in (("postgres", "postgres"), ("chromium", "browser")):
-            if fixture in fixtures:
-                item.add_marker(mark)
+        parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+        if "postgres" in fixtures or "postgres" in parameters:
+            item.add_marker("postgres")
+        if "chromium" in fixtures:
+            item.add_marker("browser")
 
 
 @pytest.fixture
@@ -56,6 +58,15 @@ def settings(tmp_path: Path) -> Settings:
         predictions_url=f"sqlite:///{state / 'predictions.db'}",
         mlflow_url=f"sqlite:///{state / 'mlflow.db'}",
     )
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def settings_on_each_database(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+    """``settings``, and once more with ledger, catalog and predictions on PostgreSQL."""
+    if request.param == "sqlite":
+        return settings
+    url = request.getfixturevalue("postgres")
+    return settings.model_copy(update={"database_url": url, "catalog_url": url, "predictions_url": url})
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ What it does that PyIceberg 0.12 leaves open:
 - Rows are written and read as a stream. PyIceberg's writer takes in a whole stream before the first file is closed, its
   reader all files before the first batch is used, however large.
 - Files on a local disk are on the disk before the catalog points at them.
+- A transaction derives its metadata once for each update, not each time it is asked: with 200 snapshots that was nine
+  tenths of a commit.
 
 :mod:`perennial.lake` decides what is written and read.
 """
@@ -59,6 +61,7 @@ from pyiceberg.io.pyarrow import (
 )
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.table import FileScanTask, Table, Transaction
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.update.snapshot import ManageSnapshots
 from pyiceberg.typedef import Record
@@ -76,7 +79,7 @@ _T = TypeVar("_T")
 #: Rows are gathered to this many before they are hashed and written, so that row groups are worth reading.
 _CHUNK_ROWS = 131_072
 #: A data file is closed when it holds this many bytes of Arrow memory, several times what it takes on disk.
-_FILE_BYTES = 256 * 1024**2
+_FILE_BYTES = 128 * 1024**2
 #: Files are read together up to this size on disk; what they hold is in memory at once.
 _READ_BYTES = 32 * 1024**2
 
@@ -189,14 +192,17 @@ class Catalog:
     @cached_property
     def _catalog(self) -> SqlCatalog:
         # PyIceberg creates its tables as well, but not when two processes start at once.
-        Database(self._url).create(SqlCatalogBaseTable.metadata)
-        url = sa.make_url(self._url)
+        database = Database(self._url)
+        database.create(SqlCatalogBaseTable.metadata)
         properties = {"warehouse": self._warehouse, "init_catalog_tables": "false", "pool_pre_ping": "true"}
-        if url.get_backend_name() == "sqlite":
-            url = url.update_query_dict({"timeout": str(int(LOCK_WAIT.total_seconds()))})
         if self._warehouse.startswith("file://"):
             properties["py-io-impl"] = f"{DurableFileIO.__module__}.{DurableFileIO.__name__}"
-        return SqlCatalog("perennial", uri=url.render_as_string(hide_password=False), **properties)
+        catalog = SqlCatalog("perennial", uri=self._url, **properties)
+        if database.is_sqlite:
+            # This one waits for other writers for longer than five seconds, and leaves no connection open.
+            catalog.engine.dispose()
+            catalog.engine = database.engine
+        return catalog
 
     def tables(self, model: str) -> list[str]:
         """Names of a model's tables."""
@@ -239,13 +245,17 @@ class Catalog:
                     f"{model}: column {field.name} of table {table} is a {present.field(field.name).type} in the lake and a "
                     f"{field.type} now. Give the column of the new type another name, and ingest the past again to fill it"
                 )
-        if any(field.name not in names for field in wanted):
+        if any(field.name not in names for field in wanted) or found.properties.get(_EVENT_TIME) != event_time:
 
-            def widen(_: Table, transaction: Transaction) -> None:
+            def adapt(_: Table, transaction: Transaction) -> None:
                 with transaction.update_schema() as update:
                     update.union_by_name(wanted)
+                if event_time is None:
+                    transaction.remove_properties(_EVENT_TIME)
+                else:
+                    transaction.set_properties({_EVENT_TIME: event_time})
 
-            found = self.commit(model, table, widen)[0]
+            found = self.commit(model, table, adapt)[0]
         return found
 
     def _create(self, model: str, table: str, schema: pa.Schema, event_time: str | None) -> Table:
@@ -276,7 +286,7 @@ class Catalog:
             found = self.load(model, table)
             seen = found.metadata_location
             try:
-                transaction = found.transaction()
+                transaction = _Transaction(found)
                 result = change(found, transaction)
                 return transaction.commit_transaction(), result
             except (CommitFailedException, ValueError):
@@ -392,6 +402,56 @@ class Catalog:
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 
+    def sweep(self, model: str, table: str, older_than: datetime) -> int:
+        """Remove the files of a table that neither a snapshot nor the log of its metadata names.
+
+        Returns:
+            How many were removed; files younger than ``older_than`` are left alone.
+        """
+        location = self.load(model, table).location()
+        io_ = self.load(model, table).io
+        if not isinstance(io_, PyArrowFileIO):
+            return 0
+        scheme, host, root = io_.parse_location(location, io_.properties)
+        files = io_.fs_by_scheme(scheme, host)
+        # Listed before the names are gathered: what is committed in between is younger than the list.
+        old = {
+            info.path
+            for info in files.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True))
+            if info.is_file and info.mtime is not None and info.mtime < older_than
+        }
+        named = {io_.parse_location(path, io_.properties)[2] for path in _named_files(self.load(model, table))}
+        for path in old - named:
+            files.delete_file(path)
+        return len(old - named)
+
+
+class _Transaction(Transaction):
+    _derived: tuple[object, TableMetadata] | None = None
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        if self._derived is None or self._derived[0] is not self._updates:
+            self._derived = self._updates, super().table_metadata
+        return self._derived[1]
+
+
+def _named_files(table: Table) -> Iterator[str]:
+    yield table.metadata_location
+    yield from (entry.metadata_file for entry in table.metadata.metadata_log)
+    yield from (statistics.statistics_path for statistics in table.metadata.statistics)
+    seen: set[str] = set()
+    for snapshot in table.snapshots():
+        yield snapshot.manifest_list
+        for manifest in snapshot.manifests(table.io):
+            if manifest.manifest_path not in seen:
+                seen.add(manifest.manifest_path)
+                yield manifest.manifest_path
+                # What a snapshot has removed, the snapshots before it name themselves, if they are still there.
+                yield from (
+                    entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+                )
+
 
 def _begin_history(table: Table, transaction: Transaction) -> None:
     """An empty snapshot, tagged, for branches to start from: a table without any accepts only its main branch."""
@@ -410,7 +470,7 @@ def point_main(transaction: Transaction, snapshot: int) -> None:
 
 
 def event_time_of(table: Table) -> str | None:
-    """The column that :meth:`Catalog.ensure` was told of when the table was made."""
+    """The column that :meth:`Catalog.ensure` was told of last."""
     return table.properties.get(_EVENT_TIME)
 
 
@@ -568,12 +628,11 @@ class _Digest:
         self._count = self._low = self._high = 0
 
     def add(self, rows: pa.Table) -> None:
-        # The length before each value keeps ('ab', 'c') apart from ('a', 'bc'), and nothing apart from the empty text.
-        texts = " || ".join(f"coalesce(strlen({text}) || ':' || {text}, '-')" for text in map(self._text(rows), self._columns))
-        self._database.register("chunk", rows)
+        chunk = pa.table({column: _hashable(rows[column]) for column in self._columns})
+        self._database.register("chunk", chunk)
         sums = self._database.execute(
             "SELECT count(*), sum(md5_number_lower(row)::HUGEINT), sum(md5_number_upper(row)::HUGEINT) "
-            f"FROM (SELECT {texts} AS row FROM chunk)"
+            f"FROM (SELECT concat_ws('|', {', '.join(map(_as_text, chunk.schema))}) AS row FROM chunk)"
         ).fetchall()
         self._database.unregister("chunk")
         for count, low, high in sums:
@@ -583,11 +642,20 @@ class _Digest:
         text = "\0".join([*self._columns, str(self._count), str(self._low), str(self._high)])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @staticmethod
-    def _text(rows: pa.Table) -> Callable[[str], str]:
-        def text(column: str) -> str:
-            # The text of a timestamp depends on settings; its microseconds do not.
-            moment = pa.types.is_timestamp(rows.schema.field(column).type)
-            return f'epoch_us("{column}")::VARCHAR' if moment else f'"{column}"::VARCHAR'
 
-        return text
+def _hashable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers and moments by their bits, which have a text that is short and the same in all settings."""
+    if pa.types.is_floating(column.type):
+        # There are many NaN and two zeros.
+        column = pc.add(pc.if_else(pc.is_nan(column), pa.scalar(float("nan"), column.type), column), 0.0)
+    elif not pa.types.is_timestamp(column.type):
+        return column
+    return pa.chunked_array([chunk.view(pa.int64()) for chunk in column.chunks], pa.int64())
+
+
+def _as_text(field: pa.Field) -> str:
+    name = f'"{field.name}"'
+    if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type) or pa.types.is_date(field.type):
+        return f"coalesce({name}::VARCHAR, '')"
+    # Its length before it keeps apart where one value ends and the next begins, and the empty text from no value.
+    return f"coalesce(strlen({name}::VARCHAR) || ':' || {name}::VARCHAR, '')"

@@ -18,9 +18,10 @@ to open, and PyIceberg writes a stream to tables without partitions only.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import count
 
 import pyarrow as pa
@@ -28,10 +29,11 @@ import pyarrow.compute as pc
 from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table, Transaction
-from pyiceberg.table.update.snapshot import ManageSnapshots
+from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 
 from perennial import logs
-from perennial.iceberg import EMPTY, Catalog, Span, Written, discard, event_time_of, point_main
+from perennial.errors import Superseded
+from perennial.iceberg import EMPTY, Catalog, Span, Written, discard, event_time_of, point_main, time_bounds
 from perennial.iceberg import known_by as _known_by
 from perennial.intervals import Interval
 from perennial.ledger import Claim, Head, Ledger, Publication
@@ -41,10 +43,6 @@ log = logs.get(__name__)
 
 _ATTEMPT = "attempt-"
 _PIN = "pin-"
-
-#: A table is compacted when it has this many files smaller than this many bytes.
-_MANY_FILES = 16
-_SMALL_FILE = 16 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,14 @@ class Lake:
         branches: dict[str, list[str]] = {name: [] for name in tables}
         try:
             publication = self._commit(claim, prepared, inputs, branches)
-        finally:
+        except Superseded:
             self._leave(model, dataset, branches)
+            raise
+        # Attempts of the same run that died can never commit, and have left branches that begin alike.
+        self._leave(model, dataset, {name: own and [f"{_ATTEMPT}{order}-"] for name, own in branches.items()})
+        for name, own in branches.items():
+            if not own:
+                discard(prepared[name].table, prepared[name].written.files)
         told = ", ".join(f"{name} {rows:,} rows" for name, rows in publication.rows.items())
         log.info("published %s of %s: %s", dataset, interval, told)
         return publication
@@ -228,7 +232,7 @@ class Lake:
         return rest.files
 
     def _leave(self, model: str, dataset: str, branches: Mapping[str, Sequence[str]]) -> None:
-        """Let main follow the ledger and drop the branches of an attempt that is over.
+        """Let main follow the ledger and drop the branches of attempts that are over, by the beginnings of their names.
 
         The interval is published, or not, whatever happens here; what fails is done by the next publication or by
         :meth:`remove_orphans`.
@@ -237,18 +241,18 @@ class Lake:
             if not own:
                 continue
             try:
-                self._tidy(model, dataset, name, lambda branch, own=own: branch in own)  # type: ignore[misc]
+                self._tidy(model, dataset, name, tuple(own))
             except Exception as error:
                 log.warning("%s: the main branch of %s stays behind for now: %s", model, name, error)
 
-    def _tidy(self, model: str, dataset: str, name: str, is_over: Callable[[str], bool]) -> None:
+    def _tidy(self, model: str, dataset: str, name: str, over: tuple[str, ...]) -> None:
         def change(table: Table, transaction: Transaction) -> None:
             # Asked for after the table was loaded: should main move in between, the commit fails and this is done again,
             # so main never ends at less than the ledger names.
             snapshot = self._ledger.head(model, dataset).snapshots.get(name)
             if snapshot is not None:
                 point_main(transaction, snapshot)
-            for branch in [ref for ref in table.metadata.refs if ref.startswith(_ATTEMPT) and is_over(ref)]:
+            for branch in [ref for ref in table.metadata.refs if ref.startswith(over)]:
                 ManageSnapshots(transaction).remove_branch(branch).commit()
 
         self._catalog.commit(model, name, change)
@@ -336,3 +340,149 @@ class Lake:
                 if ref.startswith(_PIN):
                     found.setdefault(ref.removeprefix(_PIN), {})[table] = target.snapshot_id
         return found
+
+    # --- maintenance -------------------------------------------------------------------------------------------------
+
+    def compact(self, model: str, *, many: int = 16, small: int = 16 * 1024**2) -> dict[str, int]:
+        """Join small files, in the order of their time, so that a scan opens few. Readers notice nothing.
+
+        Args:
+            model: the model.
+            many: tables with fewer small files than this are left alone.
+            small: bytes below which a file is small.
+
+        Returns:
+            By table, how many files were joined.
+        """
+        joined: dict[str, int] = {}
+        for dataset in self._ledger.datasets(model):
+            for name in self._ledger.head(model, dataset).snapshots:
+
+                def join(table: Table, snapshot: int) -> tuple[list[DataFile], list[DataFile]]:
+                    tasks = [t for t in self._catalog.files(table, snapshot, AlwaysTrue()) if t.file.file_size_in_bytes < small]
+                    if len(tasks) < many:
+                        return [], []
+                    tasks.sort(key=lambda task: _first_moment(task.file, table))
+                    columns = table.schema().column_names
+                    with self._catalog.read(table, tasks, columns=columns, where=AlwaysTrue()) as rows:
+                        written = self._catalog.write(table, rows, columns, lambda _: None)
+                    return [task.file for task in tasks], written.files
+
+                if removed := self._rearrange(model, dataset, name, "compact", join):
+                    joined[name] = removed
+        return joined
+
+    def forget(self, model: str, dataset: str, table: str, before: datetime) -> int:
+        """Drop rows whose event time lies before a moment, as when quarantined rows have been kept long enough.
+
+        Snapshots that are pinned or young still hold them.
+
+        Returns:
+            How many data files were removed or written anew.
+        """
+
+        def drop(found: Table, snapshot: int) -> tuple[list[DataFile], list[DataFile]]:
+            event_time = event_time_of(found)
+            if event_time is None:
+                raise ValueError(f"{model}: table {table} has no event time to tell old rows by")
+            return self._cut_out(found, snapshot, Span(event_time, None, before), {})
+
+        return self._rearrange(model, dataset, table, "forget", drop)
+
+    def _rearrange(
+        self,
+        model: str,
+        dataset: str,
+        name: str,
+        purpose: str,
+        plan: Callable[[Table, int], tuple[list[DataFile], list[DataFile]]],
+    ) -> int:
+        """Send readers to a snapshot with other files; a publication that comes between goes first.
+
+        Returns:
+            How many files were removed; 0 if nothing was to be done or publications kept coming between.
+        """
+        for _ in range(3):
+            head = self._ledger.head(model, dataset)
+            if name not in head.snapshots:
+                return 0
+            table = self._catalog.load(model, name)
+            base = head.snapshots[name]
+            removed, added = plan(table, base)
+            if not removed:
+                return 0
+            branch = f"{_ATTEMPT}{purpose}-{uuid.uuid4()}"
+            snapshot = self._catalog.stage(
+                model, name, base=base, branch=branch, removed=removed, added=added, summary={"perennial.purpose": purpose}
+            )
+            moved = self._ledger.move(model, dataset, base=head, snapshots={**head.snapshots, name: snapshot})
+            self._leave(model, dataset, {name: [branch]})
+            if moved:
+                return len(removed)
+        log.info("%s: %s of %s is left for another time: it is being published", model, purpose, name)
+        return 0
+
+    def expire(self, model: str, older_than: datetime) -> int:
+        """Let snapshots go, except those that are pinned, on a branch, or that readers were sent to since ``older_than``.
+
+        Their files are removed by :meth:`remove_orphans`.
+
+        Returns:
+            How many snapshots were let go.
+        """
+        named: dict[str, set[int]] = {}
+        for dataset in self._ledger.datasets(model):
+            for table, snapshots in self._ledger.snapshots_since(model, dataset, older_than).items():
+                named.setdefault(table, set()).update(snapshots)
+        expired = 0
+        for name in self._catalog.tables(model):
+            keep = named.get(name, set())
+
+            def change(table: Table, transaction: Transaction, keep: set[int] = keep) -> int:
+                kept = keep | {ref.snapshot_id for ref in table.metadata.refs.values()}
+                old = [
+                    snapshot.snapshot_id
+                    for snapshot in table.snapshots()
+                    if snapshot.timestamp_ms < older_than.timestamp() * 1000 and snapshot.snapshot_id not in kept
+                ]
+                if old:
+                    ExpireSnapshots(transaction).by_ids(old).commit()
+                return len(old)
+
+            expired += self._catalog.commit(model, name, change)[1]
+        return expired
+
+    def remove_orphans(self, model: str, older_than: datetime) -> int:
+        """Remove what attempts that died have left: branches, and files that no snapshot names.
+
+        Args:
+            model: the model.
+            older_than: what is younger is left alone, since it may belong to an attempt that is at work: a day at least.
+
+        Returns:
+            How many files were removed.
+        """
+        # An attempt that has slept all this time may wake up, and must not publish what is about to be removed.
+        self._ledger.revoke_claims(model, older_than)
+        dataset_of = {
+            table: dataset for dataset in self._ledger.datasets(model) for table in self._ledger.head(model, dataset).snapshots
+        }
+        removed = 0
+        for name in self._catalog.tables(model):
+            table = self._catalog.load(model, name)
+            stale = tuple(
+                branch
+                for branch, ref in table.metadata.refs.items()
+                if branch.startswith(_ATTEMPT)
+                and (snapshot := table.snapshot_by_id(ref.snapshot_id)) is not None
+                and snapshot.timestamp_ms < older_than.timestamp() * 1000
+            )
+            self._tidy(model, dataset_of.get(name, ""), name, stale)
+            removed += self._catalog.sweep(model, name, older_than)
+        return removed
+
+
+def _first_moment(file: DataFile, table: Table) -> tuple[datetime, str]:
+    event_time = event_time_of(table)
+    bounds = time_bounds(file, table, event_time) if event_time else None
+    return (bounds[0] if bounds else datetime.min.replace(tzinfo=UTC), file.file_path)

@@ -13,6 +13,7 @@ they write.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -79,7 +80,7 @@ class Claim:
     """An attempt's right to publish an interval, until another attempt of the same run claims it.
 
     Attributes:
-        token: grows with each attempt of the same run at the same interval; the highest is the one that may commit.
+        token: of the attempts of a run at an interval, the one whose token the ledger holds may commit.
     """
 
     model: str
@@ -87,7 +88,7 @@ class Claim:
     interval: Interval
     order: int
     run_id: str
-    token: int
+    token: str
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,7 @@ _claims = _table(
     "claims",
     _text("model", key=True), _text("dataset", key=True), _time("start", key=True), _time("end", key=True),
     _text("run_id", key=True),
-    _number("token"), _time("claimed_at"),
+    _text("token"), _time("claimed_at"),
 )  # fmt: skip
 
 _publications = _table(
@@ -465,15 +466,11 @@ class Ledger:
     def claim(self, model: str, dataset: str, interval: Interval, *, order: int, run_id: str) -> Claim:
         """Take over a run's publishing of an interval from whatever attempt of it went before."""
         key = {"model": model, "dataset": dataset, "start": interval.start, "end": interval.end, "run_id": run_id}
+        # Drawn, not counted: a claim that was revoked must not come back to life with the next one's number.
+        token = uuid.uuid4().hex
         with self._database.writing(model, dataset) as connection:
-            where = _matches(_claims, key)
-            token = connection.execute(
-                sa.update(_claims).where(*where).values(token=_claims.c.token + 1, claimed_at=_now()).returning(_claims.c.token)
-            ).scalar_one_or_none()
-            if token is None:
-                token = 1
-                connection.execute(sa.insert(_claims).values(**key, token=token, claimed_at=_now()))
-        return Claim(model, dataset, interval, order, run_id, int(token))
+            self._replace(connection, _claims, key, {"token": token, "claimed_at": _now()})
+        return Claim(model, dataset, interval, order, run_id, token)
 
     def head(self, model: str, dataset: str) -> Head:
         """Where a dataset stands now."""
