@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -202,15 +203,14 @@ def trusted_types(spec: ModelSpec) -> list[str]:
     return sorted({*TRUSTED_TYPES, *spec.training.trusted_types})
 
 
+@lru_cache(maxsize=1)
+def _versions() -> tuple[tuple[str, str], ...]:
+    return tuple((package, version(package)) for package in PACKAGES)
+
+
 def environment() -> dict[str, str]:
     """Versions of the packages in :data:`PACKAGES` in this process."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found
+    return dict(_versions())
 
 
 def manifest(directory: Path) -> dict[str, str]:
@@ -274,7 +274,7 @@ def check_environment(packages: Mapping[str, str]) -> None:
     Raises:
         ArtifactRejected: with both versions and what to do.
     """
-    ours, its = version("scikit-learn"), packages.get("scikit-learn")
+    ours, its = environment()["scikit-learn"], packages.get("scikit-learn")
     if its != ours:
         raise ArtifactRejected(
             f"it was saved with scikit-learn {its or 'of an unknown version'} and this is {ours}; "

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
 import tempfile
 import time
 import warnings
@@ -49,6 +50,14 @@ from perennial.spec import ModelFolder, ModelSpec, Task
 if TYPE_CHECKING:  # training logs its candidates here
     from perennial.training import Fitted
     from perennial.training_set import TrainingSet
+
+with warnings.catch_warnings():
+    # It is imported at the first model otherwise, and warns of type hints of its own.
+    warnings.simplefilter("ignore", UserWarning)
+    import mlflow.pyfunc
+
+# A bar that is drawn anew for each file fills a task's log. Read by MLflow when it downloads.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 log = logs.get(__name__)
 

@@ -1,0 +1,265 @@
+"""A small model of each task, with rows whose truth is known: what the training and registry tests work on."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder
+
+from perennial.artifacts import FeatureList
+from perennial.gates import Contender, Evaluation, GateDecision, PredictionSummary, decide
+from perennial.intervals import Interval
+from perennial.lake import Lake, TableWrite
+from perennial.ledger import Ledger
+from perennial.registry import Registry
+from perennial.settings import Settings
+from perennial.spec import ModelFolder, read_model
+from perennial.training import Fitted, code_state
+from perennial.training_set import TrainingSet
+
+MOMENT = pa.timestamp("us", tz="UTC")
+START = Interval.day("2013-03-01").start
+LABELS = {
+    "binary_classification": "y > 0.5",
+    "multiclass_classification": "CASE WHEN y < -0.5 THEN 'low' WHEN y < 0.7 THEN 'middle' ELSE 'high' END",
+    "regression": "y",
+}
+CANDIDATES = {
+    "binary_classification": "logistic: {estimator: logistic_regression, baseline: true}",
+    "multiclass_classification": "logistic: {estimator: logistic_regression, baseline: true}",
+    "regression": "linear: {estimator: linear_regression, baseline: true}",
+}
+MODEL = """
+name: toy
+owner: testers
+description: A model whose truth is known.
+task: {task}
+sources:
+  rows: {{files: "rows/%Y-%m-%d.csv"}}
+tables:
+  visits:
+    source: rows
+    key: [visit]
+    event_time: at
+    known: at - INTERVAL 1 DAY
+    columns:
+      visit: {{type: string}}
+      at: {{type: timestamp}}
+      x: {{type: float}}
+      noise: {{type: float, nullable: true}}
+      kind: {{type: string, nullable: true}}
+  outcomes:
+    source: rows
+    key: [visit]
+    event_time: at
+    known: at + INTERVAL 1 HOUR
+    columns:
+      visit: {{type: string}}
+      at: {{type: timestamp}}
+      y: {{type: float}}
+entity: {{table: visits, as_of: at - INTERVAL 1 HOUR}}
+features:
+  numeric: [x, noise]
+  categorical: [kind]
+label: {{table: outcomes, sql: "{label}"}}
+candidates:
+  prior: {{estimator: prior, baseline: true}}
+  {baseline}
+  boosting:
+    estimator: gradient_boosting
+    params: {{max_iter: 30}}
+    search: {{max_leaf_nodes: [4, 8]}}
+training: {{window: 20d, holdout: 5d, validation: 5d, min_rows: 100}}
+gates: {{min_rows: 50}}
+"""
+
+
+def write_folder(models: Path, task: str = "binary_classification", *, code: str = "", **replaced: str) -> ModelFolder:
+    """A model folder named ``toy``.
+
+    Args:
+        models: the folder of model folders.
+        task: one of three.
+        code: text of ``model.py``.
+        replaced: texts of ``model.yaml`` by what stands in their place, as ``what__0="old", with__0="new"`` pairs would be;
+            each key is ignored and each value is ``old => new``.
+    """
+    text = MODEL.format(task=task, label=LABELS[task], baseline=CANDIDATES[task])
+    for change in replaced.values():
+        old, _, new = change.partition(" => ")
+        assert old in text, old
+        text = text.replace(old, new)
+    folder = models / "toy"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.yaml").write_text(text)
+    (folder / "features.sql").write_text("SELECT visit, x, noise, kind FROM entities\n")
+    if code:
+        (folder / "model.py").write_text(textwrap.dedent(code))
+    return read_model(folder)
+
+
+def make_rows(days: int, rows_a_day: int = 60, *, seed: int = 0, start: Any = START) -> pd.DataFrame:
+    """Visits with their outcome ``y``: mostly ``x``, shifted by kind, with some noise, never by ``noise``."""
+    generator = np.random.default_rng(seed)
+    n = days * rows_a_day
+    x, noise = generator.normal(size=n), generator.normal(size=n)
+    noise[generator.random(n) < 0.1] = np.nan
+    kind = generator.choice(np.array(["a", "b", None], dtype=object), n, p=[0.6, 0.3, 0.1])
+    y = np.sin(2 * x) + 0.8 * (kind == "b") + 0.3 * generator.normal(size=n)
+    at = [start + timedelta(days=day, minutes=20 * row) for day in range(days) for row in range(rows_a_day)]
+    visit = [f"v{row:06d}-{seed}" for row in range(n)]
+    return pd.DataFrame({"visit": visit, "at": at, "x": x, "noise": noise, "kind": kind, "y": y})
+
+
+def publish_tables(lake: Lake, ledger: Ledger, rows: pd.DataFrame, interval: Interval, *, run_id: str = "ingest") -> None:
+    """Publish rows as the tables ``visits`` and ``outcomes`` of an interval, as ingest would."""
+    strings, floats = ("visit", "kind"), ("x", "noise", "y")
+
+    def table(columns: list[str], known: timedelta) -> pa.Table:
+        kinds = {**dict.fromkeys(strings, pa.string()), **dict.fromkeys(floats, pa.float64()), "at": MOMENT}
+        content = {name: pa.array(rows[name], type=kinds[name], from_pandas=True) for name in columns}
+        content["_known_at"] = pa.array(rows["at"] + known, type=MOMENT)
+        return pa.table(content)
+
+    def write(columns: list[str], known: timedelta) -> TableWrite:
+        content = table(columns, known)
+        return TableWrite(data=content.to_reader, event_time="at", schema=content.schema)
+
+    lake.publish(
+        model="toy",
+        dataset="tables",
+        interval=interval,
+        tables={
+            "visits": write(["visit", "at", "x", "noise", "kind"], -timedelta(days=1)),
+            "outcomes": write(["visit", "at", "y"], timedelta(hours=1)),
+        },
+        order=ledger.next_order("toy", "tables", interval, run_id),
+        run_id=run_id,
+        inputs={},
+    )
+
+
+# --- the registry without a lake -------------------------------------------------------------------------------------
+
+
+def copy_store(template: Path, settings: Settings) -> None:
+    """Put a copy of an empty, migrated MLflow database where the settings want it; migrating each takes a second."""
+    target = Path(settings.mlflow_url.removeprefix("sqlite:///"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(template, target)
+
+
+def make_template(folder: Path) -> Path:
+    """An empty, migrated MLflow database."""
+    address = f"sqlite:///{folder / 'mlflow.db'}"
+    settings = Settings(
+        models=folder, state=folder, data=folder, database_url=address, catalog_url=address, warehouse=str(folder),
+        predictions_url=address, mlflow_url=address,
+    )  # fmt: skip
+    Registry(settings, Ledger(address)).migrate()
+    return folder / "mlflow.db"
+
+
+def training_set_of(folder: ModelFolder, run_id: str = "run-1") -> TrainingSet:
+    return TrainingSet(
+        model="toy",
+        run_id=run_id,
+        as_of="2013-03-26T00:00:00+00:00",
+        window="2013-03-01--2013-03-21",
+        holdout="2013-03-21--2013-03-26",
+        snapshots={"features": 1, "outcomes": 2},
+        pin="training-1",
+        folder_digest=folder.digest,
+        features_digest=folder.features_digest,
+        rows={"window": 300, "holdout": 100},
+        entities={"window": 300, "holdout": 100},
+        classes={"window": {}, "holdout": {}},
+        content={"window": "a" * 64, "holdout": "b" * 64},
+    )
+
+
+@lru_cache(maxsize=3)
+def _fit_a_few(task: Any) -> tuple[Any, pa.Table, pd.DataFrame]:
+    """A booster, the rows it was fitted on, and an example of them. Where cores are shared, its threads take seconds."""
+    rows = make_rows(5)
+    table = pa.Table.from_pandas(rows[["x", "noise", "kind"]], preserve_index=False)
+    frame = FeatureList(("x", "noise"), ("kind",)).frame(table)
+    truth = {
+        "binary_classification": (rows["y"] > 0.5).to_numpy(),
+        "multiclass_classification": np.where(rows["y"] < -0.5, "low", np.where(rows["y"] < 0.7, "middle", "high")).astype(
+            object
+        ),
+        "regression": rows["y"].to_numpy(),
+    }[task]
+    booster = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
+    columns = ColumnTransformer([("numeric", "passthrough", ["x", "noise"]), ("categorical", OrdinalEncoder(), ["kind"])])
+    return make_pipeline(columns, booster(max_iter=5, random_state=0)).fit(frame, truth), table, frame.head(3)
+
+
+def log_candidate(registry: Registry, folder: ModelFolder, *, run_id: str = "run-1", estimator: Any = None) -> Fitted:
+    """A candidate fitted on a few rows and logged, without a lake."""
+    made, table, example = _fit_a_few(folder.spec.task)
+    fitted = made if estimator is None else estimator
+    with registry.open_run("toy", "boosting", {"perennial.run_id": run_id}) as run:
+        stored = run.log_model(folder.spec, fitted, example=example, reference=table, params={"max_iter": 5})
+        run.log(metrics={"validation_roc_auc": 0.7}, params={"max_iter": 5})
+    return Fitted(
+        candidate="boosting",
+        baseline=False,
+        params={"max_iter": 5},
+        metrics={"roc_auc": 0.7},
+        score=0.7,
+        greater_is_better=True,
+        mlflow_run_id=run.id,
+        model_id=stored.model_id,
+        manifest=stored.manifest,
+        code=code_state(folder),
+        seconds={"search": 0.0, "fit": 0.0},
+    )
+
+
+def evaluation_of(auc: float = 0.7, champion: Contender | None = None) -> Evaluation:
+    def contender(role: Any, value: float) -> Contender:
+        return Contender(
+            name="boosting" if role == "candidate" else "prior",
+            role=role,
+            metrics={"roc_auc": value},
+            rows=100,
+            rows_hash="b" * 64,
+            predictions=PredictionSummary(100, 0, 90, 0.1, 0.3, 0.9),
+            trained_on="2013-03-01--2013-03-21",
+        )
+
+    return Evaluation(
+        model="toy",
+        task="binary_classification",
+        metric="roc_auc",
+        interval="2013-03-21--2013-03-26",
+        entities=100,
+        rows=100,
+        rows_hash="b" * 64,
+        classes={"False": 60, "True": 40},
+        not_finite_inputs={},
+        candidate=contender("candidate", auc),
+        baselines=[contender("baseline", 0.5)],
+        champion=champion,
+    )
+
+
+def register(registry: Registry, folder: ModelFolder, run_id: str = "run-1", auc: float = 0.7) -> tuple[int, GateDecision]:
+    """Log, judge and register a candidate; its number and the gates' decision."""
+    evaluation = evaluation_of(auc)
+    decision = decide(evaluation, folder.spec.gates)
+    fitted = log_candidate(registry, folder, run_id=run_id)
+    return registry.register(folder, training_set_of(folder, run_id), fitted, evaluation, decision, run_id=run_id), decision
