@@ -504,12 +504,14 @@ class ModelSpec(_Part):
 
     @model_validator(mode="after")
     def _holds_together(self) -> ModelSpec:
-        reserved = {"features", "predictions", "quarantine"}
+        reserved = {"features", "predictions", "quarantine", "entities"}
         for name, table in self.tables.items():
             if table.source not in self.sources:
                 raise _at(("tables", name, "source"), f"no source is named {table.source}; there are {_names(self.sources)}")
             if name in reserved:
-                raise _at(("tables", name), f"{name} is a table that Perennial itself writes; choose another name")
+                raise _at(("tables", name), f"{name} is a table that Perennial itself makes; choose another name")
+            if "_known_at" in table.columns:
+                raise _at(("tables", name, "columns", "_known_at"), "Perennial itself adds this column; choose another name")
         fed = {table.source for table in self.tables.values()}
         for source in self.sources:
             if source not in fed:
@@ -521,6 +523,11 @@ class ModelSpec(_Part):
             raise _at(("entity", "table"), f"table {self.entity.table} has no event_time to place a prediction in an interval")
         if missing := [column for column in self.entity_table.key if column not in self.label_table.columns]:
             raise _at(("label", "table"), f"table {self.label.table} lacks the entity's key {', '.join(missing)}")
+        taken = {*self.entity_table.key, self.event_time, "as_of", "label", "prediction"}
+        for kind in ("numeric", "categorical"):
+            for name in getattr(self.features, kind):
+                if name in taken:
+                    raise _at(("features", kind), f"{name} stands beside the features already; give the feature another name")
         if all(candidate.baseline for candidate in self.candidates.values()):
             raise _at(("candidates",), "every candidate is a baseline; at least one must be there to be promoted")
         if not any(candidate.baseline for candidate in self.candidates.values()):
