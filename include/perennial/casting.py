@@ -101,18 +101,16 @@ def literal(text: str) -> str:
 
 def connect(*folders: Path) -> duckdb.DuckDBPyConnection:
     """A DuckDB of its own that reads and writes in ``folders`` alone; what does not fit in memory goes to the first."""
-    return duckdb.connect(
-        config={
-            "TimeZone": "UTC",
-            "threads": "2",
-            "memory_limit": "1GB",
-            "temp_directory": str(folders[0] / "duckdb"),
-            "allowed_directories": [str(folder) for folder in folders],
-            "enable_external_access": "false",
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
-        }
+    connection = duckdb.connect(
+        config={"threads": 2, "autoinstall_known_extensions": False, "autoload_known_extensions": False}
     )
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET memory_limit = '1GB'")
+    if folders:
+        connection.execute(f"SET temp_directory = {literal(str(folders[0] / 'duckdb'))}")
+        connection.execute(f"SET allowed_directories = [{', '.join(literal(str(folder)) for folder in folders)}]")
+    connection.execute("SET enable_external_access = false")
+    return connection
 
 
 def mentioned(table: Table) -> frozenset[str]:
@@ -136,7 +134,7 @@ def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str
     """
     table = folder.spec.tables[name]
     where = f"{folder.path / 'model.yaml'}: tables.{name}"
-    with duckdb.connect(config={"TimeZone": "UTC", "enable_external_access": "false"}) as connection:
+    with connect() as connection:
         connection.register("landed", raw.empty_table())
         for column, column_spec in table.columns.items():
             if column_spec.sql is None and column.casefold() not in {given.casefold() for given in raw.names}:
@@ -357,7 +355,7 @@ _REQUIRED = {
 
 def _why_not(column: str, spec: Column, kind: str, raw: str, value: str) -> str:
     """``WHEN … THEN …`` clauses with what is wrong in a value that is there."""
-    shown = f" || left({raw}, 60) || " if kind == "VARCHAR" else f"{raw}::VARCHAR"
+    shown = f"chr(39) || left({raw}, 60) || chr(39)" if kind == "VARCHAR" else f"{raw}::VARCHAR"
     subject = f"{literal(f'{column}: ')} || {shown}"
     if spec.type == "string":
         if kind != "VARCHAR":

@@ -51,8 +51,8 @@ def _module(folder: ModelFolder) -> ModuleType:
         previous = sys.modules.get(name)
         sys.modules[name] = module
         try:
-            exec(compile(folder.code, file, "exec"), module.__dict__)  # noqa: S102  # the team's own code, by design
-        except Exception as error:
+            exec(compile(folder.code, file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102  # the team's own code, by design
+        except (Exception, SystemExit) as error:
             if previous is None:
                 del sys.modules[name]
             else:

@@ -1,0 +1,94 @@
+"""A page of Great Expectations' Data Docs for one table and interval, without a Great Expectations project around it.
+
+Its renderers quote values of the data as they are, markup included (1.24.1); here they are escaped before they get there.
+Neighbour: :mod:`perennial.checks`, which judges in batches and tells here what came of it over all of them.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from great_expectations.core.expectation_validation_result import (
+    ExpectationSuiteValidationResult,
+    ExpectationValidationResult,
+)
+from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
+from great_expectations.render.view.view import DefaultJinjaPageView
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one expectation came to.
+
+    Attributes:
+        configuration: Great Expectations' configuration of it.
+        elements: values that were judged, the missing ones included.
+        failures: values that failed.
+        missing: values that were not there.
+        values: some that failed, fit to be shown.
+        computed: whether it could be judged at all.
+    """
+
+    configuration: Any
+    elements: int
+    failures: int
+    missing: int
+    values: Sequence[str]
+    computed: bool
+
+    @property
+    def success(self) -> bool:
+        return self.computed and not self.failures
+
+
+def write_page(path: Path, *, title: str, run_id: str, judged: Sequence[Judged]) -> Path:
+    """Write the page and return its path; one that is being read is replaced whole."""
+    results = [_result(one) for one in judged]
+    passed = sum(one.success for one in judged)
+    whole = ExpectationSuiteValidationResult(
+        results=results,
+        success=passed == len(judged),
+        suite_name=title,
+        statistics={
+            "evaluated_expectations": len(judged),
+            "successful_expectations": passed,
+            "unsuccessful_expectations": len(judged) - passed,
+            "success_percent": 100 * passed / max(len(judged), 1),
+        },
+        meta={"run_id": {"run_name": html.escape(run_id), "run_time": datetime.now(UTC).isoformat()}},
+    )
+    document = ValidationResultsPageRenderer().render(whole)
+    page = DefaultJinjaPageView().render(document)  # type: ignore[no-untyped-call]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _result(one: Judged) -> ExpectationValidationResult:
+    present = max(one.elements - one.missing, 0)
+    values = [html.escape(value) for value in one.values]
+    return ExpectationValidationResult(
+        success=one.success,
+        expectation_config=one.configuration,
+        result={
+            "element_count": one.elements,
+            "unexpected_count": one.failures,
+            "unexpected_percent": 100 * one.failures / present if present else 0.0,
+            "unexpected_percent_total": 100 * one.failures / one.elements if one.elements else 0.0,
+            "unexpected_percent_nonmissing": 100 * one.failures / present if present else 0.0,
+            "missing_count": one.missing,
+            "missing_percent": 100 * one.missing / one.elements if one.elements else 0.0,
+            "partial_unexpected_list": values,
+            "partial_unexpected_counts": [{"value": value, "count": values.count(value)} for value in dict.fromkeys(values)],
+        },
+        meta={},
+        exception_info={"raised_exception": False, "exception_message": None, "exception_traceback": None},
+    )
