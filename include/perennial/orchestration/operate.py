@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import task
@@ -24,3 +25,39 @@ def roll_back(model: str) -> dict[str, Any]:
         )
         run.link(MLFLOW, registry.version_url(model, champion))
         return {"champion": champion}
+
+
+@task(multiple_outputs=False)
+def clear_files(model: str) -> dict[str, dict[str, int]]:
+    """Remove what past runs handed from task to task, and reports older than the model keeps."""
+    from perennial import maintenance
+
+    with stage_run(model) as run:
+        settings, now = run.deployment.settings, datetime.now(UTC)
+        return {
+            "staging": maintenance.remove_staging(settings, model, now=now),
+            "reports": maintenance.remove_reports(settings, run.folder.spec, now=now),
+        }
+
+
+@task(multiple_outputs=False)
+def tidy_lake(model: str) -> dict[str, dict[str, int]]:
+    """Forget old quarantined rows, let go of what no kept version pins, join small files, remove orphans: in this order."""
+    from perennial import maintenance
+
+    with stage_run(model) as run:
+        parts, spec, now = run.deployment, run.folder.spec, datetime.now(UTC)
+        return {
+            "quarantine": maintenance.forget_quarantine(parts.lake, parts.ledger, spec, now=now),
+            "pins": maintenance.unpin_old_versions(parts.lake, parts.ledger, spec, now=now),
+            "tables": maintenance.tidy_tables(parts.lake, spec, now=now),
+        }
+
+
+@task(multiple_outputs=False)
+def close_abandoned_runs(model: str) -> dict[str, int]:
+    """Mark MLflow runs that their process left open when it was killed."""
+    from perennial import maintenance
+
+    with stage_run(model) as run:
+        return maintenance.close_abandoned_runs(run.deployment.registry, run.folder.spec)

@@ -66,8 +66,7 @@ def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
     """Let the gates decide, and register the version with the decision and its evidence."""
-    from perennial.evaluation import Evaluation
-    from perennial.gates import decide
+    from perennial.gates import Evaluation, decide
     from perennial.training import Fitted, TrainingSet, choose
 
     with stage_run(model) as run:

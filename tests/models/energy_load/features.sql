@@ -4,6 +4,7 @@ SELECT
     entities.hour,
     extract(hour FROM entities.hour) AS hour_of_day,
     entities.forecast,
+    entities.meter AS which_meter,
     readings.load AS load_yesterday,
 FROM entities
 LEFT JOIN readings
