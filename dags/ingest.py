@@ -21,7 +21,7 @@ turn `announce` off for history that nobody should score.
 from airflow.sdk import chain
 
 from perennial.orchestration import assets
-from perennial.orchestration.dags import day, models, stage, switch
+from perennial.orchestration.dags import day, models, report_broken_models, stage, switch
 from perennial.orchestration.ingest import build_features, check_task_id, land_and_check, publish_tables
 
 for model in models():
@@ -42,3 +42,5 @@ for model in models():
         published = publish_tables(model=model.name)
         features = build_features.override(outlets=[assets.features(model.name)])(model=model.name)
         chain(checked, published, features)
+
+report_broken_models()

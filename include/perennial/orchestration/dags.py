@@ -1,14 +1,15 @@
 """What every DAG of Perennial has in common, and one DAG a model for each stage.
 
-A DAG file loops over :func:`models` and opens :func:`stage`. A broken model folder has no DAGs; its message is shown as
-an import error, and the other models' DAGs are untouched.
+A DAG file loops over :func:`models` and opens :func:`stage`. A broken model folder has no DAGs; one file calls
+:func:`report_broken_models`, which shows its message as an import error and leaves the other models' DAGs untouched.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from airflow.sdk import DAG, Param
@@ -20,16 +21,23 @@ from perennial.settings import settings
 from perennial.spec import ModelFolder, ModelSpec, read_models
 
 
-def models() -> Iterator[ModelSpec]:
-    """The models that have a sound folder; the broken ones are reported as import errors of the calling DAG file."""
-    sound, broken = read_models(settings().models)
-    yield from (folder.spec for folder in _by_name(sound))
+def models() -> list[ModelSpec]:
+    """The models that have a sound folder, by name."""
+    sound, _ = _folders()
+    return [folder.spec for _, folder in sorted(sound.items())]
+
+
+def report_broken_models() -> None:
+    """Show what is wrong with the other folders as an import error of the calling DAG file."""
+    _, broken = _folders()
     if broken:
         _BrokenModels(broken)
 
 
-def _by_name(folders: Mapping[str, ModelFolder]) -> list[ModelFolder]:
-    return [folders[name] for name in sorted(folders)]
+@lru_cache(maxsize=1)
+def _folders() -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
+    """Every folder, read once a process: Airflow parses each DAG file in a process of its own."""
+    return read_models(settings().models)
 
 
 class _BrokenModels(DAG):
