@@ -1,0 +1,5 @@
+"""The embedded stack: Airflow and MLflow as plain processes of one machine, started, watched and stopped together.
+
+:mod:`~perennial.stack.environment` decides how they are configured, :mod:`~perennial.stack.processes` keeps processes
+alive and leaves none behind, :mod:`~perennial.stack.embedded` knows which processes there are and when they are healthy.
+"""

@@ -1,0 +1,277 @@
+"""The whole stack on one machine: Airflow's components and MLflow's server, all state below one folder.
+
+Two API servers: one for people, one for tasks, so that neither waits for the other's writes to SQLite.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import httpx
+
+from perennial.errors import StackError
+from perennial.settings import PROJECT
+from perennial.stack.environment import (
+    HOST,
+    choose_ports,
+    embedded_settings,
+    environment,
+    keep_secrets,
+    passwords_file,
+    write_private,
+)
+from perennial.stack.processes import Processes, end, last_words, marked
+
+#: Less than this, and the first model may not fit.
+ROOM = 1_000_000_000
+
+#: What Airflow's processes share. Internals of Airflow: one that goes away costs a second, nothing else.
+IMPORTED_AHEAD = (
+    "airflow.__main__",
+    "airflow.api_fastapi.app",
+    "airflow.api_fastapi.core_api.routes.public",
+    "airflow.api_fastapi.core_api.routes.ui",
+    "airflow.api_fastapi.execution_api.routes",
+    "airflow.cli.commands.api_server_command",
+    "airflow.cli.commands.dag_processor_command",
+    "airflow.cli.commands.db_command",
+    "airflow.cli.commands.scheduler_command",
+    "airflow.cli.commands.triggerer_command",
+    "airflow.executors.local_executor",
+)
+
+#: What tasks need and take long to import. Workers are forked from the scheduler, and so have it at once.
+IMPORTED_FOR_TASKS = (
+    # Searches all modules that are there already, and so is quicker the earlier it comes.
+    "skops.io",
+    "airflow.sdk.execution_time.task_runner",
+    "great_expectations",
+    "evidently",
+    "mlflow.sklearn",
+    "pyiceberg.catalog.sql",
+    "pyiceberg.io.pyarrow",
+    "duckdb",
+)
+
+_HEALTH = "/api/v2/monitor/health"
+
+_AIRFLOW = (sys.executable, "-m", "airflow")
+_MLFLOW = (sys.executable, "-m", "mlflow")
+
+
+class Stack:
+    """The embedded stack, running inside a ``with`` block.
+
+    Args:
+        state: folder that everything is kept below.
+        given: the environment: what a person has chosen.
+        dags: folder of DAG files.
+        plugins: folder of Airflow plugins.
+        parse_every: seconds after which a DAG file is read again.
+        say: told of what happens, a sentence at a time.
+
+    Attributes:
+        settings: where this deployment keeps things.
+        ports: where its servers listen.
+        password: of the user ``admin``.
+        environment: what its processes see.
+
+    Raises:
+        StackError: on entering, when it cannot start: what to do.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        given: Mapping[str, str],
+        *,
+        dags: Path = PROJECT / "dags",
+        plugins: Path = PROJECT / "plugins",
+        parse_every: int = 30,
+        imports: Sequence[str] = IMPORTED_FOR_TASKS,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.state = state
+        self._say = say
+        self._imports = imports
+        self._lock = _Lock(state)
+        self._lock.take()
+        try:
+            for module in ("airflow", "mlflow"):
+                if find_spec(module) is None:
+                    raise StackError(f"the package {module} is not installed here; `make up` installs what is needed")
+            _check_room(state, ROOM)
+            end(lambda: marked(f"{state}#"), 10)  # what a stack that was killed may have left
+            self.ports = choose_ports(given)
+            self.settings = embedded_settings(state, self.ports, given)
+            kept = keep_secrets(state)
+            self.password = kept.admin_password
+            self.environment = environment(
+                self.settings, self.ports, kept, dags=dags, plugins=plugins, parse_every=parse_every, inherited=given
+            )
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def airflow_url(self) -> str:
+        return f"http://{HOST}:{self.ports.airflow}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://{HOST}:{self.ports.mlflow}"
+
+    def __enter__(self) -> Stack:
+        self.processes = Processes(
+            f"{self.state}#{secrets.token_hex(4)}", "airflow", IMPORTED_AHEAD, self.environment, self.state / "logs", self._say
+        )
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.processes.stop()
+        self._lock.release()
+
+    def check(self) -> None:
+        """Nothing, as long as all is well.
+
+        Raises:
+            StackError: a process has been lost for good, or the disk is all but full.
+        """
+        _check_room(self.state, ROOM // 10)
+        if self.processes.failure is not None:
+            raise self.processes.failure
+
+    def wait(self) -> None:
+        """Wait until a process has been lost for good.
+
+        Raises:
+            StackError: always, then.
+        """
+        while True:
+            self.check()
+            time.sleep(0.5)
+
+    def _start(self) -> None:
+        self._lock.write({"process": os.getpid(), "airflow": self.airflow_url, "mlflow": self.mlflow_url})
+        passwords = passwords_file(self.settings)
+        passwords.parent.mkdir(parents=True, exist_ok=True)
+        write_private(passwords, json.dumps({"admin": self.password}))
+        processes = self.processes
+        # No two processes may make a database's tables, and none may ask for them before. MLflow's server makes its own, and
+        # is asked by nobody before it is healthy.
+        self._start_mlflow()
+        steps = {
+            "perennial-init": processes.run("perennial-init", sys.executable, "-m", "perennial.cli", "init"),
+            "airflow-migrate": processes.run("airflow-migrate", *_AIRFLOW, "db", "migrate"),
+        }
+        for name, step in steps.items():
+            if step.wait() != 0:
+                raise StackError(f"{name} failed; {last_words(processes.log(name))}")
+        processes.start("execution-api", *_AIRFLOW, "api-server", "--apps", "execution", "--port", str(self.ports.execution))
+        processes.start("api-server", *_AIRFLOW, "api-server", "--apps", "core")
+        processes.start("dag-processor", *_AIRFLOW, "dag-processor")
+        # Logs are read from the disk; the servers that offer them to other machines are not started.
+        processes.start("triggerer", *_AIRFLOW, "triggerer", "--skip-serve-logs")
+        processes.import_ahead(self._imports)
+        # Meanwhile the servers prepare themselves, the execution API for seconds when it is first asked something.
+        self._wait_for(
+            {
+                "execution-api": f"http://{HOST}:{self.ports.execution}/execution/health",
+                "mlflow": f"{self.mlflow_url}/health",
+            }
+        )
+        processes.start("scheduler", *_AIRFLOW, "scheduler", "--skip-serve-logs")
+        self._wait_for({"Airflow": f"{self.airflow_url}{_HEALTH}"})
+        processes.watch()
+
+    def _start_mlflow(self) -> None:
+        self.processes.start(
+            "mlflow", *_MLFLOW, "server", "--host", HOST, "--port", str(self.ports.mlflow), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{self.state / 'mlflow.db'}",
+            "--artifacts-destination", str(self.state / "mlartifacts"),
+            "--allowed-hosts", "localhost:*,127.0.0.1:*",
+        )  # fmt: skip
+
+    def _wait_for(self, addresses: dict[str, str], patience: float = 180) -> None:
+        """Wait until all of these answer that they are healthy, for at most ``patience`` seconds."""
+        deadline = time.monotonic() + patience
+        # A proxy of the environment knows nothing of this machine.
+        with httpx.Client(trust_env=False, timeout=patience) as client:
+            for name, url in addresses.items():
+                while not _is_healthy(client, url):
+                    if (error := self.processes.dead()) is not None:
+                        raise error
+                    if time.monotonic() > deadline:
+                        raise StackError(f"{name} is not healthy after {patience:.0f} s; look into {self.state / 'logs'}")
+                    time.sleep(0.1)
+
+
+def _is_healthy(client: httpx.Client, url: str) -> bool:
+    try:
+        answer = client.get(url)
+    except httpx.TransportError:
+        return False
+    # Airflow answers for its components, one by one.
+    return answer.status_code == 200 and (
+        not url.endswith(_HEALTH) or all(part["status"] == "healthy" for part in answer.json().values())
+    )
+
+
+def _check_room(state: Path, wanted: int) -> None:
+    if (free := shutil.disk_usage(state).free) < wanted:
+        raise StackError(
+            f"the disk of {state} has {free / 1e6:,.0f} MB left, and the stack needs {wanted / 1e6:,.0f} MB: make room, "
+            "or name a folder on another disk by the environment variable PERENNIAL_STATE"
+        )
+
+
+class _Lock:
+    """One stack a folder. The lock goes with the process, however that ends."""
+
+    def __init__(self, state: Path) -> None:
+        self._file = state / "stack.json"
+        self._stream: IO[str] | None = None
+
+    def take(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        stream = self._file.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            text = stream.read()
+            stream.close()
+            there = json.loads(text) if text else {}
+            raise StackError(
+                f"a stack runs on {self._file.parent} already (process {there.get('process', 'unknown')}, "
+                f"Airflow {there.get('airflow', 'starting')}); use that one, or stop it with Ctrl-C where it was started"
+            ) from None
+        self._stream = stream
+
+    def write(self, content: dict[str, object]) -> None:
+        assert self._stream is not None
+        self._stream.seek(0)
+        self._stream.truncate()
+        self._stream.write(json.dumps(content))
+        self._stream.flush()
+
+    def release(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None

@@ -1,0 +1,243 @@
+"""How the embedded stack is configured: by environment variables alone, all of them made here.
+
+Neighbours: :mod:`perennial.stack.embedded` starts processes with them; ``.env.example`` lists those a person may set.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from perennial.errors import StackError
+from perennial.settings import PROJECT, Settings, read_settings
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the servers listen, on this machine alone.
+
+    Attributes:
+        airflow: UI and REST API.
+        mlflow: UI and tracking.
+        execution: the API that tasks talk to; nobody else does, so that any free port will do.
+    """
+
+    airflow: int
+    mlflow: int
+    execution: int
+
+
+def choose_ports(environment: Mapping[str, str]) -> Ports:
+    """The ports that the environment asks for, checked to be free.
+
+    Raises:
+        StackError: a port is no number, is given twice, or is taken; the message names its variable.
+    """
+    airflow = _choose("Airflow", environment, "PERENNIAL_AIRFLOW_PORT", 8080)
+    mlflow = _choose("MLflow", environment, "PERENNIAL_MLFLOW_PORT", 5000)
+    if airflow == mlflow:
+        raise StackError(f"PERENNIAL_AIRFLOW_PORT and PERENNIAL_MLFLOW_PORT are both {airflow}; make them differ")
+    return Ports(airflow=airflow, mlflow=mlflow, execution=_free_port())
+
+
+def _choose(server: str, environment: Mapping[str, str], variable: str, default: int) -> int:
+    text = environment.get(variable) or str(default)
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise StackError(f"{variable} is {text!r}; write a port number, such as {default}")
+    if not _is_free(int(text)):
+        raise StackError(
+            f"port {text}, where {server} would listen, is in use by another program; stop that one, or choose another port "
+            f"by the environment variable {variable}, such as {variable}={_free_port()}"
+        )
+    return int(text)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # A port whose last connections are still fading away is free for a server, which binds it in this way too.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What the stack must keep to itself and keep unchanged from start to start.
+
+    Attributes:
+        admin_password: of the user ``admin`` in Airflow.
+        fernet_key: encrypts connections in Airflow's database; another key could not read them.
+        jwt_secret: signs the tokens of tasks and of the REST API.
+        session_key: signs the UI's sessions.
+    """
+
+    admin_password: str
+    fernet_key: str
+    jwt_secret: str
+    session_key: str
+
+
+def keep_secrets(state: Path) -> Secrets:
+    """The secrets in ``state``, made at the first start and readable by this user alone.
+
+    Raises:
+        StackError: the file is there but does not hold them.
+    """
+    file = state / "secrets.json"
+    if not file.exists():
+        made = Secrets(
+            admin_password=secrets.token_urlsafe(12),
+            fernet_key=base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            jwt_secret=secrets.token_hex(32),
+            session_key=secrets.token_hex(32),
+        )
+        write_private(file, json.dumps(asdict(made), indent=2))
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return Secrets(**{field.name: str(found[field.name]) for field in fields(Secrets)})
+    except (ValueError, TypeError, KeyError) as error:
+        raise StackError(
+            f"{file} does not hold the stack's secrets; restore it, or remove it and with it {state / 'airflow'}, "
+            "whose connections it encrypts"
+        ) from error
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that no other user can read, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+        stream.write(text)
+    temporary.replace(file)
+
+
+def passwords_file(settings: Settings) -> Path:
+    """Where Airflow's simple sign-in looks its passwords up."""
+    return settings.state / "airflow" / "passwords.json"
+
+
+def embedded_settings(state: Path, ports: Ports, given: Mapping[str, str]) -> Settings:
+    """The settings of a stack that keeps everything below ``state``: what ``given`` does not say otherwise.
+
+    MLflow is always the stack's own, since an address left in somebody's shell must not receive these models.
+    """
+    own = {
+        "PERENNIAL_STATE": str(state),
+        "MLFLOW_TRACKING_URI": f"http://{HOST}:{ports.mlflow}",
+        "PERENNIAL_MLFLOW_PUBLIC_URL": f"http://{HOST}:{ports.mlflow}",
+        "PERENNIAL_AIRFLOW_PUBLIC_URL": f"http://{HOST}:{ports.airflow}",
+    }
+    return read_settings({**given, **own})
+
+
+def environment(
+    settings: Settings,
+    ports: Ports,
+    kept: Secrets,
+    *,
+    dags: Path = PROJECT / "dags",
+    plugins: Path = PROJECT / "plugins",
+    parse_every: int = 30,
+    inherited: Mapping[str, str],
+) -> dict[str, str]:
+    """Every variable that the stack's processes see.
+
+    Args:
+        settings: where this deployment keeps things.
+        ports: where the servers listen.
+        kept: the stack's secrets.
+        dags: folder of DAG files.
+        plugins: folder of Airflow plugins.
+        parse_every: seconds after which a DAG file is read again.
+        inherited: the environment underneath. What the stack itself decides replaces what is said there.
+    """
+    airflow = settings.state / "airflow"
+    own = {
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), inherited.get("PATH", os.defpath))),
+        "NO_PROXY": ",".join(filter(None, (inherited.get("NO_PROXY"), HOST, "localhost"))),
+        "PYTHONUNBUFFERED": "1",
+        # Otherwise a process that renames itself overwrites its environment, by which the stack knows its own.
+        "SPT_NOENV": "1",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MPLBACKEND": "Agg",
+        # Tasks run beside each other, and are forked from a process whose libraries must not have started threads.
+        "OPENBLAS_NUM_THREADS": "1",
+        **_deployment(settings),
+        **_silence(),
+        "AIRFLOW_HOME": str(airflow),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(plugins),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__FERNET_KEY": kept.fernet_key,
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": str(max(3, min(8, (os.cpu_count() or 2) + 1))),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{HOST}:{ports.execution}/execution/",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords_file(settings)),
+        # The full name of the machine may take a name server seconds to find, in every task.
+        "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow / 'airflow.db'}",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(airflow / "logs"),
+        "AIRFLOW__API__HOST": HOST,
+        "AIRFLOW__API__PORT": str(ports.airflow),
+        "AIRFLOW__API__BASE_URL": f"http://{HOST}:{ports.airflow}",
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": kept.session_key,
+        "AIRFLOW__API_AUTH__JWT_SECRET": kept.jwt_secret,
+        # Workers are forked from the scheduler, which has imported what tasks need.
+        "AIRFLOW__SCHEDULER__MP_START_METHOD": "fork",
+        # A worker may miss the end of its task and then looks again after this long: one second, not five.
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+        # A task whose process was killed is noticed after a minute, not after five.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": str(parse_every),
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": str(parse_every),
+    }
+    dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "no_proxy"}
+    return {**{name: value for name, value in inherited.items() if name not in dropped}, **own}
+
+
+def _deployment(settings: Settings) -> dict[str, str]:
+    """What :func:`perennial.settings.read_settings` makes the same settings of."""
+    return {
+        "PERENNIAL_MODELS": str(settings.models),
+        "PERENNIAL_STATE": str(settings.state),
+        "PERENNIAL_DATA": str(settings.data),
+        "PERENNIAL_DATABASE_URL": settings.database_url,
+        "PERENNIAL_CATALOG_URL": settings.catalog_url,
+        "PERENNIAL_WAREHOUSE": settings.warehouse,
+        "PERENNIAL_PREDICTIONS_URL": settings.predictions_url,
+        "MLFLOW_TRACKING_URI": settings.mlflow_url,
+        "PERENNIAL_MLFLOW_PUBLIC_URL": settings.mlflow_public_url or "",
+        "PERENNIAL_AIRFLOW_PUBLIC_URL": settings.airflow_public_url or "",
+    }
+
+
+def _silence() -> dict[str, str]:
+    """No dependency tells anybody anything."""
+    return {
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "DO_NOT_TRACK": "1",
+        "GX_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }

@@ -1,0 +1,233 @@
+"""Starts many processes of one program from a process that has imported it already.
+
+Airflow's processes would each spend seconds on importing the same modules, on two cores most of the start. Here one
+process imports them and is forked for each. It runs one thread and has opened nothing, and so a fork of it is safe.
+
+The launcher is itself a process, ``python -m perennial.stack.launcher <socket> <program> <module>…``; :class:`Launcher` is
+the stack's end of it. Over the socket go lines of JSON: a request there, a process id and later its exit code back.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import logging
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from setproctitle import setproctitle
+
+from perennial.errors import StackError
+
+
+class Launched:
+    """A process that the launcher started, with what :class:`subprocess.Popen` offers of it."""
+
+    def __init__(self, launcher: Launcher, pid: int) -> None:
+        self.pid = pid
+        self._launcher = launcher
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._launcher.exit_code(self.pid)
+
+    def wait(self) -> int:
+        return self._launcher.wait(self.pid)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class Launcher:
+    """The stack's end of a launcher.
+
+    Args:
+        program: the package that is run as by ``python -m``.
+        modules: imported ahead; those that cannot be are passed over.
+        environment: of the launcher and all it starts.
+        log: its own log file.
+    """
+
+    def __init__(self, program: str, modules: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs, log.open("ab") as stream:
+            self._process = subprocess.Popen(  # noqa: S603 - this module itself
+                [sys.executable, "-m", __name__, str(theirs.fileno()), program, *modules],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+            )
+        self._one_at_a_time = threading.Lock()
+        self._news = threading.Condition()
+        self._started: SimpleQueue[int | None] = SimpleQueue()
+        self._exit_codes: dict[int, int] = {}
+        self._lost = False
+        self._listener = threading.Thread(target=self._listen, name="launcher", daemon=True)
+        self._listener.start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has died."""
+        return self._lost
+
+    def import_ahead(self, modules: Sequence[str]) -> None:
+        """Have these imported before the processes that are started from now on."""
+        self._ask({"modules": list(modules)})
+
+    def start(self, arguments: Sequence[str], log: Path) -> Launched:
+        """Run the program with these arguments.
+
+        Raises:
+            StackError: the launcher has died.
+        """
+        with self._one_at_a_time:
+            self._ask({"arguments": list(arguments), "log": str(log)})
+            pid = None if self._lost else self._started.get()
+        if pid is None:
+            raise StackError("the process that starts Airflow's processes was killed")
+        return Launched(self, pid)
+
+    def exit_code(self, pid: int) -> int | None:
+        """None while the process runs. Once the launcher has died, its processes count as killed."""
+        with self._news:
+            return self._exit_codes.get(pid, -signal.SIGKILL if self._lost else None)
+
+    def wait(self, pid: int) -> int:
+        """Wait for the process to end."""
+        with self._news:
+            self._news.wait_for(lambda: pid in self._exit_codes or self._lost)
+            return self._exit_codes.get(pid, -signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let the launcher end; its processes run on."""
+        with suppress(OSError):  # it has died
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._process.wait()
+        self._listener.join()
+        self._socket.close()
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except OSError:  # it has died, which _listen finds out as well
+            self._lost = True
+
+    def _listen(self) -> None:
+        try:
+            with self._socket.makefile("rb") as lines:
+                for line in lines:
+                    news: dict[str, int] = json.loads(line)
+                    with self._news:
+                        if "exit" in news:
+                            self._exit_codes[news["pid"]] = news["exit"]
+                            self._news.notify_all()
+                        else:
+                            self._started.put(news["pid"])
+        except OSError:
+            pass
+        with self._news:
+            self._lost = True
+            self._started.put(None)
+            self._news.notify_all()
+
+
+def main() -> None:
+    """The launcher, until the stack's end closes; and in each fork of it, the program."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    program, *modules = sys.argv[2:]
+    _import(modules)
+    asked = _serve(channel)
+    if asked is None:
+        # Nothing is to be put in order here, and modules that try would write pages about it.
+        os._exit(0)
+    os.setsid()
+    log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())
+    os.close(log)
+    sys.argv = [program, *asked["arguments"]]
+    setproctitle(" ".join(sys.argv))
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def _serve(channel: socket.socket) -> dict[str, Any] | None:
+    """Do as asked until the other end closes.
+
+    Returns:
+        In each process that is started, what it was asked for; in the launcher itself, at the end, None.
+    """
+    unread = b""
+    while True:
+        # Deaths are told at the next look: a signal handler would be inherited by all the forks.
+        ready, _, _ = select.select([channel], [], [], 0.1)
+        _tell_deaths(channel)
+        if not ready:
+            continue
+        received = channel.recv(65536)
+        if not received:
+            return None
+        *requests, unread = (unread + received).split(b"\n")
+        for request in requests:
+            asked: dict[str, Any] = json.loads(request)
+            if "modules" in asked:
+                _import(asked["modules"])
+                continue
+            pid = os.fork()
+            if pid == 0:
+                channel.close()
+                return asked
+            _tell(channel, {"pid": pid})
+
+
+def _import(modules: Sequence[str]) -> None:
+    logging.disable(logging.INFO)
+    with warnings.catch_warnings():
+        # What these libraries say about each other while they are imported fills thousands of lines.
+        warnings.simplefilter("ignore")
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                print(f"{module} is not imported ahead: {error}", file=sys.stderr)  # noqa: T201
+    logging.disable(logging.NOTSET)
+    # The forks share the memory of all this as long as the garbage collector does not touch it.
+    gc.collect()
+    gc.freeze()
+
+
+def _tell_deaths(channel: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        _tell(channel, {"pid": pid, "exit": os.waitstatus_to_exitcode(status)})
+
+
+def _tell(channel: socket.socket, news: dict[str, int]) -> None:
+    with suppress(OSError):  # nobody listens any more, which the next look finds
+        channel.sendall(json.dumps(news).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

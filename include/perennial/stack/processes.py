@@ -1,0 +1,253 @@
+"""Processes that are kept alive together, and of which none is left behind.
+
+Each process leads a session, and with it goes all that it starts. And whatever it starts inherits its environment, and
+in it a mark, by which the whole family is found: when the stack stops, by the watchdog when the stack itself was killed,
+and by the next start should the watchdog have been killed with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from perennial.errors import StackError
+from perennial.stack.launcher import Launched, Launcher
+
+MARK = "PERENNIAL_STACK"
+
+#: A process may be restarted this often within this many seconds; what dies more often will not be mended by it.
+RESTARTS = 3
+WITHIN = 300.0
+
+_LOG_BYTES = 50_000_000
+
+
+def marked(prefix: str) -> list[psutil.Process]:
+    """The processes of this user whose mark begins with ``prefix``, this one excepted."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(prefix):
+                found.append(process)
+        except (psutil.Error, OSError):  # gone meanwhile, or somebody else's
+            continue
+    return found
+
+
+def end(find: Callable[[], list[psutil.Process]], patience: float) -> None:
+    """Stop the processes that ``find`` finds: by request, and what is there after ``patience`` seconds by force."""
+    _signal(find(), signal.SIGTERM)
+    _wait(lambda: not find(), patience)
+    # A process may have started another one after it was listed: look again until there is none.
+    _wait(lambda: not _signal(find(), signal.SIGKILL), 10)
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> bool:
+    """Whether there were any."""
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.Error:
+            continue
+    return bool(processes)
+
+
+def _wait(done: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@dataclass
+class _Child:
+    name: str
+    command: Sequence[str]
+    log: Path
+    process: subprocess.Popen[bytes] | Launched
+    restarts: deque[float] = field(default_factory=deque)
+
+
+class Processes:
+    """Named processes with a log file each, restarted when they die.
+
+    A command that begins with ``python -m <program>`` is forked from a process that has imported that program.
+
+    Args:
+        family: the mark of all of them, and of no process of another run.
+        program: the program that most of the processes run.
+        modules: what is imported ahead for it.
+        environment: their environment.
+        logs: folder of their log files, ``<name>.log``.
+        say: told of what happens to them, a sentence at a time.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        program: str,
+        modules: Sequence[str],
+        environment: Mapping[str, str],
+        logs: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self.failure: StackError | None = None
+        self._family = family
+        self._program = (sys.executable, "-m", program)
+        self._modules = tuple(modules)
+        self._environment = {**environment, MARK: family}
+        self._logs = logs
+        self._say = say
+        self._children: dict[str, _Child] = {}
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="stack", daemon=True)
+        logs.mkdir(parents=True, exist_ok=True)
+        # Sees this process end by the end of the pipe, even if it was killed.
+        self._watchdog = subprocess.Popen(  # noqa: S603 - a module of this package
+            [sys.executable, "-m", "perennial.stack.watchdog", family],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            env=dict(environment),
+        )
+        self._launcher = self._make_launcher()
+
+    def log(self, name: str) -> Path:
+        """The log file of a process."""
+        return self._logs / f"{name}.log"
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a process that is to run until :meth:`stop`."""
+        self._children[name] = _Child(name, command, self.log(name), self.run(name, *command))
+
+    def run(self, name: str, *command: str) -> subprocess.Popen[bytes] | Launched:
+        """Start a process that is to end by itself; the caller waits for it."""
+        if command[:3] == self._program:
+            if self._launcher.lost:
+                self._launcher = self._make_launcher()
+            return self._launcher.start(command[3:], self.log(name))
+        with self.log(name).open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - the stack's own commands
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                # A Ctrl-C in the terminal is for the stack to hear, which then stops its processes in order.
+                start_new_session=True,
+            )
+
+    def import_ahead(self, modules: Sequence[str]) -> None:
+        """Have these imported for the processes of the program that are started from now on."""
+        self._modules = (*self._modules, *modules)
+        self._launcher.import_ahead(modules)
+
+    def watch(self) -> None:
+        """From now on a process that dies is restarted; one that keeps dying ends in :attr:`failure`."""
+        self._watcher.start()
+
+    def dead(self) -> StackError | None:
+        """The error of a process that has ended, for the time before :meth:`watch`."""
+        for child in self._children.values():
+            if (code := child.process.poll()) is not None:
+                return StackError(f"{child.name} {_ended(code)} while starting; {last_words(child.log)}")
+        return None
+
+    def stop(self, patience: float = 2.5) -> None:
+        """Stop everything; what does not stop within ``patience`` seconds is killed, and so is all at a second Ctrl-C."""
+        self._stopping.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        running = [child.process for child in self._children.values()]
+        try:
+            for process in running:
+                process.send_signal(signal.SIGTERM)
+            _wait(lambda: all(process.poll() is not None for process in running), patience)
+            end(self._find, 3)
+        except KeyboardInterrupt:
+            end(self._find, 0)
+        self._launcher.close()
+        for process in running:
+            process.wait()
+        assert self._watchdog.stdin is not None
+        try:
+            self._watchdog.stdin.write(b"done")
+            self._watchdog.stdin.close()
+        except OSError:  # it was killed
+            pass
+        self._watchdog.wait()
+
+    def _find(self) -> list[psutil.Process]:
+        return marked(self._family)
+
+    def _session(self, leader: int) -> list[psutil.Process]:
+        found = []
+        for process in self._find():
+            try:
+                if os.getsid(process.pid) == leader:
+                    found.append(process)
+            except ProcessLookupError:
+                continue
+        return found
+
+    def _make_launcher(self) -> Launcher:
+        return Launcher(self._program[-1], self._modules, self._environment, self.log("launcher"))
+
+    def _watch(self) -> None:
+        while self.failure is None and not self._stopping.wait(0.25):
+            for child in self._children.values():
+                try:
+                    if (code := child.process.poll()) is not None and not self._stopping.is_set():
+                        self._revive(child, code)
+                    _cut(child.log)
+                except (OSError, StackError) as error:
+                    self.failure = StackError(f"{child.name} cannot be kept running: {error}")
+
+    def _revive(self, child: _Child, code: int) -> None:
+        now = time.monotonic()
+        while child.restarts and child.restarts[0] < now - WITHIN:
+            child.restarts.popleft()
+        # What it leaves running would work beside its successor.
+        end(lambda: self._session(child.process.pid), 1)
+        if len(child.restarts) >= RESTARTS:
+            self.failure = StackError(
+                f"{child.name} {_ended(code)}, after {RESTARTS} restarts within {WITHIN / 60:.0f} minutes; "
+                f"{last_words(child.log)}"
+            )
+            return
+        child.restarts.append(now)
+        self._say(f"{child.name} {_ended(code)} and is started again; its log is {child.log}")
+        child.process = self.run(child.name, *child.command)
+
+
+def _ended(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def last_words(log: Path, lines: int = 8) -> str:
+    """Where a process wrote, and the end of it."""
+    if not log.exists():
+        return f"there is no {log}"
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 8192))
+        tail = stream.read().decode(errors="replace").splitlines()[-lines:]
+    return f"the end of {log}:\n  " + "\n  ".join(tail) if tail else f"{log} is empty"
+
+
+def _cut(log: Path) -> None:
+    """Keep a log from growing without bound: what is above the limit moves to ``<name>.log.1``."""
+    if log.exists() and log.stat().st_size > _LOG_BYTES:
+        shutil.copyfile(log, log.with_suffix(".log.1"))
+        os.truncate(log, 0)

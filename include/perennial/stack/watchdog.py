@@ -1,0 +1,19 @@
+"""Ends a stack's processes when the stack itself has been killed: ``python -m perennial.stack.watchdog <family>``.
+
+Its standard input is a pipe from the stack. Should that close without a word, nobody is left to stop the processes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from perennial.stack.processes import end, marked
+
+
+def main() -> None:
+    if sys.stdin.buffer.read() != b"done":
+        end(lambda: marked(sys.argv[1]), 10)
+
+
+if __name__ == "__main__":
+    main()
