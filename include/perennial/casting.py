@@ -135,9 +135,11 @@ def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str
     table = folder.spec.tables[name]
     where = f"{folder.path / 'model.yaml'}: tables.{name}"
     with connect() as connection:
-        connection.register("landed", raw.empty_table())
+        wanted = mentioned(table)
+        connection.register("landed", pa.schema([field for field in raw if field.name.casefold() in wanted]).empty_table())
+        given = {named.casefold() for named in raw.names}
         for column, column_spec in table.columns.items():
-            if column_spec.sql is None and column.casefold() not in {given.casefold() for given in raw.names}:
+            if column_spec.sql is None and column.casefold() not in given:
                 raise _lacks(column, raw, place)
         expressions = {f"columns.{column}.sql": spec.sql or quoted(column) for column, spec in table.columns.items()}
         if table.where is not None:
@@ -175,14 +177,14 @@ def _types(
         rows = connection.execute(f"DESCRIBE SELECT {', '.join(both)} FROM {view}").fetchall()
         return [row[1] for row in rows[::2]]
     except duckdb.Error:
-        for (place, sql), one in zip(expressions.items(), both, strict=True):
+        for place, one in zip(expressions, both, strict=True):
             try:
                 connection.execute(f"DESCRIBE SELECT {one} FROM {view}")
             except duckdb.Error as error:
                 message = str(error).splitlines()[0]
                 if absent := re.search(r'Referenced column "(.*?)" not found', message):
                     raise lacks(absent[1]) from error
-                raise SpecError(f"{where}.{place}: {_short(sql)!r} is not usable: {message}") from error
+                raise SpecError(f"{where}.{place}: not an expression that can be used here: {message}") from error
         raise
 
 

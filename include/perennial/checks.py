@@ -23,6 +23,8 @@ import gc
 import logging
 import math
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -30,23 +32,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # read when it is imported
-
 import duckdb
-import great_expectations as gx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from great_expectations.data_context.types.base import ProgressBarsConfig
-from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
-from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
-from great_expectations.expectations.core.expect_column_values_to_be_null import ExpectColumnValuesToBeNull
-from great_expectations.expectations.core.expect_column_values_to_match_regex import ExpectColumnValuesToMatchRegex
-from great_expectations.expectations.core.expect_column_values_to_not_be_null import ExpectColumnValuesToNotBeNull
-from great_expectations.expectations.core.expect_table_columns_to_match_set import ExpectTableColumnsToMatchSet
-from great_expectations.expectations.expectation import Expectation
-from great_expectations.expectations.metadata_types import FailureSeverity
 
 from perennial import logs
 from perennial.casting import (
@@ -62,13 +52,30 @@ from perennial.casting import (
     quoted,
     typed_query,
 )
-from perennial.data_docs import Judged, write_page
 from perennial.delimited import FAULT, POSITION, RAW
 from perennial.errors import IntervalRefused
 from perennial.intervals import Interval
 from perennial.lake import TableWrite
 from perennial.sources import Landed
 from perennial.spec import Column, ModelFolder, Severity, Table
+
+# It reports its use to its makers unless told not to.
+os.environ["GX_ANALYTICS_ENABLED"] = "false"
+with warnings.catch_warnings():
+    # It imports a module of Python's that is deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
+    from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
+    from great_expectations.expectations.core.expect_column_values_to_be_null import ExpectColumnValuesToBeNull
+    from great_expectations.expectations.core.expect_column_values_to_match_regex import ExpectColumnValuesToMatchRegex
+    from great_expectations.expectations.core.expect_column_values_to_not_be_null import ExpectColumnValuesToNotBeNull
+    from great_expectations.expectations.core.expect_table_columns_to_match_set import ExpectTableColumnsToMatchSet
+    from great_expectations.expectations.expectation import Expectation
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    from perennial.data_docs import Judged, write_page
 
 log = logs.get(__name__)
 logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -91,7 +98,8 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 
-_COPIES = "_rows_with_this_key"
+# Names of what is judged besides the spec's columns; people read them in Data Docs.
+_BROKEN, _UNTOLD, _COPIES = "row, why it is unreadable", "known, why it is unreadable", "rows with this key"
 
 
 @dataclass(frozen=True)
@@ -243,14 +251,14 @@ class _Check:
         looks_at: the column it is about, in the frame that is judged.
         severity: of a row or an interval that fails it.
         explain: from a value that fails to what is wrong with it, for people.
-        needs: the column of the spec whose being unreadable explains the failure already.
+        follows: what is looked at by checks whose failing on a row explains that this one fails, too.
     """
 
     expectation: Expectation
     looks_at: str
     severity: Severity
     explain: Callable[[Any], str]
-    needs: str | None = None
+    follows: tuple[str, ...] = ()
 
 
 @dataclass
@@ -278,80 +286,88 @@ class _Tally:
         )
 
 
+def _unreadable(column: str) -> str:
+    return f"{column}, why it is unreadable"
+
+
+def _expect(
+    kind: type[Expectation],
+    column: str,
+    severity: Severity,
+    explain: Callable[[Any], str] = str,
+    follows: tuple[str, ...] = (),
+    **settings: Any,
+) -> _Check:
+    expectation = kind(column=column, severity=FailureSeverity(severity), **settings)  # type: ignore[call-arg]
+    return _Check(expectation, column, severity, explain, follows)
+
+
 def _row_checks(table: Table) -> list[_Check]:
     """The suite over rows, in the order in which reasons are told."""
-    checks = [
-        _Check(ExpectColumnValuesToBeNull(column=ROW_FAULT, severity=FailureSeverity.CRITICAL), ROW_FAULT, "critical", str),
-        _Check(
-            ExpectTableColumnsToMatchSet(column_set=list(table.columns), exact_match=False, severity=FailureSeverity.CRITICAL),
-            "",
-            "critical",
-            str,
-        ),
-    ]
+    present = ExpectTableColumnsToMatchSet(column_set=list(table.columns), exact_match=False, severity=FailureSeverity.CRITICAL)
+    checks = [_Check(present, "", "critical", str), _expect(ExpectColumnValuesToBeNull, _BROKEN, "critical")]
     for name, column in table.columns.items():
         checks += _column_checks(name, column, placed=name in (*table.key, table.event_time))
-    checks += [
-        _Check(
-            ExpectColumnValuesToBeBetween(column=_COPIES, max_value=1, severity=FailureSeverity.CRITICAL),
-            _COPIES,
-            "critical",
-            str,
-        ),
-        _Check(ExpectColumnValuesToBeNull(column=KNOWN_FAULT, severity=FailureSeverity.CRITICAL), KNOWN_FAULT, "critical", str),
-        _Check(
-            ExpectColumnValuesToNotBeNull(column=KNOWN, severity=FailureSeverity.CRITICAL),
+    unknown = f"known: {table.known} gives no moment for this row"
+    parts = [name for name in table.columns if re.search(rf"\b{name}\b", table.known, re.IGNORECASE)]
+    return [
+        *checks,
+        _expect(ExpectColumnValuesToBeBetween, _COPIES, "critical", max_value=1),
+        _expect(ExpectColumnValuesToBeNull, _UNTOLD, "critical"),
+        _expect(
+            ExpectColumnValuesToNotBeNull,
             KNOWN,
             "critical",
-            lambda _: f"known: {table.known} gives no moment for this row",
-            needs=KNOWN,
+            lambda _: unknown,
+            (_BROKEN, _UNTOLD, *parts, *map(_unreadable, parts)),
         ),
     ]
-    return checks
 
 
 def _column_checks(name: str, column: Column, *, placed: bool) -> list[_Check]:
-    """
+    """The checks of one column.
+
     Args:
         placed: the column names or places the row: without it there is nothing to publish, whatever the severity.
     """
     severity = column.severity
-    fault = f"_fault_{name}"
-    checks = [_Check(ExpectColumnValuesToBeNull(column=fault, severity=FailureSeverity.CRITICAL), fault, "critical", str)]
+    checks = [_expect(ExpectColumnValuesToBeNull, _unreadable(name), "critical")]
     if placed or not column.nullable:
         needed: Severity = "critical" if placed else severity
-        missing = ExpectColumnValuesToNotBeNull(column=name, severity=FailureSeverity(needed))
-        checks.append(_Check(missing, name, needed, lambda _: f"{name}: missing", needs=name))
+        checks.append(
+            _expect(ExpectColumnValuesToNotBeNull, name, needed, lambda _: f"{name}: missing", (_BROKEN, _unreadable(name)))
+        )
     if column.min is not None or column.max is not None:
         checks.append(
-            _Check(
-                ExpectColumnValuesToBeBetween(
-                    column=name, min_value=column.min, max_value=column.max, severity=FailureSeverity(severity)
-                ),
+            _expect(
+                ExpectColumnValuesToBeBetween,
                 name,
                 severity,
                 lambda value: f"{name}: {value} is {_beyond(value, column.min, column.max)}",
+                min_value=column.min,
+                max_value=column.max,
             )
         )
     if column.values is not None:
         allowed = ", ".join(column.values[:10]) + (", …" if len(column.values) > 10 else "")
         checks.append(
-            _Check(
-                ExpectColumnValuesToBeInSet(column=name, value_set=column.values, severity=FailureSeverity(severity)),
+            _expect(
+                ExpectColumnValuesToBeInSet,
                 name,
                 severity,
                 lambda value: f"{name}: {_quote(value)} is none of {allowed}",
+                value_set=column.values,
             )
         )
     if column.matches is not None:
         # Python's $ holds before a last line break as well, which a value cut out of a file may well have.
-        regex = rf"^(?!(?s:.*)\n\Z)(?:{column.matches})"
         checks.append(
-            _Check(
-                ExpectColumnValuesToMatchRegex(column=name, regex=regex, severity=FailureSeverity(severity)),
+            _expect(
+                ExpectColumnValuesToMatchRegex,
                 name,
                 severity,
                 lambda value: f"{name}: {_quote(value)} does not match {column.matches}",
+                regex=rf"^(?!(?s:.*)\n\Z)(?:{column.matches})",
             )
         )
     return checks
@@ -505,15 +521,17 @@ def _reasons(
     frame = batch.drop_columns([POSITION]).to_pandas(
         types_mapper={pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get, date_as_object=True
     )
-    frame[ROW], frame[_COPIES] = numbers, copies
+    columns = [name for name in batch.schema.names if f"_fault_{name}" in batch.schema.names]
+    names = {ROW_FAULT: _BROKEN, KNOWN_FAULT: _UNTOLD, **{f"_fault_{name}": _unreadable(name) for name in columns}}
+    frame = frame.rename(columns=names).assign(**{ROW: numbers, _COPIES: copies})
     reasons: dict[int, list[str]] = {}
-    unreadable: dict[str, set[int]] = {}
+    absent: dict[str, set[int]] = {}
     for tally, failing in _judge(frame, tallies):
         check = tally.check
-        if check.looks_at in (ROW_FAULT, KNOWN_FAULT) or check.looks_at.startswith("_fault_"):
-            unreadable[check.looks_at] = {row for row, _ in failing}
-        if check.needs is not None:
-            failing = [(row, value) for row, value in failing if not _explained(check.needs, row, unreadable)]
+        explained = set().union(*(absent.get(cause, ()) for cause in check.follows))
+        failing = [(row, value) for row, value in failing if not (row in explained and row in reasons)]
+        if isinstance(check.expectation, ExpectColumnValuesToBeNull | ExpectColumnValuesToNotBeNull):
+            absent[check.looks_at] = {row for row, _ in failing}
         for row, value in failing:
             reason = visible(why[row] if check.looks_at == _COPIES else check.explain(value))
             if check.severity == "critical":
@@ -524,13 +542,6 @@ def _reasons(
                 tally.values.append(visible(str(value)))
         tally.count += len(failing)
     return reasons
-
-
-def _explained(needs: str, row: int, unreadable: Mapping[str, set[int]]) -> bool:
-    """Whether a missing value follows from what is told of the row anyway."""
-    if needs == KNOWN:  # it is made of any of the columns
-        return any(row in rows for rows in unreadable.values())
-    return row in unreadable[ROW_FAULT] or row in unreadable[f"_fault_{needs}"]
 
 
 def _write_quarantine(
@@ -611,10 +622,7 @@ def _judge_whole(
 
 
 def _whole(name: str, least: float | None, most: float | None, severity: Severity, explain: Callable[[Any], str]) -> _Check:
-    expectation = ExpectColumnValuesToBeBetween(
-        column=name, min_value=least, max_value=most, severity=FailureSeverity(severity)
-    )
-    return _Check(expectation, name, severity, explain)
+    return _expect(ExpectColumnValuesToBeBetween, name, severity, explain, min_value=least, max_value=most)
 
 
 def _rows_a_day(

@@ -21,6 +21,9 @@ from great_expectations.core.expectation_validation_result import (
 from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 from great_expectations.render.view.view import DefaultJinjaPageView
 
+# One for the process, since it keeps its compiled templates.
+_view = DefaultJinjaPageView()
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -64,7 +67,7 @@ def write_page(path: Path, *, title: str, run_id: str, judged: Sequence[Judged])
         meta={"run_id": {"run_name": html.escape(run_id), "run_time": datetime.now(UTC).isoformat()}},
     )
     document = ValidationResultsPageRenderer().render(whole)
-    page = DefaultJinjaPageView().render(document)  # type: ignore[no-untyped-call]
+    page = _view.render(document)  # type: ignore[no-untyped-call]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     temporary.write_text(page, encoding="utf-8")

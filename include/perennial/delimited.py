@@ -138,11 +138,12 @@ class DelimitedFile:
         place = f"{self.name}:{self.header_line}"
         seen: dict[str, str] = {}
         for column in filter(None, names):
-            other = seen.setdefault(column.casefold(), column)
-            if names.count(column) > 1:
+            other = seen.get(column.casefold())
+            if other == column:
                 raise SourceError(f"{place}: the header names {column!r} twice; which one is meant cannot be known")
-            if other != column:
+            if other is not None:
                 raise SourceError(f"{place}: {other!r} and {column!r} differ in case alone; rename one of them")
+            seen[column.casefold()] = column
         if unnamed := names.count(""):
             self.notices.append(f"{place}: {unnamed} columns without a name are left out")
         return names

@@ -58,6 +58,12 @@ def _no_template(text: str) -> str:
     return text
 
 
+def _sets_apart(delimiter: str) -> str:
+    if not delimiter.isascii() or delimiter.isalnum() or delimiter in '"\r\n\0':
+        raise ValueError("write one ASCII character that is no letter, digit, quote or line break, such as ; or \\t")
+    return delimiter
+
+
 def _parse_duration(value: Any) -> timedelta:
     if isinstance(value, timedelta):
         return value
@@ -113,7 +119,7 @@ class Source(_Part):
     connection: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
     python: Annotated[str, Field(pattern=_FUNCTION)] | None = None
     null_values: list[str] = [""]
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(_sets_apart)] = ","
     encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
 
     @model_validator(mode="after")
@@ -510,8 +516,11 @@ class ModelSpec(_Part):
                 raise _at(("tables", name, "source"), f"no source is named {table.source}; there are {_names(self.sources)}")
             if name in reserved:
                 raise _at(("tables", name), f"{name} is a table that Perennial itself makes; choose another name")
-            if "_known_at" in table.columns:
-                raise _at(("tables", name, "columns", "_known_at"), "Perennial itself adds this column; choose another name")
+            for column in table.columns:
+                if column.startswith("_"):
+                    raise _at(
+                        ("tables", name, "columns", column), "names that begin with _ are Perennial's own; choose another name"
+                    )
         fed = {table.source for table in self.tables.values()}
         for source in self.sources:
             if source not in fed:

@@ -1,0 +1,144 @@
+"""A small model of trips, and the way from its files to published and quarantined rows, for tests of that boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+import yaml
+
+from perennial.checks import CheckResult, check, ingest_writes
+from perennial.intervals import Interval
+from perennial.sources import Landed, land
+from perennial.spec import ModelFolder, read_model
+
+DAY = Interval.day("2013-04-01")
+HEADER = "id,begun,place,n,x\n"
+
+COLUMNS: dict[str, Any] = {
+    "id": {"type": "string"},
+    "begun": {"type": "timestamp"},
+    "place": {"type": "string"},
+    "n": {"type": "integer", "nullable": True},
+    "x": {"type": "float", "nullable": True},
+}
+
+
+def row(id: str = "a", begun: str = "2013-04-01T06:00:00Z", place: str = "EWR", n: str = "1", x: str = "0.5") -> str:  # noqa: A002
+    return f"{id},{begun},{place},{n},{x}\n"
+
+
+def trips(
+    path: Path,
+    *,
+    source: Mapping[str, Any] | None = None,
+    table: Mapping[str, Any] | None = None,
+    columns: Mapping[str, Any] | None = None,
+    code: str = "",
+) -> ModelFolder:
+    """The folder of a model ``trips`` below ``path``, whose parts may be given in another way."""
+    spec = {
+        "name": "trips",
+        "owner": "tests",
+        "description": "Is a trip late?",
+        "task": "binary_classification",
+        "sources": {"files": dict(source or {"files": "trips/%Y-%m-%d.csv"})},
+        "tables": {
+            "trips": {
+                "source": "files",
+                "key": ["id"],
+                "event_time": "begun",
+                "known": "begun",
+                "columns": {**COLUMNS, **(columns or {})},
+                "tolerance": 0.75,
+                **(table or {}),
+            }
+        },
+        "entity": {"table": "trips", "as_of": "begun"},
+        "features": {"numeric": ["one"]},
+        "label": {"table": "trips", "sql": "n > 15"},
+        "candidates": {"prior": {"estimator": "prior", "baseline": True}, "boosting": {"estimator": "gradient_boosting"}},
+    }
+    if spec["tables"]["trips"]["event_time"] is None:  # an entity needs one, so another table is that
+        del spec["tables"]["trips"]["event_time"]
+        spec["tables"]["asked"] = {
+            "source": "files",
+            "key": ["id"],
+            "event_time": "begun",
+            "known": "begun",
+            "columns": COLUMNS,
+        }
+        spec["entity"]["table"] = "asked"
+    folder = path / "models" / "trips"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
+    (folder / "features.sql").write_text("SELECT id, 1 AS one FROM entities")
+    (folder / "model.py").write_text(code)
+    return read_model(folder)
+
+
+def no_connection(name: str) -> NoReturn:
+    raise AssertionError(f"a file was asked for, not the connection {name}")
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What came of a table's interval, read back as the lake would read it."""
+
+    landed: Landed
+    result: CheckResult
+    published: list[dict[str, Any]]
+    quarantined: list[dict[str, Any]]
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.published]
+
+    @property
+    def faults(self) -> dict[str, list[str]]:
+        """Reasons by position."""
+        return {row["position"]: row["reasons"] for row in self.quarantined}
+
+
+def ingest(
+    folder: ModelFolder,
+    path: Path,
+    interval: Interval = DAY,
+    *,
+    table: str = "trips",
+    connect: Any = no_connection,
+    past_rows_per_day: float | None = None,
+) -> Ingested:
+    """Land and check a table's interval below ``path``, whose folder ``data`` holds the files."""
+    staging = path / "staging"
+    landed = Landed.from_json(land(folder, table, interval, staging, data=path / "data", connect=connect).to_json())
+    result = check(folder, landed, interval, staging, past_rows_per_day=past_rows_per_day, docs=path / "docs", run_id="a run")
+    assert CheckResult.from_json(result.to_json()) == result
+    if result.refused:
+        assert result.published is None
+        assert result.rows_published == 0
+        published = []
+        quarantined = pq.read_table(result.quarantined).to_pylist()
+    else:
+        writes = ingest_writes(folder, [result])
+        published = writes[table].data().read_all().to_pylist()
+        quarantined = writes["quarantine"].data().read_all().to_pylist()
+        assert result.rows_in == len(published) + len(quarantined)
+    assert result.rows_quarantined == len(quarantined)
+    assert not list(staging.glob("*.part"))
+    return Ingested(landed, result, published, quarantined)
+
+
+def write(path: Path, content: str | bytes, name: str = "trips/2013-04-01.csv") -> Path:
+    """Put a file into the data folder below ``path``."""
+    file = path / "data" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+def sqlite(path: Path) -> sa.Engine:
+    return sa.create_engine(f"sqlite:///{path / 'source.db'}", poolclass=sa.pool.NullPool)
