@@ -1,0 +1,206 @@
+"""How good the champion really was, once labels have arrived.
+
+Predictions are compared with the labels that were known by a given time, window by window, in the metrics that candidates
+are judged by (:mod:`perennial.evaluation`). A version's predictions of rows that it may have learned from are left out:
+they would say that it is better than it is.
+
+Neighbours: :mod:`perennial.retraining` weighs what is measured here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+from numpy.typing import NDArray
+
+from perennial import logs
+from perennial.evaluation import evaluate
+from perennial.features import read_labels
+from perennial.intervals import Interval, utc
+from perennial.lake import Lake
+from perennial.ledger import Ledger, Publication
+from perennial.scoring import DATASET, trained_as_of
+from perennial.spec import ModelFolder, ModelSpec
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class Realised:
+    """How a version did on a window, measured anew.
+
+    Attributes:
+        metrics: by name, as in the holdout's evaluation.
+        rows: labelled predictions they rest on.
+        coverage: share of the version's predictions of the window whose label was known by ``as_of``.
+        in_sample: predictions left out because the version was trained as of a later time.
+    """
+
+    model: str
+    interval: Interval
+    version: int
+    metrics: dict[str, float]
+    rows: int
+    coverage: float
+    in_sample: int
+    as_of: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "interval": self.interval.key, "as_of": self.as_of.isoformat()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Realised:
+        return cls(**{**value, "interval": Interval.from_key(value["interval"]), "as_of": utc(value["as_of"])})
+
+
+def measure_performance(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, as_of: datetime, run_id: str
+) -> list[Realised]:
+    """Measure the windows up to the end of ``interval`` that can be measured now and could not, or less well, before.
+
+    Windows are the days or ISO weeks of ``schedules.monitor`` that lie in ``interval`` or in as long a time before its end
+    as a version trains on. A window is measured, for each version that predicted in it, when at least ``gates.min_rows``
+    labels, and labels for the share ``gates.label_coverage`` of its predictions, are known by ``as_of``; again, when more
+    are. Each measurement is recorded in the ledger.
+
+    Args:
+        folder: the model's folder.
+        lake: predictions and labels are read there.
+        ledger: says what is published, and keeps the measurements.
+        interval: the monitoring window.
+        as_of: labels known later are not used.
+        run_id: the run.
+
+    Returns:
+        What was measured, oldest window first; empty when there is nothing new.
+    """
+    spec = folder.spec
+    predictions, tables = ledger.published(spec.name, DATASET), ledger.published(spec.name, "tables")
+    if predictions is None or tables is None:
+        log.info("nothing to measure: no predictions are published yet")
+        return []
+    trained = {record.version: trained_as_of(record) for record in ledger.versions(spec.name)}
+    before = {(record.interval, record.version): record for record in ledger.performances(spec.name)}
+    realised: list[Realised] = []
+    for window in _windows(spec, interval):
+        if not ledger.publications(spec.name, DATASET, window):
+            continue
+        predicted = _read_predictions(spec, lake, predictions, window)
+        versions = sorted(int(version) for version in pc.unique(predicted.column("version")).to_pylist())
+        if all((window, version) in before and before[window, version].coverage >= 1 for version in versions):
+            continue
+        joined = _join_labels(spec, predicted, read_labels(folder, lake, tables.snapshots, window, as_of=as_of))
+        for version in versions:
+            measured = _measure(spec, window, version, joined, trained.get(version), as_of)
+            if measured is None:
+                continue
+            record = before.get((window, version))
+            if record is not None and measured.rows <= record.rows:
+                continue
+            ledger.record_performance(
+                model=spec.name,
+                interval=window,
+                version=version,
+                metrics=measured.metrics,
+                rows=measured.rows,
+                coverage=measured.coverage,
+                as_of=as_of,
+                run_id=run_id,
+            )
+            log.info("%s: version %d on %d labelled rows: %s", window, version, measured.rows, measured.metrics)
+            realised.append(measured)
+    return realised
+
+
+def _windows(spec: ModelSpec, interval: Interval) -> Iterator[Interval]:
+    """Whole days or ISO weeks, which begin on a Monday, oldest first."""
+    length = timedelta(days=7 if spec.schedules.monitor == "week" else 1)
+    earliest = min(interval.start, interval.end - spec.training.window)
+    monday = datetime(1970, 1, 5, tzinfo=UTC)
+    start = monday + -((monday - earliest) // length) * length
+    while start + length <= interval.end:
+        yield Interval(start, start + length)
+        start += length
+
+
+def _read_predictions(spec: ModelSpec, lake: Lake, published: Publication, window: Interval) -> pa.Table:
+    said = ["prediction"]
+    if spec.task == "multiclass_classification":
+        said.append("probabilities")
+    columns = list(dict.fromkeys([*spec.entity_table.key, spec.event_time, *said, "version"]))
+    return lake.scan(
+        spec.name, DATASET, published.snapshots[DATASET], columns=columns, interval=window, event_time=spec.event_time
+    ).read_all()
+
+
+def _join_labels(spec: ModelSpec, predicted: pa.Table, labels: pa.Table) -> pa.Table:
+    """The predictions with ``label``, null where none is known."""
+    identity = list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
+    return predicted.join(labels.select([*identity, "label"]), keys=identity, join_type="left outer")
+
+
+def _measure(
+    spec: ModelSpec, window: Interval, version: int, joined: pa.Table, trained: datetime | None, as_of: datetime
+) -> Realised | None:
+    """The version's metrics on the window; None if its labels do not suffice."""
+    rows = joined.filter(pc.equal(joined.column("version"), version))
+    everything = rows.num_rows
+    if trained is not None:
+        rows = rows.filter(pc.greater_equal(rows.column(spec.event_time), pa.scalar(trained, pa.timestamp("us", "UTC"))))
+    in_sample = everything - rows.num_rows
+    if in_sample:
+        log.info(
+            "%s: %d of %d predictions of version %d are left out: it was trained as of %s and may have learned from these rows",
+            window,
+            in_sample,
+            everything,
+            version,
+            trained,
+        )
+    labelled = rows.filter(rows.column("label").is_valid())
+    coverage = labelled.num_rows / rows.num_rows if rows.num_rows else 0.0
+    if labelled.num_rows < spec.gates.min_rows or coverage < spec.gates.label_coverage:
+        log.info(
+            "%s: version %d cannot be measured yet: labels of %d of %d predictions (%.0f%%) are known by %s, and %d rows and "
+            "%.0f%% are needed",
+            window,
+            version,
+            labelled.num_rows,
+            rows.num_rows,
+            100 * coverage,
+            as_of,
+            spec.gates.min_rows,
+            100 * spec.gates.label_coverage,
+        )
+        return None
+    probabilities, classes = _probabilities(labelled)
+    metrics = evaluate(
+        spec.task,
+        labelled.column("label").to_numpy(),
+        labelled.column("prediction").to_numpy(),
+        probabilities=probabilities,
+        classes=classes,
+    )
+    if not metrics:
+        log.warning("%s: no metric of version %d is defined on %d labelled rows", window, version, labelled.num_rows)
+        return None
+    return Realised(spec.name, window, version, metrics, labelled.num_rows, coverage, in_sample, as_of)
+
+
+def _probabilities(rows: pa.Table) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
+    """The column ``probabilities`` as a matrix, and the classes of its columns."""
+    if "probabilities" not in rows.column_names:
+        return None, ()
+    lines = "\n".join(rows.column("probabilities").to_pylist())
+    table = pa.json.read_json(io.BytesIO(lines.encode()))
+    # Sums drift from 1 by what is lost when a number is written as text.
+    matrix = np.column_stack([column.to_numpy().astype(np.float64) for column in table.columns])
+    return matrix / matrix.sum(axis=1, keepdims=True), tuple(table.column_names)

@@ -1,0 +1,216 @@
+"""A deployment in which the model ``toy`` has versions and published features: what scoring and monitoring work on."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+from tests.unit import synthetic
+from tests.unit.synthetic import MOMENT
+
+from perennial.artifacts import FeatureList, predict
+from perennial.estimators import make_estimator
+from perennial.gates import decide
+from perennial.intervals import Interval, utc
+from perennial.lake import Lake, TableWrite
+from perennial.ledger import Ledger, Publication
+from perennial.registry import Registry
+from perennial.scoring import Scored, score
+from perennial.settings import Settings
+from perennial.spec import ModelFolder, read_model
+from perennial.training import Fitted, code_state
+
+WEEK = Interval.of("2013-04-01", "2013-04-08")  # a Monday to a Monday
+DAY = Interval.day("2013-04-01")
+
+
+@dataclass
+class World:
+    """A deployment of its own and one model in it."""
+
+    settings: Settings
+    ledger: Ledger
+    lake: Lake
+    registry: Registry
+    folder: ModelFolder
+
+    @property
+    def model(self) -> str:
+        return self.folder.spec.name
+
+    def publish(
+        self,
+        interval: Interval = DAY,
+        *,
+        rows_a_day: int = 60,
+        seed: int = 11,
+        change: Callable[[pd.DataFrame], Any] | None = None,
+    ) -> pd.DataFrame:
+        """Publish the tables of an interval and their features, and return the rows.
+
+        Args:
+            interval: whole days.
+            rows_a_day: entities a day.
+            seed: of the rows; the same one gives the same rows.
+            change: changes the rows in place before they are published.
+        """
+        rows = synthetic.make_rows(len(interval.days()), rows_a_day, seed=seed, start=interval.start)
+        if change is not None:
+            change(rows)
+        synthetic.publish_tables(self.lake, self.ledger, rows, interval, run_id=f"ingest-{interval.key}-{seed}")
+        self.publish_features(rows, interval, run_id=f"features-{interval.key}-{seed}")
+        return rows
+
+    def publish_features(self, rows: pd.DataFrame, interval: Interval, *, run_id: str) -> Publication:
+        table = pa.table(
+            {
+                "visit": pa.array(rows["visit"], pa.string()),
+                "moment": pa.array(rows["moment"], MOMENT),
+                "as_of": pa.array(rows["moment"] - timedelta(hours=1), MOMENT),
+                "x": pa.array(rows["x"], pa.float64(), from_pandas=True),
+                "noise": pa.array(rows["noise"], pa.float64(), from_pandas=True),
+                "kind": pa.array(rows["kind"], pa.string(), from_pandas=True),
+            }
+        )
+        return self.lake.publish(
+            model=self.model,
+            dataset="features",
+            interval=interval,
+            tables={"features": TableWrite(data=table.to_reader, event_time="moment", schema=table.schema)},
+            order=self.ledger.next_order(self.model, "features", interval, run_id),
+            run_id=run_id,
+            inputs={"features_digest": self.folder.features_digest},
+        )
+
+    def register(self, as_of: str = "2013-03-26", *, spoil: Callable[[Any], Any] | None = None, seed: int = 5) -> int:
+        """Fit, log and register a version.
+
+        Args:
+            as_of: up to when it learned, as it is told.
+            spoil: changes the fitted estimator before it is stored.
+            seed: of the rows it learns from; other rows, other predictions.
+        """
+        spec = self.folder.spec
+        rows = synthetic.make_rows(10, seed=seed)
+        table = pa.Table.from_pandas(rows[["x", "noise", "kind"]], preserve_index=False)
+        frame = FeatureList.of(spec).frame(table)
+        truth = {
+            "binary_classification": (rows["y"] > 0.5).to_numpy(),
+            "multiclass_classification": np.where(rows["y"] < -0.5, "low", np.where(rows["y"] < 0.7, "middle", "high")).astype(
+                object
+            ),
+            "regression": rows["y"].to_numpy(),
+        }[spec.task]
+        estimator = make_estimator(self.folder, "linear" if spec.task == "regression" else "logistic", {}).fit(frame, truth)
+        said = predict(spec.task, estimator, frame).values
+        if spoil is not None:
+            spoil(estimator)
+        reference = table.append_column("label", pa.array(truth)).append_column("prediction", pa.array(said))
+        run_id = f"train-{as_of}-{seed}"
+        with self.registry.open_run(self.model, "linear", {"perennial.run_id": run_id}) as run:
+            stored = run.log_model(spec, estimator, example=frame.head(3), reference=reference, params={})
+        fitted = Fitted(
+            candidate="linear", baseline=False, params={}, metrics={}, score=None, greater_is_better=True,
+            mlflow_run_id=run.id, model_id=stored.model_id, manifest=stored.manifest, code=code_state(self.folder),
+            seconds={},
+        )  # fmt: skip
+        training = dataclasses.replace(
+            synthetic.training_set_of(self.folder, run_id), as_of=f"{as_of}T00:00:00+00:00", pin=f"training-{as_of}-{seed}"
+        )
+        evaluation = synthetic.evaluation_of()
+        return self.registry.register(self.folder, training, fitted, evaluation, decide(evaluation, spec.gates), run_id=run_id)
+
+    def promote(self, version: int, *, run_id: str | None = None) -> None:
+        self.registry.promote(
+            self.model, version, expected=self.ledger.champion(self.model), reason="it is better", actor="tester",
+            run_id=run_id, evidence={},
+        )  # fmt: skip
+
+    def score(
+        self, version: int, interval: Interval = DAY, *, run_id: str | None = None, sink_url: str | None = None
+    ) -> Scored:
+        run_id = run_id or f"score-{interval.key}-{version}"
+        return score(
+            self.folder,
+            self.lake,
+            self.ledger,
+            self.registry,
+            interval,
+            version=version,
+            order=self.ledger.next_order(self.model, "predictions", interval, run_id),
+            run_id=run_id,
+            sink_url=sink_url or self.settings.predictions_url,
+        )
+
+    def predictions(self, interval: Interval = DAY) -> list[dict[str, Any]]:
+        """What the ledger says is published, in order of the key."""
+        published = self.ledger.published(self.model, "predictions")
+        if published is None:
+            return []
+        rows = self.lake.scan(
+            self.model, "predictions", published.snapshots["predictions"], interval=interval, event_time="moment"
+        )
+        return sorted(rows.read_all().to_pylist(), key=lambda row: row["visit"])
+
+    def sink(self, url: str | None = None) -> list[dict[str, Any]]:
+        """What consumers read, in order of the key; nothing if there is no table yet."""
+        engine = sa.create_engine(url or self.settings.predictions_url, poolclass=NullPool)
+        with engine.connect() as connection:
+            if not sa.inspect(connection).has_table(f"{self.model}_predictions"):
+                return []
+            query = sa.text(f"SELECT * FROM {self.model}_predictions ORDER BY visit")
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+
+@lru_cache(maxsize=1)
+def _empty_mlflow() -> bytes:
+    """An empty, migrated database of MLflow; migrating one takes seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        return synthetic.make_template(Path(folder)).read_bytes()
+
+
+def make_world(place: Path, settings: Settings, task: str = "binary_classification", **replaced: str) -> World:
+    """A world below ``place``.
+
+    Args:
+        place: an empty folder.
+        settings: where its parts are.
+        task: of the model.
+        replaced: see :func:`tests.unit.synthetic.write_folder`.
+    """
+    database = Path(settings.mlflow_url.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    database.write_bytes(_empty_mlflow())
+    ledger = Ledger(settings.database_url)
+    ledger.migrate()
+    return World(
+        settings, ledger, Lake(settings, ledger), Registry(settings, ledger),
+        synthetic.write_folder(place / "models", task, **replaced),
+    )  # fmt: skip
+
+
+def open_world(place: Path, settings: Settings) -> World:
+    """A world that another process has made."""
+    ledger = Ledger(settings.database_url)
+    folder = read_model(place / "models" / "toy")
+    return World(settings, ledger, Lake(settings, ledger), Registry(settings, ledger), folder)
+
+
+def as_utc(value: Any) -> datetime:
+    """A time as either database gives it back, in UTC."""
+    return utc(value if not isinstance(value, str) else f"{value}+00:00")
+
+
+def days(first: date, count: int) -> list[Interval]:
+    return [Interval.day(first + timedelta(days=n)) for n in range(count)]
