@@ -60,6 +60,7 @@ from pyiceberg.io.pyarrow import (
     schema_to_pyarrow,
 )
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
@@ -392,7 +393,8 @@ class Catalog:
     ) -> pa.RecordBatchReader:
         """The rows of data files for which ``where`` holds, a few files in memory at a time."""
         projected = table.schema().select(*columns)
-        schema = pa.schema([_plain_schema(projected).field(name) for name in columns])
+        plain = _plain_schema(projected)
+        schema = pa.schema([plain.field(name) for name in columns])
         scan = ArrowScan(table.metadata, table.io, projected, where)
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -469,6 +471,11 @@ def point_main(transaction: Transaction, snapshot: int) -> None:
         ManageSnapshots(transaction).set_current_snapshot(snapshot_id=snapshot)
 
 
+def columns_of(schema: Schema) -> list[str]:
+    """The names of the columns; PyIceberg's own list has the elements of lists too."""
+    return [field.name for field in schema.fields]
+
+
 def event_time_of(table: Table) -> str | None:
     """The column that :meth:`Catalog.ensure` was told of last."""
     return table.properties.get(_EVENT_TIME)
@@ -531,7 +538,7 @@ def _optional(schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
 
 
-def _plain_schema(schema: Any) -> pa.Schema:
+def _plain_schema(schema: Schema) -> pa.Schema:
     return _optional(schema_to_pyarrow(schema, include_field_ids=False))
 
 
@@ -639,6 +646,7 @@ class _Digest:
             self._count, self._low, self._high = self._count + count, self._low + low, self._high + high
 
     def hex(self) -> str:
+        self._database.close()
         text = "\0".join([*self._columns, str(self._count), str(self._low), str(self._high)])
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -33,7 +33,7 @@ from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 
 from perennial import logs
 from perennial.errors import Superseded
-from perennial.iceberg import EMPTY, Catalog, Span, Written, discard, event_time_of, point_main, time_bounds
+from perennial.iceberg import EMPTY, Catalog, Span, Written, columns_of, discard, event_time_of, point_main, time_bounds
 from perennial.iceberg import known_by as _known_by
 from perennial.intervals import Interval
 from perennial.ledger import Claim, Head, Ledger, Publication
@@ -222,7 +222,7 @@ class Lake:
         return removed, kept
 
     def _remainder(self, table: Table, task: FileScanTask, span: Span) -> list[DataFile] | None:
-        columns = table.schema().column_names
+        columns = columns_of(table.schema())
         with self._catalog.read(table, [task], columns=columns, where=AlwaysTrue()) as rows:
             outside = (batch for chunk in rows for batch in span.outside(pa.Table.from_batches([chunk])).to_batches())
             rest = self._catalog.write(table, outside, columns, lambda _: None)
@@ -296,8 +296,8 @@ class Lake:
             where = And(where, _known_by(known_by))
         tasks = self._catalog.files(found, snapshot, where)
         if columns is None:
-            columns = found.scan(snapshot_id=snapshot).projection().column_names
-        if unknown := [column for column in columns if column not in found.schema().column_names]:
+            columns = columns_of(found.scan(snapshot_id=snapshot).projection())
+        if unknown := [column for column in columns if column not in columns_of(found.schema())]:
             raise ValueError(f"{model}: table {table} has no column {', '.join(unknown)}")
         return self._catalog.read(found, tasks, columns=columns, where=where)
 
@@ -363,7 +363,7 @@ class Lake:
                     if len(tasks) < many:
                         return [], []
                     tasks.sort(key=lambda task: _first_moment(task.file, table))
-                    columns = table.schema().column_names
+                    columns = columns_of(table.schema())
                     with self._catalog.read(table, tasks, columns=columns, where=AlwaysTrue()) as rows:
                         written = self._catalog.write(table, rows, columns, lambda _: None)
                     return [task.file for task in tasks], written.files

@@ -627,8 +627,8 @@ class Ledger:
         token = connection.execute(sa.select(_claims.c.token).where(*_matches(_claims, key))).scalar_one_or_none()
         if token != claim.token:
             raise Superseded(
-                f"{model}: {dataset} of {interval}: another attempt of run {claim.run_id} has taken over; "
-                "this one has published nothing and can be left alone"
+                f"{model}: {dataset} of {interval}: another attempt of run {claim.run_id} has taken over, or this one was given "
+                "up as dead; it has published nothing. If no other attempt is running, clear the task"
             )
         later = connection.execute(
             sa.select(_publications.c.run_id, _publications.c.start, _publications.c.end)
