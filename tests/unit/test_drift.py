@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+from mlflow import MlflowClient
+from tests.unit.monitored import WEEK, World, make_world
 
 from perennial import drift
-from perennial.drift import Comparison, compare, take_sample
+from perennial.drift import Comparison, DriftVerdict, compare, judge_drift, take_sample
+from perennial.intervals import Interval
+from perennial.settings import Settings
 from perennial.spec import Drift
+
+# Evidently, once :mod:`perennial.drift` has imported it without its warnings.
+from evidently.core.report import Snapshot  # isort: skip
 
 #: Two of the five features may drift, three may not.
 POLICY = Drift(sample=2_000, share=0.5)
@@ -321,3 +332,150 @@ def test_a_sample_of_nothing_is_empty() -> None:
     empty = pa.table({"id": pa.array([], pa.string())})
     sample, total = take_sample(reader(empty, 10), ["id"], size=10, seed=1)
     assert (sample.num_rows, total) == (0, 0)
+
+
+# --- an interval: from the lake to the ledger ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path: Path, settings: Settings) -> World:
+    return make_world(tmp_path, settings)
+
+
+def judge_interval(world: World, interval: Interval = WEEK) -> DriftVerdict:
+    return judge_drift(
+        world.folder, world.lake, world.ledger, world.registry, interval, directory=world.settings.reports, run_id="monitor"
+    )
+
+
+def alerts(world: World) -> list[str]:
+    told = world.ledger.pending_alerts(datetime(2100, 1, 1, tzinfo=UTC))
+    return [entry.alert.kind for entry in told if entry.alert.kind != "promoted"]
+
+
+def move(rows: pd.DataFrame) -> None:
+    rows["x"] += 3
+
+
+def test_a_stable_week_is_recorded_as_ok_with_its_report(world: World) -> None:
+    world.publish(WEEK)
+    version = world.register()
+    world.score(version, WEEK)
+    verdict = judge_interval(world)
+    assert (verdict.verdict, verdict.version) == ("ok", version)
+    (recorded,) = world.ledger.verdicts("toy")
+    assert (recorded.verdict, recorded.version, recorded.reasons) == ("ok", version, verdict.reasons)
+    assert recorded.details["rows"]["features"] == recorded.details["rows"]["predictions"] == 420
+    found = {column["column"]: column for column in recorded.details["columns"]}
+    assert set(found) == {"prediction", "x", "noise", "kind"}
+    assert all(isinstance(column["score"], float) and not column["drifted"] for column in found.values())
+    assert verdict.report == recorded.report == "toy/drift/2013-04-01--2013-04-08/report.html"
+    folder = (world.settings.reports / verdict.report).parent
+    assert {path.name for path in folder.iterdir()} == {"report.html", "evidently.json", "verdict.json"}
+    assert json.loads((folder / "verdict.json").read_text())["verdict"] == "ok"
+    assert Snapshot.load(folder / "evidently.json").dict()["metrics"]
+    assert alerts(world) == []
+    assert DriftVerdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+
+
+def test_a_drifted_week_is_recorded_and_people_are_told(world: World) -> None:
+    world.publish(WEEK, change=move)
+    world.score(world.register(), WEEK)
+    verdict = judge_interval(world)
+    assert verdict.verdict == world.ledger.verdicts("toy")[0].verdict == "drift"
+    assert any(reason.startswith("x moved by 3.") for reason in verdict.reasons)
+    assert alerts(world) == ["drift"]
+    judge_interval(world)
+    assert len(world.ledger.verdicts("toy")) == 1
+    assert alerts(world) == ["drift"]
+
+
+def test_the_report_says_the_verdict_and_is_kept_with_the_version_in_mlflow(world: World) -> None:
+    world.publish(WEEK, change=move)
+    version = world.register()
+    world.score(version, WEEK)
+    verdict = judge_interval(world)
+    page = (world.settings.reports / str(verdict.report)).read_text()
+    assert '<span style="color: #b35900">drift</span>' in page
+    assert "x moved by" in page
+    record = world.ledger.version("toy", version)
+    assert record is not None
+    client = MlflowClient(tracking_uri=world.settings.mlflow_url)
+    logged = client.list_artifacts(record.mlflow_run_id, "drift/2013-04-01--2013-04-08")
+    assert "drift/2013-04-01--2013-04-08/report.html" in [file.path for file in logged]
+
+
+def test_values_in_the_data_cannot_run_in_the_browser_of_whoever_opens_the_report(world: World) -> None:
+    attack = "</script><script>alert(1)</script>"
+    world.publish(WEEK, change=lambda rows: rows.__setitem__("kind", attack))
+    world.score(world.register(), WEEK)
+    verdict = judge_interval(world)
+    page = (world.settings.reports / str(verdict.report)).read_text()
+    assert "script" in " ".join(verdict.reasons)
+    assert "<script>alert(1)" not in page
+
+
+def test_the_version_that_predicted_is_the_one_compared_with(world: World) -> None:
+    world.publish(WEEK)
+    old, new = world.register("2013-03-10"), world.register("2013-03-20", seed=6)
+    world.promote(new)
+    world.score(old, WEEK)
+    assert judge_interval(world).version == old
+    world.score(new, Interval.of("2013-04-02", "2013-04-08"), run_id="again")
+    verdict = judge_interval(world)
+    assert verdict.version == new
+    assert f"compared with version {new}, which made 86% of the predictions; the others, by version {old}, were left out" in (
+        verdict.reasons
+    )
+
+
+def test_a_week_of_fewer_days_says_so(world: World) -> None:
+    part = Interval.of("2013-04-01", "2013-04-06")
+    world.publish(part)
+    world.score(world.register(), part)
+    verdict = judge_interval(world)
+    assert verdict.verdict == "ok"
+    assert verdict.reasons[-1] == "no predictions are published for 2013-04-06--2013-04-08"
+
+
+def test_a_week_without_predictions_is_unknown_and_people_are_told(world: World) -> None:
+    world.publish(WEEK)
+    verdict = judge_interval(world)
+    assert (verdict.verdict, verdict.version, verdict.report) == ("unknown", None, None)
+    assert verdict.reasons == ["no predictions are published for 2013-04-01--2013-04-08"]
+    assert world.ledger.verdicts("toy")[0].verdict == "unknown"
+    assert alerts(world) == ["unknown_verdict"]
+
+
+def test_whatever_fails_makes_the_verdict_unknown(world: World) -> None:
+    world.publish(WEEK)
+    version = world.register()
+    world.score(version, WEEK)
+    assert judge_interval(world).verdict == "ok"
+    (stored,) = world.settings.state.rglob("reference.parquet")
+    stored.unlink()
+    verdict = judge_interval(world)
+    assert (verdict.verdict, verdict.version, verdict.report) == ("unknown", version, None)
+    assert verdict.reasons[0].startswith("the comparison failed, ArtifactRejected: toy version 1: reference.parquet is missing")
+    assert world.ledger.verdicts("toy")[0].verdict == "unknown"
+    # The report of the verdict before would say something else.
+    assert not list(world.settings.reports.rglob("report.html"))
+
+
+def test_a_report_that_cannot_be_kept_takes_nothing_from_the_verdict(world: World) -> None:
+    world.publish(WEEK, change=move)
+    world.score(world.register(), WEEK)
+    world.settings.reports.write_text("a file where the folder should be")
+    verdict = judge_interval(world)
+    assert (verdict.verdict, verdict.report) == ("drift", None)
+    assert alerts(world) == ["drift"]
+
+
+def test_links_lead_to_the_run_and_its_report(tmp_path: Path, settings: Settings) -> None:
+    world = make_world(tmp_path, settings.model_copy(update={"mlflow_public_url": "https://mlflow.example.org/"}))
+    world.publish(WEEK)
+    world.score(world.register(), WEEK)
+    verdict = judge_interval(world)
+    assert verdict.run_url is not None
+    assert verdict.run_url.startswith("https://mlflow.example.org/#/experiments/")
+    assert verdict.report_url == f"{verdict.run_url}/artifacts/drift/2013-04-01--2013-04-08/report.html"
