@@ -357,7 +357,7 @@ def _decode(read: Callable[[int], bytes], encoding: str, name: str, notices: lis
         SourceError: the bytes are another format's, or not in the encoding.
     """
     first = read(CHUNK)
-    while len(first) < 512 and (more := read(CHUNK)):
+    while len(first) < 8 and (more := read(CHUNK)):  # as many as tell a format
         first += more
     for magic, meaning in _FORMATS.items():
         if first.startswith(magic):
