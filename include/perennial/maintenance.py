@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -39,7 +39,10 @@ def remove_staging(settings: Settings, model: str, *, now: datetime) -> dict[str
     for folder in _entries(settings.staging / model):
         newest, size = _newest_and_size(folder)
         if newest < (now - ABANDONED).timestamp():
-            _remove(folder)
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+            else:
+                folder.unlink()
             removed["runs"] += 1
             removed["bytes"] += size
     return removed
@@ -55,15 +58,17 @@ def remove_reports(settings: Settings, spec: ModelSpec, *, now: datetime) -> dic
     before = (now - spec.retention.reports).timestamp()
     # What lies in a folder comes before the folder.
     for path in sorted((settings.reports / spec.name).rglob("*"), reverse=True):
-        status = path.lstat()
-        if stat.S_ISDIR(status.st_mode):
-            # Another process may be about to write into an empty folder that is new.
-            if status.st_mtime < (now - ABANDONED).timestamp() and not any(path.iterdir()):
-                path.rmdir()
-        elif status.st_mtime < before:
-            path.unlink()
-            removed["files"] += 1
-            removed["bytes"] += status.st_size
+        # Drafts of a report that is being written come and go.
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode):
+                # Another process may be about to write into an empty folder that is new.
+                if status.st_mtime < (now - ABANDONED).timestamp() and not any(path.iterdir()):
+                    path.rmdir()
+            elif status.st_mtime < before:
+                path.unlink()
+                removed["files"] += 1
+                removed["bytes"] += status.st_size
     return removed
 
 
@@ -149,22 +154,16 @@ def maintain(
     return done
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from sorted(folder.iterdir())
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _newest_and_size(path: Path) -> tuple[float, int]:
-    """When anything in it was last written, and how large it is. Symbolic links are not followed."""
+    """When anything in it was last written, and how many bytes it holds. Symbolic links are not followed."""
     newest, size = path.lstat().st_mtime, 0
     for below in path.rglob("*") if path.is_dir() and not path.is_symlink() else ():
-        status = below.lstat()
-        newest, size = max(newest, status.st_mtime), size + (0 if below.is_dir() else status.st_size)
+        with suppress(FileNotFoundError):
+            status = below.lstat()
+            newest = max(newest, status.st_mtime)
+            size += 0 if stat.S_ISDIR(status.st_mode) else status.st_size
     return newest, size
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
