@@ -160,7 +160,8 @@ class Span:
         outside = pc.greater_equal(moments, pa.scalar(self.end, moments.type))
         if self.start is not None:
             outside = pc.or_(outside, pc.less(moments, pa.scalar(self.start, moments.type)))
-        return rows.filter(outside)
+        # A row that was written before the table had this event time is in no span.
+        return rows.filter(pc.fill_null(outside, True))
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Written:
     Attributes:
         files: the files.
         rows: how many rows they hold.
-        digest: a hash of the rows, whatever their order and files.
+        digest: a hash of the rows, whatever their order and files; empty if none was wanted.
     """
 
     files: list[DataFile]
@@ -298,26 +299,33 @@ class Catalog:
                 time.sleep(random.uniform(0, 0.05))  # noqa: S311 - spreads competitors
 
     def write(
-        self, table: Table, rows: Iterable[pa.RecordBatch], columns: Sequence[str], check: Callable[[pa.Table], None]
+        self,
+        table: Table,
+        rows: Iterable[pa.RecordBatch],
+        *,
+        digest_of: Sequence[str] = (),
+        check: Callable[[pa.Table], None] | None = None,
     ) -> Written:
         """Write rows into new data files, which no snapshot names yet.
 
         Args:
             table: the table whose columns they have.
             rows: batches of any size.
-            columns: the columns that the digest is over.
+            digest_of: the columns that the digest is over; without any there is none.
             check: called with each chunk of rows; raises if they must not be written.
         """
         schema = schema_to_pyarrow(table.schema())
-        digest = _Digest(columns)
+        digest = _Digest(digest_of) if digest_of else None
         files: list[DataFile] = []
         writer: _FileWriter | None = None
         count = 0
         try:
             for chunk in _chunks(rows):
                 conformed = _conform(chunk, schema)
-                check(conformed)
-                digest.add(conformed)
+                if check is not None:
+                    check(conformed)
+                if digest is not None:
+                    digest.add(conformed)
                 count += conformed.num_rows
                 writer = writer or _FileWriter(table)
                 writer.write(conformed)
@@ -331,7 +339,7 @@ class Catalog:
                 writer.abandon()
             discard(table, files)
             raise
-        return Written(files, count, digest.hex())
+        return Written(files, count, digest.hex() if digest is not None else "")
 
     def stage(
         self,
@@ -381,12 +389,20 @@ class Catalog:
         Raises:
             SnapshotMissing: the snapshot is not there any more.
         """
+        self.require(table, snapshot)
+        return list(table.scan(snapshot_id=snapshot, row_filter=where).plan_files())
+
+    def require(self, table: Table, snapshot: int) -> None:
+        """Make sure that a snapshot is there.
+
+        Raises:
+            SnapshotMissing: it is not.
+        """
         if table.snapshot_by_id(snapshot) is None:
             raise SnapshotMissing(
                 f"{'.'.join(table.name())}: snapshot {snapshot} is not in the lake any more; what is to outlive the retention "
                 "of snapshots has to be pinned"
             )
-        return list(table.scan(snapshot_id=snapshot, row_filter=where).plan_files())
 
     def read(
         self, table: Table, tasks: Sequence[FileScanTask], *, columns: Sequence[str], where: BooleanExpression

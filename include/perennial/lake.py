@@ -171,7 +171,7 @@ class Lake:
                 )
 
         with write.data() as reader:
-            written = self._catalog.write(table, reader, write.schema.names, check)
+            written = self._catalog.write(table, reader, digest_of=write.schema.names, check=check)
         return _Prepared(write, table, written, {})
 
     def _still_stands(self, claim: Claim, name: str, ready: _Prepared) -> Publication | None:
@@ -225,7 +225,7 @@ class Lake:
         columns = columns_of(table.schema())
         with self._catalog.read(table, [task], columns=columns, where=AlwaysTrue()) as rows:
             outside = (batch for chunk in rows for batch in span.outside(pa.Table.from_batches([chunk])).to_batches())
-            rest = self._catalog.write(table, outside, columns, lambda _: None)
+            rest = self._catalog.write(table, outside)
         if rest.rows == task.file.record_count:
             discard(table, rest.files)
             return None
@@ -315,7 +315,7 @@ class Lake:
             SnapshotMissing: one of them is not in the lake.
         """
         for table, snapshot in snapshots.items():
-            self._catalog.files(self._catalog.load(model, table), snapshot, AlwaysTrue())
+            self._catalog.require(self._catalog.load(model, table), snapshot)
 
             def change(found: Table, transaction: Transaction, snapshot: int = snapshot) -> None:
                 ref = found.metadata.refs.get(f"{_PIN}{name}")
@@ -365,7 +365,7 @@ class Lake:
                     tasks.sort(key=lambda task: _first_moment(task.file, table))
                     columns = columns_of(table.schema())
                     with self._catalog.read(table, tasks, columns=columns, where=AlwaysTrue()) as rows:
-                        written = self._catalog.write(table, rows, columns, lambda _: None)
+                        written = self._catalog.write(table, rows)
                     return [task.file for task in tasks], written.files
 
                 if removed := self._rearrange(model, dataset, name, "compact", join):

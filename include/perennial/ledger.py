@@ -288,6 +288,16 @@ class _Utc(sa.TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class _Text(sa.TypeDecorator[str]):
+    """Text that may quote a broken file: PostgreSQL keeps no NUL, and neither keeps half a surrogate pair."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
 class _Json(sa.TypeDecorator[Any]):
     """A JSON value as text: NaN and infinity, which a refusal's evidence may hold, come back as they were."""
 
@@ -315,7 +325,7 @@ def _id() -> sa.Column[Any]:
 
 
 def _text(name: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
-    return sa.Column(name, sa.Text, primary_key=key, nullable=null)
+    return sa.Column(name, _Text, primary_key=key, nullable=null)
 
 
 def _time(name: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
@@ -406,7 +416,7 @@ _refusals = _table(
 _outbox = _table(
     "outbox",
     _id(),
-    sa.Column("key", sa.Text, nullable=False, unique=True),
+    sa.Column("key", _Text, nullable=False, unique=True),
     _json("alert"), _time("created_at"), _json("delivered"), _number("attempts"),
     _time("next_attempt_at", null=True), _time("delivered_at", null=True), _text("error", null=True),
 )  # fmt: skip
@@ -627,8 +637,8 @@ class Ledger:
         token = connection.execute(sa.select(_claims.c.token).where(*_matches(_claims, key))).scalar_one_or_none()
         if token != claim.token:
             raise Superseded(
-                f"{model}: {dataset} of {interval}: another attempt of run {claim.run_id} has taken over, or this one was given "
-                "up as dead; it has published nothing. If no other attempt is running, clear the task"
+                f"{model}: {dataset} of {interval}: another attempt of run {claim.run_id} has taken over, or this one was "
+                "given up as dead; it has published nothing. If no other attempt is running, clear the task"
             )
         later = connection.execute(
             sa.select(_publications.c.run_id, _publications.c.start, _publications.c.end)

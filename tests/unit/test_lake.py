@@ -218,6 +218,16 @@ def test_new_column_is_empty_in_older_rows(publisher: Publisher) -> None:
     assert [row["delay"] for row in publisher.rows(columns=["flight", "delay"])][3:5] == [1.5, 2.5]
 
 
+def test_rows_from_before_a_new_event_time_are_not_lost(publisher: Publisher) -> None:
+    publisher.publish(DAY, "a", flights=write(flights(DAY, "a")))
+    arrivals = flights(NEXT_DAY, "b").append_column("arrival", pa.array([NEXT_DAY.start] * 3, MOMENT))
+    publisher.publish(NEXT_DAY, "b", flights=write(arrivals, "arrival"))
+    assert publisher.lake.compact(MODEL, many=2) == {"flights": 2}
+    publisher.publish(NEXT_DAY, "c", flights=write(arrivals.slice(0, 1), "arrival"))
+    assert [row["source"] for row in publisher.rows()] == ["a", "a", "a", "b"]
+    assert len(publisher.rows(interval=NEXT_DAY)) == 1
+
+
 def test_column_of_another_type_is_refused(publisher: Publisher) -> None:
     publisher.publish(DAY, "a")
     other = flights(DAY, "b").set_column(2, "source", pa.array([1, 2, 3]))

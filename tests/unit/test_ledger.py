@@ -295,6 +295,13 @@ def test_verdict_on_an_interval_replaces_the_one_before(ledger: Ledger) -> None:
     assert ledger.verdicts(MODEL)[0].details == {"share": float("inf")}
 
 
+def test_text_that_quotes_a_broken_file_is_kept(ledger: Ledger) -> None:
+    ledger.record_retraining(model=MODEL, window_end=DAY.end, asked=False, cause="none", reason="a\0b\ud800c", run_id="a")
+    ledger.record_refusal(model=MODEL, interval=DAY, run_id="a", reasons=["a\0b\ud800c"], rows={})
+    assert ledger.retrainings(MODEL)[0].reason == "a\ufffdb?c"
+    assert ledger.refusals(MODEL)[0].reasons == ["a\0b\ud800c"]
+
+
 def test_performance_is_kept_for_each_interval_and_version(ledger: Ledger) -> None:
     def measured(interval: Interval, version: int, auc: float) -> None:
         ledger.record_performance(
