@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -121,7 +121,8 @@ def common(
         description=description,
         doc_md=inspect.cleandoc(doc or ""),
         schedule=schedule,
-        start_date=datetime(2013, 1, 1, tzinfo=UTC),
+        # No start_date: with one in the past, Airflow would run the last missed tick as soon as the DAG is unpaused.
+        # No start date: with one, Airflow would run the last missed tick as soon as the DAG is switched on.
         catchup=False,
         max_active_runs=max_active_runs,
         dagrun_timeout=run_limit,

@@ -139,6 +139,7 @@ def embedded_settings(state: Path, ports: Ports, given: Mapping[str, str]) -> Se
 
     MLflow is always the stack's own, since an address left in somebody's shell must not receive these models.
     """
+    parallelism = max(3, min(8, (os.cpu_count() or 2) + 1))
     own = {
         "PERENNIAL_STATE": str(state),
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{ports.mlflow}",
@@ -180,6 +181,8 @@ def environment(
         "MPLBACKEND": "Agg",
         # Tasks run beside each other, and are forked from a process whose libraries must not have started threads.
         "OPENBLAS_NUM_THREADS": "1",
+        # Threads of one task that wait for each other by spinning starve the other tasks: a fit took minutes, not seconds.
+        "OMP_NUM_THREADS": inherited.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // parallelism))),
         **_deployment(settings),
         **_silence(),
         "AIRFLOW_HOME": str(airflow),
@@ -188,7 +191,7 @@ def environment(
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__FERNET_KEY": kept.fernet_key,
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-        "AIRFLOW__CORE__PARALLELISM": str(max(3, min(8, (os.cpu_count() or 2) + 1))),
+        "AIRFLOW__CORE__PARALLELISM": str(parallelism),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{HOST}:{ports.execution}/execution/",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords_file(settings)),
