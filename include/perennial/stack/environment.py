@@ -139,7 +139,6 @@ def embedded_settings(state: Path, ports: Ports, given: Mapping[str, str]) -> Se
 
     MLflow is always the stack's own, since an address left in somebody's shell must not receive these models.
     """
-    parallelism = max(3, min(8, (os.cpu_count() or 2) + 1))
     own = {
         "PERENNIAL_STATE": str(state),
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{ports.mlflow}",
@@ -171,6 +170,7 @@ def environment(
         inherited: the environment underneath. What the stack itself decides replaces what is said there.
     """
     airflow = settings.state / "airflow"
+    parallelism = max(3, min(8, (os.cpu_count() or 2) + 1))
     own = {
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), inherited.get("PATH", os.defpath))),
         "NO_PROXY": ",".join(filter(None, (inherited.get("NO_PROXY"), HOST, "localhost"))),
