@@ -11,6 +11,7 @@ Neighbours: :mod:`perennial.registry` moves artifacts to and from MLflow.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+# Read by OpenMP when scikit-learn is first loaded. By default its idle threads spin, and where several processes share
+# the cores a booster's fit of half a second then takes most of a minute.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pandas as pd

@@ -6,7 +6,7 @@ Neighbours: :mod:`perennial.training` fits them; :mod:`perennial.folder` gives t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from perennial.folder import folder_function
 from perennial.spec import ModelFolder, ModelSpec
 
 
-def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any]) -> Pipeline:
+def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *, empty: Collection[str] = ()) -> Pipeline:
     """A candidate, unfitted: preprocessing of the spec's features, then the estimator.
 
     An estimator that takes missing values (trees do) gets numbers as they are and categories as ordinals; any other gets
@@ -35,6 +35,7 @@ def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any]) ->
         folder: the model's folder.
         name: the candidate's name.
         params: of the estimator.
+        empty: features without a single value in the rows to fit on, which are left out: boosters fail on them.
 
     Raises:
         TrainingError: the parameters do not fit, or the function of ``model.py`` failed or gave no estimator.
@@ -57,7 +58,7 @@ def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any]) ->
         estimator.set_params(random_state=spec.training.seed)
     if isinstance(estimator, Pipeline):
         return estimator
-    return make_pipeline(_preprocessing(spec, takes_missing=get_tags(estimator).input_tags.allow_nan), estimator)
+    return make_pipeline(_preprocessing(spec, empty, takes_missing=get_tags(estimator).input_tags.allow_nan), estimator)
 
 
 def _estimator(folder: ModelFolder, kind: str, params: dict[str, Any]) -> Any:
@@ -79,7 +80,7 @@ def _estimator(folder: ModelFolder, kind: str, params: dict[str, Any]) -> Any:
             return folder_function(folder, kind)(**params)
 
 
-def _preprocessing(spec: ModelSpec, *, takes_missing: bool) -> ColumnTransformer:
+def _preprocessing(spec: ModelSpec, empty: Collection[str], *, takes_missing: bool) -> ColumnTransformer:
     if takes_missing:
         numeric: Any = "passthrough"
         # Native categories of the boosters would put functions into the stored model, which then need to be trusted.
@@ -87,9 +88,10 @@ def _preprocessing(spec: ModelSpec, *, takes_missing: bool) -> ColumnTransformer
             handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=np.nan, min_frequency=10
         )
     else:
-        numeric = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+        numeric = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
         categorical = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=10)
-    steps = [("numeric", numeric, list(spec.features.numeric)), ("categorical", categorical, list(spec.features.categorical))]
+    columns = [[name for name in names if name not in empty] for names in (spec.features.numeric, spec.features.categorical)]
+    steps = [("numeric", numeric, columns[0]), ("categorical", categorical, columns[1])]
     return ColumnTransformer([step for step in steps if step[2]])
 
 

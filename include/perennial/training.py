@@ -280,7 +280,10 @@ def _best_trial(spec: ModelSpec, trials: Sequence[_Trial]) -> _Trial:
 
 
 def _fit(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
-    estimator = make_estimator(folder, name, params)
+    empty = [str(feature) for feature in frame.columns if not frame[feature].notna().any()]
+    if empty:
+        log.warning("%s is fitted without %s: no value of it in %s rows", name, ", ".join(empty), f"{len(frame):,}")
+    estimator = make_estimator(folder, name, params, empty=empty)
     try:
         return estimator.fit(frame, truth)
     except (ValueError, TypeError) as error:

@@ -45,8 +45,8 @@ class TrainingSet:
         snapshots: Iceberg snapshot by table: ``features``, and the tables that labels are read from.
         pin: name under which the lake keeps the snapshots.
         folder_digest, features_digest: of the model folder, see :class:`perennial.spec.ModelFolder`.
-        rows: labelled rows a part, after ``max_rows``.
-        entities: rows a part that a label was due for.
+        rows: rows a part that are used: the labelled ones, of the window the newest ``max_rows``.
+        labelled, entities: rows a part whose label was known in time, and rows that have a prediction due.
         classes: labelled rows a class a part; empty for regression.
         content: SHA-256 a part over the labelled rows, independent of how they are stored.
     """
@@ -61,6 +61,7 @@ class TrainingSet:
     folder_digest: str
     features_digest: str
     rows: dict[str, int]
+    labelled: dict[str, int]
     entities: dict[str, int]
     classes: dict[str, dict[str, int]]
     content: dict[str, str]
@@ -70,7 +71,7 @@ class TrainingSet:
 
     def label_coverage(self, part: Part) -> float:
         """Share of the entities whose label was known in time, 0 to 1."""
-        return self.rows[part] / self.entities[part] if self.entities[part] else 0.0
+        return self.labelled[part] / self.entities[part] if self.entities[part] else 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,12 +100,11 @@ def build_training_set(folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of
     # Published features may be of an earlier features.sql; nothing is learned from those.
     ensure_features(folder, lake, ledger, Interval(window.start, holdout.end), run_id=run_id)
     snapshots = _snapshots(folder, ledger)
-    pin = f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}"
-    lake.pin(spec.name, snapshots, pin)
     parts: dict[Part, tuple[pa.Table, int]] = {
         "window": _read_rows(folder, lake, snapshots, window, labels_known_by=holdout.start),
         "holdout": _read_rows(folder, lake, snapshots, holdout, labels_known_by=as_of),
     }
+    used: dict[Part, pa.Table] = {part: _newest(spec, rows, part) for part, (rows, _) in parts.items()}
     training_set = TrainingSet(
         model=spec.name,
         run_id=run_id,
@@ -112,15 +112,17 @@ def build_training_set(folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of
         window=window.key,
         holdout=holdout.key,
         snapshots=snapshots,
-        pin=pin,
+        pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
         folder_digest=folder.digest,
         features_digest=folder.features_digest,
-        rows={part: rows.num_rows for part, (rows, _) in parts.items()},
+        rows={part: rows.num_rows for part, rows in used.items()},
+        labelled={part: rows.num_rows for part, (rows, _) in parts.items()},
         entities={part: entities for part, (_, entities) in parts.items()},
-        classes={part: _count_classes(spec, rows) for part, (rows, _) in parts.items()},
-        content={part: content_hash(rows) for part, (rows, _) in parts.items()},
+        classes={part: _count_classes(spec, rows) for part, rows in used.items()},
+        content={part: content_hash(rows) for part, rows in used.items()},
     )
-    _check_window(spec, training_set, parts["window"][0])
+    _check_window(spec, training_set, used["window"])
+    lake.pin(spec.name, snapshots, training_set.pin)
     log.info(
         "the training set has %s rows of %s and %s of the holdout %s; labels are known for %.1f %% and %.1f %%",
         f"{training_set.rows['window']:,}",
@@ -146,7 +148,8 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
         )
     holdout = training_set.interval("holdout")
     known_by = holdout.start if part == "window" else holdout.end
-    rows, _ = _read_rows(folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by)
+    labelled, _ = _read_rows(folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by)
+    rows = _newest(folder.spec, labelled, part)
     if content_hash(rows) != training_set.content[part]:
         raise TrainingError(
             f"{name}: the rows of {training_set.interval(part)} are not those that run {training_set.run_id} pinned, though "
@@ -207,31 +210,18 @@ def _read_rows(
         event_time=spec.event_time,
     ).read_all()
     labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by).select([*key, LABEL])
-    joined = features.join(_as_task(spec, labels), keys=key, join_type="inner")
-    joined = joined.filter(pc.is_valid(joined.column(LABEL)))
+    joined = features.join(labels, keys=key, join_type="inner")
     ordered = joined.select([*key, *spec.features.names, LABEL]).sort_by([(name, "ascending") for name in _order(spec, key)])
-    return ordered.slice(max(0, ordered.num_rows - spec.training.max_rows)).combine_chunks(), features.num_rows
+    return ordered.combine_chunks(), features.num_rows
+
+
+def _newest(spec: ModelSpec, rows: pa.Table, part: Part) -> pa.Table:
+    """What ``max_rows`` leaves to learn from; models are compared on all rows of the holdout."""
+    return rows if part == "holdout" else rows.slice(max(0, rows.num_rows - spec.training.max_rows))
 
 
 def _order(spec: ModelSpec, key: Sequence[str]) -> list[str]:
     return [spec.event_time, *(name for name in key if name != spec.event_time)]
-
-
-def _as_task(spec: ModelSpec, labels: pa.Table) -> pa.Table:
-    """Labels as the task has them: true or false, texts, or finite numbers."""
-    column = labels.column(LABEL)
-    kind = {"binary_classification": pa.bool_(), "multiclass_classification": pa.string(), "regression": pa.float64()}[
-        spec.task
-    ]
-    try:
-        column = pc.cast(column, kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise TrainingError(
-            f"{spec.name}: label.sql gives {column.type}, which cannot be read as {kind} for {spec.task}: {error}"
-        ) from error
-    if spec.task == "regression" and (bad := column.length() - column.null_count - (pc.sum(pc.is_finite(column)).as_py() or 0)):
-        raise TrainingError(f"{spec.name}: {bad:,} labels are NaN or infinite; let label.sql give NULL where there is no label")
-    return labels.set_column(labels.schema.get_field_index(LABEL), LABEL, column)
 
 
 def _count_classes(spec: ModelSpec, rows: pa.Table) -> dict[str, int]:
@@ -255,9 +245,8 @@ def _check_window(spec: ModelSpec, training_set: TrainingSet, window: pa.Table) 
             f"{spec.name}: all {rows:,} labels in {training_set.window} are {only}, so there is nothing to learn: make "
             "training.window longer, or look at label.sql"
         )
-    for name in spec.features.numeric:
-        if infinite := pc.sum(pc.is_inf(pc.cast(window.column(name), pa.float64()))).as_py():
-            raise TrainingError(
-                f"{spec.name}: feature {name} is infinite in {infinite:,} rows of {training_set.window}: guard the division or "
-                "logarithm in features.sql, and give NULL where there is no value"
-            )
+    if spec.task == "regression" and (bad := rows - pc.sum(pc.is_finite(window.column(LABEL))).as_py()):
+        raise TrainingError(
+            f"{spec.name}: {bad:,} labels in {training_set.window} are NaN or infinite: let label.sql give NULL where there is "
+            "no label"
+        )

@@ -16,6 +16,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
+from threadpoolctl import threadpool_limits
 
 from perennial.artifacts import FeatureList
 from perennial.gates import Contender, Evaluation, GateDecision, PredictionSummary, decide
@@ -51,24 +52,24 @@ tables:
   visits:
     source: rows
     key: [visit]
-    event_time: at
-    known: at - INTERVAL 1 DAY
+    event_time: moment
+    known: moment - INTERVAL 1 DAY
     columns:
       visit: {{type: string}}
-      at: {{type: timestamp}}
+      moment: {{type: timestamp}}
       x: {{type: float}}
       noise: {{type: float, nullable: true}}
       kind: {{type: string, nullable: true}}
   outcomes:
     source: rows
     key: [visit]
-    event_time: at
-    known: at + INTERVAL 1 HOUR
+    event_time: moment
+    known: moment + INTERVAL 1 HOUR
     columns:
       visit: {{type: string}}
-      at: {{type: timestamp}}
+      moment: {{type: timestamp}}
       y: {{type: float}}
-entity: {{table: visits, as_of: at - INTERVAL 1 HOUR}}
+entity: {{table: visits, as_of: moment - INTERVAL 1 HOUR}}
 features:
   numeric: [x, noise]
   categorical: [kind]
@@ -92,8 +93,7 @@ def write_folder(models: Path, task: str = "binary_classification", *, code: str
         models: the folder of model folders.
         task: one of three.
         code: text of ``model.py``.
-        replaced: texts of ``model.yaml`` by what stands in their place, as ``what__0="old", with__0="new"`` pairs would be;
-            each key is ignored and each value is ``old => new``.
+        replaced: changes of ``model.yaml``, each as ``old => new``; what they are called is of no matter.
     """
     text = MODEL.format(task=task, label=LABELS[task], baseline=CANDIDATES[task])
     for change in replaced.values():
@@ -117,32 +117,35 @@ def make_rows(days: int, rows_a_day: int = 60, *, seed: int = 0, start: Any = ST
     noise[generator.random(n) < 0.1] = np.nan
     kind = generator.choice(np.array(["a", "b", None], dtype=object), n, p=[0.6, 0.3, 0.1])
     y = np.sin(2 * x) + 0.8 * (kind == "b") + 0.3 * generator.normal(size=n)
-    at = [start + timedelta(days=day, minutes=20 * row) for day in range(days) for row in range(rows_a_day)]
+    moment = [start + timedelta(days=day, minutes=20 * row) for day in range(days) for row in range(rows_a_day)]
     visit = [f"v{row:06d}-{seed}" for row in range(n)]
-    return pd.DataFrame({"visit": visit, "at": at, "x": x, "noise": noise, "kind": kind, "y": y})
+    return pd.DataFrame({"visit": visit, "moment": moment, "x": x, "noise": noise, "kind": kind, "y": y})
 
 
 def publish_tables(lake: Lake, ledger: Ledger, rows: pd.DataFrame, interval: Interval, *, run_id: str = "ingest") -> None:
-    """Publish rows as the tables ``visits`` and ``outcomes`` of an interval, as ingest would."""
+    """Publish rows as the tables ``visits`` and ``outcomes`` of an interval, as ingest would.
+
+    The outcome is known an hour later, or after the row's ``known_after``.
+    """
     strings, floats = ("visit", "kind"), ("x", "noise", "y")
 
-    def table(columns: list[str], known: timedelta) -> pa.Table:
-        kinds = {**dict.fromkeys(strings, pa.string()), **dict.fromkeys(floats, pa.float64()), "at": MOMENT}
+    def table(columns: list[str], known: timedelta | pd.Series) -> pa.Table:
+        kinds = {**dict.fromkeys(strings, pa.string()), **dict.fromkeys(floats, pa.float64()), "moment": MOMENT}
         content = {name: pa.array(rows[name], type=kinds[name], from_pandas=True) for name in columns}
-        content["_known_at"] = pa.array(rows["at"] + known, type=MOMENT)
+        content["_known_at"] = pa.array(rows["moment"] + known, type=MOMENT)
         return pa.table(content)
 
-    def write(columns: list[str], known: timedelta) -> TableWrite:
+    def write(columns: list[str], known: timedelta | pd.Series) -> TableWrite:
         content = table(columns, known)
-        return TableWrite(data=content.to_reader, event_time="at", schema=content.schema)
+        return TableWrite(data=content.to_reader, event_time="moment", schema=content.schema)
 
     lake.publish(
         model="toy",
         dataset="tables",
         interval=interval,
         tables={
-            "visits": write(["visit", "at", "x", "noise", "kind"], -timedelta(days=1)),
-            "outcomes": write(["visit", "at", "y"], timedelta(hours=1)),
+            "visits": write(["visit", "moment", "x", "noise", "kind"], -timedelta(days=1)),
+            "outcomes": write(["visit", "moment", "y"], rows["known_after"] if "known_after" in rows else timedelta(hours=1)),
         },
         order=ledger.next_order("toy", "tables", interval, run_id),
         run_id=run_id,
@@ -160,14 +163,27 @@ def copy_store(template: Path, settings: Settings) -> None:
     shutil.copy(template, target)
 
 
+def deployment(state: Path) -> Settings:
+    """A deployment of its own below a folder, with its ledger's tables."""
+    state.mkdir(parents=True, exist_ok=True)
+    database = f"sqlite:///{state / 'perennial.db'}"
+    Ledger(database).migrate()
+    return Settings(
+        models=state / "models",
+        state=state,
+        data=state,
+        database_url=database,
+        catalog_url=f"sqlite:///{state / 'catalog.db'}",
+        warehouse=str(state / "lake"),
+        predictions_url=database,
+        mlflow_url=f"sqlite:///{state / 'mlflow.db'}",
+    )
+
+
 def make_template(folder: Path) -> Path:
     """An empty, migrated MLflow database."""
-    address = f"sqlite:///{folder / 'mlflow.db'}"
-    settings = Settings(
-        models=folder, state=folder, data=folder, database_url=address, catalog_url=address, warehouse=str(folder),
-        predictions_url=address, mlflow_url=address,
-    )  # fmt: skip
-    Registry(settings, Ledger(address)).migrate()
+    settings = deployment(folder)
+    Registry(settings, Ledger(settings.database_url)).migrate()
     return folder / "mlflow.db"
 
 
@@ -183,6 +199,7 @@ def training_set_of(folder: ModelFolder, run_id: str = "run-1") -> TrainingSet:
         folder_digest=folder.digest,
         features_digest=folder.features_digest,
         rows={"window": 300, "holdout": 100},
+        labelled={"window": 300, "holdout": 100},
         entities={"window": 300, "holdout": 100},
         classes={"window": {}, "holdout": {}},
         content={"window": "a" * 64, "holdout": "b" * 64},
@@ -191,7 +208,7 @@ def training_set_of(folder: ModelFolder, run_id: str = "run-1") -> TrainingSet:
 
 @lru_cache(maxsize=3)
 def _fit_a_few(task: Any) -> tuple[Any, pa.Table, pd.DataFrame]:
-    """A booster, the rows it was fitted on, and an example of them. Where cores are shared, its threads take seconds."""
+    """A booster, the rows it was fitted on, and an example of them."""
     rows = make_rows(5)
     table = pa.Table.from_pandas(rows[["x", "noise", "kind"]], preserve_index=False)
     frame = FeatureList(("x", "noise"), ("kind",)).frame(table)
@@ -204,7 +221,9 @@ def _fit_a_few(task: Any) -> tuple[Any, pa.Table, pd.DataFrame]:
     }[task]
     booster = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     columns = ColumnTransformer([("numeric", "passthrough", ["x", "noise"]), ("categorical", OrdinalEncoder(), ["kind"])])
-    return make_pipeline(columns, booster(max_iter=5, random_state=0)).fit(frame, truth), table, frame.head(3)
+    with threadpool_limits(1):
+        fitted = make_pipeline(columns, booster(max_iter=5, random_state=0)).fit(frame, truth)
+    return fitted, table, frame.head(3)
 
 
 def log_candidate(registry: Registry, folder: ModelFolder, *, run_id: str = "run-1", estimator: Any = None) -> Fitted:

@@ -18,6 +18,7 @@ import skops.io
 import yaml
 from mlflow import MlflowClient
 from sklearn.preprocessing import FunctionTransformer
+from tests.unit import synthetic
 
 from perennial import artifacts
 from perennial.artifacts import FeatureList, LoadedModel
@@ -26,7 +27,6 @@ from perennial.ledger import Ledger, VersionRecord
 from perennial.registry import Registry
 from perennial.settings import Settings
 from perennial.spec import ModelFolder
-from tests.unit import synthetic
 
 
 @pytest.fixture(scope="session")
