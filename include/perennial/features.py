@@ -276,14 +276,18 @@ def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[I
     days = _days(interval)
     read = Interval(days[0].start - lookback, days[-1].end)
     tables = ledger.publications(folder.spec.name, TABLES, read)
-    changes = [(number, changed) for number, changed in _changes(folder, tables)]
+    changes = list(_changes(folder, tables))
     features = ledger.publications(folder.spec.name, DATASET, interval)
     outdated = []
     for day in days:
         if not any(publication.interval.overlaps(day) for publication in tables):
             continue
-        newest = next((one for one in reversed(features) if one.interval.contains(day)), None)
-        if newest is None or newest.inputs.get("features_digest") != folder.features_digest:
+        newest = next((one for one in reversed(features) if one.interval.overlaps(day)), None)
+        if (
+            newest is None
+            or not newest.interval.contains(day)
+            or newest.inputs.get("features_digest") != folder.features_digest
+        ):
             outdated.append(day)
             continue
         seen, looks_at = newest.inputs.get("publication", 0), Interval(day.start - lookback, day.end)

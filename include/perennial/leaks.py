@@ -113,7 +113,8 @@ def _later(
 
     def differences(given: Mapping[str, pa.Table]) -> list[Leak]:
         try:
-            got = _features(connection, folder, given, interval)
+            # Entities that are removed or invented move the latest as_of, and with it what is offered.
+            got = _features(connection, folder, given, interval, known_by=pc.max(true["as_of"]).as_py())
         except SpecError as error:
             raise SpecError(f"{error} (in other values of rows that were not known at {moment}; TRY_CAST may help)") from error
         return list(_differences(spec, asked, got, "later rows"))
@@ -132,9 +133,14 @@ def _later(
 
 
 def _features(
-    connection: duckdb.DuckDBPyConnection, folder: ModelFolder, tables: Mapping[str, pa.Table], interval: Interval
+    connection: duckdb.DuckDBPyConnection,
+    folder: ModelFolder,
+    tables: Mapping[str, pa.Table],
+    interval: Interval,
+    *,
+    known_by: datetime | None = None,
 ) -> pa.Table:
-    offer(connection, folder, tables, interval)
+    offer(connection, folder, tables, interval, known_by=known_by)
     select(connection, folder)
     gather(connection, folder.spec)
     features: pa.Table = connection.sql("FROM perennial.features").to_arrow_table()

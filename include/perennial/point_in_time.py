@@ -14,6 +14,7 @@ import uuid
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -164,29 +165,39 @@ def open_database(*, threads: int | None = None) -> duckdb.DuckDBPyConnection:
 # --- the steps of compute ----------------------------------------------------------------------------------------------
 
 
-def offer(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, tables: Mapping[str, Rows], interval: Interval) -> None:
-    """Make ``entities`` and the tables that the query may see, in place of those that were there."""
+def offer(
+    connection: duckdb.DuckDBPyConnection,
+    folder: ModelFolder,
+    tables: Mapping[str, Rows],
+    interval: Interval,
+    *,
+    known_by: datetime | None = None,
+) -> None:
+    """Make ``entities`` and the tables that the query may see, in place of those that were there.
+
+    Args:
+        known_by: offer rows known by then, instead of those known by the latest ``as_of``.
+    """
     spec = folder.spec
     since = interval.start - spec.features.lookback
     names = needed_tables(folder)
     names.sort(key=lambda name: name != spec.entity.table)
-    latest: str | None = None
+    latest = instant(known_by) if known_by else "(SELECT coalesce(max(as_of), '-infinity') FROM entities)"
     for name in names:
         table = spec.tables[name]
         conditions = []
         if table.event_time is not None:
             event = quoted(table.event_time)
             conditions.append(f"{event} >= {instant(since)} AND {event} < {instant(interval.end)}")
-        if latest is not None:
+        if name != spec.entity.table:
             conditions.append(f"{KNOWN} <= {latest}")
         columns = ", ".join(quoted(column) for column in published_schema(table).names)
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         connection.register("_offered", tables[name])
         connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT {columns} FROM _offered {where}")
         connection.unregister("_offered")
-        if latest is None:
+        if name == spec.entity.table:
             _make_entities(connection, folder, interval)
-            latest = "(SELECT coalesce(max(as_of), '-infinity') FROM entities)"
             connection.execute(f"DELETE FROM {quoted(name)} WHERE {KNOWN} > {latest}")
 
 
@@ -322,7 +333,7 @@ def gather(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
 # --- SQL ---------------------------------------------------------------------------------------------------------------
 
 
-def instant(value: object) -> str:
+def instant(value: datetime) -> str:
     """A time as a SQL literal."""
     return f"TIMESTAMPTZ {literal(str(value))}"
 
