@@ -299,6 +299,8 @@ def _value(spec: Column, kind: str, raw: str) -> str | None:
     """SQL for ``raw`` as the spec's type, NULL where it is not plainly one; None where no value of ``kind`` could be."""
     text = f"trim({raw})"
     number = kind in _INTEGERS | _HUGE | _FLOATS or kind.startswith("DECIMAL")
+    if kind == '"NULL"':  # a column in which nothing has been seen yet
+        return f"NULL::{_DUCKDB[spec.type]}"
     match spec.type:
         case "string" if kind == "VARCHAR":
             return raw

@@ -205,14 +205,13 @@ class _Writer:
         assert self._writer is not None
         assert self._schema is not None
         self._writer.close()
-        final = pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in self._schema])
-        if len(self._parts) > 1 or final != self._schema:
+        if len(self._parts) > 1:
             whole = self.target.with_suffix(".whole.part")
-            with pq.ParquetWriter(whole, final, compression="lz4") as writer:
+            with pq.ParquetWriter(whole, self._schema, compression="lz4") as writer:
                 for part in self._parts:
                     with pq.ParquetFile(part) as file:
                         for batch in file.iter_batches(ARROW_ROWS):
-                            writer.write_table(_conform(pa.table(batch), final, self._table))
+                            writer.write_table(_conform(pa.table(batch), self._schema, self._table))
             self._parts.append(whole)
         os.replace(self._parts[-1], self.target)
         return self._rows
@@ -603,22 +602,39 @@ def _land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, writ
             if doubled := sorted({column for column in names if names.count(column) > 1}):
                 raise SourceError(f"the query gives the column {doubled[0]} twice; name it by AS")
             kept = [n for n, column in enumerate(names) if column.casefold() in writer.wanted]
+            types = [pa.null()] * len(kept)
+            if engine.dialect.name == "postgresql":
+                described = result.cursor.description
+                types = [_POSTGRESQL.get(described[n][1], pa.null()) for n in kept]
+            schema = pa.schema([(names[n], kind) for n, kind in zip(kept, types, strict=True)])
             first = 1
             for rows in result.partitions(SQL_ROWS):
                 values = list(zip(*rows, strict=True))
-                batch = pa.record_batch([_array(values[n], names[n]) for n in kept], names=[names[n] for n in kept])
+                arrays = [_array(values[n], names[n], kind) for n, kind in zip(kept, types, strict=True)]
+                batch = pa.record_batch(arrays, names=schema.names)
                 if first == 1:
                     writer.begin(batch.schema, "the query")
                 writer.write(_positioned(batch, name, first), "the query")
                 first += len(rows)
             if first == 1:
-                writer.begin(pa.schema([(names[n], pa.null()) for n in kept]), "the query")
+                writer.begin(schema, "the query")
     except sa.exc.SQLAlchemyError as error:
         raise SourceError(f"the query failed: {_one_line(getattr(error, 'orig', None) or error)}") from error
 
 
-def _array(values: Sequence[Any], column: str) -> pa.Array:
-    """A database's values of one column as an Arrow array; structures become JSON texts, UUIDs texts."""
+#: The types of PostgreSQL's columns, by number, for those in which nothing has been seen yet.
+_POSTGRESQL: dict[object, pa.DataType] = {
+    16: pa.bool_(), 20: pa.int64(), 21: pa.int64(), 23: pa.int64(), 25: pa.string(), 700: pa.float64(), 701: pa.float64(),
+    1042: pa.string(), 1043: pa.string(), 1082: pa.date32(), 1114: pa.timestamp("us"), 1184: pa.timestamp("us", "UTC"),
+}  # fmt: skip
+
+
+def _array(values: Sequence[Any], column: str, kind: pa.DataType) -> pa.Array:
+    """A database's values of one column as an Arrow array; structures become JSON texts, UUIDs texts.
+
+    Args:
+        kind: the type if there are none.
+    """
     sample = next((value for value in values if value is not None), None)
     if isinstance(sample, UUID):
         values = [None if value is None else str(value) for value in values]
@@ -628,6 +644,8 @@ def _array(values: Sequence[Any], column: str) -> pa.Array:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise SourceError(f"the query's column {column} is of no one type; CAST it: {_one_line(error)}") from error
+    if pa.types.is_null(array.type):
+        return array.cast(kind)
     if pa.types.is_timestamp(array.type) and array.type.tz is not None:
         return array.cast(pa.timestamp("us", "UTC"))
     return array
