@@ -43,7 +43,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
-    from evidently.presets import DataDriftPreset
 
 log = logs.get(__name__)
 
@@ -227,7 +226,7 @@ def compare(policy: Drift, features: pa.Table, predictions: pa.Table, reference:
     seen = [_prepare(policy, name, features, reference) for name in names]
     columns = [said, *seen]
     try:
-        snapshot = _ask_evidently(policy, [column for column in columns if column.current is not None])
+        snapshot = _ask_evidently([column for column in columns if column.current is not None])
     except Exception as error:
         log.exception("Evidently failed")
         for column in columns:
@@ -397,45 +396,26 @@ def _display_names(categories: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _ask_evidently(policy: Drift, columns: Sequence[_Column]) -> Any:
+def _ask_evidently(columns: Sequence[_Column]) -> Any:
     """One report over all columns that are fit for it; puts the score of each into the column."""
     if not columns:
         return None
-    numeric = [column.name for column in columns if column.kind == "numeric"]
-    categorical = [column.name for column in columns if column.kind == "categorical"]
-    definition = DataDefinition(numerical_columns=numeric, categorical_columns=categorical)
+    definition = DataDefinition(
+        numerical_columns=[column.name for column in columns if column.kind == "numeric"],
+        categorical_columns=[column.name for column in columns if column.kind == "categorical"],
+    )
     # The sides differ in length from column to column; Evidently leaves out the missing values that pad them.
     current, reference = (
-        Dataset.from_pandas(
-            pd.DataFrame({column.name: getattr(column, side) for column in columns}), data_definition=definition
-        )
+        Dataset.from_pandas(pd.DataFrame({c.name: getattr(c, side) for c in columns}), data_definition=definition)
         for side in ("current", "reference")
     )
-    metrics: list[Any] = [
-        ValueDrift(column=column.name, method=_METHODS[column.kind], threshold=column.threshold)
-        for column in columns
-        if column.name == _PREDICTION
-    ]
-    if features := [column.name for column in columns if column.name != _PREDICTION]:
-        metrics.append(
-            DataDriftPreset(
-                columns=features,
-                drift_share=policy.share,
-                num_method=_METHODS["numeric"],
-                num_threshold=policy.numeric_threshold,
-                cat_method=_METHODS["categorical"],
-                cat_threshold=policy.categorical_threshold,
-            )
-        )
+    # Not DataDriftPreset, which does all of it three times over to show it once; the table it shows is in our banner.
+    metrics = [ValueDrift(column=column.name, method=_METHODS[column.kind], threshold=column.threshold) for column in columns]
     with warnings.catch_warnings():
         # It correlates constant columns, too, and divides by their deviation of zero.
         warnings.simplefilter("ignore")
         snapshot = Report(metrics, include_tests=True).run(current, reference)
-    found = {
-        metric["config"]["column"]: float(metric["value"])
-        for metric in snapshot.dict()["metrics"]
-        if "column" in metric["config"] and not isinstance(metric["value"], dict)
-    }
+    found = {metric["config"]["column"]: float(metric["value"]) for metric in snapshot.dict()["metrics"]}
     for column in columns:
         score = found.get(column.name, math.nan)
         if math.isfinite(score):
@@ -554,8 +534,10 @@ def _compare_interval(
     # Of two versions that made as many, the newer one.
     version = max(made_by, key=lambda number: (made_by[number], number))
     details["version"] = version
-    predictions = predictions.filter(pc.equal(predictions.column("version"), version))
+    predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
     features, entities = sample("features")
+    # In the order of time, as Evidently draws them.
+    features = features.sort_by(spec.event_time)
     reference = registry.load(spec.name, version).reference()
     details["rows"] = {
         "features": entities,
@@ -632,8 +614,9 @@ def _write_report(
                 (folder / name).unlink(missing_ok=True)
             return False
         banner = _banner(model, interval, version, comparison)
-        page = comparison.snapshot.get_html_str(as_iframe=False)
-        _replace(folder / "report.html", page.replace("<body>", f"<body>{banner}", 1))
+        page = comparison.snapshot.get_html_str(as_iframe=False).replace("<body>", f"<body>{banner}", 1)
+        page = page.replace("<head>", f"<head><title>{model}, {interval.key}: {comparison.verdict}</title>", 1)
+        _replace(folder / "report.html", page)
         _replace(folder / "evidently.json", comparison.snapshot.dumps())
     except Exception:
         log.exception("the report could not be written to %s; the verdict stands", folder)
@@ -649,19 +632,37 @@ def _replace(file: Path, text: str) -> None:
 
 
 def _banner(model: str, interval: Interval, version: int | None, comparison: Comparison) -> str:
-    """The verdict above Evidently's page, which knows nothing of the columns that it was not asked about."""
+    """The verdict and a table of all columns, above Evidently's page, which knows of those alone that it was asked about."""
     color = {"ok": "#1a7f37", "drift": "#b35900", "unknown": "#57606a"}[comparison.verdict]
-    items = "".join(f"<li>{html.escape(_shown_line(reason))}</li>" for reason in comparison.reasons)
+    items = "".join(f"<li>{_as_text(reason)}</li>" for reason in comparison.reasons)
+    rows = "".join(
+        f"<tr><td>{_as_text(column.column)}</td><td>{_STATUS[column.status]}</td>"
+        f"<td>{'' if column.score is None else f'{column.score:.3f}'}</td><td>{column.threshold:g}</td>"
+        f"<td>{'Wasserstein, standard deviations' if column.kind == 'numeric' else 'Jensen-Shannon'}</td>"
+        f"<td>{column.missing:.1%}</td><td>{column.reference_missing:.1%}</td></tr>"
+        for column in sorted(comparison.columns, key=lambda column: -(column.score or 0) / column.threshold)
+    )
     return (
-        '<section style="font-family: sans-serif; max-width: 1200px; margin: 24px auto 0; padding: 0 24px">'
-        f"<h1>{html.escape(model)}, {html.escape(interval.key)}: "
-        f'<span style="color: {color}">{comparison.verdict}</span></h1>'
-        f"<p>Compared with what version {version} was trained on.</p><ul>{items}</ul></section>"
+        "<style>.perennial{font-family:sans-serif;max-width:1200px;margin:24px auto;padding:1px 24px;background:#fff;color:#111}"
+        ".perennial td,.perennial th{padding:4px 16px 4px 0;text-align:left}</style>"
+        f'<section class="perennial"><h1>{_as_text(model)}, {_as_text(interval.key)}: '
+        f'<span style="color:{color}">{comparison.verdict}</span></h1>'
+        f"<p>Compared with what version {version} was trained on.</p><ul>{items}</ul>"
+        "<table><tr><th>column</th><th>found</th><th>distance</th><th>threshold</th><th>measured by</th><th>missing</th>"
+        f"<th>missing in the reference</th></tr>{rows}</table></section>"
     )
 
 
-def _shown_line(text: str) -> str:
-    return _UNSAFE.sub(" ", text)
+_STATUS: dict[Status, str] = {
+    "stable": "stable",
+    "drifted": "<b>drifted</b>",
+    "left_out": "left out",
+    "unusable": "<b>cannot be judged</b>",
+}
+
+
+def _as_text(text: str) -> str:
+    return html.escape(_UNSAFE.sub(" ", text))
 
 
 def _find_run(ledger: Ledger, registry: Registry, model: str, version: int | None) -> tuple[str | None, str | None]:
