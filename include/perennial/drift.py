@@ -643,7 +643,8 @@ def _banner(model: str, interval: Interval, version: int | None, comparison: Com
         for column in sorted(comparison.columns, key=lambda column: -(column.score or 0) / column.threshold)
     )
     return (
-        "<style>.perennial{font-family:sans-serif;max-width:1200px;margin:24px auto;padding:1px 24px;background:#fff;color:#111}"
+        "<style>.perennial{font-family:sans-serif;max-width:1200px;margin:24px auto;padding:1px 24px;"
+        "background:#fff;color:#111}"
         ".perennial td,.perennial th{padding:4px 16px 4px 0;text-align:left}</style>"
         f'<section class="perennial"><h1>{_as_text(model)}, {_as_text(interval.key)}: '
         f'<span style="color:{color}">{comparison.verdict}</span></h1>'
