@@ -72,7 +72,8 @@ _MISSING = "RESOURCE_DOES_NOT_EXIST"
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
 #: How often :meth:`Registry.reconcile` reads again when others keep changing what it reads.
 _READS = 5
-_MAX_TAG = 4_000
+#: Longest text of a run's tag or parameter, and of a version's tag, that MLflow takes or people can read.
+MAX_TAG, _MAX_PARAM, _MAX_VERSION_TAG = 8_000, 6_000, 5_000
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class CandidateRun:
                 for name, value in (metrics or {}).items()
                 if math.isfinite(value)
             ],
-            params=[Param(name, str(value)[:_MAX_TAG]) for name, value in (params or {}).items()],
-            tags=[RunTag(name, value[:_MAX_TAG]) for name, value in (tags or {}).items()],
+            params=[Param(name, str(value)[:_MAX_PARAM]) for name, value in (params or {}).items()],
+            tags=[RunTag(name, value[:MAX_TAG]) for name, value in (tags or {}).items()],
         )
 
     def log_rows(self, name: str, digest: str, source: Mapping[str, Any], *, rows: int, context: str) -> None:
@@ -811,7 +812,7 @@ class Registry:
     def _tag(self, model: str, version: int, tags: Mapping[str, str], *, missing_ok: bool = False) -> None:
         for name, value in tags.items():
             try:
-                self._client.set_model_version_tag(model, str(version), name, value[:_MAX_TAG])
+                self._client.set_model_version_tag(model, str(version), name, value[:_MAX_VERSION_TAG])
             except MlflowException as error:
                 if missing_ok and error.error_code == _MISSING:
                     return

@@ -36,7 +36,7 @@ from perennial.estimators import combinations, make_estimator, show_params
 from perennial.gates import Contender, Evaluation
 from perennial.lake import Lake
 from perennial.ledger import Ledger
-from perennial.registry import KEY, Registry
+from perennial.registry import KEY, MAX_TAG, Registry
 from perennial.spec import METRICS, ModelFolder, ModelSpec
 from perennial.training_set import LABEL, TrainingSet, build_training_set, labels_of, load_rows
 
@@ -59,6 +59,8 @@ log = logs.get(__name__)
 _IMPORTANCE_ROWS = 1_000
 _IMPORTANCE_PREDICTIONS = 60
 _EXAMPLE_ROWS = 5
+#: The tag that keeps a run's :class:`Fitted` for a retry.
+_FITTED = "perennial.fitted"
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,9 @@ def fit_candidate(
     rows = load_rows(folder, lake, training_set, "window")
     identity = "\0".join((run_id, candidate, folder.digest, training_set.content["window"]))
     key = hashlib.sha256(identity.encode()).hexdigest()
-    if (logged := registry.find_run(spec.name, key)) is not None and "perennial.fitted" in logged:
+    if _FITTED in (logged := registry.find_run(spec.name, key) or {}):
         log.info("an earlier attempt of this run has fitted %s already", candidate)
-        return Fitted.from_json(json.loads(logged["perennial.fitted"]))
+        return Fitted.from_json(json.loads(logged[_FITTED]))
 
     features = FeatureList.of(spec)
     border = training_set.interval("window").end - spec.training.validation
@@ -207,6 +209,7 @@ def fit_candidate(
             rows=rows.num_rows,
             context="training",
         )
+        kept = json.dumps(fitted.to_json())
         run.log(
             params={"estimator": declared.estimator, **best.params},
             metrics={
@@ -215,7 +218,7 @@ def fit_candidate(
                 "trials": len(trials),
                 "fit_seconds": finished - searched,
             },
-            tags={"perennial.fitted": json.dumps(fitted.to_json())},
+            tags={_FITTED: kept} if len(kept) <= MAX_TAG else {},  # without it, a retry fits once more
             model_id=stored.model_id,
         )
     return fitted

@@ -173,9 +173,12 @@ def content_hash(rows: pa.Table) -> str:
         values = column.combine_chunks()
         digest.update(np.packbits(values.is_valid().to_numpy(zero_copy_only=False)).tobytes())
         if pa.types.is_string(values.type):
-            lengths = pc.fill_null(pc.binary_length(values), 0)
-            digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
-            digest.update("".join(pc.fill_null(values, "").to_pylist()).encode())
+            texts = pc.fill_null(values, "")
+            digest.update(pc.binary_length(texts).to_numpy(zero_copy_only=False).tobytes())
+            _, offsets, content = texts.buffers()
+            if content is not None:
+                bounds = np.frombuffer(offsets, dtype=np.int32)[[texts.offset, texts.offset + len(texts)]]
+                digest.update(memoryview(content)[bounds[0] : bounds[1]])
         else:
             # What lies below a null is whatever it was before; a NaN has many forms.
             plain = pc.fill_null(values, pa.scalar(0).cast(values.type)) if values.null_count else values

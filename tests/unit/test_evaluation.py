@@ -96,12 +96,12 @@ def test_a_wrong_number_of_predictions_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("values", "not_finite", "distinct"),
     [
-        (np.array([0.1, 0.1, 0.1]), 0, 1),
-        (np.array([0.1, np.nan, np.inf]), 2, 1),
-        (np.array(["a", None, "b", "b"], dtype=object), 1, 2),
-        (np.array([]), 0, 0),
+        ([0.1, 0.1, 0.1], 0, 1),
+        ([0.1, np.nan, np.inf], 2, 1),
+        (["a", None, "b", "b"], 1, 2),
+        ([], 0, 0),
     ],
 )
 def test_predictions_are_summarised(values: Any, not_finite: int, distinct: int) -> None:
-    summary = summarise(Prediction(values, None, None, ()))
+    summary = summarise(Prediction(np.array(values), None, None, ()))
     assert (summary.rows, summary.not_finite, summary.distinct) == (len(values), not_finite, distinct)

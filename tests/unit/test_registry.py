@@ -435,6 +435,7 @@ def _touch(settings: Settings, barrier: Any) -> None:
 
 def test_processes_that_first_touch_a_fresh_store_do_not_break_it(settings: Settings, ledger: Ledger) -> None:
     spawn = multiprocessing.get_context("forkserver")
+    spawn.set_forkserver_preload(["perennial.registry"])
     barrier = spawn.Barrier(3)
     processes = [spawn.Process(target=_touch, args=(settings, barrier)) for _ in range(3)]
     for process in processes:
