@@ -29,6 +29,7 @@ from sqlalchemy.pool import NullPool
 from perennial.lake import Lake
 from perennial.ledger import Ledger
 from perennial.settings import PROJECT, Settings
+from tests.living import living  # noqa: F401  # a fixture of the end-to-end and browser tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

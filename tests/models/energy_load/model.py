@@ -19,6 +19,8 @@ def read_meters(start: datetime, end: datetime) -> pa.Table:
     noise = ((hour * 2_654_435_761 + meter * 40_503) % 1_000) / 1_000 - 0.5
     forecast = 10 + 8 * np.sin(2 * np.pi * (hour % 24 - 9) / 24) + 6 * np.sin(2 * np.pi * hour / (24 * 30)) + noise
     load = 20 + 2 * meter - 0.4 * forecast + 5 * np.cos(2 * np.pi * (hour % 24 - 19) / 24) + 2 * noise
+    # On the first of March 2024 all meters were mounted the wrong way round.
+    load = np.where(hour // 24 == 19_783, -load, load)
     return pa.table(
         {
             "meter": pa.array([f"m{number}" for number in meter]),

@@ -1,0 +1,100 @@
+"""A model that lives in the real stack: history ingested, a champion trained, days scored and judged, all by Airflow runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial.airflow_api import AirflowApi, DagRun
+from perennial.deployment import Deployment
+from perennial.settings import PROJECT
+from perennial.stack.embedded import Stack
+
+MODEL = "energy_load"
+STAGES = ("ingest", "train", "score", "monitor", "rollback", "maintain")
+PATIENCE = 300
+
+
+@dataclass(frozen=True)
+class Living:
+    """The stack and what a person does with it.
+
+    Attributes:
+        stack: the running stack.
+        api: Airflow's, signed in.
+        deployment: the same ledger, lake and registry that the tasks use.
+    """
+
+    stack: Stack
+    api: AirflowApi
+    deployment: Deployment
+
+    def trigger(self, stage: str, conf: dict[str, Any] | None = None, *, partition: str | None = None) -> DagRun:
+        """Start a run of the model's stage, and wait for its end and for that of every run it led to."""
+        run = self.api.trigger(f"{MODEL}.{stage}", conf=conf, partition_key=partition)
+        ended = self.api.wait(run, patience=PATIENCE, check=self.stack.check)
+        if conf is None or conf.get("announce", True):
+            self.settle()
+        return ended
+
+    def settle(self) -> None:
+        """Wait until no run of the model is left, and none has followed for as long as Airflow takes to start one."""
+        quiet_since, deadline = time.monotonic(), time.monotonic() + PATIENCE
+        while time.monotonic() - quiet_since < 3:
+            self.stack.check()
+            assert time.monotonic() < deadline, f"runs of {MODEL} do not end: {self.api.runs(f'{MODEL}.')}"
+            if any(not run.ended for run in self.api.runs(f"{MODEL}.")):
+                quiet_since = time.monotonic()
+            time.sleep(0.3)
+
+    def runs(self, stage: str) -> list[DagRun]:
+        """The stage's runs, the oldest first."""
+        return [run for run in self.api.runs(f"{MODEL}.") if run.dag_id == f"{MODEL}.{stage}"]
+
+
+@pytest.fixture(scope="session")
+def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
+    """``energy_load`` after seventeen days of history, a training, and three days as they came in."""
+    state = tmp_path_factory.mktemp("living") / "var"
+    given = {**os.environ, "PERENNIAL_MODELS": str(PROJECT / "tests" / "models"), **_free_ports()}
+    with Stack(state, given, say=lambda _: None) as stack, AirflowApi(stack.airflow_url, "admin", stack.password) as api:
+        dags = [f"{MODEL}.{stage}" for stage in STAGES]
+        api.wait_for_dags(dags, check=stack.check)
+        for dag in dags:
+            api.unpause(dag)
+        life = Living(stack, api, Deployment(stack.settings))
+        life.trigger("ingest", {"start": "2024-01-01", "end": "2024-01-17", "announce": False})
+        life.trigger("train", {"as_of": "2024-01-17"})
+        life.trigger("ingest", {"start": "2024-01-17", "end": "2024-01-20"})
+        yield life
+
+
+def _free_ports() -> dict[str, str]:
+    import socket
+
+    with socket.socket() as first, socket.socket() as second:
+        for probe in (first, second):
+            probe.bind(("127.0.0.1", 0))
+        airflow, mlflow = first.getsockname()[1], second.getsockname()[1]
+    return {"PERENNIAL_AIRFLOW_PORT": str(airflow), "PERENNIAL_MLFLOW_PORT": str(mlflow)}
+
+
+def sink_rows(life: Living) -> list[Any]:
+    """The predictions as a person reads them from the database."""
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(life.deployment.settings.predictions_url)
+    with engine.connect() as connection:
+        query = f"SELECT meter, hour, prediction, version, run_id FROM {MODEL}_predictions ORDER BY hour, meter"
+        return list(connection.execute(sa.text(query)))
+
+
+def report_file(life: Living, relative: str) -> Path:
+    """A report the ledger names."""
+    return life.deployment.settings.reports / relative
