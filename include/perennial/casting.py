@@ -120,6 +120,12 @@ def mentioned(table: Table) -> frozenset[str]:
     return frozenset((match[2] or match[1].replace('""', '"')).casefold() for match in found)
 
 
+def taken(table: Table, raw: pa.Schema) -> pa.Schema:
+    """The columns of a source that the table mentions, less those whose names mean something else in a query of ours."""
+    wanted = mentioned(table) - {*LANDED_EXTRAS.names, ROW, "_holds", "file_row_number"}
+    return pa.schema([field for field in raw if field.name.casefold() in wanted])
+
+
 def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str, str]:
     """The DuckDB type that each of the table's columns has in a source with these columns.
 
@@ -135,8 +141,8 @@ def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str
     table = folder.spec.tables[name]
     where = f"{folder.path / 'model.yaml'}: tables.{name}"
     with connect() as connection:
-        wanted = mentioned(table)
-        connection.register("landed", pa.schema([field for field in raw if field.name.casefold() in wanted]).empty_table())
+        # DuckDB takes no table without columns.
+        connection.register("landed", taken(table, raw).append(pa.field(POSITION, pa.string())).empty_table())
         given = {named.casefold() for named in raw.names}
         for column, column_spec in table.columns.items():
             if column_spec.sql is None and column.casefold() not in given:

@@ -65,7 +65,11 @@ with warnings.catch_warnings():
     # It imports a module of Python's that is deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
     import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
     from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
     from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
     from great_expectations.expectations.core.expect_column_values_to_be_null import ExpectColumnValuesToBeNull
@@ -374,7 +378,7 @@ def _column_checks(name: str, column: Column, *, placed: bool) -> list[_Check]:
 
 
 def _beyond(value: float, least: float | None, most: float | None) -> str:
-    return f"below {least:g}" if least is not None and value < least else f"above {most:g}"
+    return f"below {least:.15g}" if least is not None and value < least else f"above {most:.15g}"
 
 
 def _quote(value: Any) -> str:
@@ -393,8 +397,7 @@ def visible(text: str) -> str:
 def _judge(frame: pd.DataFrame, tallies: Sequence[_Tally]) -> Iterator[tuple[_Tally, list[tuple[int, Any]]]]:
     """Let Great Expectations judge a frame; gives for each check the ``_row`` and the value of every row that fails it."""
     # A context a frame, since it keeps every frame that it was ever given.
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    context = gx.get_context(mode="ephemeral", project_config=_in_memory())
     asset = context.data_sources.add_pandas("perennial").add_dataframe_asset("rows")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     suite = gx.ExpectationSuite(name="perennial", expectations=[tally.check.expectation for tally in tallies])
@@ -410,6 +413,15 @@ def _judge(frame: pd.DataFrame, tallies: Sequence[_Tally]) -> Iterator[tuple[_Ta
         if not result.success and not failing:
             tally.broken = f"{_name(tally.check)} could not be judged: {_raised(result.exception_info)}"
         yield tally, [(int(item[ROW]), item.get(tally.check.looks_at)) for item in failing]
+
+
+def _in_memory() -> DataContextConfig:
+    """No analytics, no progress bars, and no site of documents of its own."""
+    return DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+        analytics_enabled=False,
+        progress_bars=ProgressBarsConfig(globally=False),
+    )
 
 
 def _identity(configuration: Any) -> tuple[str, str]:

@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from perennial import logs
-from perennial.casting import FROM, LANDED_EXTRAS, UNTIL, bind, mentioned
+from perennial.casting import FROM, LANDED_EXTRAS, UNTIL, bind, mentioned, taken
 from perennial.delimited import CHUNK, FAULT, POSITION, RAW, DelimitedFile
 from perennial.errors import PerennialError, SourceError
 from perennial.folder import folder_function
@@ -145,8 +145,7 @@ class _Writer:
 
     def __init__(self, folder: ModelFolder, table: str, target: Path) -> None:
         self.target = target
-        self.wanted = mentioned(folder.spec.tables[table])
-        self._folder, self._table = folder, table
+        self._folder, self._table, self._spec = folder, table, folder.spec.tables[table]
         self._bound: list[pa.Schema] = []
         self._names: dict[str, str] = {}
         self._schema: pa.Schema | None = None
@@ -155,21 +154,25 @@ class _Writer:
         self._rows = 0
         self.notices: list[str] = []
 
+    def takes(self, names: Sequence[str]) -> list[str]:
+        """Those of a source's columns that the table takes."""
+        return list(taken(self._spec, pa.schema([(name, pa.null()) for name in names])).names)
+
     def begin(self, raw: pa.Schema, place: str) -> list[str]:
         """Make sure that a source with these columns can give the table; returns the names that it takes of them."""
         raw = _landable(raw)
         if raw not in self._bound:
             bind(self._folder, self._table, raw, place)
             self._bound.append(raw)
-            notice = _unknown_columns(self._folder, self._folder.spec.tables[self._table].source, raw.names)
+            notice = _unknown_columns(self._folder, self._spec.source, raw.names)
             if notice and notice not in self.notices:
                 self.notices.append(notice)
-        taken = [name for name in raw.names if name.casefold() in self.wanted and name not in LANDED_EXTRAS.names]
-        for name in taken:
+        wanted = taken(self._spec, raw)
+        for name in wanted.names:
             self._names.setdefault(name.casefold(), name)
         if self._schema is None:
-            self._open(pa.schema([*(raw.field(name) for name in taken), *LANDED_EXTRAS]))
-        return taken
+            self._open(pa.schema([*wanted, *LANDED_EXTRAS]))
+        return list(wanted.names)
 
     def write(self, batch: pa.RecordBatch, place: str, period: Interval | None = None) -> None:
         """Append a batch that has ``_position`` and, where they are not null, the other extras."""
@@ -371,6 +374,8 @@ def _find(pattern: str, period: Interval | None, data: Path, written: str) -> li
             if os.path.lexists(root / name)
         ]
         for file in found:
+            if not file.name.isprintable():
+                raise SourceError(f"{file.name!a}: a file name with characters that cannot be shown; rename the file")
             _refuse_outside(file, data if root == data else None)
     else:
         try:
@@ -438,29 +443,33 @@ def _opened(file: _File) -> Iterator[IO[bytes]]:
             # O_NONBLOCK: a FIFO that has come in the file's place would otherwise be waited on for ever.
             resolved = Path(file.path).resolve(strict=True)
             descriptor = os.open(resolved, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb", buffering=0) as stream:
-                before = os.fstat(descriptor)
-                if not stat.S_ISREG(before.st_mode):
-                    raise SourceError(f"{file.name}: not a regular file but a {_kind_of(before.st_mode)}; put a file there")
-                yield stream
-                after = os.fstat(descriptor)
-            changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
+            opened: Any = os.fdopen(descriptor, "rb", buffering=0)
         else:
-            try:
-                version = file.system.ukey(file.path)
-                remote = file.system.open(file.path, "rb")
-            except Exception as error:  # each file system raises errors of its own
-                raise SourceError(f"{file.name}: cannot be read: {_one_line(error)}") from error
-            with remote as stream:
-                yield stream
-            file.system.invalidate_cache()
-            changed = version != file.system.ukey(file.path)
-    except OSError as error:
-        raise SourceError(f"{file.name}: cannot be read: {error.strerror or _one_line(error)}") from error
+            opened = file.system.open(file.path, "rb")
+    except Exception as error:  # each file system raises errors of its own
+        raise SourceError(f"{file.name}: cannot be read: {_one_line(error)}") from error
+    with opened as stream:
+        before = _version(file, opened)
+        yield stream
+        changed = _version(file, opened) != before
     if changed:
         raise SourceError(
             f"{file.name}: changed while it was read; write it under another name and rename it when it is complete"
         )
+
+
+def _version(file: _File, opened: Any) -> object:
+    """What differs once the file's content does."""
+    if file.system is not None:
+        try:
+            file.system.invalidate_cache()
+            return file.system.ukey(file.path)
+        except Exception as error:  # each file system raises errors of its own
+            raise SourceError(f"{file.name}: is gone: {_one_line(error)}") from error
+    state = os.fstat(opened.fileno())
+    if not stat.S_ISREG(state.st_mode):
+        raise SourceError(f"{file.name}: not a regular file but a {_kind_of(state.st_mode)}; put a file there")
+    return state.st_size, state.st_mtime_ns
 
 
 class _Counted:
@@ -508,8 +517,7 @@ def _read_csv(file: _File, counted: _Counted, source: Source, writer: _Writer, n
     )
     place = f"{file.name}:{table.header_line}"
     raw = pa.schema([(name, pa.string()) for name in table.header if name])
-    taken = writer.begin(raw, place)
-    for batch in table.batches(taken):
+    for batch in table.batches(writer.begin(raw, place)):
         writer.write(batch, file.name, file.period)
     counted.drain()
     notices.extend(table.notices)
@@ -550,22 +558,37 @@ def _read_parquet(file: _File, stream: IO[bytes], counted: _Counted, writer: _Wr
             local = copy.open("w+b")
             copy.unlink()
             shutil.copyfileobj(counted, local, CHUNK)
-        with pq.ParquetFile(local or stream, pre_buffer=False) as table:
-            place = f"{file.name}: its columns"
+        with _parquet(file.name, local or stream) as table:
             raw = table.schema_arrow
-            doubled = sorted({name for name in raw.names if raw.names.count(name) > 1})
-            if doubled:
+            if doubled := sorted({name for name in raw.names if raw.names.count(name) > 1}):
                 raise SourceError(f"{file.name}: has the column {doubled[0]} twice")
-            taken = writer.begin(raw, place)
+            names = writer.begin(raw, f"{file.name}: its columns")
             first = 1
-            for batch in table.iter_batches(ARROW_ROWS, columns=taken):
+            for batch in _sound(file.name, table.iter_batches(ARROW_ROWS, columns=names)):
                 writer.write(_positioned(batch, file.name, first), file.name, file.period)
                 first += len(batch)
-    except pa.ArrowException as error:
-        raise SourceError(f"{file.name}: damaged Parquet: {_one_line(error)}; deliver it again") from error
     finally:
         if local is not None:
             local.close()
+
+
+def _parquet(name: str, stream: IO[bytes]) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(stream, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{name}: damaged Parquet: {_one_line(error)}; deliver it again") from error
+
+
+def _sound(name: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    # Around the reading alone: an error of what is done with a batch is not the file's.
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{name}: damaged Parquet: {_one_line(error)}; deliver it again") from error
+        if batch is None:
+            return
+        yield batch
 
 
 def _positioned(batch: pa.RecordBatch, name: str, first: int) -> pa.RecordBatch:
@@ -601,7 +624,8 @@ def _land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, writ
             names = list(result.keys())
             if doubled := sorted({column for column in names if names.count(column) > 1}):
                 raise SourceError(f"the query gives the column {doubled[0]} twice; name it by AS")
-            kept = [n for n, column in enumerate(names) if column.casefold() in writer.wanted]
+            takes = writer.takes(names)
+            kept = [n for n, column in enumerate(names) if column in takes]
             types = [pa.null()] * len(kept)
             if engine.dialect.name == "postgresql":
                 described = result.cursor.description
@@ -661,11 +685,11 @@ def _land_python(folder: ModelFolder, reference: str, name: str, interval: Inter
         raw = reader.schema
         if doubled := sorted({column for column in raw.names if raw.names.count(column) > 1}):
             raise SourceError(f"{reference} gives the column {doubled[0]} twice")
-        taken = writer.begin(raw, reference)
+        names = writer.begin(raw, reference)
         first = 1
         for batch in reader:
             for offset in range(0, len(batch), ARROW_ROWS):
-                piece = batch.slice(offset, ARROW_ROWS).select(taken)
+                piece = batch.slice(offset, ARROW_ROWS).select(names)
                 writer.write(_positioned(piece, name, first), reference)
                 first += len(piece)
     except PerennialError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 import sqlalchemy as sa
-import yaml
 
 from perennial.checks import CheckResult, check, ingest_writes
 from perennial.intervals import Interval
@@ -75,7 +75,7 @@ def trips(
         spec["entity"]["table"] = "asked"
     folder = path / "models" / "trips"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
+    (folder / "model.yaml").write_text(json.dumps(spec, ensure_ascii=False))
     (folder / "features.sql").write_text("SELECT id, 1 AS one FROM entities")
     (folder / "model.py").write_text(code)
     return read_model(folder)

@@ -491,6 +491,22 @@ def test_parquet_cut_is_rejected(tmp_path: Path) -> None:
     rejects(tmp_path, "trips/2013-04-01.parquet: damaged Parquet", source={"files": "trips/%Y-%m-%d.parquet"})
 
 
+def test_parquet_with_a_damaged_page_is_rejected(tmp_path: Path) -> None:
+    content = bytearray(
+        parquet(pa.table({name: [f"{name}{n}" for n in range(5000)] for name in ("id", "begun", "place", "n", "x")}))
+    )
+    content[1000:9000] = bytes(8000)
+    write(tmp_path, bytes(content), "trips/2013-04-01.parquet")
+
+    rejects(tmp_path, "trips/2013-04-01.parquet: damaged Parquet", source={"files": "trips/%Y-%m-%d.parquet"})
+
+
+def test_a_file_name_that_cannot_be_shown_is_rejected(tmp_path: Path) -> None:
+    write(tmp_path, HEADER + row(), "trips/\x1b[2Jgone.csv")
+
+    rejects(tmp_path, "'trips/\\x1b[2Jgone.csv': a file name with characters", source={"files": "trips/*.csv"})
+
+
 def test_a_zip_bomb_is_rejected_before_it_has_gone_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "BOMB_FROM", 1 << 20)
     write(tmp_path, gzip.compress((HEADER + row() * 200_000).encode()))
