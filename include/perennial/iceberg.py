@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import random
 import time
@@ -74,6 +75,14 @@ from perennial.errors import SnapshotMissing, SpecError
 from perennial.intervals import Interval
 
 log = logs.get(__name__)
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    # Of two commits at once, each removes the metadata file that is now too old, and one comes too late.
+    return not record.getMessage().startswith("Failed to delete metadata file")
+
+
+logging.getLogger("pyiceberg.catalog").addFilter(_is_worth_telling)
 
 _T = TypeVar("_T")
 
