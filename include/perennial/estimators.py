@@ -58,7 +58,10 @@ def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *,
         estimator.set_params(random_state=spec.training.seed)
     if isinstance(estimator, Pipeline):
         return estimator
-    return make_pipeline(_preprocessing(spec, empty, takes_missing=get_tags(estimator).input_tags.allow_nan), estimator)
+    tags = get_tags(estimator)
+    if tags.no_validation:  # it does not look at the features
+        return make_pipeline(estimator)
+    return make_pipeline(_preprocessing(spec, empty, takes_missing=tags.input_tags.allow_nan), estimator)
 
 
 def _estimator(folder: ModelFolder, kind: str, params: dict[str, Any]) -> Any:

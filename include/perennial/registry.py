@@ -588,7 +588,7 @@ class Registry:
     ) -> Promotion:
         """Make a version champion, if the champion still is the one that the decision was made against.
 
-        A retry of the same run changes nothing once it is done.
+        A retry of the same run changes nothing once it is done, nor does promoting the champion.
 
         Args:
             model: its name.
@@ -603,7 +603,8 @@ class Registry:
             StaleDecision: another version became champion meanwhile, or another promotion is open.
             ArtifactRejected: the version could not be loaded by those who would score with it.
         """
-        self.reconcile(model)
+        if self.reconcile(model) == expected == version:
+            return [made for made in self._ledger.promotions(model) if made.completed_at is not None][-1]
         return self._change(
             model, version, expected=expected, action="promote", reason=reason, actor=actor, run_id=run_id, evidence=evidence
         )

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,35 @@ def test_a_decision_against_a_former_champion_is_stale(three: list[int], registr
     with pytest.raises(StaleDecision):
         promote(registry, version, three[0], "late")
     assert registry.champion("toy") == three[-1]
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_alias_is_its(
+    three: list[int], registry: Registry, folder: ModelFolder, ledger: Ledger, settings: Settings
+) -> None:
+    rivals = [synthetic.register(registry, folder, f"rival-{n}")[0] for n in range(2)]
+    together = threading.Barrier(2)
+
+    def attempt(version: int) -> int | None:
+        own = Registry(settings, ledger)
+        own.migrate()
+        together.wait()
+        try:
+            promote(own, version, three[-1], f"rival-{version}")
+        except StaleDecision:
+            return None
+        return version
+
+    with ThreadPoolExecutor(2) as pool:
+        winners = [version for version in pool.map(attempt, rivals) if version is not None]
+    assert len(winners) == 1
+    assert registry.champion("toy") == winners[0]
+    assert len(ledger.promotions("toy")) == 4
+
+
+def test_promoting_the_champion_changes_nothing(three: list[int], registry: Registry, ledger: Ledger) -> None:
+    promote(registry, three[-1], three[-1], "once more")
+    assert len(ledger.promotions("toy")) == 3
+    assert registry.rollback("toy", actor="tester", reason="bad") == three[1]
 
 
 def test_the_retry_of_a_promotion_does_not_undo_what_came_after_it(three: list[int], registry: Registry) -> None:
@@ -441,7 +472,7 @@ def test_processes_that_first_touch_a_fresh_store_do_not_break_it(settings: Sett
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     client = MlflowClient(tracking_uri=settings.mlflow_url, registry_uri=settings.mlflow_url)
     experiment = client.get_experiment_by_name("toy")
@@ -476,7 +507,7 @@ def server(tmp_path: Path, empty_store: Path) -> Iterator[str]:
 
 
 def _wait(answers: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if answers():
