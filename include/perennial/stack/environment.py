@@ -179,6 +179,8 @@ def environment(
         "SPT_NOENV": "1",
         "GIT_PYTHON_REFRESH": "quiet",
         "MPLBACKEND": "Agg",
+        # Threads that wait for others of their kind while spinning starve those of the tasks beside them: a fit of 2 s took 50.
+        "OMP_WAIT_POLICY": "PASSIVE",
         # Tasks run beside each other, and are forked from a process whose libraries must not have started threads.
         "OPENBLAS_NUM_THREADS": "1",
         # Threads of one task that wait for each other by spinning starve the other tasks: a fit took minutes, not seconds.
