@@ -26,7 +26,7 @@ from perennial.evaluation import evaluate
 from perennial.features import read_labels
 from perennial.intervals import Interval, utc
 from perennial.lake import Lake
-from perennial.ledger import Ledger, Publication
+from perennial.ledger import Ledger, Performance, Publication
 from perennial.scoring import DATASET, trained_as_of
 from perennial.spec import ModelFolder, ModelSpec
 
@@ -69,7 +69,7 @@ def measure_performance(
     Windows are the days or ISO weeks of ``schedules.monitor`` that lie in ``interval`` or in as long a time before its end
     as a version trains on. A window is measured, for each version that predicted in it, when at least ``gates.min_rows``
     labels, and labels for the share ``gates.label_coverage`` of its predictions, are known by ``as_of``; again, when more
-    are. Each measurement is recorded in the ledger.
+    are, or when predictions or labels were published anew. Each measurement is recorded in the ledger.
 
     Args:
         folder: the model's folder.
@@ -87,23 +87,33 @@ def measure_performance(
     if predictions is None or tables is None:
         log.info("nothing to measure: no predictions are published yet")
         return []
+    windows = list(_windows(spec, interval))
+    if not windows:
+        return []
+    span = Interval(windows[0].start, windows[-1].end)
+    scored, ingested = (ledger.publications(spec.name, dataset, span) for dataset in (DATASET, "tables"))
     trained = {record.version: trained_as_of(record) for record in ledger.versions(spec.name)}
-    before = {(record.interval, record.version): record for record in ledger.performances(spec.name)}
+    recorded = ledger.performances(spec.name)
+    newest_labels = _newest_labels(spec, lake, tables, windows, as_of)
     realised: list[Realised] = []
-    for window in _windows(spec, interval):
-        if not ledger.publications(spec.name, DATASET, window):
+    for window in windows:
+        if not any(publication.interval.overlaps(window) for publication in scored):
+            continue
+        before = {record.version: record for record in recorded if record.interval == window}
+        since = min((record.recorded_at for record in before.values()), default=None)
+        republished = since is None or any(
+            publication.published_at > since and publication.interval.overlaps(window) for publication in (*scored, *ingested)
+        )
+        measured_until = min((record.as_of for record in before.values()), default=None)
+        newest = newest_labels.get(window, as_of)
+        if not republished and measured_until is not None and newest <= measured_until:
             continue
         predicted = _read_predictions(spec, lake, predictions, window)
-        versions = sorted(int(version) for version in pc.unique(predicted.column("version")).to_pylist())
-        if all((window, version) in before and before[window, version].coverage >= 1 for version in versions):
-            continue
         joined = _join_labels(spec, predicted, read_labels(folder, lake, tables.snapshots, window, as_of=as_of))
-        for version in versions:
+        for version in sorted(int(version) for version in pc.unique(predicted.column("version")).to_pylist()):
             measured = _measure(spec, window, version, joined, trained.get(version), as_of)
-            if measured is None:
-                continue
-            record = before.get((window, version))
-            if record is not None and measured.rows <= record.rows:
+            record = before.get(version)
+            if measured is None or (record is not None and not _is_news(measured, record, republished)):
                 continue
             ledger.record_performance(
                 model=spec.name,
@@ -118,6 +128,44 @@ def measure_performance(
             log.info("%s: version %d on %d labelled rows: %s", window, version, measured.rows, measured.metrics)
             realised.append(measured)
     return realised
+
+
+def _is_news(measured: Realised, record: Performance, republished: bool) -> bool:
+    if measured.rows > record.rows:
+        return True
+    changed = (measured.metrics, measured.rows) != (record.metrics, record.rows)
+    return republished and changed and measured.as_of >= record.as_of
+
+
+def _newest_labels(
+    spec: ModelSpec, lake: Lake, tables: Publication, windows: list[Interval], as_of: datetime
+) -> dict[Interval, datetime]:
+    """When the newest of each window's labels known by ``as_of`` came; windows without labels are left out.
+
+    One look at two columns spares the windows that have nothing new. Where a label's time is not its entity's, it does not
+    tell, and the result is empty.
+    """
+    event_time = spec.label_table.event_time
+    if event_time is None or event_time != spec.event_time:
+        return {}
+    start, length = windows[0].start, windows[0].length
+    newest = np.full(len(windows), _NEVER, dtype=np.int64)
+    span = Interval(start, windows[-1].end)
+    snapshot = tables.snapshots[spec.label.table]
+    columns = [event_time, "_known_at"]
+    for batch in lake.scan(spec.name, spec.label.table, snapshot, columns=columns, interval=span, known_by=as_of):
+        happened, known = (batch.column(name).cast(pa.int64()).to_numpy() for name in columns)
+        window = (happened - int(start.timestamp()) * 1_000_000) // (int(length.total_seconds()) * 1_000_000)
+        np.maximum.at(newest, window, known)
+    return {
+        window: _EPOCH + timedelta(microseconds=int(moment))
+        for window, moment in zip(windows, newest, strict=True)
+        if moment != _NEVER
+    }
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NEVER = np.iinfo(np.int64).min
 
 
 def _windows(spec: ModelSpec, interval: Interval) -> Iterator[Interval]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from tests.unit.monitored import WEEK, World, make_world
 
 from perennial.evaluation import evaluate
+from perennial.features import read_labels
 from perennial.intervals import Interval, utc
 from perennial.performance import Realised, measure_performance
 from perennial.settings import Settings
@@ -149,6 +152,41 @@ def test_a_range_that_is_no_whole_week_is_measured_by_whole_weeks(world: World) 
     world.publish(both)
     world.score(world.register(), both)
     assert [found.interval for found in measure(world, Interval.of("2013-04-03", "2013-04-12"))] == [WEEK]
+
+
+def test_predictions_that_were_made_anew_are_measured_anew(world: World) -> None:
+    rows = world.publish(WEEK)
+    version = world.register()
+    world.score(version, WEEK)
+    (first,) = measure(world)
+    rows["x"] = -rows["x"]
+    world.publish_features(rows, WEEK, run_id="corrected")
+    world.score(version, WEEK, run_id="again")
+    # What was known earlier does not replace what is known now.
+    assert measure(world, as_of=WEEK.end + timedelta(days=1)) == []
+    (second,) = measure(world)
+    assert second.rows == first.rows
+    assert second.metrics["roc_auc"] < first.metrics["roc_auc"]
+    assert measure(world) == []
+    assert world.ledger.performances("toy")[0].metrics == second.metrics
+
+
+def test_windows_that_have_nothing_new_are_not_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Interval(WEEK.start, NEXT_WEEK.end)
+    world.publish(both, change=known_after(4))
+    world.score(world.register(), both)
+    asked: list[Interval] = []
+
+    def watched(*arguments: Any, **named: Any) -> pa.Table:
+        asked.append(arguments[3])
+        return read_labels(*arguments, **named)
+
+    monkeypatch.setattr("perennial.performance.read_labels", watched)
+    # Some labels of the next week are not known yet.
+    assert [found.coverage for found in measure(world, NEXT_WEEK, as_of=NEXT_WEEK.end)] == [1.0, pytest.approx(0.857, abs=0.01)]
+    assert [found.interval for found in measure(world, NEXT_WEEK)] == [NEXT_WEEK]
+    assert measure(world, NEXT_WEEK) == []
+    assert asked == [WEEK, NEXT_WEEK, NEXT_WEEK]
 
 
 def test_nothing_is_measured_before_anything_is_scored(world: World) -> None:
