@@ -96,10 +96,6 @@ class AirflowApi:
         """Let the DAG's runs start."""
         self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
 
-    def pause(self, dag_id: str) -> None:
-        """Let the DAG's runs wait."""
-        self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": True})
-
     def trigger(
         self,
         dag_id: str,
@@ -145,15 +141,6 @@ class AirflowApi:
             TaskInstance(run.dag_id, run.run_id, found["task_id"], found["map_index"], found["state"], found["try_number"])
             for found in self._pages(path, "task_instances", {})
         ]
-
-    def log(self, task: TaskInstance) -> list[str]:
-        """What the task's last try wrote, a line each."""
-        path = (
-            f"/dags/{task.dag_id}/dagRuns/{quote(task.run_id, safe='')}/taskInstances/{quote(task.task_id, safe='')}"
-            f"/logs/{task.try_number}"
-        )
-        content = self._call("GET", path, params={"map_index": task.map_index, "full_content": True})["content"]
-        return [str(line.get("event", "")) if isinstance(line, dict) else str(line) for line in content]
 
     def error(self, task: TaskInstance) -> str:
         """The last error in the task's log; its last line if it tells of none."""

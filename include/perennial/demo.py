@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -78,7 +78,9 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
         show(console, summary, file)
         if not once:
             console.print("Everything stays up until Ctrl-C.")
-            stack.wait()
+            with suppress(KeyboardInterrupt):
+                stack.wait()
+            console.print("Stopping …")
     return file
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import sqlalchemy as sa
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from perennial.airflow_api import DagRun
 from perennial.intervals import Interval
 from perennial.ledger import Ledger, Promotion, Publication, VersionRecord
 from perennial.stack.embedded import Stack
+
+_KINDS = ("read", "published", "quarantined")
 
 
 def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
@@ -33,16 +35,15 @@ def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
     )
     if predicted:
         words.append(f"{predicted:,} predictions")
-    for verdict in ledger.verdicts(model, before=interval.end, limit=1):
-        if verdict.interval == interval:
-            words.append(f"drift: {verdict.verdict}" if verdict.verdict != "drift" else "drift!")
-    champion = ledger.champion(model)
+    verdicts = {verdict.interval: verdict.verdict for verdict in ledger.verdicts(model, before=interval.end)}
+    if interval in verdicts:
+        words.append(f"verdict {verdicts[interval]}")
     for record in ledger.versions(model):
         if record.training["as_of"].startswith(interval.end.date().isoformat()):
             decided = "promoted" if record.decision["promote"] else "refused"
-            words.append(f"version {record.version} {decided} ({_metric(record)})")
-    if champion is not None:
-        words.append(f"champion {champion}")
+            metric = record.evaluation["metric"]
+            value = _three_digits(record.evaluation["candidate"]["metrics"], metric)
+            words.append(f"version {record.version} {decided} ({metric} {value})")
     return ", ".join(words)
 
 
@@ -62,13 +63,13 @@ def summarise(
     verdicts = ledger.verdicts(model, limit=1000)[::-1]
     versions = ledger.versions(model)
     promotions = [promotion for promotion in ledger.promotions(model) if promotion.completed_at]
-    newest_report = next((verdict.report for verdict in reversed(verdicts) if verdict.report), None)
+    reports = [(stack.settings.reports / verdict.report).as_uri() for verdict in verdicts if verdict.report]
     return {
         "model": model,
         "addresses": {
             "airflow": stack.airflow_url,
             "mlflow": stack.mlflow_url,
-            "newest_drift_report": newest_report,
+            "newest_drift_report": reports[-1] if reports else None,
             "user": "admin",
             "password": stack.password,
         },
@@ -138,48 +139,50 @@ def summarise(
 
 
 def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
-    """The table at the end, and where to look further."""
-    table = Table(title=f"{summary['model']}: what came of it", title_justify="left")
-    for column in ("week", "verdict", "version", "decision", "holdout", "realised", "seconds"):
-        table.add_column(column, justify="right" if column in ("holdout", "realised", "seconds") else "left")
-    verdicts = {verdict["interval"]: verdict for verdict in summary["drift_verdicts"]}
-    realised = {result["interval"]: result["metrics"] for result in summary["performance"]}
-    by_end = defaultdict(list)
-    for version in summary["versions"]:
-        by_end[version["as_of"][:10]].append(version)
-    for key in summary["intervals"]["weeks_of_this_run"]:
-        week = Interval.from_key(key)
-        made = by_end[week.end.date().isoformat()]
-        table.add_row(
-            f"{week.start:%d %B}",
-            verdicts.get(key, {}).get("verdict", ""),
-            "\n".join(str(version["version"]) for version in made),
-            "\n".join("promoted" if version["promoted"] else "refused" for version in made),
-            "\n".join(_number(version["metrics"]) for version in made),
-            _number(realised.get(key, {})),
-            f"{summary['seconds']['steps'].get(key, 0):.1f}",
-        )
-    console.print(table)
-    counts = Table(show_header=True)
-    for column in ("table", "read", "published", "quarantined"):
-        counts.add_column(column, justify="left" if column == "table" else "right")
+    """The tables at the end, and where to look further."""
+    metric = next((version["metric"] for version in summary["versions"]), "metric")
+    console.print(_weeks(summary, metric))
+    tables = Table("table", *(Column(kind, justify="right") for kind in _KINDS))
     for name, rows in summary["tables"].items():
-        counts.add_row(name, *(f"{rows[kind]:,}" for kind in ("read", "published", "quarantined")))
-    console.print(counts)
-    addresses = summary["addresses"]
+        tables.add_row(name, *(f"{rows[kind]:,}" for kind in _KINDS))
+    console.print(tables)
     asked = sum(retraining["asked"] for retraining in summary["retrainings"])
-    console.print(
+    addresses = summary["addresses"]
+    for line in (
         f"{summary['predictions']['rows']:,} predictions, {len(summary['versions'])} versions, "
         f"{len(summary['promotions'])} promotions, {len(summary['refusals'])} refusals, {asked} retrainings asked for by "
-        f"monitoring; {sum(run['runs'] for run in summary['runs'].values())} Airflow runs; {summary['seconds']['all']:.0f} s"
-    )
-    for line in (
+        f"monitoring, {sum(run['runs'] for run in summary['runs'].values())} Airflow runs, {summary['seconds']['all']:.0f} s",
         f"Airflow       {addresses['airflow']}   sign in as {addresses['user']}, password {addresses['password']}",
         f"MLflow        {addresses['mlflow']}",
         f"Drift report  {addresses['newest_drift_report']}",
         f"Summary       {file}",
     ):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True)
+
+
+def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
+    verdicts = {verdict["interval"]: verdict["verdict"] for verdict in summary["drift_verdicts"]}
+    realised = {result["interval"]: result["metrics"] for result in summary["performance"]}
+    versions = defaultdict(list)
+    for version in summary["versions"]:
+        versions[version["as_of"][:10]].append(version)
+    table = Table(
+        "week", "verdict", Column(f"realised {metric}", justify="right"), "version", "decision",
+        Column(f"holdout {metric}", justify="right"), Column("s", justify="right"),
+    )  # fmt: skip
+    for key in summary["intervals"]["weeks_of_this_run"]:
+        week = Interval.from_key(key)
+        made = versions[week.end.date().isoformat()]
+        table.add_row(
+            f"{week.start:%d %b}",
+            verdicts.get(key, ""),
+            _three_digits(realised.get(key, {}), metric),
+            "\n".join(str(version["version"]) for version in made),
+            "\n".join("promoted" if version["promoted"] else "refused" for version in made),
+            "\n".join(_three_digits(version["metrics"], metric) for version in made),
+            f"{summary['seconds']['steps'].get(key, 0):.0f}",
+        )
+    return table
 
 
 def _newest(publications: Sequence[Publication]) -> list[Publication]:
@@ -192,7 +195,7 @@ def _rows(publications: Sequence[Publication]) -> dict[str, dict[str, int]]:
     for publication in publications:
         for table, rows in publication.inputs["rows"].items():
             total[table].update(rows)
-    return {table: {kind: rows[kind] for kind in ("read", "published", "quarantined")} for table, rows in total.items()}
+    return {table: {kind: rows[kind] for kind in _KINDS} for table, rows in total.items()}
 
 
 def _version(record: VersionRecord, promotions: Sequence[Promotion]) -> dict[str, Any]:
@@ -243,11 +246,5 @@ def _stage_seconds(runs: Sequence[DagRun]) -> dict[str, float]:
     return {stage: round(value, 1) for stage, value in sorted(seconds.items())}
 
 
-def _metric(record: VersionRecord) -> str:
-    name = record.evaluation["metric"]
-    return f"{name} {record.evaluation['candidate']['metrics'].get(name, float('nan')):.3f}"
-
-
-def _number(metrics: Mapping[str, float]) -> str:
-    name, value = next(iter(metrics.items()), ("", None))
-    return f"{name} {value:.3f}" if value is not None else ""
+def _three_digits(metrics: Mapping[str, float], metric: str) -> str:
+    return f"{metrics[metric]:.3f}" if metric in metrics else ""
