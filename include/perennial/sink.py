@@ -171,7 +171,7 @@ class PredictionSink:
         source = _CsvFile(rows)
         cursor = connection.connection.cursor()
         try:
-            cursor.copy_expert(f"COPY staged ({names}) FROM STDIN (FORMAT csv)", source)
+            cursor.copy_expert(f"COPY staged ({names}) FROM STDIN (FORMAT csv)", source, 1 << 20)
         except self._engine.dialect.loaded_dbapi.Error:
             # The driver makes an error of the database of whatever went wrong while it read.
             if source.failure is not None:
@@ -215,21 +215,24 @@ class _CsvFile(io.RawIOBase):
         self.rows = 0
         self.failure: Exception | None = None
         self._chunks = self._encode(batches)
-        self._rest = b""
+        self._chunk: Any = io.BytesIO()
 
-    def _encode(self, batches: pa.RecordBatchReader) -> Iterator[bytes]:
+    def _encode(self, batches: pa.RecordBatchReader) -> Iterator[pa.Buffer]:
         options = pa.csv.WriteOptions(include_header=False, quoting_style="needed")
         for batch in batches:
             buffer = pa.BufferOutputStream()
             pa.csv.write_csv(batch, buffer, options)
             self.rows += batch.num_rows
-            yield buffer.getvalue().to_pybytes()
+            yield buffer.getvalue()
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        while not self._rest:
+        while True:
+            part: bytes = self._chunk.read(size)
+            if part:
+                return part
             try:
                 chunk = next(self._chunks, None)
             except Exception as error:
@@ -237,6 +240,4 @@ class _CsvFile(io.RawIOBase):
                 raise
             if chunk is None:
                 return b""
-            self._rest = chunk
-        part, self._rest = (self._rest, b"") if size < 0 else (self._rest[:size], self._rest[size:])
-        return part
+            self._chunk = pa.BufferReader(chunk)
