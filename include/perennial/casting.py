@@ -105,7 +105,7 @@ def connect(*folders: Path) -> duckdb.DuckDBPyConnection:
         config={"threads": 2, "autoinstall_known_extensions": False, "autoload_known_extensions": False}
     )
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute("SET memory_limit = '1GB'")
+    connection.execute("SET memory_limit = '512MB'")
     if folders:
         connection.execute(f"SET temp_directory = {literal(str(folders[0] / 'duckdb'))}")
         connection.execute(f"SET allowed_directories = [{', '.join(literal(str(folder)) for folder in folders)}]")
