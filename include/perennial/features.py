@@ -16,7 +16,6 @@ import pyarrow as pa
 from perennial import leaks, logs
 from perennial.casting import KNOWN, published_schema, quoted
 from perennial.errors import SnapshotMissing, SpecError, Superseded
-from perennial.ingestion import DATASET as TABLES
 from perennial.intervals import Interval
 from perennial.lake import Lake, TableWrite
 from perennial.leaks import Leak
@@ -30,6 +29,8 @@ log = logs.get(__name__)
 
 #: The ledger's name for what is published here, and the table's name.
 DATASET = "features"
+#: The ledger's name for the raw tables, see :mod:`perennial.ingestion`, whose Great Expectations takes seconds to import.
+TABLES = "tables"
 
 #: Most days that are built again as one publication.
 _MOST_DAYS = 31
