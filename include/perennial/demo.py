@@ -24,6 +24,7 @@ from perennial.errors import StackError
 from perennial.example import DAYS, write_landing_zone
 from perennial.intervals import Interval
 from perennial.ledger import Ledger
+from perennial.spec import Schedules, read_model
 from perennial.stack.embedded import Stack
 
 MODEL = "flight_delay"
@@ -107,6 +108,7 @@ class _Replay:
         self._console = console
         self._data = stack.settings.data
         self._ledger = Ledger(stack.settings.database_url)
+        self._schedules = read_model(stack.settings.models / MODEL).spec.schedules
 
     def begin(self) -> None:
         """Set the DAGs going, and let what an interrupted demo left finish."""
@@ -176,7 +178,7 @@ class _Replay:
                 for run in runs:
                     if run.state == "failed":
                         raise StackError(self._api.failure(run))
-                missing = _missing(week, ingest, runs)
+                missing = _missing(self._schedules, week, ingest, runs)
                 if not missing and all(run.ended for run in runs):
                     break
                 if time.monotonic() > deadline:
@@ -214,11 +216,17 @@ def _range(interval: Interval) -> dict[str, str]:
     return {"start": interval.start.date().isoformat(), "end": interval.end.date().isoformat()}
 
 
-def _missing(week: Interval, ingest: DagRun, runs: Sequence[DagRun]) -> list[str]:
+def _missing(schedules: Schedules, week: Interval, ingest: DagRun, runs: Sequence[DagRun]) -> list[str]:
     """What must come of a week's ingestion, and has not ended."""
-    monday = week.start.date().isoformat()
-    wanted = {(f"{MODEL}.score", day.key) for day in week.days()}
-    wanted |= {(f"{MODEL}.monitor", monday), (f"{MODEL}.train", monday)}
+    days = [day.key for day in week.days()]
+    wanted = {(f"{MODEL}.score", key) for key in days}
+    wanted |= {(f"{MODEL}.monitor", key) for key in (days[:1] if schedules.monitor == "week" else days)}
+    if schedules.train == "week":
+        wanted.add((f"{MODEL}.train", days[0]))
+    if schedules.train == "month":
+        # A month is trained on when its last day is there.
+        ended = [day.start for day in week.days() if day.end.day == 1]
+        wanted |= {(f"{MODEL}.train", f"{last:%Y-%m}-01") for last in ended}
     there = {(run.dag_id, run.partition_key) for run in runs if run.ended}
     missing = [f"{dag_id} of {key}" for dag_id, key in sorted(wanted - there)]
     return missing if any(run.run_id == ingest.run_id and run.ended for run in runs) else [ingest.dag_id, *missing]

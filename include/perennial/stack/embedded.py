@@ -143,6 +143,10 @@ class Stack:
             raise
         return self
 
+    def release(self) -> None:
+        """Leave the folder to other stacks, if this one was made but is not to be entered."""
+        self._lock.release()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.processes.stop()
         self._lock.release()

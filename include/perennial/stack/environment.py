@@ -51,7 +51,7 @@ def choose_ports(environment: Mapping[str, str]) -> Ports:
 
 def _choose(server: str, environment: Mapping[str, str], variable: str, default: int) -> int:
     text = environment.get(variable) or str(default)
-    if not text.isdecimal() or not 0 < int(text) < 65536:
+    if not (text.isascii() and text.isdecimal()) or not 0 < int(text) < 65536:
         raise StackError(f"{variable} is {text!r}; write a port number, such as {default}")
     if not _is_free(int(text)):
         raise StackError(
@@ -175,8 +175,6 @@ def environment(
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), inherited.get("PATH", os.defpath))),
         "NO_PROXY": ",".join(filter(None, (inherited.get("NO_PROXY"), HOST, "localhost"))),
         "PYTHONUNBUFFERED": "1",
-        # Otherwise a process that renames itself overwrites its environment, by which the stack knows its own.
-        "SPT_NOENV": "1",
         "GIT_PYTHON_REFRESH": "quiet",
         "MPLBACKEND": "Agg",
         # Threads that wait for others of their kind while spinning starve those of the tasks beside them: a fit of 2 s took 50.

@@ -30,7 +30,8 @@ MARK = "PERENNIAL_STACK"
 RESTARTS = 3
 WITHIN = 300.0
 
-_LOG_BYTES = 50_000_000
+#: A log file is cut at this size.
+LOG_BYTES = 50_000_000
 
 
 def marked(prefix: str) -> list[psutil.Process]:
@@ -108,7 +109,8 @@ class Processes:
         self._family = family
         self._program = (sys.executable, "-m", program)
         self._modules = tuple(modules)
-        self._environment = {**environment, MARK: family}
+        # A process that renames itself would otherwise overwrite its environment, and the mark in it.
+        self._environment = {**environment, MARK: family, "SPT_NOENV": "1"}
         self._logs = logs
         self._say = say
         self._children: dict[str, _Child] = {}
@@ -128,6 +130,10 @@ class Processes:
         """The log file of a process."""
         return self._logs / f"{name}.log"
 
+    def pid(self, name: str) -> int:
+        """The process of that name, as it runs now."""
+        return self._children[name].process.pid
+
     def start(self, name: str, *command: str) -> None:
         """Start a process that is to run until :meth:`stop`."""
         self._children[name] = _Child(name, command, self.log(name), self.run(name, *command))
@@ -136,6 +142,7 @@ class Processes:
         """Start a process that is to end by itself; the caller waits for it."""
         if command[:3] == self._program:
             if self._launcher.lost:
+                self._launcher.close()
                 self._launcher = self._make_launcher()
             return self._launcher.start(command[3:], self.log(name))
         with self.log(name).open("ab") as log:
@@ -211,7 +218,7 @@ class Processes:
                 try:
                     if (code := child.process.poll()) is not None and not self._stopping.is_set():
                         self._revive(child, code)
-                    _cut(child.log)
+                    cut(child.log)
                 except (OSError, StackError) as error:
                     self.failure = StackError(f"{child.name} cannot be kept running: {error}")
 
@@ -246,8 +253,8 @@ def last_words(log: Path, lines: int = 8) -> str:
     return f"the end of {log}:\n  " + "\n  ".join(tail) if tail else f"{log} is empty"
 
 
-def _cut(log: Path) -> None:
+def cut(log: Path) -> None:
     """Keep a log from growing without bound: what is above the limit moves to ``<name>.log.1``."""
-    if log.exists() and log.stat().st_size > _LOG_BYTES:
+    if log.exists() and log.stat().st_size > LOG_BYTES:
         shutil.copyfile(log, log.with_suffix(".log.1"))
         os.truncate(log, 0)
