@@ -13,11 +13,11 @@ from perennial.orchestration.runs import Window, stage_run
 @task(multiple_outputs=False)
 def judge_drift(model: str, window: Window) -> dict[str, Any]:
     """Compare the window's features and predictions with the champion's own training reference."""
-    from perennial import drift
+    from perennial.drift import judge_drift as judge
 
     with stage_run(model, window=window) as run:
         parts = run.deployment
-        verdict = drift.judge_drift(
+        verdict = judge(
             run.folder,
             parts.lake,
             parts.ledger,
@@ -34,11 +34,11 @@ def judge_drift(model: str, window: Window) -> dict[str, Any]:
 @task(multiple_outputs=False)
 def measure_performance(model: str, window: Window) -> list[dict[str, Any]]:
     """Realised metrics of every window whose labels have become known by this window's end."""
-    from perennial import performance
+    from perennial.performance import measure_performance as measure
 
     with stage_run(model, window=window) as run:
         parts = run.deployment
-        realised = performance.measure_performance(
+        realised = measure(
             run.folder, parts.lake, parts.ledger, run.interval, as_of=run.interval.end, run_id=run.run_id
         )
         return [window.to_json() for window in realised]
