@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,3 @@ def open_world(place: Path, settings: Settings) -> World:
 def as_utc(value: Any) -> datetime:
     """A time as either database gives it back, in UTC."""
     return utc(value if not isinstance(value, str) else f"{value}+00:00")
-
-
-def days(first: date, count: int) -> list[Interval]:
-    return [Interval.day(first + timedelta(days=n)) for n in range(count)]

@@ -76,10 +76,14 @@ def column(comparison: Comparison, name: str) -> drift.ColumnDrift:
     return next(found for found in comparison.columns if found.column == name)
 
 
-def judge_column(name: str, values: Any, known: Any = None, policy: Drift = POLICY) -> drift.ColumnDrift:
-    """What is found of one feature alone."""
+def judge_alone(name: str, values: Any, known: Any = None) -> Comparison:
+    """A comparison of one feature."""
     against = reference(**({} if known is None else {name: known})).select([name, "prediction"])
-    return column(compare(policy, table({name: values}), predictions(), against), name)
+    return compare(POLICY, table({name: values}), predictions(), against)
+
+
+def judge_column(name: str, values: Any, known: Any = None) -> drift.ColumnDrift:
+    return column(judge_alone(name, values, known), name)
 
 
 def test_what_looks_like_the_reference_is_ok() -> None:
@@ -149,10 +153,11 @@ def inf_share(share: float) -> np.ndarray:
     ],
 )  # fmt: skip
 def test_a_column_that_cannot_be_judged_makes_the_verdict_unknown(changed: dict[str, Any], reason: str) -> None:
-    comparison = judge(changed)
+    ((name, values),) = changed.items()
+    comparison = judge_alone(name, values)
     assert comparison.verdict == "unknown"
     assert comparison.reasons[0].startswith(reason)
-    assert column(comparison, next(iter(changed))).status == "unusable"
+    assert column(comparison, name).status == "unusable"
 
 
 def test_a_column_that_is_absent_makes_the_verdict_unknown() -> None:
