@@ -62,7 +62,7 @@ class Living:
 def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
     """``energy_load`` after seventeen days of history, a training, and three days as they came in."""
     state = tmp_path_factory.mktemp("living") / "var"
-    given = {**os.environ, "PERENNIAL_MODELS": str(PROJECT / "tests" / "models"), **_free_ports()}
+    given = {**os.environ, "PERENNIAL_MODELS": str(PROJECT / "tests" / "models"), **free_ports()}
     with Stack(state, given, say=lambda _: None) as stack, AirflowApi(stack.airflow_url, "admin", stack.password) as api:
         dags = [f"{MODEL}.{stage}" for stage in STAGES]
         api.wait_for_dags(dags, check=stack.check)
@@ -75,7 +75,7 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
         yield life
 
 
-def _free_ports() -> dict[str, str]:
+def free_ports() -> dict[str, str]:
     import socket
 
     with socket.socket() as first, socket.socket() as second:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.living import free_ports
 
 from perennial.errors import StackError
 from perennial.settings import read_settings
@@ -161,16 +162,6 @@ def test_two_servers_cannot_share_a_port() -> None:
 
     with pytest.raises(StackError, match=f"both {one}; make them differ"):
         choose_ports({"PERENNIAL_AIRFLOW_PORT": one, "PERENNIAL_MLFLOW_PORT": one})
-
-
-def free_ports() -> dict[str, str]:
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
-            probe.bind(("127.0.0.1", 0))
-        return {
-            "PERENNIAL_AIRFLOW_PORT": str(first.getsockname()[1]),
-            "PERENNIAL_MLFLOW_PORT": str(second.getsockname()[1]),
-        }
 
 
 def test_a_second_stack_on_the_same_folder_says_who_runs_there(tmp_path: Path) -> None:

@@ -1,0 +1,228 @@
+"""The real stack with two DAGs of its own: it works, mends itself, keeps to itself, and goes without a trace.
+
+The tests share one stack and end it; they run in the order they are written in.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.living import free_ports
+
+from perennial.airflow_api import AirflowApi
+from perennial.errors import StackError
+from perennial.stack.environment import keep_secrets
+from perennial.stack.processes import marked
+
+pytestmark = pytest.mark.stack
+
+#: `perennial up`, but for the folder of DAGs, and without what its tasks would need half a minute to import.
+UP = """
+import functools, pathlib, sys
+from perennial import cli
+from perennial.stack import embedded
+embedded.Stack = functools.partial(embedded.Stack, dags=pathlib.Path(sys.argv[1]), imports=())
+cli.main(["up"])
+"""
+
+DAGS = """
+import os, time
+from airflow.sdk import DAG, chain, task
+
+with DAG("seven", schedule=None):
+    @task
+    def step():
+        return 1
+    chain(*[step.override(task_id=f"step_{n}")() for n in range(7)])
+
+with DAG("patient", schedule=None):
+    @task
+    def wait(gate: str):
+        open(gate + ".waiting", "w").close()
+        while not os.path.exists(gate):
+            time.sleep(0.05)
+    wait("{{ dag_run.conf['gate'] }}")
+
+with DAG("broken", schedule=None):
+    @task
+    def divide():
+        return 1 / 0
+    divide()
+"""
+
+
+@dataclass(frozen=True)
+class Running:
+    process: subprocess.Popen[str]
+    state: Path
+    output: Path
+    given: dict[str, str]
+    api: AirflowApi
+
+    def processes(self) -> list[psutil.Process]:
+        return marked(f"{self.state}#")
+
+    def component(self, title: str) -> psutil.Process | None:
+        return next((process for process in self.processes() if " ".join(process.cmdline()).startswith(title)), None)
+
+
+def soon(condition: Callable[[], object], seconds: float = 120) -> bool:
+    """Whether it comes true; the limit is only there for what never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("stack")
+    dags, state, output = folder / "dags", folder / "var", folder / "output"
+    dags.mkdir()
+    (dags / "example.py").write_text(textwrap.dedent(DAGS))
+    given = {**os.environ, "PERENNIAL_STATE": str(state), **free_ports()}
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", UP, str(dags)], env=given, stdout=stream, stderr=subprocess.STDOUT, text=True
+        )
+    try:
+        assert soon(lambda: "Ctrl-C stops everything" in output.read_text() or process.poll() is not None)
+        assert process.poll() is None, output.read_text()
+        url = f"http://127.0.0.1:{given['PERENNIAL_AIRFLOW_PORT']}"
+        with AirflowApi(url, "admin", keep_secrets(state).admin_password) as api:
+            api.wait_for_dags({"seven", "patient", "broken"})
+            for dag_id in ("seven", "patient", "broken"):
+                api.unpause(dag_id)
+            yield Running(process, state, output, given, api)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    assert not marked(f"{state}#")
+
+
+def test_runs_are_worked_off(running: Running) -> None:
+    run = running.api.wait(running.api.trigger("seven"))
+
+    assert run.state == "success"
+    assert [task.state for task in running.api.task_instances(run)] == ["success"] * 7
+
+
+def test_a_failed_task_is_told_with_its_error_and_the_address_of_its_log(running: Running) -> None:
+    run = running.api.wait(running.api.trigger("broken"))
+
+    told = running.api.failure(run)
+
+    assert "divide failed: ZeroDivisionError: division by zero" in told
+    assert f"log: {running.api.url}/dags/broken/runs/" in told
+
+
+def test_what_airflow_refuses_is_told(running: Running) -> None:
+    with pytest.raises(StackError, match=r"Airflow answers 404 to POST /dags/unheard_of/dagRuns: .*unheard_of"):
+        running.api.trigger("unheard_of")
+    run = running.api.trigger("seven", run_id="only-once")
+    with pytest.raises(StackError, match="409"):
+        running.api.trigger("seven", run_id="only-once")
+    assert running.api.wait(run).state == "success"
+
+
+def test_a_missing_dag_is_told_with_the_errors_of_the_files(running: Running) -> None:
+    with pytest.raises(StackError, match="Airflow has no DAG unheard_of: no DAG file is at fault"):
+        running.api.wait_for_dags({"unheard_of"}, patience=0)
+
+
+def test_servers_listen_on_this_machine_alone(running: Running) -> None:
+    listening = {
+        connection.laddr
+        for process in running.processes()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+    assert len(listening) == 3, listening
+
+
+def test_secrets_are_readable_by_their_owner_alone(running: Running) -> None:
+    for file in ("secrets.json", "airflow/passwords.json"):
+        assert (running.state / file).stat().st_mode & 0o077 == 0, file
+
+
+def test_a_second_stack_beside_it_says_so(running: Running) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "perennial.cli", "up"], env=running.given, capture_output=True, text=True, timeout=60
+    )
+
+    assert second.returncode == 1
+    assert f"a stack runs on {running.state} already (process {running.process.pid}, Airflow http://127.0.0.1:" in second.stderr
+    assert "stop it with Ctrl-C" in second.stderr
+    assert running.api.wait(running.api.trigger("seven")).state == "success"
+
+
+def test_a_stack_on_the_same_ports_says_which_is_taken(running: Running, tmp_path: Path) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "perennial.cli", "up"],
+        env={**running.given, "PERENNIAL_STATE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert second.returncode == 1
+    assert f"port {running.given['PERENNIAL_AIRFLOW_PORT']}, where Airflow would listen, is in use" in second.stderr
+    assert "PERENNIAL_AIRFLOW_PORT=" in second.stderr
+
+
+@pytest.mark.parametrize("title", ["airflow triggerer", "airflow dag-processor", "airflow api_server"])
+def test_a_component_that_dies_is_told_and_started_again(running: Running, title: str) -> None:
+    victim = running.component(title)
+    assert victim is not None
+
+    victim.kill()
+
+    assert soon(lambda: (found := running.component(title)) is not None and found.pid != victim.pid)
+    assert soon(lambda: "was killed by signal 9 and is started again" in running.output.read_text())
+
+
+def test_a_run_survives_the_death_of_the_scheduler(running: Running, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    assert soon(lambda: answers(running.api))
+    run = running.api.trigger("patient", conf={"gate": str(gate)})
+    assert soon((tmp_path / "gate.waiting").exists)
+    victim = running.component("airflow scheduler")
+    assert victim is not None
+
+    victim.kill()
+
+    assert soon(lambda: (found := running.component("airflow scheduler")) is not None and found.pid != victim.pid)
+    gate.touch()
+    assert running.api.wait(run, patience=120).state == "success"
+
+
+def answers(api: AirflowApi) -> bool:
+    try:
+        return bool(api.dag_ids())
+    except StackError:
+        return False
+
+
+def test_ctrl_c_stops_everything(running: Running) -> None:
+    started = running.processes()
+
+    running.process.send_signal(signal.SIGINT)
+
+    assert running.process.wait(timeout=60) == 0
+    assert running.output.read_text().endswith("Stopped.\n")
+    assert not running.processes()
+    assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
