@@ -21,21 +21,23 @@ late AS (
   SELECT *, scheduled_departure + INTERVAL 10 MINUTE AS waits_from,
     least(departed_at, scheduled_departure + INTERVAL 8 HOUR) AS waits_until
   FROM flown
-  WHERE departed_at IS NULL OR departed_at > scheduled_departure + INTERVAL 10 MINUTE
+  WHERE (departed_at IS NULL OR departed_at > scheduled_departure + INTERVAL 10 MINUTE)
+    AND scheduled_departure + INTERVAL 8 HOUR >= (SELECT min(as_of) FROM entities)
 ),
 
 -- Delays are in minutes, cut off where longer ones tell no more. `waiting` and `since` sum up to the number of waiting
--- flights and to their scheduled minutes.
+-- flights and to their scheduled minutes. News too old for the windows below are left out, which changes nothing but the
+-- time that a single day takes.
 news AS (
   SELECT flight_id, as_of AS moment, carrier, flight, origin, dest,
-    NULL::BIGINT AS departure, NULL::BIGINT AS arrival, NULL::BIGINT AS waiting, NULL::BIGINT AS since
+    NULL::BIGINT AS departure, NULL::BIGINT AS arrival, 0 AS waiting, 0 AS since
   FROM entities
   UNION ALL
   SELECT NULL, departed_at, carrier, flight, origin, dest, greatest(-15, least(180, dep_delay)), NULL, NULL, NULL
-  FROM flown WHERE departed_at IS NOT NULL
+  FROM flown WHERE departed_at >= (SELECT min(as_of) FROM entities) - INTERVAL 6 HOUR
   UNION ALL
   SELECT NULL, arrived_at, carrier, flight, origin, dest, NULL, greatest(-30, least(120, arr_delay)), NULL, NULL
-  FROM flown WHERE arrived_at IS NOT NULL
+  FROM flown WHERE arrived_at >= (SELECT min(as_of) FROM entities) - INTERVAL 14 DAY
   UNION ALL
   SELECT NULL, waits_from, carrier, flight, origin, dest, NULL, NULL, 1, scheduled_minute FROM late
   UNION ALL
