@@ -38,9 +38,7 @@ def measure_performance(model: str, window: Window) -> list[dict[str, Any]]:
 
     with stage_run(model, window=window) as run:
         parts = run.deployment
-        realised = measure(
-            run.folder, parts.lake, parts.ledger, run.interval, as_of=run.interval.end, run_id=run.run_id
-        )
+        realised = measure(run.folder, parts.lake, parts.ledger, run.interval, as_of=run.interval.end, run_id=run.run_id)
         return [window.to_json() for window in realised]
 
 
