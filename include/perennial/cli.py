@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
+import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from perennial.errors import PerennialError
-from perennial.settings import PROJECT, settings
+from perennial.errors import PerennialError, StackError
+from perennial.intervals import Interval, utc
+from perennial.settings import PROJECT, Settings, settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Whoever stops us means the same: put everything in order and go.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         sys.exit(chosen.command(chosen))
     except PerennialError as error:
-        sys.exit(f"{error}")
+        sys.exit(str(error))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -51,21 +60,93 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--weeks", type=int, default=12, help="how many weeks to replay (12)")
     command.set_defaults(command=_demo)
 
-    command = commands.add_parser("init", help="make the tables of the ledger and the catalog, or bring them up to date")
+    command = commands.add_parser("init", help="make the ledger's tables, or bring them up to date")
     command.set_defaults(command=_init)
+
+    command = commands.add_parser("example-data", help="write the example's files into the landing zone")
+    command.add_argument("start", nargs="?", type=_moment, default="2013-01-01", help="first day (2013-01-01)")
+    command.add_argument("end", nargs="?", type=_moment, default="2014-01-01", help="first day that is left out (2014-01-01)")
+    command.set_defaults(command=_example_data)
+
+    command = commands.add_parser("schema", help="write the JSON schema of model.yaml beside the model folders")
+    command.set_defaults(command=_schema)
+
+    command = commands.add_parser("check", help="read a model folder and try its features on published data")
+    command.add_argument("model")
+    command.set_defaults(command=_check)
+
+    for name, words in (
+        ("ingest", "publish an interval's tables and features"),
+        ("score", "predict an interval with the champion"),
+        ("monitor", "judge an interval's drift, measure what has become known"),
+    ):
+        command = commands.add_parser(name, help=f"by hand: {words}")
+        command.add_argument("model")
+        command.add_argument("start", type=_moment, help="first day, such as 2013-04-01")
+        command.add_argument("end", type=_moment, help="first day that is left out")
+        command.set_defaults(command=_interval_stage, stage=name)
+
+    command = commands.add_parser("train", help="by hand: fit the candidates, promote the best if the gates let it")
+    command.add_argument("model")
+    command.add_argument("--as-of", required=True, type=_moment, help="only what was known by this day is used")
+    command.set_defaults(command=_train)
+
+    command = commands.add_parser("rollback", help="by hand: make an earlier version champion again")
+    command.add_argument("model")
+    command.add_argument("--version", type=int, help="by default the champion before this one")
+    command.add_argument("--reason", required=True, help="goes into the ledger")
+    command.set_defaults(command=_rollback)
+
+    command = commands.add_parser("maintain", help="by hand: retention, compaction, what the dead left open")
+    command.add_argument("model")
+    command.set_defaults(command=_maintain)
     return parser
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return utc(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _interval(chosen: argparse.Namespace) -> Interval:
+    try:
+        return Interval(chosen.start, chosen.end)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 def _state() -> Path:
     return Path(os.environ.get("PERENNIAL_STATE") or PROJECT / "var").absolute()
 
 
-def _up(_: argparse.Namespace) -> int:
+def _living_settings() -> Settings:
+    """The settings, with the address of MLflow if that is the embedded stack's.
+
+    Raises:
+        StackError: there is no MLflow to talk to.
+    """
+    from perennial.stack.embedded import find_running
+
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return settings()
+    running = find_running(_state())
+    if running is None or "mlflow" not in running:
+        raise StackError(f"no stack runs on {_state()}: start one with `make up`, or name an MLflow by MLFLOW_TRACKING_URI")
+    return settings().model_copy(update={"mlflow_url": running["mlflow"], "mlflow_public_url": running["mlflow"]})
+
+
+def _console() -> Console:
     from rich.console import Console
 
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _up(_: argparse.Namespace) -> int:
     from perennial.stack.embedded import Stack
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     console.print("Starting Airflow and MLflow …")
     try:
         with Stack(_state(), os.environ, say=console.print) as stack:
@@ -80,18 +161,71 @@ def _up(_: argparse.Namespace) -> int:
 
 
 def _demo(chosen: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from perennial.demo import run_demo
 
-    run_demo(_state() / "demo", os.environ, Console(highlight=False), once=chosen.once, weeks=chosen.weeks)
+    run_demo(_state() / "demo", os.environ, _console(), once=chosen.once, weeks=chosen.weeks)
     return 0
 
 
 def _init(_: argparse.Namespace) -> int:
-    from perennial.deployment import Deployment
+    from perennial.ledger import Ledger
 
-    Deployment(settings()).ledger.migrate()
+    Ledger(settings().database_url).migrate()
+    return 0
+
+
+def _example_data(chosen: argparse.Namespace) -> int:
+    from perennial.example import write_landing_zone
+
+    data = settings().data
+    files = write_landing_zone(data, _interval(chosen))
+    return _tell(f"{len(files)} files in {data}")
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from perennial.spec import json_schema
+
+    file = settings().models / "model.schema.json"
+    file.write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")
+    return _tell(str(file))
+
+
+def _check(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand
+
+    found, in_order = by_hand.inspect(settings(), chosen.model)
+    return _tell(found) if in_order else _tell(found) or 1
+
+
+def _interval_stage(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand
+
+    if chosen.stage == "ingest":
+        return _tell(by_hand.ingest(settings(), chosen.model, _interval(chosen)))
+    stage = {"score": by_hand.score, "monitor": by_hand.monitor}[chosen.stage]
+    return _tell(stage(_living_settings(), chosen.model, _interval(chosen)))
+
+
+def _train(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand
+
+    return _tell(by_hand.train(_living_settings(), chosen.model, chosen.as_of))
+
+
+def _rollback(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand
+
+    return _tell(by_hand.rollback(_living_settings(), chosen.model, chosen.version, chosen.reason))
+
+
+def _maintain(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand
+
+    return _tell(by_hand.tidy(_living_settings(), chosen.model))
+
+
+def _tell(text: str) -> int:
+    sys.stdout.write(f"{text}\n")
     return 0
 
 

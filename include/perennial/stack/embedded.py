@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import httpx
 
@@ -63,6 +63,9 @@ IMPORTED_FOR_TASKS = (
     "pyiceberg.io.pyarrow",
     "duckdb",
 )
+
+#: The file that a running stack holds a lock on, and says of itself in.
+_LOCK = "stack.json"
 
 _HEALTH = "/api/v2/monitor/health"
 
@@ -245,33 +248,44 @@ def _check_room(state: Path, wanted: int) -> None:
         )
 
 
+def find_running(state: Path) -> dict[str, Any] | None:
+    """What the stack that runs on this folder says of itself: ``process``, ``airflow``, ``mlflow``. None if there is none."""
+    file = state / _LOCK
+    if not file.exists():
+        return None
+    with file.open(encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said: dict[str, Any] = json.loads(stream.read() or "{}")
+            return said
+    return None
+
+
 class _Lock:
     """One stack a folder. The lock goes with the process, however that ends."""
 
     def __init__(self, state: Path) -> None:
-        self._file = state / "stack.json"
+        self._file = state / _LOCK
         self._stream: IO[str] | None = None
 
     def take(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        stream = self._file.open("a+", encoding="utf-8")
+        stream = self._file.open("a", encoding="utf-8")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            stream.seek(0)
-            text = stream.read()
             stream.close()
-            there = json.loads(text) if text else {}
+            there = find_running(self._file.parent) or {}
             raise StackError(
                 f"a stack runs on {self._file.parent} already (process {there.get('process', 'unknown')}, "
                 f"Airflow {there.get('airflow', 'starting')}); use that one, or stop it with Ctrl-C where it was started"
             ) from None
+        stream.truncate(0)
         self._stream = stream
 
     def write(self, content: dict[str, object]) -> None:
         assert self._stream is not None
-        self._stream.seek(0)
-        self._stream.truncate()
         self._stream.write(json.dumps(content))
         self._stream.flush()
 

@@ -1,0 +1,192 @@
+"""The stages without Airflow: the same functions that the tasks call, one after the other, for a person at a terminal.
+
+Neighbours: :mod:`perennial.cli` calls these; :mod:`perennial.orchestration` is the way they run every day.
+Each stage imports what it needs, since the libraries of all take ten seconds.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from perennial import logs
+from perennial.deployment import Deployment
+from perennial.errors import SettingsError
+from perennial.intervals import Interval
+from perennial.settings import Settings
+
+
+def ingest(settings: Settings, model: str, interval: Interval) -> str:
+    """Read, check and publish an interval, and compute its features."""
+    from perennial import ingestion
+    from perennial.checks import check
+    from perennial.features import publish_features
+    from perennial.sources import land
+
+    with _run(settings, model, interval) as (parts, run_id):
+        folder, ledger = parts.model(model), parts.ledger
+        staging = settings.staging / model / run_id
+        ledger.next_order(model, ingestion.DATASET, interval, run_id)
+        results = [
+            check(
+                folder,
+                land(folder, table, interval, staging, data=settings.data, connect=_connect),
+                interval,
+                staging,
+                past_rows_per_day=ingestion.past_rows_per_day(ledger, folder.spec, table, interval),
+                docs=settings.reports / model / "checks",
+                run_id=run_id,
+            )
+            for table in folder.spec.tables
+        ]
+        tables = ingestion.publish_interval(folder, parts.lake, ledger, interval, results, run_id=run_id)
+        order = ledger.next_order(model, "features", interval, run_id)
+        features = publish_features(folder, parts.lake, ledger, interval, order=order, run_id=run_id)
+    rows = ", ".join(f"{table} {rows:,}" for table, rows in {**tables.rows, **features.rows}.items())
+    return f"{model}, {interval}: published {rows}"
+
+
+def train(settings: Settings, model: str, as_of: datetime) -> str:
+    """Fit the candidates as of a moment, and promote the best if the gates let it."""
+    from perennial import training
+    from perennial.gates import decide
+    from perennial.training_set import build_training_set
+
+    with _run(settings, model, None) as (parts, run_id):
+        folder, lake, ledger, registry = parts.model(model), parts.lake, parts.ledger, parts.registry
+        training_set = build_training_set(folder, lake, ledger, as_of=as_of, run_id=run_id)
+        fitted = [
+            training.fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id)
+            for candidate in folder.spec.candidates
+        ]
+        evaluation = training.evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id=run_id)
+        decision = decide(evaluation, folder.spec.gates)
+        version = registry.register(folder, training_set, training.choose(fitted), evaluation, decision, run_id=run_id)
+        if not decision.promote:
+            registry.refuse(model, version, decision)
+            return f"{model} version {version} is refused: {'; '.join(decision.reasons)}"
+        registry.promote(
+            model,
+            version,
+            expected=evaluation.champion_version,
+            reason="by hand",
+            actor=_actor(),
+            run_id=run_id,
+            evidence=decision.to_json(),
+        )
+    return f"{model} version {version} is champion"
+
+
+def score(settings: Settings, model: str, interval: Interval) -> str:
+    """Predict an interval with the champion, into the lake and the predictions database."""
+    from perennial import scoring
+
+    with _run(settings, model, interval) as (parts, run_id):
+        version = scoring.resolve_champion(parts.registry, parts.ledger, model, interval)
+        scored = scoring.score(
+            parts.model(model),
+            parts.lake,
+            parts.ledger,
+            parts.registry,
+            interval,
+            version=version,
+            order=parts.ledger.next_order(model, "predictions", interval, run_id),
+            run_id=run_id,
+            sink_url=settings.predictions_url,
+        )
+    return f"{model}, {interval}: {scored.rows:,} predictions by version {version}"
+
+
+def monitor(settings: Settings, model: str, interval: Interval) -> str:
+    """Judge the drift of an interval, measure what can be measured, and say whether a retraining is due."""
+    from perennial import drift, monitoring, performance
+
+    with _run(settings, model, interval) as (parts, run_id):
+        folder, lake, ledger, registry = parts.model(model), parts.lake, parts.ledger, parts.registry
+        verdict = drift.judge_drift(folder, lake, ledger, registry, interval, directory=settings.reports, run_id=run_id)
+        measured = performance.measure_performance(folder, lake, ledger, interval, as_of=interval.end, run_id=run_id)
+        asked = monitoring.request_retraining(folder.spec, ledger, interval, run_id=run_id, training_under_way=False)
+    lines = [f"{model}, {interval}: {verdict.verdict}: {'; '.join(verdict.reasons)}", f"{len(measured)} windows measured"]
+    if verdict.report:
+        lines.append(f"report: {settings.reports / verdict.report}")
+    if asked is not None:
+        lines.append(f"a retraining is due ({asked.cause}): perennial train {model} --as-of {interval.end:%Y-%m-%d}")
+    return "\n".join(lines)
+
+
+def rollback(settings: Settings, model: str, version: int | None, reason: str) -> str:
+    """Make the champion before this one, or the version given, champion again."""
+    with _run(settings, model, None) as (parts, run_id):
+        champion = parts.registry.rollback(model, version, actor=_actor(), reason=reason, run_id=run_id)
+    return f"{model} version {champion} is champion"
+
+
+def tidy(settings: Settings, model: str) -> str:
+    """Remove what is older than the retention, tidy the tables, close what the dead left open."""
+    from perennial.maintenance import maintain
+
+    with _run(settings, model, None) as (parts, _):
+        spec = parts.model(model).spec
+        done = maintain(settings, parts.lake, parts.ledger, parts.registry, spec, now=datetime.now(UTC))
+    return "\n".join(
+        f"{step}: {', '.join(f'{name} {count}' for name, count in counts.items())}" for step, counts in done.items()
+    )
+
+
+def inspect(settings: Settings, model: str) -> tuple[str, bool]:
+    """Read a model folder and, where data are published, try its features on the newest day.
+
+    Returns:
+        What was found, and whether it is in order.
+
+    Raises:
+        SpecError: the folder does not describe a model: file, line, and what would be right.
+    """
+    parts = Deployment(settings)
+    folder = parts.model(model)
+    spec = folder.spec
+    found = [
+        f"{folder.path} describes the model {model} ({spec.task.replace('_', ' ')}): {len(spec.tables)} tables from "
+        f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}"
+    ]
+    parts.ledger.migrate()
+    published = parts.ledger.published(model, "tables")
+    if published is None:
+        return "\n".join([*found, "No data are published yet, so the features are not tried."]), True
+    from perennial.features import build_features, find_leaks
+
+    day = Interval(published.interval.end - timedelta(days=1), published.interval.end)
+    built = build_features(folder, parts.lake, parts.ledger, day)
+    found.append(f"features of {day}: {built.rows:,} rows")
+    leaks = find_leaks(folder, parts.lake, parts.ledger, day)
+    found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on what was not known when it was asked for."]
+    return "\n".join(found), not leaks
+
+
+@contextmanager
+def _run(settings: Settings, model: str, interval: Interval | None) -> Iterator[tuple[Deployment, str]]:
+    parts = Deployment(settings)
+    parts.ledger.migrate()
+    run_id = f"by-hand-{uuid4().hex[:12]}"
+    with logs.context(model=model, interval=interval, run=run_id):
+        yield parts, run_id
+
+
+def _actor() -> str:
+    try:
+        return f"by hand: {getpass.getuser()}"
+    except (KeyError, OSError):  # an account without a name, as in a container
+        return f"by hand: user {os.getuid()}"
+
+
+def _connect(name: str) -> sa.Engine:
+    """The database whose SQLAlchemy URL the variable of that name holds; Airflow's connections are Airflow's."""
+    if "://" not in (url := os.environ.get(name, "")):
+        raise SettingsError(f"connection {name}: outside Airflow it is the environment variable {name}, with a SQLAlchemy URL")
+    return sa.create_engine(url)
