@@ -1,0 +1,88 @@
+"""What a person sees: both UIs in a real browser, after the life of a small model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.living import MODEL, STAGES, Living
+
+pytestmark = [pytest.mark.browser, pytest.mark.stack]
+
+
+@pytest.fixture(scope="module")
+def page(living: Living, chromium: str) -> Iterator[Page]:
+    """A browser that is signed in to Airflow."""
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(30_000)
+        page.goto(living.stack.airflow_url)
+        page.fill("input[name=username]", "admin")
+        page.fill("input[name=password]", living.stack.password)
+        page.get_by_role("button", name=re.compile("sign in", re.IGNORECASE)).click()
+        page.wait_for_url(re.compile(re.escape(living.stack.airflow_url) + "/(?!auth)"))
+        yield page
+        browser.close()
+
+
+def test_airflow_lists_every_stage_of_the_model(living: Living, page: Page) -> None:
+    page.goto(f"{living.stack.airflow_url}/dags?name_pattern={MODEL}")
+    for stage in STAGES:
+        expect(page.get_by_role("link", name=f"{MODEL}.{stage}", exact=True).first).to_be_visible()
+
+
+def test_the_dag_page_tells_what_to_do_when_it_fails(living: Living, page: Page) -> None:
+    page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.ingest")
+    page.get_by_role("button", name=re.compile("dag docs", re.IGNORECASE)).first.click()
+    expect(page.get_by_role("heading", name="When it fails")).to_be_visible()
+
+
+def test_the_rollback_form_asks_for_a_reason(living: Living, page: Page) -> None:
+    page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.rollback")
+    page.get_by_role("button", name=re.compile("trigger", re.IGNORECASE)).first.click()
+    expect(page.get_by_text("Reason").first).to_be_visible()
+    expect(page.get_by_text("Empty: the champion before this one.").first).to_be_visible()
+
+
+def test_a_fitted_candidate_links_to_its_mlflow_run(living: Living, page: Page) -> None:
+    run = living.runs("train")[0]
+    page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.train/runs/{run.run_id}/tasks/fit_candidate/mapped/0")
+    link = page.get_by_role("link", name="MLflow")
+    expect(link).to_be_visible()
+    assert (link.get_attribute("href") or "").startswith(f"{living.stack.mlflow_url}/#/experiments/")
+
+
+def test_a_verdict_links_to_its_report(living: Living, page: Page) -> None:
+    run = living.runs("monitor")[0]
+    page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.monitor/runs/{run.run_id}/tasks/judge_drift")
+    expect(page.get_by_role("link", name="Report")).to_be_visible()
+
+
+def test_mlflow_shows_versions_and_the_champion(living: Living, page: Page) -> None:
+    page.goto(f"{living.stack.mlflow_url}/#/models/{MODEL}")
+    expect(page.get_by_text("champion").first).to_be_visible()
+
+
+def test_mlflow_shows_the_plots_of_a_candidate(living: Living, page: Page) -> None:
+    record = living.deployment.ledger.versions(MODEL)[0]
+    run = living.deployment.registry.run_url(record.mlflow_run_id)
+    page.goto(f"{run}/artifacts")
+    page.get_by_text("validation", exact=False).last.click()
+    expect(page.get_by_text(re.compile(r"residuals.*\.png")).first).to_be_visible()
+
+
+def test_the_servers_answer_on_the_loopback_address_alone(living: Living) -> None:
+    import psutil
+
+    ports = {living.stack.ports.airflow, living.stack.ports.mlflow, living.stack.ports.execution}
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
+    }
+    assert listening == {("127.0.0.1", port) for port in ports}
