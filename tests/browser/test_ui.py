@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
+
 from tests.living import MODEL, STAGES, Living
 
 pytestmark = [pytest.mark.browser, pytest.mark.stack]

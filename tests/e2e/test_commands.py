@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.living import free_ports
 
 from perennial.ledger import Ledger
 from perennial.settings import PROJECT
 from perennial.spec import json_schema
 from perennial.stack.processes import marked
+from tests.living import free_ports
 
 PROGRAMS = ("sh", "echo", "dirname", "make", "touch")
 

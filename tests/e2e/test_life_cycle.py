@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.living import MODEL, Living, report_file, sink_rows
 
 pytestmark = pytest.mark.stack

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.living import free_ports
 
 from perennial.airflow_api import AirflowApi
 from perennial.errors import StackError
 from perennial.stack.environment import keep_secrets
 from perennial.stack.processes import marked
+from tests.living import free_ports
 
 pytestmark = pytest.mark.stack
 

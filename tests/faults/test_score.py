@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.monitored import World, make_world, open_world
 
 from perennial import sink
 from perennial.artifacts import LoadedModel
@@ -22,6 +21,7 @@ from perennial.errors import ScoringError, Superseded
 from perennial.ledger import Ledger
 from perennial.settings import Settings
 from perennial.sink import PredictionSink
+from tests.unit.monitored import World, make_world, open_world
 
 processes = multiprocessing.get_context("forkserver")
 # Imported once, so that a child begins to score at once. This must be said before the first child of the session starts.

@@ -16,8 +16,6 @@ import pandas as pd
 import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
-from tests.unit import synthetic
-from tests.unit.synthetic import MOMENT
 
 from perennial.artifacts import FeatureList, predict
 from perennial.estimators import make_estimator
@@ -30,6 +28,8 @@ from perennial.scoring import Scored, score
 from perennial.settings import Settings
 from perennial.spec import ModelFolder, read_model
 from perennial.training import Fitted, code_state
+from tests.unit import synthetic
+from tests.unit.synthetic import MOMENT
 
 WEEK = Interval.of("2013-04-01", "2013-04-08")  # a Monday to a Monday
 DAY = Interval.day("2013-04-01")

@@ -18,7 +18,6 @@ import skops.io
 import yaml
 from mlflow import MlflowClient
 from sklearn.preprocessing import FunctionTransformer
-from tests.unit import synthetic
 
 from perennial import artifacts
 from perennial.artifacts import FeatureList, LoadedModel
@@ -27,6 +26,7 @@ from perennial.ledger import Ledger, VersionRecord
 from perennial.registry import Registry
 from perennial.settings import Settings
 from perennial.spec import ModelFolder
+from tests.unit import synthetic
 
 
 @pytest.fixture(scope="session")

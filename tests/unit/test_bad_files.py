@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.unit.landing import DAY, HEADER, Ingested, ingest, no_connection, row, trips, write
 
 from perennial import sources
 from perennial.errors import SourceError
 from perennial.intervals import Interval
+from tests.unit.landing import DAY, HEADER, Ingested, ingest, no_connection, row, trips, write
 
 SIX = datetime(2013, 4, 1, 6, tzinfo=UTC)
 GOOD = {"id": "a", "begun": SIX, "place": "EWR", "n": 1, "x": 0.5, "_known_at": SIX}

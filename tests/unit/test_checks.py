@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tests.unit.landing import DAY, HEADER, Ingested, ingest, no_connection, row, trips, write
 
 from perennial import checks
 from perennial.checks import QUARANTINE_SCHEMA, check, ingest_writes
@@ -19,6 +18,7 @@ from perennial.intervals import Interval
 from perennial.settings import PROJECT
 from perennial.sources import land
 from perennial.spec import read_model
+from tests.unit.landing import DAY, HEADER, Ingested, ingest, no_connection, row, trips, write
 
 FILE = "trips/2013-04-01.csv"
 

@@ -14,13 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
-from tests.unit.monitored import WEEK, World, make_world
 
 from perennial import drift
 from perennial.drift import Comparison, DriftVerdict, compare, judge_drift, take_sample
 from perennial.intervals import Interval
 from perennial.settings import Settings
 from perennial.spec import Drift
+from tests.unit.monitored import WEEK, World, make_world
 
 # Evidently, once :mod:`perennial.drift` has imported it without its warnings.
 from evidently.core.report import Snapshot  # isort: skip

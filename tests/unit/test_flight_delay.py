@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from benchmarks.flight_delay import TEST_MONTHS, YEAR, flight_delay, labelled_features, month_auc, read_tables
 
+from benchmarks.flight_delay import TEST_MONTHS, YEAR, flight_delay, labelled_features, month_auc, read_tables
 from perennial import leaks
 from perennial.casting import KNOWN
 from perennial.checks import CheckResult, check

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tests.unit.monitored import DAY, WEEK, World, make_world
-from tests.unit.synthetic import MOMENT, make_rows
 
 from perennial.errors import SnapshotMissing
 from perennial.intervals import Interval
@@ -24,6 +22,8 @@ from perennial.maintenance import (
     unpin_old_versions,
 )
 from perennial.settings import Settings
+from tests.unit.monitored import DAY, WEEK, World, make_world
+from tests.unit.synthetic import MOMENT, make_rows
 
 NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=400)

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from tests.unit.monitored import WEEK, World, make_world
 
 from perennial.evaluation import evaluate
 from perennial.features import read_labels
@@ -19,6 +18,7 @@ from perennial.intervals import Interval, utc
 from perennial.performance import Realised, measure_performance
 from perennial.settings import Settings
 from perennial.spec import METRICS
+from tests.unit.monitored import WEEK, World, make_world
 
 NEXT_WEEK = Interval.of("2013-04-08", "2013-04-15")
 LATE = utc("2013-06-01")

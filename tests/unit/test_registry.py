@@ -20,13 +20,13 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from tests.unit import synthetic
 
 from perennial.errors import ArtifactRejected, NoChampion, StaleDecision
 from perennial.ledger import Ledger
 from perennial.registry import CHALLENGER, CHAMPION, Registry
 from perennial.settings import Settings
 from perennial.spec import ModelFolder
+from tests.unit import synthetic
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.unit.monitored import DAY, WEEK, World, as_utc, make_world
 
 from perennial.artifacts import Prediction
 from perennial.errors import ArtifactRejected, NoChampion, ScoringError, Superseded
@@ -17,6 +16,7 @@ from perennial.intervals import Interval
 from perennial.ledger import Publication
 from perennial.scoring import CHUNK_ROWS, Scored, predictions_schema, resolve_champion, uncovered
 from perennial.settings import Settings
+from tests.unit.monitored import DAY, WEEK, World, as_utc, make_world
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
-from tests.unit.landing import COLUMNS, DAY, HEADER, ingest, no_connection, row, sqlite, trips, write
 
 from perennial import sources
 from perennial.errors import SourceError, SpecError
 from perennial.folder import folder_function
 from perennial.intervals import Interval
 from perennial.sources import land
+from tests.unit.landing import COLUMNS, DAY, HEADER, ingest, no_connection, row, sqlite, trips, write
 
 WEEK = Interval.of("2013-04-01", "2013-04-08")
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.living import free_ports
 
 from perennial.errors import StackError
 from perennial.settings import read_settings
@@ -25,6 +24,7 @@ from perennial.stack import processes
 from perennial.stack.embedded import Stack
 from perennial.stack.environment import Ports, choose_ports, embedded_settings, environment, keep_secrets
 from perennial.stack.processes import RESTARTS, Processes, marked
+from tests.living import free_ports
 
 PORTS = Ports(airflow=18080, mlflow=15000, execution=18081)
 

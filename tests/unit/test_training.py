@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from sklearn.pipeline import Pipeline
-from tests.unit import synthetic
 from threadpoolctl import threadpool_limits
 
 from perennial import training
@@ -30,6 +29,7 @@ from perennial.settings import Settings
 from perennial.spec import METRICS, ModelFolder
 from perennial.training import Fitted, choose, evaluate_training, fit_candidate
 from perennial.training_set import TrainingSet, build_training_set, content_hash, load_rows
+from tests.unit import synthetic
 
 DAYS = 25
 PERIOD = Interval(synthetic.START, synthetic.START + timedelta(days=DAYS))
