@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import httpx
 
@@ -151,10 +151,19 @@ class Stack:
     def mlflow_url(self) -> str:
         return f"http://{HOST}:{self.ports.mlflow}"
 
-    def __enter__(self) -> Stack:
-        self.processes = Processes(
-            f"{self.state}#{secrets.token_hex(4)}", "airflow", IMPORTED_AHEAD, self.environment, self.state / "logs", self._say
-        )
+    def __enter__(self) -> Self:
+        try:
+            self.processes = Processes(
+                family=f"{self.state}#{secrets.token_hex(4)}",
+                program="airflow",
+                modules=IMPORTED_AHEAD,
+                environment=self.environment,
+                logs=self.state / "logs",
+                say=self._say,
+            )
+        except BaseException:
+            self._lock.release()
+            raise
         try:
             self._start()
         except BaseException:
