@@ -83,6 +83,8 @@ def _is_worth_telling(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("pyiceberg.catalog").addFilter(_is_worth_telling)
+# It tells of each file it opens.
+logging.getLogger("pyiceberg.io").setLevel(logging.WARNING)
 
 _T = TypeVar("_T")
 
