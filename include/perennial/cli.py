@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="the life of a model on the flights of 2013")
     command.add_argument("--once", action="store_true", help="stop at the end instead of staying up")
-    command.add_argument("--weeks", type=int, default=12, help="how many weeks to replay (12)")
+    command.add_argument("--weeks", type=int, choices=range(40), metavar="N", default=12, help="how many weeks to replay (12)")
     command.set_defaults(command=_demo)
 
     command = commands.add_parser("init", help="make the ledger's tables, or bring them up to date")

@@ -70,6 +70,8 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
             replay.load_history()
             replay.train_first_champion()
             replayed = replay.weeks_to_come()[:weeks]
+            if not replayed and weeks:
+                console.print(f"The year is over: nothing is left to replay. Remove {state} to begin again.")
             for number, week in enumerate(replayed, start=1):
                 replay.live_through(week, f"week {number} of {len(replayed)}")
             summary = summarise(stack, MODEL, replayed, replay.seconds, api.runs(f"{MODEL}."))
