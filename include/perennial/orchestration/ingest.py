@@ -63,13 +63,19 @@ def publish_tables(model: str) -> dict[str, Any]:
 @task(multiple_outputs=False)
 def build_features(model: str, *, outlet_events: Any = None) -> dict[str, Any]:
     """Compute the interval's features from the published tables, publish them, and announce each of its days."""
-    from perennial.features import publish_features
+    from perennial.errors import Superseded
+    from perennial.features import ensure_features, publish_features
     from perennial.orchestration import assets
 
     with stage_run(model) as run:
-        ledger = run.deployment.ledger
+        lake, ledger = run.deployment.lake, run.deployment.ledger
         order = ledger.next_order(model, "features", run.interval, run.run_id)
-        publication = publish_features(run.folder, run.deployment.lake, ledger, run.interval, order=order, run_id=run.run_id)
+        try:
+            publication = publish_features(run.folder, lake, ledger, run.interval, order=order, run_id=run.run_id)
+        except Superseded:
+            # A training has built these days anew meanwhile; they must be announced all the same.
+            ensure_features(run.folder, lake, ledger, run.interval, run_id=run.run_id)
+            publication = ledger.publications(model, "features", run.interval)[-1]
         event = outlet_events[assets.features(model)]
         event.extra = {
             "interval": run.interval.key,
