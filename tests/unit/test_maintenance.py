@@ -78,7 +78,7 @@ def test_reports_are_kept_for_the_time_that_the_spec_gives(world: World) -> None
     assert not page.exists()
     assert new.exists()
     assert other.exists()
-    remove_reports(world.settings, world.folder.spec, now=NOW + timedelta(days=1, minutes=1))
+    remove_reports(world.settings, world.folder.spec, now=NOW + timedelta(days=2))
     assert not old.parent.exists()
 
 
