@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perennial.airflow_api import DagRun
-from perennial.intervals import Interval
+from perennial.intervals import Interval, utc
 from perennial.ledger import Ledger, Promotion, Publication, VersionRecord
 from perennial.stack.embedded import Stack
 
@@ -39,7 +39,7 @@ def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
     if interval in verdicts:
         words.append(f"verdict {verdicts[interval]}")
     for record in ledger.versions(model):
-        if record.training["as_of"].startswith(interval.end.date().isoformat()):
+        if interval.start < utc(record.training["as_of"]) <= interval.end:
             decided = "promoted" if record.decision["promote"] else "refused"
             metric = record.evaluation["metric"]
             value = _three_digits(record.evaluation["candidate"]["metrics"], metric)
@@ -163,16 +163,13 @@ def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
 def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
     verdicts = {verdict["interval"]: verdict["verdict"] for verdict in summary["drift_verdicts"]}
     realised = {result["interval"]: result["metrics"] for result in summary["performance"]}
-    versions = defaultdict(list)
-    for version in summary["versions"]:
-        versions[version["as_of"][:10]].append(version)
     table = Table(
         "week", "verdict", Column(f"realised {metric}", justify="right"), "version", "decision",
         Column(f"holdout {metric}", justify="right"), Column("s", justify="right"),
     )  # fmt: skip
     for key in summary["intervals"]["weeks_of_this_run"]:
         week = Interval.from_key(key)
-        made = versions[week.end.date().isoformat()]
+        made = [version for version in summary["versions"] if week.start < utc(version["as_of"]) <= week.end]
         table.add_row(
             f"{week.start:%d %b}",
             verdicts.get(key, ""),
