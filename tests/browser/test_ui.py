@@ -51,18 +51,20 @@ def test_the_rollback_form_asks_for_a_reason(living: Living, page: Page) -> None
     expect(page.get_by_text("Empty: the champion before this one.").first).to_be_visible()
 
 
-def test_a_promotion_links_to_its_version_in_mlflow(living: Living, page: Page) -> None:
+def test_a_fitted_candidate_links_to_its_mlflow_run(living: Living, page: Page) -> None:
     run = living.runs("train")[0]
-    page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.train/runs/{run.run_id}/tasks/promote_champion")
-    link = page.get_by_role("link", name="MLflow")
+    page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.train/runs/{run.run_id}/tasks/fit_candidate/mapped/0/details")
+    link = page.get_by_role("link", name="MLflow", exact=True)
     expect(link).to_be_visible()
-    assert (link.get_attribute("href") or "").startswith(f"{living.stack.mlflow_url}/#/models/")
+    assert (link.get_attribute("href") or "").startswith(f"{living.stack.mlflow_url}/#/experiments/")
 
 
 def test_a_verdict_links_to_its_report(living: Living, page: Page) -> None:
     run = living.runs("monitor")[0]
-    page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.monitor/runs/{run.run_id}/tasks/judge_drift")
-    expect(page.get_by_role("link", name="Report")).to_be_visible()
+    page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.monitor/runs/{run.run_id}/tasks/judge_drift/details")
+    link = page.get_by_role("link", name="Report", exact=True)
+    expect(link).to_be_visible()
+    assert (link.get_attribute("href") or "").endswith("/report.html")
 
 
 def test_mlflow_shows_versions_and_the_champion(living: Living, page: Page) -> None:
