@@ -73,7 +73,15 @@ class Running:
         return marked(f"{self.state}#")
 
     def component(self, title: str) -> psutil.Process | None:
-        return next((process for process in self.processes() if " ".join(process.cmdline()).startswith(title)), None)
+        return next((process for process in self.processes() if command(process).startswith(title)), None)
+
+
+def command(process: psutil.Process) -> str:
+    """Its command line; nothing for one that has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie too, until its parent has asked for it
+        return ""
 
 
 def soon(condition: Callable[[], object], seconds: float = 120) -> bool:
