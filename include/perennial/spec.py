@@ -348,26 +348,205 @@ class Training(_Part):
         return self
 
 
-#: For each task: the metrics it has, the primary one first, and whether more of it is better.
+#: For each task: the metrics it has, the primary one first, and whether more of it is better. ``cost`` is there where
+#: ``model.yaml`` says what outcomes cost.
 METRICS: dict[str, dict[str, bool]] = {
     "binary_classification": {
         "roc_auc": True, "average_precision": True, "log_loss": False, "brier": False, "calibration_error": False,
+        "cost": False,
     },
-    "multiclass_classification": {"log_loss": False, "accuracy": True, "balanced_accuracy": True},
-    "regression": {"rmse": False, "mae": False, "r2": True},
+    "multiclass_classification": {"log_loss": False, "accuracy": True, "balanced_accuracy": True, "cost": False},
+    "regression": {"rmse": False, "mae": False, "r2": True, "cost": False},
 }  # fmt: skip
 
 
-class ChampionGate(_Part):
-    """How a candidate must compare with the champion on the same rows.
+class Outcomes(_Part):
+    """Cost of one row by outcome; a gain is negative. A right answer must not cost more than a wrong one."""
+
+    true_positive: Number = 0.0
+    false_positive: Number = 1.0
+    false_negative: Number = 1.0
+    true_negative: Number = 0.0
+
+    @model_validator(mode="after")
+    def _wrong_answers_cost_more(self) -> Outcomes:
+        if self.false_positive <= self.true_negative or self.false_negative <= self.true_positive:
+            raise ValueError("a wrong answer must cost more than the right one, or there is nothing to decide")
+        return self
+
+    @property
+    def threshold(self) -> float:
+        """The cheapest threshold where probabilities are right (Elkan 2001, equation 2), 0 to 1."""
+        wrong_yes, wrong_no = self.false_positive - self.true_negative, self.false_negative - self.true_positive
+        return wrong_yes / (wrong_yes + wrong_no)
+
+
+class Cost(_Part):
+    """What predictions cost the business: the metric ``cost``, the mean over rows, of which less is better.
+
+    Exactly one of ``outcomes`` (binary), ``matrix`` (multiclass) and ``function`` (any task).
 
     Attributes:
-        mode: ``better``: higher by at least ``margin``; ``not_worse``: lower by at most ``margin``.
+        outcomes: cost of each outcome of a yes or no that is taken from a probability at ``threshold``.
+        threshold: the probability from which the answer is yes. None: the one that is cheapest where probabilities are
+            right, from the four costs (Elkan: The Foundations of Cost-Sensitive Learning. IJCAI 2001, equation 2).
+        matrix: cost by actual class, then by predicted class; a pair that is not named costs nothing.
+        function: ``model:function``, called with n labels and n predictions, returns n costs.
+    """
+
+    outcomes: Outcomes | None = None
+    threshold: Share | None = None
+    matrix: dict[str, dict[str, Number]] | None = None
+    function: Annotated[str, Field(pattern=_FUNCTION)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Cost:
+        if sum(kind is not None for kind in (self.outcomes, self.matrix, self.function)) != 1:
+            raise ValueError("give exactly one of outcomes, matrix and function")
+        if self.threshold is not None and self.outcomes is None:
+            raise ValueError("threshold goes with outcomes")
+        return self
+
+
+class Resampling(_Part):
+    """How sure a comparison is: rows are drawn anew in whole blocks, since rows of one time or group err together.
+
+    Attributes:
+        block: length of a block of event time.
+        group: a feature or key column whose values are the blocks, in place of time.
+        resamples: how many times rows are drawn.
+        confidence: of one-sided decisions, and of the intervals that are shown.
+        seed: of the draws.
+    """
+
+    block: Duration = timedelta(days=1)
+    group: Identifier | None = None
+    resamples: Annotated[int, Field(ge=200, le=100_000)] = 1_000
+    confidence: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2013
+
+
+class ChampionGate(_Part):
+    """How a candidate must compare with the champion on the same rows, by a paired test over ``gates.resampling``.
+
+    Attributes:
+        mode: ``better``: surely more than ``margin`` better. A tie refuses, since a change costs something.
+            ``not_worse``: surely less than ``margin`` worse (non-inferiority), which needs a margin.
         margin: in units of the primary metric.
     """
 
     mode: Literal["better", "not_worse"] = "better"
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _not_worse_has_a_margin(self) -> ChampionGate:
+        if self.mode == "not_worse" and self.margin == 0:
+            raise ValueError("not_worse needs a margin above 0: how much worse would still be good enough?")
+        return self
+
+
+class SlicesGate(_Part):
+    """No value of the named columns may surely fall against the champion; all comparisons share one error rate (Holm).
+
+    Attributes:
+        columns: features, or key columns of the entity.
+        margin: fall of the primary metric that a slice may suffer.
+        min_rows: labelled rows that a slice needs to be judged; smaller ones are named, and not judged.
+    """
+
+    columns: list[Identifier] = []
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
+    min_rows: Annotated[int, Field(ge=20)] = 200
+
+
+class FairnessGate(_Part):
+    """How alike the groups of a column must be treated, as the least rate of a group over the greatest.
+
+    Attributes:
+        column: whose values are the groups.
+        rate: share of rows answered yes (``selection_rate``), of true ones (``true_positive_rate``) or of false ones
+            (``false_positive_rate``).
+        ratio: least over greatest rate; 0.8 is the four-fifths rule (29 CFR 1607.4 D).
+        threshold: probability from which the answer is yes. None: that of ``cost``, or 0.5.
+        min_rows: rows that a group needs to be compared.
+    """
+
+    column: Identifier
+    rate: Literal["selection_rate", "true_positive_rate", "false_positive_rate"] = "selection_rate"
+    ratio: Share = 0.8
+    threshold: Share | None = None
+    min_rows: Annotated[int, Field(ge=20)] = 200
+
+
+class CalibrationGate(_Part):
+    """Whether probabilities mean what they say. Binary classification only.
+
+    Attributes:
+        error: largest expected calibration error; None: not judged.
+        brier_margin: by how much the Brier score may be worse than the champion's; None: not judged.
+    """
+
+    error: Share | None = 0.15
+    brier_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.005
+
+
+class RobustnessGate(_Part):
+    """How much of the primary metric may be lost when the inputs get worse, one feature at a time.
+
+    Attributes:
+        noise: standard deviation of what is added to a number, in its own standard deviations.
+        noise_drop: largest fall by noise in one feature.
+        missing_drop: largest fall when one feature is missing altogether.
+        rows: most rows it is measured on, seeded.
+    """
+
+    noise: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.05
+    noise_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.02
+    missing_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.15
+    rows: Annotated[int, Field(ge=100)] = 5_000
+
+
+class Behaviour(_Part):
+    """How predictions must react when a feature changes and nothing else does, or a test of ``model.py``.
+
+    Attributes:
+        feature: the feature that is changed.
+        add: number added to it; for a numeric feature.
+        value: value it is set to; for any feature.
+        expect: ``same``, ``higher`` or ``lower``; of the probability of true, or of the number predicted.
+        tolerance: by how much a prediction may move against that.
+        share: least share of rows that must behave.
+        function: ``model:function``, called with ``predict`` (frame to n predictions) and a frame of n rows; returns None
+            or a sentence that says what is wrong.
+    """
+
+    feature: Identifier | None = None
+    add: Number | None = None
+    value: Number | str | None = None
+    expect: Literal["same", "higher", "lower"] = "same"
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    share: Share = 0.95
+    function: Annotated[str, Field(pattern=_FUNCTION)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Behaviour:
+        if (self.feature is None) == (self.function is None):
+            raise ValueError("give either feature or function")
+        if self.feature is not None and (self.add is None) == (self.value is None):
+            raise ValueError("say how the feature changes: either add or value")
+        return self
+
+
+class OperationGate(_Part):
+    """Whether the stored version can be put to work, tried in a clean process.
+
+    Attributes:
+        latency: longest time that 1,000 rows may take, in milliseconds, warm.
+        artifact_mb: largest artifact, in megabytes.
+    """
+
+    latency: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2_000.0
+    artifact_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0
 
 
 class Gates(_Part):
@@ -377,7 +556,18 @@ class Gates(_Part):
         metric: the primary metric; by default the task's first (``roc_auc``, ``log_loss``, ``rmse``).
         at_least, at_most: absolute bounds per metric on the holdout.
         baseline_margin: by how much the primary metric must beat the best baseline.
+        resampling: how uncertainty is measured.
         champion: the comparison with the champion.
+        slices: parts of the rows, each compared with the champion.
+        fairness: groups that must be treated alike; each an own gate.
+        calibration: whether probabilities mean what they say.
+        prior_factor: by what factor the mean probability may differ from the share of true labels in training.
+        robustness: what worse inputs may cost.
+        behaviour: tests by name.
+        operation: whether the stored version can be put to work.
+        leak: score that a single feature alone may reach (area under its own ROC curve, or R squared); above it something
+            of the label is in it.
+        stale_after: longest time between the end of what was learned from and the beginning of the holdout.
         min_rows: fewest labelled rows of a holdout that a decision may rest on.
         label_coverage: smallest share of the holdout's entities whose label is known.
     """
@@ -386,9 +576,46 @@ class Gates(_Part):
     at_least: dict[str, Number] = {}
     at_most: dict[str, Number] = {}
     baseline_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    resampling: Resampling = Resampling()
     champion: ChampionGate = ChampionGate()
+    slices: SlicesGate = SlicesGate()
+    fairness: list[FairnessGate] = []
+    calibration: CalibrationGate = CalibrationGate()
+    prior_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 3.0
+    robustness: RobustnessGate = RobustnessGate()
+    behaviour: dict[Identifier, Behaviour] = {}
+    operation: OperationGate = OperationGate()
+    leak: Annotated[float, Field(gt=0.5, le=1, allow_inf_nan=False)] = 0.98
+    stale_after: Duration = timedelta(days=7)
     min_rows: Annotated[int, Field(ge=1)] = 200
     label_coverage: Share = 0.8
+
+
+class Approval(_Part):
+    """Who is asked before a version that passed its gates becomes champion, where ``promotion`` is ``approval``.
+
+    Attributes:
+        within: an answer later than this is none, and the champion stays.
+        approvers: ids of the Airflow users who may answer; empty: whoever may act on the DAG.
+    """
+
+    within: Duration = timedelta(days=3)
+    approvers: list[Text] = []
+
+
+class Shadow(_Part):
+    """Versions that keep scoring beside the champion, unseen by those who read predictions, to be compared when labels come.
+
+    Attributes:
+        windows: monitoring windows for which they score; 0: none do.
+        close: a refused candidate whose primary metric was at most this much worse than the champion's scores in the
+            shadow too. None: only the champion before does.
+        rollback: whether a champion that does surely worse than the one before it is rolled back, rather than only told of.
+    """
+
+    windows: Annotated[int, Field(ge=0, le=520)] = 4
+    close: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    rollback: bool = False
 
 
 class Drift(_Part):
@@ -401,6 +628,8 @@ class Drift(_Part):
         share: share of the features that must drift for the verdict ``drift``; drifted predictions suffice alone.
         max_missing: share of missing values above the reference's own at which a column is unusable.
         max_new_categories: share of rows with categories that the reference never saw, at which a column has drifted.
+        match: compare with those rows of the reference alone that fall on the window's weekdays, or in its months.
+        false_alarms: verdicts ``drift`` a year that stable data may cause; ``perennial calibrate`` sets thresholds by it.
         sample: most rows taken of each side, seeded.
         min_rows: fewest rows a verdict may rest on; below it the verdict is ``unknown``.
     """
@@ -411,6 +640,8 @@ class Drift(_Part):
     share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.3
     max_missing: Share = 0.5
     max_new_categories: Share = 0.05
+    match: Literal["none", "weekday", "month"] = "none"
+    false_alarms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     sample: Annotated[int, Field(ge=100)] = 20_000
     min_rows: Annotated[int, Field(ge=1)] = 200
 
@@ -424,7 +655,9 @@ class Retraining(_Part):
         alarms: how many of the last ``of`` windows must ask, the newest among them.
         of: see ``alarms``.
         cooldown: least time between two retrainings that monitoring asked for.
-        budget: most retrainings that monitoring may ask for in any 30 days.
+        budget: most trainings in any 30 days, those of the calendar and of people included, after which monitoring may not
+            ask for another one.
+        breaker: trainings in a row without a promotion after which monitoring asks no more, until a version is promoted.
     """
 
     on_drift: bool = True
@@ -433,6 +666,7 @@ class Retraining(_Part):
     of: Annotated[int, Field(ge=1)] = 3
     cooldown: Duration = timedelta(days=14)
     budget: Annotated[int, Field(ge=0)] = 2
+    breaker: Annotated[int, Field(ge=1)] = 3
 
     @model_validator(mode="after")
     def _fits_together(self) -> Retraining:
@@ -501,7 +735,11 @@ class ModelSpec(_Part):
     label: Label
     candidates: Annotated[dict[Identifier, Candidate], Field(min_length=1)]
     training: Training = Training()
+    cost: Cost | None = None
     gates: Gates = Gates()
+    promotion: Literal["automatic", "approval"] = "automatic"
+    approval: Approval = Approval()
+    shadow: Shadow = Shadow()
     drift: Drift = Drift()
     retraining: Retraining = Retraining()
     schedules: Schedules = Schedules()
@@ -550,7 +788,34 @@ class ModelSpec(_Part):
             for metric in metrics:
                 if metric not in known:
                     raise _at(("gates", key), f"{self.task} has no metric {metric}; there are {_names(known)}")
+                if metric == "cost" and self.cost is None:
+                    raise _at(("gates", key), "cost is not known; say in cost what outcomes cost")
+        self._check_gates()
         return self
+
+    def _check_gates(self) -> None:
+        gates, numeric = self.gates, set(self.features.numeric)
+        columns = {*self.features.names, *self.entity_table.key}
+        for path, name in (
+            *((("gates", "slices", "columns"), column) for column in gates.slices.columns),
+            *((("gates", "fairness"), group.column) for group in gates.fairness),
+            *((("gates", "resampling", "group"), column) for column in [gates.resampling.group] if column),
+            *((("gates", "behaviour", test), part.feature) for test, part in gates.behaviour.items() if part.feature),
+        ):
+            if name not in columns or (path[1] == "behaviour" and name not in self.features.names):
+                raise _at(path, f"{name} is no feature{'' if path[1] == 'behaviour' else ' and no key column'}")
+        for name, test in gates.behaviour.items():
+            if test.add is not None and test.feature not in numeric:
+                raise _at(("gates", "behaviour", name, "add"), f"{test.feature} is no number; give a value instead")
+            if test.expect != "same" and self.task == "multiclass_classification":
+                raise _at(("gates", "behaviour", name, "expect"), "a class is not higher or lower; expect the same")
+        if gates.fairness and self.task != "binary_classification":
+            raise _at(("gates", "fairness"), f"rates are of a yes or no; the task is {self.task}")
+        if self.cost is not None:
+            wanted = {"binary_classification": "outcomes", "multiclass_classification": "matrix"}.get(self.task)
+            given = "outcomes" if self.cost.outcomes else "matrix" if self.cost.matrix else None
+            if given is not None and given != wanted:
+                raise _at(("cost", given), f"{given} is not for {self.task}; give {wanted or 'a function'}")
 
     @property
     def entity_table(self) -> Table:
@@ -801,6 +1066,8 @@ def _check_functions(file: Path, spec: ModelSpec, code_file: Path, code: str) ->
     wanted = {
         **{f"candidates.{name}.estimator": candidate.estimator for name, candidate in spec.candidates.items()},
         **{f"sources.{name}.python": source.python for name, source in spec.sources.items() if source.python},
+        **{f"gates.behaviour.{name}": test.function for name, test in spec.gates.behaviour.items() if test.function},
+        **({"cost.function": spec.cost.function} if spec.cost and spec.cost.function else {}),
     }
     try:
         defined = {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
