@@ -34,8 +34,8 @@ class Alert:
     Attributes:
         model: the model it is about.
         severity: ``critical``: predictions are missing or not to be trusted until someone acts. ``warning``: look at it.
-        kind: ``drift``, ``unknown_verdict``, ``interval_refused``, ``promotion_refused``, ``promoted``, ``rollback`` or
-            ``run_failed``.
+        kind: ``drift``, ``unknown_verdict``, ``interval_refused``, ``promotion_refused``, ``promoted``, ``rollback``,
+            ``breaker`` or ``run_failed``.
         title: one line.
         text: what happened, why, and what to do; plain text of a few lines.
         links: name to address, such as ``{"Drift report": "http://…"}``.
@@ -157,6 +157,22 @@ def promoted(
             "The next scoring run uses it. If it misbehaves, the rollback DAG brings the version before it back.",
         ),
         links=dict(links or {}),
+    )
+
+
+def breaker(model: str, interval: Interval, *, reason: str) -> Alert:
+    """Monitoring asks for no more retrainings, since the ones before led to no promotion."""
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="breaker",
+        title=f"{model}: retraining has stopped",
+        text=_text(
+            f"After {interval.key}:",
+            [reason],
+            "The champion serves on. Find out why the gates refuse (`perennial explain` tells for each version), then change "
+            "the model or train by hand; the next promotion lets monitoring ask again.",
+        ),
     )
 
 

@@ -880,12 +880,32 @@ class Ledger:
         return self._list(Performance, query.order_by(_performances.c.start, _performances.c.end, _performances.c.version))
 
     def record_retraining(
-        self, *, model: str, window_end: datetime, asked: bool, cause: str, reason: str, run_id: str
+        self,
+        *,
+        model: str,
+        window_end: datetime,
+        asked: bool,
+        cause: str,
+        reason: str,
+        run_id: str,
+        after: int | None = None,
+        alert: Alert | None = None,
     ) -> Retraining:
         """Record whether monitoring asks for a retraining after a window.
 
+        Args:
+            model: the model.
+            window_end: end of the window.
+            asked, cause, reason: the decision.
+            run_id: the run.
+            after: how many decisions on other windows it was made in the knowledge of; None: that does not matter.
+            alert: recorded with it, once for the same cause until a version is promoted.
+
         Returns:
             What stands: the first word on a window, whoever says another one later.
+
+        Raises:
+            StaleDecision: other windows were decided meanwhile, so cooldown and budget must be looked at again.
         """
         key = {"model": model, "window_end": utc(window_end)}
         values = {"asked": asked, "cause": cause, "reason": reason, "run_id": run_id, "recorded_at": _now()}
@@ -893,7 +913,18 @@ class Ledger:
             row = connection.execute(sa.select(_retrainings).where(*_matches(_retrainings, key))).mappings().one_or_none()
             if row is not None:
                 return _as(Retraining, row)
+            if after is not None:
+                made = connection.execute(
+                    sa.select(sa.func.count()).select_from(_retrainings).where(_retrainings.c.model == model)
+                ).scalar_one()
+                if made != after:
+                    raise StaleDecision(
+                        f"{model}: {made - after} other windows were decided while that to {utc(window_end)} was: decide again"
+                    )
             connection.execute(sa.insert(_retrainings).values(key | values))
+            if alert is not None:
+                champion = self._champion(connection, model)
+                self._enqueue(connection, alert, f"{alert.kind}/{model}/champion-{champion}")
             return _as(Retraining, key | values)
 
     def retrainings(self, model: str, since: datetime | None = None) -> list[Retraining]:

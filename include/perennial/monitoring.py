@@ -6,15 +6,20 @@ Neighbours: :mod:`perennial.retraining` decides and reads nothing; this module r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perennial import logs
+from perennial import alerts, logs
+from perennial.errors import StaleDecision
 from perennial.intervals import Interval, utc
-from perennial.ledger import Ledger, VersionRecord
-from perennial.retraining import BUDGET_SPAN, decide_retraining, retraining_run_id
+from perennial.ledger import Ledger, Retraining, VersionRecord
+from perennial.retraining import RetrainingDecision, Training, decide_retraining, retraining_run_id
 from perennial.spec import ModelSpec
 
 log = logs.get(__name__)
+
+#: How often a decision is made again because another window of the model was decided in between.
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,37 @@ def request_retraining(
     Returns:
         What to start; None if nothing is asked for. A window that was decided before keeps its answer.
     """
+    for _ in range(_ATTEMPTS):
+        decisions = ledger.retrainings(spec.name)
+        decision = _decide(spec, ledger, interval, decisions, training_under_way=training_under_way)
+        try:
+            stands = ledger.record_retraining(
+                model=spec.name,
+                window_end=interval.end,
+                asked=decision.ask,
+                cause=decision.cause,
+                reason=decision.reason,
+                run_id=run_id,
+                after=len(decisions),
+                alert=alerts.breaker(spec.name, interval, reason=decision.reason) if decision.breaker else None,
+            )
+        except StaleDecision as error:
+            log.info("%s", error)
+            continue
+        log.info("%s", stands.reason)
+        if not stands.asked:
+            return None
+        return RetrainingRequest(run_id=retraining_run_id(spec.name, interval.end), cause=f"{stands.cause}: {stands.reason}")
+    raise StaleDecision(f"{spec.name}, {interval}: other windows kept being decided meanwhile; run the task again")
+
+
+def _decide(
+    spec: ModelSpec, ledger: Ledger, interval: Interval, decisions: Sequence[Retraining], *, training_under_way: bool
+) -> RetrainingDecision:
     model = spec.name
     versions = ledger.versions(model)
-    decision = decide_retraining(
+    promoted = {promotion.version for promotion in ledger.promotions(model) if promotion.completed_at is not None}
+    return decide_retraining(
         spec.retraining,
         window_end=interval.end,
         verdicts=ledger.verdicts(model, before=interval.end),
@@ -56,22 +89,10 @@ def request_retraining(
         holdout_metrics={record.version: _holdout_metric(spec, record) for record in versions},
         metric=spec.primary_metric,
         task=spec.task,
-        retrainings=ledger.retrainings(model, since=interval.end - max(BUDGET_SPAN, spec.retraining.cooldown)),
-        trainings=[as_of for record in versions if (as_of := utc(record.training["as_of"])) <= interval.end],
+        decisions=decisions,
+        trainings=[Training(utc(record.training["as_of"]), record.version in promoted) for record in versions],
         open_run=training_under_way,
     )
-    ledger.record_retraining(
-        model=model,
-        window_end=interval.end,
-        asked=decision.ask,
-        cause=decision.cause,
-        reason=decision.reason,
-        run_id=run_id,
-    )
-    log.info("%s", decision.reason)
-    if not decision.ask:
-        return None
-    return RetrainingRequest(run_id=retraining_run_id(model, interval.end), cause=f"{decision.cause}: {decision.reason}")
 
 
 def _holdout_metric(spec: ModelSpec, record: VersionRecord) -> float:

@@ -3,14 +3,15 @@
 Pure: it reads and writes nothing. :mod:`perennial.drift` and :mod:`perennial.performance` make what it judges, the ledger
 keeps it, and the monitoring DAG carries out what is decided.
 
-The loop cannot run away, whatever it is fed: a window has one answer for ever, two asks lie at least ``cooldown`` apart,
-any 30 days see at most ``budget`` of them, and what is unknown never asks.
+The loop cannot run away, whatever it is fed: a window has one answer for ever, an ask lies at least ``cooldown`` after any
+training, none is made where 30 days have seen ``budget`` trainings or ``breaker`` asks in a row led to no promotion, and
+what is unknown never asks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
@@ -30,6 +31,8 @@ class WindowVerdict(Protocol):
     @property
     def interval(self) -> Interval: ...
     @property
+    def version(self) -> int | None: ...
+    @property
     def verdict(self) -> str: ...
 
 
@@ -44,7 +47,7 @@ class WindowPerformance(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
 
 
-class PastRetraining(Protocol):
+class PastDecision(Protocol):
     """What is read of the ledger's earlier decisions."""
 
     @property
@@ -58,6 +61,19 @@ class PastRetraining(Protocol):
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training that led to a version, whoever began it: monitoring, the calendar or a person.
+
+    Attributes:
+        as_of: the end of what it could know.
+        promoted: whether its version ever became champion.
+    """
+
+    as_of: datetime
+    promoted: bool = False
+
+
+@dataclass(frozen=True)
 class RetrainingDecision:
     """Whether a new version is asked for.
 
@@ -65,11 +81,13 @@ class RetrainingDecision:
         ask: whether to start a training.
         cause: what alarmed; also when a rule then held the ask back. ``none`` if nothing did.
         reason: the decision in words and numbers, for the ledger, the training run and the board.
+        breaker: whether the ask was held back because the ones before led to no promotion: a person has to look.
     """
 
     ask: bool
     cause: Cause
     reason: str
+    breaker: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,8 +113,8 @@ def decide_retraining(
     holdout_metrics: Mapping[int, float] | None = None,
     metric: str = "",
     task: Task = "binary_classification",
-    retrainings: Sequence[PastRetraining] = (),
-    trainings: Iterable[datetime] = (),
+    decisions: Sequence[PastDecision] = (),
+    trainings: Sequence[Training] = (),
     open_run: bool = False,
 ) -> RetrainingDecision:
     """Decide for the monitoring window that ends at ``window_end``.
@@ -105,11 +123,12 @@ def decide_retraining(
 
     1. A window already decided keeps its answer.
     2. Drift alarms when at least ``alarms`` of the last ``of`` windows, by the clock, were judged ``drift``, the newest
-       among them. ``unknown`` and missing windows take up their place and never alarm.
+       among them, all against the version that the newest is of: what the one before it drifted from is no fault of the
+       new one. ``unknown`` and missing windows take up their place and never alarm.
     3. Performance alarms by the same counts over the champion's newest measured windows, where a window counts when the
        primary metric fell by at least ``on_performance`` below the version's own holdout. Windows that ended before the
        last retraining asked for do not count: they have had their answer, and labels come late enough to be seen twice.
-    4. A training under way, the cooldown, and the budget each hold an alarm back.
+    4. A training under way, the breaker, the cooldown, and the budget each hold an alarm back.
 
     Args:
         policy: ``retraining`` of the spec.
@@ -120,16 +139,16 @@ def decide_retraining(
         holdout_metrics: the primary metric of each version on its own holdout.
         metric: the primary metric.
         task: the model's task, which says whether more of the metric is better.
-        retrainings: earlier decisions.
-        trainings: as-of times of trainings that others began (the calendar, a person). The cooldown counts from them too.
+        decisions: earlier ones, whatever they were.
+        trainings: all of the model, whoever began them.
         open_run: whether a training of the model is under way.
     """
     window_end = window_end.astimezone(UTC)
-    for earlier in retrainings:
+    for earlier in decisions:
         if earlier.window_end == window_end:
             return RetrainingDecision(earlier.asked, _cause(earlier.cause), earlier.reason)
 
-    asked = sorted(past.window_end for past in retrainings if past.asked)
+    asked = sorted(past.window_end for past in decisions if past.asked)
     drift = _drift_alarm(policy, window_end, verdicts)
     performance = _performance_alarm(
         policy,
@@ -145,7 +164,11 @@ def decide_retraining(
     cause: Cause = "drift" if drift.raised else "performance"
     alarm = "; ".join(alarm.text for alarm in (drift, performance) if alarm.raised)
 
-    if held := _hold_back(policy, window_end, asked, sorted(trainings), open_run):
+    if open_run:
+        return RetrainingDecision(False, cause, f"No retraining, although {alarm}: a training is already under way.")
+    if tripped := _breaker(policy, asked, trainings):
+        return RetrainingDecision(False, cause, f"No retraining, although {alarm}: {tripped}.", breaker=True)
+    if held := _hold_back(policy, window_end, asked, trainings):
         return RetrainingDecision(False, cause, f"No retraining, although {alarm}: {held}.")
     return RetrainingDecision(True, cause, f"Retraining: {alarm}.")
 
@@ -159,20 +182,32 @@ def _cause(text: str) -> Cause:
     return "drift" if text == "drift" else "performance" if text == "performance" else "none"
 
 
-def _hold_back(
-    policy: Retraining, window_end: datetime, asked: list[datetime], trainings: list[datetime], open_run: bool
-) -> str | None:
-    if open_run:
-        return "a training is already under way"
-    # A window judged late, after a newer one has asked, lies before the last ask and so within its cooldown:
+def _breaker(policy: Retraining, asked: Sequence[datetime], trainings: Sequence[Training]) -> str | None:
+    """Why asking again would be no use, if it would not."""
+    promoted = max((training.as_of for training in trainings if training.promoted), default=None)
+    vain = [end for end in asked if promoted is None or end > promoted]
+    if len(vain) < policy.breaker:
+        return None
+    since = f"since {_day(promoted)}" if promoted is not None else "so far"
+    return (
+        f"the last {len(vain)} retrainings asked for, from {_day(vain[0])} to {_day(vain[-1])}, led to no promotion, and "
+        f"{since} none was made; after {policy.breaker} of them monitoring asks no more until a version is promoted: look at "
+        "why the gates refuse"
+    )
+
+
+def _hold_back(policy: Retraining, window_end: datetime, asked: list[datetime], trainings: Sequence[Training]) -> str | None:
+    # An ask may have led to no version, and a version may come from no ask; one that came from an ask has its time.
+    begun = sorted({*asked, *(training.as_of for training in trainings)})
+    # A window judged late, after a newer one has asked or been trained on, lies before that and so within its cooldown:
     # asks go forward in time only, which is what makes the budget hold for any 30 days.
-    for last, what in ((asked[-1:], "the last retraining asked for"), (trainings[-1:], "the last training")):
-        if last and window_end - last[0] < policy.cooldown:
-            return f"{what} was as of {_day(last[0])}, and the cooldown is {_span(policy.cooldown)}"
-    recent = [end for end in asked if window_end - end < BUDGET_SPAN]
+    if begun and window_end - begun[-1] < policy.cooldown:
+        what = "retraining asked for" if begun[-1] in asked else "training"
+        return f"the last {what} was as of {_day(begun[-1])}, and the cooldown is {_span(policy.cooldown)}"
+    recent = [moment for moment in begun if window_end - moment < BUDGET_SPAN]
     if len(recent) >= policy.budget:
         return (
-            f"the budget of {policy.budget} in {BUDGET_SPAN.days} days is used up"
+            f"the budget of {policy.budget} trainings in {BUDGET_SPAN.days} days is used up"
             if recent
             else f"the budget is {policy.budget}, so monitoring may not ask"
         )
@@ -187,15 +222,18 @@ def _drift_alarm(policy: Retraining, window_end: datetime, verdicts: Sequence[Wi
         return _Alarm(False, f"no drift verdict for the window that ends {_day(window_end)}")
     # Of a day and a week that end together, the longer one is the monitoring window.
     window = max((verdict.interval for verdict in newest), key=lambda interval: interval.length)
+    version = next(verdict.version for verdict in newest if verdict.interval.length == window.length)
     recent = {
         verdict.interval.end: verdict.verdict
         for verdict in verdicts
         if verdict.interval.length == window.length
+        and verdict.version == version
         and window_end - policy.of * window.length < verdict.interval.end <= window_end
     }
     drifted = sum(verdict == "drift" for verdict in recent.values())
     text = (
-        f"{drifted} of the last {policy.of} windows drifted ({policy.alarms} are asked for), the newest is {recent[window_end]}"
+        f"{drifted} of the last {policy.of} windows drifted from what version {version} learned ({policy.alarms} are asked "
+        f"for), the newest is {recent[window_end]}"
     )
     return _Alarm(recent[window_end] == "drift" and drifted >= policy.alarms, text)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perennial.intervals import Interval
-from perennial.retraining import BUDGET_SPAN, RetrainingDecision, decide_retraining, retraining_run_id
+from perennial.retraining import BUDGET_SPAN, RetrainingDecision, Training, decide_retraining, retraining_run_id
 from perennial.spec import Retraining
 
 WEEK = timedelta(days=7)
@@ -23,6 +23,7 @@ START = datetime(2013, 3, 4, tzinfo=UTC)
 class Verdict:
     interval: Interval
     verdict: str
+    version: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,27 @@ class Loop:
 
     policy: Retraining
     verdicts: list[Verdict] = field(default_factory=list)
-    retrainings: list[Asked] = field(default_factory=list)
+    decisions: list[Asked] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
 
-    def decide(self, window_end: datetime) -> RetrainingDecision:
-        decision = decide_retraining(self.policy, window_end=window_end, verdicts=self.verdicts, retrainings=self.retrainings)
-        if all(past.window_end != window_end for past in self.retrainings):
-            self.retrainings.append(Asked(window_end, decision.ask, decision.cause, decision.reason))
+    def decide(self, window_end: datetime, *, promoted: bool | None = None) -> RetrainingDecision:
+        """The decision; an ask leads to a version, promoted or not, or to none at all (None)."""
+        decision = decide_retraining(
+            self.policy,
+            window_end=window_end,
+            verdicts=self.verdicts,
+            decisions=self.decisions,
+            trainings=self.trainings,
+        )
+        if all(past.window_end != window_end for past in self.decisions):
+            self.decisions.append(Asked(window_end, decision.ask, decision.cause, decision.reason))
+            if decision.ask and promoted is not None:
+                self.trainings.append(Training(window_end, promoted))
         return decision
 
     @property
     def asked(self) -> list[datetime]:
-        return sorted(past.window_end for past in self.retrainings if past.asked)
+        return sorted(past.window_end for past in self.decisions if past.asked)
 
 
 def windows(*verdicts: str, length: timedelta = WEEK) -> list[Verdict]:
@@ -108,20 +119,20 @@ def test_switched_off_drift_never_asks() -> None:
 
 def test_the_cooldown_holds_an_alarm_back_and_says_so() -> None:
     end = START + 2 * WEEK
-    decision = decide("drift", "drift", retrainings=[Asked(end - timedelta(days=13))])
+    decision = decide("drift", "drift", decisions=[Asked(end - timedelta(days=13))])
     assert (decision.ask, decision.cause) == (False, "drift")
     assert "the last retraining asked for was as of 2013-03-05, and the cooldown is 14 days" in decision.reason
-    assert decide("drift", "drift", retrainings=[Asked(end - timedelta(days=14))]).ask
+    assert decide("drift", "drift", decisions=[Asked(end - timedelta(days=14))]).ask
 
 
 def test_the_cooldown_counts_from_trainings_that_others_began() -> None:
     end = START + 2 * WEEK
-    assert not decide("drift", "drift", trainings=[end - timedelta(days=1)]).ask
-    assert decide("drift", "drift", trainings=[end - timedelta(days=15)]).ask
+    assert not decide("drift", "drift", trainings=[Training(end - timedelta(days=1))]).ask
+    assert decide("drift", "drift", trainings=[Training(end - timedelta(days=15))]).ask
 
 
 def test_a_declined_retraining_starts_no_cooldown() -> None:
-    assert decide("drift", "drift", retrainings=[Asked(START + WEEK, asked=False)]).ask
+    assert decide("drift", "drift", decisions=[Asked(START + WEEK, asked=False)]).ask
 
 
 def test_a_training_under_way_holds_an_alarm_back() -> None:
@@ -134,10 +145,57 @@ def test_the_budget_of_thirty_days_holds_an_alarm_back() -> None:
     policy = Retraining(cooldown=timedelta(days=1), budget=2)
     end = START + 2 * WEEK
     spent = [Asked(end - timedelta(days=20)), Asked(end - timedelta(days=29))]
-    decision = decide("drift", "drift", policy=policy, retrainings=spent)
+    decision = decide("drift", "drift", policy=policy, decisions=spent)
     assert not decision.ask
-    assert "the budget of 2 in 30 days is used up" in decision.reason
-    assert decide("drift", "drift", policy=policy, retrainings=[spent[0], Asked(end - timedelta(days=30))]).ask
+    assert "the budget of 2 trainings in 30 days is used up" in decision.reason
+    assert decide("drift", "drift", policy=policy, decisions=[spent[0], Asked(end - timedelta(days=30))]).ask
+
+
+def test_trainings_of_the_calendar_count_against_the_budget() -> None:
+    policy = Retraining(cooldown=timedelta(days=1), budget=2)
+    end = START + 2 * WEEK
+    calendar = [Training(end - timedelta(days=days), promoted=True) for days in (8, 15)]
+    assert not decide("drift", "drift", policy=policy, trainings=calendar).ask
+    assert decide("drift", "drift", policy=policy, trainings=calendar[:1]).ask
+
+
+def test_a_training_that_was_asked_for_counts_once() -> None:
+    policy = Retraining(cooldown=timedelta(days=1), budget=2)
+    end = START + 2 * WEEK
+    past = end - timedelta(days=10)
+    assert decide("drift", "drift", policy=policy, decisions=[Asked(past)], trainings=[Training(past, promoted=True)]).ask
+
+
+def test_a_window_judged_after_a_later_training_does_not_ask() -> None:
+    decision = decide("drift", "drift", trainings=[Training(START + 6 * WEEK, promoted=True)])
+    assert not decision.ask
+
+
+def test_drift_from_what_the_version_before_had_learned_does_not_count() -> None:
+    first, second = windows("drift", "drift")
+    moved = [first, Verdict(second.interval, "drift", version=2)]
+    assert not decide_retraining(Retraining(), window_end=second.interval.end, verdicts=moved).ask
+
+
+def test_asks_that_led_to_no_promotion_trip_the_breaker_and_a_promotion_closes_it() -> None:
+    end = START + 2 * WEEK
+    policy = Retraining(breaker=2)
+    vain = [Asked(end - timedelta(days=days)) for days in (120, 80)]
+    refused = [Training(past.window_end) for past in vain]
+
+    tripped = decide("drift", "drift", policy=policy, decisions=vain, trainings=refused)
+
+    assert (tripped.ask, tripped.breaker) == (False, True)
+    assert "the last 2 retrainings asked for" in tripped.reason
+    assert "led to no promotion" in tripped.reason
+    closed = [*refused, Training(end - timedelta(days=40), promoted=True)]
+    assert decide("drift", "drift", policy=policy, decisions=vain, trainings=closed).ask
+
+
+def test_asks_that_were_lost_trip_the_breaker_too() -> None:
+    end = START + 2 * WEEK
+    vain = [Asked(end - timedelta(days=days)) for days in (120, 80, 50)]
+    assert decide("drift", "drift", decisions=vain).breaker
 
 
 def test_without_a_budget_monitoring_never_asks() -> None:
@@ -196,7 +254,7 @@ def test_the_performance_of_a_former_champion_does_not_count() -> None:
 
 
 def test_windows_that_were_answered_do_not_ask_again() -> None:
-    assert not on_performance(measured(0.6, 0.6), retrainings=[Asked(START + 3 * WEEK)]).ask
+    assert not on_performance(measured(0.6, 0.6), decisions=[Asked(START + 3 * WEEK)]).ask
 
 
 def test_drift_is_the_cause_when_both_alarm_and_both_are_told() -> None:
@@ -217,6 +275,7 @@ policies = st.builds(
     of=st.integers(1, 4),
     cooldown=st.integers(1, 40).map(lambda days: timedelta(days=days)),
     budget=st.integers(0, 4),
+    breaker=st.integers(1, 4),
 )
 histories = st.lists(st.sampled_from(["ok", "drift", "drift", "unknown"]), min_size=1, max_size=60)
 
@@ -228,7 +287,7 @@ def loops(draw: st.DrawFn) -> Loop:
     loop = Loop(draw(policies), windows(*draw(histories), length=length))
     ends = [verdict.interval.end for verdict in loop.verdicts]
     for end in draw(st.lists(st.sampled_from(ends), max_size=80)) + draw(st.permutations(ends)):
-        loop.decide(end)
+        loop.decide(end, promoted=draw(st.sampled_from([None, False, True, True])))
     return loop
 
 
@@ -246,10 +305,20 @@ def test_two_asks_are_never_within_the_cooldown(loop: Loop) -> None:
         assert later - earlier >= loop.policy.cooldown
 
 
+@given(loops())
+@settings(max_examples=150, deadline=None)
+def test_no_more_asks_than_the_breaker_allows_lead_to_no_promotion(loop: Loop) -> None:
+    promoted = {training.as_of for training in loop.trainings if training.promoted}
+    vain = 0
+    for end in loop.asked:
+        vain = 0 if end in promoted else vain + 1
+        assert vain <= loop.policy.breaker
+
+
 @given(loops(), st.data())
 @settings(max_examples=100, deadline=None)
 def test_asking_twice_for_a_window_gives_the_same_answer(loop: Loop, data: st.DataObject) -> None:
-    past = data.draw(st.sampled_from(loop.retrainings))
+    past = data.draw(st.sampled_from(loop.decisions))
     loop.verdicts.append(Verdict(Interval(past.window_end - WEEK, past.window_end), "drift"))
     assert loop.decide(past.window_end) == RetrainingDecision(past.asked, past.cause, past.reason)  # type: ignore[arg-type]
 
