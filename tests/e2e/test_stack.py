@@ -26,9 +26,11 @@ from tests.living import free_ports
 
 pytestmark = pytest.mark.stack
 
-#: `perennial up`, but for the folder of DAGs, and without what its tasks would need half a minute to import.
+#: `perennial up`, but for the folder of DAGs, and without what its tasks would need half a minute to import. Ctrl-C is heard
+#: even where the tests themselves run in the background, whose children do not by default.
 UP = """
-import functools, pathlib, sys
+import functools, pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from perennial import cli
 from perennial.stack import embedded
 embedded.Stack = functools.partial(embedded.Stack, dags=pathlib.Path(sys.argv[1]), imports=())
