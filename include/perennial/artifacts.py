@@ -11,6 +11,7 @@ Neighbours: :mod:`perennial.registry` moves artifacts to and from MLflow.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,14 @@ class Prediction:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that is predicted, to the last bit; the same for the same rows in the same order."""
+        numbers = self.values if self.probabilities is None else self.probabilities
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        digest.update(np.ascontiguousarray(numbers, dtype=np.float64).tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

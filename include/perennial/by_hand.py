@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -17,9 +17,10 @@ import sqlalchemy as sa
 
 from perennial import logs
 from perennial.deployment import Deployment
-from perennial.errors import SettingsError
+from perennial.errors import SettingsError, SpecError
 from perennial.intervals import Interval
 from perennial.settings import Settings
+from perennial.spec import ModelFolder
 
 
 def ingest(settings: Settings, model: str, interval: Interval) -> str:
@@ -123,8 +124,33 @@ def monitor(settings: Settings, model: str, interval: Interval) -> str:
 def rollback(settings: Settings, model: str, version: int | None, reason: str) -> str:
     """Make the champion before this one, or the version given, champion again."""
     with _run(settings, model, None) as (parts, run_id):
-        champion = parts.registry.rollback(model, version, actor=_actor(), reason=reason, run_id=run_id)
-    return f"{model} version {champion} is champion"
+        done = parts.registry.rollback(model, version, actor=_actor(), reason=reason, run_id=run_id)
+    return f"{model}: {done.words}"
+
+
+def promote(settings: Settings, model: str, version: int, override: str | None) -> str:
+    """Make a version champion that has passed its gates, or, with a reason, any other that can be loaded."""
+    with _run(settings, model, None) as (parts, run_id):
+        made = parts.registry.promote_by_hand(
+            parts.model(model).spec, version, override=override, actor=_actor(), run_id=run_id
+        )
+    return f"{model} version {made.version} is champion ({made.action}: {made.reason})"
+
+
+def reproduce(settings: Settings, model: str, version: int) -> tuple[str, bool]:
+    """Make a version once more from its pinned rows, and compare its predictions.
+
+    Returns:
+        What was found, and whether they are the same to the last bit.
+    """
+    from perennial.reproduction import reproduce
+
+    with _run(settings, model, None) as (parts, _):
+        folder: ModelFolder | None = None
+        with suppress(SpecError):  # a version outlives its folder
+            folder = parts.model(model)
+        made = reproduce(model, version, parts.lake, parts.ledger, parts.registry, folder=folder)
+    return made.describe(), made.identical
 
 
 def tidy(settings: Settings, model: str) -> str:

@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--reason", required=True, help="goes into the ledger")
     command.set_defaults(command=_rollback)
 
+    command = commands.add_parser("reproduce", help="make a version once more from its pinned rows and compare predictions")
+    command.add_argument("model")
+    command.add_argument("version", type=int)
+    command.set_defaults(command=_reproduce)
+
     command = commands.add_parser("maintain", help="by hand: retention, compaction, what the dead left open")
     command.add_argument("model")
     command.set_defaults(command=_maintain)
@@ -216,6 +221,13 @@ def _rollback(chosen: argparse.Namespace) -> int:
     from perennial import by_hand
 
     return _tell(by_hand.rollback(_living_settings(), chosen.model, chosen.version, chosen.reason))
+
+
+def _reproduce(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand
+
+    told, identical = by_hand.reproduce(_living_settings(), chosen.model, chosen.version)
+    return _tell(told) if identical else _tell(told) or 1
 
 
 def _maintain(chosen: argparse.Namespace) -> int:

@@ -137,8 +137,7 @@ def summarise(prediction: Prediction) -> PredictionSummary:
     finite = values[np.isfinite(values)]
     summary = PredictionSummary(len(values), len(values) - len(finite), len(np.unique(finite)))
     if len(finite):
-        spread = {"minimum": float(finite.min()), "mean": float(finite.mean()), "maximum": float(finite.max())}
-        return PredictionSummary(summary.rows, summary.not_finite, summary.distinct, **spread)
+        return replace(summary, minimum=float(finite.min()), mean=float(finite.mean()), maximum=float(finite.max()))
     return summary
 
 
@@ -160,4 +159,4 @@ def measure(
     except PerennialError as error:
         return replace(blank, error=str(error)), None
     metrics = evaluate(task, truth, prediction.values, probabilities=prediction.probabilities, classes=prediction.classes)
-    return replace(blank, metrics=metrics, predictions=summarise(prediction)), prediction
+    return replace(blank, metrics=metrics, predictions=replace(summarise(prediction), digest=prediction.digest)), prediction

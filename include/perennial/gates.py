@@ -27,6 +27,7 @@ class PredictionSummary:
         not_finite: how many are NaN, infinite or missing.
         distinct: how many different values they take.
         minimum, mean, maximum: of the finite ones; None for classes, or if there are none.
+        digest: :attr:`perennial.artifacts.Prediction.digest`, by which the same predictions are known again.
     """
 
     rows: int
@@ -35,6 +36,7 @@ class PredictionSummary:
     minimum: float | None = None
     mean: float | None = None
     maximum: float | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)

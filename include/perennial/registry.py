@@ -165,6 +165,14 @@ class CandidateRun:
                 model_type=spec.task,
             )
             try:
+    def read_files(self, path: str) -> dict[str, bytes]:
+        """The files below ``path`` of the run's artifacts, by their path relative to it; none if there is no such folder."""
+        if not self._client.list_artifacts(self.id, path):
+            return {}
+        with tempfile.TemporaryDirectory(prefix="perennial-files-") as scratch:
+            top = Path(self._client.download_artifacts(self.id, path, scratch))
+            return {file.relative_to(top).as_posix(): file.read_bytes() for file in sorted(top.rglob("*")) if file.is_file()}
+
                 mlflow.sklearn.save_model(
                     estimator,
                     str(directory),

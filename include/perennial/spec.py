@@ -922,6 +922,17 @@ _NOT_FINITE = re.compile(r"^[-+]?\.(?:inf|nan)$", re.IGNORECASE)
 def _parse_yaml(file: Path) -> tuple[Any, dict[_Path, int]]:
     """The file's value, by the core schema of YAML 1.2, and the line of each path in it.
 
+    @property
+    def files(self) -> dict[str, str]:
+        """What the digest speaks of, as the texts of files from which :func:`read_model` gives the same folder.
+
+        ``model.yaml`` is the spec's meaning, defaults included, without comments.
+        """
+        # JSON is YAML in which every text is quoted.
+        spec = json.dumps(self.spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        code = {"model.py": self.code} if self.code else {}
+        return {"model.yaml": spec, "features.sql": self.features_sql, **code}
+
     YAML 1.1, which PyYAML follows otherwise, reads ``NO`` as false and ``12:30:00`` as 45000.
     """
     text = _read_text(file)

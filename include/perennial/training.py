@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.inspection import permutation_importance
+from threadpoolctl import threadpool_info
 
 from perennial import artifacts, evaluation, logs, plots
 from perennial.artifacts import FeatureList, Prediction
@@ -36,7 +37,7 @@ from perennial.estimators import combinations, make_estimator, show_params
 from perennial.gates import Contender, Evaluation
 from perennial.lake import Lake
 from perennial.ledger import Ledger
-from perennial.registry import KEY, MAX_TAG, Registry
+from perennial.registry import KEY, MAX_TAG, CandidateRun, Registry
 from perennial.spec import METRICS, ModelFolder, ModelSpec
 from perennial.training_set import LABEL, TrainingSet, build_training_set, labels_of, load_rows
 
@@ -48,6 +49,7 @@ __all__ = [
     "choose",
     "evaluate_training",
     "fit_candidate",
+    "fit_estimator",
     "load_rows",
     "make_estimator",
 ]
@@ -59,6 +61,8 @@ log = logs.get(__name__)
 _IMPORTANCE_ROWS = 1_000
 _IMPORTANCE_PREDICTIONS = 60
 _EXAMPLE_ROWS = 5
+#: Where a run in MLflow keeps the model folder's files.
+FOLDER = "folder"
 #: The tag that keeps a run's :class:`Fitted` for a retry.
 _FITTED = "perennial.fitted"
 
@@ -75,7 +79,7 @@ class Fitted:
         score: the primary one of them; None if it is not defined there.
         greater_is_better: whether more of ``score`` is better.
         mlflow_run_id, model_id, manifest: where it was logged, and the SHA-256 of each file.
-        code: ``commit``, ``dirty``, ``python``, ``packages`` of the process that fitted it.
+        code: of the process that fitted it, see :func:`code_state`.
         seconds: of the search and of the final fit.
     """
 
@@ -151,7 +155,7 @@ def fit_candidate(
     trials = _search(folder, candidate, frame, truth, older)
     best = _best_trial(spec, trials)
     searched = time.perf_counter()
-    estimator = _fit(folder, candidate, best.params, frame, truth)
+    estimator = fit_estimator(folder, candidate, best.params, frame, truth)
     finished = time.perf_counter()
 
     code = code_state(folder)
@@ -188,6 +192,7 @@ def fit_candidate(
         if not declared.baseline:
             _illustrate(spec, candidate, best, frame.iloc[older:], truth[older:], directory)
         run.log_files(directory, "validation")
+        _log_folder(run, folder)
         primary = spec.primary_metric
         fitted = Fitted(
             candidate=candidate,
@@ -238,6 +243,14 @@ def choose(fitted: Sequence[Fitted]) -> Fitted:
     return max(scored, key=lambda pair: pair[0] if pair[1].greater_is_better else -pair[0])[1]
 
 
+def _log_folder(run: CandidateRun, folder: ModelFolder) -> None:
+    """Keep with the run what it was made by, for :mod:`perennial.reproduction` and for people who compare versions."""
+    with tempfile.TemporaryDirectory(prefix="perennial-folder-") as scratch:
+        for name, text in folder.files.items():
+            (Path(scratch) / name).write_bytes(text.encode())
+        run.log_files(Path(scratch), FOLDER)
+
+
 def _check_validation(spec: ModelSpec, truth: NDArray[Any], older: int, border: datetime) -> None:
     for rows, where, advice in (
         (truth[:older], f"before {border:%Y-%m-%d}", "make training.window longer or training.validation shorter"),
@@ -258,7 +271,7 @@ def _search(folder: ModelFolder, name: str, frame: pd.DataFrame, truth: NDArray[
     spec, trials, failure = folder.spec, [], None
     for params in combinations(folder, name):
         try:
-            estimator = _fit(folder, name, params, frame.iloc[:older], truth[:older])
+            estimator = fit_estimator(folder, name, params, frame.iloc[:older], truth[:older])
             prediction = artifacts.predict(spec.task, estimator, frame.iloc[older:])
         except (TrainingError, ScoringError, ValueError) as error:
             log.warning("candidate %s with %s failed: %s", name, show_params(params), error)
@@ -282,7 +295,12 @@ def _best_trial(spec: ModelSpec, trials: Sequence[_Trial]) -> _Trial:
     )
 
 
-def _fit(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
+def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
+    """A candidate's estimator, fitted with given parameters.
+
+    Raises:
+        TrainingError: it cannot be made, or cannot learn from these rows.
+    """
     empty = [str(feature) for feature in frame.columns if not frame[feature].notna().any()]
     if empty:
         log.warning("%s is fitted without %s: no value of it in %s rows", name, ", ".join(empty), f"{len(frame):,}")
@@ -341,10 +359,12 @@ def _importance(spec: ModelSpec, estimator: Any, frame: pd.DataFrame, truth: NDA
 
 
 def code_state(folder: ModelFolder) -> dict[str, Any]:
-    """Which code this process runs: git commit of the model's folder and whether anything differs from it; versions.
+    """All that decides what a fit computes beside its rows and parameters, as far as this process can tell.
 
     Returns:
-        ``commit`` (``unknown`` outside a repository), ``dirty`` (None if unknown), ``python``, ``packages``.
+        ``commit`` of the model's folder (``unknown`` outside a repository) and ``dirty``, whether anything differs from it
+        (None if unknown); ``files``: SHA-256 of each of :attr:`ModelFolder.files`; ``python``, ``packages``, ``machine``;
+        ``threads`` by ``openmp`` and ``blas``, since sums that are made in another order may differ in their last bits.
     """
     commit, dirty = "unknown", None
     git = shutil.which("git")
@@ -354,7 +374,15 @@ def code_state(folder: ModelFolder) -> dict[str, Any]:
         if head.returncode == 0:
             commit = head.stdout.strip()
             dirty = bool(ask([git, "status", "--porcelain"]).stdout.strip())
-    return {"commit": commit, "dirty": dirty, "python": platform.python_version(), "packages": artifacts.environment()}
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in folder.files.items()},
+        "python": platform.python_version(),
+        "packages": artifacts.environment(),
+        "machine": platform.machine(),
+        "threads": {pool["user_api"]: pool["num_threads"] for pool in threadpool_info()},
+    }
 
 
 # --- evaluation on the holdout ---------------------------------------------------------------------------------------

@@ -335,7 +335,7 @@ def test_every_built_in_estimator_takes_missing_and_unknown_values(task: str, tm
         fitted = make_estimator(folder, name, {}).fit(frame, truth)
         assert isinstance(fitted, Pipeline)
         assert len(fitted.predict(later)) == 1
-        assert len(training._fit(folder, name, {}, nothing, truth).predict(later)) == 1
+        assert len(training.fit_estimator(folder, name, {}, nothing, truth).predict(later)) == 1
 
 
 def test_a_small_search_space_is_tried_whole_and_a_large_one_by_seeded_draws(tmp_path: Path) -> None:
@@ -412,13 +412,13 @@ def test_the_search_takes_the_best_on_the_validation_rows_and_refits_on_all(
     publish(lake, ledger, rows)
     training_set = build(folder, lake, ledger)
     seen: list[tuple[dict[str, Any], int]] = []
-    fit = training._fit
+    fit = training.fit_estimator
 
     def counting(folder: ModelFolder, name: str, params: Any, frame: pd.DataFrame, truth: Any) -> Any:
         seen.append((dict(params), len(frame)))
         return fit(folder, name, params, frame, truth)
 
-    monkeypatch.setattr(training, "_fit", counting)
+    monkeypatch.setattr(training, "fit_estimator", counting)
     fitted = fit_candidate(folder, "boosting", training_set, lake, registry, run_id="run-1")
     assert [size for _, size in seen] == [15 * 60, 15 * 60, 20 * 60]
     assert seen[-1][0] == fitted.params
