@@ -195,6 +195,25 @@ def rollback(
     )
 
 
+def alias_put_back(
+    model: str, *, version: int, champion: int | None, reason: str, links: Mapping[str, str] | None = None
+) -> Alert:
+    """Somebody moved the alias in MLflow to a version that may not be champion, and it was put back."""
+    back = f"points to version {champion} again" if champion is not None else "was removed, since there is no champion yet"
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="alias_put_back",
+        title=f"{model}: version {version} was not made champion in MLflow",
+        text=_text(
+            f"The alias champion was moved to version {version} in MLflow; it {back}:",
+            [reason],
+            f"If you know better, say why: perennial promote {model} {version} --override REASON, or the DAG {model}.promote.",
+        ),
+        links=dict(links or {}),
+    )
+
+
 def run_failed(
     model: str,
     *,

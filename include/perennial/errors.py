@@ -10,10 +10,12 @@
     ├── Superseded            a newer attempt owns this interval; this one may no longer write
     ├── SnapshotMissing       a table or snapshot of the lake is not there (any more)
     ├── StaleDecision         the champion changed, or another promotion is open, since the decision was made
+    ├── PromotionRefused      the gates or an approver refused the version, and nobody gave a reason to override them
     ├── TrainingError         a training set or a candidate could not be made
     ├── ArtifactRejected      a model artifact does not match its manifest or holds an untrusted type
     ├── NoChampion            no version of the model has been promoted yet
     ├── ScoringError          the champion's predictions cannot be published
+    ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
     └── StackError            the embedded stack cannot start or stay up: what to do
 
 A message names the model, the interval, the file or the column at fault, and what to do about it.
@@ -52,6 +54,10 @@ class StaleDecision(PerennialError):
     """A promotion was decided against a champion that is no longer the champion, or while another one is open."""
 
 
+class PromotionRefused(PerennialError):
+    """A version did not pass its gates or was not approved, and no reason to override that was given."""
+
+
 class TrainingError(PerennialError):
     """A training set or a candidate could not be made."""
 
@@ -66,6 +72,10 @@ class NoChampion(PerennialError):
 
 class ScoringError(PerennialError):
     """Predictions are not fit to be published."""
+
+
+class CalibrationError(PerennialError):
+    """Thresholds for drift cannot be set from the history there is."""
 
 
 class StackError(PerennialError):

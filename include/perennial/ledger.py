@@ -26,9 +26,11 @@ from perennial.alerts import Alert
 from perennial.database import Database
 from perennial.errors import ArtifactRejected, StaleDecision, Superseded
 from perennial.intervals import Interval, utc
+from perennial.succession import in_force
 
 VerdictName = Literal["ok", "drift", "unknown"]
-Action = Literal["promote", "rollback", "adopt"]
+Action = Literal["promote", "rollback", "adopt", "override"]
+Answer = Literal["approved", "refused", "expired"]
 
 # --- what the ledger tells -------------------------------------------------------------------------------------------
 
@@ -145,7 +147,8 @@ class Promotion:
         id: the order of promotions.
         version: the new champion.
         previous: the champion it was decided against; None if there was none.
-        action: ``promote``, ``rollback`` or ``adopt`` (an alias that someone moved in MLflow, taken over).
+        action: ``promote``, ``rollback``, ``adopt`` (an alias that someone moved in MLflow, taken over) or ``override`` (a
+            person's promotion of what the gates or an approver had refused).
         evidence: what the decision rested on.
         completed_at: when the registry followed; None while only intended.
         withdrawn_at: when it was given up; None otherwise.
@@ -163,6 +166,34 @@ class Promotion:
     intended_at: datetime
     completed_at: datetime | None
     withdrawn_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What a person answered who was asked whether a version may become champion.
+
+    Attributes:
+        answer: ``approved``, ``refused``, or ``expired`` if nobody answered in time.
+        approver: who; None if it expired.
+        words: theirs, for the record.
+        answered_at: when.
+        run_id: the run that asked.
+    """
+
+    model: str
+    version: int
+    answer: Answer
+    approver: str | None
+    words: str
+    answered_at: datetime
+    run_id: str
+
+    @property
+    def told(self) -> str:
+        """The answer in a sentence."""
+        if self.answer == "expired":
+            return f"nobody answered until {self.answered_at:%Y-%m-%d %H:%M} UTC"
+        return f"{self.answer} by {self.approver}: {self.words or 'no words were left'}"
 
 
 @dataclass(frozen=True)
@@ -387,6 +418,19 @@ _promotions = _table(
     sa.UniqueConstraint("model", "run_id", "version"),
 )  # fmt: skip
 
+# Who is moving the alias, or died or fell asleep while doing so: MLflow does not tell who moved it.
+_alias_moves = _table(
+    "alias_moves",
+    _id(),
+    _text("model"), _number("version"), _number("promotion_id"), _time("began_at"),
+)  # fmt: skip
+
+_approvals = _table(
+    "approvals",
+    _text("model", key=True), _number("version", key=True), _time("answered_at", key=True),
+    _text("answer"), _text("approver", null=True), _text("words"), _text("run_id"),
+)  # fmt: skip
+
 _verdicts = _table(
     "verdicts",
     _text("model", key=True), _time("start", key=True), _time("end", key=True),
@@ -576,6 +620,13 @@ class Ledger:
             query = query.where(_publications.c.start < interval.end, _publications.c.end > interval.start)
         return self._list(Publication, query.order_by(_publications.c.id))
 
+    def revisions(self, model: str, dataset: str) -> list[Head]:
+        """Where a dataset has stood, oldest first: what readers were sent to by each publication and each maintenance."""
+        query = sa.select(_revisions).where(_revisions.c.model == model, _revisions.c.dataset == dataset)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(_revisions.c.revision))
+            return [Head(row.revision, row.publication_id, row.snapshots) for row in rows]
+
     def datasets(self, model: str) -> list[str]:
         """The datasets of a model that something was published in."""
         query = sa.select(_revisions.c.dataset).where(_revisions.c.model == model).distinct().order_by(_revisions.c.dataset)
@@ -690,6 +741,22 @@ class Ledger:
             if empty := {name: value for name, value in values.items() if value and not row[name]}:
                 connection.execute(sa.update(_versions).where(*_matches(_versions, key)).values(empty))
 
+    def record_decision(self, model: str, version: int, evaluation: Mapping[str, Any], decision: Mapping[str, Any]) -> bool:
+        """Replace what a version was judged by, as when it is compared anew because the champion changed meanwhile.
+
+        Returns:
+            Whether it was done; False once the version was to be promoted, since that rested on the first word.
+        """
+        with self._database.writing(model) as connection:
+            if self._promotions(connection, model, _promotions.c.version == version):
+                return False
+            connection.execute(
+                sa.update(_versions)
+                .where(_versions.c.model == model, _versions.c.version == version)
+                .values(evaluation=dict(evaluation), decision=dict(decision))
+            )
+            return True
+
     def version(self, model: str, version: int) -> VersionRecord | None:
         """What is recorded of a version."""
         found = self._list(
@@ -791,10 +858,81 @@ class Ledger:
             if alert is not None:
                 self._enqueue(connection, alert, f"{alert.kind}/{model}/promotion-{promotion_id}")
 
+    def begin_move(self, promotion: Promotion, *, lease: timedelta) -> int | None:
+        """Take the right to move the registry's alias to a promotion's version; one process at a time has it.
+
+        Args:
+            promotion: open or completed.
+            lease: whoever took the right longer ago than this has died or sleeps, and others may take it.
+
+        Returns:
+            What :meth:`end_move` ends; None while another process has the right.
+
+        Raises:
+            StaleDecision: the promotion was withdrawn, or is no longer the newest.
+        """
+        model = promotion.model
+        with self._database.writing(model) as connection:
+            standing = self._promotions(connection, model, _promotions.c.withdrawn_at.is_(None))
+            if not standing or standing[-1].id != promotion.id:
+                raise StaleDecision(
+                    f"{model}: promotion {promotion.id} of version {promotion.version} is not the newest any more"
+                )
+            now = _now()
+            busy = sa.select(_alias_moves.c.id).where(_alias_moves.c.model == model, _alias_moves.c.began_at > now - lease)
+            if connection.execute(busy.limit(1)).first() is not None:
+                return None
+            values = {"model": model, "version": promotion.version, "promotion_id": promotion.id, "began_at": now}
+            return int(connection.execute(sa.insert(_alias_moves).values(values).returning(_alias_moves.c.id)).scalar_one())
+
+    def end_move(self, model: str, move: int) -> None:
+        """Give back what :meth:`begin_move` gave: the alias is where it belongs."""
+        with self._database.writing(model) as connection:
+            connection.execute(sa.delete(_alias_moves).where(_alias_moves.c.id == move))
+
+    def unended_moves(self, model: str, since: datetime) -> set[int]:
+        """Versions that a process has begun to move the alias to since then, and never said that it was done."""
+        query = sa.select(_alias_moves.c.version).where(_alias_moves.c.model == model, _alias_moves.c.began_at > since)
+        with self._database.reading() as connection:
+            return set(connection.execute(query).scalars())
+
+    def promotion(self, promotion_id: int) -> Promotion:
+        """One promotion.
+
+        Raises:
+            StaleDecision: there is no such promotion.
+        """
+        found = self._list(Promotion, sa.select(_promotions).where(_promotions.c.id == promotion_id))
+        if not found:
+            raise StaleDecision(f"there is no promotion {promotion_id}")
+        return found[0]
+
     def promotions(self, model: str) -> list[Promotion]:
         """All promotions of a model in their order, open and withdrawn ones too."""
         with self._database.reading() as connection:
             return self._promotions(connection, model)
+
+    def champion_at(self, model: str, moment: datetime) -> Promotion | None:
+        """Who was champion at a moment, and with it why, on what evidence, over which champion and by whom.
+
+        Returns:
+            The change that was in force; None before the first champion.
+        """
+        return in_force(self.promotions(model), utc(moment))
+
+    def record_approval(self, approval: Approval) -> None:
+        """Record what a person answered; the same answer twice is recorded once."""
+        values = {field.name: getattr(approval, field.name) for field in fields(approval)}
+        key = {name: values[name] for name in ("model", "version", "answered_at")}
+        with self._database.writing(approval.model) as connection:
+            self._replace(connection, _approvals, key, {name: values[name] for name in values if name not in key})
+
+    def approvals(self, model: str, version: int | None = None) -> list[Approval]:
+        """What people answered who were asked about the model's versions, or one of them, oldest first."""
+        query = sa.select(_approvals).where(_approvals.c.model == model)
+        if version is not None:
+            query = query.where(_approvals.c.version == version)
+        return self._list(Approval, query.order_by(_approvals.c.answered_at))
 
     def champion(self, model: str) -> int | None:
         """The champion's version; None if nothing was ever promoted."""

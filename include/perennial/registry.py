@@ -1,7 +1,9 @@
 """MLflow: runs, stored models, versions and the alias ``champion``. No other module knows its names.
 
 The ledger decides and MLflow follows. A promotion is first a row in the ledger, compared and set there, since MLflow's
-aliases are last-writer-wins; then the alias moves; then the row is completed. Whoever finds an open row finishes it.
+aliases are last-writer-wins; then the alias moves; then the row is completed. Whoever finds an open row finishes it. One
+process at a time moves the alias and says so in the ledger before and after: what a process that was put to sleep in
+between writes late is known for what it is, and put right.
 An artifact is checked against the manifest in the ledger before anything of it is opened (:mod:`perennial.artifacts`).
 
 Everything goes through one client that is given its addresses, so nothing depends on, or leaves behind, MLflow's
@@ -18,12 +20,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import mlflow.artifacts
 import mlflow.sklearn
@@ -41,11 +43,12 @@ from sqlalchemy.exc import SADeprecationWarning
 
 from perennial import alerts, artifacts, logs
 from perennial.artifacts import FeatureList, LoadedModel
-from perennial.errors import ArtifactRejected, NoChampion, StaleDecision, TrainingError
+from perennial.errors import ArtifactRejected, NoChampion, PromotionRefused, StaleDecision, TrainingError
 from perennial.gates import Evaluation, GateDecision
-from perennial.ledger import Ledger, Promotion, VersionRecord
+from perennial.ledger import Action, Approval, Ledger, Promotion, VersionRecord
 from perennial.settings import Settings
 from perennial.spec import ModelFolder, ModelSpec, Task
+from perennial.succession import completed, lineage, newest_leads_back
 
 if TYPE_CHECKING:  # training logs its candidates here
     from perennial.training import Fitted
@@ -72,6 +75,12 @@ _MISSING = "RESOURCE_DOES_NOT_EXIST"
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
 #: How often :meth:`Registry.reconcile` reads again when others keep changing what it reads.
 _READS = 5
+#: How long moving an alias may take; a process that has not said by then that it is done has died or sleeps.
+LEASE = timedelta(seconds=15)
+#: How long the late write of such a process is looked out for. Later, a person is taken to have moved the alias.
+_LATE = timedelta(hours=1)
+#: How long others wait for their turn, and how often they look.
+_PATIENCE, _LOOK = timedelta(seconds=60), timedelta(milliseconds=20)
 #: Longest text of a run's tag or parameter, and of a version's tag, that MLflow takes or people can read.
 MAX_TAG, _MAX_PARAM, _MAX_VERSION_TAG = 8_000, 6_000, 5_000
 
@@ -82,6 +91,21 @@ class StoredModel:
 
     model_id: str
     manifest: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What came of asking for a rollback.
+
+    Attributes:
+        version: the champion from now on.
+        changed: whether it is another one than before.
+        words: what was done, or why nothing was, for people.
+    """
+
+    version: int
+    changed: bool
+    words: str
 
 
 class CandidateRun:
@@ -141,6 +165,14 @@ class CandidateRun:
         """Upload all files of a directory, below ``path`` of the run's artifacts."""
         self._client.log_artifacts(self.id, str(directory), path)
 
+    def read_files(self, path: str) -> dict[str, bytes]:
+        """The files below ``path`` of the run's artifacts, by their path relative to it; none if there is no such folder."""
+        if not self._client.list_artifacts(self.id, path):
+            return {}
+        with tempfile.TemporaryDirectory(prefix="perennial-files-") as scratch:
+            top = Path(self._client.download_artifacts(self.id, path, scratch))
+            return {file.relative_to(top).as_posix(): file.read_bytes() for file in sorted(top.rglob("*")) if file.is_file()}
+
     def log_model(
         self,
         spec: ModelSpec,
@@ -165,14 +197,6 @@ class CandidateRun:
                 model_type=spec.task,
             )
             try:
-    def read_files(self, path: str) -> dict[str, bytes]:
-        """The files below ``path`` of the run's artifacts, by their path relative to it; none if there is no such folder."""
-        if not self._client.list_artifacts(self.id, path):
-            return {}
-        with tempfile.TemporaryDirectory(prefix="perennial-files-") as scratch:
-            top = Path(self._client.download_artifacts(self.id, path, scratch))
-            return {file.relative_to(top).as_posix(): file.read_bytes() for file in sorted(top.rglob("*")) if file.is_file()}
-
                 mlflow.sklearn.save_model(
                     estimator,
                     str(directory),
@@ -229,6 +253,11 @@ class Registry:
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
+
+    @property
+    def settings(self) -> Settings:
+        """Of the deployment."""
+        return self._settings
 
     # --- the store ---------------------------------------------------------------------------------------------------
 
@@ -373,15 +402,15 @@ class Registry:
             training_set: what it learned from.
             fitted: the candidate.
             evaluation, decision: what was measured, and what the gates said.
-            run_id: the run of the orchestration; the same one gives the same version again.
+            run_id: the run of the orchestration; the same one gives the same version again, judged by the newest evaluation
+                until it is promoted.
 
         Returns:
             Its number.
         """
         spec = folder.spec
-        version = self._find_version(spec.name, fitted.mlflow_run_id, run_id)
-        if version is None:
-            version = self._create_version(folder, fitted, evaluation, decision, run_id)
+        found = self._find_version(spec.name, fitted.mlflow_run_id, run_id)
+        version = found if found is not None else self._create_version(folder, fitted, evaluation, decision, run_id)
         self._ledger.record_version(
             VersionRecord(
                 model=spec.name,
@@ -407,6 +436,10 @@ class Registry:
                 created_at=datetime.now(UTC),
             )
         )
+        if found is not None and self._ledger.record_decision(spec.name, version, evaluation.to_json(), decision.to_json()):
+            # Another attempt of the run, which may have compared it with another champion.
+            self._tag(spec.name, version, _verdict_tags(evaluation, decision))
+            self._client.update_model_version(spec.name, str(version), description=_describe(evaluation, decision))
         if self._ledger.champion(spec.name) != version:
             self._client.set_registered_model_alias(spec.name, CHALLENGER, str(version))
         return version
@@ -431,14 +464,13 @@ class Registry:
         tags = {
             "perennial.status": "candidate",
             "perennial.candidate": candidate.name,
-            "perennial.gates": "passed" if decision.promote else "refused",
             "perennial.holdout": evaluation.interval,
             "perennial.trained_on": candidate.trained_on or "",
             "perennial.spec_digest": folder.digest,
             "perennial.features_digest": folder.features_digest,
             "perennial.code_commit": str(fitted.code["commit"]),
             "perennial.run_id": run_id,
-            **{f"holdout.{name}": f"{value:.6g}" for name, value in candidate.metrics.items()},
+            **_verdict_tags(evaluation, decision),
         }
         created = self._client.create_model_version(
             spec.name,
@@ -547,9 +579,10 @@ class Registry:
                 estimator = artifacts.load_estimator(directory, [*artifacts.TRUSTED_TYPES, *trusted])
                 reference = directory / artifacts.REFERENCE_FILE
                 sample = pq.read_table(reference) if reference.exists() else pa.table({})
+                size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
             except ArtifactRejected as error:
                 raise ArtifactRejected(f"{name}: {error}") from error
-        return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample)
+        return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample, size)
 
     def _download(self, model_id: str, into: Path) -> Path:
         """A copy of an artifact that nobody else can change while it is checked and loaded."""
@@ -600,7 +633,7 @@ class Registry:
 
         Args:
             model: its name.
-            version: the new champion.
+            version: the new champion; it has passed its gates.
             expected: the champion it was compared with; None if there was none.
             reason: for people.
             actor: who or what decided.
@@ -608,64 +641,177 @@ class Registry:
             evidence: what the decision rested on.
 
         Raises:
+            PromotionRefused: the ledger says that it did not pass its gates, or was not approved.
             StaleDecision: another version became champion meanwhile, or another promotion is open.
             ArtifactRejected: the version could not be loaded by those who would score with it.
         """
-        if self.reconcile(model) == expected == version:
-            return [made for made in self._ledger.promotions(model) if made.completed_at is not None][-1]
+        if self.reconcile(model) == version:
+            made = completed(self._ledger.promotions(model))[-1]
+            self._show(made)  # an attempt that promoted it may have died before it came to this
+            return made
+        if bar := self._bar(model, version):
+            raise PromotionRefused(f"{model} version {version} cannot be promoted: {bar}")
         return self._change(
             model, version, expected=expected, action="promote", reason=reason, actor=actor, run_id=run_id, evidence=evidence
         )
 
+    def promote_by_hand(
+        self, spec: ModelSpec, version: int, *, override: str | None, actor: str, run_id: str | None = None
+    ) -> Promotion:
+        """Make a version champion because a person says so.
+
+        One that has passed its gates against the current champion, and was approved where the model wants that, needs no
+        more. Any other needs a reason; it is recorded as an ``override`` and bears a tag that says so for ever.
+
+        Args:
+            spec: of the model.
+            version: the new champion.
+            override: why, whatever stands against it; None or blank: only if nothing does.
+            actor: who.
+            run_id: the run; its retry promotes nothing once more.
+
+        Returns:
+            What made it champion, now or before.
+
+        Raises:
+            PromotionRefused: something stands against it, and no reason is given; the message says what.
+            ArtifactRejected: the version cannot be loaded; the champion stays.
+            StaleDecision: another promotion came in between.
+        """
+        model = spec.name
+        champion = self.reconcile(model)
+        if champion == version:
+            return completed(self._ledger.promotions(model))[-1]
+        reason = (override or "").strip()
+        record = self._ledger.version(model, version)
+        obstacle = self._bar(model, version) or _still_asked(spec, self._ledger.approvals(model, version))
+        if obstacle is None and record is not None and (compared := record.decision.get("champion")) != champion:
+            obstacle = (
+                f"it was compared with {_called(compared)}, and the champion is {_called(champion)}: the evaluation is stale"
+            )
+        if obstacle is not None and not reason:
+            raise PromotionRefused(
+                f"{model} version {version} was not promoted: {obstacle}. Train again, or, if you know better, give a reason: "
+                f"perennial promote {model} {version} --override REASON"
+            )
+        return self._change(
+            model,
+            version,
+            expected=champion,
+            action="promote" if obstacle is None else "override",
+            reason=reason or "by hand",
+            actor=actor,
+            run_id=run_id,
+            evidence={**(record.decision if record else {}), **({"overridden": obstacle} if obstacle else {})},
+        )
+
+    def _bar(self, model: str, version: int) -> str | None:
+        """What only an override can overcome; None if the gates passed the version and no approver refused it.
+
+        Nor is anything said of a version that the ledger does not know: no override helps it, see :meth:`load`.
+        """
+        record = self._ledger.version(model, version)
+        if record is None:
+            return None
+        if record.decision.get("promote") is not True:
+            reasons = record.decision.get("reasons") or ["no complete evaluation of it is recorded"]
+            return f"the gates refused it: {'; '.join(reasons)}"
+        answers = self._ledger.approvals(model, version)
+        if answers and answers[-1].answer != "approved":
+            return f"it was not approved: {answers[-1].told}"
+        return None
+
     def refuse(self, model: str, version: int, decision: GateDecision) -> None:
         """Tag a version refused, with every reason, and tell people; the champion stays."""
-        reasons = decision.reasons or ["refused by a person"]
+        self._refuse(model, version, decision.reasons, champion=decision.champion)
+
+    def decline(self, approval: Approval) -> None:
+        """Record that nobody approved a version, tag it so, and tell people; the champion stays."""
+        model, version = approval.model, approval.version
+        self._ledger.record_approval(approval)
+        self._refuse(model, version, [approval.told], champion=self._ledger.champion(model))
+
+    def _refuse(self, model: str, version: int, reasons: list[str], *, champion: int | None) -> None:
         self._tag(model, version, {"perennial.status": "refused", "perennial.refused_because": "; ".join(reasons)})
         self._drop_challenger(model, version)
         self._ledger.record_alert(
             alerts.promotion_refused(
-                model, version=version, champion=decision.champion, reasons=reasons, links=self._links(model, version)
+                model, version=version, champion=champion, reasons=reasons, links=self._links(model, version)
             ),
             f"promotion_refused/{model}/version-{version}",
         )
 
-    def rollback(self, model: str, to: int | None = None, *, actor: str, reason: str, run_id: str | None = None) -> int:
-        """Make an earlier version champion again.
+    def rollback(
+        self,
+        model: str,
+        to: int | None = None,
+        *,
+        actor: str,
+        reason: str,
+        run_id: str | None = None,
+        expected: int | None = None,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> Rollback:
+        """Make an earlier champion champion again.
+
+        Without a version, the newest promotion is undone. If the newest change already went back, there is nothing to undo
+        and nothing happens: two who see the same trouble and both roll back do not go back two steps. Going further back
+        takes a version.
 
         Args:
             model: its name.
-            to: the version; None for the champion before this one. If it already is champion, nothing happens.
+            to: the version, a former champion; None for the one before. If it already is champion, nothing happens.
             actor: who.
             reason: why, for people.
             run_id: the run; its retry does not go back once more.
-
-        Returns:
-            The champion from now on.
+            expected: roll back from this champion only; None: whichever it is.
+            evidence: what it rests on, if a program decided.
 
         Raises:
-            NoChampion: there is no champion, or none before it.
+            NoChampion: there is no champion, or none before it, or the version never was.
             ArtifactRejected: the version cannot be loaded; the champion stays.
-            StaleDecision: another promotion came in between.
+            StaleDecision: the champion is not ``expected``, or another promotion came in between.
         """
         champion = self.reconcile(model)
         promotions = self._ledger.promotions(model)
-        if run_id is not None:
-            done = [made for made in promotions if made.run_id == run_id and made.action == "rollback" and made.completed_at]
-            if done:
-                return done[-1].version
         if champion is None:
             raise NoChampion(f"{model} has no champion to roll back from; train a version first")
+        if run_id is not None:
+            done = [made for made in completed(promotions) if made.run_id == run_id and made.action == "rollback"]
+            if done:
+                return Rollback(done[-1].version, False, f"this run has rolled back to version {done[-1].version} already")
+        if expected is not None and champion != expected:
+            raise StaleDecision(f"{model}: the champion is version {champion}, not {expected}: it is not rolled back")
         if to is None:
-            before = _history(promotions)[:-1]
+            if newest_leads_back(promotions):
+                last = completed(promotions)[-1]
+                return Rollback(
+                    champion,
+                    False,
+                    f"nothing was changed: the newest change already is a rollback, from version {last.previous} to {champion} "
+                    f"by {last.actor} ({last.reason}); to go back further, name the version",
+                )
+            before = lineage(promotions)[:-1]
             if not before:
                 raise NoChampion(f"{model} version {champion} has no earlier champion: name a version, or train a new one")
             to = before[-1]
         if to == champion:
-            return champion
-        made = self._change(
-            model, to, expected=champion, action="rollback", reason=reason, actor=actor, run_id=run_id, evidence={}
-        )
-        return made.version
+            return Rollback(champion, False, f"nothing was changed: version {champion} is champion already")
+        if to not in {made.version for made in completed(promotions)}:
+            raise NoChampion(
+                f"{model} version {to} never was champion, so there is no going back to it; to make it champion: "
+                f"perennial promote {model} {to}"
+            )
+        try:
+            made = self._change(
+                model, to, expected=champion, action="rollback", reason=reason, actor=actor, run_id=run_id,
+                evidence=evidence or {},
+            )  # fmt: skip
+        except StaleDecision:
+            if self.reconcile(model) != to:
+                raise
+            return Rollback(to, False, f"nothing was changed: somebody else has rolled back to version {to} meanwhile")
+        return Rollback(made.version, True, f"version {made.version} is champion again, instead of version {champion}")
 
     def _change(
         self,
@@ -673,7 +819,7 @@ class Registry:
         version: int,
         *,
         expected: int | None,
-        action: Literal["promote", "rollback"],
+        action: Action,
         reason: str,
         actor: str,
         run_id: str | None,
@@ -695,16 +841,16 @@ class Registry:
         if promotion.completed_at is None:
             if not self._finish(promotion):
                 raise ArtifactRejected(f"{model} version {version} was deleted from MLflow and cannot become champion")
-        elif self._ledger.champion(model) == version:
-            self._show(promotion)  # its first attempt may have died before it came to this
         return promotion
 
     def reconcile(self, model: str) -> int | None:
         """Bring MLflow's alias and the ledger in line.
 
         A promotion that a crash left open is finished. An alias that someone moved in MLflow is taken over as a promotion
-        by ``MLflow``, if the ledger knows the version. An alias that someone removed is put back: to withdraw a champion,
-        roll back.
+        by ``MLflow``, if the ledger knows the version and it has passed its gates or been champion before; to a version
+        that was refused, it is put back, and people are told how to override. An alias that someone removed is put back,
+        too: to withdraw a champion, roll back. So is one that a process left behind that was put to sleep while it
+        promoted, and woke up when others had gone on.
 
         Returns:
             The champion's version; None if the model has none.
@@ -723,21 +869,39 @@ class Registry:
                     log.warning("version %s of %s was deleted before it became champion", open_ones[0].version, model)
                 continue
             alias = self._alias(model, CHAMPION)
+            late = self._ledger.unended_moves(model, since=datetime.now(UTC) - _LATE)
             if self._ledger.promotions(model) != before:
                 continue
-            completed = [made for made in before if made.completed_at is not None]
-            champion = completed[-1].version if completed else None
+            made = completed(before)
+            champion = made[-1].version if made else None
             if alias == champion:
                 return champion
             if alias is None:
-                if self._version(model, completed[-1].version) is None:
+                if self._version(model, made[-1].version) is None:
                     log.warning("the champion of %s, version %s, was deleted from MLflow: roll back", model, champion)
-                else:
-                    self._point(completed[-1])
-                    log.warning("the alias %s of %s was removed; it points to version %s again", CHAMPION, model, champion)
-                return champion
-            self._adopt(model, alias, champion)
+                    return champion
+                log.warning("the alias %s of %s was removed; it points to version %s again", CHAMPION, model, champion)
+            elif alias in late and champion is not None:
+                log.warning("%s: a process that had slept moved the alias to version %s; it is put back", model, alias)
+            elif alias not in {change.version for change in made} and (bar := self._bar(model, alias)):
+                log.warning("%s: the alias was moved to version %s, but %s; it is put back", model, alias, bar)
+                self._ledger.record_alert(
+                    alerts.alias_put_back(model, version=alias, champion=champion, reason=bar, links=self._links(model, alias)),
+                    # Once an hour: MLflow does not tell one move from the next.
+                    f"alias_put_back/{model}/version-{alias}/{datetime.now(UTC):%Y-%m-%dT%H}",
+                )
+            else:
+                self._adopt(model, alias, champion)
+                continue
+            self._put_back(model, made[-1] if made else None)
         raise StaleDecision(f"{model}: the champion kept changing while it was looked up; try again")
+
+    def _put_back(self, model: str, promotion: Promotion | None) -> None:
+        if promotion is None:
+            self._client.delete_registered_model_alias(model, CHAMPION)
+            return
+        with suppress(StaleDecision):  # overtaken: reconcile looks again
+            self._point(promotion)
 
     def _adopt(self, model: str, alias: int, champion: int | None) -> None:
         """Take over an alias that a person moved in MLflow."""
@@ -773,34 +937,68 @@ class Registry:
         if self._version(model, version) is None:
             self._ledger.withdraw_promotion(promotion.id)
             return False
-        self._point(promotion)
+        if promotion.action == "override":
+            # Before it is champion: a crash must not leave an override that bears no mark.
+            self._tag(model, version, {"perennial.override_reason": f"{promotion.reason} ({promotion.actor})"})
         compose = alerts.rollback if promotion.action == "rollback" else alerts.promoted
-        self._ledger.complete_promotion(
-            promotion.id,
-            alert=compose(
-                model,
-                version=version,
-                previous=promotion.previous,
-                reason=promotion.reason,
-                actor=promotion.actor,
-                links=self._links(model, version),
-            ),
-        )
+        try:
+            if not self._point(promotion):
+                return True
+            self._ledger.complete_promotion(
+                promotion.id,
+                alert=compose(
+                    model,
+                    version=version,
+                    previous=promotion.previous,
+                    reason=promotion.reason,
+                    actor=promotion.actor,
+                    links=self._links(model, version),
+                ),
+            )
+        except StaleDecision:
+            now = self._ledger.promotion(promotion.id)
+            if now.completed_at is None and now.withdrawn_at is None:
+                raise
+            return now.completed_at is not None  # somebody else has finished it, or given it up, and gone on
         self._show(promotion)
         return True
 
-    def _point(self, promotion: Promotion) -> None:
-        """Move the alias. If a later promotion overtook this one meanwhile, its version has the last word."""
-        self._client.set_registered_model_alias(promotion.model, CHAMPION, str(promotion.version))
-        newest = [made for made in self._ledger.promotions(promotion.model) if made.withdrawn_at is None][-1]
+    def _point(self, promotion: Promotion) -> bool:
+        """Move the alias, when it is this process's turn.
+
+        Returns:
+            Whether it had to: somebody else may have completed the promotion meanwhile.
+
+        Raises:
+            StaleDecision: a later promotion has overtaken this one, or it is nobody's turn for too long.
+        """
+        model, deadline = promotion.model, time.monotonic() + _PATIENCE.total_seconds()
+        while (move := self._ledger.begin_move(promotion, lease=LEASE)) is None:
+            time.sleep(_LOOK.total_seconds())
+            if promotion.completed_at is None and self._ledger.promotion(promotion.id).completed_at is not None:
+                return False
+            if time.monotonic() > deadline:
+                raise StaleDecision(f"{model}: others have been moving the alias for {_PATIENCE.seconds} seconds; try again")
+        self._client.set_registered_model_alias(model, CHAMPION, str(promotion.version))
+        # Should this process have slept here for longer than its lease, a later promotion's version has the last word.
+        newest = [made for made in self._ledger.promotions(model) if made.withdrawn_at is None][-1]
         if newest.id != promotion.id:
-            self._client.set_registered_model_alias(promotion.model, CHAMPION, str(newest.version))
+            self._client.set_registered_model_alias(model, CHAMPION, str(newest.version))
+        self._ledger.end_move(model, move)
+        return True
 
     def _show(self, promotion: Promotion) -> None:
         """Write on both versions what people look for in MLflow."""
         model, version = promotion.model, promotion.version
+        if self._ledger.champion(model) != version:
+            return  # others have gone on meanwhile
         since = promotion.intended_at.strftime("%Y-%m-%d %H:%M UTC")
-        word = {"promote": "promoted", "rollback": "rolled back to", "adopt": "taken over"}[promotion.action]
+        word = {
+            "promote": "promoted",
+            "rollback": "rolled back to",
+            "adopt": "taken over",
+            "override": "promoted against what stood in its way",
+        }[promotion.action]
         self._tag(
             model,
             version,
@@ -857,17 +1055,22 @@ def _check_signature(directory: Path, takes: FeatureList) -> None:
         )
 
 
-def _history(promotions: list[Promotion]) -> list[int]:
-    """The champions that led to the current one, which is the last; what was rolled back from is no longer among them."""
-    history: list[int] = []
-    for made in promotions:
-        if made.completed_at is None:
-            continue
-        if made.action != "promote" and made.version in history:
-            del history[history.index(made.version) + 1 :]
-        else:
-            history.append(made.version)
-    return history
+def _still_asked(spec: ModelSpec, answers: list[Approval]) -> str | None:
+    """Whether the approval that the model wants is missing."""
+    if spec.promotion == "approval" and not any(answer.answer == "approved" for answer in answers):
+        return "nobody has approved it yet"
+    return None
+
+
+def _called(version: int | None) -> str:
+    return "no champion" if version is None else f"version {version}"
+
+
+def _verdict_tags(evaluation: Evaluation, decision: GateDecision) -> dict[str, str]:
+    return {
+        "perennial.gates": "passed" if decision.promote else "refused",
+        **{f"holdout.{name}": f"{value:.6g}" for name, value in evaluation.candidate.metrics.items()},
+    }
 
 
 def _describe(evaluation: Evaluation, decision: GateDecision) -> str:

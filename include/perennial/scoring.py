@@ -27,10 +27,11 @@ from perennial.errors import NoChampion, ScoringError
 from perennial.evaluation import count_not_finite
 from perennial.intervals import Interval, utc
 from perennial.lake import Lake, TableWrite
-from perennial.ledger import Ledger, Promotion, Publication, VersionRecord
+from perennial.ledger import Ledger, Publication, VersionRecord
 from perennial.registry import Registry
 from perennial.sink import PredictionSink
 from perennial.spec import ColumnType, ModelFolder, ModelSpec
+from perennial.succession import lineage
 
 log = logs.get(__name__)
 
@@ -107,7 +108,7 @@ def resolve_champion(registry: Registry, ledger: Ledger, model: str, interval: I
     records = {record.version: record for record in ledger.versions(model)}
     if _was_trained_before(records.get(champion), interval):
         return champion
-    for version in _predecessors(ledger.promotions(model)):
+    for version in reversed(lineage(ledger.promotions(model))):
         if version != champion and version in records and _was_trained_before(records[version], interval):
             log.info("version %d scores: champion %d was trained as of a time after %s", version, champion, interval)
             return version
@@ -130,18 +131,6 @@ def _was_trained_before(record: VersionRecord | None, interval: Interval) -> boo
     # Of a version that someone registered by hand nothing is known, and it was made champion all the same.
     as_of = trained_as_of(record)
     return as_of is None or as_of <= interval.start
-
-
-def _predecessors(promotions: Iterable[Promotion]) -> list[int]:
-    """The champions that led to the current one, newest first; what was rolled back from is not among them."""
-    history: list[int] = []
-    for made in promotions:
-        if made.completed_at is None:
-            continue
-        if made.action != "promote" and made.version in history:
-            del history[history.index(made.version) :]
-        history.append(made.version)
-    return history[::-1]
 
 
 # --- what is read and written ----------------------------------------------------------------------------------------

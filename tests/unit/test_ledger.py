@@ -13,7 +13,7 @@ import pytest
 from perennial import alerts
 from perennial.errors import ArtifactRejected, StaleDecision, Superseded
 from perennial.intervals import Interval
-from perennial.ledger import Head, Ledger, Promotion, Publication, VersionRecord
+from perennial.ledger import Approval, Head, Ledger, Promotion, Publication, VersionRecord
 from perennial.settings import Settings
 
 MODEL = "flight_delay"
@@ -279,6 +279,55 @@ def test_of_promotions_decided_at_once_exactly_one_is_intended(ledger: Ledger) -
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(intend, range(1, 9))) == 1
     assert len(ledger.promotions(MODEL)) == 1
+
+
+def test_the_champion_of_any_moment_is_told_with_why_and_by_whom(ledger: Ledger) -> None:
+    before = datetime.now(UTC)
+    promote(ledger, 1, None, "a")
+    between = datetime.now(UTC)
+    promote(ledger, 2, 1, "b")
+    assert ledger.champion_at(MODEL, before) is None
+    for moment, version in ((between, 1), (datetime.now(UTC), 2)):
+        found = ledger.champion_at(MODEL, moment)
+        assert found is not None
+        assert (found.version, found.reason, found.actor, found.run_id) == (version, "better", "gates", "ab"[version - 1])
+
+
+def test_one_process_at_a_time_has_the_right_to_move_the_alias(ledger: Ledger) -> None:
+    first = ledger.intend_promotion(
+        model=MODEL, version=1, expected=None, action="promote", reason="", actor="", run_id="a", evidence={}
+    )
+    lease = timedelta(minutes=1)
+    move = ledger.begin_move(first, lease=lease)
+    assert move is not None
+    assert ledger.begin_move(first, lease=lease) is None
+    # One that took it too long ago has died or sleeps; it is remembered all the same.
+    second = ledger.begin_move(first, lease=timedelta(0))
+    assert second is not None
+    ledger.end_move(MODEL, second)
+    assert ledger.unended_moves(MODEL, datetime.now(UTC) - lease) == {1}
+    assert ledger.unended_moves(MODEL, datetime.now(UTC)) == set()
+    ledger.end_move(MODEL, move)
+    assert ledger.unended_moves(MODEL, datetime.now(UTC) - lease) == set()
+
+
+def test_who_was_overtaken_may_not_move_the_alias(ledger: Ledger) -> None:
+    first, lease = promote(ledger, 1, None, "a"), timedelta(minutes=1)
+    promote(ledger, 2, 1, "b")
+    with pytest.raises(StaleDecision, match="overtaken by another one"):
+        ledger.begin_move(first, lease=lease)
+
+
+def test_what_people_answered_is_kept(ledger: Ledger) -> None:
+    refused = Approval(MODEL, 1, "refused", "ann", "a\0 holiday", NOW, "run")
+    expired = Approval(MODEL, 1, "expired", None, "", NOW + timedelta(days=1), "run")
+    for answer in (refused, refused, expired):
+        ledger.record_approval(answer)
+    assert [answer.told for answer in ledger.approvals(MODEL, 1)] == [
+        "refused by ann: a\ufffd holiday", "nobody answered until 2013-04-10 02:00 UTC",
+    ]  # fmt: skip
+    assert ledger.approvals(MODEL, 2) == []
+    assert len(ledger.approvals(MODEL)) == 2
 
 
 # --- verdicts, performance, retraining, refusals ---------------------------------------------------------------------

@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from perennial.errors import ArtifactRejected, NoChampion, StaleDecision
-from perennial.ledger import Ledger
-from perennial.registry import CHALLENGER, CHAMPION, Registry
+from perennial import registry as registry_module
+from perennial.errors import ArtifactRejected, NoChampion, PromotionRefused, StaleDecision
+from perennial.ledger import Answer, Approval, Ledger
+from perennial.registry import CHALLENGER, CHAMPION, LEASE, Registry
 from perennial.settings import Settings
 from perennial.spec import ModelFolder
 from tests.unit import synthetic
@@ -109,7 +110,7 @@ def test_a_version_answers_what_it_came_from(registry: Registry, folder: ModelFo
     assert record.training["as_of"] == "2013-03-26T00:00:00+00:00"
     assert record.evaluation["candidate"]["metrics"] == {"roc_auc": 0.7}
     assert record.decision == decision.to_json()
-    assert set(record.code) == {"commit", "dirty", "python", "packages"}
+    assert {"commit", "dirty", "python", "packages"} <= set(record.code)
     assert {"MLmodel", "model.skops", "reference.parquet"} <= set(record.manifest)
 
 
@@ -221,7 +222,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_alias_is_its(
 def test_promoting_the_champion_changes_nothing(three: list[int], registry: Registry, ledger: Ledger) -> None:
     promote(registry, three[-1], three[-1], "once more")
     assert len(ledger.promotions("toy")) == 3
-    assert registry.rollback("toy", actor="tester", reason="bad") == three[1]
+    assert registry.rollback("toy", actor="tester", reason="bad").version == three[1]
 
 
 def test_the_retry_of_a_promotion_does_not_undo_what_came_after_it(three: list[int], registry: Registry) -> None:
@@ -266,6 +267,7 @@ def test_a_promotion_that_dies_halfway_is_finished_by_whoever_comes_next(
         patch.setattr(MlflowClient if "model" in dies_at else Ledger, dies_at, _crash)
         with pytest.raises(_Crash):
             promote(registry, version, None, "run-1")
+    monkeypatch.setattr(registry_module, "LEASE", timedelta(0))  # the dead process's turn is over
     other = Registry(settings, ledger)
     assert other.champion("toy") == version
     assert other._alias("toy", CHAMPION) == version
@@ -314,7 +316,7 @@ def test_a_deleted_champion_can_still_be_rolled_back_from(three: list[int], regi
     with pytest.raises(ArtifactRejected, match="deleted from MLflow"):
         registry.load("toy", three[-1])
     assert registry.champion("toy") == three[-1]
-    assert registry.rollback("toy", actor="tester", reason="it is gone") == three[1]
+    assert registry.rollback("toy", actor="tester", reason="it is gone").version == three[1]
     assert registry.champion("toy") == three[1]
 
 
@@ -353,49 +355,262 @@ def test_an_alias_read_while_another_process_promotes_is_not_taken_for_a_hands_w
     assert [made.action for made in ledger.promotions("toy")] == ["promote"] * 4
 
 
+def test_an_alias_moved_by_hand_to_a_refused_version_is_put_back_and_people_are_told_how_to_override(
+    three: list[int], registry: Registry, folder: ModelFolder, client: MlflowClient, ledger: Ledger
+) -> None:
+    refused, decision = synthetic.register(registry, folder, "bad", auc=0.45)
+    registry.refuse("toy", refused, decision)
+    for _ in range(2):
+        client.set_registered_model_alias("toy", CHAMPION, str(refused))
+        assert registry.champion("toy") == aliases(client)[CHAMPION] == three[-1]
+    assert [made.action for made in ledger.promotions("toy")] == ["promote"] * 3
+    *_, told = ledger.pending_alerts(_soon())
+    assert (told.alert.kind, told.alert.severity) == ("alias_put_back", "warning")
+    assert f"points to version {three[-1]} again" in told.alert.text
+    assert f"perennial promote toy {refused} --override REASON" in told.alert.text
+    assert "0.45" in told.alert.text
+
+
+def test_before_the_first_champion_an_alias_on_a_refused_version_is_removed(
+    registry: Registry, folder: ModelFolder, client: MlflowClient
+) -> None:
+    refused, _ = synthetic.register(registry, folder, "bad", auc=0.45)
+    client.set_registered_model_alias("toy", CHAMPION, str(refused))
+    assert registry.champion("toy") is None
+    assert CHAMPION not in aliases(client)
+
+
+def test_a_late_write_of_a_process_that_slept_is_not_taken_for_a_hands_work(
+    three: list[int], registry: Registry, client: MlflowClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = three[0]
+    # It began to promote, slept for longer than its lease, and died right after it woke and moved the alias.
+    asleep = ledger.intend_promotion(
+        model="toy", version=version, expected=three[-1], action="promote", reason="", actor="", run_id="slow", evidence={}
+    )
+    assert ledger.begin_move(asleep, lease=LEASE) is not None
+    monkeypatch.setattr(registry_module, "LEASE", timedelta(0))
+    assert registry.champion("toy") == version
+    promote(registry, three[1], version, "later")
+    client.set_registered_model_alias("toy", CHAMPION, str(version))
+    assert registry.champion("toy") == aliases(client)[CHAMPION] == three[1]
+    assert [made.action for made in ledger.promotions("toy")] == ["promote"] * 5
+    # Long after, the same move can only be a person's.
+    monkeypatch.setattr(registry_module, "_LATE", timedelta(0))
+    client.set_registered_model_alias("toy", CHAMPION, str(version))
+    assert registry.champion("toy") == version
+    assert ledger.promotions("toy")[-1].action == "adopt"
+
+
+# --- people decide ---------------------------------------------------------------------------------------------------
+
+
+def answer(version: int, said: Answer, words: str = "looked at it") -> Approval:
+    who = None if said == "expired" else "ann"
+    return Approval("toy", version, said, who, words, datetime.now(UTC), "toy.train/run")
+
+
+def test_a_version_that_passed_is_promoted_by_hand_without_a_word(
+    registry: Registry, folder: ModelFolder, ledger: Ledger
+) -> None:
+    version, _ = synthetic.register(registry, folder)
+    for _ in range(2):
+        made = registry.promote_by_hand(folder.spec, version, override=None, actor="ann")
+        assert (made.action, made.actor, made.version) == ("promote", "ann", version)
+    assert len(ledger.promotions("toy")) == 1
+
+
+@pytest.mark.parametrize("override", [None, "", "  \n"])
+def test_a_refused_version_is_not_promoted_without_a_reason(
+    registry: Registry, folder: ModelFolder, ledger: Ledger, override: str | None
+) -> None:
+    version, _ = synthetic.register(registry, folder, auc=0.45)
+    with pytest.raises(PromotionRefused, match=r"the gates refused it: .*0\.45.* --override REASON"):
+        registry.promote_by_hand(folder.spec, version, override=override, actor="ann")
+    with pytest.raises(PromotionRefused):
+        promote(registry, version, None)
+    assert ledger.promotions("toy") == []
+
+
+def test_an_override_is_recorded_and_marked_for_ever(
+    three: list[int], registry: Registry, folder: ModelFolder, client: MlflowClient, ledger: Ledger
+) -> None:
+    version, _ = synthetic.register(registry, folder, "bad", auc=0.45)
+    registry.promote_by_hand(folder.spec, version, override="the holdout was a holiday", actor="ann")
+    made = ledger.promotions("toy")[-1]
+    assert (made.action, made.reason, made.actor, made.previous) == (
+        "override", "the holdout was a holiday", "ann", three[-1],
+    )  # fmt: skip
+    assert "the gates refused it" in made.evidence["overridden"]
+    back(registry)
+    client.set_registered_model_alias("toy", CHAMPION, str(version))  # it was champion, so a person may bring it back
+    assert registry.champion("toy") == version
+    assert client.get_model_version("toy", str(version)).tags["perennial.override_reason"] == "the holdout was a holiday (ann)"
+
+
+def test_an_evaluation_against_a_former_champion_is_stale_for_people_too(
+    three: list[int], registry: Registry, folder: ModelFolder
+) -> None:
+    version, _ = synthetic.register(registry, folder, "late")  # judged as if there were no champion
+    with pytest.raises(PromotionRefused, match=f"compared with no champion, and the champion is version {three[-1]}"):
+        registry.promote_by_hand(folder.spec, version, override=None, actor="ann")
+
+
+@pytest.mark.parametrize("said", ["refused", "expired"])
+def test_a_version_that_nobody_approved_cannot_become_champion_by_any_way_but_an_override(
+    registry: Registry, folder: ModelFolder, client: MlflowClient, ledger: Ledger, said: Answer
+) -> None:
+    version, _ = synthetic.register(registry, folder)
+    registry.decline(answer(version, said, "too sure of itself"))
+    for _ in range(2):
+        client.set_registered_model_alias("toy", CHAMPION, str(version))
+        assert registry.champion("toy") is None
+    with pytest.raises(PromotionRefused):
+        promote(registry, version, None)
+    because = client.get_model_version("toy", str(version)).tags["perennial.refused_because"]
+    assert ("refused by ann: too sure of itself" if said == "refused" else "nobody answered until") in because
+    assert {entry.alert.kind for entry in ledger.pending_alerts(_soon())} == {"promotion_refused", "alias_put_back"}
+    registry.promote_by_hand(folder.spec, version, override="asked again in person", actor="ann")
+    assert registry.champion("toy") == version
+
+
+def test_where_approval_is_wanted_a_hand_needs_it_too(registry: Registry, tmp_path: Path, ledger: Ledger) -> None:
+    folder = synthetic.write_folder(tmp_path / "models", change="owner: testers => owner: testers\npromotion: approval")
+    version, _ = synthetic.register(registry, folder)
+    with pytest.raises(PromotionRefused, match="nobody has approved it yet"):
+        registry.promote_by_hand(folder.spec, version, override=None, actor="ann")
+    ledger.record_approval(answer(version, "approved"))
+    assert registry.promote_by_hand(folder.spec, version, override=None, actor="ann").action == "promote"
+
+
+def test_a_candidate_that_is_compared_anew_is_judged_by_the_newest_comparison(
+    three: list[int], registry: Registry, folder: ModelFolder, client: MlflowClient, ledger: Ledger
+) -> None:
+    fitted = synthetic.log_candidate(registry, folder, run_id="again")
+    for auc in (0.7, 0.45):
+        evaluation = synthetic.evaluation_of(auc)
+        decision = synthetic.decide(evaluation, folder.spec.gates)
+        version = registry.register(
+            folder, synthetic.training_set_of(folder, "again"), fitted, evaluation, decision, run_id="again"
+        )
+    record = ledger.version("toy", version)
+    assert record is not None
+    assert record.decision["promote"] is False
+    assert client.get_model_version("toy", str(version)).tags["perennial.gates"] == "refused"
+    # What a promotion rested on stays.
+    ledger.intend_promotion(
+        model="toy", version=version, expected=three[-1], action="override", reason="", actor="", run_id=None, evidence={}
+    )
+    assert not ledger.record_decision("toy", version, {}, {})
+
+
 # --- rollback --------------------------------------------------------------------------------------------------------
 
 
-def test_rollback_goes_to_the_champion_before_this_one_and_then_further(three: list[int], registry: Registry) -> None:
-    assert registry.rollback("toy", actor="tester", reason="bad") == three[1]
-    assert registry.rollback("toy", actor="tester", reason="still bad") == three[0]
+def back(registry: Registry, to: int | None = None, **more: Any) -> int:
+    return registry.rollback("toy", to, actor="tester", reason="bad", **more).version
+
+
+def test_a_rollback_undoes_the_newest_promotion_and_a_second_one_is_none(
+    three: list[int], registry: Registry, folder: ModelFolder, ledger: Ledger
+) -> None:
+    assert back(registry) == three[1]
+    again = registry.rollback("toy", actor="ann", reason="I saw it, too")
+    assert (again.version, again.changed) == (three[1], False)
+    assert f"already is a rollback, from version {three[-1]} to {three[1]} by tester (bad)" in again.words
+    assert len(ledger.promotions("toy")) == 4
+    # Once something was promoted again, there is something to undo again.
+    version, _ = synthetic.register(registry, folder, "fourth")
+    promote(registry, version, three[1], "fourth")
+    assert back(registry) == three[1]
+
+
+def test_going_further_back_takes_a_version(three: list[int], registry: Registry) -> None:
+    back(registry)
+    assert back(registry, three[0]) == three[0]
+    assert back(registry) == three[0]
+
+
+def test_the_first_champion_cannot_be_undone(registry: Registry, folder: ModelFolder) -> None:
+    version, _ = synthetic.register(registry, folder)
+    promote(registry, version, None)
     with pytest.raises(NoChampion, match="no earlier champion"):
-        registry.rollback("toy", actor="tester", reason="still bad")
-    assert registry.champion("toy") == three[0]
+        back(registry)
+    assert registry.champion("toy") == version
+
+
+def test_an_alias_that_was_moved_back_by_hand_leaves_nothing_to_undo(
+    three: list[int], registry: Registry, client: MlflowClient, ledger: Ledger
+) -> None:
+    client.set_registered_model_alias("toy", CHAMPION, str(three[0]))
+    assert back(registry) == three[0]
+    assert [made.action for made in ledger.promotions("toy")] == ["promote"] * 3 + ["adopt"]
+
+
+def test_of_two_rollbacks_at_once_one_is_made(
+    three: list[int], registry: Registry, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, load = Registry(settings, ledger), Registry.load
+
+    def slow_load(self: Registry, *arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(Registry, "load", load)
+        back(other)  # while this one makes sure that the version can be loaded
+        return load(self, *arguments, **named)
+
+    monkeypatch.setattr(Registry, "load", slow_load)
+    done = registry.rollback("toy", actor="tester", reason="bad")
+    assert (done.version, done.changed) == (three[1], False)
+    assert [made.action for made in ledger.promotions("toy")] == ["promote"] * 3 + ["rollback"]
+
+
+def test_a_rollback_may_be_meant_for_one_champion_alone(three: list[int], registry: Registry) -> None:
+    with pytest.raises(StaleDecision, match=f"the champion is version {three[-1]}, not {three[1]}"):
+        back(registry, expected=three[1])
+    assert back(registry, expected=three[-1]) == three[1]
 
 
 def test_rollback_to_the_champion_changes_nothing(three: list[int], registry: Registry, ledger: Ledger) -> None:
-    assert registry.rollback("toy", three[0], actor="tester", reason="bad") == three[0]
-    assert registry.rollback("toy", three[0], actor="tester", reason="twice") == three[0]
+    assert back(registry, three[0]) == three[0]
+    assert back(registry, three[0]) == three[0]
     assert [made.action for made in ledger.promotions("toy")] == ["promote"] * 3 + ["rollback"]
 
 
 def test_the_retry_of_a_rollback_does_not_go_back_once_more(three: list[int], registry: Registry) -> None:
     for _ in range(2):
-        assert registry.rollback("toy", actor="tester", reason="bad", run_id="rollback-1") == three[1]
+        assert back(registry, run_id="rollback-1") == three[1]
 
 
 def test_after_a_rollback_the_version_that_was_left_is_no_earlier_champion(
     three: list[int], registry: Registry, folder: ModelFolder, client: MlflowClient
 ) -> None:
-    registry.rollback("toy", actor="tester", reason="bad")
+    back(registry)
     assert client.get_model_version("toy", str(three[-1])).tags["perennial.status"] == "rolled back from"
     version, _ = synthetic.register(registry, folder, "fourth")
     promote(registry, version, three[1], "fourth")
-    assert registry.rollback("toy", actor="tester", reason="bad") == three[1]
+    assert back(registry) == three[1]
 
 
 def test_rollback_to_a_version_that_cannot_be_loaded_leaves_the_champion(
-    three: list[int], registry: Registry, ledger: Ledger
+    three: list[int], registry: Registry, client: MlflowClient
 ) -> None:
+    client.delete_model_version("toy", str(three[1]))
     with pytest.raises(ArtifactRejected):
-        registry.rollback("toy", 99, actor="tester", reason="a slip of the hand")
+        back(registry)
+    assert registry.champion("toy") == three[-1]
+
+
+def test_there_is_no_going_back_to_a_version_that_never_was_champion(
+    three: list[int], registry: Registry, folder: ModelFolder
+) -> None:
+    version, _ = synthetic.register(registry, folder, "fourth")
+    with pytest.raises(NoChampion, match=f"never was champion, .* perennial promote toy {version}"):
+        back(registry, version)
     assert registry.champion("toy") == three[-1]
 
 
 def test_rollback_without_a_champion_says_so(registry: Registry) -> None:
     with pytest.raises(NoChampion):
-        registry.rollback("toy", actor="tester", reason="bad")
+        back(registry)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -528,7 +743,7 @@ def test_a_version_lives_its_whole_life_on_a_real_server(
     second, _ = synthetic.register(registry, folder, "run-2")
     promote(registry, second, first, "run-2")
     assert registry.champion("toy") == second
-    assert registry.rollback("toy", actor="tester", reason="bad") == first
+    assert back(registry) == first
     loaded = registry.load("toy", first, spec=folder.spec)
     assert len(loaded.reference()) == 300
     refused, decision = synthetic.register(registry, folder, "run-3", auc=0.4)
@@ -545,7 +760,5 @@ def _artifact(settings: Settings, name: str) -> Path:
     return next((settings.state / "mlflow-artifacts").rglob(name))
 
 
-def _soon() -> Any:
-    from datetime import UTC, datetime
-
+def _soon() -> datetime:
     return datetime.now(UTC) + timedelta(minutes=1)

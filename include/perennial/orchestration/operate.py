@@ -7,8 +7,11 @@ from typing import Any
 
 from airflow.sdk import task
 
+from perennial import logs
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import stage_run
+
+log = logs.get(__name__)
 
 
 @task(multiple_outputs=False)
@@ -16,15 +19,16 @@ def roll_back(model: str) -> dict[str, Any]:
     """Make the champion before this one, or the version that the form names, champion again."""
     with stage_run(model) as run:
         registry = run.deployment.registry
-        champion = registry.rollback(
+        done = registry.rollback(
             model,
             run.params.get("version"),
             actor=f"airflow:{run.context['dag_run'].triggering_user_name or 'unknown'}",
             reason=run.params["reason"],
             run_id=f"{run.context['dag'].dag_id}/{run.run_id}",
         )
-        run.link(MLFLOW, registry.version_url(model, champion))
-        return {"champion": champion}
+        log.info("%s", done.words)
+        run.link(MLFLOW, registry.version_url(model, done.version))
+        return {"champion": done.version, "changed": done.changed, "words": done.words}
 
 
 @task(multiple_outputs=False)
