@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -19,6 +19,7 @@ from perennial import logs
 from perennial.deployment import Deployment
 from perennial.errors import SettingsError, SpecError
 from perennial.intervals import Interval
+from perennial.lineage import Node
 from perennial.settings import Settings
 from perennial.spec import ModelFolder
 
@@ -135,6 +136,29 @@ def promote(settings: Settings, model: str, version: int, override: str | None) 
             parts.model(model).spec, version, override=override, actor=_actor(), run_id=run_id
         )
     return f"{model} version {made.version} is champion ({made.action}: {made.reason})"
+
+
+def lineage(
+    settings: Settings, model: str, *, prediction: Sequence[str] | None, at: Interval | None, interval: Interval | None
+) -> Node:
+    """Where a prediction came from, or where a raw interval went; exactly one of the two is given.
+
+    Args:
+        settings: the deployment.
+        model: its name.
+        prediction: values of its entity's key.
+        at: the day of its event time; None looks for it in all of them.
+        interval: of raw rows.
+    """
+    from perennial import traces
+    from perennial.lineage import trace_back, trace_forward
+
+    with _run(settings, model, interval or at) as (parts, _):
+        spec = parts.model(model).spec
+        history = traces.read_history(parts.ledger, spec)
+        if interval is not None:
+            return trace_forward(history, interval)
+        return trace_back(history, traces.find_prediction(parts.lake, parts.ledger, spec, prediction or (), at))
 
 
 def reproduce(settings: Settings, model: str, version: int) -> tuple[str, bool]:

@@ -121,6 +121,7 @@ class CheckResult:
         reasons: why it was refused, else what was quarantined and why, one line a check.
         warnings: what failed with severity ``warning``.
         data_docs: HTML page of all checks.
+        files: what the rows were read from, see :class:`perennial.sources.Landed`.
     """
 
     table: str
@@ -133,6 +134,7 @@ class CheckResult:
     reasons: list[str]
     warnings: list[str]
     data_docs: str | None
+    files: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         published = None if self.published is None else str(self.published)
@@ -204,6 +206,7 @@ def check(
         reasons=[*refusals, *quarantines],
         warnings=[line for tally in [*whole, *rows.tallies] if tally.check.severity == "warning" for line in tally.reasons()],
         data_docs=str(page),
+        files=landed.files,
     )
     for line in result.reasons:
         log.log(logging.ERROR if result.refused else logging.WARNING, "%s: %s", landed.table, line)

@@ -97,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--reason", required=True, help="goes into the ledger")
     command.set_defaults(command=_rollback)
 
+    command = commands.add_parser("lineage", help="where a prediction came from, or where raw rows went")
+    command.add_argument("model")
+    traced = command.add_mutually_exclusive_group(required=True)
+    traced.add_argument("--prediction", nargs="+", metavar="KEY", help="values of the entity's key, or column=value")
+    traced.add_argument("--interval", nargs=2, type=_moment, metavar=("START", "END"), help="of raw rows; END is left out")
+    command.add_argument("--at", type=_moment, metavar="DAY", help="the day of the prediction's event")
+    command.add_argument("--json", action="store_true", help="all of it, for programs")
+    command.set_defaults(command=_lineage)
+
     command = commands.add_parser("reproduce", help="make a version once more from its pinned rows and compare predictions")
     command.add_argument("model")
     command.add_argument("version", type=int)
@@ -221,6 +230,24 @@ def _rollback(chosen: argparse.Namespace) -> int:
     from perennial import by_hand
 
     return _tell(by_hand.rollback(_living_settings(), chosen.model, chosen.version, chosen.reason))
+
+
+def _lineage(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand, traces
+
+    if chosen.interval:
+        chosen.start, chosen.end = chosen.interval
+    found = by_hand.lineage(
+        settings(),
+        chosen.model,
+        prediction=chosen.prediction,
+        at=Interval.day(chosen.at) if chosen.at else None,
+        interval=_interval(chosen) if chosen.interval else None,
+    )
+    if chosen.json:
+        return _tell(json.dumps(found.to_json(), indent=2, default=str))
+    _console().print(traces.draw(found))
+    return 0
 
 
 def _reproduce(chosen: argparse.Namespace) -> int:

@@ -16,6 +16,8 @@
     ├── NoChampion            no version of the model has been promoted yet
     ├── ScoringError          the champion's predictions cannot be published
     ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
+    ├── LineageError          what is to be traced is not there: what was looked for, and where
+    ├── CardError             a card or report would have a section that says nothing: which, and what would fill it
     └── StackError            the embedded stack cannot start or stay up: what to do
 
 A message names the model, the interval, the file or the column at fault, and what to do about it.
@@ -76,6 +78,14 @@ class ScoringError(PerennialError):
 
 class CalibrationError(PerennialError):
     """Thresholds for drift cannot be set from the history there is."""
+
+
+class LineageError(PerennialError):
+    """What is to be traced cannot be found."""
+
+
+class CardError(PerennialError):
+    """A card or release report would have a section that says nothing."""
 
 
 class StackError(PerennialError):

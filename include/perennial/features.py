@@ -54,9 +54,14 @@ def build_features(
         SpecError: see :func:`perennial.point_in_time.compute`.
     """
     given = dict(snapshots) if snapshots is not None else _published_tables(folder, ledger).snapshots
-    visible = Interval(interval.start - folder.spec.features.lookback, interval.end)
+    visible = visible_to(folder, interval)
     tables = {name: _scan(folder, lake, name, given, within=visible) for name in needed_tables(folder)}
     return compute(folder, tables, interval, snapshots={name: given[name] for name in tables})
+
+
+def visible_to(folder: ModelFolder, interval: Interval) -> Interval:
+    """Whose event times lie in it is offered to ``features.sql`` when it computes the features of an interval."""
+    return Interval(interval.start - folder.spec.features.lookback, interval.end)
 
 
 def publish_features(
@@ -85,7 +90,12 @@ def publish_features(
             tables={DATASET: TableWrite(built.reader, folder.spec.event_time, built.schema)},
             order=order,
             run_id=run_id,
-            inputs={"tables": built.snapshots, "features_digest": folder.features_digest, "publication": tables.id},
+            inputs={
+                "tables": built.snapshots,
+                "features_digest": folder.features_digest,
+                "publication": tables.id,
+                "reads": visible_to(folder, interval).key,
+            },
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from perennial import alerts, logs
 from perennial.checks import CheckResult, ingest_writes
@@ -94,7 +95,18 @@ def publish_interval(
                 for result in results
             },
             "warnings": [f"{result.table}: {warning}" for result in results for warning in result.warnings],
+            "files": _files(folder.spec, results),
         },
     )
     log.info("published %s", ", ".join(f"{table}: {rows} rows" for table, rows in publication.rows.items()))
     return publication
+
+
+def _files(spec: ModelSpec, results: Sequence[CheckResult]) -> dict[str, list[dict[str, Any]]]:
+    """What each source was read from. Tables of one source read the same files, unless one changed in between."""
+    read: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        seen = read.setdefault(spec.tables[result.table].source, [])
+        known = {(file["name"], file["sha256"]) for file in seen}
+        seen += [file for file in result.files if (file["name"], file["sha256"]) not in known]
+    return {source: files for source, files in read.items() if files}

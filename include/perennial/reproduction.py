@@ -80,7 +80,7 @@ class Reproduction:
                 lines.append(f"{self.differing:,} of {self.rows:,} predictions differ, by {self.largest:.3g} at most")
             reasons = self.changes or ["nothing that is recorded; does a function of model.py draw numbers without a seed?"]
             lines += [f"likely reason: {reason}" for reason in reasons]
-        lines += [f"changed since: {change}" for change in self.changes if self.identical]
+        lines += [f"although {change}" for change in self.changes if self.identical]
         return "\n".join([*lines, *self.notes])
 
 

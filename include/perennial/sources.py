@@ -67,7 +67,8 @@ class Landed:
         table: its name.
         path: Parquet file: the raw columns that the table names, and :data:`perennial.casting.LANDED_EXTRAS`.
         rows: in the file, those of other intervals included.
-        files: what was read: name, size in bytes as stored, SHA-256. Empty for SQL and Python.
+        files: what was read: ``name``, ``bytes`` as stored, ``sha256``, and ``period``, the key of the time that a dated
+            pattern says its rows are of. Empty for SQL and Python.
         notices: what was accepted but should be known.
     """
 
@@ -313,7 +314,8 @@ def _land_files(
                 _read_parquet(file, stream, counted, writer)
             else:
                 _read_csv(file, counted, source, writer, notices)
-            files.append({"name": file.name, "bytes": counted.bytes, "sha256": counted.digest.hexdigest()})
+            read = {"name": file.name, "bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
+            files.append({**read, "period": file.period.key} if file.period else read)
 
 
 def _expand(pattern: str, interval: Interval) -> list[tuple[str, Interval | None]]:

@@ -401,6 +401,7 @@ def test_published_features_are_the_built_ones_and_tell_what_they_were_made_from
         "tables": built.snapshots,
         "features_digest": folder.features_digest,
         "publication": tables.id,
+        "reads": Interval(SECOND.start - folder.spec.features.lookback, SECOND.end).key,
     }
     # Hours 7 and 19 of the first day are customer b's, and were sent back by hour 12 and 24.
     assert published(lake, ledger, SECOND).column("sent_back").to_pylist() == [2.0, 2.0, 3.0, 3.0]
