@@ -80,7 +80,7 @@ LEASE = timedelta(seconds=15)
 #: How long the late write of such a process is looked out for. Later, a person is taken to have moved the alias.
 _LATE = timedelta(hours=1)
 #: How long others wait for their turn, and how often they look.
-_PATIENCE, _LOOK = timedelta(seconds=60), timedelta(milliseconds=20)
+_PATIENCE, _LOOK = timedelta(seconds=60), timedelta(milliseconds=50)
 #: Longest text of a run's tag or parameter, and of a version's tag, that MLflow takes or people can read.
 MAX_TAG, _MAX_PARAM, _MAX_VERSION_TAG = 8_000, 6_000, 5_000
 
@@ -838,9 +838,8 @@ class Registry:
         )
         if promotion.withdrawn_at is not None:
             raise StaleDecision(f"{model}: the promotion of version {version} was given up; start a new run to decide again")
-        if promotion.completed_at is None:
-            if not self._finish(promotion):
-                raise ArtifactRejected(f"{model} version {version} was deleted from MLflow and cannot become champion")
+        if promotion.completed_at is None and not self._finish(promotion):
+            raise ArtifactRejected(f"{model} version {version} was deleted from MLflow and cannot become champion")
         return promotion
 
     def reconcile(self, model: str) -> int | None:
@@ -860,22 +859,22 @@ class Registry:
             StaleDecision: others kept changing the champion meanwhile.
         """
         for _ in range(_READS):
-            # The alias is read between two equal readings of the ledger: otherwise one that a promotion has just moved, or
-            # is just about to, would look as if a person had.
+            # An alias that is not the champion's is believed between two equal readings of the ledger: otherwise one that a
+            # promotion has just moved, or is just about to, would look as if a person had.
             before = self._ledger.promotions(model)
             open_ones = [made for made in before if made.completed_at is None and made.withdrawn_at is None]
             if open_ones:
                 if not self._finish(open_ones[0]):
                     log.warning("version %s of %s was deleted before it became champion", open_ones[0].version, model)
                 continue
+            made = completed(before)
+            champion = made[-1].version if made else None
             alias = self._alias(model, CHAMPION)
+            if alias == champion:
+                return champion
             late = self._ledger.unended_moves(model, since=datetime.now(UTC) - _LATE)
             if self._ledger.promotions(model) != before:
                 continue
-            made = completed(before)
-            champion = made[-1].version if made else None
-            if alias == champion:
-                return champion
             if alias is None:
                 if self._version(model, made[-1].version) is None:
                     log.warning("the champion of %s, version %s, was deleted from MLflow: roll back", model, champion)

@@ -19,7 +19,6 @@ from sqlalchemy.pool import NullPool
 
 from perennial.artifacts import FeatureList, predict
 from perennial.estimators import make_estimator
-from perennial.gates import decide
 from perennial.intervals import Interval, utc
 from perennial.lake import Lake, TableWrite
 from perennial.ledger import Ledger, Publication
@@ -129,7 +128,7 @@ class World:
             synthetic.training_set_of(self.folder, run_id), as_of=f"{as_of}T00:00:00+00:00", pin=f"training-{as_of}-{seed}"
         )
         evaluation = synthetic.evaluation_of()
-        return self.registry.register(self.folder, training, fitted, evaluation, decide(evaluation, spec.gates), run_id=run_id)
+        return self.registry.register(self.folder, training, fitted, evaluation, synthetic.judge(evaluation), run_id=run_id)
 
     def promote(self, version: int, *, run_id: str | None = None) -> None:
         self.registry.promote(

@@ -314,7 +314,7 @@ def test_one_process_at_a_time_has_the_right_to_move_the_alias(ledger: Ledger) -
 def test_who_was_overtaken_may_not_move_the_alias(ledger: Ledger) -> None:
     first, lease = promote(ledger, 1, None, "a"), timedelta(minutes=1)
     promote(ledger, 2, 1, "b")
-    with pytest.raises(StaleDecision, match="overtaken by another one"):
+    with pytest.raises(StaleDecision, match="not the newest any more"):
         ledger.begin_move(first, lease=lease)
 
 

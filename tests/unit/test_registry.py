@@ -78,7 +78,7 @@ def test_registering_twice_by_the_same_run_gives_one_version(
     registry: Registry, folder: ModelFolder, client: MlflowClient, ledger: Ledger
 ) -> None:
     evaluation, fitted = synthetic.evaluation_of(), synthetic.log_candidate(registry, folder)
-    decision = synthetic.decide(evaluation, folder.spec.gates)
+    decision = synthetic.judge(evaluation)
     arguments = (folder, synthetic.training_set_of(folder), fitted, evaluation, decision)
     first, again = (registry.register(*arguments, run_id="run-1") for _ in range(2))
     assert first == again == 1
@@ -89,7 +89,7 @@ def test_a_crash_between_mlflow_and_the_ledger_leaves_no_second_version(
     registry: Registry, folder: ModelFolder, client: MlflowClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluation, fitted = synthetic.evaluation_of(), synthetic.log_candidate(registry, folder)
-    decision = synthetic.decide(evaluation, folder.spec.gates)
+    decision = synthetic.judge(evaluation)
     arguments = (folder, synthetic.training_set_of(folder), fitted, evaluation, decision)
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "record_version", _crash)
@@ -489,7 +489,7 @@ def test_a_candidate_that_is_compared_anew_is_judged_by_the_newest_comparison(
     fitted = synthetic.log_candidate(registry, folder, run_id="again")
     for auc in (0.7, 0.45):
         evaluation = synthetic.evaluation_of(auc)
-        decision = synthetic.decide(evaluation, folder.spec.gates)
+        decision = synthetic.judge(evaluation)
         version = registry.register(
             folder, synthetic.training_set_of(folder, "again"), fitted, evaluation, decision, run_id="again"
         )
