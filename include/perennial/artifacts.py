@@ -159,6 +159,7 @@ class LoadedModel:
         features_digest: of the features it learned from, see :class:`perennial.spec.ModelFolder`.
         estimator: the scikit-learn estimator.
         sample: see :meth:`reference`.
+        size: bytes of its files.
     """
 
     name: str
@@ -169,6 +170,7 @@ class LoadedModel:
     features_digest: str
     estimator: Any
     sample: pa.Table
+    size: int = 0
 
     @property
     def features(self) -> list[str]:
@@ -194,11 +196,11 @@ class LoadedModel:
             raise ScoringError(f"{self.name} cannot predict these rows: {error}") from error
 
     def reference(self) -> pa.Table:
-        """A seeded sample of what the model learned from, for drift: features, ``label`` and ``prediction``.
+        """A seeded sample of what the model learned from, for drift: features, event time, ``label`` and ``prediction``.
 
-        ``prediction`` was made by the same settings without having seen the row: it is there for rows of the validation
-        part and null for older ones. A model's predictions on rows it learned from are too sure of themselves, and
-        would make every later interval look drifted.
+        ``prediction`` (for multiclass ``probabilities`` too, as :mod:`perennial.scoring` writes them) was made by the same
+        settings without having seen the row: it is there for rows of the validation part and null for older ones. A model's
+        predictions on rows it learned from are too sure of themselves, and would make every later interval look drifted.
         """
         return self.sample
 

@@ -1,30 +1,26 @@
 """How good a model is on given rows: the metrics of :data:`perennial.spec.METRICS`, by scikit-learn.
 
-The same functions judge a candidate on its validation rows, all contenders on the holdout (:mod:`perennial.training`
-brings them together, :mod:`perennial.gates` decides), and the champion once labels arrive (:mod:`perennial.performance`).
+The same functions judge a candidate on its validation rows, all contenders on the holdout (:mod:`perennial.contest` brings
+them together, :mod:`perennial.gates` decides), and the champion once labels arrive (:mod:`perennial.performance`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from perennial.artifacts import LoadedModel, Prediction
-from perennial.errors import PerennialError
-from perennial.gates import Contender, Evaluation, PredictionSummary
+from perennial.artifacts import Prediction
+from perennial.costs import CostFunction
+from perennial.evidence import PredictionSummary
+from perennial.resampling import CALIBRATION_BINS, calibration_bins
 from perennial.spec import METRICS, Task
 
-__all__ = ["Contender", "Evaluation", "calibration_error", "count_not_finite", "evaluate", "measure", "summarise"]
-
-#: Bins of the calibration error, as many as in the paper's experiments.
-CALIBRATION_BINS = 15
+__all__ = ["CALIBRATION_BINS", "calibration_error", "count_not_finite", "evaluate", "evaluate_prediction", "summarise"]
 
 
 def evaluate(
@@ -34,6 +30,7 @@ def evaluate(
     *,
     probabilities: NDArray[np.float64] | None = None,
     classes: Sequence[str] = (),
+    cost: CostFunction | None = None,
 ) -> dict[str, float]:
     """The metrics of a task.
 
@@ -43,6 +40,7 @@ def evaluate(
         predicted: n predictions: the probability of true (binary), a class (multiclass), a number (regression).
         probabilities: n by len(classes), each row summing to 1, for multiclass; without them ``log_loss`` is absent.
         classes: the classes of ``probabilities``' columns, in order.
+        cost: of each row, see :func:`perennial.costs.cost_function`; without it ``cost`` is absent.
 
     Returns:
         Metrics by name. One that is not defined for these rows (a rank metric with labels of one class, anything with no
@@ -61,7 +59,18 @@ def evaluate(
         found = _regression(truth, predicted)
     else:
         found = _multiclass(truth, predicted, probabilities, classes)
+    if cost is not None:
+        found["cost"] = float(np.mean(cost(truth, predicted)))
     return {name: float(found[name]) for name in METRICS[task] if name in found and math.isfinite(found[name])}
+
+
+def evaluate_prediction(
+    task: Task, truth: NDArray[Any], prediction: Prediction, cost: CostFunction | None = None
+) -> dict[str, float]:
+    """:func:`evaluate` for what a model said, probabilities of classes included."""
+    return evaluate(
+        task, truth, prediction.values, probabilities=prediction.probabilities, classes=prediction.classes, cost=cost
+    )
 
 
 def count_not_finite(values: NDArray[Any]) -> int:
@@ -122,7 +131,7 @@ def calibration_error(truth: NDArray[np.bool_], probability: NDArray[np.float64]
     References:
         Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. ICML 2017, equation 3.
     """
-    bin_of = np.clip((probability * bins).astype(np.int64), 0, bins - 1)
+    bin_of = calibration_bins(probability, bins)
     came_true = np.bincount(bin_of, weights=truth.astype(np.float64), minlength=bins)
     promised = np.bincount(bin_of, weights=probability, minlength=bins)
     return float(np.abs(came_true - promised).sum() / len(truth))
@@ -135,28 +144,5 @@ def summarise(prediction: Prediction) -> PredictionSummary:
         present = [value for value in values if value is not None]
         return PredictionSummary(len(values), len(values) - len(present), len(set(present)))
     finite = values[np.isfinite(values)]
-    summary = PredictionSummary(len(values), len(values) - len(finite), len(np.unique(finite)))
-    if len(finite):
-        return replace(summary, minimum=float(finite.min()), mean=float(finite.mean()), maximum=float(finite.max()))
-    return summary
-
-
-def measure(
-    blank: Contender, load: Callable[[], LoadedModel], rows: pa.Table, truth: NDArray[Any], task: Task
-) -> tuple[Contender, Prediction | None]:
-    """One contender on the holdout. What keeps it from predicting becomes its ``error``, and no metric of it exists.
-
-    Args:
-        blank: who it is.
-        load: gives the model; may raise what loading raises.
-        rows: n labelled rows with features.
-        truth: their n labels.
-        task: which metrics.
-    """
-    try:
-        model = load()
-        prediction = model.predict(rows)
-    except PerennialError as error:
-        return replace(blank, error=str(error)), None
-    metrics = evaluate(task, truth, prediction.values, probabilities=prediction.probabilities, classes=prediction.classes)
-    return replace(blank, metrics=metrics, predictions=replace(summarise(prediction), digest=prediction.digest)), prediction
+    minimum, mean, maximum = (float(of(finite)) for of in (np.min, np.mean, np.max)) if len(finite) else (None, None, None)
+    return PredictionSummary(len(values), len(values) - len(finite), len(np.unique(finite)), minimum, mean, maximum)

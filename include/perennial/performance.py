@@ -22,6 +22,7 @@ import pyarrow.json
 from numpy.typing import NDArray
 
 from perennial import logs
+from perennial.costs import cost_function
 from perennial.evaluation import evaluate
 from perennial.features import read_labels
 from perennial.intervals import Interval, utc
@@ -111,7 +112,7 @@ def measure_performance(
         predicted = _read_predictions(spec, lake, predictions, window)
         joined = _join_labels(spec, predicted, read_labels(folder, lake, tables.snapshots, window, as_of=as_of))
         for version in sorted(int(version) for version in pc.unique(predicted.column("version")).to_pylist()):
-            measured = _measure(spec, window, version, joined, trained.get(version), as_of)
+            measured = _measure(folder, window, version, joined, trained.get(version), as_of)
             record = before.get(version)
             if measured is None or (record is not None and not _is_news(measured, record, republished)):
                 continue
@@ -196,9 +197,10 @@ def _join_labels(spec: ModelSpec, predicted: pa.Table, labels: pa.Table) -> pa.T
 
 
 def _measure(
-    spec: ModelSpec, window: Interval, version: int, joined: pa.Table, trained: datetime | None, as_of: datetime
+    folder: ModelFolder, window: Interval, version: int, joined: pa.Table, trained: datetime | None, as_of: datetime
 ) -> Realised | None:
     """The version's metrics on the window; None if its labels do not suffice."""
+    spec = folder.spec
     rows = joined.filter(pc.equal(joined.column("version"), version))
     everything = rows.num_rows
     if trained is not None:
@@ -229,13 +231,14 @@ def _measure(
             100 * spec.gates.label_coverage,
         )
         return None
-    probabilities, classes = _probabilities(labelled)
+    probabilities, classes = read_probabilities(labelled)
     metrics = evaluate(
         spec.task,
         labelled.column("label").to_numpy(),
         labelled.column("prediction").to_numpy(),
         probabilities=probabilities,
         classes=classes,
+        cost=cost_function(folder),
     )
     if not metrics:
         log.warning("%s: no metric of version %d is defined on %d labelled rows", window, version, labelled.num_rows)
@@ -243,7 +246,7 @@ def _measure(
     return Realised(spec.name, window, version, metrics, labelled.num_rows, coverage, in_sample, as_of)
 
 
-def _probabilities(rows: pa.Table) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
+def read_probabilities(rows: pa.Table) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
     """The column ``probabilities`` as a matrix, and the classes of its columns."""
     if "probabilities" not in rows.column_names:
         return None, ()

@@ -5,7 +5,7 @@ Each function draws one figure and writes one PNG; none holds state, so several 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, confusion_matrix, precision_recall_curve, roc_curve
 
 from perennial.artifacts import Prediction
-from perennial.evaluation import CALIBRATION_BINS
+from perennial.estimation import WindowOutlook
+from perennial.evidence import Evaluation
+from perennial.resampling import CALIBRATION_BINS, calibration_bins
 from perennial.spec import Task
 
 #: Points of a scatter plot beyond which more only hide each other.
@@ -74,6 +76,84 @@ def draw_importance(importance: Mapping[str, float], directory: Path, *, metric:
     return _save(figure, directory / "importance.png")
 
 
+def draw_comparison(
+    evaluation: Evaluation, gains: NDArray[np.float64] | None, directory: Path, *, rows: str, most: int = 30
+) -> list[Path]:
+    """How sure the candidate's gain over the champion is, and where it gains or loses.
+
+    Args:
+        evaluation: the evidence.
+        gains: the gain in each resample; None if there was no comparison.
+        directory: where the PNG files go.
+        rows: which rows these are, for the titles.
+        most: slices shown, those with the largest losses.
+
+    Returns:
+        The files written; none without a champion.
+    """
+    found, files = evaluation.comparison, []
+    if found is not None and gains is not None and np.isfinite(gains).any():
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.hist(gains[np.isfinite(gains)], bins=40, color="C0")
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.axvline(found.gain, color="C1", label=f"gain {found.gain:.4g}")
+        if found.lower is not None:
+            label = f"above {found.lower:.4g} with confidence {found.confidence:g}"
+            axes.axvline(found.lower, color="C1", linestyle="--", label=label)
+        what = f"gain of {evaluation.metric} over champion version {evaluation.champion_version}"
+        axes.set(title=f"{found.resamples:,} resamples, {rows}", xlabel=f"{what}, more is better", ylabel="resamples")
+        axes.legend()
+        files.append(_save(figure, directory / "gain.png"))
+    if evaluation.slices is not None and evaluation.slices.judged:
+        shown = sorted(evaluation.slices.judged, key=lambda one: one.gain)[:most][::-1]
+        figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(shown)), layout="constrained")
+        axes = figure.subplots()
+        names = [f"{one.column} {one.value} ({one.rows:,})" for one in shown]
+        errors = [one.error for one in shown]
+        axes.errorbar([one.gain for one in shown], names, xerr=errors, fmt="o", color="C0", markersize=4)
+        axes.axvline(0, color=_GREY, linewidth=0.8)
+        axes.set(title=f"Slices, {rows}", xlabel=f"gain of {evaluation.metric} and its standard error, more is better")
+        files.append(_save(figure, directory / "slices.png"))
+    return files
+
+
+def draw_outlook(windows: Sequence[WindowOutlook], directory: Path, *, metric: str, version: int) -> Path | None:
+    """What was expected of a version before labels came, with its band, and what came; None if nothing is known.
+
+    Args:
+        windows: of the version, oldest first.
+        directory: where the PNG file goes.
+        metric: the primary metric.
+        version: its number, for the title.
+    """
+    expected = [window for window in windows if window.estimated is not None]
+    came = [window for window in windows if window.realised is not None]
+    if not expected and not came:
+        return None
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes: Any = figure.subplots()
+    if expected:
+        ends = [window.interval.end for window in expected]
+        axes.plot(ends, [window.estimated for window in expected], marker="o", markersize=4, label="estimated before labels")
+        bands = [window.band or (np.nan, np.nan) for window in expected]
+        axes.fill_between(ends, [low for low, _ in bands], [high for _, high in bands], alpha=0.2, linewidth=0)
+    if came:
+        ends = [window.interval.end for window in came]
+        axes.plot(ends, [window.realised for window in came], marker="s", markersize=4, color="C1", label="realised")
+        for window in came:
+            if not window.mature:
+                note = f"{window.coverage:.0%} of labels"
+                axes.annotate(note, (window.interval.end, window.realised), fontsize=7, color=_GREY)
+    drifted = [window.interval.end for window in windows if window.verdict == "drift"]
+    if drifted:
+        axes.plot(drifted, [0.02] * len(drifted), "v", color="C3", transform=axes.get_xaxis_transform(), label="drift")
+    axes.set(title=f"Version {version}, window by window", ylabel=metric, xlabel="end of the window")
+    axes.tick_params(axis="x", rotation=30)
+    axes.legend()
+    return _save(figure, directory / "performance.png")
+
+
 def _is_finite(prediction: Prediction) -> bool:
     numbers = prediction.values if prediction.probabilities is None else prediction.probabilities
     return bool(np.isfinite(numbers).all())
@@ -116,8 +196,8 @@ def _draw_calibration(truth: NDArray[np.bool_], predictions: Mapping[str, Predic
     figure, axes = _square()
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle="--", label="calibrated")
     for name, prediction in predictions.items():
-        # The bins of evaluation.calibration_error, so that the picture explains the number.
-        bin_of = np.clip((prediction.values * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+        # The bins of the calibration error, so that the picture explains the number.
+        bin_of = calibration_bins(prediction.values)
         count = np.bincount(bin_of, minlength=CALIBRATION_BINS)
         used = count > 0
         promised = np.bincount(bin_of, weights=prediction.values, minlength=CALIBRATION_BINS)[used] / count[used]

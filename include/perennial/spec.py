@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -38,6 +38,8 @@ from perennial.errors import SpecError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+#: Where ``perennial calibrate`` keeps what it found, beside ``model.yaml``.
+THRESHOLDS_FILE = "drift.yaml"
 
 _IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
 _FUNCTION = r"^model:[A-Za-z_][A-Za-z0-9_]*$"
@@ -491,19 +493,24 @@ class CalibrationGate(_Part):
 
 
 class RobustnessGate(_Part):
-    """How much of the primary metric may be lost when the inputs get worse, one feature at a time.
+    """What may be lost when the inputs get worse, one feature at a time.
+
+    Losses are shares of the lead that the primary metric has over the best constant prediction on the same rows, so that
+    they mean the same for every metric and unit: a tenth of an area under the curve of 0.7 is a tenth of 0.2.
 
     Attributes:
         noise: standard deviation of what is added to a number, in its own standard deviations.
-        noise_drop: largest fall by noise in one feature.
-        missing_drop: largest fall when one feature is missing altogether.
+        missing: share of a feature's values that are removed.
+        noise_drop: largest share of the lead that noise in one feature may cost; None: not judged.
+        missing_drop: largest share of the lead that missing values in one feature may cost; None: not judged.
         rows: most rows it is measured on, seeded.
     """
 
     noise: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.05
-    noise_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.02
-    missing_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.15
-    rows: Annotated[int, Field(ge=100)] = 5_000
+    missing: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
+    noise_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
+    missing_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.3
+    rows: Annotated[int, Field(ge=100)] = 2_000
 
 
 class Behaviour(_Part):
@@ -625,7 +632,9 @@ class Drift(_Part):
         numeric_threshold: Wasserstein distance in standard deviations of the reference.
         categorical_threshold: Jensen-Shannon distance, 0 to 1.
         prediction_threshold: Wasserstein distance of the predictions, in standard deviations of the reference.
-        share: share of the features that must drift for the verdict ``drift``; drifted predictions suffice alone.
+        share: share of the features that must drift for the verdict ``drift``; drifted predictions suffice alone. None: one
+            feature suffices where thresholds are calibrated, which corrects them for their number; else
+            :data:`FIXED_SHARE` of them.
         max_missing: share of missing values above the reference's own at which a column is unusable.
         max_new_categories: share of rows with categories that the reference never saw, at which a column has drifted.
         match: compare with those rows of the reference alone that fall on the window's weekdays, or in its months.
@@ -637,13 +646,64 @@ class Drift(_Part):
     numeric_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
     categorical_threshold: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.15
     prediction_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.35
-    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.3
+    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     max_missing: Share = 0.5
     max_new_categories: Share = 0.05
     match: Literal["none", "weekday", "month"] = "none"
     false_alarms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     sample: Annotated[int, Field(ge=100)] = 20_000
     min_rows: Annotated[int, Field(ge=1)] = 200
+
+    def features_wanted(self, features: int, *, calibrated: bool) -> int:
+        """How many of so many features must drift for the verdict ``drift``."""
+        share = self.share if self.share is not None else 0.0 if calibrated else FIXED_SHARE
+        return min(max(1, math.ceil(share * features - 1e-9)), max(1, features))
+
+
+#: Share of the features that must drift where thresholds are the same for all of them and ``drift.share`` is not given.
+FIXED_SHARE = 0.3
+
+
+class Threshold(_Part):
+    """From where on a column has drifted.
+
+    Attributes:
+        distance: as in :class:`Drift`.
+        missing: difference between the shares of missing values.
+    """
+
+    distance: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    missing: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class DriftThresholds(_Part):
+    """``drift.yaml`` of a model folder: thresholds that ``perennial calibrate`` took from stable history.
+
+    Attributes:
+        computed_at: when, in UTC.
+        history: key of the interval that was replayed.
+        features_snapshot: of the lake, that history was read at.
+        version: whose predictions they are.
+        window: the monitoring window; another ``schedules.monitor`` needs other thresholds.
+        match: ``drift.match`` at the time; likewise.
+        replays: windows of history that were compared.
+        seed: of the draws.
+        false_alarms: the budget, in verdicts ``drift`` a year.
+        expected: how many the replays raise a year by these thresholds.
+        columns: of each feature, and of ``prediction``.
+    """
+
+    computed_at: Text
+    history: Text
+    features_snapshot: int | None = None
+    version: int | None = None
+    window: Literal["day", "week"]
+    match: Literal["none", "weekday", "month"] = "none"
+    replays: Annotated[int, Field(ge=1)]
+    seed: int
+    false_alarms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    expected: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    columns: Annotated[dict[Identifier, Threshold], Field(min_length=1)]
 
 
 class Retraining(_Part):
@@ -721,6 +781,20 @@ class Retention(_Part):
     versions: Annotated[int, Field(ge=2)] = 20
 
 
+class Card(_Part):
+    """What a model card says that only people know (Mitchell et al.: Model Cards for Model Reporting. FAccT 2019).
+
+    Attributes:
+        intended_use: who is to use the predictions, and what for.
+        not_for: uses that the model was not made for.
+        limits: what is known to be weak or missing, beside what Perennial finds by itself.
+    """
+
+    intended_use: Text | None = None
+    not_for: list[Text] = []
+    limits: list[Text] = []
+
+
 class ModelSpec(_Part):
     """Everything a team says about one model."""
 
@@ -745,6 +819,7 @@ class ModelSpec(_Part):
     schedules: Schedules = Schedules()
     alerts: Alerts = Alerts()
     retention: Retention = Retention()
+    card: Card = Card()
 
     @model_validator(mode="after")
     def _holds_together(self) -> ModelSpec:
@@ -850,6 +925,8 @@ class ModelFolder(BaseModel):
         spec: what ``model.yaml`` says.
         features_sql: text of ``features.sql``.
         code: text of ``model.py``; empty if there is none.
+        thresholds: what ``drift.yaml`` says; None if there is none. Monitoring alone goes by them, so they are in no digest:
+            a model stays the same, and a training that is under way goes on, when they are calibrated anew.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -858,11 +935,23 @@ class ModelFolder(BaseModel):
     spec: ModelSpec
     features_sql: str
     code: str
+    thresholds: DriftThresholds | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 over the spec's meaning, the feature SQL and the code: the identity of what would be run."""
         return hashlib.sha256("\0".join((self.spec.digest, self.features_sql, self.code)).encode()).hexdigest()
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What the digest speaks of, as the texts of files from which :func:`read_model` gives the same folder.
+
+        ``model.yaml`` is the spec's meaning, defaults included, without comments.
+        """
+        # JSON is YAML in which every text is quoted.
+        spec = json.dumps(self.spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        code = {"model.py": self.code} if self.code else {}
+        return {"model.yaml": spec, "features.sql": self.features_sql, **code}
 
     @property
     def features_digest(self) -> str:
@@ -878,7 +967,7 @@ def read_model(folder: Path) -> ModelFolder:
         SpecError: with every problem found, a line each: file, line, what is wrong, what would be right.
     """
     file = folder / "model.yaml"
-    spec = _validate(file, *_parse_yaml(file))
+    spec = _validate(ModelSpec, file, *_parse_yaml(file))
     if spec.name != folder.name:
         raise SpecError(f"{file}: name is {spec.name}, but its folder is {folder.name}; make them the same")
     features = folder / "features.sql"
@@ -887,7 +976,41 @@ def read_model(folder: Path) -> ModelFolder:
         raise SpecError(f"{features}: missing; write a SELECT that gives {', '.join(spec.features.names)} for each entity")
     code = _read_text(code_file) if code_file.is_file() else ""
     _check_functions(file, spec, code_file, code)
-    return ModelFolder(path=folder, spec=spec, features_sql=_read_text(features), code=code)
+    return ModelFolder(
+        path=folder, spec=spec, features_sql=_read_text(features), code=code, thresholds=_read_thresholds(folder, spec)
+    )
+
+
+def _read_thresholds(folder: Path, spec: ModelSpec) -> DriftThresholds | None:
+    file = folder / THRESHOLDS_FILE
+    if not file.is_file():
+        return None
+    value, lines = _parse_yaml(file)
+    thresholds = _validate(DriftThresholds, file, value, lines)
+    again = f"delete the file and run `perennial calibrate {spec.name}`"
+    problems = [
+        *(
+            (("columns", name), f"{name} is no feature; {again}")
+            for name in thresholds.columns
+            if name not in (*spec.features.names, "prediction")
+        ),
+        *(
+            (("columns",), f"{name} has no threshold; {again}")
+            for name in (*spec.features.names, "prediction")
+            if name not in thresholds.columns
+        ),
+        *(
+            ((key,), f"thresholds are for {has}, model.yaml says {wants}; {again}")
+            for key, has, wants in (
+                ("window", thresholds.window, spec.schedules.monitor),
+                ("match", thresholds.match, spec.drift.match),
+            )
+            if has != wants
+        ),
+    ]
+    if problems:
+        raise SpecError("\n".join(f"{file}:{lines.get(path, 1)}: {'.'.join(path)}: {text}" for path, text in problems))
+    return thresholds
 
 
 def read_models(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
@@ -921,17 +1044,6 @@ _NOT_FINITE = re.compile(r"^[-+]?\.(?:inf|nan)$", re.IGNORECASE)
 
 def _parse_yaml(file: Path) -> tuple[Any, dict[_Path, int]]:
     """The file's value, by the core schema of YAML 1.2, and the line of each path in it.
-
-    @property
-    def files(self) -> dict[str, str]:
-        """What the digest speaks of, as the texts of files from which :func:`read_model` gives the same folder.
-
-        ``model.yaml`` is the spec's meaning, defaults included, without comments.
-        """
-        # JSON is YAML in which every text is quoted.
-        spec = json.dumps(self.spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        code = {"model.py": self.code} if self.code else {}
-        return {"model.yaml": spec, "features.sql": self.features_sql, **code}
 
     YAML 1.1, which PyYAML follows otherwise, reads ``NO`` as false and ``12:30:00`` as 45000.
     """
@@ -1030,9 +1142,12 @@ def _names(names: Any) -> str:
     return ", ".join(sorted(names))
 
 
-def _validate(file: Path, value: Any, lines: dict[_Path, int]) -> ModelSpec:
+_PartT = TypeVar("_PartT", bound=_Part)
+
+
+def _validate(kind: type[_PartT], file: Path, value: Any, lines: dict[_Path, int]) -> _PartT:
     try:
-        return ModelSpec.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         raise SpecError("\n".join(_messages(file, error, lines))) from error
 

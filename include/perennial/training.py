@@ -30,14 +30,19 @@ from numpy.typing import NDArray
 from sklearn.inspection import permutation_importance
 from threadpoolctl import threadpool_info
 
-from perennial import artifacts, evaluation, logs, plots
+from perennial import artifacts, logs, plots
 from perennial.artifacts import FeatureList, Prediction
+from perennial.contest import Contest, Entrant, Outcome, hold
+from perennial.costs import cost_function
 from perennial.errors import ScoringError, TrainingError
 from perennial.estimators import combinations, make_estimator, show_params
-from perennial.gates import Contender, Evaluation
+from perennial.evaluation import evaluate_prediction
+from perennial.evidence import Contender, Evaluation
 from perennial.lake import Lake
 from perennial.ledger import Ledger
+from perennial.readiness import CleanProcess
 from perennial.registry import KEY, MAX_TAG, CandidateRun, Registry
+from perennial.scoring import probabilities_as_json
 from perennial.spec import METRICS, ModelFolder, ModelSpec
 from perennial.training_set import LABEL, TrainingSet, build_training_set, labels_of, load_rows
 
@@ -190,7 +195,7 @@ def fit_candidate(
             json.dumps([{"params": trial.params, "metrics": trial.metrics} for trial in trials], indent=2), encoding="utf-8"
         )
         if not declared.baseline:
-            _illustrate(spec, candidate, best, frame.iloc[older:], truth[older:], directory)
+            _illustrate(folder, candidate, best, frame.iloc[older:], truth[older:], directory)
         run.log_files(directory, "validation")
         _log_folder(run, folder)
         primary = spec.primary_metric
@@ -268,7 +273,8 @@ def _search(folder: ModelFolder, name: str, frame: pd.DataFrame, truth: NDArray[
     Raises:
         TrainingError: all of them failed.
     """
-    spec, trials, failure = folder.spec, [], None
+    spec, cost = folder.spec, cost_function(folder)
+    trials, failure = [], None
     for params in combinations(folder, name):
         try:
             estimator = fit_estimator(folder, name, params, frame.iloc[:older], truth[:older])
@@ -277,9 +283,7 @@ def _search(folder: ModelFolder, name: str, frame: pd.DataFrame, truth: NDArray[
             log.warning("candidate %s with %s failed: %s", name, show_params(params), error)
             failure = error
             continue
-        metrics = evaluation.evaluate(
-            spec.task, truth[older:], prediction.values, probabilities=prediction.probabilities, classes=prediction.classes
-        )
+        metrics = evaluate_prediction(spec.task, truth[older:], prediction, cost)
         trials.append(_Trial(params, metrics, estimator, prediction))
     if not trials:
         raise TrainingError(
@@ -320,31 +324,36 @@ def _reference(spec: ModelSpec, rows: pa.Table, older: int, unseen: Prediction) 
     text = unseen.values.dtype.kind == "O"
     values = np.concatenate([np.full(older, None if text else np.nan, dtype=unseen.values.dtype), unseen.values])[kept]
     prediction = pa.array(values, type=pa.string() if text else pa.float64(), from_pandas=True)
-    return rows.select([*spec.features.names, LABEL]).take(pa.array(kept)).append_column("prediction", prediction)
+    taken = rows.select([*spec.features.names, LABEL, spec.event_time]).take(pa.array(kept))
+    if unseen.probabilities is not None and spec.task == "multiclass_classification":
+        said = pa.concat_arrays([pa.nulls(older, pa.string()), probabilities_as_json(unseen)])
+        taken = taken.append_column("probabilities", said.take(pa.array(kept)))
+    return taken.append_column("prediction", prediction)
 
 
-def _illustrate(spec: ModelSpec, name: str, trial: _Trial, frame: pd.DataFrame, truth: NDArray[Any], directory: Path) -> None:
+def _illustrate(
+    folder: ModelFolder, name: str, trial: _Trial, frame: pd.DataFrame, truth: NDArray[Any], directory: Path
+) -> None:
     """Pictures of a candidate on rows it has not seen, and which features it leans on."""
+    spec = folder.spec
     plots.draw_predictions(spec.task, truth, {name: trial.prediction}, directory, rows="validation")
-    importance = _importance(spec, trial.estimator, frame, truth)
+    importance = _importance(folder, trial.estimator, frame, truth)
     if importance:
         (directory / "importance.json").write_text(json.dumps(importance, indent=2), encoding="utf-8")
         plots.draw_importance(importance, directory, metric=spec.primary_metric, rows="validation")
 
 
-def _importance(spec: ModelSpec, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any]) -> dict[str, float]:
+def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any]) -> dict[str, float]:
     """Drop of the primary metric a feature when its values are shuffled among a seeded sample of rows, largest first.
 
     References:
         Breiman: Random Forests. Machine Learning 45, 2001, section 10.
     """
+    spec, cost = folder.spec, cost_function(folder)
     sign = 1 if METRICS[spec.task][spec.primary_metric] else -1
 
     def score(fitted: Any, rows: pd.DataFrame, labels: NDArray[Any]) -> float:
-        prediction = artifacts.predict(spec.task, fitted, rows)
-        metrics = evaluation.evaluate(
-            spec.task, labels, prediction.values, probabilities=prediction.probabilities, classes=prediction.classes
-        )
+        metrics = evaluate_prediction(spec.task, labels, artifacts.predict(spec.task, fitted, rows), cost)
         return sign * metrics.get(spec.primary_metric, np.nan)
 
     size = min(_IMPORTANCE_ROWS, len(frame))
@@ -413,59 +422,43 @@ def evaluate_training(
     """
     spec, chosen = folder.spec, choose(fitted)
     rows = load_rows(folder, lake, training_set, "holdout")
-    truth = labels_of(rows)
-    content = training_set.content["holdout"]
-    predictions: dict[str, Prediction] = {}
+    with CleanProcess(registry.settings, spec, training_set, chosen, rows) as clean:
 
-    def measured(candidate: Fitted, role: Literal["candidate", "baseline"]) -> Contender:
-        blank = Contender(
-            name=candidate.candidate,
-            role=role,
-            metrics={},
-            rows=len(truth),
-            rows_hash=content,
-            predictions=None,
-            mlflow_run_id=candidate.mlflow_run_id,
-            trained_on=training_set.window,
+        def entrant(candidate: Fitted, role: Literal["candidate", "baseline"]) -> Entrant:
+            blank = Contender(
+                name=candidate.candidate,
+                role=role,
+                metrics={},
+                rows=rows.num_rows,
+                rows_hash=training_set.content["holdout"],
+                predictions=None,
+                mlflow_run_id=candidate.mlflow_run_id,
+                trained_on=training_set.window,
+            )
+            return Entrant(blank, partial(registry.load_fitted, spec, training_set, candidate))
+
+        outcome = hold(
+            Contest(
+                folder=folder,
+                interval=training_set.interval("holdout"),
+                rows=rows,
+                rows_hash=training_set.content["holdout"],
+                entities=training_set.entities["holdout"],
+                as_of=training_set.as_of,
+                training_classes=training_set.classes["window"],
+                training_coverage=training_set.label_coverage("window"),
+                candidate=entrant(chosen, "candidate"),
+                baselines=[entrant(baseline, "baseline") for baseline in fitted if baseline.baseline],
+                champion=_champion(spec, ledger, registry, training_set, rows.num_rows),
+                run_id=run_id,
+            ),
+            clean.wait,
         )
-        load = partial(registry.load_fitted, spec, training_set, candidate)
-        contender, prediction = evaluation.measure(blank, load, rows, truth, spec.task)
-        if prediction is not None:
-            predictions[candidate.candidate] = prediction
-        return contender
-
-    candidate = measured(chosen, "candidate")
-    champion = _measure_champion(folder, ledger, registry, rows, truth, content, predictions)
-    baselines = [measured(baseline, "baseline") for baseline in fitted if baseline.baseline]
-    result = Evaluation(
-        model=spec.name,
-        task=spec.task,
-        metric=spec.primary_metric,
-        interval=training_set.holdout,
-        entities=training_set.entities["holdout"],
-        rows=len(truth),
-        rows_hash=content,
-        classes=training_set.classes["holdout"],
-        not_finite_inputs=_count_infinite(spec, rows),
-        candidate=candidate,
-        baselines=baselines,
-        champion=champion,
-        run_id=run_id,
-    )
-    _log_evaluation(spec, registry, training_set, chosen, fitted, result, truth, predictions)
-    return result
+    _log_evaluation(spec, registry, training_set, chosen, fitted, outcome)
+    return outcome.evaluation
 
 
-def _measure_champion(
-    folder: ModelFolder,
-    ledger: Ledger,
-    registry: Registry,
-    rows: pa.Table,
-    truth: NDArray[Any],
-    content: str,
-    predictions: dict[str, Prediction],
-) -> Contender | None:
-    spec = folder.spec
+def _champion(spec: ModelSpec, ledger: Ledger, registry: Registry, training_set: TrainingSet, rows: int) -> Entrant | None:
     version = registry.champion(spec.name)
     if version is None:
         return None
@@ -474,24 +467,14 @@ def _measure_champion(
         name=str(record.training.get("candidate", "champion")) if record else "champion",
         role="champion",
         metrics={},
-        rows=len(truth),
-        rows_hash=content,
+        rows=rows,
+        rows_hash=training_set.content["holdout"],
         predictions=None,
         version=version,
         mlflow_run_id=record.mlflow_run_id if record else None,
         trained_on=record.training.get("window") if record else None,
     )
-    contender, prediction = evaluation.measure(
-        blank, lambda: registry.load(spec.name, version, spec=spec), rows, truth, spec.task
-    )
-    if prediction is not None:
-        predictions[f"champion, version {version}"] = prediction
-    return contender
-
-
-def _count_infinite(spec: ModelSpec, rows: pa.Table) -> dict[str, int]:
-    counts = {name: pc.sum(pc.is_inf(pc.cast(rows.column(name), pa.float64()))).as_py() or 0 for name in spec.features.numeric}
-    return {name: int(count) for name, count in counts.items() if count}
+    return Entrant(blank, partial(registry.load, spec.name, version, spec=spec))
 
 
 def _log_evaluation(
@@ -500,10 +483,9 @@ def _log_evaluation(
     training_set: TrainingSet,
     chosen: Fitted,
     fitted: Sequence[Fitted],
-    result: Evaluation,
-    truth: NDArray[Any],
-    predictions: Mapping[str, Prediction],
+    outcome: Outcome,
 ) -> None:
+    result = outcome.evaluation
     stored = {candidate.mlflow_run_id: candidate.model_id for candidate in fitted}
     for contender in (result.candidate, *result.baselines):
         if contender.mlflow_run_id is not None and contender.metrics:
@@ -522,5 +504,7 @@ def _log_evaluation(
     with tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
         directory = Path(scratch)
         (directory / "evaluation.json").write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
-        plots.draw_predictions(spec.task, truth, predictions, directory, rows=f"holdout {result.interval}")
+        holdout = f"holdout {result.interval}"
+        plots.draw_predictions(spec.task, outcome.truth, outcome.predictions, directory, rows=holdout)
+        plots.draw_comparison(result, outcome.gains, directory, rows=holdout)
         run.log_files(directory, "holdout")

@@ -118,7 +118,7 @@ def build_training_set(folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of
         rows={part: rows.num_rows for part, rows in used.items()},
         labelled={part: rows.num_rows for part, (rows, _) in parts.items()},
         entities={part: entities for part, (_, entities) in parts.items()},
-        classes={part: _count_classes(spec, rows) for part, rows in used.items()},
+        classes={part: count_classes(spec, rows) for part, rows in used.items()},
         content={part: content_hash(rows) for part, rows in used.items()},
     )
     _check_window(spec, training_set, used["window"])
@@ -227,7 +227,8 @@ def _order(spec: ModelSpec, key: Sequence[str]) -> list[str]:
     return [spec.event_time, *(name for name in key if name != spec.event_time)]
 
 
-def _count_classes(spec: ModelSpec, rows: pa.Table) -> dict[str, int]:
+def count_classes(spec: ModelSpec, rows: pa.Table) -> dict[str, int]:
+    """Rows a class, by name; empty for regression."""
     if spec.task == "regression":
         return {}
     counted = pc.value_counts(pc.cast(rows.column(LABEL), pa.string())).to_pylist()

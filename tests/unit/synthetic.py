@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +20,14 @@ from sklearn.preprocessing import OrdinalEncoder
 from threadpoolctl import threadpool_limits
 
 from perennial.artifacts import FeatureList
+from perennial.evidence import Comparison, Operation, Robustness, Slices
 from perennial.gates import Contender, Evaluation, GateDecision, GateResult, PredictionSummary
 from perennial.intervals import Interval
 from perennial.lake import Lake, TableWrite
 from perennial.ledger import Ledger
 from perennial.registry import Registry
 from perennial.settings import Settings
-from perennial.spec import ModelFolder, read_model
+from perennial.spec import METRICS, ModelFolder, read_model
 from perennial.training import Fitted, code_state
 from perennial.training_set import TrainingSet
 
@@ -260,7 +262,7 @@ def evaluation_of(auc: float = 0.7, champion: Contender | None = None) -> Evalua
             trained_on="2013-03-01--2013-03-21",
         )
 
-    return Evaluation(
+    evaluation = Evaluation(
         model="toy",
         task="binary_classification",
         metric="roc_auc",
@@ -273,6 +275,40 @@ def evaluation_of(auc: float = 0.7, champion: Contender | None = None) -> Evalua
         candidate=contender("candidate", auc),
         baselines=[contender("baseline", 0.5)],
         champion=champion,
+    )
+    return with_evidence(evaluation)
+
+
+def with_evidence(evaluation: Evaluation, *, width: float = 0.0005) -> Evaluation:
+    """The evaluation with all that gates ask for beside its metrics, and nothing wrong in it.
+
+    Args:
+        evaluation: what it is added to.
+        width: how far the bounds of the gain lie from it.
+    """
+    metric, candidate, champion = evaluation.metric, evaluation.candidate, evaluation.champion
+    values = [contender.metrics.get(metric) if contender else None for contender in (candidate, champion)]
+    comparison = None
+    if values[0] is not None and values[1] is not None:
+        gain = (values[0] - values[1]) * (1 if METRICS[evaluation.task][metric] else -1)
+        comparison = Comparison(
+            gain=gain, low=gain - 2 * width, high=gain + 2 * width, lower=gain - width, upper=gain + width, identical=0.0,
+            blocks=7, block="1d", resamples=1_000, seed=2013, confidence=0.95,
+        )  # fmt: skip
+    constant = {"roc_auc": 0.5, "log_loss": 0.7, "rmse": 10.0}.get(metric, 0.0)
+    clean = constant if values[0] is None else values[0]
+    return replace(
+        evaluation,
+        as_of=Interval.from_key(evaluation.interval).end.isoformat(),
+        training_classes={} if evaluation.task == "regression" else {"false": 240, "true": 60},
+        training_coverage=1.0,
+        comparison=comparison,
+        slices=None if champion is None else Slices([], []),
+        groups=[],
+        robustness=Robustness(100, clean, constant, {"x": clean}, {"x": clean}, {}),
+        behaviour={},
+        operation=Operation(rows=100, difference=0.0, same_features=True, latency=5.0, load_seconds=0.5, artifact_mb=0.1),
+        alone={"x": 0.6},
     )
 
 

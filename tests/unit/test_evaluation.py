@@ -13,21 +13,27 @@ from perennial.evaluation import calibration_error, evaluate, summarise
 from perennial.spec import METRICS
 
 
+def no_cost(truth: Any, predicted: Any) -> Any:
+    return np.zeros(len(truth))
+
+
 def test_every_metric_that_a_spec_may_name_is_computed() -> None:
     generator = np.random.default_rng(1)
     truth = generator.random(300) < 0.3
     probability = np.clip(truth * 0.3 + generator.random(300) * 0.7, 0, 1)
-    assert set(evaluate("binary_classification", truth, probability)) == set(METRICS["binary_classification"])
+    found = evaluate("binary_classification", truth, probability, cost=no_cost)
+    assert set(found) == set(METRICS["binary_classification"])
 
     classes = ("a", "b", "c")
     probabilities = generator.dirichlet([1, 1, 1], 300)
     labels = np.array(classes, dtype=object)[generator.integers(3, size=300)]
     predicted = np.array(classes, dtype=object)[probabilities.argmax(axis=1)]
-    found = evaluate("multiclass_classification", labels, predicted, probabilities=probabilities, classes=classes)
+    found = evaluate("multiclass_classification", labels, predicted, probabilities=probabilities, classes=classes, cost=no_cost)
     assert set(found) == set(METRICS["multiclass_classification"])
 
     numbers = generator.normal(size=300)
-    assert set(evaluate("regression", numbers, numbers + 1)) == set(METRICS["regression"])
+    assert set(evaluate("regression", numbers, numbers + 1, cost=no_cost)) == set(METRICS["regression"])
+    assert "cost" not in evaluate("regression", numbers, numbers + 1)
     assert evaluate("regression", numbers, numbers + 1)["mae"] == pytest.approx(1)
 
 
