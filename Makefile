@@ -6,7 +6,7 @@ READY := .venv/ready
 # Without compiled bytecode every process would compile every import anew, which triples the start of Airflow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test lint bench
+.PHONY: help up demo test lint bench secrets
 .NOTPARALLEL:
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end'
 	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
 	@echo 'make lint    ruff, mypy, import rules'
+	@echo 'make secrets .env for docker compose, with a generated value for each secret'
 	@echo 'make bench   the benchmarks there are'
 
 up: $(READY)
@@ -30,6 +31,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+secrets: $(READY)
+	@$(BIN)/perennial deploy secrets
 
 bench:
 	@ls benchmarks/*.py 2>/dev/null || echo 'No benchmarks yet.'

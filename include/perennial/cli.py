@@ -91,11 +91,46 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--as-of", required=True, type=_moment, help="only what was known by this day is used")
     command.set_defaults(command=_train)
 
+    command = commands.add_parser("calibrate", help="by hand: set the thresholds for drift from stable history")
+    command.add_argument("model")
+    command.add_argument("start", nargs="?", type=_moment, help="first day of what was stable (all that is published)")
+    command.add_argument("end", nargs="?", type=_moment, help="first day that is left out")
+    command.add_argument("--replays", type=int, choices=range(200, 100_001), metavar="N", default=1_000, help="windows (1000)")
+    command.add_argument("--seed", type=int, help="of the draws (training.seed)")
+    command.set_defaults(command=_calibrate)
+
+    command = commands.add_parser("performance", help="what was expected of each window, and what came")
+    command.add_argument("model")
+    command.set_defaults(command=_performance)
+
     command = commands.add_parser("rollback", help="by hand: make an earlier version champion again")
     command.add_argument("model")
-    command.add_argument("--version", type=int, help="by default the champion before this one")
+    command.add_argument("--to", type=int, metavar="VERSION", help="a former champion; by default the one before this one")
     command.add_argument("--reason", required=True, help="goes into the ledger")
     command.set_defaults(command=_rollback)
+
+    command = commands.add_parser("promote", help="by hand: make a version champion")
+    command.add_argument("model")
+    command.add_argument("version", type=int)
+    command.add_argument("--override", metavar="REASON", help="why, although something stands against it; kept for ever")
+    command.set_defaults(command=_promote)
+
+    command = commands.add_parser("history", help="who was champion since when, over whom, why and by whom")
+    command.add_argument("model")
+    command.add_argument("--json", action="store_true", help="with the evidence")
+    command.set_defaults(command=_history)
+
+    command = commands.add_parser("explain", help="a version's whole story: data, metrics, gates, approval, promotion")
+    command.add_argument("model")
+    command.add_argument("version", type=int)
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(command=_explain)
+
+    command = commands.add_parser("card", help="write a version's model card and release report")
+    command.add_argument("model")
+    command.add_argument("version", type=int)
+    command.add_argument("--out", type=Path, metavar="DIR", help="by default they are logged to the version's run in MLflow")
+    command.set_defaults(command=_card)
 
     command = commands.add_parser("lineage", help="where a prediction came from, or where raw rows went")
     command.add_argument("model")
@@ -114,7 +149,26 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("maintain", help="by hand: retention, compaction, what the dead left open")
     command.add_argument("model")
     command.set_defaults(command=_maintain)
+    _add_deploy(commands)
     return parser
+
+
+def _add_deploy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What ``docker-compose.yaml`` and the Makefile call."""
+    steps = commands.add_parser("deploy", help="the deployed stack: secrets, init job, MLflow's server, health").add_subparsers(
+        required=True, metavar="step"
+    )
+    step = steps.add_parser("secrets", help="write what .env lacks of the deployment's secrets")
+    step.add_argument("file", nargs="?", type=Path, default=PROJECT / ".env")
+    step.set_defaults(command=_deploy_secrets)
+    steps.add_parser("init", help="databases, roles, schemas and users, in order").set_defaults(command=_deploy_init)
+    step = steps.add_parser("mlflow", help="become MLflow's server, behind its sign-in")
+    step.add_argument("--host", required=True)
+    step.add_argument("--port", required=True)
+    step.set_defaults(command=_deploy_mlflow)
+    step = steps.add_parser("ping", help="exit with 0 if the server at an address, or this container's worker, answers")
+    step.add_argument("target", help="an address, or celery:NAME")
+    step.set_defaults(command=_deploy_ping)
 
 
 def _moment(text: str) -> datetime:
@@ -226,10 +280,105 @@ def _train(chosen: argparse.Namespace) -> int:
     return _tell(by_hand.train(_living_settings(), chosen.model, chosen.as_of))
 
 
+def _calibrate(chosen: argparse.Namespace) -> int:
+    from rich.progress import track
+    from rich.table import Column, Table
+
+    from perennial import by_hand
+    from perennial.spec import THRESHOLDS_FILE
+
+    if (chosen.start is None) != (chosen.end is None):
+        raise SystemExit("give both days of the history, or none")
+    console = _console()
+    folder, found = by_hand.calibrate(
+        _living_settings(),
+        chosen.model,
+        _interval(chosen) if chosen.start is not None else None,
+        replays=chosen.replays,
+        seed=chosen.seed,
+        progress=lambda replays: track(replays, "replaying history", console=console, transient=True),
+    )
+    policy, before = folder.spec.drift, folder.thresholds.columns if folder.thresholds else {}
+    table = Table("column", *(Column(name, justify="right") for name in ("before", "now", "missing before", "now")), box=None)
+    for name, one in found.columns.items():
+        old = before.get(name)
+        fixed = policy.categorical_threshold if name in folder.spec.features.categorical else policy.numeric_threshold
+        if name == "prediction" and folder.spec.task != "multiclass_classification":
+            fixed = policy.prediction_threshold
+        table.add_row(
+            name,
+            f"{old.distance if old else fixed:.4g}",
+            f"{one.distance:.4g}",
+            f"{old.missing:.1%}" if old else "",
+            f"{one.missing:.1%}",
+        )
+    console.print(table)
+    console.print(
+        f"{found.expected:g} verdicts drift a year are expected of windows like those of {found.history} "
+        f"(budget {found.false_alarms:g}; {found.replays:,} replays). Written to {folder.path / THRESHOLDS_FILE}"
+    )
+    return 0
+
+
+def _performance(chosen: argparse.Namespace) -> int:
+    from rich.table import Column, Table
+
+    from perennial import by_hand
+
+    metric, windows = by_hand.outlook(settings(), chosen.model)
+    numbers = (f"estimated {metric}", f"realised {metric}", "labels known")
+    table = Table("window", "version", *(Column(name, justify="right") for name in numbers), "verdict", box=None)
+    for window in windows:
+        band = f" ({window.band[0]:.4g} to {window.band[1]:.4g})" if window.band else ""
+        table.add_row(
+            window.interval.key,
+            str(window.version),
+            "" if window.estimated is None else f"{window.estimated:.4g}{band}",
+            "" if window.realised is None else f"{window.realised:.4g}",
+            "" if window.coverage is None else f"{window.coverage:.0%}{'' if window.mature else ', not mature'}",
+            " ".join(filter(None, (window.verdict, f"({window.severity})" if window.severity not in (None, "none") else ""))),
+        )
+    console = _console()
+    console.print(table if windows else f"no window of {chosen.model} has been judged or measured yet")
+    return 0
+
+
 def _rollback(chosen: argparse.Namespace) -> int:
     from perennial import by_hand
 
-    return _tell(by_hand.rollback(_living_settings(), chosen.model, chosen.version, chosen.reason))
+    return _tell(by_hand.rollback(_living_settings(), chosen.model, chosen.to, chosen.reason))
+
+
+def _promote(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand
+
+    return _tell(by_hand.promote(_living_settings(), chosen.model, chosen.version, chosen.override))
+
+
+def _history(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand, history
+
+    changes = by_hand.history(settings(), chosen.model)
+    if chosen.json:
+        return _tell(json.dumps(changes, indent=2))
+    history.show_history(_console(), chosen.model, changes)
+    return 0
+
+
+def _explain(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand, history
+
+    story = by_hand.explain(settings(), chosen.model, chosen.version)
+    if chosen.json:
+        return _tell(json.dumps(story, indent=2))
+    history.show_story(_console(), story)
+    return 0
+
+
+def _card(chosen: argparse.Namespace) -> int:
+    from perennial import by_hand
+
+    return _tell(by_hand.card(_living_settings(), chosen.model, chosen.version, chosen.out))
 
 
 def _lineage(chosen: argparse.Namespace) -> int:
@@ -261,6 +410,34 @@ def _maintain(chosen: argparse.Namespace) -> int:
     from perennial import by_hand
 
     return _tell(by_hand.tidy(_living_settings(), chosen.model))
+
+
+def _deploy_secrets(chosen: argparse.Namespace) -> int:
+    from perennial.stack.deployed import write_secrets
+
+    made = write_secrets(chosen.file)
+    return _tell(f"{chosen.file}: made {', '.join(made)}" if made else f"{chosen.file} has every secret already")
+
+
+def _deploy_init(_: argparse.Namespace) -> int:
+    from perennial.stack.deployed import initialise
+
+    logging.getLogger("perennial").setLevel(logging.INFO)
+    initialise(os.environ)
+    return 0
+
+
+def _deploy_mlflow(chosen: argparse.Namespace) -> int:
+    from perennial.stack.deployed import serve_mlflow
+
+    serve_mlflow(os.environ, ["--host", chosen.host, "--port", chosen.port])
+    return 1
+
+
+def _deploy_ping(chosen: argparse.Namespace) -> int:
+    from perennial.stack.deployed import ping
+
+    return 0 if ping(chosen.target) else 1
 
 
 def _tell(text: str) -> int:

@@ -20,6 +20,13 @@ from perennial.orchestration.callbacks import alert_of_failure
 from perennial.settings import settings
 from perennial.spec import ModelFolder, ModelSpec, read_models
 
+#: Queues of Celery's workers, by stage: what trains for an hour must not keep scoring waiting. Other executors have none.
+LIGHT = "light"
+_QUEUES = {"train": "train", "score": "score"}
+
+#: Longest time a run may take, unless it waits for a person.
+RUN_LIMIT = timedelta(hours=12)
+
 
 def models() -> list[ModelSpec]:
     """The models that have a sound folder, by name."""
@@ -64,7 +71,7 @@ def stage(
     doc: str | None,
     params: Mapping[str, Param] | None = None,
     max_active_runs: int = 1,
-    run_limit: timedelta = timedelta(hours=12),
+    run_limit: timedelta = RUN_LIMIT,
     task_limit: timedelta = timedelta(hours=3),
 ) -> DAG:
     """The DAG ``<model>.<stage>``.
@@ -90,6 +97,7 @@ def stage(
         max_active_runs=max_active_runs,
         run_limit=run_limit,
         task_limit=task_limit,
+        queue=_QUEUES.get(name, LIGHT),
     )
 
 
@@ -105,6 +113,7 @@ def common(
     max_active_runs: int = 1,
     run_limit: timedelta,
     task_limit: timedelta,
+    queue: str = LIGHT,
 ) -> DAG:
     """A DAG with the house's retries, limits and alerts; :func:`stage` says what the arguments mean."""
     defaults: dict[str, Any] = {
@@ -114,6 +123,7 @@ def common(
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": timedelta(minutes=10),
         "execution_timeout": task_limit,
+        "queue": queue,
         "on_failure_callback": alert_of_failure,
     }
     return DAG(
@@ -121,7 +131,6 @@ def common(
         description=description,
         doc_md=inspect.cleandoc(doc or ""),
         schedule=schedule,
-        # No start_date: with one in the past, Airflow would run the last missed tick as soon as the DAG is unpaused.
         # No start date: with one, Airflow would run the last missed tick as soon as the DAG is switched on.
         catchup=False,
         max_active_runs=max_active_runs,
@@ -142,11 +151,14 @@ def switch(title: str, description: str, *, default: bool) -> Param:
     return Param(default, type="boolean", title=title, description_md=description)
 
 
-def text(title: str, description: str) -> Param:
-    """A form field for a short text that must be given."""
+def text(title: str, description: str, *, required: bool = True) -> Param:
+    """A form field for a short text; it must be given if it is required."""
+    if not required:
+        return Param(None, type=["null", "string"], maxLength=500, title=title, description_md=description)
     return Param(None, type="string", minLength=3, maxLength=500, title=title, description_md=description)
 
 
-def version(title: str, description: str) -> Param:
-    """A form field for a model version's number that may be left empty."""
-    return Param(None, type=["null", "integer"], minimum=1, title=title, description_md=description)
+def version(title: str, description: str, *, required: bool = False) -> Param:
+    """A form field for a model version's number; it may be left empty unless it is required."""
+    kinds = "integer" if required else ["null", "integer"]
+    return Param(None, type=kinds, minimum=1, title=title, description_md=description)

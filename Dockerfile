@@ -1,0 +1,31 @@
+# syntax=docker/dockerfile:1
+# One image for every process of the deployment; docker-compose.yaml says which of them a container is.
+ARG PYTHON=python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
+
+FROM ${PYTHON} AS build
+ENV UV_LINK_MODE=copy PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /opt/perennial
+RUN python -m venv /opt/venv
+COPY requirements-bootstrap.lock requirements.lock ./
+# Every package is checked against its hash. The bytecode is compiled here, since nothing can be written later.
+RUN /opt/venv/bin/pip install --quiet --only-binary :all: --require-hashes -r requirements-bootstrap.lock \
+    && /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --compile-bytecode -r requirements.lock
+COPY pyproject.toml README.md ./
+COPY include/perennial include/perennial
+RUN /opt/venv/bin/uv pip install --python /opt/venv/bin/python --no-deps --no-build-isolation -e . \
+    && /opt/venv/bin/python -m compileall -q include/perennial
+
+FROM ${PYTHON}
+RUN groupadd --gid 50000 perennial \
+    && useradd --uid 50000 --gid 50000 --home-dir /opt/airflow --no-create-home --shell /usr/sbin/nologin perennial \
+    # Volumes take their owner from here.
+    && install --directory --owner 50000 --group 50000 /opt/airflow /var/lib/perennial /var/lib/mlflow /var/log/airflow
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /opt/perennial /opt/perennial
+COPY dags /opt/perennial/dags
+COPY plugins /opt/perennial/plugins
+COPY include/models /opt/perennial/include/models
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin
+WORKDIR /opt/perennial
+USER 50000:50000
+CMD ["perennial", "--help"]

@@ -1,0 +1,8 @@
+"""What takes long to import, imported: a worker's parent process imports this before it forks, so that no task has to."""
+
+from importlib import import_module
+
+from perennial.stack.embedded import IMPORTED_FOR_TASKS
+
+for name in IMPORTED_FOR_TASKS:
+    import_module(name)
