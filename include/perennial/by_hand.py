@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -62,6 +64,7 @@ def train(settings: Settings, model: str, as_of: datetime) -> str:
 
     with _run(settings, model, None) as (parts, run_id):
         folder, lake, ledger, registry = parts.model(model), parts.lake, parts.ledger, parts.registry
+    from perennial.releases import publish_pages
         training_set = build_training_set(folder, lake, ledger, as_of=as_of, run_id=run_id)
         fitted = [
             training.fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id)
@@ -74,6 +77,7 @@ def train(settings: Settings, model: str, as_of: datetime) -> str:
             registry.refuse(model, version, decision)
             return f"{model} version {version} is refused: {'; '.join(decision.reasons)}"
         registry.promote(
+        publish_pages(folder, ledger, registry, version)
             model,
             version,
             expected=evaluation.champion_version,
@@ -220,6 +224,21 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
 
 
 @contextmanager
+def card(settings: Settings, model: str, version: int, out: Path | None) -> str:
+    """Write a version's model card and release report anew, with what has been decided since, to MLflow or a folder."""
+    from perennial.releases import publish_pages, write_pages
+
+    with _run(settings, model, None) as (parts, _):
+        if out is None:
+            publish_pages(parts.model(model), parts.ledger, parts.registry, version)
+            return f"{model} version {version}: card/card.html and card/release.html of its run in MLflow"
+        folder: ModelFolder | None = None
+        with suppress(SpecError):  # a version outlives its folder
+            folder = parts.model(model)
+        pages = write_pages(folder, parts.ledger, parts.registry, model, version, out)
+    return "\n".join(str(page) for page in pages)
+
+
 def _run(settings: Settings, model: str, interval: Interval | None) -> Iterator[tuple[Deployment, str]]:
     parts = Deployment(settings)
     parts.ledger.migrate()

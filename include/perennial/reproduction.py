@@ -108,7 +108,7 @@ def reproduce(
         raise TrainingError(f"{model} has no version {version} in the ledger; there are: {known}")
     training_set = TrainingSet(**{field.name: record.training[field.name] for field in fields(TrainingSet)})
     notes: list[str] = []
-    with _folder_of(record, folder, registry, notes) as its_folder:
+    with open_folder(record, folder, registry, notes) as its_folder:
         # The folder has been compared already, by whichever digests were kept.
         training_set = replace(training_set, folder_digest=its_folder.digest)
         takes = FeatureList(tuple(record.training["numeric"]), tuple(record.training["categorical"]))
@@ -141,10 +141,21 @@ def reproduce(
 
 
 @contextmanager
-def _folder_of(
+def open_folder(
     record: VersionRecord, folder: ModelFolder | None, registry: Registry, notes: list[str]
 ) -> Iterator[ModelFolder]:
-    """The folder the version was made by: as it is now, or else the files that were logged with its run."""
+    """The folder a version was made by: as it is now, or else the files that were logged with its run.
+
+    Args:
+        record: of the version.
+        folder: as it is now; None if there is none.
+        registry: holds the logged files.
+        notes: is told what was used if it is not the folder.
+
+    Raises:
+        TrainingError: the folder was another one then, and no copy of it was kept.
+        ArtifactRejected: the copy is not what the ledger speaks of.
+    """
     if folder is not None and folder.digest == record.spec_digest:
         yield folder
         return
