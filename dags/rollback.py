@@ -3,10 +3,13 @@
 
 By hand alone, in the Airflow UI: press *Trigger*, say why, and leave `version` empty for the champion before this one.
 The ledger records who, when and why; the next scoring uses the version. Rolling back to the version that already is
-champion changes nothing. Predictions that were already written stay; to replace them, trigger `<model>.score` for their days.
+champion changes nothing, nor does a second rollback without a version right after a first one: two who see the same trouble
+do not go back two steps. Predictions that were already written stay; to replace them, trigger `<model>.score` for their days.
 
 ## When it fails
-- **no earlier champion**: there is nothing to go back to. Name a registered version, or train a new one.
+- **no earlier champion**: there is nothing to go back to. Train a new version, or make another one champion by
+  `<model>.promote`.
+- **never was champion**: that is no way back. Use `<model>.promote`.
 - **ArtifactRejected**: that version's stored model differs from what was registered. Choose another one.
 """
 
@@ -21,7 +24,7 @@ for model in models():
         doc=__doc__,
         params={
             "reason": text("Reason", "Why; it is kept with the rollback."),
-            "version": version("Version", "The number of the version to go back to. Empty: the champion before this one."),
+            "version": version("Version", "The former champion to go back to. Empty: the champion before this one."),
         },
     ):
         roll_back(model=model.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from perennial.settings import PROJECT
 from perennial.stack.embedded import Stack
 
 MODEL = "energy_load"
-STAGES = ("ingest", "train", "score", "monitor", "rollback", "maintain")
+STAGES = ("ingest", "train", "score", "monitor", "promote", "rollback", "maintain")
 PATIENCE = 300
+#: Models like it that ask a person before they promote: one waits, one hardly does.
+ASKING = {"energy_asked": "{approvers: [admin]}", "energy_hasty": "{within: 1s}"}
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,12 @@ class Living:
 @pytest.fixture(scope="session")
 def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
     """``energy_load`` after seventeen days of history, a training, and three days as they came in."""
-    state = tmp_path_factory.mktemp("living") / "var"
-    given = {**os.environ, "PERENNIAL_MODELS": str(PROJECT / "tests" / "models"), **free_ports()}
+    folder = tmp_path_factory.mktemp("living")
+    state, models = folder / "var", folder / "models"
+    shutil.copytree(PROJECT / "tests" / "models", models)
+    for name, approval in ASKING.items():
+        _copy_model(models, name, f"promotion: approval\napproval: {approval}\n")
+    given = {**os.environ, "PERENNIAL_MODELS": str(models), **free_ports()}
     with Stack(state, given, say=lambda _: None) as stack, AirflowApi(stack.airflow_url, "admin", stack.password) as api:
         dags = [f"{MODEL}.{stage}" for stage in STAGES]
         api.wait_for_dags(dags, check=stack.check)
@@ -73,6 +80,13 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
         life.trigger("train", {"as_of": "2024-01-17"})
         life.trigger("ingest", {"start": "2024-01-17", "end": "2024-01-20"})
         yield life
+
+
+def _copy_model(models: Path, name: str, more: str) -> None:
+    """A model like :data:`MODEL`, of another name and with more lines in its ``model.yaml``."""
+    shutil.copytree(models / MODEL, models / name)
+    spec = models / name / "model.yaml"
+    spec.write_text(spec.read_text().replace(f"name: {MODEL}", f"name: {name}") + more)
 
 
 def free_ports() -> dict[str, str]:

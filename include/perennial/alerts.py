@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from perennial.intervals import Interval
@@ -34,8 +35,8 @@ class Alert:
     Attributes:
         model: the model it is about.
         severity: ``critical``: predictions are missing or not to be trusted until someone acts. ``warning``: look at it.
-        kind: ``drift``, ``unknown_verdict``, ``interval_refused``, ``promotion_refused``, ``promoted``, ``rollback``,
-            ``breaker`` or ``run_failed``.
+        kind: ``drift``, ``performance_fell``, ``unknown_verdict``, ``interval_refused``, ``promotion_refused``, ``promoted``,
+            ``rollback``, ``breaker`` or ``run_failed``.
         title: one line.
         text: what happened, why, and what to do; plain text of a few lines.
         links: name to address, such as ``{"Drift report": "http://…"}``.
@@ -58,19 +59,52 @@ class Alert:
 
 
 def drift(
-    model: str, interval: Interval, *, version: int, reasons: Sequence[str], links: Mapping[str, str] | None = None
+    model: str,
+    interval: Interval,
+    *,
+    version: int,
+    reasons: Sequence[str],
+    severity: Severity = "warning",
+    links: Mapping[str, str] | None = None,
 ) -> Alert:
-    """The inputs or predictions of an interval differ from what the champion was trained on."""
+    """The inputs or predictions of an interval differ from what the champion was trained on.
+
+    ``critical`` if that lasts, or performance falls with it (:mod:`perennial.impact`).
+    """
     return Alert(
         model=model,
-        severity="warning",
+        severity=severity,
         kind="drift",
-        title=f"{model}: drift in {interval.key}",
+        title=f"{model}: {'lasting or harmful ' if severity == 'critical' else ''}drift in {interval.key}",
         text=_text(
             f"What version {version} saw in {interval.key} differs from what it was trained on:",
             reasons,
             "Open the report. Retraining is asked for by the model's policy, if enough windows agree; nothing has to be done "
             "unless the change is a fault of the data.",
+        ),
+        links=dict(links or {}),
+    )
+
+
+def performance_fell(
+    model: str,
+    interval: Interval,
+    *,
+    version: int,
+    reasons: Sequence[str],
+    severity: Severity,
+    links: Mapping[str, str] | None = None,
+) -> Alert:
+    """Labels show that a version is worse than it was on its holdout, although its inputs are as they were."""
+    return Alert(
+        model=model,
+        severity=severity,
+        kind="performance_fell",
+        title=f"{model}: version {version} does worse, seen in {interval.key}",
+        text=_text(
+            f"Inputs in {interval.key} resemble what version {version} was trained on, yet its predictions are worse:",
+            reasons,
+            "What the features mean for the label has changed, or labels are wrong. Look at the labels first, then train anew.",
         ),
         links=dict(links or {}),
     )
@@ -190,6 +224,25 @@ def rollback(
             f"Version {version} is champion again{instead}, by {_clean(actor)}:",
             [reason],
             "Predictions made meanwhile keep the version that made them; score their intervals again if they must change.",
+        ),
+        links=dict(links or {}),
+    )
+
+
+def approval_wanted(
+    model: str, *, version: int, champion: int | None, until: datetime, links: Mapping[str, str] | None = None
+) -> Alert:
+    """A version passed its gates, and a person has to say whether it becomes champion."""
+    stays = f"version {champion} stays champion" if champion is not None else "there still is no champion"
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="approval_wanted",
+        title=f"{model}: shall version {version} become champion?",
+        text=_text(
+            f"Version {version} passed its gates and waits for an approval:",
+            [f"without an answer until {until:%Y-%m-%d %H:%M} UTC, {stays}"],
+            "Answer in Airflow, where both are compared.",
         ),
         links=dict(links or {}),
     )

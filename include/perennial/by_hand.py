@@ -23,7 +23,11 @@ from perennial.errors import SettingsError, SpecError
 from perennial.intervals import Interval
 from perennial.lineage import Node
 from perennial.settings import Settings
-from perennial.spec import ModelFolder
+from perennial.spec import DriftThresholds, ModelFolder
+
+if TYPE_CHECKING:
+    from perennial.estimation import WindowOutlook
+    from perennial.thresholds import Progress
 
 
 def ingest(settings: Settings, model: str, interval: Interval) -> str:
@@ -64,7 +68,6 @@ def train(settings: Settings, model: str, as_of: datetime) -> str:
 
     with _run(settings, model, None) as (parts, run_id):
         folder, lake, ledger, registry = parts.model(model), parts.lake, parts.ledger, parts.registry
-    from perennial.releases import publish_pages
         training_set = build_training_set(folder, lake, ledger, as_of=as_of, run_id=run_id)
         fitted = [
             training.fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id)
@@ -76,8 +79,12 @@ def train(settings: Settings, model: str, as_of: datetime) -> str:
         if not decision.promote:
             registry.refuse(model, version, decision)
             return f"{model} version {version} is refused: {'; '.join(decision.reasons)}"
+        if folder.spec.promotion == "approval":
+            return (
+                f"{model} version {version} passed its gates; the model wants an approval, which {model}.train asks for. To do "
+                f"without: perennial promote {model} {version} --override REASON"
+            )
         registry.promote(
-        publish_pages(folder, ledger, registry, version)
             model,
             version,
             expected=evaluation.champion_version,
@@ -115,8 +122,9 @@ def monitor(settings: Settings, model: str, interval: Interval) -> str:
 
     with _run(settings, model, interval) as (parts, run_id):
         folder, lake, ledger, registry = parts.model(model), parts.lake, parts.ledger, parts.registry
-        verdict = drift.judge_drift(folder, lake, ledger, registry, interval, directory=settings.reports, run_id=run_id)
+        # First, since what was realised so far weighs in the verdict's severity.
         measured = performance.measure_performance(folder, lake, ledger, interval, as_of=interval.end, run_id=run_id)
+        verdict = drift.judge_drift(folder, lake, ledger, registry, interval, directory=settings.reports, run_id=run_id)
         asked = monitoring.request_retraining(folder.spec, ledger, interval, run_id=run_id, training_under_way=False)
     lines = [f"{model}, {interval}: {verdict.verdict}: {'; '.join(verdict.reasons)}", f"{len(measured)} windows measured"]
     if verdict.report:
@@ -124,6 +132,55 @@ def monitor(settings: Settings, model: str, interval: Interval) -> str:
     if asked is not None:
         lines.append(f"a retraining is due ({asked.cause}): perennial train {model} --as-of {interval.end:%Y-%m-%d}")
     return "\n".join(lines)
+
+
+def calibrate(
+    settings: Settings, model: str, interval: Interval | None, *, replays: int, seed: int | None, progress: Progress
+) -> tuple[ModelFolder, DriftThresholds]:
+    """Set the thresholds for drift from stable history, and keep them as ``drift.yaml`` in the model's folder.
+
+    Args:
+        settings: the deployment.
+        model: its name.
+        interval: what was stable; None: all features that are published.
+        replays: how many windows of it are compared.
+        seed: of the draws; None: ``training.seed``.
+        progress: see :func:`perennial.thresholds.calibrate`.
+
+    Returns:
+        The folder as it was before, and what is in the file now.
+    """
+    from perennial import thresholds
+
+    with _run(settings, model, interval) as (parts, _):
+        folder = parts.model(model)
+        spec = folder.spec
+        history = thresholds.read_history(folder, parts.lake, parts.ledger, parts.registry, interval)
+        found = thresholds.calibrate(
+            spec.drift,
+            thresholds.Geometry.of(spec),
+            history,
+            seed=spec.training.seed if seed is None else seed,
+            replays=replays,
+            progress=progress,
+        )
+        thresholds.write(folder, found)
+    return folder, found
+
+
+def outlook(settings: Settings, model: str) -> tuple[str, list[WindowOutlook]]:
+    """The primary metric, and what was expected of each window and what came, oldest first."""
+    from perennial.estimation import beside_realised
+
+    with _run(settings, model, None) as (parts, _):
+        spec = parts.model(model).spec
+        windows = beside_realised(
+            parts.ledger.verdicts(model, limit=1_000),
+            parts.ledger.performances(model),
+            spec.primary_metric,
+            label_coverage=spec.gates.label_coverage,
+        )
+    return spec.primary_metric, windows
 
 
 def rollback(settings: Settings, model: str, version: int | None, reason: str) -> str:
@@ -165,6 +222,21 @@ def lineage(
         return trace_back(history, traces.find_prediction(parts.lake, parts.ledger, spec, prediction or (), at))
 
 
+def card(settings: Settings, model: str, version: int, out: Path | None) -> str:
+    """Write a version's model card and release report anew, with what has been decided since, to MLflow or a folder."""
+    from perennial.releases import publish_pages, write_pages
+
+    with _run(settings, model, None) as (parts, _):
+        if out is None:
+            publish_pages(parts.model(model), parts.ledger, parts.registry, version)
+            return f"{model} version {version}: card/card.html and card/release.html of its run in MLflow"
+        folder: ModelFolder | None = None
+        with suppress(SpecError):  # a version outlives its folder
+            folder = parts.model(model)
+        pages = write_pages(folder, parts.ledger, parts.registry, model, version, out)
+    return "\n".join(str(page) for page in pages)
+
+
 def reproduce(settings: Settings, model: str, version: int) -> tuple[str, bool]:
     """Make a version once more from its pinned rows, and compare its predictions.
 
@@ -179,6 +251,22 @@ def reproduce(settings: Settings, model: str, version: int) -> tuple[str, bool]:
             folder = parts.model(model)
         made = reproduce(model, version, parts.lake, parts.ledger, parts.registry, folder=folder)
     return made.describe(), made.identical
+
+
+def history(settings: Settings, model: str) -> list[dict[str, Any]]:
+    """Every change of the model's champion, oldest first."""
+    from perennial import history
+
+    with _run(settings, model, None) as (parts, _):
+        return history.history(parts.ledger, parts.model(model).spec.name)
+
+
+def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
+    """All that the ledger tells of a version."""
+    from perennial import history
+
+    with _run(settings, model, None) as (parts, _):
+        return history.explain(parts.ledger, model, version)
 
 
 def tidy(settings: Settings, model: str) -> str:
@@ -224,21 +312,6 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
 
 
 @contextmanager
-def card(settings: Settings, model: str, version: int, out: Path | None) -> str:
-    """Write a version's model card and release report anew, with what has been decided since, to MLflow or a folder."""
-    from perennial.releases import publish_pages, write_pages
-
-    with _run(settings, model, None) as (parts, _):
-        if out is None:
-            publish_pages(parts.model(model), parts.ledger, parts.registry, version)
-            return f"{model} version {version}: card/card.html and card/release.html of its run in MLflow"
-        folder: ModelFolder | None = None
-        with suppress(SpecError):  # a version outlives its folder
-            folder = parts.model(model)
-        pages = write_pages(folder, parts.ledger, parts.registry, model, version, out)
-    return "\n".join(str(page) for page in pages)
-
-
 def _run(settings: Settings, model: str, interval: Interval | None) -> Iterator[tuple[Deployment, str]]:
     parts = Deployment(settings)
     parts.ledger.migrate()

@@ -325,6 +325,14 @@ class Registry:
         """Where a person sees a version; None if this deployment has no address for people."""
         return self._address(f"models/{model}/versions/{version}")
 
+    def links(self, model: str, version: int) -> dict[str, str]:
+        """Where a person reads about a version, by name; empty if this deployment has no address for people."""
+        address, record = self.version_url(model, version), self._ledger.version(model, version)
+        found = {"MLflow": address} if address else {}
+        if record is not None and (run := self.run_url(record.mlflow_run_id)):
+            found["Model card"] = f"{run}/artifacts/card/card.html"
+        return found
+
     def _links(self, model: str, version: int) -> dict[str, str]:
         address = self.version_url(model, version)
         return {"MLflow": address} if address else {}

@@ -13,7 +13,7 @@ import pytest
 from perennial.settings import PROJECT
 from tests.dags.conftest import parse
 
-STAGES = {"ingest", "train", "score", "monitor", "rollback", "maintain"}
+STAGES = {"ingest", "train", "score", "monitor", "promote", "rollback", "maintain"}
 Parsed = dict[str, Any]
 
 
@@ -37,6 +37,26 @@ def test_promotion_has_its_gate_upstream(parsed: Parsed) -> None:
     tasks = parsed["dags"]["flight_delay.train"]["tasks"]
     before = _upstream(tasks, "promote_champion")
     assert {"decide_promotion", "evaluate_candidates", "fit_candidate", "build_training_set"} <= before
+
+
+def test_where_a_person_is_asked_nothing_is_promoted_before_the_answer(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(PROJECT / "include" / "models" / "flight_delay", models / "flight_delay")
+    spec = models / "flight_delay" / "model.yaml"
+    spec.write_text(spec.read_text() + "\npromotion: approval\napproval: {within: 5d, approvers: [ann]}\n")
+
+    parsed = parse(PROJECT / "dags", models, tmp_path / "airflow")
+
+    assert parsed["import_errors"] == {}
+    train = parsed["dags"]["flight_delay.train"]
+    assert {"ask_approval", "decide_promotion"} <= _upstream(train["tasks"], "promote_champion")
+    assert "decide_promotion" in train["tasks"]["ask_approval"]["upstream"]
+    assert train["run_limit"] > 5 * 86_400, "a run that waits for a person must not be ended while it does"
+    assert parsed["heavy"] == []
+
+
+def test_nobody_is_asked_where_promotion_is_automatic(parsed: Parsed) -> None:
+    assert "ask_approval" not in parsed["dags"]["flight_delay.train"]["tasks"]
 
 
 def test_candidates_are_fitted_in_a_mapped_task_each(parsed: Parsed) -> None:
@@ -86,7 +106,7 @@ def test_every_task_retries_with_back_off_within_a_limit_and_alerts(parsed: Pars
             assert task["alerts"], rule
 
 
-@pytest.mark.parametrize("stage", ["ingest", "train", "monitor", "rollback", "maintain"])
+@pytest.mark.parametrize("stage", ["ingest", "train", "monitor", "promote", "rollback", "maintain"])
 def test_runs_whose_order_matters_go_one_at_a_time(parsed: Parsed, stage: str) -> None:
     assert parsed["dags"][f"flight_delay.{stage}"]["max_active_runs"] == 1
 

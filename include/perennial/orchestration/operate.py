@@ -1,4 +1,4 @@
-"""The tasks of ``rollback`` and ``maintain``: what keeps a deployment in order."""
+"""The tasks of ``rollback``, ``promote`` and ``maintain``: what people ask for, and what keeps a deployment in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from airflow.sdk import task
 
 from perennial import logs
 from perennial.orchestration.links import MLFLOW
-from perennial.orchestration.runs import stage_run
+from perennial.orchestration.runs import Run, stage_run
 
 log = logs.get(__name__)
 
@@ -22,13 +22,34 @@ def roll_back(model: str) -> dict[str, Any]:
         done = registry.rollback(
             model,
             run.params.get("version"),
-            actor=f"airflow:{run.context['dag_run'].triggering_user_name or 'unknown'}",
+            actor=_actor(run),
             reason=run.params["reason"],
-            run_id=f"{run.context['dag'].dag_id}/{run.run_id}",
+            run_id=run.qualified_id,
         )
         log.info("%s", done.words)
         run.link(MLFLOW, registry.version_url(model, done.version))
         return {"champion": done.version, "changed": done.changed, "words": done.words}
+
+
+@task(multiple_outputs=False)
+def promote_by_hand(model: str) -> dict[str, Any]:
+    """Make the version that the form names champion, with a reason where something stands against it."""
+    with stage_run(model) as run:
+        registry = run.deployment.registry
+        made = registry.promote_by_hand(
+            run.folder.spec,
+            int(run.params["version"]),
+            override=run.params.get("override"),
+            actor=_actor(run),
+            run_id=run.qualified_id,
+        )
+        run.link(MLFLOW, registry.version_url(model, made.version))
+        return {"champion": made.version, "action": made.action}
+
+
+def _actor(run: Run) -> str:
+    """Who triggered the run."""
+    return f"airflow:{run.context['dag_run'].triggering_user_name or 'unknown'}"
 
 
 @task(multiple_outputs=False)

@@ -21,7 +21,16 @@ from sqlalchemy import Engine, create_engine
 
 from perennial import logs
 from perennial.deployment import Deployment
-from perennial.errors import ArtifactRejected, IntervalRefused, SettingsError, SpecError, Superseded, TrainingError
+from perennial.errors import (
+    ArtifactRejected,
+    IntervalRefused,
+    NoChampion,
+    PromotionRefused,
+    SettingsError,
+    SpecError,
+    Superseded,
+    TrainingError,
+)
 from perennial.intervals import Interval, utc
 from perennial.settings import settings
 from perennial.spec import ModelFolder
@@ -33,7 +42,7 @@ Window = Literal["day", "week", "month", "never"]
 LONGEST = timedelta(days=366 * 20)
 
 #: Trying again cannot help these.
-_FINAL = (ArtifactRejected, IntervalRefused, SettingsError, SpecError, Superseded, TrainingError)
+_FINAL = (ArtifactRejected, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded, TrainingError)
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,11 @@ class Run:
     @property
     def run_id(self) -> str:
         return str(self.context["dag_run"].run_id)
+
+    @property
+    def qualified_id(self) -> str:
+        """The run's id, unique over all DAGs."""
+        return f"{self.context['dag'].dag_id}/{self.run_id}"
 
     @property
     def params(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import task
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import Run, Window, stage_run
@@ -18,7 +18,7 @@ def build_training_set(model: str, window: Window) -> dict[str, Any]:
 
     with stage_run(model, window=window) as run:
         parts = run.deployment
-        training_set = build(run.folder, parts.lake, parts.ledger, as_of=run.as_of, run_id=_qualified(run))
+        training_set = build(run.folder, parts.lake, parts.ledger, as_of=run.as_of, run_id=run.qualified_id)
         return training_set.to_json()
 
 
@@ -36,7 +36,7 @@ def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> d
             TrainingSet.from_json(training_set),
             parts.lake,
             parts.registry,
-            run_id=_qualified(run),
+            run_id=run.qualified_id,
         )
         run.link(MLFLOW, parts.registry.run_url(fitted.mlflow_run_id))
         return fitted.to_json()
@@ -56,7 +56,7 @@ def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[d
             parts.registry,
             TrainingSet.from_json(training_set),
             [Fitted.from_json(candidate) for candidate in fitted],
-            run_id=_qualified(run),
+            run_id=run.qualified_id,
         )
         return evaluation.to_json()
 
@@ -66,6 +66,7 @@ def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
     """Let the gates decide, and register the version with the decision and its evidence."""
+    from perennial.approval import comparison_in_words
     from perennial.gates import Evaluation, decide
     from perennial.training import Fitted, TrainingSet, choose
 
@@ -79,16 +80,32 @@ def decide_promotion(
             choose([Fitted.from_json(candidate) for candidate in fitted]),
             judged,
             decision,
-            run_id=_qualified(run),
+            run_id=run.qualified_id,
         )
         run.link(MLFLOW, registry.version_url(model, version))
-        return {"version": version, "decision": decision.to_json(), "expected": judged.champion_version}
+        links = registry.links(model, version)
+        return {
+            "version": version,
+            "decision": decision.to_json(),
+            "expected": judged.champion_version,
+            "links": links,
+            "comparison": comparison_in_words(version, judged.to_json(), decision.to_json(), links),
+        }
 
 
-@task(multiple_outputs=False)
-def promote_champion(model: str, decided: dict[str, Any]) -> dict[str, Any]:
-    """Move the alias ``champion`` to the version that passed every gate, or tag the version refused and skip."""
+@task(multiple_outputs=False, trigger_rule="none_failed")
+def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Move the alias ``champion`` to the version, or tag it refused and skip: by the gates, or by whoever was asked.
+
+    Args:
+        model: the model.
+        decided: what ``decide_promotion`` found.
+        answer: of ``ask_approval``; None if nobody had to be asked.
+    """
+    from perennial.errors import StaleDecision
     from perennial.gates import GateDecision
+    from perennial.intervals import utc
+    from perennial.ledger import Approval
 
     with stage_run(model) as run:
         registry, version = run.deployment.registry, int(decided["version"])
@@ -97,15 +114,34 @@ def promote_champion(model: str, decided: dict[str, Any]) -> dict[str, Any]:
         if not decision.promote:
             registry.refuse(model, version, decision)
             raise AirflowSkipException(f"{model} version {version} is refused: {'; '.join(decision.reasons)}")
-        registry.promote(
-            model,
-            version,
-            expected=decided["expected"],
-            reason=cause(run),
-            actor=f"airflow:{run.context['dag'].dag_id}",
-            run_id=_qualified(run),
-            evidence=decided["decision"],
-        )
+        evidence, reason, actor = dict(decided["decision"]), cause(run), f"airflow:{run.context['dag'].dag_id}"
+        if answer is not None:
+            answered = Approval(
+                model=model, version=version, run_id=run.qualified_id, **{**answer, "answered_at": utc(answer["answered_at"])}
+            )
+            if answered.answer != "approved":
+                registry.decline(answered)
+                raise AirflowSkipException(f"{model} version {version} does not become champion: {answered.told}")
+            run.deployment.ledger.record_approval(answered)
+            evidence, actor = {**evidence, "approval": answer}, str(answered.approver)
+            reason = f"{reason}; {answered.told}"
+        elif run.folder.spec.promotion == "approval":
+            raise AirflowFailException(f"{model} wants an approval, and nobody was asked: trigger {model}.train again")
+        try:
+            registry.promote(
+                model,
+                version,
+                expected=decided["expected"],
+                reason=reason,
+                actor=actor,
+                run_id=run.qualified_id,
+                evidence=evidence,
+            )
+        except StaleDecision as error:
+            raise AirflowFailException(
+                f"StaleDecision: {error}. The evaluation is stale: clear evaluate_candidates and what follows it in this run, "
+                "and the version is compared with the new champion"
+            ) from error
         return {"champion": version}
 
 
@@ -113,8 +149,3 @@ def cause(run: Run) -> str:
     """Why this training runs: what monitoring said, the calendar, or a person."""
     asked = (run.context["dag_run"].conf or {}).get("cause")
     return str(asked) if asked else f"calendar: {run.partition}" if run.partition else "by hand"
-
-
-def _qualified(run: Run) -> str:
-    """The run's id, unique over all DAGs."""
-    return f"{run.context['dag'].dag_id}/{run.run_id}"

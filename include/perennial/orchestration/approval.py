@@ -1,0 +1,75 @@
+"""The task of ``train`` that asks a person whether a version may become champion, by Airflow's own human-in-the-loop.
+
+The run is parked, without a worker, until somebody who may answers in the UI or by the REST API, or time is up. What was
+answered is handed on to ``promote_champion``, which acts on it and records it.
+
+Neighbours: :mod:`perennial.approval` says what is shown and what an answer means.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import Context, Param
+from airflow.sdk.exceptions import AirflowSkipException
+
+from perennial.orchestration.runs import stage_run
+from perennial.spec import ModelSpec
+
+APPROVE, REJECT = "Approve", "Reject"
+#: The task whose version is asked about.
+DECIDED = "decide_promotion"
+
+
+def ask_approval(spec: ModelSpec) -> ApprovalRequest:
+    """The task that asks about the version that ``decide_promotion`` registered."""
+    decided = f"ti.xcom_pull(task_ids='{DECIDED}')"
+    return ApprovalRequest(
+        task_id="ask_approval",
+        subject=f"Make version {{{{ {decided}['version'] }}}} the champion of {spec.name}?",
+        body=f"{{{{ {decided}['comparison'] }}}}",
+        options=[APPROVE, REJECT],
+        # Taken when time is up; nobody's answer is told from a refusal by the missing name.
+        defaults=REJECT,
+        params={
+            "words": Param("", type=["null", "string"], title="Why", description_md="Kept in the ledger with your answer.")
+        },
+        assigned_users=[{"id": user, "name": user} for user in spec.approval.approvers] or None,
+        response_timeout=spec.approval.within,
+    )
+
+
+class ApprovalRequest(HITLOperator):
+    """Airflow's request for a person's input, skipped if the gates refused the version.
+
+    Airflow's own ApprovalOperator skips what follows a refusal, which then nobody would record.
+    """
+
+    def execute(self, context: Context) -> Any:
+        from perennial import alerts
+
+        model = self.dag_id.partition(".")[0]
+        decided = context["ti"].xcom_pull(task_ids=DECIDED)
+        if not decided["decision"]["promote"]:
+            raise AirflowSkipException(f"{model} version {decided['version']} did not pass its gates: nobody is asked")
+        with stage_run(model) as run:
+            version, until = int(decided["version"]), datetime.now(UTC) + (self.response_timeout or timedelta())
+            links = dict(decided["links"])
+            if public := run.deployment.settings.airflow_public_url:
+                links["Answer"] = self.generate_link_to_ui(task_instance=context["ti"], base_url=public)
+            alert = alerts.approval_wanted(model, version=version, champion=decided["expected"], until=until, links=links)
+            run.deployment.ledger.record_alert(alert, f"{alert.kind}/{model}/version-{version}")
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        given = super().execute_complete(context, event)
+        user = given["responded_by_user"]
+        answer = "expired" if user is None else "approved" if given["chosen_options"] == [APPROVE] else "refused"
+        return {
+            "answer": answer,
+            "approver": None if user is None else f"airflow:{user['name']}",
+            "words": str(given["params_input"].get("words") or ""),
+            "answered_at": given["responded_at"].isoformat(),
+        }
