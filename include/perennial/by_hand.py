@@ -64,6 +64,7 @@ def train(settings: Settings, model: str, as_of: datetime) -> str:
     """Fit the candidates as of a moment, and promote the best if the gates let it."""
     from perennial import training
     from perennial.gates import decide
+    from perennial.releases import publish_pages
     from perennial.training_set import build_training_set
 
     with _run(settings, model, None) as (parts, run_id):
@@ -76,6 +77,7 @@ def train(settings: Settings, model: str, as_of: datetime) -> str:
         evaluation = training.evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id=run_id)
         decision = decide(evaluation, folder.spec.gates)
         version = registry.register(folder, training_set, training.choose(fitted), evaluation, decision, run_id=run_id)
+        publish_pages(folder, ledger, registry, version)
         if not decision.promote:
             registry.refuse(model, version, decision)
             return f"{model} version {version} is refused: {'; '.join(decision.reasons)}"

@@ -1,25 +1,25 @@
 """Has the world moved away from what the champion was trained on? Evidently's report, guarded, as a verdict.
 
 The features and predictions of an interval are compared with the training reference of the very version that made the
-predictions. Methods and thresholds are those of the spec, never Evidently's defaults, which depend on the size of the
-data. What Evidently gets wrong is judged before it is asked (:func:`compare` lists it), and a verdict that could not be
-computed is ``unknown``, which is never ``ok``.
+predictions. Methods and thresholds are those of the spec, or of ``drift.yaml`` where history has been calibrated, never
+Evidently's defaults, which depend on the size of the data. What Evidently gets wrong is judged before it is asked
+(:func:`compare` lists it), and a verdict that could not be computed is ``unknown``, which is never ``ok``.
 
-Neighbours: :mod:`perennial.scoring` publishes the predictions; :mod:`perennial.retraining` weighs the verdicts.
+Neighbours: :mod:`perennial.thresholds` calibrates, :mod:`perennial.estimation` says what may be expected of the window,
+:mod:`perennial.impact` whether it matters, :mod:`perennial.drift_report` writes the page, :mod:`perennial.retraining` weighs
+the verdicts.
 """
 
 from __future__ import annotations
 
-import html
-import json
 import math
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -28,13 +28,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from perennial import alerts, logs
+from perennial import alerts, estimation, impact, logs
+from perennial.artifacts import LoadedModel
+from perennial.costs import answer_threshold, cost_function
+from perennial.distances import HUGE, MAX_CATEGORIES, MIN_VALUES, is_number
+from perennial.drift_report import UNSAFE, write_report
+from perennial.estimation import Estimate
+from perennial.impact import Bound, Impact
 from perennial.intervals import Interval
 from perennial.lake import Lake
-from perennial.ledger import Ledger, VerdictName
-from perennial.registry import Registry
+from perennial.ledger import Ledger, VerdictName, VersionRecord
+from perennial.performance import read_probabilities
+from perennial.registry import CandidateRun, Registry
+from perennial.sampling import take_sample
 from perennial.scoring import uncovered
-from perennial.spec import Drift, ModelFolder
+from perennial.spec import METRICS, Drift, DriftThresholds, ModelFolder, ModelSpec, Threshold
 
 # Evidently reports its use to its makers unless told not to.
 os.environ["DO_NOT_TRACK"] = "1"
@@ -46,13 +54,6 @@ with warnings.catch_warnings():
 
 log = logs.get(__name__)
 
-#: Fewest values of a column, on either side, that a distance is taken of.
-MIN_VALUES = 50
-#: Most categories told apart; the rarer ones of the reference are taken together. With thousands of them, the distance of
-#: two samples of the same distribution is large, and Evidently takes seconds a column.
-MAX_CATEGORIES = 100
-#: Beyond this, the square of a value overflows and every distance becomes 0 or NaN: as good as infinite.
-HUGE = 1e150
 #: Below this standard deviation Evidently divides by it rather than by the deviation, and sees nothing.
 _SMALLEST_NORM = 0.001
 
@@ -116,7 +117,8 @@ class DriftVerdict:
     Attributes:
         version: the version that made most of the interval's predictions; None if there are none.
         reasons: in words and numbers, the weightiest first.
-        details: rows, snapshots, and what was found of each column.
+        details: rows, snapshots, what was found of each column, ``estimate`` (:class:`perennial.estimation.Estimate`),
+            ``severity`` and ``impact`` (:class:`perennial.impact.Impact`).
         report: path of the HTML report, relative to the folder of reports; None if there is none.
         report_url: address a person can open it at.
         run_url: address of the version's MLflow run.
@@ -149,12 +151,14 @@ class _Column:
 
     Attributes:
         current, reference: what Evidently is given; None if it is not to be asked.
+        most_missing: change of the share of missing values from which it has drifted, where that was calibrated.
         unusable, moved, left_out, note: what there is to say, after the column's name.
     """
 
     name: str
     kind: Kind
     threshold: float
+    most_missing: float | None = None
     current: pd.Series[Any] | None = None
     reference: pd.Series[Any] | None = None
     missing: float = 0.0
@@ -193,10 +197,17 @@ class _Column:
         )
 
 
-def compare(policy: Drift, features: pa.Table, predictions: pa.Table, reference: pa.Table) -> Comparison:
+def compare(
+    policy: Drift,
+    features: pa.Table,
+    predictions: pa.Table,
+    reference: pa.Table,
+    thresholds: DriftThresholds | None = None,
+) -> Comparison:
     """Compare what a version saw and said with what it was trained on.
 
-    ``drift``: the predictions drifted, or at least ``share`` of the features did. ``unknown``: not that, but there are too
+    ``drift``: the predictions drifted, or at least ``share`` of the features did (one of them suffices where thresholds are
+    calibrated and no share is given). ``unknown``: not that, but there are too
     few rows, a column cannot be judged, or Evidently failed. ``ok`` otherwise.
 
     Judged here rather than by Evidently, which would call each of these stable, or raise:
@@ -212,6 +223,8 @@ def compare(policy: Drift, features: pa.Table, predictions: pa.Table, reference:
         features: n rows of the interval; at least the reference's columns.
         predictions: m rows with a column ``prediction``, all by the version that the reference is of.
         reference: k rows the version was trained on: its features, and ``prediction`` where the row was not learned from.
+        thresholds: by column, in place of those of ``policy``. One without is judged by ``policy``, as a version's may be
+            that had a feature which the folder has no more.
     """
     for count, what in (
         (features.num_rows, "entities with features"),
@@ -221,9 +234,10 @@ def compare(policy: Drift, features: pa.Table, predictions: pa.Table, reference:
         if count < policy.min_rows:
             return Comparison("unknown", [f"{count:,} {what}, fewer than the {policy.min_rows:,} a verdict may rest on"])
 
-    said = _prepare(policy, _PREDICTION, predictions, reference, policy.prediction_threshold)
+    calibrated = thresholds.columns if thresholds is not None else {}
+    said = _prepare(policy, _PREDICTION, predictions, reference, calibrated.get(_PREDICTION))
     names = [name for name in reference.column_names if name not in _NOT_FEATURES]
-    seen = [_prepare(policy, name, features, reference) for name in names]
+    seen = [_prepare(policy, name, features, reference, calibrated.get(name)) for name in names]
     columns = [said, *seen]
     try:
         snapshot = _ask_evidently([column for column in columns if column.current is not None])
@@ -233,16 +247,17 @@ def compare(policy: Drift, features: pa.Table, predictions: pa.Table, reference:
             column.score = None
         reason = f"Evidently failed, {_first_line(error)}"
         return Comparison("unknown", [reason], [replace(column.finding(), status="unusable") for column in columns])
-    return _judge(policy, said, seen, snapshot)
+    return _judge(policy, said, seen, snapshot, calibrated=thresholds is not None)
 
 
-def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any) -> Comparison:
+def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any, *, calibrated: bool) -> Comparison:
     prediction, features = said.finding(), [column.finding() for column in seen]
     drifted = sorted((f for f in features if f.drifted), key=lambda f: -math.inf if f.score is None else -f.score / f.threshold)
     unusable = [f for f in (prediction, *features) if f.status == "unusable"]
     share = len(drifted) / len(features) if features else 0.0
-    counted = f"{len(drifted)} of {len(features)} features drifted, a share of {share:.2f} (threshold {policy.share:g})"
-    if prediction.drifted or (drifted and share >= policy.share):
+    wanted = policy.features_wanted(len(features), calibrated=calibrated)
+    counted = f"{len(drifted)} of {len(features)} features drifted (threshold {wanted})"
+    if prediction.drifted or len(drifted) >= wanted:
         verdict: VerdictName = "drift"
         first = [*([prediction.reason] if prediction.drifted else []), counted]
     elif unusable or all(f.status == "left_out" for f in features):
@@ -257,25 +272,28 @@ def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any)
     return Comparison(verdict, list(dict.fromkeys([*first, *rest])), [prediction, *features], share, snapshot)
 
 
-def _prepare(
-    policy: Drift, name: str, current: pa.Table, reference: pa.Table, numeric_threshold: float | None = None
-) -> _Column:
+def _prepare(policy: Drift, name: str, current: pa.Table, reference: pa.Table, calibrated: Threshold | None) -> _Column:
     """Look at one column on both sides; ``current`` of the result is None if Evidently is not to be asked about it."""
     if name not in reference.column_names:
         return _Column(name, "numeric", policy.numeric_threshold, unusable="are not in the version's training reference")
     known = reference.column(name).combine_chunks()
     if name == _PREDICTION:
         known = known.drop_null()  # rows that were learned from have none
-    kind: Kind = "numeric" if _is_number(known.type) else "categorical"
-    threshold = (numeric_threshold or policy.numeric_threshold) if kind == "numeric" else policy.categorical_threshold
-    column = _Column(name, kind, threshold)
+    kind: Kind = "numeric" if is_number(known.type) else "categorical"
+    if calibrated is not None:
+        threshold = calibrated.distance
+    elif kind == "categorical":
+        threshold = policy.categorical_threshold
+    else:
+        threshold = policy.prediction_threshold if name == _PREDICTION else policy.numeric_threshold
+    column = _Column(name, kind, threshold, calibrated.missing if calibrated is not None else None)
     if name not in current.column_names:
         column.unusable = "is not among the published features"
         return column
     given = current.column(name).combine_chunks()
     if pa.types.is_null(given.type):
         given = pa.nulls(len(given), known.type)
-    if _is_number(given.type) != _is_number(known.type):
+    if is_number(given.type) != is_number(known.type):
         column.unusable = f"was {known.type} in training and is {given.type} now"
         return column
     return _prepare_numbers(policy, column, given, known) if kind == "numeric" else _prepare_texts(policy, column, given, known)
@@ -359,6 +377,10 @@ def _check_presence(policy: Drift, column: _Column, absent: NDArray[np.bool_], r
         column.unusable = (
             f"misses {missing:.1%} of its values, {usual:.1%} in the reference (at most {policy.max_missing:.0%} more may be)"
         )
+    elif few >= MIN_VALUES and column.most_missing is not None and abs(missing - usual) >= column.most_missing:
+        column.moved = (
+            f"misses {missing:.1%} of its values, {usual:.1%} in the reference (calibrated threshold {column.most_missing:.1%})"
+        )
     elif few < MIN_VALUES and column.name == _PREDICTION:
         column.unusable = f"have only {few} values on one side, of the {MIN_VALUES} that a distance takes"
     elif few < MIN_VALUES and usual - missing >= policy.max_missing:
@@ -367,20 +389,13 @@ def _check_presence(policy: Drift, column: _Column, absent: NDArray[np.bool_], r
         column.left_out = f"misses {missing:.1%} of its values, as in the reference ({usual:.1%}), and was left out"
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
-
-
 _MARKUP = str.maketrans("<>&", "()+")
 
 
 def _shown(category: str) -> str:
     # Evidently writes categories into a script of its page as they are: "</script>" in the data would end it, and what
     # follows would run in the browser of whoever opens the report.
-    text = _UNSAFE.sub(" ", category).translate(_MARKUP)
+    text = UNSAFE.sub(" ", category).translate(_MARKUP)
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
@@ -453,8 +468,8 @@ def judge_drift(
 ) -> DriftVerdict:
     """Judge an interval, keep the report, and record the verdict; what is not ``ok`` carries an alert in the same transaction.
 
-    Whatever keeps the verdict from being computed is its reason, and the verdict ``unknown``. A report that cannot be
-    written or sent to MLflow takes nothing from a verdict that could.
+    Whatever keeps the verdict from being computed is its reason, and the verdict ``unknown``. An estimate that cannot be
+    made, a report or a picture that cannot be written or sent to MLflow, takes nothing from a verdict that could.
 
     Args:
         folder: the model's folder.
@@ -468,28 +483,29 @@ def judge_drift(
     spec = folder.spec
     details: dict[str, Any] = {}
     version: int | None = None
+    estimate: Estimate | None = None
     try:
-        version, comparison = _compare_interval(folder, lake, ledger, registry, interval, details)
+        version, comparison, estimate = _compare_interval(folder, lake, ledger, registry, interval, details)
     except Exception as error:
         log.exception("drift could not be judged")
         version = details.get("version")
         comparison = Comparison("unknown", [f"the comparison failed, {_first_line(error)}"])
+    record = ledger.version(spec.name, version) if version is not None else None
+    weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
     details.update(
         share=comparison.share,
         share_threshold=spec.drift.share,
+        calibrated=folder.thresholds.computed_at if folder.thresholds else None,
         columns=[{**asdict(column), "drifted": column.drifted} for column in comparison.columns],
+        estimate=estimate.to_json() if estimate else None,
+        severity=weight.severity,
+        impact=weight.to_json(),
     )
     place = report_folder(spec.name, interval)
-    written = _write_report(spec.name, interval, version, comparison, details, directory / place)
-    run_url, mlflow_run = _find_run(ledger, registry, spec.name, version)
+    written = write_report(spec.name, interval, version, comparison, details, directory / place)
+    run, run_url = _find_run(registry, record)
     report_url = f"{run_url}/artifacts/drift/{interval.key}/report.html" if run_url and written else None
     links = {name: url for name, url in (("Drift report", report_url), ("MLflow run", run_url)) if url}
-    alert = None
-    if comparison.verdict == "drift":
-        assert version is not None  # nothing is compared without one
-        alert = alerts.drift(spec.name, interval, version=version, reasons=comparison.reasons, links=links)
-    elif comparison.verdict == "unknown":
-        alert = alerts.unknown_verdict(spec.name, interval, version=version, reasons=comparison.reasons, links=links)
     report = (place / "report.html").as_posix() if written else None
     ledger.record_verdict(
         model=spec.name,
@@ -500,26 +516,93 @@ def judge_drift(
         details=details,
         report=report,
         run_id=run_id,
-        alert=alert,
+        alert=_alert(spec.name, interval, version, comparison, weight, links),
     )
     log.info("%s: %s", comparison.verdict, "; ".join(comparison.reasons))
-    if written and mlflow_run is not None:
-        _send_to_mlflow(registry, mlflow_run, directory / place, f"drift/{interval.key}")
+    if run is not None and version is not None:
+        if written:
+            _send_to_mlflow(run, directory / place, f"drift/{interval.key}")
+        _send_outlook(run, spec, ledger, version)
     return DriftVerdict(
         spec.name, interval, version, comparison.verdict, comparison.reasons, details, report, report_url, run_url
     )
 
 
+def _alert(
+    model: str, interval: Interval, version: int | None, comparison: Comparison, weight: Impact, links: Mapping[str, str]
+) -> alerts.Alert | None:
+    if comparison.verdict == "unknown":
+        return alerts.unknown_verdict(model, interval, version=version, reasons=comparison.reasons, links=links)
+    if weight.severity == "none":
+        return None
+    assert version is not None  # nothing is compared without one
+    if comparison.verdict == "drift":
+        reasons = [*weight.reasons, *comparison.reasons] if weight.severity == "critical" else comparison.reasons
+        return alerts.drift(model, interval, version=version, reasons=reasons, severity=weight.severity, links=links)
+    return alerts.performance_fell(
+        model, interval, version=version, reasons=weight.reasons, severity=weight.severity, links=links
+    )
+
+
+def _weigh(
+    spec: ModelSpec,
+    ledger: Ledger,
+    interval: Interval,
+    verdict: VerdictName,
+    record: VersionRecord | None,
+    estimate: Estimate | None,
+) -> Impact:
+    return impact.weigh(
+        spec.retraining,
+        verdict,
+        interval,
+        verdicts=ledger.verdicts(spec.name, before=interval.end),
+        estimated=estimate.value if estimate else None,
+        performances=ledger.performances(spec.name),
+        version=record.version if record else None,
+        bound=performance_bound(spec, record.evaluation, estimate) if record else None,
+    )
+
+
+def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: Estimate | None) -> Bound | None:
+    """What the primary metric must not get worse than.
+
+    The near end of the confidence interval that the version had on its own holdout; else its value there less
+    ``retraining.on_performance``; else what pieces of its training reference differ by. None if there is none of these.
+
+    Args:
+        spec: of the model.
+        evaluation: of the version, as the ledger keeps it.
+        estimate: of the window.
+    """
+    metric = spec.primary_metric
+    greater = METRICS[spec.task][metric]
+    holdout = evaluation.get("candidate", {})
+    value, ends = holdout.get("metrics", {}).get(metric), holdout.get("intervals", {}).get(metric)
+
+    def bound(number: float, source: str) -> Bound | None:
+        return Bound(metric, number, greater, source) if math.isfinite(number) else None
+
+    if ends is not None:
+        return bound(ends[0] if greater else ends[1], "the near end of its interval on the version's own holdout")
+    if value is not None and spec.retraining.on_performance is not None:
+        margin = spec.retraining.on_performance
+        return bound(value - margin if greater else value + margin, f"on its own holdout {value:.4g}, less {margin:g}")
+    if estimate is not None and estimate.usual is not None:
+        return bound(estimate.usual[0] if greater else estimate.usual[1], "the worst usual on pieces of its training reference")
+    return None
+
+
 def _compare_interval(
     folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval, details: dict[str, Any]
-) -> tuple[int | None, Comparison]:
+) -> tuple[int | None, Comparison, Estimate | None]:
     spec = folder.spec
     key, size, seed = list(spec.entity_table.key), spec.drift.sample, spec.training.seed
     published = {}
     for dataset in ("predictions", "features"):
         publication = ledger.published(spec.name, dataset)
         if publication is None or not ledger.publications(spec.name, dataset, interval):
-            return None, Comparison("unknown", [f"no {dataset} are published for {interval}"])
+            return None, Comparison("unknown", [f"no {dataset} are published for {interval}"]), None
         published[dataset] = publication.snapshots[dataset]
     details["snapshots"] = published
 
@@ -529,7 +612,7 @@ def _compare_interval(
 
     predictions, predicted = sample("predictions")
     if not predicted:
-        return None, Comparison("unknown", [f"{interval} has no predictions"])
+        return None, Comparison("unknown", [f"{interval} has no predictions"]), None
     made_by = Counter(predictions.column("version").to_pylist())
     # Of two versions that made as many, the newer one.
     version = max(made_by, key=lambda number: (made_by[number], number))
@@ -538,7 +621,8 @@ def _compare_interval(
     features, entities = sample("features")
     # In the order of time, as Evidently draws them.
     features = features.sort_by(spec.event_time)
-    reference = registry.load(spec.name, version).reference()
+    model = registry.load(spec.name, version)
+    reference = model.reference()
     details["rows"] = {
         "features": entities,
         "predictions": predicted,
@@ -546,7 +630,18 @@ def _compare_interval(
         "predictions_compared": predictions.num_rows,
         "reference": reference.num_rows,
     }
-    comparison = compare(spec.drift, features, predictions, reference)
+    alike = match_reference(spec.drift, reference, spec.event_time, interval)
+    if isinstance(alike, str):
+        return version, Comparison("unknown", [alike]), None
+    details["rows"]["reference_compared"] = alike.num_rows
+    comparison = compare(
+        spec.drift,
+        features,
+        predictions,
+        # Beside them, it says when its rows were.
+        alike.select([name for name in alike.column_names if name in _NOT_FEATURES or name in model.features]),
+        folder.thresholds,
+    )
     notes = []
     if len(made_by) > 1:
         others = ", ".join(str(number) for number in sorted(made_by) if number != version)
@@ -556,130 +651,110 @@ def _compare_interval(
         )
     if gaps := uncovered(interval, ledger.publications(spec.name, "predictions", interval)):
         notes.append(f"no predictions are published for {', '.join(gap.key for gap in gaps)}")
-    return version, replace(comparison, reasons=[*comparison.reasons, *notes])
+    estimate = _estimate(folder, model, predictions, reference)
+    return version, replace(comparison, reasons=[*comparison.reasons, *notes]), estimate
 
 
-def take_sample(reader: pa.RecordBatchReader, key: Sequence[str], *, size: int, seed: int) -> tuple[pa.Table, int]:
-    """At most ``size`` rows of a stream, the same ones in whatever order and files they come, and how many there were.
+def match_reference(policy: Drift, reference: pa.Table, event_time: str, interval: Interval) -> pa.Table | str:
+    """Those rows of a reference that fall on the weekdays, or into the months, of an interval, as ``drift.match`` has it.
 
-    The rows with the least hashes of their key are taken, so memory holds a few times the sample and no more.
+    Args:
+        policy: ``drift`` of the spec.
+        reference: of a version.
+        event_time: its column that says when its rows were.
+        interval: the monitoring window.
+
+    Returns:
+        A sentence if there are too few of them.
     """
-    held: list[pa.Table] = []
-    count, total, limit = 0, 0, 2**64 - 1
-    for batch in reader:
-        total += batch.num_rows
-        frame = pa.Table.from_batches([batch.select(list(key))]).to_pandas()
-        hashes = pd.util.hash_pandas_object(frame, index=False, hash_key=f"{seed:016d}", categorize=False).to_numpy()
-        kept = hashes <= np.uint64(limit)
-        rows = pa.Table.from_batches([batch]).filter(pa.array(kept)).append_column(_HASH, pa.array(hashes[kept], pa.uint64()))
-        held.append(rows)
-        count += rows.num_rows
-        if count > 4 * size:
-            held = [_least(held, size)]
-            count, limit = size, held[0].column(_HASH)[-1].as_py()
-    if not held:
-        return reader.schema.empty_table(), 0
-    return _least(held, size).drop_columns([_HASH]), total
+    if policy.match == "none":
+        return reference
+    if event_time not in reference.column_names:
+        return (
+            f"the version's training reference does not say when its rows were, which drift.match: {policy.match} needs: train"
+        )
+    part = pc.day_of_week if policy.match == "weekday" else pc.month
+    days = pa.array([day.start for day in interval.days()] or [interval.start], pa.timestamp("us", "UTC"))
+    alike = reference.filter(pc.is_in(part(reference.column(event_time)), value_set=pc.unique(part(days))))
+    if alike.num_rows < policy.min_rows:
+        which = "fall on the same weekdays" if policy.match == "weekday" else "fall into the same months"
+        return (
+            f"only {alike.num_rows:,} of {reference.num_rows:,} rows in the training reference {which} as {interval} "
+            f"(drift.match), fewer than the {policy.min_rows:,} a verdict may rest on"
+        )
+    return alike
 
 
-_HASH = "__sample_hash"
-
-
-def _least(parts: list[pa.Table], size: int) -> pa.Table:
-    return pa.concat_tables(parts).sort_by(_HASH).slice(0, size).combine_chunks()
-
-
-# --- the report ------------------------------------------------------------------------------------------------------
-
-
-def _write_report(
-    model: str,
-    interval: Interval,
-    version: int | None,
-    comparison: Comparison,
-    details: Mapping[str, Any],
-    folder: Path,
-) -> bool:
-    """Write ``report.html`` and ``evidently.json``, if there is anything to show, and ``verdict.json``; say if there was."""
+def _estimate(folder: ModelFolder, model: LoadedModel, predictions: pa.Table, reference: pa.Table) -> Estimate:
+    """What may be expected of the window; why not, if nothing."""
+    spec = folder.spec
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        verdict = {
-            "model": model, "interval": interval.key, "version": version, "verdict": comparison.verdict,
-            "reasons": comparison.reasons, "details": details,
-        }  # fmt: skip
-        _replace(folder / "verdict.json", json.dumps(verdict, indent=2, default=str))
-        if comparison.snapshot is None:
-            # One of an earlier attempt would contradict the verdict.
-            for name in ("report.html", "evidently.json"):
-                (folder / name).unlink(missing_ok=True)
-            return False
-        banner = _banner(model, interval, version, comparison)
-        page = comparison.snapshot.get_html_str(as_iframe=False).replace("<body>", f"<body>{banner}", 1)
-        page = page.replace("<head>", f"<head><title>{model}, {interval.key}: {comparison.verdict}</title>", 1)
-        _replace(folder / "report.html", page)
-        _replace(folder / "evidently.json", comparison.snapshot.dumps())
-    except Exception:
-        log.exception("the report could not be written to %s; the verdict stands", folder)
-        return False
-    return True
+        return estimation.estimate(
+            spec.task,
+            spec.primary_metric,
+            _outcomes(spec, reference, labelled=True),
+            _outcomes(spec, predictions, labelled=False),
+            seed=spec.training.seed,
+            threshold=answer_threshold(spec),
+            cost=cost_function(folder),
+        )
+    except Exception as error:
+        log.exception("the performance of %s could not be estimated", model.name)
+        return Estimate(spec.primary_metric, reason=f"the estimate failed, {_first_line(error)}")
 
 
-def _replace(file: Path, text: str) -> None:
-    """Write a file so that whoever reads it meanwhile sees the old or the new one, whole."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
+def _outcomes(spec: ModelSpec, rows: pa.Table, *, labelled: bool) -> estimation.Outcomes:
+    """The rows of a reference, or of a window, that have probabilities."""
+    said = "probabilities" if spec.task == "multiclass_classification" else _PREDICTION
+    if spec.task == "regression" or said not in rows.column_names:
+        return estimation.Outcomes(np.empty((0, 0)), ())
+    rows = rows.filter(rows.column(said).is_valid())
+    labels = rows.column("label").to_numpy(zero_copy_only=False) if labelled else None
+    days = None
+    if spec.event_time in rows.column_names:
+        days = pc.cast(pc.cast(rows.column(spec.event_time), pa.date32()), pa.int32()).to_numpy().astype(np.int64)
+    if spec.task == "binary_classification":
+        return estimation.from_binary(rows.column(said).to_numpy(), labels, days)
+    probabilities, classes = read_probabilities(rows)
+    return estimation.from_classes(np.empty((0, 0)) if probabilities is None else probabilities, classes, labels, days)
 
 
-def _banner(model: str, interval: Interval, version: int | None, comparison: Comparison) -> str:
-    """The verdict and a table of all columns, above Evidently's page, which knows of those alone that it was asked about."""
-    color = {"ok": "#1a7f37", "drift": "#b35900", "unknown": "#57606a"}[comparison.verdict]
-    items = "".join(f"<li>{_as_text(reason)}</li>" for reason in comparison.reasons)
-    rows = "".join(
-        f"<tr><td>{_as_text(column.column)}</td><td>{_STATUS[column.status]}</td>"
-        f"<td>{'' if column.score is None else f'{column.score:.3f}'}</td><td>{column.threshold:g}</td>"
-        f"<td>{'Wasserstein, standard deviations' if column.kind == 'numeric' else 'Jensen-Shannon'}</td>"
-        f"<td>{column.missing:.1%}</td><td>{column.reference_missing:.1%}</td></tr>"
-        for column in sorted(comparison.columns, key=lambda column: -(column.score or 0) / column.threshold)
-    )
-    return (
-        "<style>.perennial{font-family:sans-serif;max-width:1200px;margin:24px auto;padding:1px 24px;"
-        "background:#fff;color:#111}"
-        ".perennial td,.perennial th{padding:4px 16px 4px 0;text-align:left}</style>"
-        f'<section class="perennial"><h1>{_as_text(model)}, {_as_text(interval.key)}: '
-        f'<span style="color:{color}">{comparison.verdict}</span></h1>'
-        f"<p>Compared with what version {version} was trained on.</p><ul>{items}</ul>"
-        "<table><tr><th>column</th><th>found</th><th>distance</th><th>threshold</th><th>measured by</th><th>missing</th>"
-        f"<th>missing in the reference</th></tr>{rows}</table></section>"
-    )
-
-
-_STATUS: dict[Status, str] = {
-    "stable": "stable",
-    "drifted": "<b>drifted</b>",
-    "left_out": "left out",
-    "unusable": "<b>cannot be judged</b>",
-}
-
-
-def _as_text(text: str) -> str:
-    return html.escape(_UNSAFE.sub(" ", text))
-
-
-def _find_run(ledger: Ledger, registry: Registry, model: str, version: int | None) -> tuple[str | None, str | None]:
-    """Address and id of the version's MLflow run, as far as they can be had."""
-    record = ledger.version(model, version) if version is not None else None
+def _find_run(registry: Registry, record: VersionRecord | None) -> tuple[CandidateRun | None, str | None]:
+    """The version's MLflow run and its address, as far as they can be had."""
     if record is None:
         return None, None
     try:
-        return registry.run_url(record.mlflow_run_id), record.mlflow_run_id
+        return registry.run(record.mlflow_run_id), registry.run_url(record.mlflow_run_id)
     except Exception:
-        log.exception("MLflow does not know the run of version %s; the verdict stands", version)
+        log.exception("MLflow does not know the run of version %s; the verdict stands", record.version)
         return None, None
 
 
-def _send_to_mlflow(registry: Registry, mlflow_run: str, folder: Path, path: str) -> None:
+def _send_to_mlflow(run: CandidateRun, folder: Path, path: str) -> None:
     try:
-        registry.run(mlflow_run).log_files(folder, path)
+        run.log_files(folder, path)
     except Exception:
-        log.exception("the report could not be logged to MLflow run %s; it lies in %s", mlflow_run, folder)
+        log.exception("the report could not be logged to MLflow run %s; it lies in %s", run.id, folder)
+
+
+def _send_outlook(run: CandidateRun, spec: ModelSpec, ledger: Ledger, version: int) -> None:
+    """Draw what was expected of the version, window by window, and what came, and keep the picture with its run."""
+    from perennial import plots
+
+    try:
+        windows = [window for window in read_outlook(spec, ledger) if window.version == version]
+        with TemporaryDirectory(prefix="perennial-performance-") as scratch:
+            if plots.draw_outlook(windows, Path(scratch), metric=spec.primary_metric, version=version):
+                run.log_files(Path(scratch), "performance")
+    except Exception:
+        log.exception("estimated and realised performance of version %s could not be drawn; the verdict stands", version)
+
+
+def read_outlook(spec: ModelSpec, ledger: Ledger) -> list[estimation.WindowOutlook]:
+    """Estimated and realised performance of all windows the ledger knows, oldest first."""
+    return estimation.beside_realised(
+        ledger.verdicts(spec.name, limit=1_000),
+        ledger.performances(spec.name),
+        spec.primary_metric,
+        label_coverage=spec.gates.label_coverage,
+    )

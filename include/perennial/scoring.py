@@ -334,7 +334,7 @@ class _Predictor:
         if "probability" in self._schema.names:
             columns["prediction"] = pa.array(prediction.values.astype(str), pa.string())
             columns["probability"] = pa.array(prediction.probability)
-            columns["probabilities"] = _as_json(prediction)
+            columns["probabilities"] = probabilities_as_json(prediction)
         else:
             columns["prediction"] = pa.array(prediction.values, pa.float64())
         columns["version"] = pa.repeat(pa.scalar(self._model.version, pa.int64()), rows)
@@ -344,7 +344,7 @@ class _Predictor:
         return pa.table([columns[name] for name in self._schema.names], names=self._schema.names).cast(self._schema)
 
 
-def _as_json(prediction: Prediction) -> pa.Array:
+def probabilities_as_json(prediction: Prediction) -> pa.Array:
     """``{"class": probability, …}`` a row."""
     assert prediction.probabilities is not None  # multiclass
     parts: list[Any] = []
