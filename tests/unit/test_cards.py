@@ -225,9 +225,19 @@ def test_a_version_whose_card_cannot_be_made_is_not_promoted(tmp_path: Path, mon
     with pytest.raises(CardError, match=r"toy version 1: the model card has nothing to show in Feature importance"):
         by_hand.train(world.settings, "toy", FIRST)
     assert world.ledger.champion("toy") is None
-    # Of one that is refused anyway, it is only told.
-    monkeypatch.setattr("perennial.gates.decide", lambda *given: replace(passing(*given), promote=False))
-    assert "is refused" in by_hand.train(world.settings, "toy", FIRST)
+
+
+def test_a_refused_version_without_a_card_is_only_told_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    record = record_of(world, 2)
+    assert record.decision["promote"] is False  # one more iteration is no surely better model
+    [picture] = world.settings.state.rglob(f"{record.mlflow_run_id}/artifacts/validation/importance.png")
+    content = picture.read_bytes()
+    picture.unlink()
+    try:
+        publish_pages(world.folder, world.ledger, world.registry, 2)
+    finally:
+        picture.write_bytes(content)
+    assert "a version that the gates refused has no card: toy version 2: the model card has nothing to show in" in caplog.text
 
 
 def test_a_page_is_written_by_hand_with_what_was_decided_since(world: World, tmp_path: Path) -> None:
