@@ -15,6 +15,8 @@ Runs when the days of a week (or month, as `model.yaml` says) are published, whe
 ## When it fails
 - **build_training_set**: too few labelled rows, or one class alone. The message tells how many there are; ingest more
   history, or shorten `training.window`.
+- **decide_promotion**: a model card has nothing to show in one of its sections, and nobody promotes what they cannot read
+  about. The message names the section and what would fill it.
 - **promote_champion is skipped**: no failure. The gates or a person refused the version; its reasons are on the task and in
   MLflow. If you know better: `<model>.promote`, with a reason.
 - **StaleDecision**: the champion changed in between, so the evaluation is stale. Clear `evaluate_candidates` and what follows
