@@ -6,6 +6,10 @@ thresholds are those of `model.yaml`). The verdict is `ok`, `drift` or `unknown`
 which is never `ok`. Where labels have become known, the realised metrics of earlier windows are measured. Then the
 retraining policy weighs verdicts, history and budget, and asks for a training run, or declines and says why.
 
+For some windows after a promotion, the champion is also compared with the versions in its shadow (`shadow` in `model.yaml`) on
+the rows that both predicted, once their labels are mature. A champion that surely does worse than the one before raises an
+alert, and is rolled back where the spec says so.
+
 Runs when all days of the window (a day or a week, as `model.yaml` says) are scored. By hand: give `start` and `end`.
 
 ## When it fails
@@ -21,7 +25,7 @@ from airflow.sdk import chain
 
 from perennial.orchestration import assets
 from perennial.orchestration.dags import day, models, stage
-from perennial.orchestration.monitor import decide_retraining, judge_drift, measure_performance
+from perennial.orchestration.monitor import compare_shadows, decide_retraining, judge_drift, measure_performance
 
 for model in models():
     window = model.schedules.monitor
@@ -35,8 +39,11 @@ for model in models():
             "end": day("End", "For a range: the first day that is left out (UTC)."),
         },
     ):
+        measured = measure_performance(model=model.name, window=window)
+        if model.shadow.windows:
+            chain(measured, compare_shadows(model=model.name, window=window))
         chain(
-            [judge_drift(model=model.name, window=window), measure_performance(model=model.name, window=window)],
+            [judge_drift(model=model.name, window=window), measured],
             decide_retraining(model=model.name, window=window),
             # The run id is a function of model and window: asking twice starts one run.
             TriggerDagRunOperator(

@@ -5,6 +5,10 @@ The champion is resolved once, by number, and that number is what every predicti
 their interval as one, to the lake and to the table `<model>_predictions` of the predictions database, with version,
 feature snapshot, run and time. Scoring a day again replaces its predictions.
 
+After a promotion the champion before keeps scoring in the shadow of the new one for some windows, and so may a refused
+candidate that came close (`shadow` in `model.yaml`). What they say lies in the lake, as the dataset `shadows`; nobody who
+reads predictions sees it, and the champion's are published before.
+
 Runs for each day that `ingest` announces. By hand: give `start` and `end`.
 
 ## When it fails
@@ -13,6 +17,9 @@ Runs for each day that `ingest` announces. By hand: give `start` and `end`.
   features first; if they are sound, roll back with `<model>.rollback`, then clear this run.
 - **ArtifactRejected**: the stored model differs from what was registered. Do not force it: roll back, and find out who
   changed the file.
+- **score_shadows is skipped**: no failure. No version is in the shadow now.
+- **score_shadows is red**: the champion's predictions are published all the same; a version that cannot predict is left out
+  and does not fail the task. Clear it, or let it be: these days are then missing in a comparison.
 - You may ignore a failure if a later run for the same day has succeeded.
 """
 
@@ -20,7 +27,7 @@ from airflow.sdk import chain
 
 from perennial.orchestration import assets
 from perennial.orchestration.dags import day, models, stage
-from perennial.orchestration.score import predict, resolve_champion
+from perennial.orchestration.score import predict, resolve_champion, score_shadows
 
 for model in models():
     with stage(
@@ -35,4 +42,7 @@ for model in models():
         max_active_runs=3,
     ):
         version = resolve_champion(model=model.name)
-        chain(version, predict.override(outlets=[assets.predictions(model.name)])(model=model.name, version=version))
+        scored = predict.override(outlets=[assets.predictions(model.name)])(model=model.name, version=version)
+        chain(version, scored)
+        if model.shadow.windows:
+            score_shadows(model=model.name, scored=scored)

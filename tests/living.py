@@ -21,7 +21,7 @@ MODEL = "energy_load"
 STAGES = ("ingest", "train", "score", "monitor", "promote", "rollback", "maintain")
 PATIENCE = 300
 #: Models like it that ask a person before they promote: one waits, one hardly does.
-ASKING = {"energy_asked": "{approvers: [admin]}", "energy_hasty": "{within: 1s}"}
+ASKING = {"energy_asked": "{approvers: [admin]}", "energy_hasty": "{within: 1m}"}
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,44 @@ def approval_wanted(
     )
 
 
+def shadow_better(
+    model: str,
+    *,
+    champion: int,
+    version: int,
+    former: bool,
+    rolls_back: bool,
+    reason: str,
+    links: Mapping[str, str] | None = None,
+) -> Alert:
+    """Labels show that the champion does surely worse than a version in its shadow.
+
+    Args:
+        model: the model.
+        champion: its champion.
+        version: the one in the shadow.
+        former: whether that is the champion before, rather than a refused candidate.
+        rolls_back: whether the model's spec lets monitoring roll back.
+        reason: in words and numbers.
+        links: where to read about the version.
+    """
+    if not former:
+        advice = f"If you agree: perennial promote {model} {version} --override REASON, or the DAG {model}.promote."
+    elif rolls_back:
+        advice = f"Version {version} is made champion again, as shadow.rollback in model.yaml says."
+    else:
+        advice = f"If you agree, trigger {model}.rollback; nothing is done by itself, see shadow.rollback in model.yaml."
+    which = "the champion before it" if former else "a candidate that was refused"
+    return Alert(
+        model=model,
+        severity="critical" if former else "warning",
+        kind="shadow_better",
+        title=f"{model}: champion {champion} does worse than version {version}",
+        text=_text(f"On mature labels version {champion} does worse than version {version}, {which}:", [reason], advice),
+        links=dict(links or {}),
+    )
+
+
 def alias_put_back(
     model: str, *, version: int, champion: int | None, reason: str, links: Mapping[str, str] | None = None
 ) -> Alert:

@@ -100,7 +100,7 @@ def train(settings: Settings, model: str, as_of: datetime) -> str:
 
 def score(settings: Settings, model: str, interval: Interval) -> str:
     """Predict an interval with the champion, into the lake and the predictions database."""
-    from perennial import scoring
+    from perennial import scoring, shadowing
 
     with _run(settings, model, interval) as (parts, run_id):
         version = scoring.resolve_champion(parts.registry, parts.ledger, model, interval)
@@ -115,20 +115,38 @@ def score(settings: Settings, model: str, interval: Interval) -> str:
             run_id=run_id,
             sink_url=settings.predictions_url,
         )
-    return f"{model}, {interval}: {scored.rows:,} predictions by version {version}"
+        told = f"{model}, {interval}: {scored.rows:,} predictions by version {version}"
+        shadows = shadowing.resolve_shadows(parts.model(model).spec, parts.ledger, interval, champion=version)
+        if shadows:
+            done = shadowing.score_shadows(
+                parts.model(model),
+                parts.lake,
+                parts.ledger,
+                parts.registry,
+                interval,
+                champion=version,
+                versions=shadows,
+                features_snapshot=scored.features_snapshot,
+                order=parts.ledger.next_order(model, shadowing.DATASET, interval, run_id),
+                run_id=run_id,
+            )
+            told += f", in its shadow {done.rows:,} by {', '.join(str(number) for number in done.versions) or 'none'}"
+    return told
 
 
 def monitor(settings: Settings, model: str, interval: Interval) -> str:
     """Judge the drift of an interval, measure what can be measured, and say whether a retraining is due."""
-    from perennial import drift, monitoring, performance
+    from perennial import drift, monitoring, performance, shadowing
 
     with _run(settings, model, interval) as (parts, run_id):
         folder, lake, ledger, registry = parts.model(model), parts.lake, parts.ledger, parts.registry
         # First, since what was realised so far weighs in the verdict's severity.
         measured = performance.measure_performance(folder, lake, ledger, interval, as_of=interval.end, run_id=run_id)
         verdict = drift.judge_drift(folder, lake, ledger, registry, interval, directory=settings.reports, run_id=run_id)
+        seen = shadowing.compare_shadows(folder, lake, ledger, registry, as_of=interval.end, run_id=run_id)
         asked = monitoring.request_retraining(folder.spec, ledger, interval, run_id=run_id, training_under_way=False)
     lines = [f"{model}, {interval}: {verdict.verdict}: {'; '.join(verdict.reasons)}", f"{len(measured)} windows measured"]
+    lines += [found.reason for found in seen]
     if verdict.report:
         lines.append(f"report: {settings.reports / verdict.report}")
     if asked is not None:

@@ -240,6 +240,39 @@ class Performance:
 
 
 @dataclass(frozen=True)
+class ShadowComparison:
+    """What labels said of the champion and a version in its shadow, on the rows that both predicted.
+
+    Attributes:
+        promotion_id: what had made the champion champion.
+        version: the one in the shadow.
+        windows: monitoring windows that were mature; one look a number.
+        champion: the champion's version.
+        interval: from the first to the last of these windows.
+        outcome: ``champion_worse``, ``no_difference`` or ``unknown``.
+        reason: in words and numbers.
+        rows: labelled rows that both predicted.
+        metrics: by version, then by name.
+        comparison: gain and bounds, see :class:`perennial.evidence.Comparison`.
+        as_of: labels known later were not used.
+    """
+
+    model: str
+    promotion_id: int
+    version: int
+    windows: int
+    champion: int
+    interval: Interval
+    outcome: str
+    reason: str
+    rows: int
+    metrics: dict[str, dict[str, float]]
+    comparison: dict[str, Any]
+    as_of: datetime
+    run_id: str
+
+
+@dataclass(frozen=True)
 class Retraining:
     """Whether monitoring asked for a new version after a window, and why.
 
@@ -443,6 +476,13 @@ _performances = _table(
     _text("model", key=True), _time("start", key=True), _time("end", key=True), _number("version", key=True),
     _json("metrics"), _number("rows"), sa.Column("coverage", sa.Double, nullable=False),
     _time("as_of"), _text("run_id"), _time("recorded_at"),
+)  # fmt: skip
+
+_shadow_comparisons = _table(
+    "shadow_comparisons",
+    _text("model", key=True), _number("promotion_id", key=True), _number("version", key=True), _number("windows", key=True),
+    _number("champion"), _time("start"), _time("end"), _text("outcome"), _text("reason"), _number("rows"),
+    _json("metrics"), _json("comparison"), _time("as_of"), _text("run_id"),
 )  # fmt: skip
 
 _retrainings = _table(
@@ -1016,6 +1056,43 @@ class Ledger:
         """Realised performance of a model's versions, oldest interval first."""
         query = sa.select(_performances).where(_performances.c.model == model)
         return self._list(Performance, query.order_by(_performances.c.start, _performances.c.end, _performances.c.version))
+
+    def record_shadow_comparison(self, record: ShadowComparison, alert: Alert | None = None) -> None:
+        """Record what was seen of a champion and a version in its shadow; the first look at a number of windows stands.
+
+        Args:
+            record: what was seen.
+            alert: what people are told of the pair, once.
+        """
+        values = {field.name: getattr(record, field.name) for field in fields(record)}
+        interval: Interval = values.pop("interval")
+        with self._database.writing(record.model) as connection:
+            connection.execute(
+                self._insert(_shadow_comparisons)
+                .values(**values, start=interval.start, end=interval.end)
+                .on_conflict_do_nothing(index_elements=["model", "promotion_id", "version", "windows"])
+            )
+            if alert is not None:
+                key = f"{alert.kind}/{record.model}/promotion-{record.promotion_id}/version-{record.version}"
+                self._enqueue(connection, alert, key)
+
+    def shadow_comparisons(
+        self, model: str, *, promotion: int | None = None, version: int | None = None
+    ) -> list[ShadowComparison]:
+        """What was seen of champions and versions in their shadows, in the order of promotions, versions and looks.
+
+        Args:
+            model: the model.
+            promotion: only in the shadow of the champion that this one made.
+            version: only of this version.
+        """
+        table = _shadow_comparisons
+        query = sa.select(table).where(table.c.model == model)
+        if promotion is not None:
+            query = query.where(table.c.promotion_id == promotion)
+        if version is not None:
+            query = query.where(table.c.version == version)
+        return self._list(ShadowComparison, query.order_by(table.c.promotion_id, table.c.version, table.c.windows))
 
     def record_retraining(
         self,

@@ -218,7 +218,7 @@ def score(
     model = registry.load(spec.name, version, spec=spec)
     if model.features_digest != folder.features_digest:
         log.warning("features.sql or the tables' definition changed since version %d was trained", version)
-    predictor = _Predictor(spec, lake, model, interval, snapshot, run_id)
+    predictor = Predictor(spec, lake, model, interval, snapshot, run_id)
     schema = predictions_schema(spec)
     publication = lake.publish(
         model=spec.name,
@@ -256,7 +256,7 @@ def _published_features(spec: ModelSpec, ledger: Ledger, interval: Interval) -> 
     return newest
 
 
-class _Predictor:
+class Predictor:
     """The predictions of an interval, made as they are read, and what they look like as a whole.
 
     The table is written as it is read from here, so an error that is raised at the last row still publishes nothing.
@@ -279,8 +279,7 @@ class _Predictor:
 
     def reader(self) -> pa.RecordBatchReader:
         """All predictions, from the first; each call predicts anew."""
-        self._restart()
-        return pa.RecordBatchReader.from_batches(self._schema, self._batches())
+        return pa.RecordBatchReader.from_batches(self._schema, self.batches())
 
     def summary(self) -> dict[str, float]:
         if not self.rows:
@@ -289,7 +288,13 @@ class _Predictor:
             return {name: count / self.rows for name, count in sorted(self._shares.items(), key=lambda pair: -pair[1])[:20]}
         return {"minimum": float(self._least), "mean": self._sum / self.rows, "maximum": float(self._most)}
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All predictions, from the first.
+
+        Raises:
+            ScoringError: they are not fit to be published.
+        """
+        self._restart()
         keys = list(self._schema.names[: self._schema.get_field_index("as_of") + 1])
         features = self._lake.scan(
             self._spec.name,

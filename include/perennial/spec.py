@@ -823,7 +823,7 @@ class ModelSpec(_Part):
 
     @model_validator(mode="after")
     def _holds_together(self) -> ModelSpec:
-        reserved = {"features", "predictions", "quarantine", "entities"}
+        reserved = {"features", "predictions", "shadows", "quarantine", "entities"}
         for name, table in self.tables.items():
             if table.source not in self.sources:
                 raise _at(("tables", name, "source"), f"no source is named {table.source}; there are {_names(self.sources)}")

@@ -75,6 +75,14 @@ def test_a_champion_is_resolved_before_anything_is_predicted(parsed: Parsed) -> 
     assert "resolve_champion" in _upstream(parsed["dags"]["flight_delay.score"]["tasks"], "predict")
 
 
+def test_what_is_in_the_shadow_waits_until_the_champions_predictions_are_published(parsed: Parsed) -> None:
+    score, monitor = (parsed["dags"][f"flight_delay.{stage}"]["tasks"] for stage in ("score", "monitor"))
+    assert "predict" in _upstream(score, "score_shadows")
+    assert "score_shadows" not in _upstream(score, "predict")
+    assert "measure_performance" in _upstream(monitor, "compare_shadows")
+    assert "compare_shadows" not in _upstream(monitor, "request_training")
+
+
 def test_retraining_is_requested_only_after_it_was_decided(parsed: Parsed) -> None:
     tasks = parsed["dags"]["flight_delay.monitor"]["tasks"]
     assert {"decide_retraining", "judge_drift", "measure_performance"} <= _upstream(tasks, "request_training")

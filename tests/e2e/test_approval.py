@@ -52,6 +52,13 @@ def answer(living: Living, started: DagRun, option: str, words: str) -> None:
     living.api._call("PATCH", details(started), json={"chosen_options": [option], "params_input": {"words": words}})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hasty(living: Living) -> DagRun:
+    """A run that nobody will answer; its minute passes while the others are tested."""
+    load_history(living, HASTY)
+    return train(living, HASTY, "2024-01-17")
+
+
 def test_a_version_waits_for_approval_and_is_promoted_with_the_approvers_words(living: Living) -> None:
     load_history(living, ASKED)
     ledger, registry = living.deployment.ledger, living.deployment.registry
@@ -100,11 +107,10 @@ def test_a_version_that_a_person_refuses_leaves_the_champion_and_only_an_overrid
     assert registry._version(ASKED, version).tags["perennial.override_reason"] == "asked in person (airflow:admin)"
 
 
-def test_an_approval_that_nobody_gives_in_time_leaves_the_champion(living: Living) -> None:
+def test_an_approval_that_nobody_gives_in_time_leaves_the_champion(living: Living, hasty: DagRun) -> None:
     ledger, registry = living.deployment.ledger, living.deployment.registry
-    load_history(living, HASTY)
 
-    ended = done(living, run(living, HASTY, "train", {"as_of": "2024-01-17"}))
+    ended = done(living, hasty)
 
     assert ended.state == "success"
     assert registry.champion(HASTY) is None

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
 
 from perennial import alerts
 from perennial.errors import ArtifactRejected, StaleDecision, Superseded
@@ -76,6 +78,22 @@ def test_tables_are_created_once_by_processes_that_start_together(settings_on_ea
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 6
     assert Ledger(url).champion(MODEL) is None
+
+
+def test_a_ledger_of_an_earlier_release_opens_and_keeps_what_it_holds(
+    ledger: Ledger, settings_on_each_database: Settings
+) -> None:
+    promote(ledger, 1, None)
+    newer = ("alias_moves", "approvals", "shadow_comparisons")
+    engine = sa.create_engine(settings_on_each_database.database_url, poolclass=NullPool)
+    with engine.begin() as connection:
+        for name in newer:
+            connection.execute(sa.text(f"DROP TABLE perennial_{name}"))
+    Ledger(settings_on_each_database.database_url).migrate()
+    assert ledger.champion(MODEL) == 1
+    assert ledger.approvals(MODEL) == []
+    assert ledger.shadow_comparisons(MODEL) == []
+    assert ledger.unended_moves(MODEL, NOW) == set()
 
 
 # --- publications ----------------------------------------------------------------------------------------------------

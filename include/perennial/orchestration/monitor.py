@@ -42,6 +42,17 @@ def measure_performance(model: str, window: Window) -> list[dict[str, Any]]:
         return [window.to_json() for window in realised]
 
 
+@task(multiple_outputs=False)
+def compare_shadows(model: str, window: Window) -> list[dict[str, Any]]:
+    """Compare the champion with the versions in its shadow on mature labels; tell people, or roll back, where it is worse."""
+    from perennial.shadowing import compare_shadows as compare
+
+    with stage_run(model, window=window) as run:
+        parts = run.deployment
+        seen = compare(run.folder, parts.lake, parts.ledger, parts.registry, as_of=run.interval.end, run_id=run.run_id)
+        return [{"version": found.version, "outcome": found.outcome, "reason": found.reason} for found in seen]
+
+
 @task.short_circuit(multiple_outputs=False)
 def decide_retraining(model: str, window: Window) -> dict[str, Any]:
     """Ask for a retraining, or not; the reason is in the ledger either way. Empty when nothing is asked for."""

@@ -51,3 +51,29 @@ def predict(model: str, version: int, *, outlet_events: Any = None) -> dict[str,
         if run.partition is None:
             event.add_partitions([day.key for day in run.interval.days()])
         return scored.to_json()
+
+
+@task(multiple_outputs=False)
+def score_shadows(model: str, scored: dict[str, Any]) -> dict[str, Any]:
+    """Let the versions in the champion's shadow predict the same rows; skipped when there are none."""
+    from perennial import shadowing
+    from perennial.scoring import Scored
+
+    with stage_run(model) as run:
+        parts, champion = run.deployment, Scored.from_json(scored)
+        versions = shadowing.resolve_shadows(run.folder.spec, parts.ledger, run.interval, champion=champion.version)
+        if not versions:
+            raise AirflowSkipException(f"no version scores {run.interval} in the shadow of version {champion.version}")
+        done = shadowing.score_shadows(
+            run.folder,
+            parts.lake,
+            parts.ledger,
+            parts.registry,
+            run.interval,
+            champion=champion.version,
+            versions=versions,
+            features_snapshot=champion.features_snapshot,
+            order=parts.ledger.next_order(model, shadowing.DATASET, run.interval, run.run_id),
+            run_id=run.run_id,
+        )
+        return done.to_json()

@@ -65,9 +65,10 @@ def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[d
 def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
-    """Let the gates decide, and register the version with the decision and its evidence."""
+    """Let the gates decide, and register the version with the decision, its evidence, its card and its release report."""
     from perennial.approval import comparison_in_words
     from perennial.gates import Evaluation, decide
+    from perennial.releases import publish_pages
     from perennial.training import Fitted, TrainingSet, choose
 
     with stage_run(model) as run:
@@ -83,6 +84,8 @@ def decide_promotion(
             run_id=run.qualified_id,
         )
         run.link(MLFLOW, registry.version_url(model, version))
+        # Before anybody promotes or approves it: they are to have read them, and what they cannot say stops the promotion.
+        publish_pages(run.folder, run.deployment.ledger, registry, version)
         links = registry.links(model, version)
         return {
             "version": version,
