@@ -153,6 +153,8 @@ def known_limits(dossier: Dossier) -> list[str]:
         )
     if mostly := [f"{name} ({share:.0%})" for name, share in dossier.missing.items() if share >= MOSTLY_MISSING]:
         limits.append(f"Mostly missing where it learned: {listed(mostly)}.")
+    if not dossier.missing:
+        limits.append("How much of each feature was missing where it learned is not known: the stored model cannot be loaded.")
     not_judged = (evaluation.get("slices") or {}).get("not_judged") or []
     limits += [f"A part that was not judged: {reason}" for reason in not_judged[:MOST]]
     if len(not_judged) > MOST:
@@ -209,7 +211,7 @@ def _data(dossier: Dossier) -> list[Block]:
         ]
         for part in ("window", "holdout")
     ]
-    gaps = [[name, value] for name, value in sorted(dossier.missing.items(), key=lambda pair: -pair[1]) if value > 0]
+    gaps = [[name, value] for name, value in sorted(dossier.missing.items(), key=lambda pair: -pair[1]) if value >= 0.001]
     blocks: list[Block] = [
         Table(["part", "interval", "rows", "labels known", "classes", "SHA-256 of the rows"], parts),
         Facts(

@@ -96,6 +96,19 @@ def _importance(artifacts: Mapping[str, bytes]) -> dict[str, float]:
 
 
 def gather(folder: ModelFolder | None, ledger: Ledger, registry: Registry, model: str, version: int) -> Dossier:
+    """Read what the ledger, MLflow and the model folder tell of a version.
+
+    Args:
+        folder: the model's folder as it is now; None if there is none.
+        ledger: tells of the version.
+        registry: holds its run.
+        model: its name.
+        version: its number.
+
+    Raises:
+        CardError: there is no such version.
+        TrainingError, ArtifactRejected: the folder that the version was made by is not known any more.
+    """
     record = ledger.version(model, version)
     if record is None:
         known = ", ".join(str(other.version) for other in ledger.versions(model)) or "none"
@@ -112,7 +125,7 @@ def gather(folder: ModelFolder | None, ledger: Ledger, registry: Registry, model
             history=read_history(ledger, its_folder.spec),
             approvals=ledger.approvals(model, version),
             decisions=[
-                f"{made.action} on {made.completed_at:%Y-%m-%d %H:%M} UTC by {made.actor}: {made.reason or 'no reason given'}"
+                f"{made.action} on {made.completed_at:%Y-%m-%d %H:%M} UTC, {made.actor}: {made.reason or 'no reason given'}"
                 for made in ledger.promotions(model)
                 if made.version == version and made.completed_at is not None
             ],

@@ -138,6 +138,10 @@ class History:
             return Interval.from_key(recorded)
         return Interval(features.interval.start - self.lookback, features.interval.end)
 
+    def lookback_of(self, features: Publication) -> timedelta:
+        """How far before a day its features could look."""
+        return features.interval.start - self.read_by(features).start
+
     def tables_of(self, features: Publication, within: Interval | None = None) -> dict[str, list[Publication]]:
         """By table, the publications that features were made from.
 
@@ -172,6 +176,10 @@ def _without(interval: Interval, cut: Interval) -> list[Interval]:
         return [interval]
     parts = [(interval.start, min(cut.start, interval.end)), (max(cut.end, interval.start), interval.end)]
     return [Interval(start, end) for start, end in parts if start < end]
+
+
+def _day(moment: datetime) -> Interval:
+    return Interval.day(moment.replace(hour=0, minute=0, second=0, microsecond=0))
 
 
 def _common(one: Interval, other: Interval) -> Interval | None:
@@ -272,8 +280,9 @@ def _features_of(history: History, prediction: PredictionRow) -> Node:
         return _missing(f"the features at snapshot {snapshot}: the ledger knows no reader of it")
     features = found[-1]
     offered = history.read_by(features)
-    # Whatever the query looks at, it looks back from this row: nothing later than its as_of was known.
-    span = Interval(offered.start, max(min(offered.end, moment.end), offered.start + timedelta(microseconds=1)))
+    # Each day looks back for itself, see _touched. Later rows of the day may have been known already, as schedules are.
+    day = _day(prediction.event_time)
+    span = Interval(day.start - history.lookback_of(features), day.end)
     by_table = history.tables_of(features, span)
     tables = [_table(history, table, made, span) for table, made in by_table.items()]
     if not tables:
@@ -355,10 +364,16 @@ def _onward(history: History, raw: Publication, interval: Interval) -> Node:
     part = _common(raw.interval, interval)
     assert part is not None  # the caller chose it by that
     now = any(raw in history.standing(TABLES, table, part) for table in raw.rows)
-    features = [one for one in history.publications.get(FEATURES, ()) if _fed(history, one, raw, part)]
-    children = [_readers(history, one) for one in features]
-    labelled = [record for record in history.versions if _labels_from(history, record, raw, part)]
-    children += [_learner(history, record, "its keys and labels") for record in labelled]
+    children = [
+        _readers(history, features, span)
+        for features in history.publications.get(FEATURES, ())
+        if (span := _touched(history, features, raw, part)) is not None
+    ]
+    children += [
+        _learner(history, record, f"keys and labels, for its {' and '.join(parts)}")
+        for record in history.versions
+        if (parts := _labelled(history, record, raw, part))
+    ]
     return Node(
         "publication",
         f"tables of {raw.interval}",
@@ -374,27 +389,36 @@ def _onward(history: History, raw: Publication, interval: Interval) -> Node:
     )
 
 
-def _fed(history: History, features: Publication, raw: Publication, part: Interval) -> bool:
-    """Whether features may have been made from what a publication of tables brought for a part of its interval."""
-    if not history.read_by(features).overlaps(part):
-        # A table without event time is offered whole, whatever the interval it came with.
-        return any(raw in history.tables_of(features).get(table, ()) for table in raw.rows if table in history.timeless)
-    return any(raw in made for made in history.tables_of(features, part).values())
+def _touched(history: History, features: Publication, raw: Publication, part: Interval) -> Interval | None:
+    """The part of a publication of features that may have been made from what another brought for a part of its interval.
+
+    Returns:
+        None if it had no part in any of them.
+    """
+    fed = history.tables_of(features)
+    if any(raw in fed.get(table, ()) for table in history.timeless):
+        return features.interval  # such a table is offered whole
+    if not any(raw in made for made in history.tables_of(features, part).values()):
+        return None
+    # Features of a day are the same whether it is computed alone or in a year, so each day looks back for itself.
+    return _common(features.interval, Interval(_day(part.start).start, part.end + history.lookback_of(features)))
 
 
-def _readers(history: History, features: Publication) -> Node:
-    """Who read a publication of features: versions that learned from it, predictions that were made from it."""
-    learners = [
-        _learner(history, record, "features") for record in history.versions if features in (_learned(history, record) or ())
+def _readers(history: History, features: Publication, span: Interval) -> Node:
+    """Who read a part of a publication of features: versions that learned from it, predictions that were made from it."""
+    learners = []
+    for record in history.versions:
+        snapshot = (record.training.get("snapshots") or {}).get(FEATURES)
+        if parts := _parts_that_saw(history, record, FEATURES, FEATURES, snapshot, features, span):
+            learners.append(_learner(history, record, f"features, for its {' and '.join(parts)}"))
+    scored = [
+        _predictions(dataset, made)
+        for dataset, made in history.scored()
+        if _saw(history, FEATURES, FEATURES, made.inputs.get("features"), features, made.interval, span)
     ]
-    scored = []
-    for dataset, made in history.scored():
-        read = _pinned(history, FEATURES, FEATURES, made.inputs.get("features"), made.interval)
-        if features in (read or ()):
-            scored.append(_predictions(dataset, made))
     return Node(
         "features",
-        f"features of {features.interval}",
+        f"features of {span}" + ("" if span == features.interval else f", out of {features.interval}"),
         {
             "publication": features.id,
             "run": features.run_id,
@@ -405,32 +429,34 @@ def _readers(history: History, features: Publication) -> Node:
     )
 
 
-def _learned(history: History, record: VersionRecord) -> list[Publication] | None:
-    snapshot = (record.training.get("snapshots") or {}).get(FEATURES)
-    found: list[Publication] = []
-    for part in ("window", "holdout"):
-        its = _pinned(history, FEATURES, FEATURES, snapshot, Interval.from_key(record.training[part]))
-        found += [one for one in its or () if one not in found]
-    return found
+def _saw(
+    history: History, dataset: str, table: str, snapshot: int | None, made: Publication, read: Interval, span: Interval
+) -> bool:
+    """Whether a reader of an interval at a snapshot saw a publication within a span."""
+    common = _common(read, span)
+    return common is not None and made in (_pinned(history, dataset, table, snapshot, common) or ())
 
 
-def _labels_from(history: History, record: VersionRecord, raw: Publication, part: Interval) -> bool:
-    """Whether a version took keys or labels from what a publication brought for a part of its interval."""
-    pinned = record.training.get("snapshots") or {}
-    for name in ("window", "holdout"):
-        common = _common(Interval.from_key(record.training[name]), part)
-        if common is not None and any(
-            raw in (_pinned(history, TABLES, table, snapshot, common) or ())
-            for table, snapshot in pinned.items()
-            if table != FEATURES
-        ):
-            return True
-    return False
+def _parts_that_saw(
+    history: History, record: VersionRecord, dataset: str, table: str, snapshot: int | None, made: Publication, span: Interval
+) -> list[str]:
+    return [
+        part
+        for part in ("window", "holdout")
+        if _saw(history, dataset, table, snapshot, made, Interval.from_key(record.training[part]), span)
+    ]
+
+
+def _labelled(history: History, record: VersionRecord, raw: Publication, part: Interval) -> list[str]:
+    """The parts of a version's training set that took keys or labels from what a publication brought."""
+    pinned = {table: snapshot for table, snapshot in (record.training.get("snapshots") or {}).items() if table != FEATURES}
+    found = [_parts_that_saw(history, record, TABLES, table, snapshot, raw, part) for table, snapshot in pinned.items()]
+    return [name for name in ("window", "holdout") if any(name in parts for parts in found)]
 
 
 def _learner(history: History, record: VersionRecord, took: str) -> Node:
     """A version that took something of what is traced, and all that it predicted."""
-    scored = [(dataset, made) for dataset, made in history.scored() if made.inputs.get("version") == record.version]
+    scored = [made for _, made in history.scored() if record.version in _versions(made)]
     facts: dict[str, Any] = {
         "took": took,
         "window": record.training["window"],
@@ -440,10 +466,15 @@ def _learner(history: History, record: VersionRecord, took: str) -> Node:
     if scored:
         facts["predicted"] = {
             "publications": len(scored),
-            "from": min(made.interval.start for _, made in scored).isoformat(),
-            "until": max(made.interval.end for _, made in scored).isoformat(),
+            "from": min(made.interval.start for made in scored).isoformat(),
+            "until": max(made.interval.end for made in scored).isoformat(),
         }
     return Node("version", f"version {record.version}", facts)
+
+
+def _versions(made: Publication) -> list[int]:
+    """Who predicted: the champion of the time, or the several versions in its shadow."""
+    return list(made.inputs.get("versions") or [made.inputs.get("version")])
 
 
 def _predictions(dataset: str, made: Publication) -> Node:
@@ -452,7 +483,7 @@ def _predictions(dataset: str, made: Publication) -> Node:
         f"{dataset} of {made.interval}",
         {
             "publication": made.id,
-            "version": made.inputs.get("version"),
+            "versions": _versions(made),
             "rows": sum(made.rows.values()),
             "run": made.run_id,
             "published_at": made.published_at.isoformat(),

@@ -109,10 +109,11 @@ def test_predictions_are_found_through_the_features_that_they_read() -> None:
         publication(number, days(0, 1), dataset="predictions", version=7, features=snapshot)
         for number, snapshot in ((4, 102), (5, 103))
     )
-    shadow = publication(6, days(0, 1), dataset="shadow", version=6, features=103)
+    shadow = publication(6, days(0, 1), dataset="shadows", versions=[5, 6], features=103)
     forward = trace_forward(history(raw, features, again, by_old, by_new, shadow), days(0, 1))
+    assert [node.facts["versions"] for node in forward.find("prediction")] == [[7], [7], [5, 6]]
     found = {node.facts["publication"]: [one.name for one in node.leads_to] for node in forward.find("features")}
-    assert found == {2: [f"predictions of {days(0, 1)}"], 3: [f"predictions of {days(0, 1)}", f"shadow of {days(0, 1)}"]}
+    assert found == {2: [f"predictions of {days(0, 1)}"], 3: [f"predictions of {days(0, 1)}", f"shadows of {days(0, 1)}"]}
 
 
 # --- a deployment ----------------------------------------------------------------------------------------------------
@@ -183,10 +184,17 @@ def test_raw_rows_are_followed_to_features_versions_and_predictions(world: World
     [trained] = raw.find("features")
     assert [child.name for child in trained.leads_to] == ["version 1"]
     assert trained.leads_to[0].facts["predicted"]["publications"] == 1
+    assert trained.leads_to[0].facts["took"] == "features, for its holdout"
     near = trace_forward(read_history(world.ledger, world.folder.spec), days(24, 25))
     found = {node.facts["run"]: [child.name for child in node.leads_to] for node in near.find("features")}
     assert list(found.values())[1:] == [["predictions of 2013-03-26"], []]
     assert list(found)[1:] == ["features", "features again"]
+    early = trace_forward(read_history(world.ledger, world.folder.spec), days(0, 1))
+    assert {node.facts["took"] for node in early.find("version")} == {
+        "features, for its window", "keys and labels, for its window"
+    }  # fmt: skip
+    # It was one publication of 25 days, of which the first three may know of the first day.
+    assert early.find("features")[0].name == f"features of {days(0, 3)}, out of {days(0, 25)}"
 
 
 def test_maintenance_does_not_break_the_thread(world: World, tmp_path: Path) -> None:
