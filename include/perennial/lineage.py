@@ -374,6 +374,7 @@ def _onward(history: History, raw: Publication, interval: Interval) -> Node:
         for record in history.versions
         if (parts := _labelled(history, record, raw, part))
     ]
+    children += _whole_tables(history, raw)
     return Node(
         "publication",
         f"tables of {raw.interval}",
@@ -393,15 +394,26 @@ def _touched(history: History, features: Publication, raw: Publication, part: In
     """The part of a publication of features that may have been made from what another brought for a part of its interval.
 
     Returns:
-        None if it had no part in any of them.
+        None if it had no part in any of them. Tables without event time are not of any interval, see :func:`_whole_tables`.
     """
-    fed = history.tables_of(features)
-    if any(raw in fed.get(table, ()) for table in history.timeless):
-        return features.interval  # such a table is offered whole
-    if not any(raw in made for made in history.tables_of(features, part).values()):
+    fed = history.tables_of(features, part)
+    if not any(raw in made for table, made in fed.items() if table not in history.timeless):
         return None
     # Features of a day are the same whether it is computed alone or in a year, so each day looks back for itself.
     return _common(features.interval, Interval(_day(part.start).start, part.end + history.lookback_of(features)))
+
+
+def _whole_tables(history: History, raw: Publication) -> list[Node]:
+    """Tables without event time that came with a publication, and which features they were offered to, whole."""
+    by_table = {
+        table: [one.id for one in history.publications.get(FEATURES, ()) if raw in history.tables_of(one).get(table, ())]
+        for table in sorted(history.timeless & raw.rows.keys())
+    }
+    return [
+        Node("table", f"{table}, which has no event time and was offered whole", {"features": ids})
+        for table, ids in by_table.items()
+        if ids
+    ]
 
 
 def _readers(history: History, features: Publication, span: Interval) -> Node:

@@ -101,6 +101,20 @@ def test_features_are_traced_to_what_their_lookback_offered_them_and_to_nothing_
     assert {number: node.facts["standing"] for number, node in onward.items()} == {1: False, 2: False, 5: True}
 
 
+def test_a_table_without_event_time_does_not_make_every_day_depend_on_every_other() -> None:
+    raw = publication(1, days(0, 30))
+    raw.rows["planes"] = 7
+    features = publication(
+        2, days(0, 30), dataset="features", tables={"visits": 101, "planes": 101}, publication=1, reads=days(-2, 30).key
+    )
+    [node] = trace_forward(history(raw, features, timeless=frozenset({"planes"})), days(3, 4)).leads_to
+    assert [child.name for child in node.leads_to] == [
+        f"features of {days(3, 6)}, out of {days(0, 30)}",
+        "planes, which has no event time and was offered whole",
+    ]
+    assert node.leads_to[1].facts["features"] == [2]
+
+
 def test_predictions_are_found_through_the_features_that_they_read() -> None:
     raw = publication(1, days(0, 1))
     features = publication(2, days(0, 1), dataset="features", tables={"visits": 101}, publication=1)
