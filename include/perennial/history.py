@@ -22,11 +22,10 @@ def history(ledger: Ledger, model: str) -> list[dict[str, Any]]:
         ``since`` and ``until`` (None: still), ``version``, ``over``, ``action``, ``by``, ``why``, ``run`` and ``evidence``.
     """
     made = completed(ledger.promotions(model))
-    ends: list[Promotion | None] = [*made[1:], None]
     return [
         {
             "since": _moment(promotion),
-            "until": _moment(following) if following else None,
+            "until": _moment(made[number]) if number < len(made) else None,
             "version": promotion.version,
             "over": promotion.previous,
             "action": promotion.action,
@@ -35,7 +34,7 @@ def history(ledger: Ledger, model: str) -> list[dict[str, Any]]:
             "run": promotion.run_id,
             "evidence": promotion.evidence,
         }
-        for promotion, following in zip(made, ends, strict=True)
+        for number, promotion in enumerate(made, start=1)
     ]
 
 
