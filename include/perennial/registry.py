@@ -331,6 +331,7 @@ class Registry:
         found = {"MLflow": address} if address else {}
         if record is not None and (run := self.run_url(record.mlflow_run_id)):
             found["Model card"] = f"{run}/artifacts/card/card.html"
+            found["Release report"] = f"{run}/artifacts/card/release.html"
         return found
 
     def _links(self, model: str, version: int) -> dict[str, str]:
