@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from perennial import alerts, estimation, impact, logs
+from perennial import alerts, distances, estimation, impact, logs
 from perennial.artifacts import LoadedModel
 from perennial.costs import answer_threshold, cost_function
 from perennial.distances import HUGE, MAX_CATEGORIES, MIN_VALUES, is_number
@@ -203,6 +203,8 @@ def compare(
     predictions: pa.Table,
     reference: pa.Table,
     thresholds: DriftThresholds | None = None,
+    *,
+    report: bool = True,
 ) -> Comparison:
     """Compare what a version saw and said with what it was trained on.
 
@@ -225,6 +227,7 @@ def compare(
         reference: k rows the version was trained on: its features, and ``prediction`` where the row was not learned from.
         thresholds: by column, in place of those of ``policy``. One without is judged by ``policy``, as a version's may be
             that had a feature which the folder has no more.
+        report: whether to have Evidently's report. Without it the verdict is the same, in a tenth of the time.
     """
     for count, what in (
         (features.num_rows, "entities with features"),
@@ -240,7 +243,8 @@ def compare(
     seen = [_prepare(policy, name, features, reference, calibrated.get(name)) for name in names]
     columns = [said, *seen]
     try:
-        snapshot = _ask_evidently([column for column in columns if column.current is not None])
+        ask = _ask_evidently if report else _measure
+        snapshot = ask([column for column in columns if column.current is not None])
     except Exception as error:
         log.exception("Evidently failed")
         for column in columns:
@@ -438,6 +442,19 @@ def _ask_evidently(columns: Sequence[_Column]) -> Any:
         else:
             column.unusable = "cannot be judged: Evidently gave no finite distance"
     return snapshot
+
+
+def _measure(columns: Sequence[_Column]) -> None:
+    """The same distances as :func:`_ask_evidently`, without its report."""
+    for column in columns:
+        sides = column.current, column.reference
+        values = pa.concat_arrays([pa.array(side, from_pandas=True) for side in sides])
+        of_current = (np.arange(len(values)) < len(sides[0] if sides[0] is not None else ())).astype(np.float64)
+        score = distances.prepare(values).distance(of_current, 1 - of_current)
+        if math.isfinite(score):
+            column.score = score
+        else:
+            column.unusable = "cannot be judged: it has no finite distance"
 
 
 _METHODS: dict[Kind, str] = {"numeric": "wasserstein", "categorical": "jensenshannon"}

@@ -52,6 +52,9 @@ LEAST_WINDOWS = 8
 _FOLDS = 5
 #: What nobody would call drift: no threshold is below it, in either unit.
 _NEGLIGIBLE = 0.01
+#: Least unit of a distance, and of a change of the share missing: where history knows next to none, its first outage would
+#: otherwise be the measure of all columns.
+_LEAST_UNIT = np.array([[0.01], [0.05]])
 _PREDICTION = "prediction"
 #: Is given the replays, gives them back one by one as they are waited for, and shows how far it is.
 Progress = Callable[[Sequence[Future[None]]], Iterable[Future[None]]]
@@ -279,7 +282,7 @@ def _stretch(
     def units(which: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         usual = np.median(seen[which], axis=0)
         own = np.quantile(seen[which], 1 - level, axis=0, method="higher")
-        return usual, np.maximum(own - usual, _NEGLIGIBLE)
+        return usual, np.maximum(own - usual, _LEAST_UNIT)
 
     def statistics(which: NDArray[np.bool_], usual: NDArray[np.float64], unit: NDArray[np.float64]) -> NDArray[np.float64]:
         moved = np.where(novel[which], np.inf, ((seen[which] - usual) / unit).max(axis=1))

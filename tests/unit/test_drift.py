@@ -13,15 +13,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from perennial import drift
 from perennial.drift import Comparison, DriftVerdict, compare, judge_drift
+from perennial.estimation import Estimate
 from perennial.intervals import Interval
 from perennial.sampling import take_sample
 from perennial.settings import Settings
-from perennial.spec import Drift
+from perennial.spec import Drift, DriftThresholds, ModelSpec
 from tests.unit.monitored import WEEK, World, make_world
+from tests.unit.synthetic import MODEL
 
 # Evidently, once :mod:`perennial.drift` has imported it without its warnings.
 from evidently.core.report import Snapshot  # isort: skip
@@ -308,6 +311,111 @@ def test_methods_and_thresholds_do_not_depend_on_the_size_of_the_data() -> None:
         assert len(configured) == 6
 
 
+# --- calibrated thresholds ---------------------------------------------------------------------------------------------
+
+
+def calibrated(**distances: float) -> DriftThresholds:
+    names = ("n0", "n1", "n2", "color", "city", "prediction")
+    columns = {name: {"distance": distances.get(name, 5.0), "missing": 0.2} for name in names}
+    return DriftThresholds.model_validate(
+        {
+            "computed_at": "2013-04-01T00:00:00Z", "history": "2013-01-01--2013-04-01", "window": "week", "replays": 300,
+            "seed": 1, "false_alarms": 1.0, "expected": 0.9, "columns": columns,
+        }
+    )  # fmt: skip
+
+
+def judge_calibrated(changed: dict[str, Any], *, policy: Drift, **distances: float) -> Comparison:
+    return compare(policy, table({**features(), **changed}), predictions(), reference(), calibrated(**distances))
+
+
+def test_one_feature_beyond_its_calibrated_threshold_suffices() -> None:
+    policy = Drift(sample=2_000)
+    moved = {"n0": features()["n0"] + 1}
+    assert judge(moved, policy=policy).verdict == "ok"
+    found = judge_calibrated(moved, policy=policy, n0=0.3)
+    assert (found.verdict, found.reasons[0]) == ("drift", "1 of 5 features drifted (threshold 1)")
+    assert judge_calibrated(moved, policy=policy, n0=0.7).verdict == "ok"
+
+
+def test_a_share_that_the_spec_gives_holds_for_calibrated_thresholds_too() -> None:
+    moved = {"n0": features()["n0"] + 1}
+    assert judge_calibrated(moved, policy=POLICY, n0=0.3).verdict == "ok"
+
+
+def test_values_that_are_lost_are_drift_from_the_calibrated_threshold_on() -> None:
+    found = judge_calibrated({"n0": nan_share(0.3)}, policy=Drift(sample=2_000))
+    assert found.verdict == "drift"
+    assert "n0 misses 30.0% of its values, 0.0% in the reference (calibrated threshold 20.0%)" in found.reasons
+    assert judge_calibrated({"n0": nan_share(0.1)}, policy=Drift(sample=2_000)).verdict == "ok"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_verdict_is_the_same_without_the_report(seed: int) -> None:
+    current = table({**features(seed=seed), "color": ["blue"] * ROWS, "n0": nan_share(0.3)})
+    with_report, without = (compare(POLICY, current, predictions(), reference(), report=report) for report in (True, False))
+    assert with_report.snapshot is not None
+    assert without.snapshot is None
+    assert with_report.reasons == without.reasons
+    assert [found.score for found in with_report.columns] == pytest.approx([found.score for found in without.columns])
+
+
+# --- the matched reference ---------------------------------------------------------------------------------------------
+
+
+def days_of_year(days: int) -> pa.Table:
+    moments = pd.date_range("2013-01-01", periods=days * 24, freq="h", tz="UTC")
+    return pa.table({"moment": pa.array(moments, pa.timestamp("us", "UTC")), "n0": np.arange(days * 24.0)})
+
+
+@pytest.mark.parametrize(
+    ("match", "days", "rows"),
+    [("none", "2013-05-06", 100 * 24), ("weekday", "2013-05-06", 14 * 24), ("month", "2013-03-15", 31 * 24)],
+)
+def test_a_reference_is_matched_as_the_spec_says(match: Any, days: str, rows: int) -> None:
+    policy = Drift(match=match, min_rows=10)
+    found = drift.match_reference(policy, days_of_year(100), "moment", Interval.day(days))
+    assert isinstance(found, pa.Table)
+    assert found.num_rows == rows
+
+
+def test_a_week_has_all_weekdays() -> None:
+    found = drift.match_reference(Drift(match="weekday"), days_of_year(100), "moment", WEEK)
+    assert isinstance(found, pa.Table)
+    assert found.num_rows == 100 * 24
+
+
+def test_too_few_matched_rows_are_a_reason() -> None:
+    found = drift.match_reference(Drift(match="month"), days_of_year(90), "moment", Interval.of("2013-07-01", "2013-07-08"))
+    assert found == (
+        "only 0 of 2,160 rows in the training reference fall into the same months as 2013-07-01--2013-07-08 (drift.match), "
+        "fewer than the 200 a verdict may rest on"
+    )
+    unmarked = days_of_year(90).drop_columns(["moment"])
+    assert "does not say when its rows were" in str(drift.match_reference(Drift(match="month"), unmarked, "moment", WEEK))
+
+
+# --- what a fall is measured from --------------------------------------------------------------------------------------
+
+
+def test_the_bound_is_the_surest_there_is() -> None:
+    binary = make_spec()
+    holdout = {"candidate": {"metrics": {"roc_auc": 0.8}, "intervals": {"roc_auc": [0.77, 0.83]}}}
+    without = {"candidate": {"metrics": {"roc_auc": 0.8}}}
+    asked = make_spec("retraining: {on_performance: 0.05}")
+    known = Estimate("roc_auc", usual=[0.7, 0.9])
+
+    def value(*arguments: Any) -> float | None:
+        found = drift.performance_bound(*arguments)
+        return None if found is None else round(found.value, 6)
+
+    assert value(asked, holdout, known) == 0.77
+    assert value(asked, without, known) == 0.75
+    assert value(binary, without, known) == 0.7
+    assert value(binary, without, None) is None
+    assert value(asked, {"candidate": {"metrics": {"roc_auc": math.nan}}}, None) is None
+
+
 # --- the sample ------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +460,13 @@ def judge_interval(world: World, interval: Interval = WEEK) -> DriftVerdict:
     return judge_drift(
         world.folder, world.lake, world.ledger, world.registry, interval, directory=world.settings.reports, run_id="monitor"
     )
+
+
+def make_spec(more: str = "") -> ModelSpec:
+    text = MODEL.format(
+        task="binary_classification", label="y > 0.5", baseline="logistic: {estimator: logistic_regression, baseline: true}"
+    )
+    return ModelSpec.model_validate(yaml.safe_load(f"{text}{more}"))
 
 
 def alerts(world: World) -> list[str]:
@@ -475,6 +590,76 @@ def test_a_report_that_cannot_be_kept_takes_nothing_from_the_verdict(world: Worl
     verdict = judge_interval(world)
     assert (verdict.verdict, verdict.report) == ("drift", None)
     assert alerts(world) == ["drift"]
+
+
+def severities(world: World) -> list[str]:
+    told = world.ledger.pending_alerts(datetime(2100, 1, 1, tzinfo=UTC))
+    return [entry.alert.severity for entry in told if entry.alert.kind == "drift"]
+
+
+def test_drift_is_a_warning_at_first_and_critical_once_it_lasts(world: World) -> None:
+    second = Interval.of("2013-04-08", "2013-04-15")
+    version = world.register()
+    for week, seed in ((WEEK, 11), (second, 12)):
+        world.publish(week, change=move, seed=seed)
+        world.score(version, week)
+    first, then = judge_interval(world), judge_interval(world, second)
+    assert (first.details["severity"], then.details["severity"]) == ("warning", "critical")
+    assert severities(world) == ["warning", "critical"]
+    assert "<b>Critical</b>: 2 of the last 3 windows drifted" in (world.settings.reports / str(then.report)).read_text()
+
+
+def test_performance_is_estimated_before_labels_and_drawn_beside_what_came(world: World) -> None:
+    world.publish(WEEK)
+    version = world.register()
+    world.score(version, WEEK)
+    verdict = judge_interval(world)
+    estimate = verdict.details["estimate"]
+    assert estimate["reason"] == ""
+    assert 0.5 < estimate["metrics"]["roc_auc"] <= 1
+    assert {"log_loss", "brier", "average_precision"} <= set(estimate["metrics"])
+    assert "Estimated before labels: roc_auc" in (world.settings.reports / str(verdict.report)).read_text()
+    (window,) = drift.read_outlook(world.folder.spec, world.ledger)
+    assert (window.estimated, window.realised, window.verdict) == (estimate["metrics"]["roc_auc"], None, "ok")
+    record = world.ledger.version("toy", version)
+    assert record is not None
+    logged = MlflowClient(tracking_uri=world.settings.mlflow_url).list_artifacts(record.mlflow_run_id, "performance")
+    assert [file.path for file in logged] == ["performance/performance.png"]
+
+
+def test_an_estimate_that_fails_takes_nothing_from_the_verdict(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("inside")
+
+    monkeypatch.setattr(drift.estimation, "estimate", broken)
+    world.publish(WEEK)
+    world.score(world.register(), WEEK)
+    verdict = judge_interval(world)
+    assert verdict.verdict == "ok"
+    assert verdict.details["estimate"]["reason"] == "the estimate failed, ZeroDivisionError: inside"
+
+
+def test_a_regression_says_that_nothing_is_estimated(tmp_path: Path, settings: Settings) -> None:
+    world = make_world(tmp_path, settings, "regression")
+    world.publish(WEEK)
+    world.score(world.register(), WEEK)
+    verdict = judge_interval(world)
+    assert verdict.verdict in ("ok", "drift")
+    assert verdict.details["estimate"]["reason"].startswith("a regression does not say how sure it is")
+
+
+def test_realised_performance_that_fell_is_told_although_nothing_drifted(world: World) -> None:
+    before = Interval.of("2013-03-25", "2013-04-01")
+    world.publish(WEEK)
+    version = world.register()
+    world.score(version, WEEK)
+    world.ledger.record_performance(
+        model="toy", interval=before, version=version, metrics={"roc_auc": 0.2}, rows=400, coverage=1.0,
+        as_of=WEEK.end, run_id="monitor",
+    )  # fmt: skip
+    verdict = judge_interval(world)
+    assert (verdict.verdict, verdict.details["severity"]) == ("ok", "warning")
+    assert alerts(world) == ["performance_fell"]
 
 
 def test_links_lead_to_the_run_and_its_report(tmp_path: Path, settings: Settings) -> None:
