@@ -77,8 +77,8 @@ class Comparison:
 
     Attributes:
         gain: how much better the candidate is, in units of the metric; negative if it is worse.
-        low, high: between which the true gain lies with ``confidence``.
-        lower, upper: above which, and below which, it lies with ``confidence``: bounds of one-sided decisions.
+        low, high: between which the true gain lies with ``confidence``; the decision rests on these.
+        lower, upper: above which, and below which, it lies with ``confidence``.
         identical: share of rows for which both predict the very same, 0 to 1.
         blocks: how many blocks rows were drawn in.
         block: what a block is: a length of time or the name of a column.

@@ -343,18 +343,18 @@ def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
             gate, not better, f"{candidate.name} predicts the very same as {_called(champion)} for all rows: {verdict}"
         )
     compared = _compared(evaluation, candidate, champion, found.gain)
-    if found.problem or found.lower is None or not math.isfinite(found.lower):
+    if found.problem or found.low is None or found.high is None or not math.isfinite(found.low):
         return GateResult(gate, False, f"{compared}; {found.problem or 'the lower bound of the gain is missing'}")
     floor = rule.margin if better else -rule.margin
     wanted = "better than the champion" if better else f"less than {rule.margin:g} worse than the champion"
     if better and rule.margin:
         wanted = f"more than {rule.margin:g} {wanted}"
-    sure = f"{found.confidence:.4g}".rstrip("0")
     return GateResult(
         gate,
-        found.lower > floor,
-        f"{compared}; with confidence {sure} the gain is above {found.lower:.4g} ({found.resamples:,} resamples of "
-        f"{found.blocks} blocks of {found.block}, seed {found.seed}), and above {floor:g} is wanted: surely {wanted}",
+        found.low > floor,
+        f"{compared}; with confidence {found.confidence:g} the gain lies between {found.low:.4g} and {found.high:.4g} "
+        f"({found.resamples:,} resamples of {found.blocks} blocks of {found.block}, seed {found.seed}), and all of that must "
+        f"lie above {floor:g}: surely {wanted}",
     )
 
 

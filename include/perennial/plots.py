@@ -98,9 +98,9 @@ def draw_comparison(
         axes.hist(gains[np.isfinite(gains)], bins=40, color="C0")
         axes.axvline(0, color="black", linewidth=0.8)
         axes.axvline(found.gain, color="C1", label=f"gain {found.gain:.4g}")
-        if found.lower is not None:
-            label = f"above {found.lower:.4g} with confidence {found.confidence:g}"
-            axes.axvline(found.lower, color="C1", linestyle="--", label=label)
+        if found.low is not None and found.high is not None:
+            label = f"{found.low:.4g} to {found.high:.4g} with confidence {found.confidence:g}"
+            axes.axvspan(found.low, found.high, color="C1", alpha=0.15, label=label)
         what = f"gain of {evaluation.metric} over champion version {evaluation.champion_version}"
         axes.set(title=f"{found.resamples:,} resamples, {rows}", xlabel=f"{what}, more is better", ylabel="resamples")
         axes.legend()

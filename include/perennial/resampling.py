@@ -123,7 +123,7 @@ class Spread:
 
     Attributes:
         low, high: between which it lies with the wanted confidence.
-        lower, upper: above which, and below which, it lies with that confidence: bounds of one-sided decisions.
+        lower, upper: above which, and below which, it lies with that confidence.
         error: its standard error.
     """
 
@@ -371,7 +371,8 @@ def _average_precision(truth: NDArray[np.bool_], score: Floats, rows: _Rows) -> 
             everything, among_true = _cumulate(weight), _cumulate(np.where(ordered_truth, weight, 0.0))
             precision = among_true[:, last] / everything[:, last]
             summed[resamples] = np.einsum("rp,rp->r", weight[:, ordered_truth], np.nan_to_num(precision, copy=False))
-    return summed / rows.sums(truth)
+    # As in perennial.evaluation, labels of one kind alone rank nothing.
+    return np.where(rows.sums(~truth) > 0, summed / rows.sums(truth), np.nan)
 
 
 def _in_chunks(weights: Floats, block: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:

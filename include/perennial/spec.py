@@ -417,7 +417,8 @@ class Resampling(_Part):
         block: length of a block of event time.
         group: a feature or key column whose values are the blocks, in place of time.
         resamples: how many times rows are drawn.
-        confidence: of one-sided decisions, and of the intervals that are shown.
+        confidence: of the intervals that are shown. A gain is sure when its whole interval is, so that a decision is wrong
+            by chance half as often as the interval (ICH E9: Statistical Principles for Clinical Trials. 1998, section 5.5).
         seed: of the draws.
     """
 

@@ -292,7 +292,7 @@ def with_evidence(evaluation: Evaluation, *, width: float = 0.0005) -> Evaluatio
     if values[0] is not None and values[1] is not None:
         gain = (values[0] - values[1]) * (1 if METRICS[evaluation.task][metric] else -1)
         comparison = Comparison(
-            gain=gain, low=gain - 2 * width, high=gain + 2 * width, lower=gain - width, upper=gain + width, identical=0.0,
+            gain=gain, low=gain - width, high=gain + width, lower=gain - width / 2, upper=gain + width / 2, identical=0.0,
             blocks=7, block="1d", resamples=1_000, seed=2013, confidence=0.95,
         )  # fmt: skip
     constant = {"roc_auc": 0.5, "log_loss": 0.7, "rmse": 10.0}.get(metric, 0.0)

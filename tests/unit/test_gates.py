@@ -134,7 +134,7 @@ def test_a_copy_of_the_champion_is_called_one() -> None:
         ("not_worse", 0.01, 0.72, 0.001, False),
     ],
 )
-def test_the_lower_bound_of_the_gain_must_clear_the_margin(
+def test_the_whole_interval_of_the_gain_must_clear_the_margin(
     mode: str, margin: float, champion: float, width: float, passes: bool
 ) -> None:
     gates = Gates.model_validate({"champion": {"mode": mode, "margin": margin}})
@@ -154,7 +154,7 @@ def test_a_comparison_that_chance_cannot_be_judged_of_refuses_with_what_to_do() 
 def test_a_bound_that_is_no_number_refuses(value: float | None) -> None:
     given = evaluation()
     assert given.comparison is not None
-    assert "champion" in refusals(decide(replace(given, comparison=replace(given.comparison, lower=value)), Gates()))
+    assert "champion" in refusals(decide(replace(given, comparison=replace(given.comparison, low=value)), Gates()))
     assert "champion" in refusals(decide(replace(given, comparison=None), Gates()))
 
 
