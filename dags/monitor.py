@@ -42,8 +42,11 @@ for model in models():
         measured = measure_performance(model=model.name, window=window)
         if model.shadow.windows:
             chain(measured, compare_shadows(model=model.name, window=window))
+        judged = judge_drift(model=model.name, window=window)
+        # What was realised weighs in the verdict's severity; the verdict is made although nothing could be measured.
+        chain(measured, judged)
         chain(
-            [judge_drift(model=model.name, window=window), measured],
+            [judged, measured],
             decide_retraining(model=model.name, window=window),
             # The run id is a function of model and window: asking twice starts one run.
             TriggerDagRunOperator(

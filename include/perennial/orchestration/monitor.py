@@ -10,7 +10,7 @@ from perennial.orchestration.links import MLFLOW, REPORT
 from perennial.orchestration.runs import Window, stage_run
 
 
-@task(multiple_outputs=False)
+@task(multiple_outputs=False, trigger_rule="all_done")
 def judge_drift(model: str, window: Window) -> dict[str, Any]:
     """Compare the window's features and predictions with the champion's own training reference."""
     from perennial.drift import judge_drift as judge
