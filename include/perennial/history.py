@@ -84,6 +84,19 @@ def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:
             }
             for approval in ledger.approvals(model, version)
         ],
+        "shadows": [
+            {
+                "version": seen.version,
+                "champion": seen.champion,
+                "interval": seen.interval.key,
+                "rows": seen.rows,
+                "outcome": seen.outcome,
+                "reason": seen.reason,
+                "metrics": seen.metrics,
+            }
+            for seen in ledger.shadow_comparisons(model)
+            if version in (seen.version, seen.champion)
+        ],
         "champion": reigns,
         "followed_by": [change for change in changes if change["over"] == version],
     }
@@ -161,6 +174,10 @@ def show_story(console: Console, story: dict[str, Any]) -> None:
         )
     if not (story["approvals"] or story["champion"]):
         say("  nobody: it never became champion")
+    if story["shadows"]:
+        say("What labels said")
+        for seen in story["shadows"]:
+            say(f"  {seen['interval']}: {seen['reason']}")
 
 
 def _minute(moment: str) -> str:

@@ -11,7 +11,8 @@ from rich.console import Console
 from perennial.approval import comparison_in_words
 from perennial.errors import ArtifactRejected
 from perennial.history import explain, history, show_history, show_story
-from perennial.ledger import Approval, Ledger, VersionRecord
+from perennial.intervals import Interval
+from perennial.ledger import Approval, Ledger, ShadowComparison, VersionRecord
 from tests.unit import synthetic
 
 MODEL = "toy"
@@ -32,6 +33,12 @@ def told(ledger: Ledger) -> Ledger:
                 datetime(2013, 3, 26, version, tzinfo=UTC),
             )
         )  # fmt: skip
+    ledger.record_shadow_comparison(
+        ShadowComparison(
+            MODEL, 2, 1, 1, 2, Interval.of("2013-04-01", "2013-04-08"), "champion_worse", "version 1 did better", 420,
+            {"1": {"roc_auc": 0.8}, "2": {"roc_auc": 0.6}}, {"gain": 0.2}, datetime(2013, 4, 9, tzinfo=UTC), "monitor",
+        )
+    )  # fmt: skip
     ledger.record_approval(
         Approval(MODEL, 2, "approved", "airflow:ann", "[bold]fine[/]", datetime(2013, 3, 26, 4, tzinfo=UTC), "toy.train/run")
     )
@@ -72,6 +79,7 @@ def test_a_version_tells_its_whole_story(told: Ledger) -> None:
     assert second["gates"][0]["passed"]
     assert second["approvals"][0]["by"] == "airflow:ann"
     assert [change["over"] for change in second["champion"]] == [1]
+    assert [seen["outcome"] for seen in second["shadows"]] == ["champion_worse"]
     assert [change["action"] for change in second["followed_by"]] == ["rollback"]
     text = shown(show_story, second)
     for words in (
