@@ -68,7 +68,6 @@ class PredictionRow:
         event_time, as_of: its moments.
         value: what was predicted.
         version, features_snapshot, run_id, predicted_at: as it was recorded with it.
-        dataset: what it was published in.
     """
 
     key: Mapping[str, Any]
@@ -79,7 +78,6 @@ class PredictionRow:
     features_snapshot: int
     run_id: str
     predicted_at: datetime
-    dataset: str = "predictions"
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,6 @@ def trace_back(history: History, prediction: PredictionRow) -> Node:
             "as_of": prediction.as_of.isoformat(),
             "predicted_at": prediction.predicted_at.isoformat(),
             "run": prediction.run_id,
-            "dataset": prediction.dataset,
         },
         (_version_of(history, prediction), _features_of(history, prediction)),
     )

@@ -17,6 +17,7 @@ from perennial.intervals import Interval
 from perennial.lake import Lake
 from perennial.ledger import Ledger
 from perennial.lineage import History, Node, PredictionRow
+from perennial.scoring import DATASET as PREDICTIONS
 from perennial.spec import ModelSpec
 
 __all__ = ["draw", "find_prediction", "read_history"]
@@ -42,9 +43,7 @@ def read_history(ledger: Ledger, spec: ModelSpec) -> History:
     )
 
 
-def find_prediction(
-    lake: Lake, ledger: Ledger, spec: ModelSpec, key: Sequence[str], at: Interval | None, *, dataset: str = "predictions"
-) -> PredictionRow:
+def find_prediction(lake: Lake, ledger: Ledger, spec: ModelSpec, key: Sequence[str], at: Interval | None) -> PredictionRow:
     """A published prediction, read from the lake.
 
     Args:
@@ -53,23 +52,24 @@ def find_prediction(
         spec: of the model.
         key: values of the entity's key, as texts, in its order; or each as ``column=value``.
         at: the day of the entity's event time; None searches all of them.
-        dataset: ``predictions``, or another that has the same columns.
 
     Raises:
         LineageError: no prediction, or more than one, is found, or the key is not one.
     """
-    published = ledger.published(spec.name, dataset)
+    published = ledger.published(spec.name, PREDICTIONS)
     if published is None:
-        raise LineageError(f"{spec.name}: no {dataset} are published yet; run {spec.name}.score for a day")
+        raise LineageError(f"{spec.name}: no {PREDICTIONS} are published yet; run {spec.name}.score for a day")
     columns = [*dict.fromkeys([*spec.entity_table.key, spec.event_time, *_ANSWERS])]
-    rows = lake.scan(spec.name, dataset, published.snapshots[dataset], columns=columns, interval=at, event_time=spec.event_time)
+    rows = lake.scan(
+        spec.name, PREDICTIONS, published.snapshots[PREDICTIONS], columns=columns, interval=at, event_time=spec.event_time
+    )
     wanted = _key(spec, key, rows.schema)
     found = pa.Table.from_batches(
         [batch.filter(mask) for batch in rows if (mask := _matches(batch, wanted)).true_count], rows.schema
     ).to_pylist()
     named = ", ".join(f"{name} {value}" for name, value in wanted.items())
     if len(found) != 1:
-        where = f"of {at}" if at else f"among all {dataset}"
+        where = f"of {at}" if at else f"among all {PREDICTIONS}"
         moments = ", ".join(sorted(f"{row[spec.event_time]:%Y-%m-%d %H:%M}" for row in found)[:5])
         raise LineageError(
             f"{spec.name}: no prediction of {named} {where} is published"
@@ -86,7 +86,6 @@ def find_prediction(
         features_snapshot=row["features_snapshot"],
         run_id=row["run_id"],
         predicted_at=row["predicted_at"].astimezone(UTC),
-        dataset=dataset,
     )
 
 
