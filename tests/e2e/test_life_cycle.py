@@ -69,9 +69,24 @@ def test_a_day_ingested_again_changes_no_row(living: Living) -> None:
     assert [row[:4] for row in sink_rows(living)] == before
 
 
+def test_the_champion_before_scores_in_the_shadow_of_the_new_one(living: Living) -> None:
+    registry, ledger, lake = living.deployment.registry, living.deployment.ledger, living.deployment.lake
+    assert living.trigger("train", {"as_of": "2024-01-20"}).state == "success"
+    assert registry.champion(MODEL) == 2
+
+    assert living.trigger("ingest", partition="2024-01-20").state == "success"
+
+    assert {row.version for row in sink_rows(living) if str(row.hour)[:10] == "2024-01-20"} == {2}
+    published = ledger.published(MODEL, "shadows")
+    assert published is not None
+    rows = lake.scan(MODEL, "shadows", published.snapshots["shadows"]).read_all()
+    assert rows.num_rows == METERS * HOURS
+    assert set(rows.column("version").to_pylist()) == {1}
+    assert [seen.version for seen in ledger.shadow_comparisons(MODEL)] == [1]
+
+
 def test_rollback_makes_the_version_before_champion_and_scoring_uses_it(living: Living) -> None:
     registry, ledger = living.deployment.registry, living.deployment.ledger
-    assert living.trigger("train", {"as_of": "2024-01-20"}).state == "success"
     assert registry.champion(MODEL) == 2
 
     assert living.trigger("rollback", {"reason": "the new one is not trusted yet"}).state == "success"

@@ -107,5 +107,5 @@ def test_who_is_asked_sees_both_side_by_side_and_where_to_read_on() -> None:
     )
     assert "| **roc_auc** | 0.7 |" in words
     assert "no champion yet" in words
-    assert "✓ baseline: roc_auc of boosting is 0.7" in words
+    assert "- **baseline**: roc_auc of boosting is 0.7" in words
     assert "[Model card](http://ml/card.html)" in words
