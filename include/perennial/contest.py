@@ -19,7 +19,7 @@ from perennial import comparison, probes
 from perennial.artifacts import LoadedModel, Prediction
 from perennial.costs import CostFunction, cost_function
 from perennial.errors import PerennialError
-from perennial.evaluation import evaluate_prediction, summarise
+from perennial.evaluation import evaluate_metric, evaluate_prediction, summarise
 from perennial.evidence import Contender, Evaluation, Operation
 from perennial.intervals import Interval
 from perennial.spec import ModelFolder, ModelSpec, Task
@@ -137,7 +137,7 @@ def hold(contest: Contest, operation: Callable[[LoadedModel | None], Operation |
     )
     evaluation, gains = _compare(contest, evaluation, candidate, champion, truth, cost)
     if candidate.model is not None and candidate.finite is not None:
-        score = partial(evaluate_prediction, spec.task, cost=cost)
+        score = partial(evaluate_metric, spec.task, spec.primary_metric, cost=cost)
         evaluation = replace(
             evaluation,
             robustness=probes.probe_robustness(spec, candidate.model, contest.rows, truth, score),

@@ -17,10 +17,18 @@ from sklearn import metrics as sk
 from perennial.artifacts import Prediction
 from perennial.costs import CostFunction
 from perennial.evidence import PredictionSummary
-from perennial.resampling import CALIBRATION_BINS, calibration_bins
+from perennial.resampling import CALIBRATION_BINS, Blocks, calibration_bins, resample
 from perennial.spec import METRICS, Task
 
-__all__ = ["CALIBRATION_BINS", "calibration_error", "count_not_finite", "evaluate", "evaluate_prediction", "summarise"]
+__all__ = [
+    "CALIBRATION_BINS",
+    "calibration_error",
+    "count_not_finite",
+    "evaluate",
+    "evaluate_metric",
+    "evaluate_prediction",
+    "summarise",
+]
 
 
 def evaluate(
@@ -71,6 +79,17 @@ def evaluate_prediction(
     return evaluate(
         task, truth, prediction.values, probabilities=prediction.probabilities, classes=prediction.classes, cost=cost
     )
+
+
+def evaluate_metric(
+    task: Task, metric: str, truth: NDArray[Any], prediction: Prediction, cost: CostFunction | None = None
+) -> float | None:
+    """One metric alone, for those who ask often: the same as :func:`evaluate` gives, None where that leaves it out."""
+    if len(truth) == 0 or count_not_finite(prediction.values):
+        return None
+    everything = Blocks(np.zeros(len(truth), dtype=np.intp), 1, "all")
+    found = resample(task, [metric], truth, prediction, everything, np.ones((1, 1)), cost=cost).get(metric)
+    return float(found[0]) if found is not None and math.isfinite(found[0]) else None
 
 
 def count_not_finite(values: NDArray[Any]) -> int:

@@ -31,8 +31,8 @@ _ALONE_ROWS = 20_000
 _NOTHING = np.array(None, dtype=object)
 
 Floats = NDArray[np.float64]
-#: Gives the metrics of a prediction for the probed rows.
-Score = Callable[[NDArray[np.generic], Prediction], dict[str, float]]
+#: Gives the primary metric of n predictions for their n labels; None if it is not defined.
+Score = Callable[[NDArray[np.generic], Prediction], float | None]
 
 
 def sample(spec: ModelSpec, rows: int, most: int) -> NDArray[np.intp]:
@@ -51,7 +51,7 @@ def probe_robustness(
         spec: says how much of each.
         model: the candidate.
         rows, truth: the holdout.
-        score: gives the metrics of a prediction.
+        score: gives the primary metric.
 
     Returns:
         None if the metric is not defined for the rows as they are.
@@ -60,15 +60,15 @@ def probe_robustness(
     chosen = sample(spec, len(truth), rule.rows)
     frame, truth = model.takes.frame(rows.take(pa.array(chosen))), truth[chosen]
     generator = np.random.default_rng(spec.training.seed)
-    clean = score(truth, _predict(model, frame)).get(metric) if len(truth) else None
-    uninformed = score(truth, constant(spec.task, truth)).get(metric) if len(truth) else None
+    clean = score(truth, _predict(model, frame)) if len(truth) else None
+    uninformed = score(truth, constant(spec.task, truth)) if len(truth) else None
     if clean is None or uninformed is None:
         return None
     found: dict[str, dict[str, float]] = {"noise": {}, "missing": {}}
     problems: dict[str, str] = {}
     for what, feature, values in _worse(spec, model.takes, frame, generator):
         try:
-            value = score(truth, _predict(model, frame.assign(**{feature: values}))).get(metric)
+            value = score(truth, _predict(model, frame.assign(**{feature: values})))
         except PerennialError as error:
             problems[f"{what} {feature}"] = str(error)
             continue

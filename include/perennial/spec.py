@@ -503,14 +503,15 @@ class RobustnessGate(_Part):
         noise: standard deviation of what is added to a number, in its own standard deviations.
         missing: share of a feature's values that are removed.
         noise_drop: largest share of the lead that noise in one feature may cost; None: not judged.
-        missing_drop: largest share of the lead that missing values in one feature may cost; None: not judged.
+        missing_drop: largest share of the lead that missing values in one feature may cost; None: not judged. A model that
+            falls back on a constant where its only feature is missing, a tenth of the time, loses 0.32 of its lead in RMSE.
         rows: most rows it is measured on, seeded.
     """
 
     noise: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.05
     missing: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
     noise_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
-    missing_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.3
+    missing_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.35
     rows: Annotated[int, Field(ge=100)] = 2_000
 
 

@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from perennial.artifacts import Prediction
-from perennial.evaluation import calibration_error, evaluate, summarise
+from perennial.evaluation import calibration_error, evaluate, evaluate_metric, summarise
 from perennial.spec import METRICS
 
 
@@ -35,6 +35,17 @@ def test_every_metric_that_a_spec_may_name_is_computed() -> None:
     assert set(evaluate("regression", numbers, numbers + 1, cost=no_cost)) == set(METRICS["regression"])
     assert "cost" not in evaluate("regression", numbers, numbers + 1)
     assert evaluate("regression", numbers, numbers + 1)["mae"] == pytest.approx(1)
+
+
+def test_one_metric_alone_is_the_same_as_among_all() -> None:
+    truth = np.random.default_rng(1).random(200) < 0.4
+    probability = np.round(np.random.default_rng(2).random(200), 2)
+    said = Prediction(probability, probability, None, ())
+    for metric, value in evaluate("binary_classification", truth, probability, cost=no_cost).items():
+        assert evaluate_metric("binary_classification", metric, truth, said, no_cost) == pytest.approx(value)
+    assert evaluate_metric("binary_classification", "roc_auc", np.zeros(200, dtype=bool), said) is None
+    broken = Prediction(np.where(truth, np.nan, 0.1), None, None, ())
+    assert evaluate_metric("binary_classification", "brier", truth, broken) is None
 
 
 def test_balanced_accuracy_is_scikit_learns_even_when_a_predicted_class_does_not_occur() -> None:

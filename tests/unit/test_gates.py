@@ -420,7 +420,7 @@ def test_a_mean_prediction_far_from_the_share_learned_from_refuses(mean: float |
     ("found", "gate", "word"),
     [
         (Robustness(100, 0.7, 0.5, {"x": 0.67, "y": 0.69}, {}, {}), "noise", "x, the worst of 2 features"),
-        (Robustness(100, 0.7, 0.5, {}, {"x": 0.63}, {}), "missing", "35.0% of its lead"),
+        (Robustness(100, 0.7, 0.5, {}, {"x": 0.62}, {}), "missing", "40.0% of its lead"),
         (Robustness(100, 0.7, 0.5, {}, {}, {"missing x": "Input contains NaN"}), "missing", "Input contains NaN"),
         (Robustness(100, 0.45, 0.5, {"x": 0.45}, {}, {}), "noise", "knows nothing that could be lost"),
         (Robustness(100, 0.7, 0.5, {"x": math.nan}, {}, {}), "noise", "not a number"),
@@ -439,7 +439,7 @@ def test_losses_are_shares_of_the_lead_whatever_the_metric_measures() -> None:
         champion=None, robustness=Robustness(100, 100.0, 900.0, {"x": 170.0}, {"x": 330.0}, {}),
     )  # fmt: skip
     assert decide(given, Gates()).promote
-    worse = replace(given, robustness=Robustness(100, 100.0, 900.0, {"x": 190.0}, {"x": 350.0}, {}))
+    worse = replace(given, robustness=Robustness(100, 100.0, 900.0, {"x": 190.0}, {"x": 400.0}, {}))
     assert decide(worse, Gates()).refused_by == ["robustness.noise", "robustness.missing"]
 
 

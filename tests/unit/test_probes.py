@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from perennial.artifacts import FeatureList, LoadedModel
-from perennial.evaluation import evaluate_prediction
+from perennial.evaluation import evaluate_metric
 from perennial.evidence import Robustness
 from perennial.probes import probe_behaviour, probe_robustness, score_alone
 from perennial.spec import ModelFolder
@@ -55,7 +55,7 @@ def robustness(formula: Any, folder: ModelFolder, task: Any = "binary_classifica
         model(formula, task),
         table,
         truth,
-        lambda labels, prediction: evaluate_prediction(task, labels, prediction),
+        lambda labels, prediction: evaluate_metric(task, folder.spec.primary_metric, labels, prediction),
     )
     assert found is not None
     return found
