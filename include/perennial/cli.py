@@ -326,16 +326,16 @@ def _performance(chosen: argparse.Namespace) -> int:
     from perennial import by_hand
 
     metric, windows = by_hand.outlook(settings(), chosen.model)
-    numbers = (f"estimated {metric}", f"realised {metric}", "labels known")
-    table = Table("window", "version", *(Column(name, justify="right") for name in numbers), "verdict", box=None)
+    numbers = ("estimated", "realised", "labels")
+    table = Table("window", "version", *(Column(name, justify="right") for name in numbers), "verdict", title=metric, box=None)
     for window in windows:
-        band = f" ({window.band[0]:.4g} to {window.band[1]:.4g})" if window.band else ""
+        width = f" ±{(window.band[1] - window.band[0]) / 2:.2g}" if window.band else ""
         table.add_row(
             window.interval.key,
             str(window.version),
-            "" if window.estimated is None else f"{window.estimated:.4g}{band}",
+            "" if window.estimated is None else f"{window.estimated:.4g}{width}",
             "" if window.realised is None else f"{window.realised:.4g}",
-            "" if window.coverage is None else f"{window.coverage:.0%}{'' if window.mature else ', not mature'}",
+            "" if window.coverage is None else f"{window.coverage:.0%}{'' if window.mature else ', early'}",
             " ".join(filter(None, (window.verdict, f"({window.severity})" if window.severity not in (None, "none") else ""))),
         )
     console = _console()

@@ -42,7 +42,7 @@ FEWEST_ROWS = 200
 #: From here on, isotonic regression.
 _ISOTONIC_ROWS = 1_000
 #: Pieces of the reference that the error of the estimate is measured on.
-_PIECES = 100
+_PIECES = 60
 #: Share of them that bands hold.
 CONFIDENCE = 0.95
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial import thresholds
+from perennial import cli, thresholds
+from perennial.drift import judge_drift
 from perennial.errors import CalibrationError, NoChampion, SpecError
 from perennial.intervals import Interval
-from perennial.settings import Settings
+from perennial.settings import Settings, read_settings
 from perennial.spec import Drift, ModelFolder, read_model
 from perennial.thresholds import Geometry, History, calibrate, draw, read_history, write
-from tests.unit.monitored import World, make_world
+from tests.unit.monitored import WEEK, World, make_world
 
 DAYS, ROWS = 140, 60
 START = np.datetime64("2013-01-01T00:00:00", "us")
@@ -135,8 +137,7 @@ def test_missing_values_have_a_threshold_of_their_own() -> None:
     day = np.repeat(np.arange(DAYS), ROWS)
     gaps = np.where(random.random(DAYS * ROWS) < random.uniform(0, 0.4, DAYS)[day], np.nan, 1.0 * day)
     found = calibrate(POLICY, GEOMETRY, history(gaps=pa.array(gaps, from_pandas=True)), seed=1, replays=300)
-    assert 0.05 < found.columns["gaps"].missing < 0.4
-    assert found.columns["n0"].missing < 0.04
+    assert found.columns["n0"].missing < found.columns["gaps"].missing < 0.5
 
 
 def test_the_same_seed_gives_the_same_thresholds() -> None:
@@ -238,3 +239,46 @@ def test_history_is_read_as_the_champion_predicts_it(world: World) -> None:
     policy = world.folder.spec.drift.model_copy(update={"min_rows": 50})
     columns = calibrate(policy, Geometry.of(world.folder.spec), found, seed=1, replays=200).columns
     assert all(0 < one.distance < 1.5 for one in columns.values())
+
+
+def test_the_commands_set_thresholds_and_show_what_was_expected_and_came(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = {
+        "PERENNIAL_MODELS": world.folder.path.parent,
+        "PERENNIAL_STATE": world.settings.state,
+        "PERENNIAL_DATABASE_URL": world.settings.database_url,
+        "PERENNIAL_CATALOG_URL": world.settings.catalog_url,
+        "PERENNIAL_WAREHOUSE": world.settings.warehouse,
+        "PERENNIAL_PREDICTIONS_URL": world.settings.predictions_url,
+        "MLFLOW_TRACKING_URI": world.settings.mlflow_url,
+    }
+    for name, value in named.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(cli, "settings", lambda: read_settings(os.environ))
+
+    def say(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        assert left.value.code in (0, None), left.value.code
+        return capsys.readouterr().out
+
+    world.publish(Interval.of("2013-04-01", "2013-06-03"))
+    version = world.register()
+    world.promote(version)
+    assert "no window of toy has been judged or measured yet" in say("performance", "toy")
+
+    said = say("calibrate", "toy", "--replays", "200")
+    assert "verdicts drift a year are expected of windows like those of 2013-04-01--2013-06-03 (budget 1; 200 replays)" in said
+    folder = read_model(world.folder.path)
+    assert folder.thresholds is not None
+    assert folder.thresholds.version == version
+
+    world.score(version, WEEK)
+    judged = judge_drift(
+        folder, world.lake, world.ledger, world.registry, WEEK, directory=world.settings.reports, run_id="monitor"
+    )
+    assert judged.details["calibrated"] == folder.thresholds.computed_at
+    found = {column["column"]: column["threshold"] for column in judged.details["columns"]}
+    assert found["x"] == folder.thresholds.columns["x"].distance
+    assert re.search(r"2013-04-01--2013-04-08 +1 +0\.\d+ ±0\.\d+ +ok", say("performance", "toy"))
