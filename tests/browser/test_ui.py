@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.e2e.test_approval import ASKED, done, load_history, train
 from tests.living import MODEL, STAGES, Living
 
 pytestmark = [pytest.mark.browser, pytest.mark.stack]
@@ -78,6 +79,21 @@ def test_mlflow_shows_the_plots_of_a_candidate(living: Living, page: Page) -> No
     page.goto(f"{run}/artifacts")
     page.get_by_text("validation", exact=False).last.click()
     expect(page.get_by_text(re.compile(r"residuals.*\.png")).first).to_be_visible()
+
+
+def test_a_version_is_approved_on_a_page_that_compares_it_with_the_champion(living: Living, page: Page) -> None:
+    load_history(living, ASKED)
+    waiting = train(living, ASKED, "2024-01-17")
+    page.goto(f"{living.stack.airflow_url}/dags/{waiting.dag_id}/runs/{waiting.run_id}/tasks/ask_approval/required_actions")
+    version = living.deployment.ledger.versions(ASKED)[-1].version
+    expect(page.get_by_text(f"Make version {version} the champion of {ASKED}?").first).to_be_visible()
+    expect(page.get_by_role("cell", name="rmse", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="Model card")).to_be_visible()
+    page.locator("#element_words").fill("seen in a browser")
+    page.get_by_role("button", name="Approve").click()
+    assert done(living, waiting).state == "success"
+    assert living.deployment.ledger.approvals(ASKED, version)[-1].words == "seen in a browser"
+    assert living.deployment.registry.champion(ASKED) == version
 
 
 def test_the_servers_answer_on_the_loopback_address_alone(living: Living) -> None:
