@@ -1,10 +1,12 @@
 """
 # Monitor: has the world changed, is the champion still good, is it time to retrain?
 
-The window's features and predictions are compared with what the champion was trained on (Evidently; methods and
-thresholds are those of `model.yaml`). The verdict is `ok`, `drift` or `unknown`; what could not be computed is `unknown`,
-which is never `ok`. Where labels have become known, the realised metrics of earlier windows are measured. Then the
-retraining policy weighs verdicts, history and budget, and asks for a training run, or declines and says why.
+The window's features and predictions are compared with what the champion was trained on (Evidently; methods are those of
+`model.yaml`, thresholds too, or those of `drift.yaml`, which `perennial calibrate` takes from stable history). The verdict
+is `ok`, `drift` or `unknown`; what could not be computed is `unknown`, which is never `ok`. Drift is a warning; it is
+critical if it lasts, or if the estimated or realised performance falls with it. Where labels have become known, the
+realised metrics of earlier windows are measured. Then the retraining policy weighs verdicts, history and budget, and asks
+for a training run, or declines and says why.
 
 For some windows after a promotion, the champion is also compared with the versions in its shadow (`shadow` in `model.yaml`) on
 the rows that both predicted, once their labels are mature. A champion that surely does worse than the one before raises an

@@ -182,7 +182,7 @@ def calibrate(
     Two things keep short history from flattering itself. The statistic of a window is taken in units of those parts of
     history alone that share no day with it (cross-validation by blocks: Burman, Chow, Nolan: A Cross-Validatory Method for
     Dependent Data. Biometrika 81, 1994). And the factor is never below the prediction bound of a t distribution over as many
-    windows as fit into history side by side (Hahn, Meeker: Statistical Intervals, 1991, section 4.8).
+    windows as fit into history side by side (Hahn, Meeker: Statistical Intervals. Wiley 1991).
 
     Args:
         policy: ``drift`` of the spec.
