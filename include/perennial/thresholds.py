@@ -54,7 +54,7 @@ _FOLDS = 5
 _NEGLIGIBLE = 0.01
 #: Least unit of a distance, and of a change of the share missing: where history knows next to none, its first outage would
 #: otherwise be the measure of all columns.
-_LEAST_UNIT = np.array([[0.01], [0.05]])
+_LEAST_UNIT = np.array([[0.01], [0.02]])
 _PREDICTION = "prediction"
 #: Is given the replays, gives them back one by one as they are waited for, and shows how far it is.
 Progress = Callable[[Sequence[Future[None]]], Iterable[Future[None]]]

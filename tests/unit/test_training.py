@@ -437,7 +437,7 @@ def test_the_reference_has_predictions_only_for_rows_the_model_had_not_seen(
     fitted = fit_candidate(folder, "boosting", training_set, lake, registry, run_id="run-1")
     reference = registry.load_fitted(folder.spec, training_set, fitted).reference()
     assert reference.num_rows == 400
-    assert reference.column_names == ["x", "noise", "kind", "label", "prediction"]
+    assert reference.column_names == ["x", "noise", "kind", "label", "moment", "prediction"]
     predicted = 400 - reference["prediction"].null_count
     assert 60 < predicted < 140  # about a quarter of the window is validation
 
@@ -462,7 +462,8 @@ def test_every_task_goes_from_rows_to_a_champion(
     loaded = done.registry.load("toy", done.version, spec=folder.spec)
     holdout = load_rows(folder, done.lake, done.training_set, "holdout")
     assert len(loaded.predict(holdout)) == holdout.num_rows
-    assert loaded.reference().column_names == ["x", "noise", "kind", "label", "prediction"]
+    probabilities = ["probabilities"] if task == "multiclass_classification" else []
+    assert loaded.reference().column_names == ["x", "noise", "kind", "label", "moment", *probabilities, "prediction"]
     # The next training meets it, on the same rows.
     again = done.evaluate(done.fitted)
     assert again.champion is not None
