@@ -108,7 +108,9 @@ class Composed:
         return self.start(service).wait(timeout=_PATIENCE)
 
     def start(self, service: str) -> subprocess.Popen[bytes]:
-        command = [str(part) for part in self.services[service]["command"]]
+        # Should the tests be killed, the stack goes with them.
+        leash = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        command = [*leash, *(str(part) for part in self.services[service]["command"])]
         with self.log(service).open("ab") as log:
             self.processes[service] = subprocess.Popen(
                 command, env=self.environment(service), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,

@@ -1,0 +1,52 @@
+"""The README's commands for what one wants to know of a version, beside a running stack."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perennial.settings import PROJECT
+from tests.living import MODEL, Living
+
+pytestmark = pytest.mark.stack
+
+COMMANDS = re.findall(r"(?m)^\.venv/bin/perennial (.+)$", (PROJECT / "README.md").read_text())
+
+
+def by_hand(living: Living, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PERENNIAL_STATE": str(living.stack.state),
+        "PERENNIAL_MODELS": str(living.stack.settings.models),
+    }
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.run(
+        [sys.executable, "-m", "perennial.cli", *arguments], env=environment, cwd=folder, capture_output=True, text=True
+    )
+
+
+def test_the_readme_has_commands() -> None:
+    assert {command.split()[0] for command in COMMANDS} == {"history", "explain", "card", "reproduce", "performance"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_answers_beside_a_running_stack(living: Living, tmp_path: Path, command: str) -> None:
+    done = by_hand(living, shlex.split(command.replace("flight_delay", MODEL)), tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_prediction_is_traced_to_the_files_it_came_from(living: Living, tmp_path: Path) -> None:
+    done = by_hand(living, ["lineage", MODEL, "--interval", "2024-01-17", "2024-01-18", "--json"], tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
