@@ -7,34 +7,15 @@ anyone. Pure: :mod:`perennial.drift` judges windows and :mod:`perennial.estimati
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from perennial.intervals import Interval
+from perennial.retraining import WindowPerformance, WindowVerdict, recent_verdicts
 from perennial.spec import Retraining
 
 Severity = Literal["none", "warning", "critical"]
-
-
-class PastVerdict(Protocol):
-    """What is read of the ledger's drift verdicts."""
-
-    @property
-    def interval(self) -> Interval: ...
-    @property
-    def verdict(self) -> str: ...
-
-
-class PastPerformance(Protocol):
-    """What is read of the ledger's performance records."""
-
-    @property
-    def interval(self) -> Interval: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -83,15 +64,16 @@ def weigh(
     verdict: str,
     window: Interval,
     *,
-    verdicts: Iterable[PastVerdict] = (),
+    verdicts: Iterable[WindowVerdict] = (),
     estimated: float | None = None,
-    performances: Iterable[PastPerformance] = (),
+    performances: Iterable[WindowPerformance] = (),
     version: int | None = None,
     bound: Bound | None = None,
 ) -> Impact:
     """Weigh the verdict on a window.
 
-    Drift is a warning, and critical if at least ``alarms`` of the last ``of`` windows drifted, this one among them, or if the
+    Drift is a warning, and critical if at least ``alarms`` of the last ``of`` windows drifted, this one among them
+    (:func:`perennial.retraining.recent_verdicts`: what is persistent here is what asks for a retraining there), or if the
     estimated performance of this window, or the newest realised one of the last ``of`` windows, is worse than the bound.
     Without drift, realised performance that fell is a warning, and critical if it fell in ``alarms`` of those windows: the
     concept has changed, of which features say nothing. What is unknown is a warning.
@@ -107,12 +89,8 @@ def weigh(
         bound: of the primary metric; None if there is none to go by.
     """
     span = policy.of * window.length
-    recent = {
-        earlier.interval.end: earlier.verdict
-        for earlier in verdicts
-        if earlier.interval.length == window.length and window.end - span < earlier.interval.end < window.end
-    }
-    drifted = sum(earlier == "drift" for earlier in recent.values()) + (verdict == "drift")
+    recent = {**recent_verdicts(policy, window, version, verdicts), window.end: verdict}
+    drifted = sum(earlier == "drift" for earlier in recent.values())
     persistent = verdict == "drift" and drifted >= policy.alarms
     reasons = [f"{drifted} of the last {policy.of} windows drifted ({policy.alarms} make it persistent)"] if drifted else []
     fallen = []

@@ -11,7 +11,7 @@ what is unknown never asks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
@@ -223,19 +223,33 @@ def _drift_alarm(policy: Retraining, window_end: datetime, verdicts: Sequence[Wi
     # Of a day and a week that end together, the longer one is the monitoring window.
     window = max((verdict.interval for verdict in newest), key=lambda interval: interval.length)
     version = next(verdict.version for verdict in newest if verdict.interval.length == window.length)
-    recent = {
-        verdict.interval.end: verdict.verdict
-        for verdict in verdicts
-        if verdict.interval.length == window.length
-        and verdict.version == version
-        and window_end - policy.of * window.length < verdict.interval.end <= window_end
-    }
+    recent = recent_verdicts(policy, window, version, verdicts)
     drifted = sum(verdict == "drift" for verdict in recent.values())
     text = (
         f"{drifted} of the last {policy.of} windows drifted from what version {version} learned ({policy.alarms} are asked "
         f"for), the newest is {recent[window_end]}"
     )
     return _Alarm(recent[window_end] == "drift" and drifted >= policy.alarms, text)
+
+
+def recent_verdicts(
+    policy: Retraining, window: Interval, version: int | None, verdicts: Iterable[WindowVerdict]
+) -> dict[datetime, str]:
+    """Verdicts by the end of their window: of the last ``of`` windows as long as ``window``, by the clock, that one included.
+
+    Args:
+        policy: ``retraining`` of the spec.
+        window: the newest of them.
+        version: whose training they were compared with; verdicts on others do not count.
+        verdicts: in any order.
+    """
+    return {
+        verdict.interval.end: verdict.verdict
+        for verdict in verdicts
+        if verdict.interval.length == window.length
+        and verdict.version == version
+        and window.end - policy.of * window.length < verdict.interval.end <= window.end
+    }
 
 
 def _performance_alarm(

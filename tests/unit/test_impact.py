@@ -21,6 +21,7 @@ BOUND = Bound("roc_auc", 0.7, True, "the near end of its interval")
 class Judged:
     interval: Interval
     verdict: str
+    version: int | None = 3
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def test_drift_alone_is_a_warning() -> None:
 
 
 def test_drift_that_lasts_is_critical() -> None:
-    found = weigh(POLICY, "drift", WINDOW, verdicts=[Judged(before(2), "drift"), Judged(before(1), "ok")])
+    found = weigh(POLICY, "drift", WINDOW, version=3, verdicts=[Judged(before(2), "drift"), Judged(before(1), "ok")])
     assert (found.severity, found.persistent) == ("critical", True)
     assert found.reasons == ("2 of the last 3 windows drifted (2 make it persistent)",)
 
@@ -52,7 +53,12 @@ def test_drift_that_lasts_is_critical() -> None:
 def test_drift_long_ago_or_of_other_windows_does_not_last() -> None:
     day = Interval.day("2013-05-05")
     earlier = [Judged(before(3), "drift"), Judged(day, "drift"), Judged(WINDOW, "drift")]
-    assert weigh(POLICY, "drift", WINDOW, verdicts=earlier).severity == "warning"
+    assert weigh(POLICY, "drift", WINDOW, version=3, verdicts=earlier).severity == "warning"
+
+
+def test_drift_from_what_the_version_before_had_learned_does_not_last() -> None:
+    earlier = [Judged(before(1), "drift", version=2), Judged(before(2), "drift", version=2)]
+    assert weigh(POLICY, "drift", WINDOW, version=3, verdicts=earlier).severity == "warning"
 
 
 def test_drift_with_falling_estimated_performance_is_critical() -> None:
@@ -97,5 +103,5 @@ def test_what_is_not_known_has_not_fallen(value: float | None) -> None:
 
 
 def test_what_is_unknown_is_a_warning_and_never_persistent() -> None:
-    found = weigh(POLICY, "unknown", WINDOW, verdicts=[Judged(before(1), "drift"), Judged(before(2), "drift")])
+    found = weigh(POLICY, "unknown", WINDOW, version=3, verdicts=[Judged(before(1), "drift"), Judged(before(2), "drift")])
     assert (found.severity, found.persistent) == ("warning", False)
