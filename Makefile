@@ -23,8 +23,14 @@ up: $(READY)
 demo: $(READY)
 	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once)
 
+# What needs a whole stack has the machine to itself; the rest runs a file a core.
 test: $(READY)
+ifdef ARGS
 	$(BIN)/pytest $(ARGS)
+else
+	$(BIN)/pytest -n auto --dist loadfile tests/unit tests/dags tests/faults
+	$(BIN)/pytest tests/e2e tests/browser
+endif
 
 lint: $(READY)
 	$(BIN)/ruff check

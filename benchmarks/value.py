@@ -10,7 +10,8 @@ then. After each week it may train, as of the week's end, on the three months be
 
 The real functions do all of it on a lake, a ledger and an MLflow store of each policy's own; only Airflow is left out. When the
 year is over, the predictions are compared with the labels: area under the ROC curve, log loss and the cost a flight by the
-example's ``cost``. Compute is processor time of the policy's trainings and verdicts; scoring is the same for all.
+example's ``cost``. Compute is processor time of the policy's trainings and verdicts, evaluation and card included where the
+policy looks at them; scoring is the same for all.
 
     python benchmarks/value.py            # all four, two at a time
     python benchmarks/value.py --weeks 8  # a short one
@@ -37,9 +38,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from perennial import by_hand, drift, monitoring, performance, scoring, training
+from perennial.costs import cost_function
 from perennial.deployment import Deployment
 from perennial.evaluation import evaluate
 from perennial.example import write_landing_zone
@@ -47,7 +48,7 @@ from perennial.features import read_labels
 from perennial.gates import decide
 from perennial.intervals import Interval
 from perennial.settings import PROJECT, Settings, read_settings
-from perennial.spec import ModelSpec
+from perennial.spec import ModelFolder, ModelSpec
 from perennial.training_set import build_training_set
 
 MODEL = "flight_delay"
@@ -123,12 +124,10 @@ def _score(settings: Settings, parts: Deployment, week: Interval, version: int) 
 def _after(policy: str, settings: Settings, parts: Deployment, week: Interval, outcome: Outcome) -> None:
     """What a policy does when a week is over."""
     if policy == "weekly":
-        with _timed(outcome, "train"):
-            _train_and_promote(parts, week)
+        _train_and_promote(parts, week, outcome)
     elif policy == "drift":
         if _judge(settings, parts, week, outcome) == "drift":
-            with _timed(outcome, "train"):
-                _train_and_promote(parts, week)
+            _train_and_promote(parts, week, outcome)
     elif policy == "perennial":
         _judge(settings, parts, week, outcome)
         folder = parts.model(MODEL)
@@ -160,27 +159,20 @@ def _judge(settings: Settings, parts: Deployment, week: Interval, outcome: Outco
     return verdict.verdict
 
 
-def _train_and_promote(parts: Deployment, week: Interval) -> None:
-    """Train as of the week's end and promote whatever comes of it."""
+def _train_and_promote(parts: Deployment, week: Interval, outcome: Outcome) -> None:
+    """Train as of the week's end and promote whatever comes of it; the evaluation it does not look at is not on its bill."""
     folder, lake, ledger, registry = parts.model(MODEL), parts.lake, parts.ledger, parts.registry
     run_id = f"replay-{week.key}"
-    training_set = build_training_set(folder, lake, ledger, as_of=week.end, run_id=run_id)
-    fitted = [
-        training.fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id)
-        for candidate in folder.spec.candidates
-    ]
+    with _timed(outcome, "train"):
+        training_set = build_training_set(folder, lake, ledger, as_of=week.end, run_id=run_id)
+        fitted = [
+            training.fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id)
+            for candidate in folder.spec.candidates
+        ]
     evaluation = training.evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id=run_id)
     decision = decide(evaluation, folder.spec.gates)
     version = registry.register(folder, training_set, training.choose(fitted), evaluation, decision, run_id=run_id)
-    registry.promote(
-        MODEL,
-        version,
-        expected=evaluation.champion_version,
-        reason="the policy promotes what it trains",
-        actor="benchmark",
-        run_id=run_id,
-        evidence=decision.to_json(),
-    )
+    registry.promote_by_hand(folder.spec, version, override="the policy promotes what it trains", actor="benchmark")
 
 
 @contextmanager
@@ -212,23 +204,14 @@ def _measure(parts: Deployment, weeks: int, outcome: Outcome) -> None:
         labels = read_labels(folder, parts.lake, tables.snapshots, week, as_of=HISTORY.end + timedelta(days=30))
         rows = predicted.join(labels.select([*key, "label"]), keys=key, join_type="inner")
         kept.append(rows)
-        outcome.weekly.append(_metrics(spec, rows))
-    outcome.metrics = _metrics(spec, pa.concat_tables(kept))
+        outcome.weekly.append(_metrics(folder, rows))
+    outcome.metrics = _metrics(folder, pa.concat_tables(kept))
 
 
-def _metrics(spec: ModelSpec, rows: pa.Table) -> dict[str, float]:
+def _metrics(folder: ModelFolder, rows: pa.Table) -> dict[str, float]:
     truth, predicted = (rows.column(name).combine_chunks().to_numpy(zero_copy_only=False) for name in ("label", "prediction"))
-    found = evaluate(spec.task, truth, predicted)
-    if spec.cost is not None and spec.cost.outcomes is not None:
-        outcomes = spec.cost.outcomes
-        yes = predicted >= (outcomes.threshold if spec.cost.threshold is None else spec.cost.threshold)
-        costs = np.where(
-            truth,
-            np.where(yes, outcomes.true_positive, outcomes.false_negative),
-            np.where(yes, outcomes.false_positive, outcomes.true_negative),
-        )
-        found["cost"] = float(costs.mean())
-    return {**found, "rows": float(rows.num_rows), "late": float(pc.mean(pc.cast(rows.column("label"), pa.float64())).as_py())}
+    found = evaluate(folder.spec.task, truth, predicted, cost=cost_function(folder))
+    return {**found, "rows": float(rows.num_rows), "late": float(truth.mean())}
 
 
 def draw(outcomes: Sequence[Outcome], file: Path) -> None:

@@ -30,7 +30,9 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["perennial.scoring", "tests.unit.monitored"])
 
 MODEL = "toy"
-PROMOTERS, ROUNDS = 16, 100
+PROMOTERS = 16
+#: By the ledger's database. A round takes about a second on either, and tells the same of both.
+ROUNDS = {"sqlite": 100, "postgresql+psycopg2": 40}
 _PATIENCE = 120
 _STALE = 3
 
@@ -121,12 +123,16 @@ def settle(settings: Settings) -> int:
 # --- many at once ----------------------------------------------------------------------------------------------------
 
 
+def _rounds(settings: Settings) -> int:
+    return ROUNDS[settings.database_url.partition(":")[0]]
+
+
 def _promote_again_and_again(settings: Settings, number: int, start: Any, end: Any) -> None:
     """In a child: in each round, decide against the champion of its beginning."""
     ledger = Ledger(settings.database_url)
     registry = Registry(settings, ledger)
     won = 0
-    for turn in range(ROUNDS):
+    for turn in range(_rounds(settings)):
         expected = ledger.champion(MODEL)
         start.wait(_PATIENCE)
         try:
@@ -138,7 +144,7 @@ def _promote_again_and_again(settings: Settings, number: int, start: Any, end: A
 
 
 @pytest.mark.slow
-def test_sixteen_promoters_at_once_for_a_hundred_rounds_move_the_alias_as_the_ledger_says(
+def test_sixteen_promoters_at_once_round_after_round_move_the_alias_as_the_ledger_says(
     place: Settings, children: list[BaseProcess]
 ) -> None:
     watch(place)
@@ -154,7 +160,7 @@ def test_sixteen_promoters_at_once_for_a_hundred_rounds_move_the_alias_as_the_le
     made = ledger.promotions(MODEL)
     assert all(promotion.completed_at is not None and promotion.action == "promote" for promotion in made)
     # Nobody promotes the champion, so a round in which the only one who is left wins nothing may be missing.
-    assert ROUNDS * 0.9 <= len(made) - 1 <= ROUNDS
+    assert _rounds(place) * 0.9 <= len(made) - 1 <= _rounds(place)
     # Each was decided against the champion that it took the place of.
     assert [promotion.previous for promotion in made] == [None, *(promotion.version for promotion in made[:-1])]
     assert watched(place) == [promotion.version for promotion in made[1:]]
