@@ -39,7 +39,7 @@ for model in models():
             "start": day("First day", "For a range: its first day (UTC). Empty: the run's own partition."),
             "end": day("End", "For a range: the first day that is left out (UTC)."),
         },
-        max_active_runs=3,
+        max_active_runs=4,
     ):
         version = resolve_champion(model=model.name)
         scored = predict.override(outlets=[assets.predictions(model.name)])(model=model.name, version=version)

@@ -170,7 +170,8 @@ def environment(
         inherited: the environment underneath. What the stack itself decides replaces what is said there.
     """
     airflow = settings.state / "airflow"
-    parallelism = max(3, min(8, (os.cpu_count() or 2) + 1))
+    # Two more than cores: at the end of a task its worker may wait a second for nothing.
+    parallelism = max(3, min(8, (os.cpu_count() or 2) + 2))
     own = {
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), inherited.get("PATH", os.defpath))),
         "NO_PROXY": ",".join(filter(None, (inherited.get("NO_PROXY"), HOST, "localhost"))),
