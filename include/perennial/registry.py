@@ -73,6 +73,10 @@ KEY = "perennial.key"
 
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
+#: How often a tag is written when others write the same one.
+_TAG_ATTEMPTS = 5
+#: How the databases behind MLflow call that: SQLite, PostgreSQL.
+_COLLISIONS = ("IntegrityError", "UniqueViolation")
 #: How often :meth:`Registry.reconcile` reads again when others keep changing what it reads.
 _READS = 5
 #: How long moving an alias may take; a process that has not said by then that it is done has died or sleeps.
@@ -1026,12 +1030,16 @@ class Registry:
 
     def _tag(self, model: str, version: int, tags: Mapping[str, str], *, missing_ok: bool = False) -> None:
         for name, value in tags.items():
-            try:
-                self._client.set_model_version_tag(model, str(version), name, value[:_MAX_VERSION_TAG])
-            except MlflowException as error:
-                if missing_ok and error.error_code == _MISSING:
-                    return
-                raise
+            for attempt in range(1, _TAG_ATTEMPTS + 1):
+                try:
+                    self._client.set_model_version_tag(model, str(version), name, value[:_MAX_VERSION_TAG])
+                    break
+                except MlflowException as error:
+                    if missing_ok and error.error_code == _MISSING:
+                        return
+                    # MLflow looks for the tag and then inserts it: of two who do so at once, the second one finds it there.
+                    if not any(collision in str(error) for collision in _COLLISIONS) or attempt == _TAG_ATTEMPTS:
+                        raise
 
     def _alias(self, model: str, alias: str) -> int | None:
         try:
