@@ -17,7 +17,7 @@ log-odds (an improvement in every row alike), or is drawn towards a model that l
 
 The peer is what pipelines do by default: promote when the metric is at least the champion's (``>=``), on the same trials.
 
-    python benchmarks/gates.py
+    python -m benchmarks.gates
 """
 
 from __future__ import annotations

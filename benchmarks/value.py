@@ -13,8 +13,8 @@ year is over, the predictions are compared with the labels: area under the ROC c
 example's ``cost``. Compute is processor time of the policy's trainings and verdicts, evaluation and card included where the
 policy looks at them; scoring is the same for all.
 
-    python benchmarks/value.py            # all four, two at a time
-    python benchmarks/value.py --weeks 8  # a short one
+    python -m benchmarks.value            # all four, two at a time
+    python -m benchmarks.value --weeks 8  # a short one
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from sklearn.model_selection import GroupKFold
 
 from perennial.costs import CostFunction
 from perennial.intervals import Interval
+from perennial.retraining import WindowPerformance, WindowVerdict
 from perennial.spec import METRICS, Task
 
 #: Fewest unseen rows of the reference that probabilities are calibrated on.
@@ -325,28 +326,16 @@ def _bands(
 # --- estimated and realised, side by side -----------------------------------------------------------------------------
 
 
-class WindowVerdict(Protocol):
-    """What is read of the ledger's drift verdicts."""
+class EstimatedWindow(WindowVerdict, Protocol):
+    """What is read of the ledger's drift verdicts: the estimate lies in their details."""
 
-    @property
-    def interval(self) -> Interval: ...
-    @property
-    def version(self) -> int | None: ...
-    @property
-    def verdict(self) -> str: ...
     @property
     def details(self) -> Mapping[str, Any]: ...
 
 
-class WindowPerformance(Protocol):
+class MeasuredWindow(WindowPerformance, Protocol):
     """What is read of the ledger's performance records."""
 
-    @property
-    def interval(self) -> Interval: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
     @property
     def coverage(self) -> float: ...
     @property
@@ -379,7 +368,7 @@ class WindowOutlook:
 
 
 def beside_realised(
-    verdicts: Iterable[WindowVerdict], performances: Iterable[WindowPerformance], metric: str, *, label_coverage: float
+    verdicts: Iterable[EstimatedWindow], performances: Iterable[MeasuredWindow], metric: str, *, label_coverage: float
 ) -> list[WindowOutlook]:
     """Estimated and realised performance of each window and version, oldest window first.
 

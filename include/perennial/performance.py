@@ -171,7 +171,7 @@ _NEVER = np.iinfo(np.int64).min
 
 def _windows(spec: ModelSpec, interval: Interval) -> Iterator[Interval]:
     """Whole days or ISO weeks, which begin on a Monday, oldest first."""
-    length = timedelta(days=7 if spec.schedules.monitor == "week" else 1)
+    length = spec.schedules.window
     earliest = min(interval.start, interval.end - spec.training.window)
     monday = datetime(1970, 1, 5, tzinfo=UTC)
     start = monday + -((monday - earliest) // length) * length

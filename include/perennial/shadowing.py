@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def resolve_shadows(spec: ModelSpec, ledger: Ledger, interval: Interval, *, cham
     if not challengers:
         return []
     began = _began(spec, ledger, reign, trained_as_of(records.get(champion)))
-    return choose(spec.shadow, challengers, interval=interval, began=began, window=window_of(spec))
+    return choose(spec.shadow, challengers, interval=interval, began=began, window=spec.schedules.window)
 
 
 def _reign(ledger: Ledger, model: str) -> Promotion | None:
@@ -109,11 +109,6 @@ def _began(spec: ModelSpec, ledger: Ledger, reign: Promotion, as_of: datetime | 
         and (as_of is None or publication.interval.start >= as_of)
     ]
     return min(starts, default=None)
-
-
-def window_of(spec: ModelSpec) -> timedelta:
-    """Length of a monitoring window."""
-    return timedelta(days=7 if spec.schedules.monitor == "week" else 1)
 
 
 # --- their predictions -----------------------------------------------------------------------------------------------
@@ -332,7 +327,7 @@ def _mature_rows(
     """The rows of mature windows; None if there are none, or too few."""
     spec, (predictions, shadows, tables) = folder.spec, published
     own = [made.interval for made in scored if version in made.inputs["versions"]]
-    when = period(spec.shadow, min(interval.start for interval in own), window_of(spec))
+    when = period(spec.shadow, min(interval.start for interval in own), spec.schedules.window)
     if when is None:
         return None
     span = Interval(min(interval.start for interval in own), max(interval.end for interval in own))
@@ -357,20 +352,21 @@ def _mature_rows(
     both = both.join(labels.select([*identity, "label"]), keys=identity, join_type="left outer")
     if both.num_rows == 0:
         return None
-    length = int(window_of(spec).total_seconds()) * 1_000_000
+    width = spec.schedules.window
+    length = int(width.total_seconds()) * 1_000_000
     moments = pc.cast(both.column(spec.event_time), pa.int64()).to_numpy()
     window = (moments - int(when.start.timestamp()) * 1_000_000) // length
     labelled = pc.is_valid(both.column("label")).to_numpy()
     count = int(window.max()) + 1
     total, known = np.bincount(window, minlength=count), np.bincount(window[labelled], minlength=count)
     # A window that is not over yet may still get rows.
-    over = np.arange(1, count + 1) <= (as_of - when.start) // window_of(spec)
+    over = np.arange(1, count + 1) <= (as_of - when.start) // width
     mature = (total > 0) & (known >= spec.gates.label_coverage * total) & over
     kept = both.filter(pa.array(labelled & mature[window])).sort_by([(name, "ascending") for name in identity])
     if kept.num_rows < spec.gates.min_rows:
         return None
     numbers = np.flatnonzero(mature)
-    interval = Interval(when.start + int(numbers[0]) * window_of(spec), when.start + (int(numbers[-1]) + 1) * window_of(spec))
+    interval = Interval(when.start + int(numbers[0]) * width, when.start + (int(numbers[-1]) + 1) * width)
     return _MatureRows(interval, len(numbers), kept)
 
 

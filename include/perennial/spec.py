@@ -752,6 +752,11 @@ class Schedules(_Part):
     monitor: Literal["day", "week"] = "week"
     maintain: Cron = "30 4 * * *"
 
+    @property
+    def window(self) -> timedelta:
+        """Length of a monitoring window."""
+        return timedelta(days=7 if self.monitor == "week" else 1)
+
 
 class Alerts(_Part):
     """Who hears of what.

@@ -107,7 +107,7 @@ class Geometry:
         def days(length: timedelta) -> int:
             return max(1, round(length / timedelta(days=1)))
 
-        window = {"day": 1, "week": 7}[spec.schedules.monitor]
+        window = days(spec.schedules.window)
         training, holdout = spec.training, days(spec.training.holdout)
         serves = {"week": 7, "month": 31, "never": days(training.window)}[spec.schedules.train]
         return cls(window, days(training.window), days(training.validation), (holdout, holdout + serves))

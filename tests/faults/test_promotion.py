@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sqlite3
 import sys
-import time
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -23,11 +20,8 @@ from perennial.errors import StaleDecision
 from perennial.ledger import Ledger
 from perennial.registry import CHAMPION, Registry
 from perennial.settings import Settings
+from tests.faults.signals import processes, trap, wait_until_stopped
 from tests.unit import synthetic
-
-processes = multiprocessing.get_context("forkserver")
-# Imported once, so that a child begins at once. This must be said before the first child of the session starts.
-processes.set_forkserver_preload(["perennial.scoring", "tests.unit.monitored"])
 
 MODEL = "toy"
 PROMOTERS = 16
@@ -76,16 +70,6 @@ def place(store: tuple[Path, bytes], tmp_path: Path, settings_on_each_database: 
         ledger.record_version(record)
     promote(Registry(settings, ledger), 1, None, "first")
     return settings
-
-
-@pytest.fixture
-def children() -> Iterator[list[BaseProcess]]:
-    started: list[BaseProcess] = []
-    yield started
-    for child in started:
-        if child.is_alive():
-            child.kill()
-        child.join()
 
 
 def promote(registry: Registry, version: int, expected: int | None, run_id: str) -> None:
@@ -174,21 +158,9 @@ def test_sixteen_promoters_at_once_round_after_round_move_the_alias_as_the_ledge
 
 def _promote(settings: Settings, version: int, step: str, signals: list[int]) -> None:
     """In a child: promote, and send itself signals at the step; of two, the second one behind the function."""
-    owner, name, when = STEPS[step]
-    original = getattr(owner, name)
-
-    def trapped(*arguments: Any, **named: Any) -> Any:
-        setattr(owner, name, original)  # a trap that has closed does not open again
-        if when == "before":
-            os.kill(os.getpid(), signals[0])
-        result = original(*arguments, **named)
-        if when == "after" or len(signals) > 1:
-            os.kill(os.getpid(), signals[-1])
-        return result
-
     registry = Registry(settings, Ledger(settings.database_url))
     registry.migrate()
-    setattr(owner, name, trapped)
+    trap(*STEPS[step], *signals)
     try:
         promote(registry, version, 1, "slow")
     except StaleDecision:
@@ -200,14 +172,6 @@ def start(children: list[BaseProcess], settings: Settings, step: str, *signals: 
     child.start()
     children.append(child)
     return child
-
-
-def wait_until_stopped(child: BaseProcess) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        assert child.is_alive(), f"it ended with {child.exitcode} instead"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -25,6 +24,7 @@ from perennial.intervals import Interval
 from perennial.lake import Lake, TableWrite
 from perennial.ledger import Ledger, Publication
 from perennial.settings import Settings
+from tests.faults.signals import wait_until_stopped
 
 MODEL = "flight_delay"
 DAY = Interval.day("2013-04-01")
@@ -260,14 +260,6 @@ def test_table_whose_creation_was_cut_short_is_usable(house: House, fault: Fault
 
 
 # --- asleep ----------------------------------------------------------------------------------------------------------
-
-
-def wait_until_stopped(process: BaseProcess) -> None:
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        assert process.is_alive(), f"the attempt ended with {process.exitcode} instead of stopping"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def wake(process: BaseProcess) -> int | None:

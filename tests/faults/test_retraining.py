@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -18,21 +17,23 @@ from perennial import monitoring
 from perennial.intervals import Interval
 from perennial.ledger import Ledger
 from perennial.monitoring import RetrainingRequest, request_retraining
-from perennial.retraining import RetrainingDecision, retraining_run_id
+from perennial.retraining import retraining_run_id
 from perennial.settings import Settings
 from perennial.spec import Retraining, read_model
+from tests.faults.signals import processes, trap
 from tests.unit import synthetic
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["perennial.scoring", "tests.unit.monitored"])
 
 _MONDAY = Interval.day("2013-04-01").start
 WEEKS = [Interval(_MONDAY + timedelta(weeks=number), _MONDAY + timedelta(weeks=number + 1)) for number in range(8)]
 POLICY = Retraining(alarms=1, of=1, cooldown=timedelta(days=14), budget=5)
 _PATIENCE = 120
 
-#: When a process dies: it has read what there is, it is about to write, it has written.
-STEPS = ("when it has decided", "before it writes", "when it has written")
+#: When a process dies: which function, and whether before or behind it.
+STEPS = (
+    (monitoring, "_decide", "after"),
+    (Ledger, "record_retraining", "before"),
+    (Ledger, "record_retraining", "after"),
+)
 
 
 def _ask(settings: Settings, models: str, weeks: list[Interval], answers: SimpleQueue[tuple[str, str | None]]) -> None:
@@ -44,27 +45,9 @@ def _ask(settings: Settings, models: str, weeks: list[Interval], answers: Simple
         answers.put((week.key, request.run_id if request else None))
 
 
-def _die(settings: Settings, models: str, step: str, answers: SimpleQueue[tuple[str, str | None]]) -> None:
+def _die(settings: Settings, models: str, step: int, answers: SimpleQueue[tuple[str, str | None]]) -> None:
     """In a child: ask about the last week, and be killed on the way."""
-    write, decide = Ledger.record_retraining, monitoring._decide
-
-    def killed() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def decided(*arguments: object, **named: object) -> RetrainingDecision:
-        decision = decide(*arguments, **named)  # type: ignore[arg-type]
-        if step == STEPS[0]:
-            killed()
-        return decision
-
-    def written(*arguments: object, **named: object) -> object:
-        if step == STEPS[1]:
-            killed()
-        write(*arguments, **named)  # type: ignore[arg-type]
-        return killed()
-
-    monitoring._decide = decided
-    Ledger.record_retraining = written  # type: ignore[method-assign, assignment]
+    trap(*STEPS[step], signal.SIGKILL)
     _ask(settings, models, WEEKS[-1:], answers)
 
 
@@ -83,8 +66,7 @@ def test_a_hundred_alarms_and_twenty_crashes_give_one_retraining_a_window(
     answers: SimpleQueue[tuple[str, str | None]] = processes.SimpleQueue()
     order = random.Random(2013)
     children = [
-        processes.Process(target=_die, args=(settings, str(models), STEPS[number % len(STEPS)], answers))
-        for number in range(20)
+        processes.Process(target=_die, args=(settings, str(models), number % len(STEPS), answers)) for number in range(20)
     ] + [
         processes.Process(target=_ask, args=(settings, str(models), order.sample(WEEKS, len(WEEKS)), answers))
         for _ in range(13)

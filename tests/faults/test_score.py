@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,11 +18,8 @@ from perennial.errors import ScoringError, Superseded
 from perennial.ledger import Ledger
 from perennial.settings import Settings
 from perennial.sink import PredictionSink
+from tests.faults.signals import processes, trap, wait_until_stopped
 from tests.unit.monitored import World, make_world, open_world
-
-processes = multiprocessing.get_context("forkserver")
-# Imported once, so that a child begins to score at once. This must be said before the first child of the session starts.
-processes.set_forkserver_preload(["perennial.scoring", "tests.unit.monitored"])
 
 #: What scoring does, in order: which function, and whether the trap lies before or behind it.
 STEPS = {
@@ -52,31 +46,9 @@ def on_postgres(tmp_path: Path, settings: Settings, postgres: str) -> World:
     return make_world(tmp_path, settings.model_copy(update={"predictions_url": postgres}))
 
 
-@pytest.fixture
-def children() -> Iterator[list[BaseProcess]]:
-    started: list[BaseProcess] = []
-    yield started
-    for child in started:
-        if child.is_alive():
-            child.kill()
-        child.join()
-
-
 def _score(place: Path, settings: Settings, version: int, step: str, signal_number: int, idle_limit: Any) -> None:
     """In a child: score, and send itself a signal at the step."""
-    owner, name, when = STEPS[step]
-    original = getattr(owner, name)
-
-    def trapped(*arguments: Any, **named: Any) -> Any:
-        setattr(owner, name, original)  # a trap that has closed does not open again
-        if when == "before":
-            os.kill(os.getpid(), signal_number)
-        result = original(*arguments, **named)
-        if when == "after":
-            os.kill(os.getpid(), signal_number)
-        return result
-
-    setattr(owner, name, trapped)
+    trap(*STEPS[step], signal_number)
     if idle_limit is not None:
         sink.IDLE_LIMIT = idle_limit
     try:
@@ -100,14 +72,6 @@ def versions(rows: list[dict[str, Any]]) -> set[int]:
     """The versions that predicted, if every entity has one prediction."""
     assert len(rows) == len({row["visit"] for row in rows}) == 60
     return {row["version"] for row in rows}
-
-
-def wait_until_stopped(child: BaseProcess) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        assert child.is_alive(), f"it ended with {child.exitcode} instead"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def kill_and_retry(step: str, world: World, place: Path, children: list[BaseProcess]) -> None:

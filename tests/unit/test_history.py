@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -51,10 +52,10 @@ def told(ledger: Ledger) -> Ledger:
     return ledger
 
 
-def shown(show: object, *arguments: object) -> str:
-    console = Console(file=io.StringIO(), width=160)
-    show(console, *arguments)  # type: ignore[operator]
-    return console.file.getvalue()  # type: ignore[attr-defined]
+def shown(show: Callable[..., None], *arguments: object) -> str:
+    text = io.StringIO()
+    show(Console(file=text, width=160), *arguments)
+    return text.getvalue()
 
 
 def test_every_change_is_told_with_who_when_why_over_whom_and_on_what_evidence(told: Ledger) -> None:
