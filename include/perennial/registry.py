@@ -420,8 +420,12 @@ class Registry:
 
         Returns:
             Its number.
+
+        Raises:
+            PromotionRefused: this process may not promote, nor then say what the gates said.
         """
         spec = folder.spec
+        self._check_that_it_may_promote(spec.name)
         found = self._find_version(spec.name, fitted.mlflow_run_id, run_id)
         version = found if found is not None else self._create_version(folder, fitted, evaluation, decision, run_id)
         self._ledger.record_version(
@@ -622,12 +626,14 @@ class Registry:
     # --- the champion ------------------------------------------------------------------------------------------------
 
     def champion(self, model: str) -> int | None:
-        """The champion's version, after ledger and alias have been brought in line; None before the first promotion.
+        """The champion's version; None before the first promotion.
+
+        A process that may promote brings ledger and alias in line first; another believes the ledger.
 
         Raises:
             ArtifactRejected: as in :meth:`reconcile`.
         """
-        return self.reconcile(model)
+        return self.reconcile(model) if self._settings.may_promote else self._ledger.champion(model)
 
     def promote(
         self,
@@ -717,6 +723,13 @@ class Registry:
             run_id=run_id,
             evidence={**(record.decision if record else {}), **({"overridden": obstacle} if obstacle else {})},
         )
+
+    def _check_that_it_may_promote(self, model: str) -> None:
+        if not self._settings.may_promote:
+            raise PromotionRefused(
+                f"{model}: this process may not change who is champion (PERENNIAL_MAY_PROMOTE): its task belongs in the queue "
+                "promote, whose workers may"
+            )
 
     def _bar(self, model: str, version: int) -> str | None:
         """What only an override can overcome; None if the gates passed the version and no approver refused it.
@@ -868,9 +881,11 @@ class Registry:
             The champion's version; None if the model has none.
 
         Raises:
+            PromotionRefused: this process may not promote.
             ArtifactRejected: the alias points to a version that the ledger does not know.
             StaleDecision: others kept changing the champion meanwhile.
         """
+        self._check_that_it_may_promote(model)
         for _ in range(_READS):
             # An alias that is not the champion's is believed between two equal readings of the ledger: otherwise one that a
             # promotion has just moved, or is just about to, would look as if a person had.

@@ -28,6 +28,7 @@ _VARIABLES = {
     "mlflow_url": "MLFLOW_TRACKING_URI",
     "mlflow_public_url": "PERENNIAL_MLFLOW_PUBLIC_URL",
     "airflow_public_url": "PERENNIAL_AIRFLOW_PUBLIC_URL",
+    "may_promote": "PERENNIAL_MAY_PROMOTE",
 }
 
 
@@ -45,6 +46,8 @@ class Settings(BaseModel):
         mlflow_url: MLflow's tracking and registry address.
         mlflow_public_url: the address a person opens MLflow at; ``mlflow_url`` if that is one.
         airflow_public_url: the address a person opens Airflow at, if there is one.
+        may_promote: whether this process may change who is champion. Where it may not, MLflow and the ledger's database refuse
+            it too, if they know its identity (``docker-compose.yaml``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +62,7 @@ class Settings(BaseModel):
     mlflow_url: str
     mlflow_public_url: str | None = None
     airflow_public_url: str | None = None
+    may_promote: bool = True
 
     @field_validator("database_url", "catalog_url", "predictions_url")
     @classmethod

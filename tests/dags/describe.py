@@ -24,6 +24,7 @@ def describe(folder: str) -> dict[str, object]:
             "max_active_runs": dag.max_active_runs,
             "run_limit": dag.dagrun_timeout.total_seconds() if dag.dagrun_timeout else None,
             "catchup": dag.catchup,
+            "editors": sorted(dag.access_control or {}),
             "params": {name: dag.params.get_param(name).schema for name in dag.params},
             "tasks": {
                 task.task_id: {
@@ -33,6 +34,7 @@ def describe(folder: str) -> dict[str, object]:
                     "limit": task.execution_timeout.total_seconds() if task.execution_timeout else None,
                     "alerts": bool(task.on_failure_callback),
                     "mapped": task.is_mapped,
+                    "queue": task.queue,
                 }
                 for task in dag.tasks
             },

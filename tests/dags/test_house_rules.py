@@ -168,3 +168,26 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] == "airflow"
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_who_changes_the_champion_runs_with_the_identity_that_may(parsed: Parsed) -> None:
+    promoting = {
+        (stage, task)
+        for dag, described in parsed["dags"].items()
+        for task, made in described["tasks"].items()
+        if made["queue"] == "promote" and (stage := dag.partition(".")[2])
+    }
+    assert promoting == {
+        ("train", "decide_promotion"),
+        ("train", "promote_champion"),
+        ("monitor", "compare_shadows"),
+        ("maintain", "align_alias"),
+        ("promote", "promote_by_hand"),
+        ("rollback", "roll_back"),
+    }, "a task that calls the registry's promote, rollback, register or reconcile belongs in the queue promote, no other does"
+
+
+def test_operators_run_everything_but_promotions_which_are_for_approvers(parsed: Parsed) -> None:
+    editors = {dag.partition(".")[2]: set(described["editors"]) for dag, described in parsed["dags"].items()}
+    assert {stage for stage, roles in editors.items() if "Operator" not in roles} == {"promote"}
+    assert {stage for stage, roles in editors.items() if "Approver" in roles} == {"train", "promote", "rollback"}

@@ -17,12 +17,15 @@ from airflow.sdk.bases.timetable import BaseTimetable
 
 from perennial.errors import SpecError
 from perennial.orchestration.callbacks import alert_of_failure
+from perennial.orchestration.users import access
 from perennial.settings import settings
 from perennial.spec import ModelFolder, ModelSpec, read_models
 
 #: Queues of Celery's workers, by stage: what trains for an hour must not keep scoring waiting. Other executors have none.
 LIGHT = "light"
-_QUEUES = {"train": "train", "score": "score"}
+#: Of the tasks that change who is champion: its workers alone have the identity that may.
+PROMOTE = "promote"
+_QUEUES = {"train": "train", "score": "score", "promote": PROMOTE, "rollback": PROMOTE}
 
 #: Longest time a run may take, unless it waits for a person.
 RUN_LIMIT = timedelta(hours=12)
@@ -136,6 +139,8 @@ def common(
         max_active_runs=max_active_runs,
         dagrun_timeout=run_limit,
         default_args=defaults,
+        # Heeded by the deployment's auth manager, which knows roles; the embedded stack has one user.
+        access_control=access(dag_id.rpartition(".")[2]),
         params=dict(params or {}),
         tags={"perennial", *tags},
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from airflow.sdk import task
 
+from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW, REPORT
 from perennial.orchestration.runs import Window, stage_run
 
@@ -42,7 +43,7 @@ def measure_performance(model: str, window: Window) -> list[dict[str, Any]]:
         return [window.to_json() for window in realised]
 
 
-@task(multiple_outputs=False)
+@task(multiple_outputs=False, queue=PROMOTE)
 def compare_shadows(model: str, window: Window) -> list[dict[str, Any]]:
     """Compare the champion with the versions in its shadow on mature labels; tell people, or roll back, where it is worse."""
     from perennial.shadowing import compare_shadows as compare

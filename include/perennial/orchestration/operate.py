@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import task
 
 from perennial import logs
+from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import Run, stage_run
 
@@ -77,6 +78,13 @@ def tidy_lake(model: str) -> dict[str, dict[str, int]]:
             "pins": maintenance.unpin_old_versions(parts.lake, parts.ledger, spec, now=now),
             "tables": maintenance.tidy_tables(parts.lake, spec, now=now),
         }
+
+
+@task(multiple_outputs=False, queue=PROMOTE)
+def align_alias(model: str) -> int | None:
+    """Bring MLflow's alias in line with the ledger, and finish a promotion that was left open; the champion's version."""
+    with stage_run(model) as run:
+        return run.deployment.registry.reconcile(model)
 
 
 @task(multiple_outputs=False)

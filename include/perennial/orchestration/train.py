@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import Run, Window, stage_run
 
@@ -61,7 +62,7 @@ def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[d
         return evaluation.to_json()
 
 
-@task(multiple_outputs=False)
+@task(multiple_outputs=False, queue=PROMOTE)
 def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def decide_promotion(
         }
 
 
-@task(multiple_outputs=False, trigger_rule="none_failed")
+@task(multiple_outputs=False, trigger_rule="none_failed", queue=PROMOTE)
 def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any] | None = None) -> dict[str, Any]:
     """Move the alias ``champion`` to the version, or tag it refused and skip: by the gates, or by whoever was asked.
 

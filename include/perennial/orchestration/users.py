@@ -1,35 +1,71 @@
-"""Airflow's first user, and the roles that the deployment's people have. Run by the init job, before any server starts.
+"""Airflow's roles for the deployment's people, and its first users. Run by the init job, before any server starts.
 
-Airflow's own roles serve: Viewer looks, User triggers and approves, Op manages connections, Admin does everything.
+=========  =========================================================================================================
+Viewer     looks at everything; Airflow's own role
+Operator   also triggers, clears and pauses, and rolls back; makes no version champion and answers no approval
+Approver   looks, answers approvals, promotes with a reason, rolls back
+Admin      everything, connections and users among it; Airflow's own role
+=========  =========================================================================================================
+
+A role's rights on a DAG come with the DAG (:data:`ACCESS`), those on what lies below DAGs are given here.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
+OPERATOR, APPROVER = "Operator", "Approver"
+
+#: By stage, the roles besides Admin that may trigger its DAG and change its runs; the others' may the operator.
+ACCESS = {"promote": (APPROVER,), "rollback": (OPERATOR, APPROVER), "train": (OPERATOR, APPROVER)}
 
 
-def keep_admin(password: str) -> None:
-    """Make the user ``admin``, or give it this password."""
+def access(stage: str) -> dict[str, dict[str, set[str]]]:
+    """Who may do more than look at the DAG of a stage, as Airflow's ``access_control``."""
+    return {role: {"DAGs": {"can_edit"}} for role in ACCESS.get(stage, (OPERATOR,))}
+
+
+def keep_users(passwords: dict[str, str]) -> None:
+    """Make the roles and the users ``admin`` and ``watchdog``, or give these users their passwords.
+
+    Raises:
+        SystemExit: a user could not be made.
+    """
+    from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
+
     with get_application_builder() as builder:
         manager = builder.sm
         manager.sync_roles()
-        found = manager.find_user(username="admin")
-        if found is None:
-            made = manager.add_user(
-                username="admin",
-                first_name="Perennial",
-                last_name="Admin",
-                email="admin@localhost",
-                role=manager.find_role("Admin"),
-                password=password,
-            )
-            if not made:
-                raise SystemExit("Airflow's user admin could not be made, see above")
-        else:
-            manager.reset_password(found.id, password)
+        looks = manager.VIEWER_PERMISSIONS
+        runs = [("can_create", "DAG Runs"), ("can_edit", "DAG Runs")]
+        operates = [("can_edit", "Task Instances"), ("can_create", "Backfills"), ("can_edit", "Backfills")]
+        answers = [("can_edit", "HITL Detail"), ("menu_access", "HITL Detail")]
+        manager.bulk_sync_roles(
+            [
+                {"role": OPERATOR, "perms": [*looks, *runs, *operates]},
+                {"role": APPROVER, "perms": [*looks, *runs, *answers]},
+            ]
+        )
+        for name, role in (("admin", "Admin"), ("watchdog", "Viewer")):
+            _keep_user(manager, name, role, passwords[name])
+
+
+def _keep_user(manager: Any, name: str, role: str, password: str) -> None:
+    if (found := manager.find_user(username=name)) is not None:
+        manager.reset_password(found.id, password)
+        return
+    made = manager.add_user(
+        username=name,
+        first_name="Perennial",
+        last_name=name.title(),
+        email=f"{name}@localhost",
+        role=manager.find_role(role),
+        password=password,
+    )
+    if not made:
+        raise SystemExit(f"Airflow's user {name} could not be made, see above")
 
 
 if __name__ == "__main__":
-    keep_admin(os.environ["AIRFLOW_ADMIN_PASSWORD"])
+    keep_users({"admin": os.environ["AIRFLOW_ADMIN_PASSWORD"], "watchdog": os.environ["AIRFLOW_WATCHDOG_PASSWORD"]})
