@@ -16,6 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,8 +99,9 @@ def _find_postgres() -> Path | None:
     return None
 
 
-@pytest.fixture(scope="session")
-def _postgres_server() -> Iterator[sa.URL]:
+@contextmanager
+def postgres_server(superuser: str) -> Iterator[sa.URL]:
+    """The address of a private PostgreSQL server, with the name and password of its superuser."""
     programs = _find_postgres()
     if programs is None:
         _without("PostgreSQL")
@@ -118,7 +120,7 @@ def _postgres_server() -> Iterator[sa.URL]:
     try:
         subprocess.run(
             [
-                programs / "initdb", "-D", data, "-U", "perennial", "-A", "scram-sha-256", f"--pwfile={password_file}",
+                programs / "initdb", "-D", data, "-U", superuser, "-A", "scram-sha-256", f"--pwfile={password_file}",
                 "--encoding=UTF8", "--locale=C", "--no-sync",
             ],
             check=True, capture_output=True, cwd=folder, **user,
@@ -130,12 +132,12 @@ def _postgres_server() -> Iterator[sa.URL]:
             server = subprocess.Popen(
                 [
                     programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder,
-                    "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200",
+                    "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=300",
                 ],
                 stdout=output, stderr=output, cwd=folder, **user,
             )  # fmt: skip
         try:
-            url = sa.URL.create("postgresql+psycopg2", "perennial", password, "127.0.0.1", port, "postgres")
+            url = sa.URL.create("postgresql+psycopg2", superuser, password, "127.0.0.1", port, "postgres")
             _wait_for(url, server, log)
             yield url
         finally:
@@ -143,6 +145,12 @@ def _postgres_server() -> Iterator[sa.URL]:
             server.wait(timeout=30)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _postgres_server() -> Iterator[sa.URL]:
+    with postgres_server("perennial") as url:
+        yield url
 
 
 def _wait_for(url: sa.URL, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -202,11 +202,16 @@ class Catalog:
         self._url = url
         self._warehouse = warehouse if "://" in warehouse else f"file://{Path(warehouse).absolute()}"
 
-    @cached_property
-    def _catalog(self) -> SqlCatalog:
+    def migrate(self) -> Database:
+        """Create the catalog's own tables, unless they are there. Several processes may call it at once."""
         # PyIceberg creates its tables as well, but not when two processes start at once.
         database = Database(self._url)
         database.create(SqlCatalogBaseTable.metadata)
+        return database
+
+    @cached_property
+    def _catalog(self) -> SqlCatalog:
+        database = self.migrate()
         properties = {"warehouse": self._warehouse, "init_catalog_tables": "false", "pool_pre_ping": "true"}
         if self._warehouse.startswith("file://"):
             properties["py-io-impl"] = f"{DurableFileIO.__module__}.{DurableFileIO.__name__}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perennial.errors import SettingsError
+from perennial.orchestration.dags import LIGHT, PROMOTE
 from perennial.settings import PROJECT
 from perennial.stack.deployed import SECRETS, check_secrets, write_secrets
 from tests.composed import COMPOSE, read_compose
@@ -21,13 +24,20 @@ ALLOWED = {
     "postgres": {"POSTGRES_PASSWORD"},
     "redis": {"REDIS_PASSWORD"},
     "init": set(SECRETS),
-    "api": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "AIRFLOW_SESSION_KEY"},
+    "api": {
+        "AIRFLOW_DB_PASSWORD",
+        "AIRFLOW_FERNET_KEY",
+        "AIRFLOW_JWT_SECRET",
+        "AIRFLOW_SESSION_KEY",
+        "PERENNIAL_READER_DB_PASSWORD",
+    },
     "execution": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "AIRFLOW_SESSION_KEY"},
     "scheduler": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_JWT_SECRET", "REDIS_PASSWORD"},
-    "dag-processor": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "PERENNIAL_DB_PASSWORD"},
+    "dag-processor": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "PERENNIAL_WORKER_DB_PASSWORD"},
     "triggerer": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET"},
-    "worker": {"REDIS_PASSWORD", "PERENNIAL_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
-    "trainer": {"REDIS_PASSWORD", "PERENNIAL_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
+    "worker": {"REDIS_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
+    "trainer": {"REDIS_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
+    "promoter": {"REDIS_PASSWORD", "PERENNIAL_DB_PASSWORD", "MLFLOW_PROMOTER_PASSWORD"},
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
 }
 
@@ -105,12 +115,40 @@ def test_a_service_knows_the_secrets_it_needs_and_no_other(name: str) -> None:
     assert not any(value in str(SERVICES[name].get("command")) for value in GIVEN.values())
 
 
-@pytest.mark.parametrize("name", ["worker", "trainer"])
+@pytest.mark.parametrize("name", ["worker", "trainer", "promoter"])
 def test_workers_have_no_address_of_airflows_database(name: str) -> None:
     environment = SERVICES[name]["environment"]
     assert not [variable for variable in environment if variable.startswith("AIRFLOW__DATABASE__")]
     assert "/airflow" not in str(environment["PERENNIAL_DATABASE_URL"])
     assert str(environment["AIRFLOW__CELERY__RESULT_BACKEND"]).startswith("redis://")
+
+
+def test_the_promoter_alone_may_change_who_is_champion() -> None:
+    may = {name for name, service in SERVICES.items() if service["environment"].get("PERENNIAL_MAY_PROMOTE") == "true"}
+    owns = {
+        name
+        for name, service in SERVICES.items()
+        if "//perennial:" in str(service["environment"].get("PERENNIAL_DATABASE_URL"))
+    }
+    assert may == owns == {"init", "promoter"}
+
+
+def test_each_queue_has_workers() -> None:
+    served = {
+        queue
+        for service in SERVICES.values()
+        if "--queues" in (command := service.get("command", []))
+        for queue in command[command.index("--queues") + 1].split(",")
+    }
+    assert served == {LIGHT, PROMOTE, "train", "score"}
+
+
+def test_the_file_keeps_to_the_compose_specification() -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_databases_and_broker_are_reached_from_inside_alone() -> None:

@@ -14,28 +14,22 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from perennial import logs
 from perennial.errors import SettingsError
 from perennial.settings import read_settings
+from perennial.stack import identities
 from perennial.stack.environment import write_private
 
 log = logs.get(__name__)
 
 #: Fewest characters of a secret; those that :func:`write_secrets` makes have more than 40.
 SHORTEST = 16
-
-#: The user that workers are in MLflow. What it registers is its own; others may read.
-WORKER = "perennial"
-ADMIN = "admin"
 
 
 def _token() -> str:
@@ -53,12 +47,16 @@ SECRETS: dict[str, Callable[[], str]] = {
     "AIRFLOW_DB_PASSWORD": _token,
     "MLFLOW_DB_PASSWORD": _token,
     "PERENNIAL_DB_PASSWORD": _token,
+    "PERENNIAL_WORKER_DB_PASSWORD": _token,
+    "PERENNIAL_READER_DB_PASSWORD": _token,
     "REDIS_PASSWORD": _token,
     "AIRFLOW_FERNET_KEY": _fernet_key,
     "AIRFLOW_JWT_SECRET": _token,
     "AIRFLOW_SESSION_KEY": _token,
     "AIRFLOW_ADMIN_PASSWORD": _token,
+    "AIRFLOW_WATCHDOG_PASSWORD": _token,
     "MLFLOW_ADMIN_PASSWORD": _token,
+    "MLFLOW_PROMOTER_PASSWORD": _token,
     "MLFLOW_WORKER_PASSWORD": _token,
     "MLFLOW_SESSION_KEY": _token,
 }
@@ -109,7 +107,8 @@ def check_secrets(environment: Mapping[str, str]) -> None:
 def initialise(environment: Mapping[str, str]) -> None:
     """Make everything ready that the servers and workers wait for; doing it again changes nothing but passwords.
 
-    In order: secrets are checked; databases and roles; Airflow's schema and users; MLflow's; the ledger.
+    In order: secrets are checked; databases and roles; Airflow's schema, roles and users; MLflow's; the ledger and who may
+    write what of it.
 
     Args:
         environment: of the service ``init``.
@@ -118,12 +117,18 @@ def initialise(environment: Mapping[str, str]) -> None:
         SettingsError: a secret is weak, or a step failed.
     """
     check_secrets(environment)
-    addresses = {
-        name: make_url(_given(environment, name))
-        for name in ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "PERENNIAL_MLFLOW_STORE_URL", "PERENNIAL_DATABASE_URL")
-    }
-    for url in addresses.values():
-        _make_database(make_url(_given(environment, "PERENNIAL_POSTGRES_URL")), url)
+    airflow, mlflow, ledger, worker, reader = (
+        make_url(_given(environment, name))
+        for name in (
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+            "PERENNIAL_MLFLOW_STORE_URL",
+            "PERENNIAL_DATABASE_URL",
+            "PERENNIAL_WORKER_DATABASE_URL",
+            "PERENNIAL_READER_DATABASE_URL",
+        )
+    )
+    server = make_url(_given(environment, "PERENNIAL_POSTGRES_URL"))
+    identities.make_databases(server, owners=[airflow, mlflow, ledger], members=[worker, reader])
     for step in (
         ("airflow", "db", "migrate"),
         ("airflow", "fab-db", "migrate"),
@@ -132,14 +137,14 @@ def initialise(environment: Mapping[str, str]) -> None:
         log.info("%s", " ".join(step[-2:]))
         if subprocess.run(step, env=dict(environment), check=False).returncode:  # noqa: S603 - our own commands
             raise SettingsError(f"{' '.join(step)} failed, see above")
-    _migrate_mlflow(
-        addresses["PERENNIAL_MLFLOW_STORE_URL"],
-        {
-            ADMIN: (_given(environment, "MLFLOW_ADMIN_PASSWORD"), True),
-            WORKER: (_given(environment, "MLFLOW_WORKER_PASSWORD"), False),
-        },
-    )
-    _migrate_perennial(environment)
+    passwords = {
+        identities.ADMIN: "MLFLOW_ADMIN_PASSWORD",
+        identities.PROMOTER: "MLFLOW_PROMOTER_PASSWORD",
+        identities.WORKER: "MLFLOW_WORKER_PASSWORD",
+    }
+    identities.make_mlflow(mlflow, {user: _given(environment, name) for user, name in passwords.items()})
+    _migrate_perennial(environment, catalog=worker)
+    identities.share_ledger(ledger, worker, reader)
     log.info("everything is ready")
 
 
@@ -149,57 +154,14 @@ def _given(environment: Mapping[str, str], name: str) -> str:
     return environment[name]
 
 
-def _make_database(server: URL, wanted: URL) -> None:
-    """A role and a database of its own, which no other role may connect to; the role's password is what ``wanted`` says."""
-    role, password, database = str(wanted.username), str(wanted.password), str(wanted.database)
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    try:
-        with engine.connect() as connection:
-            quoted_role, quoted_database = (engine.dialect.identifier_preparer.quote(name) for name in (role, database))
-            known = connection.execute(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}).first()
-            verb = "ALTER" if known else "CREATE"
-            # What PostgreSQL is sent may lie in its log: it gets the password's verifier, from which nobody reads it back.
-            raw = connection.connection.dbapi_connection
-            assert raw is not None
-            verifier = _scram(raw, role, password)
-            connection.exec_driver_sql(f"{verb} ROLE {quoted_role} LOGIN PASSWORD '{verifier}'")
-            if not connection.execute(sa.text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": database}).first():
-                connection.exec_driver_sql(f"CREATE DATABASE {quoted_database} OWNER {quoted_role}")
-            connection.exec_driver_sql(f"REVOKE ALL ON DATABASE {quoted_database} FROM PUBLIC")
-        log.info("database %s, role %s", database, role)
-    finally:
-        engine.dispose()
-
-
-def _scram(connection: object, role: str, password: str) -> str:
-    from psycopg2.extensions import encrypt_password
-
-    return str(encrypt_password(password, role, connection, "scram-sha-256"))
-
-
-def _migrate_mlflow(url: URL, users: Mapping[str, tuple[str, bool]]) -> None:
-    """MLflow's schemas of runs and of users, and the users with their passwords and whether they are administrators."""
-    # Untyped, and private in part: the commands that do the same take the address as an argument.
-    tables: Any = import_module("mlflow.store.db.utils")
-    store: Any = import_module("mlflow.server.auth.sqlalchemy_store").SqlAlchemyStore()
-    address = url.render_as_string(hide_password=False)
-    engine = tables.create_sqlalchemy_engine_with_retry(address)
-    if sa.inspect(engine).has_table("alembic_version"):
-        tables._upgrade_db(engine)
-    else:
-        tables._initialize_tables(engine)
-    store.init_db(address)
-    for name, (password, is_admin) in users.items():
-        if store.has_user(name):
-            store.update_user(name, password, is_admin)
-        else:
-            store.create_user(name, password, is_admin)
-
-
-def _migrate_perennial(environment: Mapping[str, str]) -> None:
+def _migrate_perennial(environment: Mapping[str, str], catalog: URL) -> None:
+    from perennial.iceberg import Catalog
     from perennial.ledger import Ledger
 
-    Ledger(read_settings(environment).database_url).migrate()
+    settings = read_settings(environment)
+    Ledger(settings.database_url).migrate()
+    # By those who write tables, so that the catalog is theirs.
+    Catalog(catalog.render_as_string(hide_password=False), settings.warehouse).migrate()
 
 
 # --- MLflow's server -------------------------------------------------------------------------------------------------
@@ -215,7 +177,7 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
     config["mlflow"] = {
         "default_permission": "READ",
         "database_uri": _given(environment, "MLFLOW_BACKEND_STORE_URI"),
-        "admin_username": ADMIN,
+        "admin_username": identities.ADMIN,
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
     }
     file = Path(_given(environment, "MLFLOW_AUTH_CONFIG_PATH"))

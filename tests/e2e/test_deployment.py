@@ -1,0 +1,307 @@
+"""The life of two models in the deployed stack: the services of docker-compose.yaml, as processes, with real PostgreSQL,
+Redis, Celery workers on queues of their own, and MLflow behind its sign-in. A third model cannot reach its source."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from perennial.airflow_api import AirflowApi, DagRun
+from perennial.ledger import Ledger
+from perennial.settings import PROJECT
+from tests.composed import Composed, compose, free_port
+from tests.conftest import _without, postgres_server
+
+pytestmark = [pytest.mark.stack, pytest.mark.postgres]
+
+MODELS = ("energy_load", "energy_other")
+#: Its source is a database that does not answer, and whose password nobody must ever see.
+BROKEN = "energy_broken"
+CANARY = "canary-c4b1d9f03e7a5528"
+STAGES = ("ingest", "train", "score", "monitor")
+WORKERS = ("worker", "trainer", "promoter")
+SERVICES = ("mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", *WORKERS)
+METERS, HOURS = 5, 24
+PATIENCE = 420
+
+
+@dataclass
+class Deployed:
+    composed: Composed
+    api: AirflowApi
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        return self.composed.secrets
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.composed.environment("promoter")["PERENNIAL_DATABASE_URL"])
+
+    def database(self, service: str) -> sa.Engine:
+        """The ledger, as the service's process sees it."""
+        return sa.create_engine(self.composed.environment(service)["PERENNIAL_DATABASE_URL"], poolclass=NullPool)
+
+    def mlflow(self, user: str) -> httpx.Client:
+        password = self.secrets[f"MLFLOW_{user.upper()}_PASSWORD"]
+        return httpx.Client(base_url=f"{self.composed.mlflow_url}/api/2.0/mlflow", auth=(user, password), trust_env=False)
+
+    def logs(self) -> dict[str, str]:
+        """What each kind of worker has written."""
+        return {name: self.composed.log(name).read_text(errors="replace") for name in WORKERS}
+
+    def run(self, dag_id: str, conf: dict[str, Any]) -> DagRun:
+        """Start a run, and wait until it and all it led to have ended."""
+        run = self.api.wait(self.api.trigger(dag_id, conf=conf), patience=PATIENCE, check=self.composed.check)
+        assert run.state == "success", self.api.failure(run)
+        quiet_since, deadline = time.monotonic(), time.monotonic() + PATIENCE
+        while time.monotonic() - quiet_since < 4:
+            assert time.monotonic() < deadline
+            if any(not other.ended for model in MODELS for other in self.api.runs(f"{model}.")):
+                quiet_since = time.monotonic()
+            time.sleep(0.5)
+        return run
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    if shutil.which("redis-server") is None:
+        _without("Redis")
+    folder, models = tmp_path_factory.mktemp("deployed"), tmp_path_factory.mktemp("models")
+    for name in (*MODELS, BROKEN):
+        shutil.copytree(PROJECT / "tests" / "models" / MODELS[0], models / name)
+        spec = models / name / "model.yaml"
+        text = spec.read_text().replace(f"name: {MODELS[0]}", f"name: {name}")
+        if name == BROKEN:
+            text = text.replace(
+                '{python: "model:read_meters"}',
+                '{sql: "SELECT * FROM meters WHERE hour >= :start AND hour < :end", connection: meters_db}',
+            )
+        spec.write_text(text)
+    connections = folder / "connections.env"
+    connections.write_text(f"AIRFLOW_CONN_METERS_DB=postgres://reader:{CANARY}@127.0.0.1:{free_port()}/meters\n")
+    chosen = {
+        "PERENNIAL_WORKER_TASKS": "2",
+        "PERENNIAL_TRAINER_TASKS": "1",
+        "PERENNIAL_PROMOTER_TASKS": "1",
+        "PERENNIAL_TRAINING_THREADS": "1",
+        "PERENNIAL_CONNECTIONS_FILE": str(connections),
+    }
+    with (
+        postgres_server("postgres") as server,
+        compose(
+            folder, models, postgres_port=int(server.port or 0), postgres_password=str(server.password), chosen=chosen
+        ) as stack,
+    ):
+        assert stack.run("init") == 0, stack.last_words("init")
+        for service in SERVICES:
+            stack.start(service)
+        for service in SERVICES:
+            stack.wait_until_healthy(service)
+        with AirflowApi(stack.airflow_url, "admin", stack.secrets["AIRFLOW_ADMIN_PASSWORD"]) as api:
+            dags = [f"{model}.{stage}" for model in MODELS for stage in (*STAGES, "rollback")] + [f"{BROKEN}.ingest"]
+            api.wait_for_dags(dags)
+            for dag in dags:
+                api.unpause(dag)
+            life = Deployed(stack, api)
+            broken = api.trigger(f"{BROKEN}.ingest", conf={"start": "2024-01-01", "end": "2024-01-02"})
+            for model in MODELS:
+                life.run(f"{model}.ingest", {"start": "2024-01-01", "end": "2024-01-17", "announce": False})
+            for model in MODELS:
+                life.run(f"{model}.train", {"as_of": "2024-01-17"})
+            for model in MODELS:
+                life.run(f"{model}.ingest", {"start": "2024-01-17", "end": "2024-01-19"})
+            assert api.wait(broken, patience=PATIENCE, check=stack.check).state == "failed"
+            yield life
+
+
+# --- it works ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_lives_through_celery_workers(deployed: Deployed, model: str) -> None:
+    states = {stage: {run.state for run in deployed.api.runs(f"{model}.{stage}")} for stage in STAGES}
+    assert states == {stage: {"success"} for stage in STAGES}
+
+    assert deployed.ledger.champion(model) == 1
+    with deployed.database("worker").connect() as connection:
+        rows = connection.execute(sa.text(f"SELECT version, count(*) FROM {model}_predictions GROUP BY version")).all()
+    assert [tuple(row) for row in rows] == [(1, 2 * METERS * HOURS)]
+
+
+def test_each_queue_has_workers_of_its_own(deployed: Deployed) -> None:
+    [run] = deployed.api.runs(f"{MODELS[0]}.train")
+    ran = {
+        worker: {task.task_id for task in deployed.api.task_instances(run) if f"{run.dag_id} {task.task_id}" in log}
+        for worker, log in deployed.logs().items()
+    }
+    assert ran == {
+        "worker": set(),
+        "trainer": {"build_training_set", "fit_candidate", "evaluate_candidates"},
+        "promoter": {"decide_promotion", "promote_champion"},
+    }
+
+
+def test_init_can_be_run_again(deployed: Deployed) -> None:
+    assert deployed.composed.run("init") == 0, deployed.composed.last_words("init")
+    assert deployed.ledger.champion(MODELS[0]) == 1
+
+
+# --- nobody gets in ---------------------------------------------------------------------------------------------------
+
+
+def test_nobody_reads_without_signing_in(deployed: Deployed) -> None:
+    assert httpx.get(f"{deployed.composed.airflow_url}/api/v2/dags").status_code == 401
+    path = f"registered-models/get?name={MODELS[0]}"
+    assert httpx.get(f"{deployed.composed.mlflow_url}/api/2.0/mlflow/{path}").status_code == 401
+    with deployed.mlflow("worker") as client:
+        assert client.get(path).json()["registered_model"]["aliases"] == [{"alias": "champion", "version": "1"}]
+
+
+def test_a_role_of_one_database_cannot_connect_to_another(deployed: Deployed) -> None:
+    own = deployed.database("promoter").url
+    with pytest.raises(sa.exc.OperationalError, match="permission denied for database"):
+        sa.create_engine(own.set(database="airflow")).connect()
+
+
+@pytest.mark.parametrize("service", ["worker", "trainer", "api", "dag-processor"])
+def test_the_promoters_identity_alone_may_write_who_is_champion(deployed: Deployed, service: str) -> None:
+    for statement in (
+        "UPDATE perennial_promotions SET version = 7",
+        "DELETE FROM perennial_promotions",
+        "UPDATE perennial_versions SET manifest = '{}'",
+        "INSERT INTO perennial_approvals (model) VALUES ('energy_load')",
+    ):
+        with (
+            deployed.database(service).connect() as connection,
+            pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
+        ):
+            connection.execute(sa.text(statement))
+
+
+def test_who_looks_at_the_board_can_write_nothing(deployed: Deployed) -> None:
+    with deployed.database("api").connect() as connection:
+        tables = [table for table in sa.inspect(connection).get_table_names() if table.startswith("perennial_")]
+        assert tables
+        for table in tables:
+            connection.execute(sa.text(f"SELECT count(*) FROM {table}"))
+    for table in tables:
+        with (
+            deployed.database("api").connect() as connection,
+            pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
+        ):
+            connection.execute(sa.text(f"DELETE FROM {table}"))
+
+
+def test_a_workers_identity_cannot_move_an_alias(deployed: Deployed) -> None:
+    alias = {"name": MODELS[0], "alias": "champion", "version": "1"}
+    with deployed.mlflow("worker") as client:
+        assert client.post("registered-models/alias", json=alias).status_code == 403
+        assert client.request("DELETE", "registered-models/alias", json=alias).status_code == 403
+        assert client.post("model-versions/set-tag", json={**alias, "key": "a", "value": "b"}).status_code == 403
+        assert client.request("DELETE", "model-versions/delete", json=alias).status_code == 403
+    with deployed.mlflow("promoter") as client:
+        assert client.post("registered-models/alias", json=alias).status_code == 200
+
+
+def test_a_role_of_airflow_may_do_what_it_is_for(deployed: Deployed) -> None:
+    runs = {stage: f"/api/v2/dags/{MODELS[0]}.{stage}/dagRuns" for stage in ("ingest", "promote", "rollback", "train")}
+    # A run of an unknown day is refused for its conf, by those who may ask for one.
+    body = {"logical_date": None, "conf": {"start": 7, "version": "none", "reason": 7, "as_of": 7}}
+    allowed: dict[str, set[str]] = {}
+    for role in ("Viewer", "Operator", "Approver"):
+        with _someone(deployed, role) as client:
+            assert client.get("/api/v2/dags").status_code == 200
+            answers = {stage: client.post(path, json=body).status_code for stage, path in runs.items()}
+            assert set(answers.values()) <= {400, 403, 422}
+            allowed[role] = {stage for stage, status in answers.items() if status != 403}
+            assert client.get("/api/v2/connections").status_code == 403
+            assert client.get("/api/v2/variables").status_code == 403
+    assert allowed == {
+        "Viewer": set(),
+        "Operator": {"ingest", "rollback", "train"},
+        "Approver": {"promote", "rollback", "train"},
+    }
+
+
+def _someone(deployed: Deployed, role: str) -> httpx.Client:
+    """A person of a role, signed in."""
+    name, password = role.lower(), f"for-a-test-{os.urandom(8).hex()}"
+    person = {
+        "username": name, "password": password, "first_name": role, "last_name": "Person", "email": f"{name}@example.org",
+        "roles": [{"name": role}],
+    }  # fmt: skip
+    with _signed_in(deployed, "admin", deployed.secrets["AIRFLOW_ADMIN_PASSWORD"]) as admin:
+        made = admin.post("/auth/fab/v1/users", json=person)
+        assert made.is_success, made.text
+    return _signed_in(deployed, name, password)
+
+
+def _signed_in(deployed: Deployed, user: str, password: str) -> httpx.Client:
+    client = httpx.Client(base_url=deployed.composed.airflow_url, trust_env=False, timeout=30)
+    token = client.post("/auth/token", json={"username": user, "password": password}).json()["access_token"]
+    client.headers["Authorization"] = f"Bearer {token}"
+    return client
+
+
+# --- no secret gets out -----------------------------------------------------------------------------------------------
+
+
+def test_a_failed_source_is_told_without_its_password(deployed: Deployed) -> None:
+    with deployed.database("worker").connect() as connection:
+        outbox = connection.execute(sa.text("SELECT alert FROM perennial_outbox")).scalars().all()
+    assert [alert for alert in outbox if BROKEN in alert and "run_failed" in alert]
+
+
+def test_no_secret_is_in_a_log_a_report_or_a_file(deployed: Deployed) -> None:
+    hidden = {**deployed.secrets, "the source's password": CANARY}
+    folder = deployed.composed.folder
+    kept = {folder / ".env", folder / "connections.env", folder / "tmp" / "basic_auth.ini"}
+    files = [file for file in folder.rglob("*") if file.is_file() and file not in kept and "redis" not in file.parts]
+    assert len(list(folder.glob("*.log"))) > len(SERVICES)
+    for file in files:
+        content = file.read_bytes()
+        leaked = [name for name, secret in hidden.items() if secret.encode() in content]
+        assert not leaked, f"{leaked} in {file.relative_to(folder)}"
+
+
+def test_no_secret_is_in_a_database(deployed: Deployed) -> None:
+    hidden = {**deployed.secrets, "the source's password": CANARY}
+    init = deployed.composed.environment("init")
+    names = ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "PERENNIAL_MLFLOW_STORE_URL", "PERENNIAL_DATABASE_URL")
+    urls = [init[name] for name in names]
+    for url in map(sa.make_url, urls):
+        dumped = subprocess.run(
+            ["pg_dump", "--host", str(url.host), "--port", str(url.port), "--username", str(url.username), str(url.database)],
+            env={**os.environ, "PGPASSWORD": str(url.password)}, capture_output=True, check=True,
+        ).stdout  # fmt: skip
+        assert len(dumped) > 10_000
+        assert not [name for name, secret in hidden.items() if secret.encode() in dumped]
+
+
+def test_secrets_are_in_no_argument_of_a_process(deployed: Deployed) -> None:
+    for arguments in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = arguments.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        assert not [name for name, secret in deployed.secrets.items() if secret in text], text[:80]
+
+
+def test_a_weak_secret_stops_init(deployed: Deployed) -> None:
+    environment = {**deployed.composed.environment("init"), "REDIS_PASSWORD": "changeme"}
+    done = subprocess.run(["perennial", "deploy", "init"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "REDIS_PASSWORD: too weak for a secret" in done.stderr
