@@ -1,8 +1,8 @@
 """Processes that are kept alive together, and of which none is left behind.
 
 Each process leads a session, and with it goes all that it starts. And whatever it starts inherits its environment, and
-in it a mark, by which the whole family is found: when the stack stops, by the watchdog when the stack itself was killed,
-and by the next start should the watchdog have been killed with it.
+in it a mark, by which the whole family is found: when the stack stops, by the reaper when the stack itself was killed,
+and by the next start should the reaper have been killed with it.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def _wait(done: Callable[[], bool], seconds: float) -> bool:
 class _Child:
     name: str
     command: Sequence[str]
+    given: Mapping[str, str]
     log: Path
     process: subprocess.Popen[bytes] | Launched
     restarts: deque[float] = field(default_factory=deque)
@@ -118,8 +119,8 @@ class Processes:
         self._watcher = threading.Thread(target=self._watch, name="stack", daemon=True)
         logs.mkdir(parents=True, exist_ok=True)
         # Sees this process end by the end of the pipe, even if it was killed.
-        self._watchdog = subprocess.Popen(  # noqa: S603 - a module of this package
-            [sys.executable, "-m", "perennial.stack.watchdog", family],
+        self._reaper = subprocess.Popen(  # noqa: S603 - a module of this package
+            [sys.executable, "-m", "perennial.stack.reaper", family],
             stdin=subprocess.PIPE,
             start_new_session=True,
             env=dict(environment),
@@ -134,13 +135,21 @@ class Processes:
         """The process of that name, as it runs now."""
         return self._children[name].process.pid
 
-    def start(self, name: str, *command: str) -> None:
-        """Start a process that is to run until :meth:`stop`."""
-        self._children[name] = _Child(name, command, self.log(name), self.run(name, *command))
+    def start(self, name: str, *command: str, given: Mapping[str, str] | None = None) -> None:
+        """Start a process that is to run until :meth:`stop`.
 
-    def run(self, name: str, *command: str) -> subprocess.Popen[bytes] | Launched:
+        Args:
+            name: of the process and its log.
+            command: what is run.
+            given: variables that it sees and no other process does; not for the program that most processes run.
+        """
+        process = self.run(name, *command, given=given)
+        self._children[name] = _Child(name, command, given or {}, self.log(name), process)
+
+    def run(self, name: str, *command: str, given: Mapping[str, str] | None = None) -> subprocess.Popen[bytes] | Launched:
         """Start a process that is to end by itself; the caller waits for it."""
         if command[:3] == self._program:
+            assert not given
             if self._launcher.lost:
                 self._launcher.close()
                 self._launcher = self._make_launcher()
@@ -151,7 +160,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
+                env={**self._environment, **(given or {})},
                 # A Ctrl-C in the terminal is for the stack to hear, which then stops its processes in order.
                 start_new_session=True,
             )
@@ -188,13 +197,13 @@ class Processes:
         self._launcher.close()
         for process in running:
             process.wait()
-        assert self._watchdog.stdin is not None
+        assert self._reaper.stdin is not None
         try:
-            self._watchdog.stdin.write(b"done")
-            self._watchdog.stdin.close()
+            self._reaper.stdin.write(b"done")
+            self._reaper.stdin.close()
         except OSError:  # it was killed
             pass
-        self._watchdog.wait()
+        self._reaper.wait()
 
     def _find(self) -> list[psutil.Process]:
         return marked(self._family)
@@ -236,7 +245,7 @@ class Processes:
             return
         child.restarts.append(now)
         self._say(f"{child.name} {_ended(code)} and is started again; its log is {child.log}")
-        child.process = self.run(child.name, *child.command)
+        child.process = self.run(child.name, *child.command, given=child.given)
 
 
 def _ended(code: int) -> str:

@@ -1,4 +1,4 @@
-"""Ends a stack's processes when the stack itself has been killed: ``python -m perennial.stack.watchdog <family>``.
+"""Ends a stack's processes when the stack itself has been killed: ``python -m perennial.stack.reaper <family>``.
 
 Its standard input is a pipe from the stack. Should that close without a word, nobody is left to stop the processes.
 """
