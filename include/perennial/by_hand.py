@@ -317,7 +317,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         f"{folder.path} describes the model {model} ({spec.task.replace('_', ' ')}): {len(spec.tables)} tables from "
         f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}"
     ]
-    parts.ledger.migrate()
+    parts.ledger.migrate_own()
     published = parts.ledger.published(model, "tables")
     if published is None:
         return "\n".join([*found, "No data are published yet, so the features are not tried."]), True
@@ -334,7 +334,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
 @contextmanager
 def _run(settings: Settings, model: str, interval: Interval | None) -> Iterator[tuple[Deployment, str]]:
     parts = Deployment(settings)
-    parts.ledger.migrate()
+    parts.ledger.migrate_own()
     run_id = f"by-hand-{uuid4().hex[:12]}"
     with logs.context(model=model, interval=interval, run=run_id):
         yield parts, run_id

@@ -7,7 +7,7 @@ when several processes start at once. Used by :mod:`perennial.ledger` and :mod:`
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -25,11 +25,13 @@ class Database:
 
     Args:
         url: SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg2://…``.
+        check: called with the first transaction's connection, before it is used; raises if the database is not fit for use.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, check: Callable[[sa.Connection], None] | None = None) -> None:
         # Values stay out of error messages, and so out of logs.
         self.engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True)
+        self._check = check
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
@@ -39,6 +41,7 @@ class Database:
     def reading(self) -> Iterator[sa.Connection]:
         """A transaction that only reads."""
         with self.engine.begin() as connection:
+            self._look_at_it_once(connection)
             yield connection
 
     @contextmanager
@@ -48,6 +51,29 @@ class Database:
         SQLite has one writer at a time. PostgreSQL takes an advisory lock, which ends with the transaction, before
         anything is read; its default isolation then shows each statement what others have committed.
         """
+        with self._locked(*lock) as connection:
+            self._look_at_it_once(connection)
+            yield connection
+
+    @contextmanager
+    def changing_tables(self) -> Iterator[sa.Connection]:
+        """A transaction that makes or alters tables: all of it is done or nothing, by one process at a time.
+
+        The database is made if it is a file that is missing.
+        """
+        if self.is_sqlite:
+            Path(self.engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+            self._let_readers_and_a_writer_coexist()
+        with self._locked("create") as connection:
+            yield connection
+
+    def create(self, metadata: sa.MetaData) -> None:
+        """Create the tables that are missing. Several processes may call it at once."""
+        with self.changing_tables() as connection:
+            metadata.create_all(connection)
+
+    @contextmanager
+    def _locked(self, *lock: str) -> Iterator[sa.Connection]:
         with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
             if not self.is_sqlite:
                 connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(LOCK_WAIT.total_seconds() * 1000)}"))
@@ -56,13 +82,10 @@ class Database:
                 )
             yield connection
 
-    def create(self, metadata: sa.MetaData) -> None:
-        """Create the tables that are missing. Several processes may call it at once."""
-        if self.is_sqlite:
-            Path(self.engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-            self._let_readers_and_a_writer_coexist()
-        with self.writing("create") as connection:
-            metadata.create_all(connection)
+    def _look_at_it_once(self, connection: sa.Connection) -> None:
+        if self._check is not None:
+            self._check(connection)
+            self._check = None
 
     def _let_readers_and_a_writer_coexist(self) -> None:
         # Write-ahead logging is a property of the file. SQLite does not queue those who switch it on.

@@ -8,6 +8,7 @@
     ├── SourceError           a source could not be read as a table: which source, file, line
     ├── IntervalRefused       the data of an interval broke a critical check; what was published before stays
     ├── Superseded            a newer attempt owns this interval; this one may no longer write
+    ├── SchemaMismatch        the ledger is older or newer than this code: which revision, and what to run
     ├── SnapshotMissing       a table or snapshot of the lake is not there (any more)
     ├── StaleDecision         the champion changed, or another promotion is open, since the decision was made
     ├── PromotionRefused      the gates or an approver refused the version, and nobody gave a reason to override them
@@ -46,6 +47,10 @@ class IntervalRefused(PerennialError):
 
 class Superseded(PerennialError):
     """A newer attempt has taken over the interval; nothing this attempt wrote is visible."""
+
+
+class SchemaMismatch(PerennialError):
+    """The ledger's tables are not those that this code knows."""
 
 
 class SnapshotMissing(PerennialError):

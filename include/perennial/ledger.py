@@ -22,9 +22,10 @@ from typing import Any, Literal, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from perennial import migrations
 from perennial.alerts import Alert
 from perennial.database import Database
-from perennial.errors import ArtifactRejected, StaleDecision, Superseded
+from perennial.errors import ArtifactRejected, SchemaMismatch, StaleDecision, Superseded
 from perennial.intervals import Interval, utc
 from perennial.succession import in_force
 
@@ -375,12 +376,12 @@ class _Json(sa.TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
-_metadata = sa.MetaData()
+metadata = sa.MetaData()
 
 
 def _table(name: str, *columns: sa.Column[Any] | sa.Constraint | sa.Index) -> sa.Table:
     # Without AUTOINCREMENT, SQLite gives the number of a deleted last row to the next one.
-    return sa.Table(f"perennial_{name}", _metadata, *columns, sqlite_autoincrement=True)
+    return sa.Table(f"perennial_{name}", metadata, *columns, sqlite_autoincrement=True)
 
 
 def _id() -> sa.Column[Any]:
@@ -535,12 +536,27 @@ class Ledger:
     """
 
     def __init__(self, url: str) -> None:
-        self._database = Database(url)
+        self._database = Database(url, check=migrations.check)
         self._insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
 
     def migrate(self) -> None:
-        """Create the tables that are missing. Several processes may call it at once."""
-        self._database.create(_metadata)
+        """Bring the tables to what this code needs, see :mod:`perennial.migrations`. Several processes may call it at once.
+
+        Raises:
+            SchemaMismatch: a newer release has been here.
+        """
+        try:
+            with self._database.reading():
+                return
+        except (SchemaMismatch, sa.exc.OperationalError):  # of an older release, or no such file yet
+            with self._database.changing_tables() as connection:
+                migrations.upgrade(connection)
+
+    def migrate_own(self) -> None:
+        """As :meth:`migrate`, but only where nobody else is at work: on SQLite. The tables of PostgreSQL, which many
+        processes share, are left to the init job; the first use tells if that is missing."""
+        if self._database.is_sqlite:
+            self.migrate()
 
     # --- publications ------------------------------------------------------------------------------------------------
 
