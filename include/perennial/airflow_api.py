@@ -1,12 +1,13 @@
 """What Perennial asks of Airflow from outside: start a run, watch it, say what failed. By the public REST API alone.
 
-Neighbours: :mod:`perennial.demo` drives a model's life with it; tasks use Airflow's task SDK instead.
+Neighbours: :mod:`perennial.demo` drives a model's life with it, :mod:`perennial.stack.watching` looks for trouble; tasks use
+Airflow's task SDK instead.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
@@ -61,6 +62,7 @@ class TaskInstance:
     map_index: int
     state: str | None
     try_number: int
+    ended_at: datetime | None = None
 
 
 class AirflowApi:
@@ -69,14 +71,15 @@ class AirflowApi:
     Args:
         url: of the API server, such as ``http://127.0.0.1:8080``.
         user, password: exchanged for a token, again whenever that has expired.
+        patience: seconds that an answer may take.
     """
 
-    def __init__(self, url: str, user: str, password: str) -> None:
+    def __init__(self, url: str, user: str, password: str, *, patience: float = 60) -> None:
         self.url = url.rstrip("/")
         self._user = user
         self._password = password
         # A proxy of the environment knows nothing of this machine.
-        self._client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        self._client = httpx.Client(base_url=self.url, timeout=patience, trust_env=False)
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +94,18 @@ class AirflowApi:
     def import_errors(self) -> dict[str, str]:
         """The message of each DAG file that cannot be read."""
         return {error["filename"]: error["stack_trace"] for error in self._pages("/importErrors", "import_errors", {})}
+
+    def paused(self) -> dict[str, bool]:
+        """Of each DAG that Airflow has found, whether it is paused."""
+        return {dag["dag_id"]: bool(dag["is_paused"]) for dag in self._pages("/dags", "dags", {})}
+
+    def unhealthy(self) -> dict[str, datetime | None]:
+        """The last heartbeat of each component that is not healthy; None if it never had one."""
+        health: dict[str, dict[str, str | None]] = self._call("GET", "/monitor/health")
+        # A component that never ran has no status.
+        bad = {name: part for name, part in health.items() if part and part["status"] == "unhealthy"}
+        beats = {name: part.get(f"latest_{name}_heartbeat") for name, part in bad.items()}
+        return {name: utc(beat) if beat else None for name, beat in beats.items()}
 
     def unpause(self, dag_id: str) -> None:
         """Let the DAG's runs start."""
@@ -134,13 +149,22 @@ class AirflowApi:
             query["run_after_gte"] = since.isoformat()
         return [_run(found) for found in self._pages("/dags/~/dagRuns", "dag_runs", query)]
 
+    def runs_in(self, states: Sequence[str], *, changed_since: datetime | None = None, most: int = 500) -> list[DagRun]:
+        """The runs of all DAGs that are in one of these states, at most ``most`` of them, the oldest first."""
+        query: dict[str, Any] = {"state": list(states), "order_by": "id"}
+        if changed_since is not None:
+            query["updated_at_gte"] = changed_since.isoformat()
+        return [_run(found) for found in self._pages("/dags/~/dagRuns", "dag_runs", query, most)]
+
     def task_instances(self, run: DagRun) -> list[TaskInstance]:
         """The run's tasks."""
         path = f"/dags/{run.dag_id}/dagRuns/{quote(run.run_id, safe='')}/taskInstances"
-        return [
-            TaskInstance(run.dag_id, run.run_id, found["task_id"], found["map_index"], found["state"], found["try_number"])
-            for found in self._pages(path, "task_instances", {})
-        ]
+        return [_task(found) for found in self._pages(path, "task_instances", {})]
+
+    def failed_tasks(self, since: datetime, most: int = 500) -> list[TaskInstance]:
+        """Tasks of all DAGs that have failed for good and changed since then, at most ``most`` of them."""
+        query = {"state": "failed", "updated_at_gte": since.isoformat(), "order_by": "id"}
+        return [_task(found) for found in self._pages("/dags/~/dagRuns/~/taskInstances", "task_instances", query, most)]
 
     def error(self, task: TaskInstance) -> str:
         """The last error in the task's log; its last line if it tells of none."""
@@ -204,13 +228,13 @@ class AirflowApi:
         told = [f"{task.task_id} failed: {self.error(task)}\n  log: {self.log_url(task)}" for task in failed]
         return "\n".join([f"{run.dag_id}, run {run.run_id}, failed", *told])
 
-    def _pages(self, path: str, name: str, query: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _pages(self, path: str, name: str, query: Mapping[str, Any], most: int | None = None) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         while True:
             page = self._call("GET", path, params={**query, "limit": _PAGE, "offset": len(found)})
             found += page[name]
-            if not page[name] or len(found) >= page["total_entries"]:
-                return found
+            if not page[name] or len(found) >= page["total_entries"] or (most is not None and len(found) >= most):
+                return found[:most]
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         try:
@@ -236,6 +260,18 @@ def _detail(answer: httpx.Response) -> str:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
         return answer.text[:500]
+
+
+def _task(found: Mapping[str, Any]) -> TaskInstance:
+    return TaskInstance(
+        dag_id=found["dag_id"],
+        run_id=found["dag_run_id"],
+        task_id=found["task_id"],
+        map_index=found["map_index"],
+        state=found["state"],
+        try_number=found["try_number"],
+        ended_at=utc(found["end_date"]) if found["end_date"] else None,
+    )
 
 
 def _run(found: Mapping[str, Any]) -> DagRun:

@@ -772,6 +772,22 @@ class Alerts(_Part):
     severity: Severity = "warning"
 
 
+class Watch(_Part):
+    """What the watchdog takes as late, stuck or stale.
+
+    Attributes:
+        late: longest time after a tick of ``schedules.ingest`` until its day is published.
+        run: longest time a run may queue or run; what a person is asked for does not count.
+        champion: longest time between the end of what the champion learned from and the newest features.
+        labels: longest time after a monitoring window until labels for the share ``gates.label_coverage`` are known.
+    """
+
+    late: Duration = timedelta(hours=6)
+    run: Duration = timedelta(hours=6)
+    champion: Duration = timedelta(weeks=26)
+    labels: Duration = timedelta(days=7)
+
+
 class Retention(_Part):
     """How long things are kept.
 
@@ -825,6 +841,7 @@ class ModelSpec(_Part):
     retraining: Retraining = Retraining()
     schedules: Schedules = Schedules()
     alerts: Alerts = Alerts()
+    watch: Watch = Watch()
     retention: Retention = Retention()
     card: Card = Card()
 
