@@ -143,8 +143,9 @@ def initialise(environment: Mapping[str, str]) -> None:
         identities.WORKER: "MLFLOW_WORKER_PASSWORD",
     }
     identities.make_mlflow(mlflow, {user: _given(environment, name) for user, name in passwords.items()})
-    _migrate_perennial(environment, catalog=worker)
+    _migrate_ledger(environment)
     identities.share_ledger(ledger, worker, reader)
+    _migrate_catalog(environment, worker)
     log.info("everything is ready")
 
 
@@ -154,14 +155,17 @@ def _given(environment: Mapping[str, str], name: str) -> str:
     return environment[name]
 
 
-def _migrate_perennial(environment: Mapping[str, str], catalog: URL) -> None:
-    from perennial.iceberg import Catalog
+def _migrate_ledger(environment: Mapping[str, str]) -> None:
     from perennial.ledger import Ledger
 
-    settings = read_settings(environment)
-    Ledger(settings.database_url).migrate()
-    # By those who write tables, so that the catalog is theirs.
-    Catalog(catalog.render_as_string(hide_password=False), settings.warehouse).migrate()
+    Ledger(read_settings(environment).database_url).migrate()
+
+
+def _migrate_catalog(environment: Mapping[str, str], worker: URL) -> None:
+    """By those who write tables, so that the catalog is theirs."""
+    from perennial.iceberg import Catalog
+
+    Catalog(worker.render_as_string(hide_password=False), read_settings(environment).warehouse).migrate()
 
 
 # --- MLflow's server -------------------------------------------------------------------------------------------------
