@@ -19,6 +19,7 @@
     ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
     ├── LineageError          what is to be traced is not there: what was looked for, and where
     ├── CardError             a card or report would have a section that says nothing: which, and what would fill it
+    ├── BackupError           a backup cannot be made or restored: which file or database, and why
     └── StackError            the embedded stack cannot start or stay up: what to do
 
 A message names the model, the interval, the file or the column at fault, and what to do about it.
@@ -91,6 +92,10 @@ class LineageError(PerennialError):
 
 class CardError(PerennialError):
     """A card or release report would have a section that says nothing."""
+
+
+class BackupError(PerennialError):
+    """A backup cannot be made, or one cannot be restored; what is there is left as it is."""
 
 
 class StackError(PerennialError):

@@ -77,12 +77,6 @@ from perennial.intervals import Interval
 log = logs.get(__name__)
 
 
-def _is_worth_telling(record: logging.LogRecord) -> bool:
-    # Of two commits at once, each removes the metadata file that is now too old, and one comes too late.
-    return not record.getMessage().startswith("Failed to delete metadata file")
-
-
-logging.getLogger("pyiceberg.catalog").addFilter(_is_worth_telling)
 # It tells of each file it opens.
 logging.getLogger("pyiceberg.io").setLevel(logging.WARNING)
 
@@ -106,8 +100,9 @@ _PROPERTIES = {
     # Each publication adds a manifest, and every scan reads them all: join them when they are many.
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "50",
-    # Each commit writes a metadata file; older ones than these serve nobody.
-    "write.metadata.delete-after-commit.enabled": "true",
+    # Each commit writes a metadata file. Those that are named no more are left to Catalog.sweep: were they removed by the
+    # commit, a backup could copy a catalog whose metadata are gone before it comes to them.
+    "write.metadata.delete-after-commit.enabled": "false",
     "write.metadata.previous-versions-max": "20",
 }
 
@@ -263,11 +258,13 @@ class Catalog:
                     f"{model}: column {field.name} of table {table} is a {present.field(field.name).type} in the lake and a "
                     f"{field.type} now. Give the column of the new type another name, and ingest the past again to fill it"
                 )
-        if any(field.name not in names for field in wanted) or found.properties.get(_EVENT_TIME) != event_time:
+        widened = any(field.name not in names for field in wanted)
+        if widened or found.properties.get(_EVENT_TIME) != event_time or not _PROPERTIES.items() <= found.properties.items():
 
             def adapt(_: Table, transaction: Transaction) -> None:
                 with transaction.update_schema() as update:
                     update.union_by_name(wanted)
+                transaction.set_properties(_PROPERTIES)
                 if event_time is None:
                     transaction.remove_properties(_EVENT_TIME)
                 else:
@@ -398,6 +395,25 @@ class Catalog:
         if snapshot is None or snapshot.parent_snapshot_id != base:
             raise RuntimeError(f"{model}: the snapshot {snapshot_id} of {table} does not follow {base}; nothing was published")
         return snapshot_id
+
+    def missing(self, table: Table, snapshot: int) -> list[str]:
+        """What a snapshot names and cannot be read: its data files, compared by size, and the lists of them.
+
+        Raises:
+            SnapshotMissing: the snapshot is not there any more.
+        """
+        try:
+            tasks = self.files(table, snapshot, AlwaysTrue())
+        except OSError as error:
+            return [f"the list of its files ({error})"]
+        found = []
+        for task in tasks:
+            file = table.io.new_input(task.file.file_path)
+            if not file.exists():
+                found.append(task.file.file_path)
+            elif len(file) != task.file.file_size_in_bytes:
+                found.append(f"{task.file.file_path} (of {task.file.file_size_in_bytes:,} bytes there are {len(file):,})")
+        return found
 
     def files(self, table: Table, snapshot: int, where: BooleanExpression) -> list[FileScanTask]:
         """The data files of a snapshot that may hold rows for which ``where`` holds.
@@ -649,6 +665,14 @@ class _FileWriter:
             self._table.io.delete(self._path)
         except (OSError, ValueError, pa.ArrowException) as error:
             log.warning("cannot remove %s: %s", self._path, error)
+
+
+def digest(rows: Iterable[pa.RecordBatch], columns: Sequence[str]) -> str:
+    """The digest that :meth:`Catalog.write` gives rows which it writes, of rows that were read."""
+    found = _Digest(columns)
+    for chunk in _chunks(rows):
+        found.add(chunk)
+    return found.hex()
 
 
 class _Digest:

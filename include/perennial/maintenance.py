@@ -8,13 +8,17 @@ Neighbours: :mod:`perennial.lake` removes what is in tables, :mod:`perennial.reg
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import stat
-from contextlib import suppress
-from datetime import datetime, timedelta
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from perennial import logs
+from perennial.errors import BackupError
 from perennial.lake import Lake
 from perennial.ledger import Ledger
 from perennial.registry import Registry
@@ -27,6 +31,10 @@ log = logs.get(__name__)
 ABANDONED = timedelta(days=1)
 #: MLflow runs that have been open for longer than any fit takes.
 ABANDONED_FIT = timedelta(days=2)
+#: How long a backup waits for the end of a removal that is under way.
+PATIENCE = timedelta(minutes=30)
+
+_LOCK, _HOLD = "removing.lock", "backup-until"
 
 
 def remove_staging(settings: Settings, model: str, *, now: datetime) -> dict[str, int]:
@@ -134,6 +142,77 @@ def close_abandoned_runs(registry: Registry, spec: ModelSpec) -> dict[str, int]:
     return {"runs": registry.close_abandoned_runs(spec.name, ABANDONED_FIT)}
 
 
+@contextmanager
+def removing(settings: Settings) -> Iterator[datetime | None]:
+    """While files of the lake are removed, which no backup may run beside: see :mod:`perennial.backup`.
+
+    Yields:
+        None, if that may be done now; else until when a backup holds them.
+    """
+    settings.state.mkdir(parents=True, exist_ok=True)
+    # The lock says that somebody is removing, for as long as that process lives; the note, that nobody is to begin.
+    with (settings.state / _LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield held_until(settings)
+
+
+def hold(settings: Settings, until: datetime) -> None:
+    """Let nobody remove files of the lake until a moment, or until :func:`let_go`; wait for those who are at it.
+
+    Raises:
+        BackupError: they go on for longer than :data:`PATIENCE`.
+    """
+    settings.state.mkdir(parents=True, exist_ok=True)
+    note = settings.state / _HOLD
+    note.with_suffix(".new").write_text(until.isoformat(), encoding="utf-8")
+    note.with_suffix(".new").replace(note)
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    with (settings.state / _LOCK).open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    let_go(settings)
+                    raise BackupError(
+                        f"files of the lake have been removed for {PATIENCE} and still are: see what <model>.maintain does, "
+                        "and try again when it has ended"
+                    ) from None
+                time.sleep(0.1)
+
+
+def let_go(settings: Settings) -> None:
+    """Undo :func:`hold`."""
+    (settings.state / _HOLD).unlink(missing_ok=True)
+
+
+def held_until(settings: Settings) -> datetime | None:
+    """Until when nothing may be removed; None if it may."""
+    try:
+        until = datetime.fromisoformat((settings.state / _HOLD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return until if until > datetime.now(UTC) else None
+
+
+def tidy_lake(settings: Settings, lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, dict[str, int]]:
+    """What is removed from tables, in the order that lets each step profit from the one before; nothing during a backup.
+
+    Returns:
+        What was done, by function.
+    """
+    with removing(settings) as held:
+        if held is not None:
+            log.info("a backup is being made: nothing is removed from the lake before it ends, or %s", held)
+            return {}
+        return {
+            "forget_quarantine": forget_quarantine(lake, ledger, spec, now=now),
+            "unpin_old_versions": unpin_old_versions(lake, ledger, spec, now=now),
+            "tidy_tables": tidy_tables(lake, spec, now=now),
+        }
+
+
 def maintain(
     settings: Settings, lake: Lake, ledger: Ledger, registry: Registry, spec: ModelSpec, *, now: datetime
 ) -> dict[str, dict[str, int]]:
@@ -145,9 +224,7 @@ def maintain(
     done = {
         "remove_staging": remove_staging(settings, spec.name, now=now),
         "remove_reports": remove_reports(settings, spec, now=now),
-        "forget_quarantine": forget_quarantine(lake, ledger, spec, now=now),
-        "unpin_old_versions": unpin_old_versions(lake, ledger, spec, now=now),
-        "tidy_tables": tidy_tables(lake, spec, now=now),
+        **tidy_lake(settings, lake, ledger, spec, now=now),
         "close_abandoned_runs": close_abandoned_runs(registry, spec),
     }
     log.info("%s", done)

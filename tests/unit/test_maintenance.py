@@ -9,15 +9,20 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from perennial.errors import SnapshotMissing
+from perennial import maintenance
+from perennial.errors import BackupError, SnapshotMissing
 from perennial.intervals import Interval
 from perennial.lake import TableWrite
 from perennial.maintenance import (
     close_abandoned_runs,
     forget_quarantine,
+    hold,
+    let_go,
     maintain,
     remove_reports,
     remove_staging,
+    removing,
+    tidy_lake,
     tidy_tables,
     unpin_old_versions,
 )
@@ -178,3 +183,40 @@ def test_runs_that_their_process_left_open_are_closed_once_they_are_old(world: W
     assert close_abandoned_runs(world.registry, spec) == {"runs": 1}
     assert close_abandoned_runs(world.registry, spec) == {"runs": 0}
     assert run.id
+
+
+# --- while a backup is made ------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_removed_from_the_lake_while_a_backup_is_made(world: World) -> None:
+    world.publish(DAY)
+    hold(world.settings, NOW + timedelta(hours=1))
+    assert tidy_lake(world.settings, world.lake, world.ledger, world.folder.spec, now=LATER) == {}
+    let_go(world.settings)
+    assert "tidy_tables" in tidy_lake(world.settings, world.lake, world.ledger, world.folder.spec, now=LATER)
+
+
+def test_a_backup_that_died_holds_no_longer_than_it_said(world: World) -> None:
+    hold(world.settings, NOW - timedelta(seconds=1))
+    assert "tidy_tables" in tidy_lake(world.settings, world.lake, world.ledger, world.folder.spec, now=LATER)
+
+
+def test_a_backup_waits_for_a_removal_that_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "PATIENCE", timedelta(0))
+    with removing(world.settings) as held:
+        assert held is None
+        with pytest.raises(BackupError, match="have been removed for"):
+            hold(world.settings, NOW + timedelta(hours=1))
+    with removing(world.settings) as held:
+        assert held is None, "nor does it hold anything then"
+    hold(world.settings, NOW + timedelta(hours=1))
+
+
+def test_commits_remove_no_file_that_an_earlier_catalog_names(world: World) -> None:
+    world.publish(DAY)
+    named = world.lake._catalog.load("toy", "features").metadata_location
+    for commit in range(25):
+        world.lake.pin("toy", {"features": world.ledger.head("toy", "features").snapshots["features"]}, f"pin-{commit}")
+    assert Path(named.removeprefix("file://")).exists()
+    tidy_tables(world.lake, world.folder.spec, now=LATER)
+    assert not Path(named.removeprefix("file://")).exists()

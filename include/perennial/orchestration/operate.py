@@ -68,16 +68,13 @@ def clear_files(model: str) -> dict[str, dict[str, int]]:
 
 @task(multiple_outputs=False)
 def tidy_lake(model: str) -> dict[str, dict[str, int]]:
-    """Forget old quarantined rows, let go of what no kept version pins, join small files, remove orphans: in this order."""
+    """Forget old quarantined rows, let go of what no kept version pins, join small files, remove orphans: in this order.
+    Nothing while a backup is made."""
     from perennial import maintenance
 
     with stage_run(model) as run:
-        parts, spec, now = run.deployment, run.folder.spec, datetime.now(UTC)
-        return {
-            "quarantine": maintenance.forget_quarantine(parts.lake, parts.ledger, spec, now=now),
-            "pins": maintenance.unpin_old_versions(parts.lake, parts.ledger, spec, now=now),
-            "tables": maintenance.tidy_tables(parts.lake, spec, now=now),
-        }
+        parts = run.deployment
+        return maintenance.tidy_lake(parts.settings, parts.lake, parts.ledger, run.folder.spec, now=datetime.now(UTC))
 
 
 @task(multiple_outputs=False, queue=PROMOTE)
