@@ -13,10 +13,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perennial import logs
 from perennial.errors import PerennialError, StackError
 from perennial.intervals import Interval, utc
 from perennial.settings import PROJECT, Settings, settings
@@ -31,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Whoever stops us means the same: put everything in order and go.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
+        logs.configure(os.environ, getattr(chosen, "log_level", logging.WARNING))
         sys.exit(chosen.command(chosen))
     except PerennialError as error:
         sys.exit(str(error))
@@ -59,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--once", action="store_true", help="stop at the end instead of staying up")
     command.add_argument("--weeks", type=int, choices=range(40), metavar="N", default=12, help="how many weeks to replay (12)")
     command.set_defaults(command=_demo)
+
+    command = commands.add_parser("watch", help="look after Airflow and the ledger, and tell what is wrong; Ctrl-C stops it")
+    command.set_defaults(command=_watch, log_level=logging.INFO)
 
     command = commands.add_parser("init", help="make the ledger's tables, or bring them up to date")
     command.set_defaults(command=_init)
@@ -149,6 +153,22 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("maintain", help="by hand: retention, compaction, what the dead left open")
     command.add_argument("model")
     command.set_defaults(command=_maintain)
+
+    command = commands.add_parser("backup", help="copy the embedded stack's databases, lake, models and reports")
+    command.add_argument("place", nargs="?", type=Path, metavar="FOLDER", help="a new folder, best on another disk")
+    command.add_argument("--hold", type=int, metavar="HOURS", help="copy nothing: let nothing be removed while others copy")
+    command.add_argument("--release", action="store_true", help="end --hold")
+    command.set_defaults(command=_backup)
+
+    command = commands.add_parser("restore", help="put a backup of the embedded stack back, where nothing is yet")
+    command.add_argument("place", type=Path, metavar="FOLDER")
+    command.set_defaults(command=_restore)
+
+    command = commands.add_parser("verify", help="compare ledger, lake, MLflow and predictions; exit with 1 if they differ")
+    command.add_argument(
+        "--settle", action="store_true", help="after a restore, before all else: let the others follow the ledger"
+    )
+    command.set_defaults(command=_verify)
     _add_deploy(commands)
     return parser
 
@@ -220,6 +240,7 @@ def _up(_: argparse.Namespace) -> int:
         with Stack(_state(), os.environ, say=console.print) as stack:
             console.print(f"Airflow  {stack.airflow_url}   sign in as admin, password {stack.password}")
             console.print(f"MLflow   {stack.mlflow_url}")
+            console.print(f"Metrics  {stack.metrics_url}")
             console.print(f"Logs     {stack.state / 'logs'}")
             console.print("DAGs start paused. Ctrl-C stops everything.")
             stack.wait()
@@ -232,6 +253,13 @@ def _demo(chosen: argparse.Namespace) -> int:
     from perennial.demo import run_demo
 
     run_demo(_state() / "demo", os.environ, _console(), once=chosen.once, weeks=chosen.weeks)
+    return 0
+
+
+def _watch(_: argparse.Namespace) -> int:
+    from perennial.stack.watching import Watch, read_watch_settings
+
+    Watch(settings(), read_watch_settings(os.environ)).run()
     return 0
 
 
@@ -410,6 +438,44 @@ def _maintain(chosen: argparse.Namespace) -> int:
     from perennial import by_hand
 
     return _tell(by_hand.tidy(_living_settings(), chosen.model))
+
+
+def _backup(chosen: argparse.Namespace) -> int:
+    from perennial import backup, maintenance
+
+    now = datetime.now(UTC)
+    if chosen.release:
+        maintenance.let_go(settings())
+        return _tell("Maintenance may remove what is not needed again.")
+    if chosen.hold is not None:
+        maintenance.hold(settings(), now + timedelta(hours=chosen.hold))
+        return _tell(f"Nothing is removed from the lake for {chosen.hold} hours, or until perennial backup --release.")
+    if chosen.place is None:
+        raise SystemExit("name a new folder for the backup")
+    made = backup.make_backup(settings(), chosen.place, os.environ, now=now)
+    return _tell(f"{made['files']:,} files, {made['bytes'] / 1e6:,.1f} MB in {chosen.place}")
+
+
+def _restore(chosen: argparse.Namespace) -> int:
+    from perennial import backup
+    from perennial.agreement import settle
+    from perennial.deployment import Deployment
+
+    made = backup.restore_backup(settings(), chosen.place, os.environ)
+    for change in settle(Deployment(settings()), datetime.now(UTC)):
+        _tell(change)
+    return _tell(f"Restored as of {made['made_at']}. Start the stack with make up, then run perennial verify.")
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    from perennial.agreement import settle, verify
+    from perennial.deployment import Deployment
+
+    parts = Deployment(_living_settings())
+    if chosen.settle:
+        for change in settle(parts, datetime.now(UTC)):
+            _tell(change)
+    return 1 if verify(parts, _tell).problems else 0
 
 
 def _deploy_secrets(chosen: argparse.Namespace) -> int:

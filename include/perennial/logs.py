@@ -1,40 +1,79 @@
-"""Log lines that say which model, interval and run they speak of.
+"""Log lines that say which model, interval, run and version they speak of.
 
-``logs.get(__name__)`` gives a logger; within ``logs.context(model=…, interval=…, run=…)`` each of its lines begins with
-those, whoever formats it (Airflow's task log, the command line, a test).
+Within ``logs.context(model=…, interval=…, run=…)`` each line of any logger carries these fields, of whatever level and
+whoever writes it. Airflow writes a task's lines as JSON, in which they are keys of their own; outside of Airflow
+:func:`configure` writes them as text, or as JSON with ``PERENNIAL_LOG_FORMAT=json``. Fields are structlog's context
+variables, which is why Airflow finds them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, MutableMapping
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
 
-_fields: ContextVar[dict[str, str] | None] = ContextVar("perennial_log_fields", default=None)
+import structlog
+from structlog.contextvars import bound_contextvars, merge_contextvars
 
+from perennial.errors import SettingsError
 
-class _ContextLogger(logging.LoggerAdapter[logging.Logger]):
-    def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
-        fields = _fields.get()
-        if not fields:
-            return msg, kwargs
-        prefix = " ".join(f"{name}={value}" for name, value in fields.items()).replace("%", "%%")
-        return f"[{prefix}] {msg}", kwargs
+FORMAT = "PERENNIAL_LOG_FORMAT"
+
+#: In the order in which they are written; others, if there are any, follow.
+_FIELDS = ("model", "interval", "run", "version", "stage", "task")
 
 
-def get(name: str) -> _ContextLogger:
-    """A logger whose lines carry the fields of :func:`context`."""
-    return _ContextLogger(logging.getLogger(name), None)
+def get(name: str) -> logging.Logger:
+    """A logger; its lines carry the fields of :func:`context`."""
+    return logging.getLogger(name)
 
 
 @contextmanager
 def context(**fields: object) -> Iterator[None]:
     """Add fields (``model``, ``interval``, ``run``, …) to each line logged inside; those that are None are left out."""
-    merged = {**(_fields.get() or {}), **{name: str(value) for name, value in fields.items() if value is not None}}
-    token = _fields.set(merged)
-    try:
+    with bound_contextvars(**{name: str(value) for name, value in fields.items() if value is not None}):
         yield
-    finally:
-        _fields.reset(token)
+
+
+def configure(environment: Mapping[str, str], level: int) -> None:
+    """Write the log lines of this process, which is none of Airflow's, to its standard error.
+
+    Args:
+        environment: ``PERENNIAL_LOG_FORMAT`` says how: ``text`` or ``json``, a line each.
+        level: the least that is written.
+
+    Raises:
+        SettingsError: the variable says something else.
+    """
+    wanted = environment.get(FORMAT) or "text"
+    writers: dict[str, list[structlog.typing.Processor]] = {
+        "text": [_as_text],
+        "json": [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+    }
+    if wanted not in writers:
+        raise SettingsError(f"{FORMAT} is {wanted!r}; write text or json")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.processors.TimeStamper(fmt="iso"),
+                merge_contextvars,
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+            ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *writers[wanted]],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def _as_text(_: object, __: str, said: structlog.typing.EventDict) -> str:
+    names = [*(name for name in _FIELDS if name in said), *sorted(set(said) - {*_FIELDS, *_OWN})]
+    fields = " ".join(f"{name}={said[name]}" for name in names)
+    line = f"{said['timestamp']} {said['level'].upper()} {f'[{fields}] ' if fields else ''}{said['event']}"
+    error = said.get("exc_info")
+    return f"{line}\n{structlog.processors.format_exc_info(None, '', {'exc_info': error})['exception']}" if error else line
+
+
+_OWN = frozenset({"timestamp", "level", "event", "logger", "exc_info"})
