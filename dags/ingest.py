@@ -6,8 +6,8 @@ fail a critical check go to the **quarantine** table with every reason; the rest
 are published as one, and readers see the old state until the very last step. Then the features of the interval are
 computed, each row from what was known at its own as-of time, and every day is announced to scoring, monitoring and training.
 
-Runs by itself each day for the day before. By hand: give `start` and `end` to load a range in one run, years if need be;
-turn `announce` off for history that nobody should score.
+Runs by itself each day for the day before. By hand: give `start` and `end` for days that belong together, such as those of a
+correction: they are published as one. History is loaded in parts by `<model>.load`.
 
 ## When it fails
 - **check_… is red**: the message names the check, the column and the share of rows. Nothing of the interval was published;
@@ -39,8 +39,8 @@ for model in models():
         checked = [
             land_and_check.override(task_id=check_task_id(table))(model=model.name, table=table) for table in model.tables
         ]
-        published = publish_tables(model=model.name)
+        published = publish_tables(model=model.name, checked=checked)
         features = build_features.override(outlets=[assets.features(model.name)])(model=model.name)
-        chain(checked, published, features)
+        chain(published, features)
 
 report_broken_models()

@@ -18,7 +18,7 @@ from perennial.settings import PROJECT
 from perennial.stack.embedded import Stack
 
 MODEL = "energy_load"
-STAGES = ("ingest", "train", "score", "monitor", "promote", "rollback", "maintain")
+STAGES = ("load", "ingest", "train", "score", "monitor", "promote", "rollback", "maintain")
 PATIENCE = 300
 #: Models like it that ask a person before they promote: one waits, one hardly does.
 ASKING = {"energy_asked": "{approvers: [admin]}", "energy_hasty": "{within: 1m}"}
@@ -76,7 +76,7 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
         for dag in dags:
             api.unpause(dag)
         life = Living(stack, api, Deployment(stack.settings))
-        life.trigger("ingest", {"start": "2024-01-01", "end": "2024-01-17", "announce": False})
+        life.trigger("load", {"start": "2024-01-01", "end": "2024-01-17", "days_per_part": 6, "announce": False})
         life.trigger("train", {"as_of": "2024-01-17"})
         life.trigger("ingest", {"start": "2024-01-17", "end": "2024-01-20"})
         yield life

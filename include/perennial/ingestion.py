@@ -5,7 +5,7 @@ Neighbours: :mod:`perennial.checks` judged each table; :mod:`perennial.lake` pub
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -45,12 +45,14 @@ def publish_interval(
     interval: Interval,
     results: Sequence[CheckResult],
     *,
+    tables: Collection[str] | None = None,
     run_id: str,
 ) -> Publication:
     """Publish all tables of the interval as one, or refuse it whole; what was published before stays.
 
     Args:
-        results: one for each table of the spec.
+        results: one for each table.
+        tables: their names; by default all of the spec.
         run_id: of the ingesting run, which took its order with :meth:`Ledger.next_order` before it read anything.
 
     Raises:
@@ -59,7 +61,8 @@ def publish_interval(
     """
     model = folder.spec.name
     by_table = {result.table: result for result in results}
-    reasons = [f"{table}: was not read; its task says why" for table in folder.spec.tables if table not in by_table]
+    wanted = folder.spec.tables if tables is None else tables
+    reasons = [f"{table}: was not read; its task says why" for table in wanted if table not in by_table]
     reasons += [f"{result.table}: {reason}" for result in results if result.refused for reason in result.reasons]
     if reasons:
         rows = {result.table: result.rows_in for result in results}

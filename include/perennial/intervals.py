@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -84,6 +85,17 @@ class Interval:
         midnight = self.start.replace(hour=0, minute=0, second=0, microsecond=0)
         first = midnight if midnight == self.start else midnight + _DAY
         return [Interval(first + n * _DAY, first + (n + 1) * _DAY) for n in range((self.end - first) // _DAY)]
+
+    def parts(self, length: timedelta, most: int) -> list[Interval]:
+        """The interval cut into parts of whole days, in order; the last one may be shorter.
+
+        Args:
+            length: of a part, in days; longer than this where there would be more than ``most`` parts.
+            most: largest number of parts.
+        """
+        days = max(1, length // _DAY, math.ceil(self.length / _DAY / most))
+        borders = [self.start + n * days * _DAY for n in range(math.ceil(self.length / (days * _DAY)))]
+        return [Interval(start, min(start + days * _DAY, self.end)) for start in borders]
 
     def __str__(self) -> str:
         return self.key

@@ -12,7 +12,7 @@ look back at what is written.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -80,10 +80,6 @@ class Scored:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "interval": self.interval.key}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Scored:
-        return cls(**{**value, "interval": Interval.from_key(value["interval"])})
 
 
 # --- who predicts ----------------------------------------------------------------------------------------------------

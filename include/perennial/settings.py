@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from perennial.errors import SettingsError
 
@@ -29,6 +30,9 @@ _VARIABLES = {
     "mlflow_public_url": "PERENNIAL_MLFLOW_PUBLIC_URL",
     "airflow_public_url": "PERENNIAL_AIRFLOW_PUBLIC_URL",
     "may_promote": "PERENNIAL_MAY_PROMOTE",
+    "train_slots": "PERENNIAL_TRAIN_SLOTS",
+    "load_slots": "PERENNIAL_LOAD_SLOTS",
+    "parts_at_once": "PERENNIAL_PARTS_AT_ONCE",
 }
 
 
@@ -48,6 +52,11 @@ class Settings(BaseModel):
         airflow_public_url: the address a person opens Airflow at, if there is one.
         may_promote: whether this process may change who is champion. Where it may not, MLflow and the ledger's database refuse
             it too, if they know its identity (``docker-compose.yaml``).
+        train_slots: most tasks of trainings at once, of all models together, see :mod:`perennial.pools`; None: as many as
+            there are workers.
+        load_slots: the same of tasks that load history.
+        parts_at_once: most tasks at once of a range that is scored or loaded in parts, so that one model's backlog leaves
+            workers to others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +72,9 @@ class Settings(BaseModel):
     mlflow_public_url: str | None = None
     airflow_public_url: str | None = None
     may_promote: bool = True
+    train_slots: Annotated[int, Field(ge=1)] | None = None
+    load_slots: Annotated[int, Field(ge=1)] | None = None
+    parts_at_once: Annotated[int, Field(ge=1)] = 2
 
     @field_validator("database_url", "catalog_url", "predictions_url")
     @classmethod

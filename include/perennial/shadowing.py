@@ -48,12 +48,12 @@ MONITOR = "perennial.monitor"
 
 
 def resolve_shadows(spec: ModelSpec, ledger: Ledger, interval: Interval, *, champion: int) -> list[int]:
-    """The versions that are to score an interval beside the version that has just scored it; mostly none.
+    """The versions that are to score an interval beside the version that scores it; mostly none.
 
     Args:
         spec: of the model.
         ledger: says who was champion, who was refused, and what was scored.
-        interval: what was scored.
+        interval: what is scored.
         champion: by whom; unless it is the champion, nobody scores in its shadow.
     """
     reign = _reign(ledger, spec.name)

@@ -12,7 +12,7 @@ import pytest
 from perennial.settings import PROJECT
 
 
-def parse(dags: Path, models: Path, home: Path) -> dict[str, Any]:
+def parse(dags: Path, models: Path, home: Path, given: dict[str, str] | None = None) -> dict[str, Any]:
     """What Airflow makes of a DAG folder, parsed in a fresh process with an Airflow home of its own."""
     environment = {
         **os.environ,
@@ -22,6 +22,7 @@ def parse(dags: Path, models: Path, home: Path) -> dict[str, Any]:
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "PERENNIAL_MODELS": str(models),
         "PERENNIAL_STATE": str(home / "var"),
+        **(given or {}),
     }
     program = [sys.executable, str(Path(__file__).with_name("describe.py")), str(dags)]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)

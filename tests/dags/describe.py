@@ -22,6 +22,7 @@ def describe(folder: str) -> dict[str, object]:
             "tags": sorted(dag.tags),
             "timetable": type(dag.timetable).__name__,
             "max_active_runs": dag.max_active_runs,
+            "max_active_tasks": dag.max_active_tasks,
             "run_limit": dag.dagrun_timeout.total_seconds() if dag.dagrun_timeout else None,
             "catchup": dag.catchup,
             "editors": sorted(dag.access_control or {}),
@@ -34,6 +35,9 @@ def describe(folder: str) -> dict[str, object]:
                     "limit": task.execution_timeout.total_seconds() if task.execution_timeout else None,
                     "alerts": bool(task.on_failure_callback),
                     "mapped": task.is_mapped,
+                    "pool": task.pool,
+                    "priority": task.priority_weight,
+                    "at_once": task.max_active_tis_per_dagrun,
                     "queue": task.queue,
                 }
                 for task in dag.tasks

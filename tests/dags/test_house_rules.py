@@ -13,7 +13,7 @@ import pytest
 from perennial.settings import PROJECT
 from tests.dags.conftest import parse
 
-STAGES = {"ingest", "train", "score", "monitor", "promote", "rollback", "maintain"}
+STAGES = {"ingest", "train", "score", "monitor", "promote", "rollback", "maintain", "load"}
 Parsed = dict[str, Any]
 
 
@@ -71,6 +71,49 @@ def test_nothing_is_published_before_every_table_is_checked(parsed: Parsed) -> N
     assert "publish_tables" in _upstream(tasks, "build_features")
 
 
+def test_history_has_no_features_before_the_tables_of_every_part(parsed: Parsed) -> None:
+    tasks = parsed["dags"]["flight_delay.load"]["tasks"]
+    by_part = {task for task in tasks if task.startswith("load_part.")}
+    assert len(by_part) == 5
+    assert tasks["build_features"]["mapped"]
+    assert by_part <= _upstream(tasks, "build_features")
+    # A table without event time is read once, not once a part.
+    assert "check_aircraft" in _upstream(tasks, "load_part.publish_tables")
+
+
+def test_a_day_has_no_task_that_only_says_what_there_is_to_do(parsed: Parsed) -> None:
+    ingest, score = (parsed["dags"][f"flight_delay.{stage}"]["tasks"] for stage in ("ingest", "score"))
+    assert "split_range" not in ingest
+    assert set(score) == {"resolve_champion", "predict", "score_shadows"}
+    assert score["predict"]["mapped"]
+    assert score["score_shadows"]["mapped"]
+
+
+def test_what_takes_long_waits_for_what_is_due(parsed: Parsed) -> None:
+    priorities = {dag_id.partition(".")[2]: dag["tasks"].values() for dag_id, dag in parsed["dags"].items()}
+    weights = {stage: {task["priority"] for task in tasks} for stage, tasks in priorities.items()}
+    assert all(len(found) == 1 for found in weights.values()), "a task's priority is its stage's: override neither"
+    ordered = ["promote", "score", "monitor", "load", "train"]
+    assert sorted(ordered, key=lambda stage: -min(weights[stage])) == ordered
+
+
+def test_no_task_waits_for_a_pool_that_nobody_has_said_the_size_of(parsed: Parsed) -> None:
+    assert {task["pool"] for dag in parsed["dags"].values() for task in dag["tasks"].values()} == {"default_pool"}
+
+
+def test_trainings_and_loads_have_pools_where_the_deployment_says_how_large(tmp_path: Path) -> None:
+    slots = {"PERENNIAL_TRAIN_SLOTS": "2", "PERENNIAL_LOAD_SLOTS": "3", "PERENNIAL_PARTS_AT_ONCE": "5"}
+    parsed = parse(PROJECT / "dags", PROJECT / "include" / "models", tmp_path / "airflow", slots)
+    pools = {
+        dag_id.partition(".")[2]: {task["pool"] for task in dag["tasks"].values()} for dag_id, dag in parsed["dags"].items()
+    }
+    assert pools["train"] == {"perennial_train"}
+    assert pools["load"] == {"perennial_load"}
+    assert pools["score"] == pools["ingest"] == {"default_pool"}
+    assert parsed["dags"]["flight_delay.load"]["max_active_tasks"] == 5
+    assert parsed["dags"]["flight_delay.score"]["tasks"]["predict"]["at_once"] == 5
+
+
 def test_a_champion_is_resolved_before_anything_is_predicted(parsed: Parsed) -> None:
     assert "resolve_champion" in _upstream(parsed["dags"]["flight_delay.score"]["tasks"], "predict")
 
@@ -114,7 +157,7 @@ def test_every_task_retries_with_back_off_within_a_limit_and_alerts(parsed: Pars
             assert task["alerts"], rule
 
 
-@pytest.mark.parametrize("stage", ["ingest", "train", "monitor", "promote", "rollback", "maintain"])
+@pytest.mark.parametrize("stage", ["ingest", "load", "train", "monitor", "promote", "rollback", "maintain"])
 def test_runs_whose_order_matters_go_one_at_a_time(parsed: Parsed, stage: str) -> None:
     assert parsed["dags"][f"flight_delay.{stage}"]["max_active_runs"] == 1
 
@@ -126,7 +169,12 @@ def test_stages_start_when_their_input_is_published(parsed: Parsed) -> None:
 
 
 def test_forms_refuse_what_is_no_day(parsed: Parsed) -> None:
-    for stage, fields in {"ingest": ("start", "end"), "score": ("start", "end"), "train": ("as_of",)}.items():
+    for stage, fields in {
+        "ingest": ("start", "end"),
+        "load": ("start", "end"),
+        "score": ("start", "end"),
+        "train": ("as_of",),
+    }.items():
         for field in fields:
             schema = parsed["dags"][f"flight_delay.{stage}"]["params"][field]
             assert schema["format"] == "date"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pyarrow.compute as pc
 import pytest
 
+from perennial.intervals import Interval
 from tests.living import MODEL, Living, report_file, sink_rows
 
 pytestmark = pytest.mark.stack
@@ -12,8 +14,9 @@ METERS, HOURS = 5, 24
 
 
 def test_every_stage_ran_by_itself_from_one_ingest(living: Living) -> None:
-    states = {stage: [run.state for run in living.runs(stage)] for stage in ("ingest", "train", "score", "monitor")}
-    assert states["ingest"][:2] == ["success"] * 2
+    states = {stage: [run.state for run in living.runs(stage)] for stage in ("load", "ingest", "train", "score", "monitor")}
+    assert states["load"] == ["success"]
+    assert states["ingest"][:1] == ["success"]
     assert states["train"][:1] == ["success"]
     assert states["score"][:3] == ["success"] * 3
     assert states["monitor"][:3] == ["success"] * 3
@@ -148,3 +151,48 @@ def test_a_form_that_does_not_fit_its_schema_starts_no_run(living: Living, conf:
     with pytest.raises(StackError):
         living.api.trigger(f"{MODEL}.ingest", conf=conf)
     assert len(living.runs("ingest")) == before
+
+
+def test_history_is_loaded_in_parts_each_published_on_its_own(living: Living) -> None:
+    ledger, lake = living.deployment.ledger, living.deployment.lake
+    [load] = living.runs("load")[:1]
+    assert load.state == "success"
+    parts = ["2024-01-01--2024-01-07", "2024-01-07--2024-01-13", "2024-01-13--2024-01-17"]
+    for dataset in ("tables", "features"):
+        published = [publication for publication in ledger.publications(MODEL, dataset) if publication.run_id == load.run_id]
+        assert sorted(publication.interval.key for publication in published) == parts
+    # What looks back into the part before was computed when that was there.
+    snapshot = ledger.publications(MODEL, "features", Interval.of("2024-01-01", "2024-01-17"))[2].snapshots["features"]
+    features = lake.scan(MODEL, "features", snapshot, columns=["hour", "load_yesterday"]).read_all()
+    first_of_part = pc.equal(pc.strftime(features["hour"], "%Y-%m-%d"), "2024-01-07")
+    assert features.num_rows == 16 * METERS * HOURS
+    assert features.filter(first_of_part)["load_yesterday"].null_count == 0
+
+
+def test_a_range_is_scored_in_parts_by_one_version(living: Living) -> None:
+    before = [row[:4] for row in sink_rows(living)]
+    run = living.trigger("score", {"start": "2024-01-17", "end": "2024-01-20", "days_per_part": 1})
+    assert run.state == "success"
+    tasks = [task for task in living.api.task_instances(run) if task.task_id == "predict"]
+    assert {task.map_index for task in tasks} == {0, 1, 2}
+    scored = [row for row in sink_rows(living) if row.run_id == run.run_id]
+    assert len(scored) == 3 * METERS * HOURS
+    assert len({row.version for row in scored}) == 1
+    assert [row[:2] for row in sink_rows(living)] == [row[:2] for row in before]
+
+
+def test_an_empty_shadow_takes_no_worker(living: Living) -> None:
+    first = living.runs("score")[0]
+    [shadow] = [task for task in living.api.task_instances(first) if task.task_id == "score_shadows"]
+    assert (shadow.state, shadow.try_number) == ("skipped", 0)
+
+
+def test_a_part_that_is_refused_leaves_the_others_published_and_no_features_beside_a_gap(living: Living) -> None:
+    conf = {"start": "2024-02-29", "end": "2024-03-03", "days_per_part": 1, "announce": False}
+    run = living.trigger("load", conf)
+    assert run.state == "failed"
+    ledger = living.deployment.ledger
+    published = {dataset: ledger.publications(MODEL, dataset) for dataset in ("tables", "features")}
+    days = {name: sorted(one.interval.key for one in found if one.run_id == run.run_id) for name, found in published.items()}
+    assert days == {"tables": ["2024-02-29", "2024-03-02"], "features": []}
+    assert [refusal.interval.key for refusal in ledger.refusals(MODEL) if refusal.run_id == run.run_id] == ["2024-03-01"]

@@ -14,7 +14,7 @@ from perennial.artifacts import Prediction
 from perennial.errors import ArtifactRejected, NoChampion, ScoringError, Superseded
 from perennial.intervals import Interval
 from perennial.ledger import Publication
-from perennial.scoring import CHUNK_ROWS, Scored, predictions_schema, resolve_champion, uncovered
+from perennial.scoring import CHUNK_ROWS, predictions_schema, resolve_champion, uncovered
 from perennial.settings import Settings
 from tests.unit.monitored import DAY, WEEK, World, as_utc, make_world
 
@@ -96,7 +96,6 @@ def test_each_entity_gets_one_prediction_that_says_where_it_is_from(tmp_path: Pa
         given = [json.loads(row["probabilities"]) for row in published]
         assert [[row[name] for name in expected.classes] for row in given] == expected.probabilities.tolist()
     assert scored.rows == 60
-    assert Scored.from_json(json.loads(json.dumps(scored.to_json()))) == scored
 
 
 def test_consumers_read_what_is_in_the_lake(world: World) -> None:

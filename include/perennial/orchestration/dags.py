@@ -18,6 +18,7 @@ from airflow.sdk.bases.timetable import BaseTimetable
 from perennial.errors import SpecError
 from perennial.orchestration.callbacks import alert_of_failure
 from perennial.orchestration.users import access
+from perennial.pools import pools
 from perennial.settings import settings
 from perennial.spec import ModelFolder, ModelSpec, read_models
 
@@ -26,6 +27,19 @@ LIGHT = "light"
 #: Of the tasks that change who is champion: its workers alone have the identity that may.
 PROMOTE = "promote"
 _QUEUES = {"train": "train", "score": "score", "promote": PROMOTE, "rollback": PROMOTE}
+
+#: By stage, which tasks go first of those that wait for a worker: what a person asked for just now, what is due each day,
+#: what looks back at it, history, and last what takes long and nobody waits for.
+_PRIORITIES = {
+    "promote": 50, "rollback": 50, "notify": 50,
+    "score": 40, "ingest": 40,
+    "monitor": 30,
+    "load": 20,
+    "train": 10, "maintain": 10,
+}  # fmt: skip
+
+#: Most tasks of one DAG at once, those that wait in a worker's queue among them.
+MOST_TASKS = 16
 
 #: Longest time a run may take, unless it waits for a person.
 RUN_LIMIT = timedelta(hours=12)
@@ -74,6 +88,7 @@ def stage(
     doc: str | None,
     params: Mapping[str, Param] | None = None,
     max_active_runs: int = 1,
+    max_active_tasks: int = MOST_TASKS,
     run_limit: timedelta = RUN_LIMIT,
     task_limit: timedelta = timedelta(hours=3),
 ) -> DAG:
@@ -86,6 +101,7 @@ def stage(
         doc: Markdown shown in the UI, ending with what to do about a failure.
         params: the fields of the trigger form.
         max_active_runs: runs at once; one where their order matters.
+        max_active_tasks: tasks at once.
         run_limit: longest time a run may take.
         task_limit: longest time a try of a task may take.
     """
@@ -100,7 +116,7 @@ def stage(
         max_active_runs=max_active_runs,
         run_limit=run_limit,
         task_limit=task_limit,
-        queue=_QUEUES.get(name, LIGHT),
+        max_active_tasks=max_active_tasks,
     )
 
 
@@ -114,11 +130,13 @@ def common(
     tags: set[str],
     params: Mapping[str, Param] | None = None,
     max_active_runs: int = 1,
+    max_active_tasks: int = MOST_TASKS,
     run_limit: timedelta,
     task_limit: timedelta,
-    queue: str = LIGHT,
 ) -> DAG:
-    """A DAG with the house's retries, limits and alerts; :func:`stage` says what the arguments mean."""
+    """A DAG with the house's retries, limits, alerts and priorities; :func:`stage` says what the arguments mean."""
+    name = dag_id.rpartition(".")[2]
+    pool = pools(settings()).get(name)
     defaults: dict[str, Any] = {
         "owner": owner,
         "retries": 2,
@@ -126,7 +144,11 @@ def common(
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": timedelta(minutes=10),
         "execution_timeout": task_limit,
-        "queue": queue,
+        "queue": _QUEUES.get(name, LIGHT),
+        **({"pool": pool.name} if pool else {}),
+        "priority_weight": _PRIORITIES[name],
+        # A task's own number; Airflow would add up those of all that follow it.
+        "weight_rule": "absolute",
         "on_failure_callback": alert_of_failure,
     }
     return DAG(
@@ -137,10 +159,11 @@ def common(
         # No start date: with one, Airflow would run the last missed tick as soon as the DAG is switched on.
         catchup=False,
         max_active_runs=max_active_runs,
+        max_active_tasks=max_active_tasks,
         dagrun_timeout=run_limit,
         default_args=defaults,
         # Heeded by the deployment's auth manager, which knows roles; the embedded stack has one user.
-        access_control=access(dag_id.rpartition(".")[2]),
+        access_control=access(name),
         params=dict(params or {}),
         tags={"perennial", *tags},
     )
@@ -149,6 +172,27 @@ def common(
 def day(title: str, description: str) -> Param:
     """A form field for a UTC day that may be left empty."""
     return Param(None, type=["null", "string"], format="date", title=title, description_md=description)
+
+
+def days_per_part() -> Param:
+    """A form field for how a range is cut up.
+
+    A part has a fixed cost of a second or two (its tasks, a publication); four weeks of a thousand rows a day are about as
+    much work as that, and whole weeks leave a week's window in one part.
+    """
+    return Param(
+        28,
+        type="integer",
+        minimum=1,
+        maximum=366,
+        title="Days a part",
+        description_md="A range is worked on in parts of so many days, beside each other; fewer where a day has many rows.",
+    )
+
+
+def parts_at_once() -> int:
+    """Most tasks at once of a range that is worked on in parts."""
+    return settings().parts_at_once
 
 
 def switch(title: str, description: str, *, default: bool) -> Param:

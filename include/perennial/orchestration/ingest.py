@@ -1,4 +1,4 @@
-"""The tasks of ``ingest``: an interval from the sources to published tables and features."""
+"""The tasks of ``ingest`` and ``load``: an interval, or a range of them in parts, from the sources to published features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ def check_task_id(table: str) -> str:
 
 
 @task(multiple_outputs=False)
-def land_and_check(model: str, table: str) -> dict[str, Any]:
+def split_range(model: str) -> list[str]:
+    """The parts that the run's days are loaded in."""
+    with stage_run(model) as run:
+        for part in run.parts:
+            # The order of this run among others of the same days is settled before the first row of any is read.
+            run.deployment.ledger.next_order(model, "tables", part, run.run_id)
+        return [part.key for part in run.parts]
+
+
+@task(multiple_outputs=False)
+def land_and_check(model: str, table: str, part: str | None = None) -> dict[str, Any]:
     """Read a table's rows of the interval and let Great Expectations judge them.
 
     The result is handed on before the task fails, so that ``publish_tables`` can tell of all tables at once.
@@ -25,7 +35,7 @@ def land_and_check(model: str, table: str) -> dict[str, Any]:
     from perennial.ingestion import past_rows_per_day
     from perennial.sources import land
 
-    with stage_run(model) as run:
+    with stage_run(model, part=part) as run:
         ledger, settings = run.deployment.ledger, run.deployment.settings
         # The order of this run among others of the interval is settled before the first row is read.
         ledger.next_order(model, "tables", run.interval, run.run_id)
@@ -46,28 +56,33 @@ def land_and_check(model: str, table: str) -> dict[str, Any]:
 
 
 @task(trigger_rule="all_done", multiple_outputs=False)
-def publish_tables(model: str) -> dict[str, Any]:
-    """Publish all tables of the interval as one, or refuse the interval whole and say why."""
+def publish_tables(model: str, checked: list[dict[str, Any] | None], part: str | None = None) -> dict[str, Any]:
+    """Publish all tables of the interval as one, or refuse the interval whole and say why.
+
+    A table without event time is replaced whole, so that of a range's parts the one that ends last publishes it.
+    """
     from perennial.checks import CheckResult
     from perennial.ingestion import publish_interval
 
-    with stage_run(model) as run:
-        checked = run.context["ti"].xcom_pull(task_ids=[check_task_id(table) for table in run.folder.spec.tables])
-        results = [CheckResult.from_json(result) for result in checked or [] if result]
+    with stage_run(model, part=part) as run:
+        tables = run.folder.spec.tables
+        if run.interval.end < run.whole.end:
+            tables = {name: table for name, table in tables.items() if table.event_time}
+        results = [CheckResult.from_json(result) for result in checked if result and result["table"] in tables]
         publication = publish_interval(
-            run.folder, run.deployment.lake, run.deployment.ledger, run.interval, results, run_id=run.run_id
+            run.folder, run.deployment.lake, run.deployment.ledger, run.interval, results, tables=tables, run_id=run.run_id
         )
         return {"publication": publication.id, "rows": publication.rows}
 
 
 @task(multiple_outputs=False)
-def build_features(model: str, *, outlet_events: Any = None) -> dict[str, Any]:
+def build_features(model: str, part: str | None = None, *, outlet_events: Any = None) -> dict[str, Any]:
     """Compute the interval's features from the published tables, publish them, and announce each of its days."""
     from perennial.errors import Superseded
     from perennial.features import ensure_features, publish_features
     from perennial.orchestration import assets
 
-    with stage_run(model) as run:
+    with stage_run(model, part=part) as run:
         lake, ledger = run.deployment.lake, run.deployment.ledger
         order = ledger.next_order(model, "features", run.interval, run.run_id)
         try:

@@ -41,6 +41,9 @@ Window = Literal["day", "week", "month", "never"]
 #: The longest range one run may take; anything longer is a slip of the hand.
 LONGEST = timedelta(days=366 * 20)
 
+#: Most parts of a range. They keep the workers of a large deployment busy, and the run's page in the UI is still read.
+MOST_PARTS = 64
+
 #: Trying again cannot help these.
 _FINAL = (ArtifactRejected, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded, TrainingError)
 
@@ -54,12 +57,14 @@ class Run:
         deployment: ledger, lake and registry.
         context: Airflow's own view.
         window: what the partition key names the first day of.
+        part: key of the part of the run's days that this task works on; None: all of them.
     """
 
     folder: ModelFolder
     deployment: Deployment
     context: Context
     window: Window
+    part: str | None = None
 
     @property
     def model(self) -> str:
@@ -83,8 +88,18 @@ class Run:
         """The run's partition key, if it has one."""
         return self.context["dag_run"].partition_key
 
-    @cached_property
+    @property
     def interval(self) -> Interval:
+        """What the task works on: its part of the run's days, or all of them."""
+        return self.whole if self.part is None else Interval.from_key(self.part)
+
+    @property
+    def parts(self) -> list[Interval]:
+        """The run's days cut up as its form says, in order; one part for a day."""
+        return self.whole.parts(timedelta(days=self.params["days_per_part"]), MOST_PARTS)
+
+    @cached_property
+    def whole(self) -> Interval:
         """The days that the form names, else the partition's day, week or month.
 
         Raises:
@@ -154,20 +169,21 @@ def deployment() -> Deployment:
 
 
 @contextmanager
-def stage_run(model: str, *, window: Window = "day") -> Iterator[Run]:
+def stage_run(model: str, *, window: Window = "day", part: str | None = None) -> Iterator[Run]:
     """Open a task's run: log lines carry model, interval and run; errors that a retry cannot mend end the task at once.
 
     Args:
         model: its name.
         window: what the run's partition key names the first day of.
+        part: key of the part of the run's days that the task works on; None: all of them.
     """
     context = get_current_context()
     parts = deployment()
     dag_run, params = context["dag_run"], context["params"]
     days = f"{params['start']}--{params.get('end')}" if params.get("start") else params.get("as_of")
-    with logs.context(model=model, interval=dag_run.partition_key or days, run=dag_run.run_id):
+    with logs.context(model=model, interval=part or dag_run.partition_key or days, run=dag_run.run_id):
         try:
-            yield Run(parts.model(model), parts, context, window)
+            yield Run(parts.model(model), parts, context, window, part)
         except _FINAL as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 

@@ -12,28 +12,37 @@ from perennial.orchestration.runs import stage_run
 
 
 @task(multiple_outputs=False)
-def resolve_champion(model: str) -> int:
-    """The number of the version that scores this run; every try of every task of the run uses the same."""
-    from perennial import scoring
+def resolve_champion(model: str) -> list[dict[str, Any]]:
+    """Who scores what: each part of the run's days, with the numbers of the champion and of the versions in its shadow.
+
+    Every try of every task of the run uses the same versions.
+    """
+    from perennial import scoring, shadowing
     from perennial.errors import NoChampion
 
     with stage_run(model) as run:
-        registry = run.deployment.registry
+        registry, ledger = run.deployment.registry, run.deployment.ledger
         try:
-            version = scoring.resolve_champion(registry, run.deployment.ledger, model, run.interval)
+            version = scoring.resolve_champion(registry, ledger, model, run.interval)
         except NoChampion as error:
             raise AirflowSkipException(str(error)) from error
         run.link(MLFLOW, registry.version_url(model, version))
-        return version
+        shadows = shadowing.resolve_shadows(run.folder.spec, ledger, run.interval, champion=version)
+        return [{"part": part.key, "version": version, "shadows": shadows} for part in run.parts]
 
 
 @task(multiple_outputs=False)
-def predict(model: str, version: int, *, outlet_events: Any = None) -> dict[str, Any]:
-    """Predict in chunks and publish to the lake and to the SQL sink."""
+def predict(model: str, work: dict[str, Any], *, outlet_events: Any = None) -> dict[str, Any] | None:
+    """Predict a part's days in chunks and publish to the lake and to the SQL sink.
+
+    Returns:
+        What the versions in the shadow are to predict as well; None if there are none. Airflow makes a task of
+        ``score_shadows`` for each result, and none for None.
+    """
     from perennial.orchestration import assets
     from perennial.scoring import score
 
-    with stage_run(model) as run:
+    with stage_run(model, part=work["part"]) as run:
         parts = run.deployment
         scored = score(
             run.folder,
@@ -41,7 +50,7 @@ def predict(model: str, version: int, *, outlet_events: Any = None) -> dict[str,
             parts.ledger,
             parts.registry,
             run.interval,
-            version=version,
+            version=work["version"],
             order=parts.ledger.next_order(model, "predictions", run.interval, run.run_id),
             run_id=run.run_id,
             sink_url=parts.settings.predictions_url,
@@ -50,29 +59,25 @@ def predict(model: str, version: int, *, outlet_events: Any = None) -> dict[str,
         event.extra = scored.to_json()
         if run.partition is None:
             event.add_partitions([day.key for day in run.interval.days()])
-        return scored.to_json()
+        return {**work, "features_snapshot": scored.features_snapshot} if work["shadows"] else None
 
 
 @task(multiple_outputs=False)
-def score_shadows(model: str, scored: dict[str, Any]) -> dict[str, Any]:
-    """Let the versions in the champion's shadow predict the same rows; skipped when there are none."""
+def score_shadows(model: str, work: dict[str, Any]) -> dict[str, Any]:
+    """Let the versions in the champion's shadow predict the rows that it has predicted."""
     from perennial import shadowing
-    from perennial.scoring import Scored
 
-    with stage_run(model) as run:
-        parts, champion = run.deployment, Scored.from_json(scored)
-        versions = shadowing.resolve_shadows(run.folder.spec, parts.ledger, run.interval, champion=champion.version)
-        if not versions:
-            raise AirflowSkipException(f"no version scores {run.interval} in the shadow of version {champion.version}")
+    with stage_run(model, part=work["part"]) as run:
+        parts = run.deployment
         done = shadowing.score_shadows(
             run.folder,
             parts.lake,
             parts.ledger,
             parts.registry,
             run.interval,
-            champion=champion.version,
-            versions=versions,
-            features_snapshot=champion.features_snapshot,
+            champion=work["version"],
+            versions=work["shadows"],
+            features_snapshot=work["features_snapshot"],
             order=parts.ledger.next_order(model, shadowing.DATASET, run.interval, run.run_id),
             run_id=run.run_id,
         )

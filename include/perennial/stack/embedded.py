@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 import httpx
 
 from perennial.errors import StackError
+from perennial.pools import commands
 from perennial.settings import PROJECT
 from perennial.stack.environment import (
     HOST,
@@ -220,6 +221,8 @@ class Stack:
         processes.start("dag-processor", *_AIRFLOW, "dag-processor")
         # Logs are read from the disk; the servers that offer them to other machines are not started.
         processes.start("triggerer", *_AIRFLOW, "triggerer", "--skip-serve-logs")
+        # Of Airflow's own command, so that it is one more fork of what is imported already.
+        pools = [processes.run("airflow-pools", *_AIRFLOW, *command) for command in commands(self.settings)]
         processes.import_ahead(self._imports)
         # Meanwhile the servers prepare themselves, the execution API for seconds when it is first asked something.
         self._wait_for(
@@ -228,6 +231,8 @@ class Stack:
                 "mlflow": f"{self.mlflow_url}/health",
             }
         )
+        if any(pool.wait() != 0 for pool in pools):
+            raise StackError(f"airflow-pools failed; {last_words(processes.log('airflow-pools'))}")
         processes.start("scheduler", *_AIRFLOW, "scheduler", "--skip-serve-logs")
         self._wait_for({"Airflow": f"{self.airflow_url}{_HEALTH}"})
         processes.watch()

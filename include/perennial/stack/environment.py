@@ -145,7 +145,19 @@ def embedded_settings(state: Path, ports: Ports, given: Mapping[str, str]) -> Se
         "PERENNIAL_MLFLOW_PUBLIC_URL": f"http://{HOST}:{ports.mlflow}",
         "PERENNIAL_AIRFLOW_PUBLIC_URL": f"http://{HOST}:{ports.airflow}",
     }
-    return read_settings({**given, **own})
+    workers = _workers()
+    # One worker is always left to what is due now, and a range takes no more of them than there are cores.
+    shares = {
+        "PERENNIAL_TRAIN_SLOTS": str(workers - 1),
+        "PERENNIAL_LOAD_SLOTS": str(workers - 1),
+        "PERENNIAL_PARTS_AT_ONCE": str(workers - 2),
+    }
+    return read_settings({**shares, **given, **own})
+
+
+def _workers() -> int:
+    """Tasks at once. Two more than cores: at the end of a task its worker may wait a second for nothing."""
+    return max(3, min(8, (os.cpu_count() or 2) + 2))
 
 
 def environment(
@@ -170,8 +182,7 @@ def environment(
         inherited: the environment underneath. What the stack itself decides replaces what is said there.
     """
     airflow = settings.state / "airflow"
-    # Two more than cores: at the end of a task its worker may wait a second for nothing.
-    parallelism = max(3, min(8, (os.cpu_count() or 2) + 2))
+    parallelism = _workers()
     own = {
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), inherited.get("PATH", os.defpath))),
         "NO_PROXY": ",".join(filter(None, (inherited.get("NO_PROXY"), HOST, "localhost"))),
@@ -235,6 +246,9 @@ def _deployment(settings: Settings) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": settings.mlflow_url,
         "PERENNIAL_MLFLOW_PUBLIC_URL": settings.mlflow_public_url or "",
         "PERENNIAL_AIRFLOW_PUBLIC_URL": settings.airflow_public_url or "",
+        "PERENNIAL_TRAIN_SLOTS": str(settings.train_slots or ""),
+        "PERENNIAL_LOAD_SLOTS": str(settings.load_slots or ""),
+        "PERENNIAL_PARTS_AT_ONCE": str(settings.parts_at_once),
     }
 
 

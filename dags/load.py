@@ -1,0 +1,66 @@
+"""
+# Load: history, in parts that many workers share
+
+Does for a long range of past days what `ingest` does for a day. The range is cut into parts; the tables of each part are read,
+checked and published by tasks of their own, beside those of other parts. When all tables are there, the features of each part
+are computed, since they look back over the parts before. A table without event time is read once, and published with the part
+that ends last.
+
+By hand alone: give `start` and `end`, and turn `announce` on if these days are to be scored, monitored and trained on. Daily
+work waits for no load: a load takes only as many workers as its pool and `PERENNIAL_PARTS_AT_ONCE` let it.
+
+## When it fails
+- **check_… of a part is red**: as in `ingest`, but for that part; the tables of the others are published. Mend the source, then
+  clear the red tasks with what follows them. If these days cannot be mended, load the days before and after them.
+- **build_features is not started**: tables of a part are missing, and features that look back into a gap would be wrong.
+- **Superseded**: a newer run of the same days has taken over. Nothing to do.
+- Loading the same range again is always safe.
+"""
+
+from airflow.sdk import chain, task_group
+
+from perennial.orchestration import assets
+from perennial.orchestration.dags import day, days_per_part, models, parts_at_once, stage, switch
+from perennial.orchestration.ingest import build_features, check_task_id, land_and_check, publish_tables, split_range
+from perennial.spec import ModelSpec
+
+
+@task_group
+def load_part(model: ModelSpec, part: str, whole: list[object]) -> None:
+    """The tables of one part.
+
+    Args:
+        model: the model.
+        part: its days.
+        whole: results of the tables without event time.
+    """
+    checked = [
+        land_and_check.override(task_id=check_task_id(name))(model=model.name, table=name, part=part)
+        for name, table in model.tables.items()
+        if table.event_time
+    ]
+    publish_tables(model=model.name, checked=[*checked, *whole], part=part)
+
+
+for model in models():
+    with stage(
+        model,
+        "load",
+        schedule=None,
+        doc=__doc__,
+        params={
+            "start": day("First day", "The first day (UTC)."),
+            "end": day("End", "The first day that is left out (UTC)."),
+            "days_per_part": days_per_part(),
+            "announce": switch("Announce", "Start scoring, monitoring and training for these days.", default=False),
+        },
+        max_active_tasks=parts_at_once(),
+    ):
+        parts = split_range(model=model.name)
+        whole = [
+            land_and_check.override(task_id=check_task_id(name))(model=model.name, table=name)
+            for name, table in model.tables.items()
+            if not table.event_time
+        ]
+        build_part = build_features.override(outlets=[assets.features(model.name)]).partial(model=model.name)
+        chain(load_part.partial(model=model, whole=whole).expand(part=parts), build_part.expand(part=parts))
