@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,20 +141,23 @@ class Composed:
         return "\n".join(self.log(service).read_text(errors="replace").splitlines()[-30:])
 
     def stop(self) -> None:
-        """End all, the newest first, and what they started."""
-        for process in reversed(self.processes.values()):
-            family = [process.pid, *(child.pid for child in _children(process.pid))]
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            for pid in family:
+        """End all and what they started; what others lean on, last."""
+        processes = list(reversed(self.processes.items()))
+        families = [child for _, process in processes for child in _children(process.pid)]
+        for lasts in (False, True):
+            ending = [process for name, process in processes if (name == "redis") is lasts]
+            for process in ending:
+                process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 20
+            for process in ending:
                 try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+                    process.wait(timeout=max(0.1, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        for child in families:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def _children(pid: int) -> list[psutil.Process]:

@@ -183,6 +183,8 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
         "database_uri": _given(environment, "MLFLOW_BACKEND_STORE_URI"),
         "admin_username": identities.ADMIN,
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        # Each request carries the password, and to check it takes longer than most requests: a changed one counts after this.
+        "auth_cache_ttl_seconds": "60",
     }
     file = Path(_given(environment, "MLFLOW_AUTH_CONFIG_PATH"))
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
