@@ -34,7 +34,18 @@ from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 
 from perennial import logs
 from perennial.errors import Superseded
-from perennial.iceberg import EMPTY, Catalog, Span, Written, columns_of, discard, event_time_of, point_main, time_bounds
+from perennial.iceberg import (
+    EMPTY,
+    Catalog,
+    Span,
+    Written,
+    columns_of,
+    digest,
+    discard,
+    event_time_of,
+    point_main,
+    time_bounds,
+)
 from perennial.iceberg import known_by as _known_by
 from perennial.intervals import Interval
 from perennial.ledger import Claim, Head, Ledger, Publication
@@ -246,6 +257,12 @@ class Lake:
             except Exception as error:
                 log.warning("%s: the main branch of %s stays behind for now: %s", model, name, error)
 
+    def follow_ledger(self, model: str) -> None:
+        """Let the main branches end at what the ledger names, as after a restore, when they may be ahead of it."""
+        for dataset in self._ledger.datasets(model):
+            for name in self._ledger.head(model, dataset).snapshots:
+                self._tidy(model, dataset, name, ())
+
     def _tidy(self, model: str, dataset: str, name: str, over: tuple[str, ...]) -> None:
         def change(table: Table, transaction: Transaction) -> None:
             # Asked for after the table was loaded: should main move in between, the commit fails and this is done again,
@@ -301,6 +318,35 @@ class Lake:
         if unknown := [column for column in columns if column not in columns_of(found.schema())]:
             raise ValueError(f"{model}: table {table} has no column {', '.join(unknown)}")
         return self._catalog.read(found, tasks, columns=columns, where=where)
+
+    def missing(self, model: str, table: str, snapshot: int) -> list[str]:
+        """Files that a snapshot names and that are not there, or are of another size; for people.
+
+        Raises:
+            SnapshotMissing: there is no such table, or the snapshot has expired.
+        """
+        return self._catalog.missing(self._catalog.load(model, table), snapshot)
+
+    def holds(self, published: Publication, table: str, snapshot: int) -> bool:
+        """Whether a snapshot holds the very rows for a publication's interval that were published, by their content hash.
+
+        Raises:
+            SnapshotMissing: there is no such table, or the snapshot has expired.
+        """
+        timed = event_time_of(self._catalog.load(published.model, table)) is not None
+
+        def rows() -> pa.RecordBatchReader:
+            return self.scan(published.model, table, snapshot, interval=published.interval if timed else None)
+
+        with rows() as reader:
+            columns = reader.schema.names
+            if digest(reader, columns) == published.hashes[table]:
+                return True
+        # Columns that the table had before, and rows published later have not, are no part of what was published.
+        with rows() as reader:
+            given = {name for batch in reader for name in columns if batch[name].null_count < len(batch)}
+        with rows() as reader:
+            return digest(reader, [name for name in columns if name in given]) == published.hashes[table]
 
     # --- keeping -----------------------------------------------------------------------------------------------------
 

@@ -683,6 +683,12 @@ class Ledger:
             rows = connection.execute(query.order_by(_revisions.c.revision))
             return [Head(row.revision, row.publication_id, row.snapshots) for row in rows]
 
+    def models(self) -> list[str]:
+        """The models that anything was published, registered or promoted of."""
+        query = sa.union(*(sa.select(table.c.model) for table in (_revisions, _versions, _promotions))).order_by("model")
+        with self._database.reading() as connection:
+            return list(connection.execute(query).scalars())
+
     def datasets(self, model: str) -> list[str]:
         """The datasets of a model that something was published in."""
         query = sa.select(_revisions.c.dataset).where(_revisions.c.model == model).distinct().order_by(_revisions.c.dataset)

@@ -923,6 +923,29 @@ class Registry:
             self._put_back(model, made[-1] if made else None)
         raise StaleDecision(f"{model}: the champion kept changing while it was looked up; try again")
 
+    def alias(self, model: str) -> int | None:
+        """The version that MLflow calls champion, which the ledger may not; None if it calls none so."""
+        return self._alias(model, CHAMPION)
+
+    def follow_ledger(self, model: str) -> int | None:
+        """Let the aliases say what the ledger says, whoever moved them, as after a restore: MLflow's database may be newer.
+
+        Returns:
+            The version that was called champion before, if it was another one.
+
+        Raises:
+            PromotionRefused: this process may not promote.
+        """
+        self._check_that_it_may_promote(model)
+        made = completed(self._ledger.promotions(model))
+        alias = self.alias(model)
+        if alias != (made[-1].version if made else None):
+            self._put_back(model, made[-1] if made else None)
+        challenger = self._alias(model, CHALLENGER)
+        if challenger is not None and self._ledger.version(model, challenger) is None:
+            self._drop_challenger(model, challenger)
+        return None if made and made[-1].version == alias else alias
+
     def _put_back(self, model: str, promotion: Promotion | None) -> None:
         if promotion is None:
             self._client.delete_registered_model_alias(model, CHAMPION)

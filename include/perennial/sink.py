@@ -198,6 +198,30 @@ class PredictionSink:
         return self._engine.dialect.identifier_preparer.quote_identifier(identifier)
 
 
+def newest_publication(url: str, model: str) -> int | None:
+    """The newest publication that predictions of a model were copied from; None if none were."""
+    with Database(url).reading() as connection:
+        if not sa.inspect(connection).has_table(f"{model}_scored"):
+            return None
+        return connection.execute(sa.select(sa.func.max(sa.column("publication"))).select_from(_scored(model))).scalar_one()
+
+
+def forget_newer(url: str, model: str, publication: int) -> int:
+    """Let intervals be written again that were copied from a publication which the ledger, once restored, never made.
+
+    Returns:
+        How many intervals there were.
+    """
+    if (newest := newest_publication(url, model)) is None or newest <= publication:
+        return 0
+    with Database(url).writing("sink", f"{model}_predictions") as connection:
+        return connection.execute(sa.delete(_scored(model)).where(sa.column("publication") > publication)).rowcount
+
+
+def _scored(model: str) -> sa.TableClause:
+    return sa.table(f"{model}_scored", sa.column("publication"))
+
+
 def _for_sqlite(column: pa.Array) -> pa.Array:
     """Moments as SQLAlchemy stores them in SQLite: text in UTC that sorts by time."""
     if pa.types.is_timestamp(column.type):
