@@ -31,7 +31,7 @@ from airflow.sdk import chain
 
 from perennial.orchestration import assets
 from perennial.orchestration.approval import ask_approval
-from perennial.orchestration.dags import RUN_LIMIT, day, models, stage
+from perennial.orchestration.dags import RUN_LIMIT, day, models, stage, text
 from perennial.orchestration.train import (
     build_training_set,
     decide_promotion,
@@ -47,7 +47,10 @@ for model in models():
         schedule=assets.when_published(assets.features(model.name), model.schedules.train),
         doc=__doc__,
         run_limit=RUN_LIMIT + (model.approval.within if model.promotion == "approval" else timedelta()),
-        params={"as_of": day("As of", "Only what was known by this day (UTC) is used. Empty: the end of the newest data.")},
+        params={
+            "as_of": day("As of", "Only what was known by this day (UTC) is used. Empty: the end of the newest data."),
+            "cause": text("Cause", "Why, for the record; monitoring gives its own.", required=False, longest=2000),
+        },
     ):
         training_set = build_training_set(model=model.name, window=model.schedules.train)
         fitted = fit_candidate.partial(model=model.name, training_set=training_set).expand(candidate=list(model.candidates))

@@ -92,11 +92,13 @@ def test_rollback_makes_the_version_before_champion_and_scoring_uses_it(living: 
     registry, ledger = living.deployment.registry, living.deployment.ledger
     assert registry.champion(MODEL) == 2
 
-    assert living.trigger("rollback", {"reason": "the new one is not trusted yet"}).state == "success"
+    # Words from a form stay words: nothing renders, runs or cuts them short.
+    reason = "not trusted yet: {{ 7*7 }} $(id) '; DROP TABLE perennial_promotions; --"
+    assert living.trigger("rollback", {"reason": reason}).state == "success"
     assert registry.champion(MODEL) == 1
     newest = ledger.promotions(MODEL)[-1]
     assert (newest.action, newest.version, newest.previous) == ("rollback", 1, 2)
-    assert newest.reason == "the new one is not trusted yet"
+    assert newest.reason == reason
     assert "admin" in newest.actor
 
     assert living.trigger("ingest", partition="2024-01-21").state == "success"

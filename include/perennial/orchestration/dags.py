@@ -200,11 +200,11 @@ def switch(title: str, description: str, *, default: bool) -> Param:
     return Param(default, type="boolean", title=title, description_md=description)
 
 
-def text(title: str, description: str, *, required: bool = True) -> Param:
-    """A form field for a short text; it must be given if it is required."""
+def text(title: str, description: str, *, required: bool = True, longest: int = 500) -> Param:
+    """A form field for a text of so many characters; it must be given if it is required."""
     if not required:
-        return Param(None, type=["null", "string"], maxLength=500, title=title, description_md=description)
-    return Param(None, type="string", minLength=3, maxLength=500, title=title, description_md=description)
+        return _field(None, type=["null", "string"], maxLength=longest, title=title, description_md=description)
+    return _field(None, type="string", minLength=3, maxLength=longest, title=title, description_md=description)
 
 
 def version(title: str, description: str, *, required: bool = False) -> Param:

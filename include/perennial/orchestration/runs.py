@@ -6,8 +6,9 @@ the partition key, never from a date of Airflow's.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -43,6 +44,9 @@ LONGEST = timedelta(days=366 * 20)
 
 #: Most parts of a range. They keep the workers of a large deployment busy, and the run's page in the UI is still read.
 MOST_PARTS = 64
+
+#: Longest conf of a run, in characters of JSON; the fields of a form need a tenth of it.
+LONGEST_CONF = 20_000
 
 #: Trying again cannot help these.
 _FINAL = (ArtifactRejected, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded, TrainingError)
@@ -183,9 +187,37 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
     days = f"{params['start']}--{params.get('end')}" if params.get("start") else params.get("as_of")
     with logs.context(model=model, interval=part or dag_run.partition_key or days, run=dag_run.run_id):
         try:
+            check_conf(dag_run.conf, context["dag"].params)
             yield Run(parts.model(model), parts, context, window, part)
         except _FINAL as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def check_conf(conf: object, form: Collection[str]) -> None:
+    """Refuse what a run was triggered with unless the DAG's form has fields for all of it.
+
+    Airflow checks each field by its schema, and lets pass whatever there is no field for.
+
+    Args:
+        conf: what came with the trigger.
+        form: the names of the form's fields.
+
+    Raises:
+        SpecError: conf is no mapping, is too large, or has a key that is no field.
+    """
+    fields = ", ".join(sorted(form)) or "none"
+    if conf is not None and not isinstance(conf, Mapping):
+        raise SpecError(f"conf is a {type(conf).__name__}; it must be a JSON object with the fields of the form: {fields}")
+    unknown = sorted(repr(key)[:60] for key in conf or () if key not in form)
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise SpecError(f"conf has {', '.join(unknown[:5])}{more}, which the form does not have; its fields are: {fields}")
+    try:
+        length = len(json.dumps(conf, default=str))
+    except (ValueError, RecursionError):
+        raise SpecError("conf is nested too deeply; the form's fields are plain values") from None
+    if length > LONGEST_CONF:
+        raise SpecError(f"conf has {length:,} characters; at most {LONGEST_CONF:,} are read")
 
 
 def connect(name: str) -> Engine:

@@ -151,5 +151,5 @@ def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any]
 
 def cause(run: Run) -> str:
     """Why this training runs: what monitoring said, the calendar, or a person."""
-    asked = (run.context["dag_run"].conf or {}).get("cause")
+    asked = run.params.get("cause")
     return str(asked) if asked else f"calendar: {run.partition}" if run.partition else "by hand"
