@@ -55,7 +55,12 @@ def read_compose(environment: Mapping[str, str], file: Path = COMPOSE) -> dict[s
             return [resolve(part) for part in value]
         return _VARIABLE.sub(fill, value) if isinstance(value, str) else value
 
-    return {key: resolve(part) for key, part in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
+    found = {key: resolve(part) for key, part in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
+    for service in found["services"].values():
+        # A variable without a value is passed on, if it is set.
+        given = {name: environment.get(name) if value is None else value for name, value in service["environment"].items()}
+        service["environment"] = {name: value for name, value in given.items() if value is not None}
+    return found
 
 
 def free_port() -> int:

@@ -210,6 +210,9 @@ class Catalog:
         properties = {"warehouse": self._warehouse, "init_catalog_tables": "false", "pool_pre_ping": "true"}
         if self._warehouse.startswith("file://"):
             properties["py-io-impl"] = f"{DurableFileIO.__module__}.{DurableFileIO.__name__}"
+        elif endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+            # The other variables of the AWS SDKs PyArrow reads by itself.
+            properties["s3.endpoint"] = endpoint
         catalog = SqlCatalog("perennial", uri=self._url, **properties)
         if database.is_sqlite:
             # This one waits for other writers for longer than five seconds, and leaves no connection open.

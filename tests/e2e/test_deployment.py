@@ -1,5 +1,6 @@
 """The life of two models in the deployed stack: the services of docker-compose.yaml, as processes, with real PostgreSQL,
-Redis, Celery workers on queues of their own, and MLflow behind its sign-in. A third model cannot reach its source."""
+Redis, Celery workers on queues of their own, MLflow behind its sign-in, lake and artifacts on an object store. A third model
+cannot reach its source."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
 from sqlalchemy.pool import NullPool
 
 from perennial.airflow_api import AirflowApi
@@ -59,6 +62,16 @@ class Deployed:
         password = self.secrets[f"MLFLOW_{user.upper()}_PASSWORD"]
         return httpx.Client(base_url=f"{self.composed.mlflow_url}/api/2.0/mlflow", auth=(user, password), trust_env=False)
 
+    def objects(self) -> dict[str, bytes]:
+        """What lies in the object store."""
+        given = self.composed.environment("worker")
+        store = fs.S3FileSystem(
+            access_key=given["AWS_ACCESS_KEY_ID"], secret_key=given["AWS_SECRET_ACCESS_KEY"], region=given["AWS_REGION"],
+            endpoint_override=given["AWS_ENDPOINT_URL"],
+        )  # fmt: skip
+        found = store.get_file_info(fs.FileSelector("bucket", recursive=True))
+        return {file.path: store.open_input_stream(file.path).readall() for file in found if file.is_file}
+
     def logs(self) -> dict[str, str]:
         """What each kind of worker has written."""
         return {name: self.composed.log(name).read_text(errors="replace") for name in WORKERS}
@@ -91,6 +104,16 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
                 '{sql: "SELECT * FROM meters WHERE hour >= :start AND hour < :end", connection: meters_db}',
             )
         spec.write_text(text)
+    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    store.start()
+    host, port = store.get_host_and_port()
+    object_store = {
+        "AWS_ACCESS_KEY_ID": "perennial",
+        "AWS_SECRET_ACCESS_KEY": os.urandom(16).hex(),
+        "AWS_REGION": "eu-central-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }
+    httpx.put(f"{object_store['AWS_ENDPOINT_URL']}/bucket").raise_for_status()
     connections = folder / "connections.env"
     connections.write_text(f"AIRFLOW_CONN_METERS_DB=postgres://reader:{CANARY}@127.0.0.1:{free_port()}/meters\n")
     chosen = {
@@ -99,6 +122,9 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         "PERENNIAL_PROMOTER_TASKS": "1",
         "PERENNIAL_TRAINING_THREADS": "1",
         "PERENNIAL_CONNECTIONS_FILE": str(connections),
+        "PERENNIAL_WAREHOUSE": "s3://bucket/lake",
+        "PERENNIAL_MLFLOW_ARTIFACTS": "s3://bucket/mlflow",
+        **object_store,
     }
     with (
         postgres_server("postgres") as server,
@@ -123,6 +149,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
             life.run("ingest", {"start": "2024-01-17", "end": "2024-01-19"})
             assert api.wait(broken, patience=PATIENCE, check=stack.check).state == "failed"
             yield life
+    store.stop()
 
 
 # --- it works ---------------------------------------------------------------------------------------------------------
@@ -150,6 +177,12 @@ def test_each_queue_has_workers_of_its_own(deployed: Deployed) -> None:
         "trainer": {"build_training_set", "fit_candidate", "evaluate_candidates"},
         "promoter": {"decide_promotion", "promote_champion"},
     }
+
+
+def test_lake_and_models_lie_in_the_object_store(deployed: Deployed) -> None:
+    kinds = {re.sub(r"^bucket/(lake|mlflow)/.*(\.\w+)$", r"\1 \2", path) for path in deployed.objects()}
+    assert {"lake .parquet", "lake .avro", "mlflow .skops", "mlflow .html"} <= kinds
+    assert not (deployed.composed.folder / "state" / "lake").exists()
 
 
 def test_init_can_be_run_again(deployed: Deployed) -> None:
@@ -268,10 +301,10 @@ def test_no_secret_is_in_a_log_a_report_or_a_file(deployed: Deployed) -> None:
     kept = {folder / ".env", folder / "connections.env", folder / "tmp" / "basic_auth.ini"}
     files = [file for file in folder.rglob("*") if file.is_file() and file not in kept and "redis" not in file.parts]
     assert len(list(folder.glob("*.log"))) > len(SERVICES)
-    for file in files:
-        content = file.read_bytes()
-        leaked = [name for name, secret in hidden.items() if secret.encode() in content]
-        assert not leaked, f"{leaked} in {file.relative_to(folder)}"
+    contents = {str(file.relative_to(folder)): file.read_bytes() for file in files} | deployed.objects()
+    for name, content in contents.items():
+        leaked = [secret for secret, value in hidden.items() if value.encode() in content]
+        assert not leaked, f"{leaked} in {name}"
 
 
 def test_no_secret_is_in_a_database(deployed: Deployed) -> None:
