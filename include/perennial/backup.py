@@ -2,7 +2,7 @@
 
 A backup is made while work goes on, and names no file that it lacks, by its order alone:
 
-1. nobody removes files of the lake from now on (:func:`perennial.maintenance.hold`), and what is written is never changed;
+1. nobody removes files of the lake from now on (:func:`perennial.removal.hold`), and what is written is never changed;
 2. the databases, each as of one moment: first Airflow's, so that at worst a run is done again; then predictions and the
    ledger; then the catalog, and MLflow's, so that all that the ledger names is in them;
 3. the files, so that all that the databases name is among them.
@@ -28,7 +28,7 @@ from typing import Any
 
 from sqlalchemy.engine import make_url
 
-from perennial import logs, maintenance
+from perennial import logs, removal
 from perennial.errors import BackupError
 from perennial.settings import Settings
 
@@ -68,7 +68,7 @@ def make_backup(settings: Settings, place: Path, environment: Mapping[str, str],
             raise BackupError(f"{place} lies in {folder}, which would be copied; name a folder elsewhere, best on another disk")
     place.mkdir(parents=True, exist_ok=True)
     place.chmod(0o700)
-    maintenance.hold(settings, now + LONGEST)
+    removal.hold(settings, now + LONGEST)
     try:
         sums = {}
         for name, file in databases.items():
@@ -79,7 +79,7 @@ def make_backup(settings: Settings, place: Path, environment: Mapping[str, str],
             if (digest := _copy(file, place / relative)) is not None:
                 sums[relative] = digest
     finally:
-        maintenance.let_go(settings)
+        removal.let_go(settings)
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     (place / _SUMS).write_text(text, encoding="utf-8")
     manifest = {

@@ -441,17 +441,19 @@ def _maintain(chosen: argparse.Namespace) -> int:
 
 
 def _backup(chosen: argparse.Namespace) -> int:
-    from perennial import backup, maintenance
+    from perennial import removal
 
     now = datetime.now(UTC)
     if chosen.release:
-        maintenance.let_go(settings())
+        removal.let_go(settings())
         return _tell("Maintenance may remove what is not needed again.")
     if chosen.hold is not None:
-        maintenance.hold(settings(), now + timedelta(hours=chosen.hold))
+        removal.hold(settings(), now + timedelta(hours=chosen.hold))
         return _tell(f"Nothing is removed from the lake for {chosen.hold} hours, or until perennial backup --release.")
     if chosen.place is None:
         raise SystemExit("name a new folder for the backup")
+    from perennial import backup
+
     made = backup.make_backup(settings(), chosen.place, os.environ, now=now)
     return _tell(f"{made['files']:,} files, {made['bytes'] / 1e6:,.1f} MB in {chosen.place}")
 

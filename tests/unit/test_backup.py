@@ -17,7 +17,8 @@ from perennial.backup import make_backup, restore_backup
 from perennial.deployment import Deployment
 from perennial.errors import BackupError
 from perennial.intervals import Interval
-from perennial.maintenance import held_until, tidy_lake
+from perennial.maintenance import tidy_lake
+from perennial.removal import held_until
 from tests.unit import synthetic
 from tests.unit.monitored import DAY, World, make_world, open_world
 

@@ -9,23 +9,21 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from perennial import maintenance
+from perennial import removal
 from perennial.errors import BackupError, SnapshotMissing
 from perennial.intervals import Interval
 from perennial.lake import TableWrite
 from perennial.maintenance import (
     close_abandoned_runs,
     forget_quarantine,
-    hold,
-    let_go,
     maintain,
     remove_reports,
     remove_staging,
-    removing,
     tidy_lake,
     tidy_tables,
     unpin_old_versions,
 )
+from perennial.removal import hold, let_go, removing
 from perennial.settings import Settings
 from tests.unit.monitored import DAY, WEEK, World, make_world
 from tests.unit.synthetic import MOMENT, make_rows
@@ -202,7 +200,7 @@ def test_a_backup_that_died_holds_no_longer_than_it_said(world: World) -> None:
 
 
 def test_a_backup_waits_for_a_removal_that_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "PATIENCE", timedelta(0))
+    monkeypatch.setattr(removal, "PATIENCE", timedelta(0))
     with removing(world.settings) as held:
         assert held is None
         with pytest.raises(BackupError, match="have been removed for"):

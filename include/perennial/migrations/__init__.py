@@ -68,7 +68,7 @@ def check(connection: sa.Connection) -> None:
     is_at = "holds no ledger of a known revision yet" if found is None else f"holds a ledger at revision {found}"
     raise SchemaMismatch(
         f"the database {_where(connection)} {is_at}, and this code needs {wanted}: run the init job of the release that is "
-        "being installed (docker compose up init; without compose, perennial init), then start this again"
+        "being installed (docker compose run --rm init; without compose, perennial init), then start this again"
     )
 
 
