@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,12 @@ def _copy_model(models: Path, name: str, more: str) -> None:
 def free_ports() -> dict[str, str]:
     import socket
 
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
+    names = ("PERENNIAL_AIRFLOW_PORT", "PERENNIAL_MLFLOW_PORT", "PERENNIAL_WATCH_PORT")
+    with ExitStack() as open_probes:
+        probes = [open_probes.enter_context(socket.socket()) for _ in names]
+        for probe in probes:
             probe.bind(("127.0.0.1", 0))
-        airflow, mlflow = first.getsockname()[1], second.getsockname()[1]
-    return {"PERENNIAL_AIRFLOW_PORT": str(airflow), "PERENNIAL_MLFLOW_PORT": str(mlflow)}
+        return {name: str(probe.getsockname()[1]) for name, probe in zip(names, probes, strict=True)}
 
 
 def sink_rows(life: Living) -> list[Any]:

@@ -150,11 +150,11 @@ class AirflowApi:
         return [_run(found) for found in self._pages("/dags/~/dagRuns", "dag_runs", query)]
 
     def runs_in(self, states: Sequence[str], *, changed_since: datetime | None = None, most: int = 500) -> list[DagRun]:
-        """The runs of all DAGs that are in one of these states, at most ``most`` of them, the oldest first."""
-        query: dict[str, Any] = {"state": list(states), "order_by": "id"}
+        """The runs of all DAGs that are in one of these states; of more than ``most`` of them, the newest. The oldest first."""
+        query: dict[str, Any] = {"state": list(states), "order_by": "-id"}
         if changed_since is not None:
             query["updated_at_gte"] = changed_since.isoformat()
-        return [_run(found) for found in self._pages("/dags/~/dagRuns", "dag_runs", query, most)]
+        return [_run(found) for found in reversed(self._pages("/dags/~/dagRuns", "dag_runs", query, most))]
 
     def task_instances(self, run: DagRun) -> list[TaskInstance]:
         """The run's tasks."""
@@ -162,8 +162,8 @@ class AirflowApi:
         return [_task(found) for found in self._pages(path, "task_instances", {})]
 
     def failed_tasks(self, since: datetime, most: int = 500) -> list[TaskInstance]:
-        """Tasks of all DAGs that have failed for good and changed since then, at most ``most`` of them."""
-        query = {"state": "failed", "updated_at_gte": since.isoformat(), "order_by": "id"}
+        """Tasks of all DAGs that have failed for good and changed since then; of more than ``most`` of them, the newest."""
+        query = {"state": "failed", "updated_at_gte": since.isoformat(), "order_by": "-id"}
         return [_task(found) for found in self._pages("/dags/~/dagRuns/~/taskInstances", "task_instances", query, most)]
 
     def error(self, task: TaskInstance) -> str:

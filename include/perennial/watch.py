@@ -12,20 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from croniter import CroniterError, croniter
 
 from perennial import alerts
-from perennial.alerts import Alert
+from perennial.alerts import EVERYBODY, Alert
 from perennial.intervals import Interval
 from perennial.spec import ModelSpec, Watch
 
 if TYPE_CHECKING:
     from perennial.airflow_api import DagRun, TaskInstance
-
-#: Whom alerts speak of that concern no single model.
-EVERYBODY = "perennial"
 
 #: What is over within this time was a restart, or a person at work, and nobody is told.
 RESTART = timedelta(minutes=2)
@@ -34,8 +31,9 @@ HAND = timedelta(minutes=15)
 #: A failed task's own callback knows the error, and has this long to tell.
 CALLBACK = timedelta(minutes=1)
 
-#: Alerts are sent every five minutes; one that waits this long is sent by the watchdog.
-WAITING = timedelta(minutes=20)
+#: Alerts are sent every five minutes. What waits this long, the watchdog sends; and people are told of what waits after that.
+WAITING = timedelta(minutes=15)
+STRANDED = timedelta(hours=1)
 
 #: A stage starts within minutes of what it waits for; scoring or monitoring of a window may take this long.
 STAGE = timedelta(hours=3)
@@ -109,6 +107,19 @@ class ModelState:
 
 
 @dataclass(frozen=True)
+class FailedTask:
+    """A task that failed for good.
+
+    Attributes:
+        task: the task.
+        run: its run.
+    """
+
+    task: TaskInstance
+    run: DagRun
+
+
+@dataclass(frozen=True)
 class OpenRun:
     """A run that is queued or runs for long.
 
@@ -135,7 +146,7 @@ class AirflowState:
 
     components: Mapping[str, datetime | None] = field(default_factory=dict)
     import_errors: Mapping[str, str] = field(default_factory=dict)
-    failed_tasks: Sequence[TaskInstance] = ()
+    failed_tasks: Sequence[FailedTask] = ()
     failed_runs: Sequence[DagRun] = ()
     open_runs: Sequence[OpenRun] = ()
 
@@ -176,8 +187,8 @@ class Finding:
         subject: what it is about; the same from look to look, and of no other finding.
         alert: what people are told.
         lasting: how long it has to be found before they are.
-        key: of something that is over and not found again, such as the death of a task: the alert's key in the outbox, which
-            is the one that the task's own callback would have used.
+        key: of something that happened, such as the death of a task, which is not over when it is not found again: the alert's
+            key in the outbox, the one that the task's own callback would have used.
     """
 
     subject: str
@@ -187,6 +198,7 @@ class Finding:
 
 
 Area = Literal["airflow", "components", "runs", "dags", "paused", "models", "outbox"]
+AREAS: tuple[Area, ...] = get_args(Area)
 
 
 @dataclass(frozen=True)
@@ -276,15 +288,21 @@ def _paused(known: Known) -> Iterator[Finding]:
 
 def _runs(known: Known) -> Iterator[Finding]:
     assert known.airflow is not None
-    for task in known.airflow.failed_tasks:
-        if (model := _model(known, task.dag_id)) is None or (task.ended_at and known.now - task.ended_at < CALLBACK):
+    for failed in known.airflow.failed_tasks:
+        task, run = failed.task, failed.run
+        model = _model(known, task.dag_id)
+        if model is None or (task.ended_at is not None and known.now - task.ended_at < CALLBACK):
             continue
-        key = f"run_failed:{task.dag_id}:{task.run_id}:{task.task_id}:{task.map_index}"
-        yield Finding(
-            f"runs/task/{key}",
-            alerts.task_died(model, stage=_stage(task.dag_id), task=task.task_id, run_id=task.run_id, interval=None),
-            key=key,
+        key = alerts.failure_key(task.dag_id, task.run_id, task.task_id, task.map_index)
+        alert = alerts.task_died(
+            model,
+            stage=_stage(task.dag_id),
+            task=task.task_id,
+            run_id=task.run_id,
+            interval=_partition(run),
+            subject=alerts.failure(task.dag_id, task.task_id, task.map_index),
         )
+        yield Finding(f"runs/task/{key}", alert, key=key)
     for run in known.airflow.failed_runs:
         model = _model(known, run.dag_id)
         if model is None or (run.ended_at and known.now - run.ended_at < CALLBACK):
@@ -474,5 +492,5 @@ def _last_window(by: datetime, window: str) -> Interval:
 
 
 def _outbox(known: Known) -> Iterator[Finding]:
-    if known.oldest_waiting is not None and known.now - known.oldest_waiting > WAITING:
+    if known.oldest_waiting is not None and known.now - known.oldest_waiting > STRANDED:
         yield Finding("outbox/waiting", alerts.alerts_waiting(EVERYBODY, count=known.waiting, since=known.oldest_waiting))

@@ -26,7 +26,7 @@ from perennial.stack.environment import Ports, choose_ports, embedded_settings, 
 from perennial.stack.processes import RESTARTS, Processes, marked
 from tests.living import free_ports
 
-PORTS = Ports(airflow=18080, mlflow=15000, execution=18081)
+PORTS = Ports(airflow=18080, mlflow=15000, metrics=19464, execution=18081)
 
 
 def soon(condition: Callable[[], object], seconds: float = 60) -> bool:
@@ -145,7 +145,14 @@ def taken() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-@pytest.mark.parametrize(("server", "variable"), [("Airflow", "PERENNIAL_AIRFLOW_PORT"), ("MLflow", "PERENNIAL_MLFLOW_PORT")])
+@pytest.mark.parametrize(
+    ("server", "variable"),
+    [
+        ("Airflow", "PERENNIAL_AIRFLOW_PORT"),
+        ("MLflow", "PERENNIAL_MLFLOW_PORT"),
+        ("the watchdog", "PERENNIAL_WATCH_PORT"),
+    ],
+)
 def test_a_port_in_use_is_named_with_the_variable_that_chooses_another(taken: int, server: str, variable: str) -> None:
     with pytest.raises(StackError, match=rf"port {taken}, where {server} would listen, is in use.*{variable}=\d+"):
         choose_ports({**free_ports(), variable: str(taken)})

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perennial.airflow_api import DagRun, TaskInstance
+from perennial.alerts import failure, failure_key
 from perennial.intervals import Interval, utc
 from perennial.settings import PROJECT
 from perennial.spec import ModelSpec, read_model
 from perennial.watch import (
     AirflowState,
     Champion,
+    FailedTask,
     Finding,
     Known,
     Look,
@@ -124,12 +126,15 @@ def test_a_broken_dag_file_is_told_by_the_last_line_of_its_error() -> None:
 
 def test_a_task_that_failed_is_told_under_the_key_of_its_own_callback_once_that_had_its_time() -> None:
     task = TaskInstance(f"{MODEL}.score", "r1", "predict", -1, "failed", 1, ended_at=NOW - timedelta(seconds=61))
+    failed = FailedTask(task, run(partition_key="2024-05-14"))
 
-    [finding] = look(known(airflow=AirflowState(failed_tasks=[task]))).findings.values()
+    [finding] = look(known(airflow=AirflowState(failed_tasks=[failed]))).findings.values()
 
-    assert finding.key == f"run_failed:{MODEL}.score:r1:predict:-1"
+    assert finding.key == failure_key(f"{MODEL}.score", "r1", "predict", -1)
+    assert finding.alert.subject == f"{failure(f'{MODEL}.score', 'predict', -1)}/2024-05-14"
     assert finding.alert.kind == "run_failed"
-    assert found(known(airflow=AirflowState(failed_tasks=[replace(task, ended_at=NOW - timedelta(seconds=59))]))) == set()
+    early = replace(failed, task=replace(task, ended_at=NOW - timedelta(seconds=59)))
+    assert found(known(airflow=AirflowState(failed_tasks=[early]))) == set()
 
 
 def test_a_run_that_failed_without_a_failed_task_is_told() -> None:
@@ -141,7 +146,7 @@ def test_a_run_that_failed_without_a_failed_task_is_told() -> None:
 
 def test_dags_of_others_are_none_of_our_business() -> None:
     airflow = AirflowState(
-        failed_tasks=[TaskInstance("theirs", "r1", "t", -1, "failed", 1, NOW - HOUR)],
+        failed_tasks=[FailedTask(TaskInstance("theirs", "r1", "t", -1, "failed", 1, NOW - HOUR), run("theirs"))],
         failed_runs=[run("theirs.etl", state="failed", ended_at=NOW - HOUR)],
         open_runs=[OpenRun(run("theirs.etl"))],
     )
@@ -262,8 +267,8 @@ def test_labels_are_late_when_a_window_cannot_be_measured_a_week_after() -> None
 
 
 def test_alerts_that_nobody_sends_are_found() -> None:
-    assert found(replace(known(), waiting=3, oldest_waiting=NOW - HOUR)) == {"outbox/waiting"}
-    assert found(replace(known(), waiting=3, oldest_waiting=NOW - timedelta(minutes=5))) == set()
+    assert found(replace(known(), waiting=3, oldest_waiting=NOW - 2 * HOUR)) == {"outbox/waiting"}
+    assert found(replace(known(), waiting=3, oldest_waiting=NOW - HOUR / 2)) == set()
 
 
 @given(

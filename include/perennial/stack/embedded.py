@@ -152,6 +152,10 @@ class Stack:
     def mlflow_url(self) -> str:
         return f"http://{HOST}:{self.ports.mlflow}"
 
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{HOST}:{self.ports.metrics}/metrics"
+
     def __enter__(self) -> Self:
         try:
             self.processes = Processes(
@@ -204,7 +208,8 @@ class Stack:
         self._lock.write({"process": os.getpid(), "airflow": self.airflow_url, "mlflow": self.mlflow_url})
         passwords = passwords_file(self.settings)
         passwords.parent.mkdir(parents=True, exist_ok=True)
-        write_private(passwords, json.dumps({"admin": self.password}))
+        watchdog = secrets.token_urlsafe(24)
+        write_private(passwords, json.dumps({"admin": self.password, "watchdog": watchdog}))
         processes = self.processes
         # No two processes may make a database's tables, and none may ask for them before. MLflow's server makes its own, and
         # is asked by nobody before it is healthy.
@@ -235,6 +240,9 @@ class Stack:
             raise StackError(f"airflow-pools failed; {last_words(processes.log('airflow-pools'))}")
         processes.start("scheduler", *_AIRFLOW, "scheduler", "--skip-serve-logs")
         self._wait_for({"Airflow": f"{self.airflow_url}{_HEALTH}"})
+        given = {"PERENNIAL_AIRFLOW_URL": self.airflow_url, "AIRFLOW_WATCHDOG_PASSWORD": watchdog}
+        given["PERENNIAL_WATCH_PORT"] = str(self.ports.metrics)
+        processes.start("watch", sys.executable, "-m", "perennial.cli", "watch", given=given)
         processes.watch()
 
     def _start_mlflow(self) -> None:

@@ -28,11 +28,13 @@ class Ports:
     Attributes:
         airflow: UI and REST API.
         mlflow: UI and tracking.
+        metrics: what the watchdog shows to Prometheus.
         execution: the API that tasks talk to; nobody else does, so that any free port will do.
     """
 
     airflow: int
     mlflow: int
+    metrics: int
     execution: int
 
 
@@ -42,11 +44,16 @@ def choose_ports(environment: Mapping[str, str]) -> Ports:
     Raises:
         StackError: a port is no number, is given twice, or is taken; the message names its variable.
     """
-    airflow = _choose("Airflow", environment, "PERENNIAL_AIRFLOW_PORT", 8080)
-    mlflow = _choose("MLflow", environment, "PERENNIAL_MLFLOW_PORT", 5000)
-    if airflow == mlflow:
-        raise StackError(f"PERENNIAL_AIRFLOW_PORT and PERENNIAL_MLFLOW_PORT are both {airflow}; make them differ")
-    return Ports(airflow=airflow, mlflow=mlflow, execution=_free_port())
+    wanted = {"PERENNIAL_AIRFLOW_PORT": ("Airflow", 8080), "PERENNIAL_MLFLOW_PORT": ("MLflow", 5000)}
+    wanted["PERENNIAL_WATCH_PORT"] = ("the watchdog", 9464)
+    chosen: dict[int, str] = {}
+    for variable, (server, default) in wanted.items():
+        port = _choose(server, environment, variable, default)
+        if port in chosen:
+            raise StackError(f"{chosen[port]} and {variable} are both {port}; make them differ")
+        chosen[port] = variable
+    airflow, mlflow, metrics = chosen
+    return Ports(airflow=airflow, mlflow=mlflow, metrics=metrics, execution=_free_port())
 
 
 def _choose(server: str, environment: Mapping[str, str], variable: str, default: int) -> int:
@@ -205,7 +212,7 @@ def environment(
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": str(parallelism),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{HOST}:{ports.execution}/execution/",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,watchdog:viewer",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords_file(settings)),
         # The full name of the machine may take a name server seconds to find, in every task.
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
