@@ -1,28 +1,31 @@
 """
 # Notify: send the alerts that wait in the outbox
 
-Every alert is first a row of the ledger, written with what caused it. Each five minutes this DAG sends what waits, to the
-Slack webhook and the addresses that the alert's model names in `model.yaml`, through Airflow's connections. What cannot be
-sent is tried again, less and less often, and is never lost; what has reached one channel is not sent to it twice.
+Every alert is first a row of the ledger, written with what caused it. Each minute this DAG sends what waits, to the Slack
+channels and the addresses that the alert's model names in `model.yaml`, or else the environment (`PERENNIAL_ALERTS_…`),
+through Airflow's connections. What a channel does not take is tried again, after a longer wait each time, and never lost;
+many at once become a digest; what is well again is told, too. One channel that is down keeps nothing from the others.
 
-There is one such DAG for all models, and none while no model names a channel.
+There is one such DAG for all models, and none while nobody names a channel. `docs/alerts.md` says what each alert means.
 
 ## When it fails
-- **failed is above zero**: the channel refused. The task's log names the error; check the connection in Admin → Connections.
-- A red run needs nothing: the next one sends what this one did not.
+- **failed is above zero**: a channel takes nothing. `perennial alerts` and the task's log say why, and the other channels
+  are told as well. Mend the connection in Admin → Connections, then **trigger this DAG by hand**: that tries at once.
+- A red run needs nothing: the next one sends what this one did not. If none runs, the watchdog sends what is overdue.
 """
 
 from datetime import timedelta
 
 from perennial.orchestration.dags import common, models
 from perennial.orchestration.notifiers import deliver_alerts
+from perennial.settings import settings
 
-if any(model.alerts.slack or model.alerts.email for model in models()):
+if settings().alerts_slack or settings().alerts_email or any(model.alerts.everybody for model in models()):
     with common(
         "perennial.notify",
         owner="perennial",
         description="Airflow sends the alerts that wait in the outbox",
-        schedule="*/5 * * * *",
+        schedule="* * * * *",
         doc=__doc__,
         tags={"notify"},
         run_limit=timedelta(minutes=30),

@@ -54,6 +54,9 @@ Kind = Literal[
 #: Whose alerts those are that concern no single model.
 EVERYBODY = "perennial"
 
+#: Airflow's map index of a task that is not mapped.
+_UNMAPPED = -1
+
 #: Most reasons that are spelled out; the report has the rest.
 _MAX_REASONS = 8
 _MAX_LENGTH = 300
@@ -135,14 +138,14 @@ def reign(model: str, what: Literal["breaker", "shadow"]) -> str:
     return f"reign/{model}/{what}"
 
 
-def failure(dag_id: str, task_id: str, map_index: int) -> str:
+def failure(dag_id: str, task_id: str, map_index: int | None) -> str:
     """Failures of a task, by the interval or the run it was for; well again once the task succeeds for the same."""
-    return f"failed/{dag_id}/{task_id}/{map_index}"
+    return f"failed/{dag_id}/{task_id}/{_UNMAPPED if map_index is None else map_index}"
 
 
-def failure_key(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+def failure_key(dag_id: str, run_id: str, task_id: str, map_index: int | None) -> str:
     """The key of the alert of a failed task, whoever tells of it: its own callback, or the watchdog if it was killed."""
-    return f"run_failed:{dag_id}:{run_id}:{task_id}:{map_index}"
+    return f"run_failed:{dag_id}:{run_id}:{task_id}:{_UNMAPPED if map_index is None else map_index}"
 
 
 # --- one function a kind ---------------------------------------------------------------------------------------------
@@ -425,6 +428,7 @@ def run_failed(
         subject: see :func:`failure`.
     """
     what_for = f" for {interval.key}" if interval is not None else ""
+    often = f" {tries} times" if tries > 1 else ""
     first = next((line for line in error.splitlines() if line.strip()), "no message")
     return Alert(
         model=model,
@@ -432,8 +436,7 @@ def run_failed(
         kind="run_failed",
         title=f"{model}: {stage} failed{what_for}",
         text=_text(
-            f"The run {_clean(run_id)} of {stage}{what_for} failed{f' {tries} times' if tries > 1 else ''} and will not be tried "
-            "again:",
+            f"The run {_clean(run_id)} of {stage}{what_for} failed{often} and will not be tried again:",
             [first],
             "Open its log. Once the cause is gone, clear the failed task: every stage may be run again for its interval.",
         ),
@@ -442,9 +445,7 @@ def run_failed(
     )
 
 
-def channel_lost(
-    channel: str, *, reason: str, since: datetime, refuses: bool, waiting: int, critical: int, connection: str
-) -> Alert:
+def channel_lost(channel: str, *, reason: str, since: datetime, refuses: bool, waiting: int, critical: int) -> Alert:
     """A channel takes no alerts; told through the others.
 
     Args:
@@ -454,11 +455,10 @@ def channel_lost(
         refuses: whether it will not by itself, so that somebody has to mend it.
         waiting: alerts that wait for it.
         critical: how many of them are critical.
-        connection: the Airflow connection it goes through.
     """
     which = f"{waiting} alert{'s' if waiting > 1 else ''} {'wait' if waiting > 1 else 'waits'}, {critical} of them critical"
     todo = (
-        f"Mend the Airflow connection {connection}, then trigger perennial.notify; else it is tried again each hour."
+        "Mend its connection in Airflow, or the channel in model.yaml, then trigger perennial.notify. It is tried each hour."
         if refuses
         else "It is tried again by itself, at least each ten minutes."
     )
@@ -569,19 +569,24 @@ def paused(model: str, *, stages: Sequence[str]) -> Alert:
     )
 
 
-def task_died(model: str, *, stage: str, task: str, run_id: str, interval: Interval | None) -> Alert:
-    """A task failed, and nothing was left to say why: its process was killed, or its machine was lost."""
-    subject = f" for {interval.key}" if interval is not None else ""
+def task_died(model: str, *, stage: str, task: str, run_id: str, interval: Interval | None, subject: str) -> Alert:
+    """A task failed, and nothing was left to say why: its process was killed, or its machine was lost.
+
+    Args:
+        subject: see :func:`failure`.
+    """
+    what_for = f" for {interval.key}" if interval is not None else ""
     return Alert(
         model=model,
         severity="critical",
         kind="run_failed",
-        title=f"{model}: {stage} failed{subject}",
+        title=f"{model}: {stage} failed{what_for}",
         text=_text(
             f"The task {task} of run {_clean(run_id)} failed without a word:",
             ["its process was killed (out of memory, perhaps), or the worker that ran it was lost"],
             "Look at the worker's memory and at the end of the task's log. Then clear the task: every stage may be run again.",
         ),
+        subject=f"{subject}/{interval.key if interval is not None else run_id}",
     )
 
 

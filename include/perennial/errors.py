@@ -20,10 +20,15 @@
     ├── LineageError          what is to be traced is not there: what was looked for, and where
     ├── CardError             a card or report would have a section that says nothing: which, and what would fill it
     ├── BackupError           a backup cannot be made or restored: which file or database, and why
+    ├── NotDelivered          a channel did not take a message: what it answered, and whether somebody has to mend it
     └── StackError            the embedded stack cannot start or stay up: what to do
 
 A message names the model, the interval, the file or the column at fault, and what to do about it.
 """
+
+from __future__ import annotations
+
+from datetime import timedelta
 
 
 class PerennialError(Exception):
@@ -96,6 +101,22 @@ class CardError(PerennialError):
 
 class BackupError(PerennialError):
     """A backup cannot be made, or one cannot be restored; what is there is left as it is."""
+
+
+class NotDelivered(PerennialError):
+    """A channel did not take a message, or nobody knows whether it did.
+
+    Attributes:
+        after: how long it asks to be left alone; None if it does not say.
+        mend: whether it will refuse until somebody changes something.
+        offends: whether it refuses this message, not messages.
+    """
+
+    def __init__(self, said: str, *, after: timedelta | None = None, mend: bool = False, offends: bool = False) -> None:
+        super().__init__(said)
+        self.after = after
+        self.mend = mend
+        self.offends = offends
 
 
 class StackError(PerennialError):

@@ -1,7 +1,7 @@
 """The ledger: the one place where it is decided what is published and what is champion.
 
 A SQL database (SQLite embedded, PostgreSQL deployed) that holds publications, versions and promotions, verdicts,
-performance, retraining requests, refusals, and the outbox of alerts. Iceberg and MLflow cannot commit two things at
+performance, retraining requests, refusals, and alerts (:mod:`perennial.outbox`). Iceberg and MLflow cannot commit two things at
 once; a row here can, so readers believe the ledger: an interval is published when a row of it says so
 (:mod:`perennial.lake` writes it), and the champion is what its newest completed promotion says
 (:mod:`perennial.registry` brings MLflow's alias in line).
@@ -12,7 +12,6 @@ they write.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,13 +19,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from perennial import migrations
+from perennial import alerts, migrations, outbox
 from perennial.alerts import Alert
 from perennial.database import Database
 from perennial.errors import ArtifactRejected, SchemaMismatch, StaleDecision, Superseded
 from perennial.intervals import Interval, utc
+from perennial.outbox import Outbox, OutboxEntry
+from perennial.schema import insert
+from perennial.schema import json_value as _json
+from perennial.schema import metadata as metadata
+from perennial.schema import number as _number
+from perennial.schema import number_itself as _id
+from perennial.schema import table as _table
+from perennial.schema import text as _text
+from perennial.schema import time as _time
 from perennial.succession import in_force
 
 VerdictName = Literal["ok", "drift", "unknown"]
@@ -309,100 +316,31 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class OutboxEntry:
-    """An alert that has to be delivered.
+class Overview:
+    """Where all models stand, read at one moment, each by model; a model of which nothing is known is missing.
 
     Attributes:
-        key: the same event has the same key and is told once.
-        delivered: channels that have it already.
-        attempts: deliveries that failed.
-        next_attempt_at: not before this; None once it is delivered or given up.
-        delivered_at: when the last channel had it.
-        error: what the last failed delivery said.
+        published: by dataset, where the newest published interval ends.
+        champions: the promotion that made the champion.
+        versions: the champion and the newest version, by number.
+        approvals: the last answer to the newest version that anybody was asked about.
+        refusals: the interval that was refused last.
+        verdicts: on the newest windows, oldest first.
+        performances: of the newest windows, oldest first.
+        alerts: the recent ones and those that wait for delivery, oldest first.
     """
 
-    id: int
-    key: str
-    alert: Alert
-    created_at: datetime
-    delivered: list[str]
-    attempts: int
-    next_attempt_at: datetime | None
-    delivered_at: datetime | None
-    error: str | None
+    published: dict[str, dict[str, datetime]]
+    champions: dict[str, Promotion]
+    versions: dict[str, dict[int, VersionRecord]]
+    approvals: dict[str, Approval]
+    refusals: dict[str, Refusal]
+    verdicts: dict[str, list[Verdict]]
+    performances: dict[str, list[Performance]]
+    alerts: dict[str, list[OutboxEntry]]
 
 
 # --- how it is stored ------------------------------------------------------------------------------------------------
-
-
-class _Utc(sa.TypeDecorator[datetime]):
-    """A moment in UTC; SQLite has no zones, so it is stored there without one."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        if value is None:
-            return None
-        moment = utc(value)
-        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class _Text(sa.TypeDecorator[str]):
-    """Text that may quote a broken file: PostgreSQL keeps no NUL, and neither keeps half a surrogate pair."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
-        return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
-
-
-class _Json(sa.TypeDecorator[Any]):
-    """A JSON value as text: NaN and infinity, which a refusal's evidence may hold, come back as they were."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str:  # noqa: ARG002
-        return json.dumps(value, sort_keys=True)
-
-    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ARG002
-        return None if value is None else json.loads(value)
-
-
-metadata = sa.MetaData()
-
-
-def _table(name: str, *columns: sa.Column[Any] | sa.Constraint | sa.Index) -> sa.Table:
-    # Without AUTOINCREMENT, SQLite gives the number of a deleted last row to the next one.
-    return sa.Table(f"perennial_{name}", metadata, *columns, sqlite_autoincrement=True)
-
-
-def _id() -> sa.Column[Any]:
-    # SQLite counts up by itself in a column of the type INTEGER only.
-    return sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True)
-
-
-def _text(name: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
-    return sa.Column(name, _Text, primary_key=key, nullable=null)
-
-
-def _time(name: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
-    return sa.Column(name, _Utc, primary_key=key, nullable=null)
-
-
-def _number(name: str, *, key: bool = False, null: bool = False) -> sa.Column[Any]:
-    return sa.Column(name, sa.BigInteger, primary_key=key, nullable=null, autoincrement=False)
-
-
-def _json(name: str) -> sa.Column[Any]:
-    return sa.Column(name, _Json, nullable=False)
 
 
 _orders = _table(
@@ -498,15 +436,6 @@ _refusals = _table(
     _json("reasons"), _json("rows"), _time("recorded_at"),
 )  # fmt: skip
 
-_outbox = _table(
-    "outbox",
-    _id(),
-    sa.Column("key", _Text, nullable=False, unique=True),
-    _json("alert"), _time("created_at"), _json("delivered"), _number("attempts"),
-    _time("next_attempt_at", null=True), _time("delivered_at", null=True), _text("error", null=True),
-)  # fmt: skip
-
-
 _T = TypeVar("_T")
 
 
@@ -520,6 +449,28 @@ def _as(kind: type[_T], row: Mapping[str, Any] | sa.RowMapping) -> _T:
     if "start" in values:
         values["interval"] = Interval(values.pop("start"), values.pop("end"))
     return kind(**values)
+
+
+_W = TypeVar("_W", Verdict, Performance)
+
+
+def _by_model(found: Sequence[_W]) -> dict[str, list[_W]]:
+    grouped: dict[str, list[_W]] = {}
+    for one in sorted(found, key=lambda one: one.interval):
+        grouped.setdefault(one.model, []).append(one)
+    return grouped
+
+
+def _newest(
+    table: sa.Table, *order: sa.Column[Any], number: int = 1, where: sa.ColumnElement[bool] | None = None
+) -> sa.Select[Any]:
+    """Of each model the ``number`` rows that come last by ``order``."""
+    rank = sa.func.row_number().over(partition_by=table.c.model, order_by=[column.desc() for column in order])
+    ranked = sa.select(table, rank.label("rank"))
+    if where is not None:
+        ranked = ranked.where(where)
+    rows = ranked.subquery()
+    return sa.select(*(rows.c[column.name] for column in table.c)).where(rows.c.rank <= number)
 
 
 def _matches(table: sa.Table, key: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
@@ -537,7 +488,6 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url, check=migrations.check)
-        self._insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
 
     def migrate(self) -> None:
         """Bring the tables to what this code needs, see :mod:`perennial.migrations`. Several processes may call it at once.
@@ -629,6 +579,9 @@ class Ledger:
                 sa.insert(_publications).values(**stored, start=interval.start, end=interval.end).returning(_publications.c.id)
             ).scalar_one()
             self._move(connection, model, dataset, Head(head.revision + 1, number, dict(snapshots)))
+            for subject in outbox.open_subjects(connection, alerts.refused_data(model, dataset)):
+                if interval.contains(Interval.from_key(subject.rpartition("/")[2])):
+                    outbox.resolve(connection, subject, f"{interval.key} is published, by run {claim.run_id}.")
             return Publication(id=number, interval=interval, **stored)
 
     def check(self, claim: Claim) -> None:
@@ -675,6 +628,16 @@ class Ledger:
         if interval is not None:
             query = query.where(_publications.c.start < interval.end, _publications.c.end > interval.start)
         return self._list(Publication, query.order_by(_publications.c.id))
+
+    def publications_after(self, number: int, limit: int) -> list[Publication]:
+        """Publications of all models with a higher number than this one, at most ``limit`` of them, the lowest first.
+
+        One with a lower number may become visible after one with a higher: whoever follows them looks back a little.
+        """
+        return self._list(
+            Publication,
+            sa.select(_publications).where(_publications.c.id > number).order_by(_publications.c.id).limit(limit),
+        )
 
     def revisions(self, model: str, dataset: str) -> list[Head]:
         """Where a dataset has stood, oldest first: what readers were sent to by each publication and each maintenance."""
@@ -917,8 +880,11 @@ class Ledger:
                 )
             if row[how] is None:
                 connection.execute(sa.update(_promotions).where(_promotions.c.id == promotion_id).values({how: _now()}))
+                if how == "completed_at":
+                    for subject in (alerts.reign(model, "breaker"), alerts.reign(model, "shadow")):
+                        outbox.resolve(connection, subject, f"Version {row['version']} is champion now ({row['action']}).")
             if alert is not None:
-                self._enqueue(connection, alert, f"{alert.kind}/{model}/promotion-{promotion_id}")
+                outbox.record(connection, alert, f"{alert.kind}/{model}/promotion-{promotion_id}")
 
     def begin_move(self, promotion: Promotion, *, lease: timedelta) -> int | None:
         """Take the right to move the registry's alias to a promotion's version; one process at a time has it.
@@ -1037,8 +1003,15 @@ class Ledger:
         }  # fmt: skip
         with self._database.writing(model) as connection:
             self._replace(connection, _verdicts, key, values)
+            said = f"The verdict on {interval.key} is {verdict}."
+            if verdict != "unknown":
+                self._resolve_judged(connection, alerts.judged(model, "unknown"), interval, said)
+            if verdict == "ok":
+                self._resolve_judged(connection, alerts.judged(model, "drift"), interval, said)
+                if alert is None:
+                    self._resolve_judged(connection, alerts.judged(model, "performance"), interval, said)
             if alert is not None:
-                self._enqueue(connection, alert, f"{alert.kind}/{model}/{interval.key}/version-{version}")
+                outbox.record(connection, alert, f"{alert.kind}/{model}/{interval.key}/version-{version}")
 
     def verdicts(self, model: str, *, before: datetime | None = None, limit: int = 100) -> list[Verdict]:
         """Verdicts of a model, those on the newest intervals first.
@@ -1090,13 +1063,13 @@ class Ledger:
         interval: Interval = values.pop("interval")
         with self._database.writing(record.model) as connection:
             connection.execute(
-                self._insert(_shadow_comparisons)
+                insert(connection, _shadow_comparisons)
                 .values(**values, start=interval.start, end=interval.end)
                 .on_conflict_do_nothing(index_elements=["model", "promotion_id", "version", "windows"])
             )
             if alert is not None:
                 key = f"{alert.kind}/{record.model}/promotion-{record.promotion_id}/version-{record.version}"
-                self._enqueue(connection, alert, key)
+                outbox.record(connection, alert, key)
 
     def shadow_comparisons(
         self, model: str, *, promotion: int | None = None, version: int | None = None
@@ -1161,7 +1134,7 @@ class Ledger:
             connection.execute(sa.insert(_retrainings).values(key | values))
             if alert is not None:
                 champion = self._champion(connection, model)
-                self._enqueue(connection, alert, f"{alert.kind}/{model}/champion-{champion}")
+                outbox.record(connection, alert, f"{alert.kind}/{model}/champion-{champion}")
             return _as(Retraining, key | values)
 
     def retrainings(self, model: str, since: datetime | None = None) -> list[Retraining]:
@@ -1192,7 +1165,7 @@ class Ledger:
         with self._database.writing(model) as connection:
             self._replace(connection, _refusals, key, values)
             if alert is not None:
-                self._enqueue(connection, alert, f"{alert.kind}/{model}/{interval.key}/{run_id}")
+                outbox.record(connection, alert, f"{alert.kind}/{model}/{interval.key}/{run_id}")
 
     def refusals(self, model: str) -> list[Refusal]:
         """Refused intervals of a model, oldest first."""
@@ -1201,61 +1174,101 @@ class Ledger:
 
     # --- the outbox --------------------------------------------------------------------------------------------------
 
-    def record_alert(self, alert: Alert, key: str) -> None:
-        """Put an alert into the outbox, unless the same ``key`` was put there before."""
-        with self._database.writing("outbox") as connection:
-            self._enqueue(connection, alert, key)
+    @property
+    def outbox(self) -> Outbox:
+        """What those who send alerts work with."""
+        return Outbox(self._database)
 
-    def pending_alerts(self, now: datetime, limit: int = 100, *, hold: timedelta | None = None) -> list[OutboxEntry]:
-        """Alerts that wait for delivery, oldest first.
+    def record_alert(self, alert: Alert, key: str | None = None) -> bool:
+        """Put an alert into the outbox.
 
         Args:
-            now: the time; alerts to be tried later than this are left out.
-            limit: most that are returned.
-            hold: keep them from other callers for this long. Whoever delivers holds them, so that two who deliver at once
-                do not tell people twice; should it die, they are delivered when the time is over.
+            alert: what people are told.
+            key: of the event; the same one is told once, until it is resolved. None: the alert's subject is told of once
+                for as long as it is open, as befits what is found again at each look.
+
+        Returns:
+            Whether it was put there.
         """
-        query = sa.select(_outbox).where(_outbox.c.next_attempt_at <= now).order_by(_outbox.c.id).limit(limit)
-        with self._database.writing("outbox") if hold is not None else self._database.reading() as connection:
-            rows = connection.execute(query).mappings().all()
-            if hold is not None and rows:
-                held = [row["id"] for row in rows]
-                connection.execute(sa.update(_outbox).where(_outbox.c.id.in_(held)).values(next_attempt_at=utc(now) + hold))
-        return [_as(OutboxEntry, {**row, "alert": Alert.from_json(row["alert"])}) for row in rows]
+        if key is None and alert.subject is None:
+            raise ValueError(f"an alert without a key needs a subject: {alert.title}")
+        with self._database.writing("outbox") as connection:
+            if key is None and alert.subject is not None:
+                if outbox.is_open(connection, alert.subject):
+                    return False
+                key = f"{alert.subject}/{_now().isoformat()}"
+            return outbox.record(connection, alert, str(key))
 
-    def mark_delivered(self, entry_id: int, *channels: str) -> None:
-        """An alert has reached everyone it is for, the last of them through ``channels``."""
-        self._mark(entry_id, channels, {"next_attempt_at": None, "delivered_at": _now(), "error": None})
-
-    def mark_failed(
-        self, entry_id: int, error: str, next_attempt_at: datetime | None, *, delivered: Sequence[str] = ()
-    ) -> None:
-        """An alert has not reached everyone it is for.
+    def resolve(self, subject: str, cause: str) -> bool:
+        """Say that what was wrong is well again, to whom it was told; nothing happens if no alert of it is open.
 
         Args:
-            entry_id: the alert.
-            error: what went wrong; no secret and no whole answer of a server.
-            next_attempt_at: when to try again; None gives it up.
-            delivered: channels that it did reach, not to be used again.
+            subject: of the alerts, see :class:`perennial.alerts.Alert`.
+            cause: what made it well, for people.
+
+        Returns:
+            Whether there was anything to resolve.
         """
         with self._database.reading() as connection:
-            attempts = connection.execute(sa.select(_outbox.c.attempts).where(_outbox.c.id == entry_id)).scalar_one()
-        self._mark(entry_id, delivered, {"next_attempt_at": next_attempt_at, "attempts": attempts + 1, "error": error})
-
-    def _mark(self, entry_id: int, channels: Sequence[str], values: Mapping[str, Any]) -> None:
+            if not outbox.is_open(connection, subject):
+                return False
         with self._database.writing("outbox") as connection:
-            before = connection.execute(sa.select(_outbox.c.delivered).where(_outbox.c.id == entry_id)).scalar_one()
-            connection.execute(
-                sa.update(_outbox).where(_outbox.c.id == entry_id).values({**values, "delivered": sorted({*before, *channels})})
-            )
+            return outbox.resolve(connection, subject, cause)
 
-    def _enqueue(self, connection: sa.Connection, alert: Alert, key: str) -> None:
-        now = _now()
-        connection.execute(
-            self._insert(_outbox)
-            .values(key=key, alert=alert.to_json(), created_at=now, delivered=[], attempts=0, next_attempt_at=now)
-            .on_conflict_do_nothing(index_elements=["key"])
-        )
+    def open_subjects(self, topic: str) -> list[str]:
+        """The subjects below ``topic``, or it itself, of which an alert is open."""
+        with self._database.reading() as connection:
+            return outbox.open_subjects(connection, topic)
+
+    def alerts(self, *, since: datetime | None = None) -> list[OutboxEntry]:
+        """All alerts, oldest first, and what has become of each; with ``since``, older ones only if they wait or are open."""
+        with self._database.reading() as connection:
+            return outbox.entries(connection, since=since)
+
+    @staticmethod
+    def _resolve_judged(connection: sa.Connection, topic: str, by: Interval, cause: str) -> None:
+        """Resolve what was said of windows that ended no later than ``by``: an older window says nothing of a newer one."""
+        for subject in outbox.open_subjects(connection, topic):
+            if Interval.from_key(subject.rpartition("/")[2]).end <= by.end:
+                outbox.resolve(connection, subject, cause)
+
+    # --- all models at once ------------------------------------------------------------------------------------------
+
+    def overview(self, *, windows: int, alerts_since: datetime) -> Overview:
+        """Where all models stand; as many queries for a hundred models as for one.
+
+        Args:
+            windows: the newest monitoring windows of a model that are told of.
+            alerts_since: leave out older alerts, unless they wait for delivery.
+        """
+        newest_version = sa.select(_versions.c.model, sa.func.max(_versions.c.version)).group_by(_versions.c.model)
+        ends = sa.select(_publications.c.model, _publications.c.dataset, sa.func.max(_publications.c.end).label("end"))
+        published: dict[str, dict[str, datetime]] = {}
+        told: dict[str, list[OutboxEntry]] = {}
+        with self._database.reading() as connection:
+            for row in connection.execute(ends.group_by(_publications.c.model, _publications.c.dataset)):
+                published.setdefault(row.model, {})[row.dataset] = row.end
+            made = _newest(_promotions, _promotions.c.id, where=_promotions.c.completed_at.is_not(None))
+            champions = {row["model"]: _as(Promotion, row) for row in connection.execute(made).mappings()}
+            kept = {(model, promotion.version) for model, promotion in champions.items()}
+            kept |= {(row[0], row[1]) for row in connection.execute(newest_version)}
+            known = sa.select(_versions).where(sa.tuple_(_versions.c.model, _versions.c.version).in_(sorted(kept)))
+            versions = [_as(VersionRecord, row) for row in connection.execute(known).mappings()]
+            answered = connection.execute(_newest(_approvals, _approvals.c.version, _approvals.c.answered_at)).mappings()
+            approvals = {row["model"]: _as(Approval, row) for row in answered}
+            refused = connection.execute(_newest(_refusals, _refusals.c.recorded_at)).mappings()
+            refusals = {row["model"]: _as(Refusal, row) for row in refused}
+            judged = connection.execute(_newest(_verdicts, _verdicts.c.end, _verdicts.c.start, number=windows)).mappings()
+            verdicts = [_as(Verdict, row) for row in judged]
+            # A window in which the champion changed has a row for each version.
+            measured = _newest(_performances, _performances.c.end, _performances.c.version, number=2 * windows)
+            performances = [_as(Performance, row) for row in connection.execute(measured).mappings()]
+            for entry in outbox.entries(connection, since=alerts_since):
+                told.setdefault(entry.alert.model, []).append(entry)
+        by_model: dict[str, dict[int, VersionRecord]] = {}
+        for record in versions:
+            by_model.setdefault(record.model, {})[record.version] = record
+        return Overview(published, champions, by_model, approvals, refusals, _by_model(verdicts), _by_model(performances), told)
 
     # --- shared ------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,9 @@ _VARIABLES = {
     "mlflow_url": "MLFLOW_TRACKING_URI",
     "mlflow_public_url": "PERENNIAL_MLFLOW_PUBLIC_URL",
     "airflow_public_url": "PERENNIAL_AIRFLOW_PUBLIC_URL",
+    "alerts_slack": "PERENNIAL_ALERTS_SLACK",
+    "alerts_channel": "PERENNIAL_ALERTS_CHANNEL",
+    "alerts_email": "PERENNIAL_ALERTS_EMAIL",
     "may_promote": "PERENNIAL_MAY_PROMOTE",
     "train_slots": "PERENNIAL_TRAIN_SLOTS",
     "load_slots": "PERENNIAL_LOAD_SLOTS",
@@ -50,6 +53,9 @@ class Settings(BaseModel):
         mlflow_url: MLflow's tracking and registry address.
         mlflow_public_url: the address a person opens MLflow at; ``mlflow_url`` if that is one.
         airflow_public_url: the address a person opens Airflow at, if there is one.
+        alerts_slack: Airflow connection of Slack for alerts that concern no single model, and for models that name nobody.
+        alerts_channel: the channel there, if the connection is one of the Slack API.
+        alerts_email: addresses for the same alerts, separated by commas.
         may_promote: whether this process may change who is champion. Where it may not, MLflow and the ledger's database refuse
             it too, if they know its identity (``docker-compose.yaml``).
         train_slots: most tasks of trainings at once, of all models together, see :mod:`perennial.pools`; None: as many as
@@ -71,6 +77,9 @@ class Settings(BaseModel):
     mlflow_url: str
     mlflow_public_url: str | None = None
     airflow_public_url: str | None = None
+    alerts_slack: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
+    alerts_channel: Annotated[str, Field(pattern=r"^#?[^\s#:<>|&]{1,80}$")] | None = None
+    alerts_email: Annotated[str, Field(pattern=r"^[^@\s<>,;]+@[^@\s<>,;]+(\s*,\s*[^@\s<>,;]+@[^@\s<>,;]+)*$")] | None = None
     may_promote: bool = True
     train_slots: Annotated[int, Field(ge=1)] | None = None
     load_slots: Annotated[int, Field(ge=1)] | None = None

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -34,6 +34,7 @@ from pydantic import (
     model_validator,
 )
 
+from perennial.alerts import Alert, Kind
 from perennial.errors import SpecError
 
 MAX_BYTES = 1_000_000
@@ -758,18 +759,53 @@ class Schedules(_Part):
         return timedelta(days=7 if self.monitor == "week" else 1)
 
 
-class Alerts(_Part):
-    """Who hears of what.
+class Route(_Part):
+    """Who hears of some alerts.
 
     Attributes:
-        slack: Airflow connection id of a Slack incoming webhook.
+        slack: Airflow connection id, of a Slack incoming webhook or of the Slack API.
+        channel: where a Slack API connection posts, ``#name`` or the channel's id. A webhook has a channel of its own.
         email: addresses, sent to through the Airflow connection ``smtp_default``.
         severity: the least severity that is sent.
+        kinds: the kinds of alerts that are sent (``docs/alerts.md``); none: all.
     """
 
     slack: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
-    email: list[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")]] = []
+    channel: Annotated[str, Field(pattern=r"^#?[^\s#:<>|&]{1,80}$")] | None = None
+    email: list[Annotated[str, Field(pattern=r"^[^@\s<>,;]+@[^@\s<>,;]+$")]] = []
     severity: Severity = "warning"
+    kinds: list[Kind] = []
+
+    @model_validator(mode="after")
+    def _channel_of_slack(self) -> Self:
+        if self.channel is not None and self.slack is None:
+            raise ValueError("channel is one of Slack: name its connection under slack")
+        return self
+
+    @property
+    def channels(self) -> list[str]:
+        """By name: ``slack:connection``, ``slack:connection:#channel``, ``email:address``."""
+        slack = [f"slack:{self.slack}" + (f":{self.channel}" if self.channel else "")] if self.slack else []
+        return [*slack, *(f"email:{address}" for address in self.email)]
+
+    def hears_of(self, alert: Alert) -> bool:
+        """Whether the alert is sent to the channels."""
+        return (self.severity == "warning" or alert.severity == "critical") and (not self.kinds or alert.kind in self.kinds)
+
+
+class Alerts(Route):
+    """Who hears of what.
+
+    Attributes:
+        routes: others who hear of some alerts, such as who is on call, of what is critical.
+    """
+
+    routes: list[Route] = []
+
+    @property
+    def everybody(self) -> list[Route]:
+        """All who are named."""
+        return [route for route in (self, *self.routes) if route.channels]
 
 
 class Watch(_Part):

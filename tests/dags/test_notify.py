@@ -1,18 +1,12 @@
-"""Alerts leave the outbox for a real HTTP server and a real mail server, through Airflow's own connections."""
+"""Alerts leave the outbox for a real web server and a real mail server, through Airflow's own connections."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import socketserver
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,128 +16,199 @@ from perennial import alerts
 from perennial.intervals import Interval
 from perennial.ledger import Ledger
 from perennial.settings import PROJECT, Settings
+from tests import receivers
+from tests.dags.conftest import parse
+from tests.receivers import answer
 
 MODEL = "flight_delay"
+DAY = Interval.day("2013-04-01")
+CANARY = "T0/B0/canary"
+
+_PROGRAM = """
+import json, sys
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from perennial.orchestration.notifiers import deliver
+from perennial.orchestration.runs import deployment
+overdue_by, at_once, ahead = json.loads(sys.argv[1])
+clock = lambda: datetime.now(UTC) + timedelta(minutes=ahead)
+done = deliver(deployment(), overdue_by=timedelta(minutes=overdue_by), at_once=at_once, clock=clock)
+print(json.dumps(asdict(done)))
+"""
 
 
-class _Webhook(BaseHTTPRequestHandler):
-    answers: list[int]
-    received: list[dict[str, Any]]
+class Sender:
+    """Sends as the task does, or as the watchdog, in a process of its own."""
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        status = self.answers.pop(0) if self.answers else 200
-        if status == 200:
-            self.received.append(json.loads(body))
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(b"ok" if status == 200 else b"no")
+    def __init__(self, settings: Settings, models: Path, home: Path) -> None:
+        self.connections: dict[str, Any] = {}
+        self.log = ""
+        self._environment = {
+            **os.environ,
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+            "PERENNIAL_MODELS": str(models),
+            "PERENNIAL_STATE": str(settings.state),
+            "PERENNIAL_DATABASE_URL": settings.database_url,
+        }
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-class _Mail(socketserver.StreamRequestHandler):
-    received: list[str]
-
-    def handle(self) -> None:
-        self.wfile.write(b"220 here\r\n")
-        while line := self.rfile.readline():
-            match line[:4].upper().strip():
-                case b"EHLO" | b"HELO" | b"MAIL" | b"RCPT" | b"RSET" | b"NOOP":
-                    self.wfile.write(b"250 ok\r\n")
-                case b"DATA":
-                    self.wfile.write(b"354 go on\r\n")
-                    text = b""
-                    while (part := self.rfile.readline()) != b".\r\n":
-                        text += part
-                    self.received.append(text.decode())
-                    self.wfile.write(b"250 ok\r\n")
-                case b"QUIT":
-                    self.wfile.write(b"221 bye\r\n")
-                    return
-                case _:
-                    self.wfile.write(b"502 what?\r\n")
-
-
-@contextmanager
-def _serve(server: socketserver.BaseServer) -> Iterator[int]:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _deliver(settings: Settings, models: Path, home: Path, connections: dict[str, Any]) -> dict[str, int]:
-    """What the task says it did, run as Airflow would, in a process of its own."""
-    environment = {
-        **os.environ,
-        "AIRFLOW_HOME": str(home),
-        "PERENNIAL_MODELS": str(models),
-        "PERENNIAL_STATE": str(settings.state),
-        "PERENNIAL_DATABASE_URL": settings.database_url,
-        **{f"AIRFLOW_CONN_{name}": json.dumps(value) for name, value in connections.items()},
-    }
-    program = "import json; from perennial.orchestration.notifiers import deliver_alerts as d; print(json.dumps(d.function()))"
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    def __call__(self, *, overdue_by: float = 0, at_once: bool = False, ahead: float = 0, **environment: str) -> dict[str, int]:
+        given = {f"AIRFLOW_CONN_{name}": json.dumps(value) for name, value in self.connections.items()}
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, json.dumps([overdue_by, at_once, ahead])],
+            env={**self._environment, **given, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        self.log = done.stdout + done.stderr
+        return {name: count for name, count in json.loads(done.stdout.splitlines()[-1]).items() if count}
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """The example, with a Slack channel and an address to tell."""
-    folder = tmp_path / "models" / MODEL
-    shutil.copytree(PROJECT / "include" / "models" / MODEL, folder)
-    spec = folder / "model.yaml"
-    spec.write_text(spec.read_text() + "\nalerts: {slack: team_slack, email: [team@example.org]}\n")
+    """The example, which tells nobody yet."""
+    shutil.copytree(PROJECT / "include" / "models" / MODEL, tmp_path / "models" / MODEL)
     return tmp_path / "models"
 
 
-def test_an_alert_reaches_each_channel_once_although_one_is_down_at_first(
-    settings: Settings, ledger: Ledger, models: Path, tmp_path: Path
-) -> None:
-    _Webhook.answers, _Webhook.received, _Mail.received = [500], [], []
-    alert = alerts.drift(MODEL, Interval.day("2013-04-01"), version=3, reasons=["<b>humidity</b> moved"])
-    ledger.record_alert(alert, key="drift")
-    with (
-        _serve(ThreadingHTTPServer(("127.0.0.1", 0), _Webhook)) as web,
-        _serve(socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Mail)) as mail,
-    ):
-        connections = {
-            "TEAM_SLACK": {"conn_type": "slackwebhook", "host": f"http://127.0.0.1:{web}", "password": "T0/B0/X0"},
-            "SMTP_DEFAULT": {
-                "conn_type": "smtp",
-                "host": "127.0.0.1",
-                "port": mail,
-                "extra": {"disable_ssl": True, "disable_tls": True, "from_email": "perennial@example.org"},
-            },
-        }
-        down = _deliver(settings, models, tmp_path / "airflow", connections)
-        assert down == {"delivered": 0, "failed": 1, "unaddressed": 0}
-        [waiting] = ledger.pending_alerts(datetime.now(UTC) + timedelta(days=1))
-        assert waiting.attempts == 1
-        assert ledger.pending_alerts(datetime.now(UTC)) == [], "it is tried again later, not at once"
-
-        ledger.mark_failed(waiting.id, "the wait is over", datetime.now(UTC) - timedelta(seconds=1))
-        assert _deliver(settings, models, tmp_path / "airflow", connections)["delivered"] == 1
-        assert _deliver(settings, models, tmp_path / "airflow", connections)["delivered"] == 0
-
-    [message] = _Webhook.received
-    assert "drift in 2013-04-01" in message["text"]
-    [mail_text] = _Mail.received
-    assert "team@example.org" in mail_text
-    assert "<b>humidity" not in mail_text
+@pytest.fixture
+def sender(settings: Settings, models: Path, tmp_path: Path) -> Sender:
+    return Sender(settings, models, tmp_path / "airflow")
 
 
-def test_a_warning_stays_at_home_where_only_critical_alerts_are_asked_for(
-    settings: Settings, ledger: Ledger, models: Path, tmp_path: Path
-) -> None:
+def tell(models: Path, line: str) -> None:
     spec = models / MODEL / "model.yaml"
-    spec.write_text(spec.read_text().replace("alerts: {slack", "alerts: {severity: critical, slack"))
-    ledger.record_alert(alerts.drift(MODEL, Interval.day("2013-04-01"), version=3, reasons=["moved"]), key="drift")
-    done = _deliver(settings, models, tmp_path / "airflow", {})
-    assert done == {"delivered": 0, "failed": 0, "unaddressed": 1}
+    spec.write_text(f"{spec.read_text()}\nalerts: {line}\n")
+
+
+def webhook(port: int) -> dict[str, Any]:
+    return {"conn_type": "slackwebhook", "host": f"http://127.0.0.1:{port}", "password": CANARY}
+
+
+def api(port: int) -> dict[str, Any]:
+    return {"conn_type": "slack", "password": "xoxb-canary", "extra": {"base_url": f"http://127.0.0.1:{port}/api/"}}
+
+
+def smtp(port: int) -> dict[str, Any]:
+    extra = {"disable_ssl": True, "disable_tls": True, "from_email": "perennial@example.org"}
+    return {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}
+
+
+def record(ledger: Ledger, key: str = "drift", *, critical: bool = False) -> None:
+    reasons = ["<b>humidity</b> moved"]
+    severity: alerts.Severity = "critical" if critical else "warning"
+    ledger.record_alert(alerts.drift(MODEL, DAY, version=3, reasons=reasons, severity=severity), key)
+
+
+def test_an_alert_reaches_each_channel_once_although_one_is_down_at_first(sender: Sender, ledger: Ledger, models: Path) -> None:
+    tell(models, "{slack: team_slack, email: [team@example.org, ann@example.org]}")
+    record(ledger)
+    with receivers.slack() as web, receivers.mails() as mail:
+        web.answers = [answer(500, b"<html>no</html>", Content_Type="text/html")]
+        sender.connections = {"TEAM_SLACK": webhook(web.port), "SMTP_DEFAULT": smtp(mail.port)}
+        assert sender() == {"delivered": 2, "failed": 1}
+        assert CANARY not in sender.log
+        assert sender() == {}, "it is tried again later, not at once"
+        assert sender(at_once=True) == {"delivered": 1}, "unless somebody wants it"
+        assert CANARY not in sender.log
+        assert sender() == {}
+    [said] = web.said
+    assert "drift in 2013-04-01" in said
+    assert web.paths == [f"/{CANARY}"] * 2
+    assert [address for address, _ in mail.taken] == ["ann@example.org", "team@example.org"]
+    assert "<b>humidity" not in mail.taken[0][1].get_body(("html",)).get_content()  # type: ignore[union-attr]
+
+
+def test_what_is_critical_also_goes_to_who_is_on_call(sender: Sender, ledger: Ledger, models: Path) -> None:
+    on_call = '{slack: app, channel: "#on-call", severity: critical}'
+    boss = '{slack: app, channel: "#boss", kinds: [promoted]}'
+    tell(models, f"{{slack: team, routes: [{on_call}, {boss}]}}")
+    record(ledger, "warning")
+    record(ledger, "critical", critical=True)
+    with receivers.slack() as team, receivers.slack() as app:
+        app.then = answer(200, b'{"ok": true, "ts": "1.5"}')
+        sender.connections = {"TEAM": webhook(team.port), "APP": api(app.port)}
+        assert sender() == {"delivered": 3}
+    assert "2 times drift" in team.said[0]
+    assert app.paths == ["/api/chat.postMessage"]
+    assert "Authorization: Bearer xoxb-canary" in app.headers[0]
+    [told] = [d for d in ledger.alerts()[1].deliveries if d.channel == "slack:app:#on-call"]
+    assert told.receipt == "1.5"
+
+
+def test_alerts_of_no_model_go_where_the_environment_says(sender: Sender, ledger: Ledger, models: Path) -> None:
+    tell(models, "{slack: team}")
+    ledger.record_alert(alerts.airflow_silent(alerts.EVERYBODY, reason="refused"), "one")
+    with receivers.slack() as team, receivers.slack() as operators:
+        sender.connections = {"TEAM": webhook(team.port), "OPERATORS": webhook(operators.port)}
+        assert sender(PERENNIAL_ALERTS_SLACK="operators") == {"delivered": 1}
+        assert len(operators.taken) == 1
+        ledger.record_alert(alerts.airflow_silent(alerts.EVERYBODY, reason="refused"), "two")
+        assert sender() == {"delivered": 1}
+        assert len(team.taken) == 1, "without it, whoever hears of any model hears of them"
+
+
+def test_a_connection_that_is_missing_is_told_through_the_other_channel_until_it_is_there(
+    sender: Sender, ledger: Ledger, models: Path
+) -> None:
+    tell(models, "{slack: team_slack, email: [ann@example.org]}")
+    record(ledger)
+    with receivers.slack() as web, receivers.mails() as mail:
+        sender.connections = {"SMTP_DEFAULT": smtp(mail.port)}
+        assert sender() == {"delivered": 2, "failed": 1}
+        lost = mail.taken[0][1]
+        assert lost["Subject"] == "[CRITICAL] slack:team_slack takes no alerts"
+        assert "no Airflow connection team_slack" in lost.get_body(("plain",)).get_content()  # type: ignore[union-attr]
+        assert [entry.waits for entry in ledger.alerts()] == [True, False]
+        sender.connections["TEAM_SLACK"] = webhook(web.port)
+        assert sender(at_once=True) == {"delivered": 1}
+        assert sender() == {"delivered": 1}
+    assert mail.taken[-1][1]["Subject"] == "[well again] perennial: well again: slack:team_slack takes no alerts"
+
+
+def test_a_channel_that_a_model_names_no_more_is_given_up(sender: Sender, ledger: Ledger, models: Path) -> None:
+    tell(models, "{slack: gone}")
+    record(ledger)
+    assert sender() == {"failed": 1}
+    spec = models / MODEL / "model.yaml"
+    spec.write_text(spec.read_text().replace("alerts: {slack: gone}", ""))
+    assert sender(at_once=True) == {"failed": 1}
+    assert "nobody names the channel" in str(ledger.alerts()[0].deliveries[0].error)
+    assert sender(at_once=True) == {"unaddressed": 1}, "that it recovered is told nobody"
+
+
+def test_who_steps_in_sends_what_is_overdue_and_leaves_alone_what_it_cannot_open(
+    sender: Sender, ledger: Ledger, models: Path
+) -> None:
+    tell(models, "{slack: here, email: [ann@example.org]}")
+    record(ledger)
+    with receivers.slack() as web:
+        sender.connections = {"HERE": webhook(web.port)}
+        assert sender(overdue_by=10) == {}
+        assert sender(overdue_by=10, ahead=9) == {}
+        assert sender(overdue_by=10, ahead=11) == {"delivered": 1, "skipped": 1}
+    channels = {channel.channel: channel.failures for channel in ledger.outbox.channels()}
+    assert channels == {"email:ann@example.org": 0, "slack:here": 0}
+
+
+def test_an_alert_of_a_broken_folder_waits(sender: Sender, ledger: Ledger, models: Path) -> None:
+    tell(models, "{slack: team, nonsense: 1}")
+    record(ledger)
+    assert sender() == {}
+    assert ledger.outbox.backlog().count == 1
+
+
+def test_a_warning_stays_at_home_where_only_critical_alerts_are_asked_for(sender: Sender, ledger: Ledger, models: Path) -> None:
+    tell(models, "{slack: team, severity: critical}")
+    record(ledger)
+    assert sender() == {"unaddressed": 1}
+
+
+@pytest.mark.parametrize("line", ["{slack: team}", "{routes: [{email: [ann@example.org], severity: critical}]}"])
+def test_the_dag_is_there_once_somebody_is_named(models: Path, tmp_path: Path, line: str) -> None:
+    tell(models, line)
+    parsed = parse(PROJECT / "dags", models, tmp_path / "airflow")
+    assert parsed["import_errors"] == {}
+    assert parsed["heavy"] == []
+    assert list(parsed["dags"]["perennial.notify"]["tasks"]) == ["deliver_alerts"]

@@ -113,7 +113,7 @@ def test_a_tripped_breaker_is_told_once_until_a_version_is_promoted(
 
     assert [request is not None for request in requests] == [True, False, True, False, False, False, False, False]
     told = [
-        entry.alert for entry in ledger.pending_alerts(WEEKS[-1].end + timedelta(days=10_000)) if entry.alert.kind == "breaker"
+        entry.alert for entry in ledger.alerts() if entry.alert.kind == "breaker"
     ]
     assert [alert.severity for alert in told] == ["critical"]
     assert "led to no promotion" in told[0].text

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
 
 from perennial import alerts
 from perennial.errors import ArtifactRejected, StaleDecision, Superseded
@@ -78,22 +75,6 @@ def test_tables_are_created_once_by_processes_that_start_together(settings_on_ea
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 6
     assert Ledger(url).champion(MODEL) is None
-
-
-def test_a_ledger_of_an_earlier_release_opens_and_keeps_what_it_holds(
-    ledger: Ledger, settings_on_each_database: Settings
-) -> None:
-    promote(ledger, 1, None)
-    newer = ("alias_moves", "approvals", "shadow_comparisons")
-    engine = sa.create_engine(settings_on_each_database.database_url, poolclass=NullPool)
-    with engine.begin() as connection:
-        for name in (*newer, "alembic_version"):
-            connection.execute(sa.text(f"DROP TABLE perennial_{name}"))
-    Ledger(settings_on_each_database.database_url).migrate()
-    assert ledger.champion(MODEL) == 1
-    assert ledger.approvals(MODEL) == []
-    assert ledger.shadow_comparisons(MODEL) == []
-    assert ledger.unended_moves(MODEL, NOW) == set()
 
 
 # --- publications ----------------------------------------------------------------------------------------------------
@@ -407,44 +388,4 @@ def test_refusal_and_its_alert_are_recorded_once_however_often_the_run_is_tried(
             model=MODEL, interval=DAY, run_id="a", reasons=["flights: 3 rows"], rows={"flights": 3}, alert=alert
         )
     assert [(r.interval, r.rows) for r in ledger.refusals(MODEL)] == [(DAY, {"flights": 3})]
-    assert [entry.alert for entry in ledger.pending_alerts(datetime.now(UTC))] == [alert]
-
-
-# --- the outbox ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def waiting(ledger: Ledger) -> Callable[[datetime], list[str]]:
-    ledger.record_alert(alerts.drift(MODEL, DAY, version=1, reasons=[]), "one")
-    ledger.record_alert(alerts.drift(MODEL, DAY, version=1, reasons=[]), "one")
-    ledger.record_alert(alerts.drift(MODEL, NEXT_DAY, version=1, reasons=[]), "two")
-    return lambda now: [entry.key for entry in ledger.pending_alerts(now)]
-
-
-def test_alert_waits_until_it_is_delivered(ledger: Ledger, waiting: Callable[[datetime], list[str]]) -> None:
-    now = datetime.now(UTC)
-    assert waiting(now) == ["one", "two"]
-    ledger.mark_delivered(ledger.pending_alerts(now)[0].id, "slack", "email")
-    assert waiting(now) == ["two"]
-
-
-def test_failed_alert_comes_back_later_without_the_channels_that_have_it(
-    ledger: Ledger, waiting: Callable[[datetime], list[str]]
-) -> None:
-    now = datetime.now(UTC)
-    entry = ledger.pending_alerts(now)[0]
-    ledger.mark_failed(entry.id, "503", now + timedelta(minutes=5), delivered=["slack"])
-    assert waiting(now) == ["two"]
-    again = ledger.pending_alerts(now + timedelta(minutes=5))[0]
-    assert (again.key, again.delivered, again.attempts, again.error) == ("one", ["slack"], 1, "503")
-    ledger.mark_failed(entry.id, "410", None)
-    assert waiting(now + timedelta(days=9)) == ["two"]
-
-
-def test_two_who_deliver_at_once_do_not_tell_people_twice(ledger: Ledger, waiting: Callable[[datetime], list[str]]) -> None:
-    now = datetime.now(UTC)
-    with ThreadPoolExecutor(4) as pool:
-        held = list(pool.map(lambda _: ledger.pending_alerts(now, hold=timedelta(minutes=5)), range(4)))
-    assert sorted(entry.key for entries in held for entry in entries) == ["one", "two"]
-    # One who died while delivering did not lose them.
-    assert waiting(now + timedelta(minutes=5)) == ["one", "two"]
+    assert [entry.alert for entry in ledger.alerts()] == [alert]

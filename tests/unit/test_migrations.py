@@ -56,11 +56,38 @@ def test_rows_of_the_first_revision_survive_all_later_ones(url: str) -> None:
     before = _at_revision_one(url, with_rows=True)
     Ledger(url).migrate()
     after = _rows(url)
+    assert before.pop(migrations.VERSION_TABLE) != after[migrations.VERSION_TABLE]
     for table, rows in before.items():
         for name, value in rows[0].items():
             if name in after[table][0]:
                 assert after[table][0][name] == value, f"{table}.{name}"
     assert _revision(url) == HEAD
+
+
+def test_what_a_channel_has_been_told_is_not_told_again_after_the_second_revision(url: str) -> None:
+    _at_revision_one(url, with_rows=False)
+    alert = '{"kind": "drift", "links": {}, "model": "m", "severity": "warning", "text": "", "title": "m: drift"}'
+    values = [
+        ("told", '["email", "slack:team"]', MOMENT, None),
+        ("half told", '["slack:team"]', None, MOMENT),
+        ("given up", "[]", None, None),
+        ("new", "[]", None, MOMENT),
+    ]
+    with Database(url).changing_tables() as connection:
+        outbox = sa.Table("perennial_outbox", sa.MetaData(), autoload_with=connection)
+        for key, delivered, at, next_at in values:
+            connection.execute(
+                sa.insert(outbox).values(
+                    key=key, alert=alert, created_at=MOMENT, delivered=delivered, attempts=0, next_attempt_at=next_at,
+                    delivered_at=at,
+                )
+            )  # fmt: skip
+    ledger = Ledger(url)
+    ledger.migrate()
+    assert [entry.key for entry in ledger.alerts() if entry.waits] == ["half told", "new"]
+    ledger.outbox.route(lambda alert: ["slack:team", "email:ann@example.org"], MOMENT)
+    waiting = {channel: [w.key for w in ledger.outbox.waiting(channel)] for channel in ("slack:team", "email:ann@example.org")}
+    assert waiting == {"slack:team": ["new"], "email:ann@example.org": ["half told", "new"]}
 
 
 def test_a_ledger_from_before_there_were_revisions_is_taken_over(url: str) -> None:

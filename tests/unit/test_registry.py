@@ -155,7 +155,7 @@ def test_a_refused_version_says_why_and_people_are_told(
     assert "0.45" in found.tags["perennial.refused_because"]
     assert "Refused" in found.description
     assert aliases(client) == {}
-    told = [entry.alert.kind for entry in ledger.pending_alerts(_soon())]
+    told = [entry.alert.kind for entry in ledger.alerts()]
     assert told == ["promotion_refused"]
     assert registry.champion("toy") is None
 
@@ -186,7 +186,7 @@ def test_a_promotion_moves_ledger_and_alias(three: list[int], registry: Registry
     assert registry.champion("toy") == ledger.champion("toy") == aliases(client)[CHAMPION] == three[-1]
     assert client.get_model_version("toy", str(three[1])).tags["perennial.status"] == "former champion"
     assert [made.previous for made in ledger.promotions("toy")] == [None, *three[:-1]]
-    assert [entry.alert.kind for entry in ledger.pending_alerts(_soon())] == ["promoted"] * 3
+    assert [entry.alert.kind for entry in ledger.alerts()] == ["promoted"] * 3
 
 
 def test_a_decision_against_a_former_champion_is_stale(three: list[int], registry: Registry, folder: ModelFolder) -> None:
@@ -368,7 +368,7 @@ def test_an_alias_moved_by_hand_to_a_refused_version_is_put_back_and_people_are_
         client.set_registered_model_alias("toy", CHAMPION, str(refused))
         assert registry.champion("toy") == aliases(client)[CHAMPION] == three[-1]
     assert [made.action for made in ledger.promotions("toy")] == ["promote"] * 3
-    *_, told = ledger.pending_alerts(_soon())
+    *_, told = ledger.alerts()
     assert (told.alert.kind, told.alert.severity) == ("alias_put_back", "warning")
     assert f"points to version {three[-1]} again" in told.alert.text
     assert f"perennial promote toy {refused} --override REASON" in told.alert.text
@@ -473,7 +473,7 @@ def test_a_version_that_nobody_approved_cannot_become_champion_by_any_way_but_an
         promote(registry, version, None)
     because = client.get_model_version("toy", str(version)).tags["perennial.refused_because"]
     assert ("refused by ann: too sure of itself" if said == "refused" else "nobody answered until") in because
-    assert {entry.alert.kind for entry in ledger.pending_alerts(_soon())} == {"promotion_refused", "alias_put_back"}
+    assert {entry.alert.kind for entry in ledger.alerts()} == {"promotion_refused", "alias_put_back"}
     registry.promote_by_hand(folder.spec, version, override="asked again in person", actor="ann")
     assert registry.champion("toy") == version
 
@@ -764,5 +764,25 @@ def _artifact(settings: Settings, name: str) -> Path:
     return next((settings.state / "mlflow-artifacts").rglob(name))
 
 
-def _soon() -> datetime:
-    return datetime.now(UTC) + timedelta(minutes=1)
+# --- who may ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_may_not_promote_reads_the_champion_and_changes_nothing(
+    registry: Registry, folder: ModelFolder, settings: Settings, ledger: Ledger, client: MlflowClient, three: list[int]
+) -> None:
+    client.set_registered_model_alias("toy", CHAMPION, str(three[0]))
+    reader = Registry(settings.model_copy(update={"may_promote": False}), ledger)
+
+    assert reader.champion("toy") == three[-1], "the ledger's, whatever somebody did to the alias"
+    for change in (
+        lambda: promote(reader, three[0], three[-1]),
+        lambda: reader.promote_by_hand(folder.spec, three[0], override="I know better", actor="tester"),
+        lambda: reader.rollback("toy", actor="tester", reason="it hurts"),
+        lambda: reader.reconcile("toy"),
+        lambda: synthetic.register(reader, folder, "run-9"),
+    ):
+        with pytest.raises(PromotionRefused, match="queue promote"):
+            change()
+    assert aliases(client)[CHAMPION] == three[0]
+    assert [made.version for made in ledger.promotions("toy")] == three
+    assert len(ledger.versions("toy")) == len(three)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,9 @@ def compare(world: World, as_of: datetime = LATE) -> list[ShadowComparison]:
 
 
 def told(world: World) -> list[tuple[str, str]]:
-    soon = datetime.now(UTC) + timedelta(minutes=1)
     return [
         (entry.alert.kind, entry.alert.severity)
-        for entry in world.ledger.pending_alerts(soon)
+        for entry in world.ledger.alerts()
         if entry.alert.kind not in ("promoted", "rollback")
     ]
 

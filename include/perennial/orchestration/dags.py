@@ -16,7 +16,7 @@ from airflow.sdk import DAG, Param
 from airflow.sdk.bases.timetable import BaseTimetable
 
 from perennial.errors import SpecError
-from perennial.orchestration.callbacks import alert_of_failure
+from perennial.orchestration.callbacks import alert_of_failure, resolve_failure
 from perennial.orchestration.users import access
 from perennial.pools import pools
 from perennial.settings import settings
@@ -150,6 +150,7 @@ def common(
         # A task's own number; Airflow would add up those of all that follow it.
         "weight_rule": "absolute",
         "on_failure_callback": alert_of_failure,
+        "on_success_callback": resolve_failure,
     }
     return DAG(
         dag_id=dag_id,

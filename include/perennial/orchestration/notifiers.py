@@ -1,74 +1,213 @@
-"""Send what lies in the outbox, through Airflow's own connections to Slack and to a mail server."""
+"""Send what waits in the outbox, through Airflow's own connections to Slack and to a mail server.
+
+For the DAG ``perennial.notify``, and for the watchdog, which steps in when that is overdue. A process outside of tasks finds
+connections in its environment alone (``AIRFLOW_CONN_<ID>``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from html import escape
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from airflow.sdk import task
+from airflow.sdk import Connection, get_current_context, task
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from perennial import logs
-from perennial.alerts import Alert
+from perennial.alerts import EVERYBODY, Alert
+from perennial.deployment import Deployment
+from perennial.errors import NotDelivered
 from perennial.orchestration.runs import deployment
-from perennial.spec import Alerts
+from perennial.settings import Settings
+from perennial.spec import Alerts, Route, read_models
+
+if TYPE_CHECKING:  # heavy, and DAG files lead here
+    from perennial.channels import Channel, Mail
+    from perennial.delivery import Outcome
 
 log = logs.get(__name__)
 
-#: The wait after the first failed try; each further one doubles it.
-FIRST_WAIT = timedelta(minutes=5)
-LONGEST_WAIT = timedelta(days=1)
+#: Airflow's connection to the mail server.
+SMTP = "smtp_default"
 
 
 @task(multiple_outputs=False)
 def deliver_alerts() -> dict[str, int]:
-    """Send pending alerts to the channels of their models; what fails is tried again later, and nothing is lost."""
-    from perennial.spec import read_models
+    """Send what waits, to whom models and environment name; what fails is tried again later, and nothing is lost.
 
-    ledger, now = deployment().ledger, datetime.now(UTC)
-    sound, _ = read_models(deployment().settings.models)
-    outcome = {"delivered": 0, "failed": 0, "unaddressed": 0}
-    for entry in ledger.pending_alerts(now, hold=timedelta(minutes=10)):
-        channels = _channels(sound[entry.alert.model].spec.alerts, entry.alert) if entry.alert.model in sound else {}
-        reached: list[str] = []
-        try:
-            for channel, send in channels.items():
-                if channel not in entry.delivered:
-                    send()
-                    reached.append(channel)
-        except Exception as error:
-            log.warning("alert %s could not be sent: %s", entry.id, type(error).__name__)
-            wait = min(FIRST_WAIT * 2**entry.attempts, LONGEST_WAIT)
-            ledger.mark_failed(entry.id, type(error).__name__, now + wait, delivered=reached)
-            outcome["failed"] += 1
+    A run that a person has triggered leaves no channel alone that has failed before.
+    """
+    at_once = get_current_context()["dag_run"].run_type == "manual"
+    return asdict(deliver(deployment(), at_once=at_once))
+
+
+def deliver(
+    parts: Deployment,
+    *,
+    overdue_by: timedelta = timedelta(),
+    at_once: bool = False,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    deadline: timedelta | None = None,
+    pause: Callable[[float], Awaitable[None]] | None = None,
+) -> Outcome:
+    """Send what waits. It costs one short query while nothing does.
+
+    Args:
+        parts: the deployment.
+        overdue_by: leave alone what another sender is not late with by this much, and channels whose connection is not to be
+            found here; for whoever only steps in.
+        at_once: also try channels that are to be left alone for a while after a failure.
+        clock: the time.
+        deadline: everything that one message may take.
+        pause: waits between two messages.
+    """
+    from perennial import delivery
+
+    outbox = parts.ledger.outbox
+    if not outbox.backlog().count:
+        return delivery.Outcome()
+    routing = Routing(parts.settings)
+    return delivery.deliver(
+        outbox,
+        delivery.Addresses(routing.channels_of, lambda: routing.named),
+        open_channel,
+        clock=clock,
+        overdue_by=overdue_by,
+        at_once=at_once,
+        **({"deadline": deadline} if deadline is not None else {}),  # type: ignore[arg-type]
+        **({"pause": pause} if pause is not None else {}),  # type: ignore[arg-type]
+    )
+
+
+class Routing:
+    """Who hears of what: the models' own words, and the environment's for alerts that concern no single model.
+
+    Args:
+        settings: of the deployment. Its model folders are read when they are first needed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def channels_of(self, alert: Alert) -> Collection[str] | None:
+        """The channels of an alert; None while its model's folder is broken, so that nobody knows.
+
+        A model that names nobody, or that is gone, has its alerts sent where the environment says. So are those that concern
+        no single model; where the environment says nothing, everybody hears of them.
+        """
+        if alert.model == EVERYBODY:
+            routes = self._of_environment or [route for named in self._of_models.values() for route in named.everybody]
+        elif alert.model in self._broken:
+            return {channel for route in self._of_environment for channel in route.channels} or None
         else:
-            ledger.mark_delivered(entry.id, *reached)
-            outcome["delivered" if channels else "unaddressed"] += 1
-    return outcome
+            named = self._of_models.get(alert.model)
+            routes = (named.everybody if named is not None else []) or self._of_environment
+        return {channel for route in routes if route.hears_of(alert) for channel in route.channels}
+
+    @property
+    def named(self) -> Collection[str] | None:
+        """Every channel that somebody names; None while a folder is broken."""
+        if self._broken:
+            return None
+        routes = [*self._of_environment, *(route for named in self._of_models.values() for route in named.everybody)]
+        return {channel for route in routes for channel in route.channels}
+
+    @cached_property
+    def _of_environment(self) -> list[Route]:
+        given = self._settings
+        email = [address.strip() for address in given.alerts_email.split(",")] if given.alerts_email else []
+        route = Route(slack=given.alerts_slack, channel=given.alerts_channel if given.alerts_slack else None, email=email)
+        return [route] if route.channels else []
+
+    @property
+    def _of_models(self) -> dict[str, Alerts]:
+        return self._models[0]
+
+    @property
+    def _broken(self) -> set[str]:
+        return self._models[1]
+
+    @cached_property
+    def _models(self) -> tuple[dict[str, Alerts], set[str]]:
+        sound, broken = read_models(self._settings.models)
+        return {name: folder.spec.alerts for name, folder in sound.items()}, set(broken)
 
 
-def _channels(alerts: Alerts, alert: Alert) -> dict[str, Callable[[], None]]:
-    """How to send ``alert`` to each channel its model names; none if it is below the severity the model asks for."""
-    if alerts.severity == "critical" and alert.severity != "critical":
-        return {}
-    links = "".join(f"\n{name}: {address}" for name, address in alert.links.items())
-    message = alert.text + links
-    channels: dict[str, Callable[[], None]] = {}
-    if (connection := alerts.slack) is not None:
+def open_channel(name: str) -> Channel:
+    """The way to a channel, by Airflow's connection to it.
 
-        def slack() -> None:
-            from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
+    Args:
+        name: as :attr:`perennial.spec.Route.channels` has it.
 
-            SlackWebhookHook(slack_webhook_conn_id=connection, timeout=30).send_text(f"*{alert.title}*\n{message}")
+    Raises:
+        NotDelivered: there is no such connection, it is of another kind, or it cannot be read now.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "email":
+        return _mail(rest)
+    connection, _, channel = rest.partition(":")
+    return _slack(connection, channel)
 
-        channels[f"slack:{connection}"] = slack
-    if alerts.email:
 
-        def email() -> None:
-            from airflow.providers.smtp.hooks.smtp import SmtpHook
+def _slack(connection_id: str, channel: str) -> Channel:
+    from airflow.providers.slack.hooks.slack import SlackHook
+    from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
 
-            with SmtpHook(smtp_conn_id="smtp_default") as hook:
-                hook.send_email_smtp(to=alerts.email, subject=alert.title, html_content=f"<pre>{escape(message)}</pre>")
+    from perennial.channels import SlackApi, SlackWebhook
 
-        channels["email"] = email
-    return channels
+    found = _connection(connection_id)
+    try:
+        if found.conn_type == "slackwebhook":
+            if channel:
+                log.warning("connection %s is a webhook, which posts to its own channel, not to %s", connection_id, channel)
+            webhook = SlackWebhookHook(slack_webhook_conn_id=connection_id).client
+            return SlackWebhook(webhook.url, proxy=webhook.proxy)
+        if found.conn_type == "slack":
+            if not channel:
+                raise NotDelivered(f"connection {connection_id} is one of the Slack API: say where to post, channel", mend=True)
+            api = SlackHook(slack_conn_id=connection_id).client
+            return SlackApi(str(api.token), channel, base_url=api.base_url, proxy=api.proxy)
+    except NotDelivered:
+        raise
+    except Exception as error:  # the hooks raise AirflowException and others, whose words may hold what they were given
+        raise NotDelivered(f"connection {connection_id} is not usable for Slack: {type(error).__name__}", mend=True) from error
+    raise NotDelivered(f"connection {connection_id} is of type {found.conn_type}, not slackwebhook or slack", mend=True)
+
+
+def _mail(address: str) -> Mail:
+    from airflow.providers.smtp.hooks.smtp import SmtpHook
+
+    from perennial.channels import Mail
+
+    hook = SmtpHook(smtp_conn_id=SMTP)
+    hook.smtp_connection = found = _connection(SMTP)
+    if not found.host or not hook.from_email:
+        raise NotDelivered(f"connection {SMTP} lacks {'from_email in its extra' if found.host else 'a host'}", mend=True)
+    try:
+        # The hook fetches a token of OAuth 2 here if the connection says how.
+        token = hook._get_oauth2_token() if hook.auth_type == "oauth2" else None
+    except Exception as error:
+        raise NotDelivered(f"connection {SMTP}: there is no OAuth 2 token for it: {type(error).__name__}") from error
+    return Mail(
+        to=address,
+        sender=hook.from_email,
+        host=hook.host,
+        port=hook.port or None,
+        security="tls" if hook.use_ssl else "starttls" if hook.smtp_starttls else "none",
+        user=hook.smtp_user or None,
+        password=hook.smtp_password or None,
+        token=token,
+        verify=hook.ssl_context != "none",
+    )
+
+
+def _connection(connection_id: str) -> Connection:
+    try:
+        found: Connection = Connection.get(connection_id)
+        return found
+    except AirflowNotFoundException as error:
+        raise NotDelivered(f"there is no Airflow connection {connection_id}", mend=True) from error
+    except Exception as error:  # whatever a secrets backend raises, in words that may hold secrets
+        raise NotDelivered(f"Airflow connection {connection_id} cannot be read: {type(error).__name__}") from error

@@ -15,12 +15,13 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from airflow.sdk import Connection, Context, get_current_context
 from airflow.sdk.exceptions import AirflowFailException
 from sqlalchemy import Engine, create_engine
 
-from perennial import logs
+from perennial import alerts, logs
 from perennial.deployment import Deployment
 from perennial.errors import (
     ArtifactRejected,
@@ -33,7 +34,7 @@ from perennial.errors import (
     TrainingError,
 )
 from perennial.intervals import Interval, utc
-from perennial.settings import settings
+from perennial.settings import Settings, settings
 from perennial.spec import ModelFolder
 
 #: What a run's partition key names the first day of.
@@ -185,12 +186,23 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
     parts = deployment()
     dag_run, params = context["dag_run"], context["params"]
     days = f"{params['start']}--{params.get('end')}" if params.get("start") else params.get("as_of")
-    with logs.context(model=model, interval=part or dag_run.partition_key or days, run=dag_run.run_id):
+    with (
+        logs.context(model=model, interval=part or dag_run.partition_key or days, run=dag_run.run_id),
+        alerts.linking(task_links(parts.settings, context["ti"])),
+    ):
         try:
             check_conf(dag_run.conf, context["dag"].params)
             yield Run(parts.model(model), parts, context, window, part)
         except _FINAL as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def task_links(settings: Settings, task: Any) -> dict[str, str]:
+    """The page of a task of a run, for people; empty if they have no address of Airflow's."""
+    if settings.airflow_public_url is None:
+        return {}
+    page = f"{settings.airflow_public_url.rstrip('/')}/dags/{task.dag_id}/runs/{quote(task.run_id)}/tasks/{task.task_id}"
+    return {"Run": f"{page}/mapped/{task.map_index}" if task.map_index >= 0 else page}
 
 
 def check_conf(conf: object, form: Collection[str]) -> None:
