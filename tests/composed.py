@@ -28,7 +28,7 @@ from perennial.settings import PROJECT
 COMPOSE = PROJECT / "docker-compose.yaml"
 
 #: Where the services listen inside their containers.
-_LISTENERS = ("postgres:5432", "redis:6379", "execution:8081", "mlflow:5000", "api:8080")
+_LISTENERS = ("postgres:5432", "redis:6379", "execution:8081", "mlflow:5000", "api:8080", "watch:9464")
 _VARIABLE = re.compile(r"\$\$|\$\{(?P<name>[A-Z_]+)(?P<rule>:\?|:-)?(?P<text>[^}]*)\}")
 _PATIENCE = 240
 

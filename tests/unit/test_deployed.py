@@ -39,6 +39,10 @@ ALLOWED = {
     "trainer": {"REDIS_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
     "promoter": {"REDIS_PASSWORD", "PERENNIAL_DB_PASSWORD", "MLFLOW_PROMOTER_PASSWORD"},
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
+    "watch": {"AIRFLOW_WATCHDOG_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD"},
+    "statsd": set(),
+    "prometheus": set(),
+    "grafana": {"GRAFANA_ADMIN_PASSWORD"},
 }
 
 
@@ -154,7 +158,7 @@ def test_the_file_keeps_to_the_compose_specification() -> None:
 def test_databases_and_broker_are_reached_from_inside_alone() -> None:
     networks = read_compose(GIVEN)["networks"]
     assert networks["inside"]["internal"] is True
-    for name in ("postgres", "redis", "execution"):
+    for name in ("postgres", "redis", "execution", "prometheus", "statsd"):
         assert SERVICES[name]["networks"] == ["inside"]
         assert "ports" not in SERVICES[name]
 

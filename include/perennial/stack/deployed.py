@@ -59,6 +59,7 @@ SECRETS: dict[str, Callable[[], str]] = {
     "MLFLOW_PROMOTER_PASSWORD": _token,
     "MLFLOW_WORKER_PASSWORD": _token,
     "MLFLOW_SESSION_KEY": _token,
+    "GRAFANA_ADMIN_PASSWORD": _token,
 }
 
 
