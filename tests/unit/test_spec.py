@@ -177,12 +177,13 @@ BROKEN = {
         changed("trips/%Y", "../trips/%Y"),
         ["model.yaml:6: sources.trips: files must stay below the data folder: no leading / and no .."],
     ),
-    "no YAML": ("name: [late\n", ["model.yaml:2: not YAML: expected ',' or ']', but got '<stream end>'"]),
+    "no YAML": ("name: [late\n", ["model.yaml:2: not YAML: did not find expected ',' or ']'"]),
     "a tab as indentation": (
         changed("  trips: {files", "\ttrips: {files"),
-        ["model.yaml:6: not YAML: found character '\\t' that cannot start any token"],
+        ["model.yaml:6: not YAML: found character that cannot start any token"],
     ),
     "Latin-1": (GOOD.replace("operations", "Zürich").encode("latin-1"), ["model.yaml: not UTF-8 at byte 19"]),
+    "nested without end": ("name: " + "[" * 400_000, ["model.yaml:1: nested deeper than 20 levels"]),
     "nested too deep": ("name: " + "[" * 30 + "]" * 30, ["model.yaml:1: nested deeper than 20 levels"]),
     "too large": ("#" * (MAX_BYTES + 1), ["model.yaml: larger than 1,000,000 bytes"]),
 }  # fmt: skip
