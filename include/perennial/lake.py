@@ -348,6 +348,25 @@ class Lake:
         with rows() as reader:
             return digest(reader, [name for name in columns if name in given]) == published.hashes[table]
 
+    def files(self, model: str, table: str, snapshot: int, interval: Interval) -> list[str]:
+        """The Parquet files that hold an interval's rows at a snapshot, and others too: for engines that read files themselves.
+
+        Args:
+            model: the model.
+            table: a table with event time.
+            snapshot: a snapshot that the ledger names, or that is pinned.
+            interval: whose event times lie in it.
+
+        Raises:
+            SnapshotMissing: there is no such table, or the snapshot has expired.
+            ValueError: the table has no event time.
+        """
+        found = self._catalog.load(model, table)
+        column = event_time_of(found)
+        if column is None:
+            raise ValueError(f"{model}: table {table} has no event time to choose an interval by")
+        return [task.file.file_path for task in self._catalog.files(found, snapshot, Span.of(column, interval).expression)]
+
     # --- keeping -----------------------------------------------------------------------------------------------------
 
     def pin(self, model: str, snapshots: Mapping[str, int], name: str) -> None:

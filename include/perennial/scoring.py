@@ -15,11 +15,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from perennial import logs
 from perennial.artifacts import LoadedModel, Prediction
@@ -209,39 +210,64 @@ def score(
         Superseded: a later run or attempt has taken over; nothing of this one was published.
     """
     spec = folder.spec
-    features = _published_features(spec, ledger, interval)
-    snapshot = features.snapshots["features"]
+    features = published_features(spec, ledger, interval)
     model = registry.load(spec.name, version, spec=spec)
     if model.features_digest != folder.features_digest:
         log.warning("features.sql or the tables' definition changed since version %d was trained", version)
-    predictor = Predictor(spec, lake, model, interval, snapshot, run_id)
-    schema = predictions_schema(spec)
+    predictor = Predictor(spec, lake, model, interval, features.snapshots["features"], run_id)
+    return publish_predictions(spec, lake, ledger, predictor, order=order, sink_url=sink_url)
+
+
+class Predictions(Protocol):
+    """Predictions of an interval that are yet to be published, wherever they were made."""
+
+    interval: Interval
+    version: int
+    features_snapshot: int
+    run_id: str
+    tally: Tally
+
+    def reader(self) -> pa.RecordBatchReader:
+        """All predictions, from the first, with the columns of :func:`predictions_schema`; counted anew by ``tally``."""
+
+
+def publish_predictions(
+    spec: ModelSpec, lake: Lake, ledger: Ledger, predictions: Predictions, *, order: int, sink_url: str
+) -> Scored:
+    """Publish predictions to the lake and to the predictions database, see :func:`score`."""
+    interval, version, run_id = predictions.interval, predictions.version, predictions.run_id
+    write = TableWrite(data=predictions.reader, event_time=spec.event_time, schema=predictions_schema(spec))
     publication = lake.publish(
         model=spec.name,
         dataset=DATASET,
         interval=interval,
-        tables={DATASET: TableWrite(data=predictor.reader, event_time=spec.event_time, schema=schema)},
+        tables={DATASET: write},
         order=order,
         run_id=run_id,
-        inputs={"version": version, "features": snapshot},
+        inputs={"version": version, "features": predictions.features_snapshot},
     )
     _copy_to_sink(spec, lake, ledger, interval, sink_url)
     scored = Scored(
         model=spec.name,
         interval=interval,
         version=version,
-        rows=predictor.rows,
+        rows=predictions.tally.rows,
         publication=publication.id,
-        features_snapshot=snapshot,
+        features_snapshot=predictions.features_snapshot,
         predictions_snapshot=publication.snapshots[DATASET],
         run_id=run_id,
-        summary=predictor.summary(),
+        summary=predictions.tally.summary(),
     )
     log.info("version %d predicted %s entities: %s", version, f"{scored.rows:,}", scored.summary)
     return scored
 
 
-def _published_features(spec: ModelSpec, ledger: Ledger, interval: Interval) -> Publication:
+def published_features(spec: ModelSpec, ledger: Ledger, interval: Interval) -> Publication:
+    """The publication whose snapshots the features of an interval are read at.
+
+    Raises:
+        ScoringError: days of the interval have no features.
+    """
     newest = ledger.published(spec.name, "features")
     gaps = uncovered(interval, ledger.publications(spec.name, "features", interval))
     if newest is None or gaps:
@@ -252,37 +278,89 @@ def _published_features(spec: ModelSpec, ledger: Ledger, interval: Interval) -> 
     return newest
 
 
-class Predictor:
-    """The predictions of an interval, made as they are read, and what they look like as a whole.
+class Tally:
+    """What the predictions of an interval look like as a whole, counted as they pass.
 
-    The table is written as it is read from here, so an error that is raised at the last row still publishes nothing.
+    Attributes:
+        rows: how many have passed.
     """
 
-    def __init__(
-        self, spec: ModelSpec, lake: Lake, model: LoadedModel, interval: Interval, features_snapshot: int, run_id: str
-    ) -> None:
-        self._spec, self._lake, self._model, self._interval = spec, lake, model, interval
-        self._snapshot, self._run_id = features_snapshot, run_id
-        self._predicted_at = datetime.now(UTC)
-        self._schema = predictions_schema(spec)
-        self._about = f"{spec.name}, {interval}: version {model.version}"
-        self._restart()
+    def __init__(self, about: str) -> None:
+        self._about = about
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
         self.rows = 0
         self._sum, self._least, self._most = 0.0, np.inf, -np.inf
         self._shares: dict[str, int] = {}
 
-    def reader(self) -> pa.RecordBatchReader:
-        """All predictions, from the first; each call predicts anew."""
-        return pa.RecordBatchReader.from_batches(self._schema, self.batches())
+    def add(self, values: NDArray[Any], probability: NDArray[Any] | None) -> None:
+        """Count some rows.
+
+        Args:
+            values: numbers, probabilities or classes.
+            probability: of the class, where ``values`` are classes.
+        """
+        numbers = values if probability is None else probability
+        self.rows += len(values)
+        self._sum += float(numbers.sum())
+        self._least, self._most = min(self._least, numbers.min()), max(self._most, numbers.max())
+        if values.dtype.kind != "f":
+            for name, count in zip(*np.unique(values.astype(str), return_counts=True), strict=True):
+                self._shares[str(name)] = self._shares.get(str(name), 0) + int(count)
+
+    def check(self) -> None:
+        """Refuse predictions that are all the same.
+
+        Raises:
+            ScoringError: they are, and there are many of them.
+        """
+        if self.rows >= CONSTANT_FROM and self._least == self._most:
+            raise ScoringError(
+                f"{self._about} predicts {self._least:g} for every one of {self.rows:,} entities; nothing was published. Look "
+                "at the features of these days; if they are sound, roll back"
+            )
 
     def summary(self) -> dict[str, float]:
+        """``minimum``, ``mean`` and ``maximum`` of numbers; of classes, the share of each."""
         if not self.rows:
             return {}
         if self._shares:
             return {name: count / self.rows for name, count in sorted(self._shares.items(), key=lambda pair: -pair[1])[:20]}
         return {"minimum": float(self._least), "mean": self._sum / self.rows, "maximum": float(self._most)}
+
+
+class Predictor:
+    """The predictions of an interval, made as they are read, and what they look like as a whole.
+
+    The table is written as it is read from here, so an error that is raised at the last row still publishes nothing.
+
+    Attributes:
+        columns: what it reads of the features: the entity's key and times, then the model's features.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, lake: Lake, model: LoadedModel, interval: Interval, features_snapshot: int, run_id: str
+    ) -> None:
+        assert model.version is not None  # only what is registered scores
+        self._spec, self._lake, self._model = spec, lake, model
+        self.interval, self.version = interval, model.version
+        self.features_snapshot, self.run_id = features_snapshot, run_id
+        self._predicted_at = datetime.now(UTC)
+        self._schema = predictions_schema(spec)
+        self._keys = list(self._schema.names[: self._schema.get_field_index("as_of") + 1])
+        self.columns = [*self._keys, *(name for name in model.features if name not in self._keys)]
+        self._about = f"{spec.name}, {interval}: version {model.version}"
+        self.tally = Tally(self._about)
+
+    @property
+    def rows(self) -> int:
+        """How many entities have been predicted so far."""
+        return self.tally.rows
+
+    def reader(self) -> pa.RecordBatchReader:
+        """All predictions, from the first; each call predicts anew."""
+        return pa.RecordBatchReader.from_batches(self._schema, self.batches())
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All predictions, from the first.
@@ -290,27 +368,26 @@ class Predictor:
         Raises:
             ScoringError: they are not fit to be published.
         """
-        self._restart()
-        keys = list(self._schema.names[: self._schema.get_field_index("as_of") + 1])
+        self.tally.restart()
         features = self._lake.scan(
             self._spec.name,
             "features",
-            self._snapshot,
-            columns=[*keys, *(name for name in self._model.features if name not in keys)],
-            interval=self._interval,
+            self.features_snapshot,
+            columns=self.columns,
+            interval=self.interval,
             event_time=self._spec.event_time,
         )
         for chunk in _chunks(features, CHUNK_ROWS):
-            prediction = self._model.predict(chunk)
-            self._check(chunk, prediction)
-            yield from self._table(chunk, keys, prediction).to_batches()
-        if self.rows >= CONSTANT_FROM and self._least == self._most:
-            raise ScoringError(
-                f"{self._about} predicts {self._least:g} for every one of {self.rows:,} entities; nothing was published. Look "
-                f"at the features of these days; if they are sound, roll back with {self._spec.name}.rollback"
-            )
+            yield from self.predict(chunk).to_batches()
+        self.tally.check()
 
-    def _check(self, chunk: pa.Table, prediction: Prediction) -> None:
+    def predict(self, chunk: pa.Table) -> pa.Table:
+        """The predictions of some rows of features.
+
+        Raises:
+            ScoringError: they are not fit to be published.
+        """
+        prediction = self._model.predict(chunk)
         if len(prediction) != chunk.num_rows:
             raise ScoringError(
                 f"{self._about} gave {len(prediction):,} predictions for {chunk.num_rows:,} entities; nothing was published"
@@ -322,16 +399,12 @@ class Predictor:
                 f"{self._about}: {unfit:,} of {chunk.num_rows:,} predictions are NaN or infinite; nothing was published. Look "
                 f"at the features of these days; if they are sound, roll back with {self._spec.name}.rollback"
             )
-        self.rows += len(prediction)
-        self._sum += float(numbers.sum())
-        self._least, self._most = min(self._least, numbers.min()), max(self._most, numbers.max())
-        if prediction.values.dtype.kind != "f":
-            for name, count in zip(*np.unique(prediction.values.astype(str), return_counts=True), strict=True):
-                self._shares[str(name)] = self._shares.get(str(name), 0) + int(count)
+        self.tally.add(prediction.values, prediction.probability)
+        return self._table(chunk, prediction)
 
-    def _table(self, chunk: pa.Table, keys: list[str], prediction: Prediction) -> pa.Table:
+    def _table(self, chunk: pa.Table, prediction: Prediction) -> pa.Table:
         rows = chunk.num_rows
-        columns: dict[str, Any] = {name: chunk.column(name) for name in keys}
+        columns: dict[str, Any] = {name: chunk.column(name) for name in self._keys}
         if "probability" in self._schema.names:
             columns["prediction"] = pa.array(prediction.values.astype(str), pa.string())
             columns["probability"] = pa.array(prediction.probability)
@@ -339,8 +412,8 @@ class Predictor:
         else:
             columns["prediction"] = pa.array(prediction.values, pa.float64())
         columns["version"] = pa.repeat(pa.scalar(self._model.version, pa.int64()), rows)
-        columns["features_snapshot"] = pa.repeat(pa.scalar(self._snapshot, pa.int64()), rows)
-        columns["run_id"] = pa.repeat(pa.scalar(self._run_id), rows)
+        columns["features_snapshot"] = pa.repeat(pa.scalar(self.features_snapshot, pa.int64()), rows)
+        columns["run_id"] = pa.repeat(pa.scalar(self.run_id), rows)
         columns["predicted_at"] = pa.repeat(pa.scalar(self._predicted_at, _MOMENT), rows)
         return pa.table([columns[name] for name in self._schema.names], names=self._schema.names).cast(self._schema)
 
