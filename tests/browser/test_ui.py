@@ -39,6 +39,27 @@ def test_airflow_lists_every_stage_of_the_model(living: Living, page: Page) -> N
         expect(page.get_by_role("link", name=f"{MODEL}.{stage}", exact=True).first).to_be_visible()
 
 
+def test_the_model_board_shows_every_model_and_leads_out_of_its_frame(living: Living, page: Page) -> None:
+    page.goto(living.stack.airflow_url)
+    page.get_by_role("link", name="Models", exact=True).click()
+    board = page.frame_locator("iframe[title=Models]")
+    row = board.get_by_role("row", name=re.compile(rf"^{MODEL} "))
+    expect(row.get_by_text("19 Jan 2024").first).to_be_visible()
+    expect(row.get_by_text("promoted")).to_be_visible()
+    expect(row.locator("svg polyline, svg circle").first).to_be_visible()
+    board.get_by_placeholder("Filter by any word").fill(f"{MODEL} by its gates")
+    expect(board.locator("tbody tr:visible")).to_have_count(1)
+    with page.context.expect_page() as opened:
+        row.locator("a.pill").first.click()
+    report = opened.value
+    expect(report.get_by_role("heading", name=re.compile(f"{MODEL}, 2024"))).to_be_visible()
+    assert "/perennial/reports/" in report.url
+    report.close()
+    row.get_by_role("link", name=MODEL, exact=True).click()
+    expect(page.get_by_role("link", name=f"{MODEL}.score", exact=True).first).to_be_visible()
+    assert f"name_pattern={MODEL}." in page.url
+
+
 def test_the_dag_page_tells_what_to_do_when_it_fails(living: Living, page: Page) -> None:
     page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.ingest")
     page.get_by_role("button", name=re.compile("dag docs", re.IGNORECASE)).first.click()

@@ -1,0 +1,288 @@
+"""The model board as a part of Airflow's API server: one page, the same as JSON, and the reports it links to.
+
+Airflow does not protect what a plugin serves. Here every route, whichever is added, wants a signed-in user who may see DAGs;
+what is shown of a model, only one who may see a DAG of that model. The ledger is read with ``SELECT`` alone.
+
+Neighbours: :mod:`perennial.board` composes what is shown; ``plugins/perennial_board.py`` hands this to Airflow.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from http import HTTPStatus
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from airflow.api_fastapi.app import get_auth_manager, get_cookie_path
+from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from sqlalchemy.exc import SQLAlchemyError
+
+from perennial import board, logs
+from perennial.board import Board, Pages
+from perennial.errors import PerennialError, SpecError
+from perennial.ledger import Ledger
+from perennial.settings import settings
+from perennial.spec import ModelFolder, read_model
+
+log = logs.get(__name__)
+
+#: Where Airflow mounts :data:`app`.
+PREFIX = "/perennial"
+
+#: The path that Airflow's own pages lie below.
+BASE = f"{get_cookie_path().rstrip('/')}/"
+
+#: A report is a few megabytes; what is much larger is none.
+LARGEST_REPORT = 64_000_000
+
+_KINDS = {".html": "text/html; charset=utf-8", ".json": "application/json", ".png": "image/png"}
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+}
+
+#: Our own pages run one script and take one style sheet, and talk to this server alone.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+
+#: A report brings its own scripts, and quotes data. It gets an origin of its own, so that it can neither act with its reader's
+#: session nor see Airflow's pages, and it may ask no server for anything.
+_REPORT_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+
+_STATIC = {"board.css": "text/css; charset=utf-8", "board.js": "text/javascript; charset=utf-8", "board.svg": "image/svg+xml"}
+
+app = FastAPI(
+    title="Perennial",
+    openapi_url=None,
+    # Of every route that is added to this app.
+    dependencies=[Depends(requires_access_dag("GET"))],
+)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the signed-in user may see.
+
+    Attributes:
+        models: those of which one DAG at least may be read.
+        broken_folders: whether folders without DAGs too, of which Airflow would show an import error.
+    """
+
+    models: frozenset[str]
+    broken_folders: bool
+
+
+def _sight(user: GetUserDep) -> Sight:
+    # Of the server's own application: this one is mounted below it, and has no state of Airflow's.
+    auth_manager = get_auth_manager()
+    return Sight(
+        models=frozenset(dag_id.partition(".")[0] for dag_id in auth_manager.get_authorized_dag_ids(user=user)),
+        broken_folders=auth_manager.is_authorized_view(access_view=AccessView.IMPORT_ERRORS, user=user),
+    )
+
+
+SightDep = Annotated[Sight, Depends(_sight)]
+
+
+@app.get("/")
+def page(sight: SightDep) -> Response:
+    """The board."""
+    try:
+        found = read_board(sight)
+    except _Unreadable as error:
+        return _message(HTTPStatus.SERVICE_UNAVAILABLE, "The board cannot be shown", str(error))
+    text = (
+        _templates()
+        .get_template("board.html.j2")
+        .render(
+            board=found,
+            base=BASE,
+            now=found.at,
+            age=board.age,
+            last_day=board.last_day,
+            span=board.span,
+            sparkline=board.sparkline,
+            size=(board.WIDTH, board.HEIGHT),
+        )
+    )
+    return Response(text, media_type="text/html; charset=utf-8", headers={**_HEADERS, "Content-Security-Policy": _PAGE_POLICY})
+
+
+@app.get("/api/models")
+def models(sight: SightDep) -> Response:
+    """The board's rows as JSON."""
+    try:
+        return JSONResponse(read_board(sight).to_json(), headers=_HEADERS)
+    except _Unreadable as error:
+        return JSONResponse({"detail": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE, headers=_HEADERS)
+
+
+@app.get("/reports/{place:path}")
+def report(place: str, sight: SightDep) -> Response:
+    """A page or file below the deployment's folder of reports: drift reports and Data Docs."""
+    parts = place.split("/")
+    if parts[0] not in sight.models:
+        raise HTTPException(HTTPStatus.FORBIDDEN, "you may see no DAG of this model")
+    kind = _KINDS.get(Path(parts[-1]).suffix)
+    content = read_below(settings().reports, parts) if kind else None
+    if content is None:
+        raise HTTPException(
+            HTTPStatus.NOT_FOUND,
+            "there is no such report here: it was removed after its time, or this server has no access to it",
+        )
+    return Response(content, media_type=kind, headers={**_HEADERS, "Content-Security-Policy": _REPORT_POLICY})
+
+
+@app.get("/static/{name}")
+def static(name: str) -> Response:
+    """The page's style sheet, script and icon."""
+    if name not in _STATIC:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "there is no such file")
+    content = resources.files("perennial").joinpath("static", name).read_bytes()
+    return Response(content, media_type=_STATIC[name], headers={**_HEADERS, "Cache-Control": "private, max-age=300"})
+
+
+@app.exception_handler(HTTPException)
+async def refuse(request: Request, error: HTTPException) -> Response:
+    """A refusal as a page for whoever reads it in a browser, as JSON for programs."""
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"detail": error.detail}, error.status_code, headers=_HEADERS)
+    status = HTTPStatus(error.status_code)
+    title = "Sign in to see this" if status == HTTPStatus.UNAUTHORIZED else status.phrase
+    back = str(request.url.path) if status == HTTPStatus.UNAUTHORIZED else None
+    return _message(status, title, str(error.detail), sign_in_for=back)
+
+
+def read_board(sight: Sight) -> Board:
+    """The board, as far as the user may see it.
+
+    Raises:
+        _Unreadable: for a reason that a person can do something about.
+    """
+    now = datetime.now(UTC)
+    with _readable():
+        found = settings()
+        sound, broken = read_folders(found.models)
+        overview = Ledger(found.database_url).overview(windows=board.WINDOWS, alerts_since=now - board.ALERTS_FOR)
+    pages = Pages(airflow=BASE, reports=f"{BASE.rstrip('/')}{PREFIX}/reports/", mlflow=found.mlflow_public_url)
+    return board.compose(
+        overview,
+        {model: folder for model, folder in sound.items() if model in sight.models},
+        broken if sight.broken_folders else {},
+        now=now,
+        pages=pages,
+    )
+
+
+class _Unreadable(Exception):
+    """The board cannot be read; the text is for people and quotes no address."""
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        log.warning("the ledger cannot be read: %s", type(error).__name__)
+        raise _Unreadable(
+            "The ledger cannot be read. Is its database up and migrated, and does PERENNIAL_DATABASE_URL of this server name a "
+            "role that may SELECT from it?"
+        ) from error
+    except PerennialError as error:
+        log.warning("the board cannot be read: %s", error)
+        raise _Unreadable(str(error)) from error
+
+
+def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
+    """As :func:`perennial.spec.read_models`; a folder is only read again once one of its files has changed."""
+    sound: dict[str, ModelFolder] = {}
+    broken: dict[str, SpecError] = {}
+    for file in sorted(models.glob("*/model.yaml")):
+        folder = file.parent
+        found = _read_folder(folder, _stamp(folder))
+        if isinstance(found, SpecError):
+            broken[folder.name] = found
+        else:
+            sound[folder.name] = found
+    return sound, broken
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    with os.scandir(folder) as entries:
+        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    return tuple(sorted((name, found.st_mtime_ns, found.st_size) for name, found in files))
+
+
+@lru_cache(maxsize=2048)
+def _read_folder(folder: Path, stamp: object) -> ModelFolder | SpecError:  # noqa: ARG001  # what it is kept by
+    try:
+        return read_model(folder)
+    except SpecError as error:
+        return error
+
+
+def read_below(root: Path, parts: list[str]) -> bytes | None:
+    """A file below ``root``; None if there is none.
+
+    No symbolic link is followed and no name may climb or begin with a dot, so that nothing outside is ever opened, whoever
+    writes below ``root`` meanwhile; a pipe or a device is none.
+    """
+    if not all(part and not part.startswith(".") and "\0" not in part and "\\" not in part for part in parts):
+        return None
+    opened: list[int] = []
+    try:
+        opened.append(os.open(root, os.O_RDONLY | os.O_DIRECTORY))
+        for part in parts[:-1]:
+            opened.append(os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=opened[-1]))
+        opened.append(os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened[-1]))
+        found = os.fstat(opened[-1])
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_REPORT:
+            return None
+        with os.fdopen(opened.pop(), "rb") as stream:
+            return stream.read(LARGEST_REPORT)
+    except OSError:
+        return None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _message(status: HTTPStatus, title: str, text: str, *, sign_in_for: str | None = None) -> Response:
+    link = f"{BASE}api/v2/auth/login?next={quote(sign_in_for, safe='')}" if sign_in_for else None
+    page = _templates().get_template("message.html.j2").render(title=title, text=text, base=BASE, sign_in=link)
+    headers = {**_HEADERS, "Content-Security-Policy": _PAGE_POLICY}
+    return Response(page, status, media_type="text/html; charset=utf-8", headers=headers)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    made = Environment(
+        loader=PackageLoader("perennial"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters["number"] = _number
+    return made
+
+
+def _number(value: Any) -> str:
+    """A metric in few digits: two that mean the same are as wide."""
+    return "-" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:,.4g}"
