@@ -70,6 +70,17 @@ def test_all_state_lies_below_one_folder(tmp_path: Path) -> None:
         assert variables[name].startswith(f"sqlite:///{tmp_path}/"), name
 
 
+def test_many_models_are_read_less_often(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for number in range(100):
+        (models / f"m{number}").mkdir(parents=True)
+        (models / f"m{number}" / "model.yaml").touch()
+
+    assert made(tmp_path)["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"] == "30"
+    many = made(tmp_path, {"PERENNIAL_MODELS": str(models)})
+    assert many["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"] == "100"
+
+
 def test_servers_listen_on_this_machine_alone(tmp_path: Path) -> None:
     variables = made(tmp_path)
 

@@ -176,7 +176,8 @@ def _field(default: object, **schema: Any) -> Param:
     Airflow checks each field of each task, and the field's schema itself, whenever it parses the DAG; by the older of JSON
     Schema's drafts that takes a third of the time, and what is used here means the same in both.
     """
-    return Param(default, **{"$schema": "http://json-schema.org/draft-07/schema#"}, **schema)
+    schema["$schema"] = "http://json-schema.org/draft-07/schema#"
+    return Param(default, **schema)
 
 
 def day(title: str, description: str) -> Param:

@@ -98,7 +98,7 @@ class Stack:
         given: the environment: what a person has chosen.
         dags: folder of DAG files.
         plugins: folder of Airflow plugins.
-        parse_every: seconds after which a DAG file is read again.
+        parse_every: seconds after which a DAG file is read again; see :func:`perennial.stack.environment.environment`.
         say: told of what happens, a sentence at a time.
 
     Attributes:
@@ -118,7 +118,7 @@ class Stack:
         *,
         dags: Path = PROJECT / "dags",
         plugins: Path = PROJECT / "plugins",
-        parse_every: int = 30,
+        parse_every: int | None = None,
         imports: Sequence[str] = IMPORTED_FOR_TASKS,
         say: Callable[[str], None] = print,
     ) -> None:

@@ -174,7 +174,7 @@ def environment(
     *,
     dags: Path = PROJECT / "dags",
     plugins: Path = PROJECT / "plugins",
-    parse_every: int = 30,
+    parse_every: int | None = None,
     inherited: Mapping[str, str],
 ) -> dict[str, str]:
     """Every variable that the stack's processes see.
@@ -185,11 +185,14 @@ def environment(
         kept: the stack's secrets.
         dags: folder of DAG files.
         plugins: folder of Airflow plugins.
-        parse_every: seconds after which a DAG file is read again.
+        parse_every: seconds after which a DAG file is read again; by default 30, and for many models one each, so that reading
+            them takes a tenth of a core.
         inherited: the environment underneath. What the stack itself decides replaces what is said there.
     """
     airflow = settings.state / "airflow"
     parallelism = _workers()
+    if parse_every is None:
+        parse_every = max(30, sum(1 for _ in settings.models.glob("*/model.yaml")))
     own = {
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), inherited.get("PATH", os.defpath))),
         "NO_PROXY": ",".join(filter(None, (inherited.get("NO_PROXY"), HOST, "localhost"))),
