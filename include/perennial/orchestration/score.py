@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowSkipException
 
+from perennial import logs
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import stage_run
 
@@ -43,6 +44,7 @@ def predict(model: str, work: dict[str, Any], *, outlet_events: Any = None) -> d
     from perennial.scoring import score
 
     with stage_run(model, part=work["part"]) as run:
+        logs.resolved(version=work["version"])
         parts = run.deployment
         scored = score(
             run.folder,
@@ -68,6 +70,7 @@ def score_shadows(model: str, work: dict[str, Any]) -> dict[str, Any]:
     from perennial import shadowing
 
     with stage_run(model, part=work["part"]) as run:
+        logs.resolved(version=work["version"])
         parts = run.deployment
         done = shadowing.score_shadows(
             run.folder,

@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from perennial import logs
 from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import Run, Window, stage_run
@@ -84,6 +85,7 @@ def decide_promotion(
             decision,
             run_id=run.qualified_id,
         )
+        logs.resolved(version=version)
         run.link(MLFLOW, registry.version_url(model, version))
         # Before anybody promotes or approves it: they are to have read them, and what they cannot say stops the promotion.
         publish_pages(run.folder, run.deployment.ledger, registry, version)
@@ -113,6 +115,7 @@ def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any]
 
     with stage_run(model) as run:
         registry, version = run.deployment.registry, int(decided["version"])
+        logs.resolved(version=version)
         decision = GateDecision.from_json(decided["decision"])
         run.link(MLFLOW, registry.version_url(model, version))
         if not decision.promote:
