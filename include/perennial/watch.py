@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 RESTART = timedelta(minutes=2)
 HAND = timedelta(minutes=15)
 
+#: Airflow takes a component for dead half a minute after its last heartbeat; a restart takes less than this on top.
+HEARTBEAT = timedelta(seconds=30)
+
 #: A failed task's own callback knows the error, and has this long to tell.
-CALLBACK = timedelta(minutes=1)
+CALLBACK = timedelta(seconds=30)
 
 #: Alerts are sent every five minutes. What waits this long, the watchdog sends; and people are told of what waits after that.
 WAITING = timedelta(minutes=15)
@@ -268,7 +271,7 @@ def _components(known: Known) -> Iterator[Finding]:
     assert known.airflow is not None
     for name, heartbeat in sorted(known.airflow.components.items()):
         yield Finding(
-            f"components/{name}", alerts.component_down(EVERYBODY, component=name, heartbeat=heartbeat), timedelta(minutes=1)
+            f"components/{name}", alerts.component_down(EVERYBODY, component=name, heartbeat=heartbeat), HEARTBEAT
         )
 
 

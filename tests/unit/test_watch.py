@@ -125,7 +125,7 @@ def test_a_broken_dag_file_is_told_by_the_last_line_of_its_error() -> None:
 
 
 def test_a_task_that_failed_is_told_under_the_key_of_its_own_callback_once_that_had_its_time() -> None:
-    task = TaskInstance(f"{MODEL}.score", "r1", "predict", -1, "failed", 1, ended_at=NOW - timedelta(seconds=61))
+    task = TaskInstance(f"{MODEL}.score", "r1", "predict", -1, "failed", 1, ended_at=NOW - timedelta(seconds=31))
     failed = FailedTask(task, run(partition_key="2024-05-14"))
 
     [finding] = look(known(airflow=AirflowState(failed_tasks=[failed]))).findings.values()
@@ -133,7 +133,7 @@ def test_a_task_that_failed_is_told_under_the_key_of_its_own_callback_once_that_
     assert finding.key == failure_key(f"{MODEL}.score", "r1", "predict", -1)
     assert finding.alert.subject == f"{failure(f'{MODEL}.score', 'predict', -1)}/2024-05-14"
     assert finding.alert.kind == "run_failed"
-    early = replace(failed, task=replace(task, ended_at=NOW - timedelta(seconds=59)))
+    early = replace(failed, task=replace(task, ended_at=NOW - timedelta(seconds=29)))
     assert found(known(airflow=AirflowState(failed_tasks=[early]))) == set()
 
 

@@ -160,7 +160,7 @@ def test_a_task_that_was_killed_is_told_once(deployed: Settings, airflow: Airflo
     airflow.add_run(f"{MODEL}.score", "r1", "failed", end_date=NOW, partition_key="2024-05-14")
     airflow.add_task(f"{MODEL}.score", "r1", "predict", "failed", NOW)
     watch = watchdog(deployed, airflow)
-    watch.look(NOW + MINUTE / 2)
+    watch.look(NOW + MINUTE / 3)
     assert told(deployed) == []
 
     for n in range(1, 4):
