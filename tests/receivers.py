@@ -93,19 +93,39 @@ def slack(*, certificate: tuple[str, str] | None = None) -> Iterator[Slack]:
                 else:
                     connection.sendall(said)
 
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-        block_on_close = False
+    with _serving(Handler) as port:
+        state.port = port
+        yield state
 
-        def handle_error(self, *_: object) -> None:
-            """Say nothing: a client that has seen enough goes."""
 
-    with Server(("127.0.0.1", 0), Handler) as server:
-        state.port = server.server_address[1]
+@contextmanager
+def raw(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server of nothing in particular; yields its port."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                serve(self.request)
+
+    with _serving(Handler) as port:
+        yield port
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: a client that has seen enough goes."""
+
+
+@contextmanager
+def _serving(handler: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:
-            yield state
+            yield server.server_address[1]
         finally:
             server.shutdown()
             thread.join()

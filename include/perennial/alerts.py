@@ -460,7 +460,7 @@ def channel_lost(channel: str, *, reason: str, since: datetime, refuses: bool, w
     todo = (
         "Mend its connection in Airflow, or the channel in model.yaml, then trigger perennial.notify. It is tried each hour."
         if refuses
-        else "It is tried again by itself, at least each ten minutes."
+        else "It is tried again by itself, at least each quarter of an hour."
     )
     return Alert(
         model=EVERYBODY,

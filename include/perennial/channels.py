@@ -278,12 +278,13 @@ class Mail:
             raise _refused("the text", error.code, offends=error.code >= 500) from error
         except aiosmtplib.SMTPResponseException as error:
             raise _refused(stage, error.code) from error
-        except aiosmtplib.SMTPNotSupported as error:
-            raise NotDelivered(f"{stage}: the server lacks what the connection asks for", mend=True) from error
+        except (aiosmtplib.SMTPException, OSError) as error:
+            # The client's word for a server without STARTTLS, or without a way to sign in that both know.
+            if type(error) in (aiosmtplib.SMTPException, aiosmtplib.SMTPNotSupported):
+                raise NotDelivered(f"{stage}: the server lacks what the connection asks for", mend=True) from error
+            raise NotDelivered(f"{stage}: {type(error).__name__}{_certificate(error)}") from error
         except ValueError as error:
             raise NotDelivered("the address or the sender is none", mend=True) from error
-        except (aiosmtplib.SMTPException, OSError) as error:
-            raise NotDelivered(f"{stage}: {type(error).__name__}{_certificate(error)}") from error
         finally:
             client.close()
         return str(mail["Message-ID"])

@@ -64,6 +64,11 @@ class Message:
         """The severity as people read it."""
         return {"critical": "CRITICAL", "recovered": "well again"}.get(self.severity, self.severity)
 
+    @property
+    def heading(self) -> str:
+        """The title, with how bad it is; that something is well again, a title says itself."""
+        return self.title if "well again" in self.title else f"{self.label}: {self.title}"
+
 
 # --- what is said ----------------------------------------------------------------------------------------------------
 
@@ -129,7 +134,7 @@ def _of_group(group: Sequence[_News]) -> Message:
         numbers=tuple(number for news in group for number in news.numbers),
         identity=_identity([news.waiting.key for news in group]),
         severity=_worst(group),
-        title=f"{newest.alert.model}: {len(group)} times {newest.alert.kind.replace('_', ' ')}",
+        title=f"{newest.alert.model}: {len(group)} times {_called(newest)}",
         text="\n".join(lines),
         links=dict(newest.alert.links),
         at=newest.created_at,
@@ -144,7 +149,7 @@ def _of_all(groups: Sequence[Sequence[_News]]) -> Message:
     lines = []
     for group in groups[:_MOST_NAMED]:
         newest = group[-1].waiting
-        times = f"{len(group)} times {newest.alert.kind.replace('_', ' ')}, the last: " if len(group) > 1 else ""
+        times = f"{len(group)} times {_called(newest)}, the last: " if len(group) > 1 else ""
         lines.append(f"- {_worst(group)}: {times}{newest.alert.title} ({_moment(newest.created_at)})")
     if left := groups[_MOST_NAMED:]:
         lines.append(f"- and {sum(map(len, left))} more, of {len({g[0].waiting.alert.model for g in left})} models")
@@ -176,6 +181,11 @@ def _rank(group: Sequence[_News]) -> int:
     return _RANKS.index(_worst(group))
 
 
+def _called(waiting: Waiting) -> str:
+    """The kind as people read it."""
+    return "well again" if waiting.alert.kind == "recovered" else waiting.alert.kind.replace("_", " ")
+
+
 def _moment(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC"
 
@@ -198,8 +208,7 @@ def for_slack(message: Message) -> dict[str, Any]:
     What may quote data is ``plain_text``, in which Slack looks for nothing; links are ``verbatim``, in which it looks for no
     more than them. ``text`` is what notifications show.
     """
-    title = f"{message.label} · {message.title}"
-    blocks: list[dict[str, Any]] = [_plain("header", title, _HEADER)]
+    blocks: list[dict[str, Any]] = [_plain("header", message.heading, _HEADER)]
     blocks += [_plain("section", part, _SECTION) for part in _parts(message.text)]
     said = ""
     for name, address in _safe(message.links).items():
@@ -208,7 +217,7 @@ def for_slack(message: Message) -> dict[str, Any]:
             said += f" · {link}" if said else link
     if said:
         blocks.append({"type": "section", "text": {"type": "mrkdwn", "text": said, "verbatim": True}})
-    return {"text": _mrkdwn(title), "mrkdwn": False, "blocks": blocks, "unfurl_links": False, "unfurl_media": False}
+    return {"text": _mrkdwn(message.heading), "mrkdwn": False, "blocks": blocks, "unfurl_links": False, "unfurl_media": False}
 
 
 def _plain(kind: str, text: str, limit: int) -> dict[str, Any]:
@@ -244,7 +253,7 @@ def for_mail(message: Message, *, sender: str, to: str) -> EmailMessage:
         to: whom it is for.
     """
     mail = EmailMessage()
-    mail["Subject"] = _shortened(_CONTROL.sub(" ", f"[{message.label}] {message.title}"), _SUBJECT)
+    mail["Subject"] = _shortened(_CONTROL.sub(" ", message.heading), _SUBJECT)
     mail["From"] = sender
     mail["To"] = to
     mail["Date"] = format_datetime(message.at)

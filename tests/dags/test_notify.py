@@ -158,13 +158,13 @@ def test_a_connection_that_is_missing_is_told_through_the_other_channel_until_it
         sender.connections = {"SMTP_DEFAULT": smtp(mail.port)}
         assert sender() == {"delivered": 2, "failed": 1}
         lost = mail.taken[0][1]
-        assert lost["Subject"] == "[CRITICAL] slack:team_slack takes no alerts"
+        assert lost["Subject"] == "CRITICAL: slack:team_slack takes no alerts"
         assert "no Airflow connection team_slack" in lost.get_body(("plain",)).get_content()  # type: ignore[union-attr]
         assert [entry.waits for entry in ledger.alerts()] == [True, False]
         sender.connections["TEAM_SLACK"] = webhook(web.port)
         assert sender(at_once=True) == {"delivered": 1}
         assert sender() == {"delivered": 1}
-    assert mail.taken[-1][1]["Subject"] == "[well again] perennial: well again: slack:team_slack takes no alerts"
+    assert mail.taken[-1][1]["Subject"] == "perennial: well again: slack:team_slack takes no alerts"
 
 
 def test_a_channel_that_a_model_names_no_more_is_given_up(sender: Sender, ledger: Ledger, models: Path) -> None:
