@@ -36,7 +36,7 @@ BROKEN = "energy_broken"
 CANARY = "canary-c4b1d9f03e7a5528"
 STAGES = ("ingest", "train", "score", "monitor")
 WORKERS = ("worker", "trainer", "promoter")
-SERVICES = ("mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", *WORKERS)
+SERVICES = ("mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", "watch", *WORKERS)
 METERS, HOURS = 5, 24
 PATIENCE = 420
 
@@ -188,6 +188,13 @@ def test_lake_and_models_lie_in_the_object_store(deployed: Deployed) -> None:
 def test_init_can_be_run_again(deployed: Deployed) -> None:
     assert deployed.composed.run("init") == 0, deployed.composed.last_words("init")
     assert deployed.ledger.champion(MODELS[0]) == 1
+
+
+def test_the_watchdog_looks_after_the_deployment(deployed: Deployed) -> None:
+    url = f"http://127.0.0.1:{deployed.composed.ports['watch:9464']}/metrics"
+    figures = dict(line.rsplit(" ", 1) for line in httpx.get(url).text.splitlines() if line and not line.startswith("#"))
+    assert figures["perennial_airflow_up"] == "1.0"
+    assert [figures[f'perennial_version{{model="{model}",which="champion"}}'] for model in MODELS] == ["1.0", "1.0"]
 
 
 # --- nobody gets in ---------------------------------------------------------------------------------------------------

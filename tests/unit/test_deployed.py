@@ -44,6 +44,7 @@ ALLOWED = {
     "prometheus": set(),
     "grafana": {"GRAFANA_ADMIN_PASSWORD"},
 }
+ALLOWED |= {"scheduler-second": ALLOWED["scheduler"], "worker-more": ALLOWED["worker"]}
 
 
 def test_secrets_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
