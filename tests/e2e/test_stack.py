@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +22,12 @@ import pytest
 
 from perennial.airflow_api import AirflowApi
 from perennial.errors import StackError
+from perennial.ledger import Ledger
+from perennial.settings import PROJECT
+from perennial.stack.deployed import SECRETS
 from perennial.stack.environment import keep_secrets
 from perennial.stack.processes import marked
+from tests.composed import read_compose
 from tests.living import free_ports
 
 pytestmark = pytest.mark.stack
@@ -60,7 +66,18 @@ with DAG("broken", schedule=None):
     def divide():
         return 1 / 0
     divide()
+
+# Of a model that is there, so that somebody is told what becomes of it.
+with DAG("energy_load.score", schedule=None):
+    @task
+    def predict(place: str):
+        with open(place, "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(600)
+    predict("{{ dag_run.conf['place'] }}")
 """
+
+OURS = ("seven", "patient", "broken", "energy_load.score")
 
 
 @dataclass(frozen=True)
@@ -70,12 +87,40 @@ class Running:
     output: Path
     given: dict[str, str]
     api: AirflowApi
+    ledger: Ledger
+    measured: Measured
 
     def processes(self) -> list[psutil.Process]:
         return marked(f"{self.state}#")
 
     def component(self, title: str) -> psutil.Process | None:
         return next((process for process in self.processes() if command(process).startswith(title)), None)
+
+
+class Measured:
+    """What Airflow's processes send by StatsD."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What docker-compose.yaml says, and where this listens."""
+        services = read_compose(dict.fromkeys(SECRETS, "secret"))["services"]
+        said = {name: value for name, value in services["worker"]["environment"].items() if "__METRICS__" in name}
+        port = str(self._socket.getsockname()[1])
+        return said | {
+            "AIRFLOW__METRICS__STATSD_ON": "True",
+            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__STATSD_PORT": port,
+        }
+
+    def _listen(self) -> None:
+        while packet := self._socket.recv(65536):
+            self.names |= {line.partition(":")[0] for line in packet.decode().splitlines()}
 
 
 def command(process: psutil.Process) -> str:
@@ -102,7 +147,15 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     dags, state, output = folder / "dags", folder / "var", folder / "output"
     dags.mkdir()
     (dags / "example.py").write_text(textwrap.dedent(DAGS))
-    given = {**os.environ, "PERENNIAL_STATE": str(state), **free_ports()}
+    measured = Measured()
+    given = {
+        **os.environ,
+        **measured.environment,
+        "PERENNIAL_STATE": str(state),
+        "PERENNIAL_MODELS": str(PROJECT / "tests" / "models"),
+        "PERENNIAL_WATCH_EVERY": "1",
+        **free_ports(),
+    }
     with output.open("w") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", UP, str(dags)], env=given, stdout=stream, stderr=subprocess.STDOUT, text=True
@@ -112,10 +165,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         assert process.poll() is None, output.read_text()
         url = f"http://127.0.0.1:{given['PERENNIAL_AIRFLOW_PORT']}"
         with AirflowApi(url, "admin", keep_secrets(state).admin_password) as api:
-            api.wait_for_dags({"seven", "patient", "broken"})
-            for dag_id in ("seven", "patient", "broken"):
+            api.wait_for_dags(OURS)
+            for dag_id in OURS:
                 api.unpause(dag_id)
-            yield Running(process, state, output, given, api)
+            yield Running(process, state, output, given, api, Ledger(f"sqlite:///{state / 'perennial.db'}"), measured)
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -161,7 +214,7 @@ def test_servers_listen_on_this_machine_alone(running: Running) -> None:
     }
 
     assert {address.ip for address in listening} == {"127.0.0.1"}
-    assert len(listening) == 3, listening
+    assert len(listening) == 4, listening
 
 
 def test_secrets_are_readable_by_their_owner_alone(running: Running) -> None:
@@ -218,6 +271,53 @@ def test_a_run_survives_the_death_of_the_scheduler(running: Running, tmp_path: P
     assert soon(lambda: (found := running.component("airflow scheduler")) is not None and found.pid != victim.pid)
     gate.touch()
     assert running.api.wait(run, patience=120).state == "success"
+
+
+def test_a_task_that_was_killed_and_a_scheduler_that_hangs_are_told_by_the_watchdog(running: Running, tmp_path: Path) -> None:
+    def told() -> list[str]:
+        return [f"{entry.alert.kind}: {entry.alert.title}" for entry in running.ledger.alerts()]
+
+    place = tmp_path / "place"
+    assert soon(lambda: answers(running.api))
+    before = len(told())
+    run = running.api.trigger("energy_load.score", conf={"place": str(place)})
+    assert soon(lambda: place.exists() and place.read_text())
+    os.kill(int(place.read_text()), signal.SIGKILL)
+    assert running.api.wait(run).state == "failed"
+    scheduler = running.component("airflow scheduler")
+    assert scheduler is not None
+
+    # It lives, so that nobody starts it again, and does nothing.
+    scheduler.suspend()
+    try:
+        assert soon(lambda: len(told()) >= before + 2), told()
+    finally:
+        scheduler.resume()
+    assert soon(lambda: len(told()) >= before + 3), told()
+
+    assert sorted(told()[before:]) == [
+        "component_down: Airflow's scheduler is down",
+        "recovered: perennial: well again: Airflow's scheduler is down",
+        "run_failed: energy_load: score failed",
+    ]
+
+
+def test_airflow_measures_what_the_dashboard_shows(running: Running) -> None:
+    wanted = {
+        "airflow.scheduler_heartbeat",
+        "airflow.dag_processor_heartbeat",
+        "airflow.triggerer_heartbeat",
+        "airflow.executor.open_slots",
+        "airflow.executor.queued_tasks",
+        "airflow.executor.running_tasks",
+        "airflow.dagrun.duration.success",
+        "airflow.ti.finish",
+        "airflow.dag_processing.total_parse_time",
+    }
+    assert soon(lambda: wanted <= {name.partition(",")[0] for name in running.measured.names}), running.measured.names
+    finished = next(name for name in running.measured.names if name.startswith("airflow.ti.finish") and "seven" in name)
+    assert "state=success" in finished
+    assert "run_id" not in finished
 
 
 def answers(api: AirflowApi) -> bool:
