@@ -41,8 +41,8 @@ STRANDED = timedelta(hours=1)
 #: A stage starts within minutes of what it waits for; scoring or monitoring of a window may take this long.
 STAGE = timedelta(hours=3)
 
-#: The stages that Airflow starts by itself. While one of them is on, the others are meant to be.
-_BY_ITSELF = ("ingest", "train", "score", "monitor", "maintain")
+#: The stages that wait for each other. While one of them is on, the others are meant to be.
+_CHAIN = ("ingest", "train", "score", "monitor")
 
 _MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 
@@ -270,9 +270,7 @@ def _airflow(known: Known) -> Iterator[Finding]:
 def _components(known: Known) -> Iterator[Finding]:
     assert known.airflow is not None
     for name, heartbeat in sorted(known.airflow.components.items()):
-        yield Finding(
-            f"components/{name}", alerts.component_down(EVERYBODY, component=name, heartbeat=heartbeat), HEARTBEAT
-        )
+        yield Finding(f"components/{name}", alerts.component_down(EVERYBODY, component=name, heartbeat=heartbeat), HEARTBEAT)
 
 
 def _dags(known: Known) -> Iterator[Finding]:
@@ -283,7 +281,7 @@ def _dags(known: Known) -> Iterator[Finding]:
 
 def _paused(known: Known) -> Iterator[Finding]:
     for name in sorted(known.models):
-        stages = {stage: (known.paused or {}).get(f"{name}.{stage}") for stage in _BY_ITSELF}
+        stages = {stage: (known.paused or {}).get(f"{name}.{stage}") for stage in _CHAIN}
         off = [stage for stage, paused in stages.items() if paused]
         if off and not all(paused is not False for paused in stages.values()):
             yield Finding(f"paused/{name}", alerts.paused(name, stages=off), HAND)
@@ -362,7 +360,7 @@ def expected(cron: str, moment: datetime) -> tuple[datetime, Interval] | None:
 
 def _models(known: Known) -> Iterator[Finding]:
     for name, state in sorted(known.models.items()):
-        on = {stage for stage in _BY_ITSELF if (known.paused or {}).get(f"{name}.{stage}") is False}
+        on = {stage for stage in _CHAIN if (known.paused or {}).get(f"{name}.{stage}") is False}
         for stage, find in (("ingest", _silent), ("score", _unscored), ("monitor", _unmonitored), ("train", _untrained)):
             if stage in on:
                 yield from find(name, state, known.now)
