@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
-from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.contextvars import bind_contextvars, get_contextvars, merge_contextvars, unbind_contextvars
 
 from perennial.errors import SettingsError
 
 FORMAT = "PERENNIAL_LOG_FORMAT"
 
-#: In the order in which they are written; others, if there are any, follow.
-_FIELDS = ("model", "interval", "run", "version", "stage", "task")
+#: What a context may say, in the order in which it is written. Airflow adds DAG, task and try by itself.
+FIELDS = ("model", "interval", "run", "version")
 
 
 def get(name: str) -> logging.Logger:
@@ -32,8 +32,20 @@ def get(name: str) -> logging.Logger:
 @contextmanager
 def context(**fields: object) -> Iterator[None]:
     """Add fields (``model``, ``interval``, ``run``, …) to each line logged inside; those that are None are left out."""
-    with bound_contextvars(**{name: str(value) for name, value in fields.items() if value is not None}):
+    before = get_contextvars()
+    bind_contextvars(**{name: str(value) for name, value in fields.items() if value is not None})
+    try:
         yield
+    finally:
+        unbind_contextvars(*(name for name in FIELDS if name not in before))
+        bind_contextvars(**{name: value for name, value in before.items() if name in FIELDS})
+
+
+def resolved(**fields: object) -> None:
+    """Add fields that have become known, such as ``version``, to the lines that follow in the context around; without one
+    nothing happens."""
+    if get_contextvars().keys() & set(FIELDS):
+        bind_contextvars(**{name: str(value) for name, value in fields.items() if value is not None})
 
 
 def configure(environment: Mapping[str, str], level: int) -> None:
@@ -41,14 +53,14 @@ def configure(environment: Mapping[str, str], level: int) -> None:
 
     Args:
         environment: ``PERENNIAL_LOG_FORMAT`` says how: ``text`` or ``json``, a line each.
-        level: the least that is written.
+        level: the least that is written of Perennial's own; of libraries, warnings and worse.
 
     Raises:
         SettingsError: the variable says something else.
     """
     wanted = environment.get(FORMAT) or "text"
     writers: dict[str, list[structlog.typing.Processor]] = {
-        "text": [_as_text],
+        "text": [structlog.processors.format_exc_info, _as_text],
         "json": [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
     }
     if wanted not in writers:
@@ -65,15 +77,15 @@ def configure(environment: Mapping[str, str], level: int) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *writers[wanted]],
         )
     )
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    logging.getLogger("perennial").setLevel(level)
 
 
 def _as_text(_: object, __: str, said: structlog.typing.EventDict) -> str:
-    names = [*(name for name in _FIELDS if name in said), *sorted(set(said) - {*_FIELDS, *_OWN})]
+    names = [*(name for name in FIELDS if name in said), *sorted(set(said) - {*FIELDS, *_OWN})]
     fields = " ".join(f"{name}={said[name]}" for name in names)
     line = f"{said['timestamp']} {said['level'].upper()} {f'[{fields}] ' if fields else ''}{said['event']}"
-    error = said.get("exc_info")
-    return f"{line}\n{structlog.processors.format_exc_info(None, '', {'exc_info': error})['exception']}" if error else line
+    return f"{line}\n{said['exception']}" if "exception" in said else line
 
 
-_OWN = frozenset({"timestamp", "level", "event", "logger", "exc_info"})
+_OWN = frozenset({"timestamp", "level", "event", "logger", "exception"})

@@ -19,12 +19,14 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """Leave the root logger as it was."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    """Leave the loggers as they were."""
+    root, ours = logging.getLogger(), logging.getLogger("perennial")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
     root.handlers = []
     yield
-    root.handlers, root.level = handlers, level
+    root.handlers = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -80,12 +82,33 @@ def test_fields_end_with_their_context_and_give_way_to_inner_ones(capsys: pytest
     logs.configure({logs.FORMAT: "json"}, logging.INFO)
     with logs.context(model="a", version=1):
         with logs.context(version=2):
-            logs.get("x").info("inner")
-        logs.get("x").info("outer")
-    logs.get("x").info("outside")
+            logs.get("perennial.x").info("inner")
+        logs.get("perennial.x").info("outer")
+    logs.get("perennial.x").info("outside")
 
     inner, outer, outside = map(json.loads, lines(capsys))
     assert (inner["version"], outer["version"], outside.get("version"), outside.get("model")) == ("2", "1", None, None)
+
+
+def test_what_becomes_known_is_said_from_then_on_and_ends_with_its_context(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure({logs.FORMAT: "json"}, logging.INFO)
+    logs.resolved(version=1)
+    with logs.context(model="a"):
+        logs.get("perennial.x").info("before")
+        logs.resolved(version=2)
+        logs.get("perennial.x").info("after")
+    logs.get("perennial.x").info("outside")
+
+    assert [json.loads(line).get("version") for line in lines(capsys)] == [None, "2", None]
+
+
+def test_libraries_are_heard_when_they_warn(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure({}, logging.INFO)
+    logging.getLogger("httpx").info("a request")
+    logging.getLogger("httpx").warning("a complaint")
+    logs.get("perennial.x").info("ours")
+
+    assert [line.partition(" ")[2] for line in lines(capsys)] == ["WARNING a complaint", "INFO ours"]
 
 
 def test_another_format_is_refused_by_name() -> None:
