@@ -42,15 +42,15 @@ def test_commands_that_people_are_told_to_type_exist(page: Path) -> None:
         for place, word in enumerate(words):
             # It is the name of a database, too.
             if word.endswith("bin/perennial") or (word == "perennial" and (place == 0 or words[place - 1] in SERVICES)):
-                _check_perennial(words[place + 1 :], line)
+                check_perennial(words[place + 1 :], line)
         if words[:2] == ["docker", "compose"]:
-            _check_compose(words[2:], line)
+            check_compose(words[2:], line)
         if words[:1] == ["make"]:
             assert [target for target in words[1:] if "=" not in target] != [] or words == ["make"], line
             assert {target for target in words[1:] if "=" not in target} <= TARGETS, line
 
 
-def _check_perennial(words: list[str], line: str) -> None:
+def check_perennial(words: list[str], line: str) -> None:
     parser: argparse.ArgumentParser = _parser()
     while words:
         branches = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
@@ -62,7 +62,7 @@ def _check_perennial(words: list[str], line: str) -> None:
     assert not unknown, f"{line}: {unknown}"
 
 
-def _check_compose(words: list[str], line: str) -> None:
+def check_compose(words: list[str], line: str) -> None:
     verb, services, rest = words[0], [], iter(words[1:])
     for word in rest:
         if word in VALUED:
@@ -73,7 +73,7 @@ def _check_compose(words: list[str], line: str) -> None:
             services.append(word)
             if verb in ("exec", "run"):
                 break
-    assert verb in {"build", "down", "exec", "logs", "ps", "pull", "restart", "run", "stop", "up"}, line
+    assert verb in {"build", "down", "config", "exec", "logs", "ps", "pull", "restart", "run", "stop", "up"}, line
     if "$" not in "".join(services):
         assert set(services) <= set(SERVICES), line
 
