@@ -124,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="with the evidence")
     command.set_defaults(command=_history)
 
+    command = commands.add_parser("alerts", help="what people were told, what waits to be sent, and why")
+    command.add_argument("model", nargs="?", help="of this model alone")
+    command.add_argument("--waiting", action="store_true", help="only what has not been sent")
+    command.add_argument("--number", type=int, default=20, help="the newest so many (default 20)")
+    command.set_defaults(command=_alerts)
+
     command = commands.add_parser("explain", help="a version's whole story: data, metrics, gates, approval, promotion")
     command.add_argument("model")
     command.add_argument("version", type=int)
@@ -390,6 +396,29 @@ def _history(chosen: argparse.Namespace) -> int:
     if chosen.json:
         return _tell(json.dumps(changes, indent=2))
     history.show_history(_console(), chosen.model, changes)
+    return 0
+
+
+def _alerts(chosen: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from perennial.ledger import Ledger
+
+    ledger = Ledger(settings().database_url)
+    entries = [entry for entry in ledger.alerts() if chosen.model in (None, entry.alert.model)]
+    if chosen.waiting:
+        entries = [entry for entry in entries if entry.waits]
+    table = Table("since (UTC)", "", "what", "channels")
+    for entry in entries[-chosen.number :]:
+        word = "well again" if entry.alert.kind == "recovered" else entry.alert.severity
+        channels = "waits to be routed" if entry.routed_at is None else "\n".join(map(str, entry.deliveries))
+        table.add_row(f"{entry.created_at:%Y-%m-%d %H:%M}", word, entry.alert.title, channels or "nobody is named")
+    console = _console()
+    console.print(table) if table.rows else console.print("Nothing waits." if chosen.waiting else "There are none.")
+    for channel in ledger.outbox.channels():
+        if channel.failures:
+            next_at = f"{channel.next_attempt_at:%Y-%m-%d %H:%M}"
+            console.print(f"{channel.channel} failed {channel.failures} times: {channel.error}. Next attempt {next_at} UTC.")
     return 0
 
 

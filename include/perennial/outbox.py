@@ -80,6 +80,12 @@ class Delivery:
     def waits(self) -> bool:
         return self.delivered_at is None and self.given_up_at is None
 
+    def __str__(self) -> str:
+        if self.delivered_at is not None:
+            return f"{self.channel}: {self.delivered_at:%Y-%m-%d %H:%M}"
+        state = "given up" if self.given_up_at is not None else f"waits after {self.attempts} attempts"
+        return f"{self.channel}: {state}{f', {self.error}' if self.error else ''}"
+
 
 @dataclass(frozen=True)
 class OutboxEntry:

@@ -19,12 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from perennial import alerts, channels, delivery
 from perennial.alerts import Alert, Severity
 from perennial.channels import LONGEST_ASKED, Mail, SlackApi, SlackWebhook, retry_after
+from perennial.cli import main
 from perennial.delivery import Addresses, Outcome
 from perennial.errors import NotDelivered
 from perennial.intervals import Interval
 from perennial.ledger import Ledger
 from perennial.messages import MOST_MESSAGES, Message, compose, for_mail, for_slack, in_fewest_words
 from perennial.outbox import Waiting
+from perennial.settings import Settings
 from tests import receivers
 from tests.receivers import OK, Answer, Mails, Slack, answer, text_of
 
@@ -581,6 +583,29 @@ def test_a_sender_that_slept_while_another_took_over_sends_nothing_more(world: W
     )
     assert (sleeper.delivered, others[0].delivered) == (1, 1)
     assert len(web.taken) == 2
+
+
+def test_a_person_at_a_terminal_sees_what_waits_and_why(
+    world: World, web: Slack, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("perennial.cli.settings", lambda: settings)
+    web.answers = [OK, answer(410, b"channel_is_archived")]
+    world.drift()
+    world.send()
+    world.ledger.record_alert(alerts.airflow_silent(alerts.EVERYBODY, reason="refused"), "two")
+    world.later(minutes=1).send()
+    with pytest.raises(SystemExit, match="0"):
+        main(["alerts", "--waiting"])
+    shown = capsys.readouterr().out
+    assert "Airflow does not answer" in shown
+    assert "drift in" not in shown
+    assert "slack:team failed 1 times: HTTP 410, channel_is_archived. Next attempt" in shown
+    with pytest.raises(SystemExit, match="0"):
+        main(["alerts", MODEL])
+    shown = capsys.readouterr().out
+    assert "drift in" in shown
+    assert "Airflow does not answer" not in shown
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------

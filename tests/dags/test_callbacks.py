@@ -1,0 +1,128 @@
+"""A task that fails for good is told of, its later success too, and neither ever fails a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from perennial import settings as settings_module
+from perennial.ledger import Ledger
+from perennial.orchestration import runs
+from perennial.orchestration.callbacks import alert_of_failure, resolve_failure
+from perennial.settings import Settings
+
+AIRFLOW = "http://airflow.example.org"
+
+
+@pytest.fixture(autouse=True)
+def _this_deployment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PERENNIAL_STATE", str(settings.state))
+    monkeypatch.setenv("PERENNIAL_DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("PERENNIAL_AIRFLOW_PUBLIC_URL", AIRFLOW)
+    for cached in (settings_module.settings, runs.deployment):
+        cached.cache_clear()
+    yield
+    for cached in (settings_module.settings, runs.deployment):
+        cached.cache_clear()
+
+
+def context(
+    task: str = "predict",
+    *,
+    run: str = "asset_triggered__1",
+    day: str | None = "2013-04-01",
+    kind: str = "asset_triggered",
+    tries: int = 1,
+    index: int = -1,
+    **more: Any,
+) -> Any:
+    """What Airflow hands to a callback."""
+    instance = SimpleNamespace(dag_id="m.score", task_id=task, run_id=run, map_index=index, try_number=tries)
+    return {
+        "ti": instance,
+        "dag_run": SimpleNamespace(run_id=run, partition_key=day, run_type=kind),
+        "params": {"start": None, "end": None, **more.pop("params", {})},
+        **more,
+    }
+
+
+def kinds(ledger: Ledger) -> list[str]:
+    return [entry.alert.kind for entry in ledger.alerts()]
+
+
+def test_a_failure_says_what_failed_how_often_and_leads_to_its_log(ledger: Ledger) -> None:
+    failed = context(tries=3, index=2, exception=ValueError("no such column\nT1234, Ann Smith"))
+    for _ in range(2):
+        alert_of_failure(failed)
+    [entry] = ledger.alerts()
+    assert entry.alert.title == "m: score, task predict failed for 2013-04-01"
+    assert "failed 3 times" in entry.alert.text
+    assert "no such column" in entry.alert.text
+    assert "Ann Smith" not in entry.alert.text
+    assert entry.alert.links == {"Run": f"{AIRFLOW}/dags/m.score/runs/asset_triggered__1/tasks/predict/mapped/2"}
+
+
+@pytest.mark.parametrize(
+    "success",
+    [
+        pytest.param(context(tries=4), id="the same run, cleared"),
+        pytest.param(context(run="another"), id="another run of the same day"),
+        pytest.param(
+            context(run="by hand", day=None, kind="manual", params={"start": "2013-04-01", "end": "2013-04-02"}),
+            id="by hand for the same day",
+        ),
+    ],
+)
+def test_a_success_for_the_same_interval_is_told_once(ledger: Ledger, success: Any) -> None:
+    alert_of_failure(context())
+    for _ in range(2):
+        resolve_failure(success)
+    assert kinds(ledger) == ["run_failed", "recovered"]
+    alert_of_failure(context())
+    assert kinds(ledger) == ["run_failed", "recovered", "run_failed"], "the same task may fail again"
+
+
+@pytest.mark.parametrize(
+    "success",
+    [
+        pytest.param(context("resolve_champion"), id="another task"),
+        pytest.param(context(day="2013-04-02", run="another"), id="another day"),
+        pytest.param(context(index=1), id="another part"),
+        pytest.param(context(kind="scheduled"), id="the first try of the calendar's run"),
+    ],
+)
+def test_what_says_nothing_of_the_failure_resolves_nothing(ledger: Ledger, success: Any) -> None:
+    alert_of_failure(context())
+    resolve_failure(success)
+    assert kinds(ledger) == ["run_failed"]
+
+
+def test_the_watchdogs_word_on_a_killed_task_is_resolved_too(ledger: Ledger) -> None:
+    from perennial import alerts
+
+    subject = alerts.failure("m.score", "predict", None)
+    died = alerts.task_died(
+        "m", stage="score", task="predict", run_id="asset_triggered__1", interval=None, subject=subject
+    )  # fmt: skip
+    ledger.record_alert(died, alerts.failure_key("m.score", "asset_triggered__1", "predict", None))
+    alert_of_failure(context())
+    assert kinds(ledger) == ["run_failed"], "whoever comes second says nothing"
+    resolve_failure(context(tries=2))
+    assert kinds(ledger) == ["run_failed", "recovered"]
+
+
+@pytest.mark.parametrize("wrong", [{"start": "nonsense", "end": "2013-04-02"}, {"start": "2013-04-02", "end": "2013-04-01"}])
+def test_a_form_that_makes_no_interval_is_told_of_all_the_same(ledger: Ledger, wrong: dict[str, str]) -> None:
+    alert_of_failure(context(day=None, params=wrong, exception=ValueError("reversed")))
+    assert kinds(ledger) == ["run_failed"]
+
+
+def test_an_outbox_that_cannot_be_written_fails_no_task(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    (settings.state / "perennial.db").write_bytes(b"this is no database, and never was one" * 100)
+    alert_of_failure(context())
+    resolve_failure(context(tries=2))
+    assert "the alert of predict could not be recorded" in caplog.text
+    assert "that predict succeeded could not be recorded" in caplog.text
