@@ -11,7 +11,7 @@ unpack() {
 
 # Before anything is touched.
 (cd "$place" && sha256sum --check --quiet SHA256SUMS)
-docker compose down
+docker compose --profile scale down
 # Starts PostgreSQL and makes the roles that own the databases.
 docker compose run --rm -T init
 for database in airflow perennial mlflow; do

@@ -34,6 +34,8 @@ STAND_IN = """\
 import os, subprocess, sys
 arguments = sys.argv[1:]
 assert arguments.pop(0) == "compose"
+while arguments[0] == "--profile":
+    del arguments[:2]
 verb = arguments.pop(0)
 print("docker compose", verb, *arguments, file=open({log!r}, "a"))
 if verb in ("down", "up"):

@@ -63,6 +63,9 @@ def check_perennial(words: list[str], line: str) -> None:
 
 
 def check_compose(words: list[str], line: str) -> None:
+    while words[0] == "--profile":
+        assert any(words[1] in service.get("profiles", []) for service in SERVICES.values()), line
+        words = words[2:]
     verb, services, rest = words[0], [], iter(words[1:])
     for word in rest:
         if word in VALUED:
