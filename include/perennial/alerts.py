@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from perennial.intervals import Interval
+from perennial.redaction import redact
 
 Severity = Literal["critical", "warning"]
 
@@ -60,7 +61,6 @@ _UNMAPPED = -1
 #: Most reasons that are spelled out; the report has the rest.
 _MAX_REASONS = 8
 _MAX_LENGTH = 300
-_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]*@")
 _SECRET = re.compile(
     r"(?i)(?P<name>\b[\w-]*(?:password|passwd|secret|token|api[_-]?key|authorization)[\w-]*\"?'?\s*[=:]\s*)"
     r"(?:bearer\s+|basic\s+)?(?:\"[^\"]*\"|'[^']*'|[^\s,;&]+)"
@@ -752,5 +752,5 @@ def _text(opening: str, reasons: Sequence[str], advice: str) -> str:
 
 def _clean(text: str) -> str:
     """One line of bounded length, without credentials, control characters or marks that reorder text."""
-    text = _SECRET.sub(r"\g<name>***", _CREDENTIALS.sub(r"\g<scheme>***@", _CONTROL.sub(" ", text))).strip()
+    text = _SECRET.sub(r"\g<name>***", redact(_CONTROL.sub(" ", text))).strip()
     return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 1]}…"

@@ -351,4 +351,4 @@ def _connect(name: str) -> sa.Engine:
     """The database whose SQLAlchemy URL the variable of that name holds; Airflow's connections are Airflow's."""
     if "://" not in (url := os.environ.get(name, "")):
         raise SettingsError(f"connection {name}: outside Airflow it is the environment variable {name}, with a SQLAlchemy URL")
-    return sa.create_engine(url)
+    return sa.create_engine(url, hide_parameters=True)

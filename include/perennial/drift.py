@@ -39,6 +39,7 @@ from perennial.intervals import Interval
 from perennial.lake import Lake
 from perennial.ledger import Ledger, VerdictName, VersionRecord
 from perennial.performance import read_probabilities
+from perennial.redaction import redact
 from perennial.registry import CandidateRun, Registry
 from perennial.sampling import take_sample
 from perennial.scoring import uncovered
@@ -462,7 +463,7 @@ _METHODS: dict[Kind, str] = {"numeric": "wasserstein", "categorical": "jensensha
 
 def _first_line(error: Exception) -> str:
     text = next((line for line in str(error).splitlines() if line.strip()), "no message")
-    return f"{type(error).__name__}: {text}"[:300]
+    return f"{type(error).__name__}: {redact(text)}"[:300]
 
 
 # --- an interval: from the lake to the ledger ------------------------------------------------------------------------
@@ -634,6 +635,7 @@ def _compare_interval(
     # Of two versions that made as many, the newer one.
     version = max(made_by, key=lambda number: (made_by[number], number))
     details["version"] = version
+    logs.resolved(version=version)
     predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
     features, entities = sample("features")
     # In the order of time, as Evidently draws them.

@@ -30,9 +30,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from perennial.redaction import redact
+
 
 class PerennialError(Exception):
-    """The root of everything Perennial raises on purpose."""
+    """The root of everything Perennial raises on purpose; its words hold no secret, whatever they quote."""
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(redact(word) if isinstance(word, str) else word for word in words))
 
 
 class SettingsError(PerennialError):

@@ -17,6 +17,7 @@ import structlog
 from structlog.contextvars import bind_contextvars, get_contextvars, merge_contextvars, unbind_contextvars
 
 from perennial.errors import SettingsError
+from perennial.redaction import redact
 
 FORMAT = "PERENNIAL_LOG_FORMAT"
 
@@ -60,8 +61,9 @@ def configure(environment: Mapping[str, str], level: int) -> None:
     """
     wanted = environment.get(FORMAT) or "text"
     writers: dict[str, list[structlog.typing.Processor]] = {
-        "text": [structlog.processors.format_exc_info, _as_text],
-        "json": [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        "text": [structlog.processors.format_exc_info, _without_secrets, _as_text],
+        # In JSON, what is JSON already is spelled in yet another way.
+        "json": [structlog.processors.format_exc_info, _without_secrets, structlog.processors.JSONRenderer()],
     }
     if wanted not in writers:
         raise SettingsError(f"{FORMAT} is {wanted!r}; write text or json")
@@ -79,6 +81,10 @@ def configure(environment: Mapping[str, str], level: int) -> None:
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
     logging.getLogger("perennial").setLevel(level)
+
+
+def _without_secrets(_: object, __: str, said: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {name: redact(value) if isinstance(value, str) else value for name, value in said.items()}
 
 
 def _as_text(_: object, __: str, said: structlog.typing.EventDict) -> str:

@@ -65,7 +65,8 @@ class Settings(BaseModel):
             workers to others.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Addresses hold passwords, and what is wrong with one is told by its variable.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     models: Path
     state: Path
@@ -92,6 +93,14 @@ class Settings(BaseModel):
             raise ValueError("write postgresql+psycopg2://…, a bare postgresql:// asks for another driver")
         if not url.startswith(("sqlite:///", "postgresql+psycopg2://")):
             raise ValueError("the address must begin with sqlite:/// or postgresql+psycopg2://")
+        return url
+
+    @field_validator("mlflow_url", "mlflow_public_url", "airflow_public_url")
+    @classmethod
+    def _holds_no_password(cls, url: str | None) -> str | None:
+        # It is shown to people, as the beginning of links.
+        if url is not None and "@" in url.partition("://")[2].partition("/")[0]:
+            raise ValueError("the address may hold no user or password; MLFLOW_TRACKING_USERNAME and _PASSWORD are for that")
         return url
 
     @property

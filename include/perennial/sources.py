@@ -44,6 +44,7 @@ from perennial.delimited import CHUNK, FAULT, POSITION, RAW, DelimitedFile
 from perennial.errors import PerennialError, SourceError
 from perennial.folder import folder_function
 from perennial.intervals import Interval
+from perennial.redaction import redact
 from perennial.spec import ModelFolder, Source
 
 log = logs.get(__name__)
@@ -604,8 +605,9 @@ def _masked(address: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return _masked(text if len(text) <= 300 else text[:299] + "…")
+    # Before it is cut: half a secret is one, too.
+    text = redact(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 # --- SQL and Python --------------------------------------------------------------------------------------------------

@@ -101,7 +101,9 @@ ANSWERED_AT_ONCE: dict[str, tuple[str, Any, int, str]] = {
     "a day that is none": trigger("train", {"as_of": "2024-02-30"}, 400, "as_of"),
     "an unknown model": ("churn.train", {"conf": {}, "logical_date": None}, 404, "churn.train"),
     "a run id": trigger("rollback", {"reason": "because"}, 200, "queued", dag_run_id="once"),
-    "a run id that is used twice": trigger("rollback", {"reason": "another"}, 409, "Unique constraint violation", dag_run_id="once"),
+    "a run id that is used twice": trigger(
+        "rollback", {"reason": "another"}, 409, "Unique constraint violation", dag_run_id="once"
+    ),
 }
 
 #: By name: what the first task of a run is given, and what it says.

@@ -19,9 +19,10 @@ from urllib.parse import quote
 
 from airflow.sdk import Connection, Context, get_current_context
 from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.log import mask_secret
 from sqlalchemy import Engine, create_engine
 
-from perennial import alerts, logs
+from perennial import alerts, logs, redaction
 from perennial.deployment import Deployment
 from perennial.errors import (
     ArtifactRejected,
@@ -169,7 +170,9 @@ class Run:
 
 @lru_cache(maxsize=1)
 def deployment() -> Deployment:
-    """The deployment of this process."""
+    """The deployment of this process; its secrets are masked in what Airflow logs from now on."""
+    for secret in redaction.known():
+        mask_secret(secret)
     return Deployment(settings())
 
 
@@ -239,11 +242,13 @@ def connect(name: str) -> Engine:
         SettingsError: there is neither.
     """
     if "://" in (url := os.environ.get(name, "")):
-        return create_engine(url)
+        return create_engine(url, hide_parameters=True)
     try:
-        url = Connection.get(name).get_uri()
+        connection = Connection.get(name)
+        redaction.remember(connection.password)
+        url = connection.get_uri()
     except Exception as error:
         raise SettingsError(f"connection {name}: no Airflow connection and no variable of that name holds a URL") from error
     scheme, _, rest = url.partition("://")
     drivers = {"postgres": "postgresql+psycopg2", "postgresql": "postgresql+psycopg2"}
-    return create_engine(f"{drivers.get(scheme, scheme)}://{rest}")
+    return create_engine(f"{drivers.get(scheme, scheme)}://{rest}", hide_parameters=True)
