@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pickle
@@ -24,7 +25,7 @@ from perennial.artifacts import FeatureList, LoadedModel
 from perennial.errors import ArtifactRejected, ScoringError, TrainingError
 from perennial.ledger import Ledger, VersionRecord
 from perennial.registry import Registry
-from perennial.settings import Settings
+from perennial.settings import PROJECT, Settings
 from perennial.spec import ModelFolder
 from tests.unit import synthetic
 
@@ -410,3 +411,79 @@ def test_estimators_get_numbers_as_float_and_missing_values_as_such() -> None:
     assert frame["x"].dtype == np.float64
     assert np.isnan(frame["x"][1])
     assert frame["kind"].tolist() == ["a", None]
+
+
+# --- the one way to load ---------------------------------------------------------------------------------------------
+
+#: What runs or revives what a file says, by the module it comes from; None: all of it.
+LOADERS: dict[str, set[str] | None] = {
+    "pickle": None, "cloudpickle": None, "dill": None, "joblib": None, "marshal": None, "shelve": None,
+    "skops.io": {"load", "loads"},
+    "mlflow": {"load_model"}, "mlflow.pyfunc": {"load_model"}, "mlflow.sklearn": {"load_model"},
+    "numpy": {"load"}, "pandas": {"read_pickle"}, "torch": {"load"},
+}  # fmt: skip
+#: By file, what of it may be used there, and why.
+ALLOWED = {
+    ("include/perennial/artifacts.py", "skops.io.load"),  # behind the manifest, with our list of types
+    ("include/perennial/readiness.py", "numpy.load"),  # allow_pickle=False
+}
+
+
+def loaders_used(code: str) -> set[str]:
+    """What of :data:`LOADERS` the code names, whatever it calls it."""
+    tree, names, used = ast.parse(code), {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                whole = alias.name if alias.asname else alias.name.partition(".")[0]
+                names[alias.asname or whole] = whole
+                used.add(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                used.add(f"{node.module}.{alias.name}")
+    for node in ast.walk(tree):
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts.insert(0, node.attr)
+            node = node.value
+        if parts and isinstance(node, ast.Name) and node.id in names:
+            used.add(".".join([names[node.id], *parts]))
+    found = set()
+    for name in used:
+        for module, members in LOADERS.items():
+            rest = name.removeprefix(module).removeprefix(".").split(".")[0]
+            if name == module and members is None:
+                found.add(module)
+            elif name.startswith(f"{module}.") and (members is None or rest in members):
+                found.add(f"{module}.{rest}")
+    return found
+
+
+def test_models_are_loaded_behind_manifest_and_trusted_types_and_nowhere_else() -> None:
+    used = set()
+    for folder in ("include", "dags", "plugins", "benchmarks", "examples"):
+        for file in (PROJECT / folder).rglob("*.py"):
+            place = file.relative_to(PROJECT).as_posix()
+            used |= {(place, name) for name in loaders_used(file.read_text(encoding="utf-8"))}
+    assert used - ALLOWED == set(), "load a model by Registry.load alone: nothing else looks at manifest and types first"
+    assert ALLOWED - used == set(), "an exemption that nobody needs is a door left open"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import pickle", "pickle"),
+        ("from joblib import load as l", "joblib.load"),
+        ("import skops.io as s\ns.load(f)", "skops.io.load"),
+        ("from skops import io\nio.load(f)", "skops.io.load"),
+        ("import skops.io\nskops.io.loads(b)", "skops.io.loads"),
+        ("import mlflow\nmlflow.pyfunc.load_model(u)", "mlflow.pyfunc.load_model"),
+        ("from mlflow.sklearn import load_model", "mlflow.sklearn.load_model"),
+        ("def f():\n    import numpy as np\n    return np.load(f)", "numpy.load"),
+        ("import pandas as pd\npd.read_pickle(f)", "pandas.read_pickle"),
+    ],
+)
+def test_a_loader_is_found_under_any_name(code: str, found: str) -> None:
+    assert loaders_used(code) == {found}
+    assert loaders_used("import skops.io\nimport numpy as np\nskops.io.dumps(x)\nnp.save(f, x)") == set()
