@@ -188,11 +188,11 @@ def day(title: str, description: str) -> Param:
 def days_per_part() -> Param:
     """A form field for how a range is cut up.
 
-    A part has a fixed cost of a second or two (its tasks, a publication); four weeks of a thousand rows a day are about as
-    much work as that, and whole weeks leave a week's window in one part.
+    A part has a fixed cost: some four seconds for a load, a second or two for scoring (tasks, a publication). A quarter of a
+    thousand rows a day is worth more than that; more rows a day want shorter parts.
     """
     return _field(
-        28,
+        91,
         type="integer",
         minimum=1,
         maximum=366,
