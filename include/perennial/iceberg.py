@@ -70,6 +70,7 @@ from pyiceberg.typedef import Record
 from pyiceberg.types import LongType
 
 from perennial import logs
+from perennial.casting import quoted
 from perennial.database import LOCK_WAIT, Database
 from perennial.errors import SnapshotMissing, SpecError
 from perennial.intervals import Interval
@@ -721,7 +722,7 @@ def _hashable(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _as_text(field: pa.Field) -> str:
-    name = f'"{field.name}"'
+    name = quoted(field.name)
     if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type) or pa.types.is_date(field.type):
         return f"coalesce({name}::VARCHAR, '')"
     # Its length before it keeps apart where one value ends and the next begins, and the empty text from no value.

@@ -159,7 +159,8 @@ class Run:
     @property
     def staging(self) -> Path:
         """A folder for what the tasks of this run hand to each other."""
-        safe = "".join(character if character.isalnum() or character in "-_." else "_" for character in self.run_id)
+        # Without dots: a run may be called "..".
+        safe = "".join(character if character.isalnum() or character in "-_" else "_" for character in self.run_id)
         return self.deployment.settings.staging / self.model / safe
 
     def link(self, key: str, address: str | None) -> None:
