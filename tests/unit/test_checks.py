@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,9 @@ def test_data_docs_lie_at_one_place_a_table_and_interval_and_quote_nothing_raw(t
     assert "&lt;script&gt;alert(1)" in text
     assert "<script>alert(1)" not in text
     assert "<img src=x" not in text
+    # Nobody else learns who reads which page when.
+    assert not re.search(r"(src|href)=.https?://(?!greatexpectations)|<script|url\(", text)
+    assert "default-src 'none'" in text
 
 
 def test_nothing_is_written_but_the_results_and_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException
 
+from perennial.orchestration.links import REPORT
 from perennial.orchestration.runs import connect, stage_run
 
 
@@ -49,6 +50,7 @@ def land_and_check(model: str, table: str, part: str | None = None) -> dict[str,
             docs=settings.reports / model / "checks",
             run_id=run.run_id,
         )
+        run.link(REPORT, run.report(result.data_docs))
         if result.refused:
             run.context["ti"].xcom_push(key="return_value", value=result.to_json())
             raise AirflowFailException(f"{model}, {run.interval}, table {table} is refused: {'; '.join(result.reasons)}")

@@ -163,6 +163,13 @@ class Run:
         safe = "".join(character if character.isalnum() or character in "-_" else "_" for character in self.run_id)
         return self.deployment.settings.staging / self.model / safe
 
+    def report(self, file: str | None) -> str | None:
+        """Where people read a file of the deployment's folder of reports; None if they have no address of Airflow's."""
+        public, root = self.deployment.settings.airflow_public_url, self.deployment.settings.reports
+        if file is None or public is None or not Path(file).is_relative_to(root):
+            return None
+        return f"{public.rstrip('/')}/perennial/reports/{quote(Path(file).relative_to(root).as_posix())}"
+
     def link(self, key: str, address: str | None) -> None:
         """Show ``address`` on the task's page in the UI; ``key`` is one of :data:`perennial.orchestration.links.LINKS`."""
         if address:
