@@ -95,3 +95,11 @@ def test_variables_that_people_are_told_to_set_exist(page: Path) -> None:
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_test_that_a_page_appeals_to_exists() -> None:
+    tests = list((PROJECT / "tests").rglob("test_*.py"))
+    known = {name for file in tests for name in re.findall(r"(?m)^def (test_\w+)", file.read_text())}
+    for page in PAGES:
+        for named in re.findall(r"`((?:tests/[\w/]+/)?test_\w+(?:\.py)?)`", page.read_text()):
+            assert (PROJECT / named).exists() if "/" in named else named in known, (page.name, named)
