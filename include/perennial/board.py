@@ -273,7 +273,7 @@ def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Ro
     refused = refusal.interval.key if refusal and (data_until is None or refusal.interval.end > data_until) else None
     judged = _judged(verdicts[-1], pages) if verdicts else None
     trained = _trained(spec, overview, champion, pages)
-    told = _told(overview, model, now, has_channel=bool(spec.alerts.slack or spec.alerts.email))
+    told = _told(overview, model, now, has_channel=bool(spec.alerts.everybody))
     attention, why = _attention(
         critical=[
             refused and f"data of {span(refused)} refused",
