@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 from sqlalchemy.engine import URL, make_url
 
-from perennial import logs
+from perennial import logs, pools
 from perennial.errors import SettingsError
 from perennial.settings import read_settings
 from perennial.stack import identities
@@ -134,8 +134,9 @@ def initialise(environment: Mapping[str, str]) -> None:
         ("airflow", "db", "migrate"),
         ("airflow", "fab-db", "migrate"),
         (sys.executable, "-m", "perennial.orchestration.users"),
+        *(("airflow", *command) for command in pools.commands(read_settings(environment))),
     ):
-        log.info("%s", " ".join(step[-2:]))
+        log.info("%s", " ".join(step[1:3]))
         if subprocess.run(step, env=dict(environment), check=False).returncode:  # noqa: S603 - our own commands
             raise SettingsError(f"{' '.join(step)} failed, see above")
     passwords = {
