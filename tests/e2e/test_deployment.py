@@ -34,7 +34,7 @@ MODELS = ("energy_load", "energy_other")
 #: Its source is a database that does not answer, and whose password nobody must ever see.
 BROKEN = "energy_broken"
 CANARY = "canary-c4b1d9f03e7a5528"
-STAGES = ("ingest", "train", "score", "monitor")
+STAGES = ("load", "train", "ingest", "score", "monitor")
 WORKERS = ("worker", "trainer", "promoter")
 SERVICES = ("mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", "watch", *WORKERS)
 METERS, HOURS = 5, 24
@@ -144,7 +144,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
                 api.unpause(dag)
             life = Deployed(stack, api)
             broken = api.trigger(f"{BROKEN}.ingest", conf={"start": "2024-01-01", "end": "2024-01-02"})
-            life.run("ingest", {"start": "2024-01-01", "end": "2024-01-17", "announce": False})
+            life.run("load", {"start": "2024-01-01", "end": "2024-01-17", "days_per_part": 8})
             life.run("train", {"as_of": "2024-01-17"})
             life.run("ingest", {"start": "2024-01-17", "end": "2024-01-19"})
             assert api.wait(broken, patience=PATIENCE, check=stack.check).state == "failed"

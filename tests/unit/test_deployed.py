@@ -176,3 +176,8 @@ def test_images_of_others_are_pinned_by_digest() -> None:
 def test_the_image_runs_as_nobody_in_particular() -> None:
     users = re.findall(r"(?m)^USER (\S+)$", (PROJECT / "Dockerfile").read_text())
     assert users[-1:] == ["50000:50000"]
+
+
+def test_the_page_on_security_speaks_of_each_service() -> None:
+    page = (PROJECT / "docs" / "security.md").read_text()
+    assert [name for name in SERVICES if not re.search(rf"(?m)^\|[^|]*`{name}`[^|]*\|", page)] == []
