@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import shutil
-import subprocess
-import sys
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perennial import alerts
+from perennial.deployment import Deployment
 from perennial.intervals import Interval
 from perennial.ledger import Ledger
+from perennial.orchestration.notifiers import deliver
 from perennial.settings import PROJECT, Settings
 from tests import receivers
 from tests.dags.conftest import parse
@@ -24,45 +26,25 @@ MODEL = "flight_delay"
 DAY = Interval.day("2013-04-01")
 CANARY = "T0/B0/canary"
 
-_PROGRAM = """
-import json, sys
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
-from perennial.orchestration.notifiers import deliver
-from perennial.orchestration.runs import deployment
-overdue_by, at_once, ahead = json.loads(sys.argv[1])
-clock = lambda: datetime.now(UTC) + timedelta(minutes=ahead)
-done = deliver(deployment(), overdue_by=timedelta(minutes=overdue_by), at_once=at_once, clock=clock)
-print(json.dumps(asdict(done)))
-"""
-
 
 class Sender:
-    """Sends as the task does, or as the watchdog, in a process of its own."""
+    """Sends as the task does, or as the watchdog, whose connections lie in the environment too."""
 
-    def __init__(self, settings: Settings, models: Path, home: Path) -> None:
+    def __init__(self, settings: Settings, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.connections: dict[str, Any] = {}
-        self.log = ""
-        self._environment = {
-            **os.environ,
-            "AIRFLOW_HOME": str(home),
-            "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
-            "PERENNIAL_MODELS": str(models),
-            "PERENNIAL_STATE": str(settings.state),
-            "PERENNIAL_DATABASE_URL": settings.database_url,
-        }
+        self._settings = settings.model_copy(update={"models": models})
+        self._monkeypatch = monkeypatch
 
-    def __call__(self, *, overdue_by: float = 0, at_once: bool = False, ahead: float = 0, **environment: str) -> dict[str, int]:
-        given = {f"AIRFLOW_CONN_{name}": json.dumps(value) for name, value in self.connections.items()}
-        done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, json.dumps([overdue_by, at_once, ahead])],
-            env={**self._environment, **given, **environment},
-            capture_output=True,
-            text=True,
-            check=True,
+    def __call__(self, *, overdue_by: float = 0, at_once: bool = False, ahead: float = 0, **said: str | None) -> dict[str, int]:
+        for name, value in self.connections.items():
+            self._monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(value))
+        done = deliver(
+            Deployment(self._settings.model_copy(update=said)),
+            overdue_by=timedelta(minutes=overdue_by),
+            at_once=at_once,
+            clock=lambda: datetime.now(UTC) + timedelta(minutes=ahead),
         )
-        self.log = done.stdout + done.stderr
-        return {name: count for name, count in json.loads(done.stdout.splitlines()[-1]).items() if count}
+        return {name: count for name, count in asdict(done).items() if count}
 
 
 @pytest.fixture
@@ -73,8 +55,8 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sender(settings: Settings, models: Path, tmp_path: Path) -> Sender:
-    return Sender(settings, models, tmp_path / "airflow")
+def sender(settings: Settings, models: Path, monkeypatch: pytest.MonkeyPatch) -> Sender:
+    return Sender(settings, models, monkeypatch)
 
 
 def tell(models: Path, line: str) -> None:
@@ -101,18 +83,20 @@ def record(ledger: Ledger, key: str = "drift", *, critical: bool = False) -> Non
     ledger.record_alert(alerts.drift(MODEL, DAY, version=3, reasons=reasons, severity=severity), key)
 
 
-def test_an_alert_reaches_each_channel_once_although_one_is_down_at_first(sender: Sender, ledger: Ledger, models: Path) -> None:
+def test_an_alert_reaches_each_channel_once_although_one_is_down_at_first(
+    sender: Sender, ledger: Ledger, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     tell(models, "{slack: team_slack, email: [team@example.org, ann@example.org]}")
     record(ledger)
     with receivers.slack() as web, receivers.mails() as mail:
         web.answers = [answer(500, b"<html>no</html>", Content_Type="text/html")]
         sender.connections = {"TEAM_SLACK": webhook(web.port), "SMTP_DEFAULT": smtp(mail.port)}
         assert sender() == {"delivered": 2, "failed": 1}
-        assert CANARY not in sender.log
         assert sender() == {}, "it is tried again later, not at once"
         assert sender(at_once=True) == {"delivered": 1}, "unless somebody wants it"
-        assert CANARY not in sender.log
         assert sender() == {}
+    assert CANARY not in caplog.text
     [said] = web.said
     assert "drift in 2013-04-01" in said
     assert web.paths == [f"/{CANARY}"] * 2
@@ -142,7 +126,7 @@ def test_alerts_of_no_model_go_where_the_environment_says(sender: Sender, ledger
     ledger.record_alert(alerts.airflow_silent(alerts.EVERYBODY, reason="refused"), "one")
     with receivers.slack() as team, receivers.slack() as operators:
         sender.connections = {"TEAM": webhook(team.port), "OPERATORS": webhook(operators.port)}
-        assert sender(PERENNIAL_ALERTS_SLACK="operators") == {"delivered": 1}
+        assert sender(alerts_slack="operators") == {"delivered": 1}
         assert len(operators.taken) == 1
         ledger.record_alert(alerts.airflow_silent(alerts.EVERYBODY, reason="refused"), "two")
         assert sender() == {"delivered": 1}
@@ -163,7 +147,7 @@ def test_a_connection_that_is_missing_is_told_through_the_other_channel_until_it
         assert [entry.waits for entry in ledger.alerts()] == [True, False]
         sender.connections["TEAM_SLACK"] = webhook(web.port)
         assert sender(at_once=True) == {"delivered": 1}
-        assert sender() == {"delivered": 1}
+        assert sender(ahead=1) == {"delivered": 1}
     assert mail.taken[-1][1]["Subject"] == "perennial: well again: slack:team_slack takes no alerts"
 
 
