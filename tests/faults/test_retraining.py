@@ -112,8 +112,6 @@ def test_a_tripped_breaker_is_told_once_until_a_version_is_promoted(
         requests.append(request_retraining(spec, ledger, week, run_id="monitor", training_under_way=False))
 
     assert [request is not None for request in requests] == [True, False, True, False, False, False, False, False]
-    told = [
-        entry.alert for entry in ledger.alerts() if entry.alert.kind == "breaker"
-    ]
+    told = [entry.alert for entry in ledger.alerts() if entry.alert.kind == "breaker"]
     assert [alert.severity for alert in told] == ["critical"]
     assert "led to no promotion" in told[0].text
