@@ -106,7 +106,8 @@ def test_every_variable_that_is_read_is_in_the_example() -> None:
     compose = (PROJECT / "docker-compose.yaml").read_text()
     # What compose passes on from one variable to another is its own affair.
     made = set(re.findall(r"^ +([A-Z_]+): ", compose, flags=re.MULTILINE))
-    chosen = set(re.findall(r"\$\{([A-Z_]+)", compose))
+    passed_on = set(re.findall(r"^ +([A-Z_]+):$", compose, flags=re.MULTILINE))
+    chosen = set(re.findall(r"\$\{([A-Z_]+)", compose)) | passed_on
     read = set(re.findall(r'"(PERENNIAL_[A-Z_]+|MLFLOW_TRACKING_URI)"', code)) - {"PERENNIAL_STACK"} | chosen
     example = (PROJECT / ".env.example").read_text()
     shown = set(re.findall(r"^#?([A-Z_]+)=", example, flags=re.MULTILINE))

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from perennial.errors import SettingsError
-from perennial.orchestration.dags import LIGHT, PROMOTE
 from perennial.settings import PROJECT
 from perennial.stack.deployed import SECRETS, check_secrets, write_secrets
 from tests.composed import COMPOSE, read_compose
@@ -139,6 +138,8 @@ def test_the_promoter_alone_may_change_who_is_champion() -> None:
 
 
 def test_each_queue_has_workers() -> None:
+    from perennial.orchestration.dags import LIGHT, PROMOTE
+
     served = {
         queue
         for service in SERVICES.values()
