@@ -186,6 +186,18 @@ class Written:
     digest: str
 
 
+def _object_store(environment: Mapping[str, str]) -> dict[str, str]:
+    """What PyArrow does not read of the AWS SDKs' own variables by itself."""
+    properties = {}
+    if region := environment.get("AWS_REGION"):
+        # Otherwise Amazon is asked for the bucket's, by each process, for seconds where Amazon cannot be reached.
+        properties["s3.region"] = region
+    if endpoint := environment.get("AWS_ENDPOINT_URL"):
+        # Most stores that are not Amazon's have no name for each bucket.
+        properties |= {"s3.endpoint": endpoint, "s3.force-virtual-addressing": "false"}
+    return properties
+
+
 class Catalog:
     """The tables of all models, each in the namespace of its model.
 
@@ -211,9 +223,8 @@ class Catalog:
         properties = {"warehouse": self._warehouse, "init_catalog_tables": "false", "pool_pre_ping": "true"}
         if self._warehouse.startswith("file://"):
             properties["py-io-impl"] = f"{DurableFileIO.__module__}.{DurableFileIO.__name__}"
-        elif endpoint := os.environ.get("AWS_ENDPOINT_URL"):
-            # The other variables of the AWS SDKs PyArrow reads by itself.
-            properties["s3.endpoint"] = endpoint
+        else:
+            properties |= _object_store(os.environ)
         catalog = SqlCatalog("perennial", uri=self._url, **properties)
         if database.is_sqlite:
             # This one waits for other writers for longer than five seconds, and leaves no connection open.

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
 
 from perennial import iceberg
 from perennial.errors import SnapshotMissing, SpecError, Superseded
@@ -557,3 +559,32 @@ def test_files_hold_columns_by_the_ids_that_other_engines_go_by(publisher: Publi
     publisher.publish(DAY, "a")
     (file,) = Path(settings.warehouse).rglob("*/flights/data/*.parquet")
     assert [f.metadata[b"PARQUET:field_id"] for f in pq.read_schema(file)] == [b"1", b"2", b"3", b"4"]
+
+
+# --- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def test_a_lake_on_an_object_store_needs_no_other_server(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    store.start()
+    try:
+        address = "http://{}:{}".format(*store.get_host_and_port())
+        given = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "eu-central-1", "ENDPOINT_URL": address}
+        for name, value in given.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        httpx.put(f"{address}/bucket").raise_for_status()
+        publisher = publisher_with(settings.model_copy(update={"warehouse": "s3://bucket/lake"}))
+
+        publisher.publish(DAY, "a")
+        publisher.publish(TWO_DAYS, "b")
+        publisher.publish(DAY, "c")
+
+        assert publisher.sources() == {date(2013, 4, 1): {"c"}, date(2013, 4, 2): {"b"}}
+        # PyIceberg asks Amazon where a bucket lies, unless it is told.
+        assert "region" not in caplog.text
+        publisher.lake.remove_orphans(MODEL, datetime.now(UTC) + timedelta(days=1))
+        assert publisher.sources() == {date(2013, 4, 1): {"c"}, date(2013, 4, 2): {"b"}}
+    finally:
+        store.stop()
