@@ -26,7 +26,7 @@ from tests.unit import synthetic
 MODEL = "toy"
 PROMOTERS = 16
 #: By the ledger's database. A round takes about a second on either, and tells the same of both.
-ROUNDS = {"sqlite": 60, "postgresql+psycopg2": 30}
+ROUNDS = {"sqlite": 100, "postgresql+psycopg2": 40}
 _PATIENCE = 120
 _STALE = 3
 
