@@ -30,6 +30,7 @@ from sqlalchemy.pool import NullPool
 from perennial.lake import Lake
 from perennial.ledger import Ledger
 from perennial.settings import PROJECT, Settings
+from tests import receivers
 from tests.living import living  # noqa: F401  # a fixture of the end-to-end and browser tests
 
 
@@ -81,6 +82,20 @@ def ledger(settings: Settings) -> Ledger:
 @pytest.fixture
 def lake(settings: Settings, ledger: Ledger) -> Lake:
     return Lake(settings, ledger)
+
+
+@pytest.fixture
+def web() -> Iterator[receivers.Slack]:
+    """A web server that people hear of alerts by."""
+    with receivers.slack() as server:
+        yield server
+
+
+@pytest.fixture
+def mail() -> Iterator[receivers.Mails]:
+    """A mail server."""
+    with receivers.mails() as server:
+        yield server
 
 
 def _without(program: str) -> NoReturn:

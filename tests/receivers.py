@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
@@ -61,6 +61,13 @@ class Slack:
 def text_of(message: dict[str, Any]) -> str:
     """All that a message shows."""
     return "\n".join([message["text"], *(block["text"]["text"] for block in message["blocks"])])
+
+
+def words_of(mail: EmailMessage, kind: Literal["plain", "html"]) -> str:
+    """What a mail says in one of its forms."""
+    body = mail.get_body((kind,))
+    assert body is not None
+    return str(body.get_content())
 
 
 @contextmanager
@@ -146,7 +153,7 @@ class Mails:
     taken: list[tuple[str, EmailMessage]] = field(default_factory=list)
     port: int = 0
 
-    async def handle_RCPT(  # noqa: N802
+    async def handle_RCPT(  # noqa: N802 - what aiosmtpd calls
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         if address in self.refusals:
@@ -154,7 +161,7 @@ class Mails:
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 - as above
         if self.data and (said := self.data.pop(0)) != "250 OK":
             return said
         assert isinstance(envelope.content, bytes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 
 def fill_database(models: list[str]) -> None:
@@ -53,9 +54,9 @@ def routes() -> list[dict[str, str]]:
     """Every route of every application that a plugin adds, whatever is mounted below it."""
     from airflow import plugins_manager
 
-    def walk(app: object, prefix: str) -> list[dict[str, str]]:
+    def walk(app: Any, prefix: str) -> list[dict[str, str]]:
         found = []
-        for route in app.routes:  # type: ignore[attr-defined]
+        for route in app.routes:
             path = prefix + route.path
             methods = getattr(route, "methods", None)
             if methods is None:

@@ -20,7 +20,7 @@ from perennial.orchestration.notifiers import deliver
 from perennial.settings import PROJECT, Settings
 from tests import receivers
 from tests.dags.conftest import parse
-from tests.receivers import answer
+from tests.receivers import answer, words_of
 
 MODEL = "flight_delay"
 DAY = Interval.day("2013-04-01")
@@ -101,7 +101,7 @@ def test_an_alert_reaches_each_channel_once_although_one_is_down_at_first(
     assert "drift in 2013-04-01" in said
     assert web.paths == [f"/{CANARY}"] * 2
     assert [address for address, _ in mail.taken] == ["ann@example.org", "team@example.org"]
-    assert "<b>humidity" not in mail.taken[0][1].get_body(("html",)).get_content()  # type: ignore[union-attr]
+    assert "<b>humidity" not in words_of(mail.taken[0][1], "html")
 
 
 def test_what_is_critical_also_goes_to_who_is_on_call(sender: Sender, ledger: Ledger, models: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_connection_that_is_missing_is_told_through_the_other_channel_until_it
         assert sender() == {"delivered": 2, "failed": 1}
         lost = mail.taken[0][1]
         assert lost["Subject"] == "CRITICAL: slack:team_slack takes no alerts"
-        assert "no Airflow connection team_slack" in lost.get_body(("plain",)).get_content()  # type: ignore[union-attr]
+        assert "no Airflow connection team_slack" in words_of(lost, "plain")
         assert [entry.waits for entry in ledger.alerts()] == [True, False]
         sender.connections["TEAM_SLACK"] = webhook(web.port)
         assert sender(at_once=True) == {"delivered": 1}

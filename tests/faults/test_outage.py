@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,7 +18,6 @@ from perennial.intervals import Interval
 from perennial.ledger import Ledger
 from perennial.outbox import Outbox
 from perennial.settings import Settings
-from tests import receivers
 from tests.faults.signals import processes, trap, wait_until_stopped
 from tests.receivers import OK, Mails, Slack, answer
 
@@ -38,18 +36,6 @@ STEPS: dict[str, tuple[Any, str, str]] = {
     "between the answer and its mark": (Outbox, "mark_delivered", "before"),
     "after the mark": (Outbox, "mark_delivered", "after"),
 }
-
-
-@pytest.fixture
-def web() -> Iterator[Slack]:
-    with receivers.slack() as server:
-        yield server
-
-
-@pytest.fixture
-def mail() -> Iterator[Mails]:
-    with receivers.mails() as server:
-        yield server
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from perennial.deployment import Deployment
 from perennial.intervals import Interval
 from perennial.removal import held_until
 from perennial.settings import PROJECT, Settings
+from tests.conftest import _without
 from tests.unit.monitored import DAY, World, make_world, open_world
 
 DATABASES = ("airflow", "perennial", "mlflow")
@@ -72,7 +73,7 @@ def server(_postgres_server: sa.URL) -> Iterator[sa.URL]:
 def world(server: sa.URL, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> World:
     """A champion, a day scored, a second version; MLflow is a file here, below the folder of its artifacts."""
     if shutil.which("pg_dump") is None:
-        pytest.skip("pg_dump is not installed here")
+        _without("pg_dump")
     ledger = server.set(database="perennial").render_as_string(hide_password=False)
     mlflow = tmp_path / "mlflow"
     settings = settings.model_copy(

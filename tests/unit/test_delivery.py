@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from perennial.messages import MOST_MESSAGES, Message, compose, for_mail, for_sl
 from perennial.outbox import Waiting
 from perennial.settings import Settings
 from tests import receivers
-from tests.receivers import OK, Answer, Mails, Slack, answer, text_of
+from tests.receivers import OK, Answer, Mails, Slack, answer, text_of, words_of
 
 MODEL = "flight_delay"
 DAY = Interval.day("2013-04-01")
@@ -38,18 +38,6 @@ PATIENCE = timedelta(seconds=0.4)
 HTML = b"<html><body>Bad gateway</body></html>"
 #: What a hostile reason would like to be.
 HOSTILE = "<!channel> *bold* <http://evil.example|click> <@U1> & </p><script>alert(1)</script>\r\nBcc: all@example.org @here"
-
-
-@pytest.fixture
-def web() -> Iterator[Slack]:
-    with receivers.slack() as server:
-        yield server
-
-
-@pytest.fixture
-def mail() -> Iterator[Mails]:
-    with receivers.mails() as server:
-        yield server
 
 
 async def _at_once(_: float) -> None:
@@ -336,7 +324,7 @@ def test_a_mail_says_it_in_text_and_in_html_and_a_recovery_answers_it(world: Wor
     assert wrong["Subject"] == f"CRITICAL: {MODEL}: lasting or harmful drift in 2013-04-01"
     assert (wrong["From"], wrong["Importance"]) == ("Perennial <perennial@example.org>", "high")
     assert [part.get_content_type() for part in wrong.iter_parts()] == ["text/plain", "text/html"]
-    html = wrong.get_body(("html",)).get_content()  # type: ignore[union-attr]
+    html = words_of(wrong, "html")
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert well["In-Reply-To"] == well["References"] == wrong["Message-ID"]
@@ -534,7 +522,7 @@ def test_a_lost_channel_is_told_of_through_the_others_and_so_is_its_return(world
         "CRITICAL: slack:team takes no alerts",
         "perennial: well again: slack:team takes no alerts",
     ]
-    lost = mail.taken[1][1].get_body(("plain",)).get_content()  # type: ignore[union-attr]
+    lost = words_of(mail.taken[1][1], "plain")
     assert "HTTP 404, no_service" in lost
     assert "1 alert waits, 1 of them critical" in lost
     assert len(web.taken) == 1
