@@ -15,7 +15,7 @@ help:
 	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
 	@echo 'make lint    ruff, mypy, import rules'
 	@echo 'make secrets .env for docker compose, with a generated value for each secret'
-	@echo 'make bench   the benchmarks there are'
+	@echo 'make bench   the benchmarks and their table; ARGS="score drift" some of them'
 
 up: $(READY)
 	@$(BIN)/perennial up
@@ -41,8 +41,8 @@ lint: $(READY)
 secrets: $(READY)
 	@$(BIN)/perennial deploy secrets
 
-bench:
-	@ls benchmarks/*.py 2>/dev/null || echo 'No benchmarks yet.'
+bench: $(READY)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 $(READY): requirements.lock requirements-bootstrap.lock pyproject.toml scripts/install.sh
 	@PYTHON='$(PYTHON)' sh scripts/install.sh
