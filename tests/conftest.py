@@ -43,6 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("postgres")
         if "chromium" in fixtures:
             item.add_marker("browser")
+        # Of processes that share the tests, one has the stack in which a model lives, and each file is whole in one.
+        item.add_marker(pytest.mark.xdist_group("living" if "living" in fixtures else item.path.stem))
 
 
 @pytest.fixture
