@@ -34,8 +34,12 @@ from tests import receivers
 from tests.living import living  # noqa: F401  # a fixture of the end-to-end and browser tests
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a program that may be missing, so that it can be chosen or left out by ``-m``."""
+    """Mark what needs a program that may be missing, so that it can be chosen or left out by ``-m``.
+
+    First, since pytest-xdist reads the groups when it is its turn.
+    """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
