@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS, Line
@@ -20,6 +19,7 @@ from benchmarks.prepared import KEPT
 from perennial.settings import PROJECT
 
 README = PROJECT / "benchmarks" / "README.md"
+PICTURE = RESULTS / "claims.png"
 #: What the table claims, in its order; each is a module beside this one.
 CLAIMS = (
     "score", "ingest", "features", "drift_report", "train", "task_overhead", "weekly_cycle", "many_models", "history",
@@ -28,6 +28,12 @@ CLAIMS = (
 #: What is told elsewhere: how good decisions are, and what a million rows cost.
 STUDIES = ("flight_delay", "gates", "drift", "value", "cost_per_million")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+def read_results() -> dict[str, Any]:
+    """By claim, in the table's order, what its script has left."""
+    there = [name for name in CLAIMS if (RESULTS / f"{name}.json").exists()]
+    return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in there}
 
 
 def run(names: list[str]) -> list[str]:
@@ -43,24 +49,54 @@ def run(names: list[str]) -> list[str]:
     return failed
 
 
-def table(results: Path) -> str:
+def table(told: dict[str, Any]) -> str:
     """The claims that results hold, as Markdown."""
-    told = {}
-    for name in CLAIMS:
-        if (file := results / f"{name}.json").exists():
-            told[name] = json.loads(file.read_text())
     rows = [
         "| Claim | Ours | Beside | Theirs | Ratio | Goal | |",
         "| --- | ---: | --- | ---: | ---: | ---: | --- |",
+        *(_row(name, _line(found)) for name, report in told.items() for found in report["lines"]),
     ]
-    for name, report in told.items():
-        rows += [_row(name, line) for line in report["lines"]]
-    rows += ["", *_made_with(told)]
-    return "\n".join(rows)
+    return "\n".join([*rows, "", *_made_with(told)])
 
 
-def _row(name: str, found: dict[str, Any]) -> str:
-    line = Line(**{field: found[field] for field in Line.__dataclass_fields__})
+def draw(told: dict[str, Any]) -> None:
+    """A bar a claim: how much of what its goal allows it needs."""
+    from matplotlib.figure import Figure
+
+    bars = []
+    for report in told.values():
+        for line in map(_line, report["lines"]):
+            if line.goal is not None:
+                used = line.goal / line.ratio if line.faster else line.ratio / line.goal
+                bars.append((f"{line.claim}\nbeside {line.beside}", used, line))
+    figure = Figure(figsize=(10, 1 + 0.5 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(bars), 0, -1)
+    colours = ["#2a7f62" if line.met else "#c1442e" for _, _, line in bars]
+    axes.barh(places, [min(used, 2) for _, used, _ in bars], color=colours, height=0.6)
+    for place, (_, used, line) in zip(places, bars, strict=True):
+        sign = "≥" if line.faster else "≤"
+        axes.text(min(used, 2) + 0.02, place, f"{line.ratio:.2f} x ({sign} {line.goal:g})", va="center", fontsize=8)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(list(places), [title for title, _, _ in bars], fontsize=8)
+    axes.set_xlim(0, 2.3)
+    axes.set_xlabel("share of what the goal allows; less is better, 1 is the goal")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(PICTURE, dpi=110)
+
+
+def with_table(page: str, told: dict[str, Any]) -> str:
+    """The page with its table made anew."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table(told)}\n{END}{after}"
+
+
+def _line(found: dict[str, Any]) -> Line:
+    return Line(**{field: found[field] for field in Line.__dataclass_fields__})
+
+
+def _row(name: str, line: Line) -> str:
     sign = "≥" if line.faster else "≤"
     goal = "" if line.goal is None else f"{sign} {line.goal:g} x"
     verdict = {True: "ok", False: "**missed**", None: ""}[line.met]
@@ -88,9 +124,9 @@ def main(arguments: list[str]) -> int:
         shutil.rmtree(KEPT, ignore_errors=True)
         names = [*CLAIMS, *STUDIES]
     failed = run(names)
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{table(RESULTS)}\n{END}{after}", encoding="utf-8")
+    told = read_results()
+    README.write_text(with_table(README.read_text(encoding="utf-8"), told), encoding="utf-8")
+    draw(told)
     if failed:
         print(f"failed: {', '.join(failed)}")
     return int(bool(failed))
