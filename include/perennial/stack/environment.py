@@ -20,6 +20,11 @@ from perennial.settings import PROJECT, Settings, read_settings
 
 HOST = "127.0.0.1"
 
+#: What watches tasks, see its module; it imports Airflow, so it is only named here.
+COORDINATOR = "perennial.orchestration.coordinator.PromptCoordinator"
+#: The queues of all tasks: those of :mod:`perennial.orchestration.dags`, and Airflow's own.
+QUEUES = ("default", "light", "promote", "score", "train")
+
 
 @dataclass(frozen=True)
 class Ports:
@@ -163,7 +168,7 @@ def embedded_settings(state: Path, ports: Ports, given: Mapping[str, str]) -> Se
 
 
 def _workers() -> int:
-    """Tasks at once. Two more than cores: at the end of a task its worker may wait a second for nothing."""
+    """Tasks at once. Two more than cores: a task waits for its servers at its beginning and its end."""
     return max(3, min(8, (os.cpu_count() or 2) + 2))
 
 
@@ -229,8 +234,11 @@ def environment(
         "AIRFLOW__API_AUTH__JWT_SECRET": kept.jwt_secret,
         # Workers are forked from the scheduler, which has imported what tasks need.
         "AIRFLOW__SCHEDULER__MP_START_METHOD": "fork",
-        # A worker may miss the end of its task and then looks again after this long: one second, not five.
+        # A worker that misses the end of its task looks again after this long: one second, not five. It does not where the
+        # system tells of the end.
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        "AIRFLOW__SDK__COORDINATORS": json.dumps({"prompt": {"classpath": COORDINATOR}}),
+        "AIRFLOW__SDK__QUEUE_TO_COORDINATOR": json.dumps(dict.fromkeys(QUEUES, "prompt")),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
         # What ran under a scheduler that was killed is started again within 40 s, not within 5 minutes.
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
