@@ -205,6 +205,24 @@ def test_a_broken_model_is_an_import_error_and_takes_no_other_model_down(tmp_pat
     assert "owner: missing" in message
 
 
+def test_a_worker_reads_the_model_of_its_task_alone(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for name in ("flight_delay", "other"):
+        shutil.copytree(PROJECT / "include" / "models" / "flight_delay", models / name)
+    spec = models / "other" / "model.yaml"
+    spec.write_text(spec.read_text().replace("name: flight_delay", "name: other"))
+
+    def dags(task_of: str) -> set[str]:
+        given = {"_AIRFLOW_PARSING_CONTEXT_DAG_ID": task_of, "PERENNIAL_ALERTS_EMAIL": "ann@example.com"}
+        parsed = parse(PROJECT / "dags", models, tmp_path / "airflow", given)
+        assert parsed["import_errors"] == {}
+        return set(parsed["dags"])
+
+    assert {dag.partition(".")[0] for dag in dags("other.score")} == {"other", "perennial"}
+    # What is there for all models is decided by all of them.
+    assert {dag.partition(".")[0] for dag in dags("perennial.notify")} == {"flight_delay", "other", "perennial"}
+
+
 def test_the_domain_imports_no_airflow() -> None:
     program = """
 import importlib, pkgutil, sys

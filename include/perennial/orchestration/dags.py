@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
-from airflow.sdk import DAG, Param
+from airflow.sdk import DAG, Param, get_parsing_context
 from airflow.sdk.bases.timetable import BaseTimetable
 
 from perennial.errors import SpecError
@@ -20,7 +20,7 @@ from perennial.orchestration.callbacks import alert_of_failure, resolve_failure
 from perennial.orchestration.users import access
 from perennial.pools import pools
 from perennial.settings import settings
-from perennial.spec import ModelFolder, ModelSpec, read_models
+from perennial.spec import ModelFolder, ModelSpec, read_model, read_models
 
 #: Queues of Celery's workers, by stage: what trains for an hour must not keep scoring waiting. Other executors have none.
 LIGHT = "light"
@@ -60,8 +60,18 @@ def report_broken_models() -> None:
 
 @lru_cache(maxsize=1)
 def _folders() -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
-    """Every folder, read once a process: Airflow parses each DAG file in a process of its own."""
-    return read_models(settings().models)
+    """Every folder, read once a process: Airflow parses each DAG file in a process of its own.
+
+    A worker parses the file anew for each task, and only wants the task's DAG: it reads that model alone.
+    """
+    everything = settings().models
+    own = everything / (get_parsing_context().dag_id or "").partition(".")[0]
+    if own == everything or not (own / "model.yaml").is_file():
+        return read_models(everything)
+    try:
+        return {own.name: read_model(own)}, {}
+    except SpecError as error:
+        return {}, {own.name: error}
 
 
 class _BrokenModels(DAG):
