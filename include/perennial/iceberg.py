@@ -708,9 +708,10 @@ class _Digest:
     def add(self, rows: pa.Table) -> None:
         chunk = pa.table({column: _hashable(rows[column]) for column in self._columns})
         self._database.register("chunk", chunk)
+        # Both halves of one hash: what the functions md5_number_lower and md5_number_upper give, which hash a row each.
         sums = self._database.execute(
-            "SELECT count(*), sum(md5_number_lower(row)::HUGEINT), sum(md5_number_upper(row)::HUGEINT) "
-            f"FROM (SELECT concat_ws('|', {', '.join(map(_as_text, chunk.schema))}) AS row FROM chunk)"
+            f"SELECT count(*), sum((hash >> 64)::HUGEINT), sum((hash & {2**64 - 1}::UHUGEINT)::HUGEINT) "
+            f"FROM (SELECT md5_number(concat_ws('|', {', '.join(map(_as_text, chunk.schema))})) AS hash FROM chunk)"
         ).fetchall()
         self._database.unregister("chunk")
         for count, low, high in sums:

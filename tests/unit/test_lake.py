@@ -304,6 +304,23 @@ def test_hash_tells_other_rows_apart(other: Sequence[tuple[str | None, float | N
     assert digest(other, "a") != digest([("a", 1.0), ("b", 2.0)], "b")
 
 
+def test_hashes_that_ledgers_hold_already_stay_comparable() -> None:
+    rows = pa.table(
+        {
+            "text": ["a", "", None, "ü|漢"],
+            "number": pa.array([1.5, -0.0, np.nan, None]),
+            "count": pa.array([1, None, -7, 2**62]),
+            "yes": [True, False, None, True],
+            "day": [date(2013, 4, 1), None, date(1969, 1, 1), date(2013, 4, 1)],
+            "at": pa.array([DAY.start, None, datetime(1969, 1, 1, tzinfo=UTC), DAY.end], MOMENT),
+        }
+    )
+    assert (
+        iceberg.digest(rows.to_batches(), rows.column_names)
+        == "459f62f74b5f47fd97c18482756789a443e88c8ea00e752666519acd3a41a6f4"
+    )
+
+
 def test_memory_stays_flat_while_rows_are_written_and_read(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iceberg, "_FILE_BYTES", 4 * 1024**2)
     monkeypatch.setattr(iceberg, "_READ_BYTES", 4 * 1024**2)
