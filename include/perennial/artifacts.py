@@ -105,7 +105,7 @@ class FeatureList:
             for name in self.numeric:
                 columns[name] = _column(rows, name, pa.float64()).to_numpy(zero_copy_only=False)
             for name in self.categorical:
-                columns[name] = _column(rows, name, pa.string()).to_numpy(zero_copy_only=False)
+                columns[name] = _texts(_column(rows, name, pa.string()))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ScoringError(f"feature {name} is a {rows.schema.field(name).type} that cannot be cast: {error}") from error
         return pd.DataFrame(columns, copy=False)
@@ -114,6 +114,13 @@ class FeatureList:
 def _column(rows: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
     column = rows.column(name).combine_chunks()
     return column if column.type == kind else pc.cast(column, kind)
+
+
+def _texts(column: pa.Array) -> NDArray[np.object_]:
+    """Texts with None, one object for each distinct text: objects of their own take longer to make and to look up."""
+    encoded = column.dictionary_encode()
+    texts = np.append(encoded.dictionary.to_numpy(zero_copy_only=False), [None])
+    return np.asarray(texts[encoded.indices.fill_null(len(texts) - 1).to_numpy(zero_copy_only=False)])
 
 
 def predict(task: Task, estimator: Any, frame: pd.DataFrame) -> Prediction:

@@ -29,6 +29,7 @@ from perennial.evaluation import count_not_finite
 from perennial.intervals import Interval, utc
 from perennial.lake import Lake, TableWrite
 from perennial.ledger import Ledger, Publication, VersionRecord
+from perennial.overlap import ahead
 from perennial.registry import Registry
 from perennial.sink import PredictionSink
 from perennial.spec import ColumnType, ModelFolder, ModelSpec
@@ -38,13 +39,16 @@ log = logs.get(__name__)
 
 #: Names of the dataset and of its one table.
 DATASET = "predictions"
-#: Rows predicted at once; memory does not grow with the interval.
-CHUNK_ROWS = 65_536
+#: Rows predicted at once; memory does not grow with the interval. Trees take a third less time for rows that stay in the
+#: processor's cache than for all rows of a year at once.
+CHUNK_ROWS = 32_768
 #: From this many entities on, predictions that are all the same are a fault of the model or of its features.
 CONSTANT_FROM = 50
 #: How often the sink is offered newer rows before something must be wrong.
 _SINK_ATTEMPTS = 10
 
+#: Columns that the predictions of a run have in common.
+_PROVENANCE = ("version", "features_snapshot", "run_id", "predicted_at")
 _MOMENT = pa.timestamp("us", "UTC")
 _ARROW: dict[ColumnType, pa.DataType] = {
     "string": pa.string(),
@@ -359,8 +363,8 @@ class Predictor:
         return self.tally.rows
 
     def reader(self) -> pa.RecordBatchReader:
-        """All predictions, from the first; each call predicts anew."""
-        return pa.RecordBatchReader.from_batches(self._schema, self.batches())
+        """All predictions, from the first; each call predicts anew, while those before are being used."""
+        return pa.RecordBatchReader.from_batches(self._schema, ahead(self.batches()))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All predictions, from the first.
@@ -377,7 +381,7 @@ class Predictor:
             interval=self.interval,
             event_time=self._spec.event_time,
         )
-        for chunk in _chunks(features, CHUNK_ROWS):
+        for chunk in ahead(_chunks(features, CHUNK_ROWS)):
             yield from self.predict(chunk).to_batches()
         self.tally.check()
 
@@ -451,7 +455,7 @@ def _copy_to_sink(spec: ModelSpec, lake: Lake, ledger: Ledger, interval: Interva
     What is copied is the newest publication rather than this run's own: a run that slept while another one published then
     copies the other's rows, and it does not matter who is last.
     """
-    sink = PredictionSink(url, spec.name, predictions_schema(spec), spec.event_time)
+    sink = PredictionSink(url, spec.name, predictions_schema(spec), spec.event_time, shared=_PROVENANCE)
     for _ in range(_SINK_ATTEMPTS):
         newest = ledger.published(spec.name, DATASET)
         assert newest is not None  # this run has published

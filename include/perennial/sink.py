@@ -4,15 +4,18 @@ It follows the lake and never leads it: :mod:`perennial.scoring` publishes predi
 copies the published rows of the interval here. Which publication an interval was copied from stands in ``<model>_scored``
 beside it, and rows of an older publication never replace those of a newer one.
 
-Rows are staged in a temporary table of the session first. The lock that other writers wait for is thus held for a few
-statements inside the server, not while rows are read from the lake and sent.
+The lock that other writers wait for is held for a few statements inside the server, not while rows are read from the lake
+and sent. SQLite has one writer at a time, so rows are staged in a temporary table of the session first, which lies in a file
+of its own. PostgreSQL takes them straight into the table, where nobody sees them before they are committed, and the lock is
+for what they replace.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
@@ -45,12 +48,16 @@ class PredictionSink:
         model: the model's name.
         schema: columns of a prediction; they are created on first use.
         event_time: the column that places a row in an interval.
+        shared: columns, none of floats, whose values many rows have in common, such as the run they are from: SQLite is sent
+            them once.
     """
 
-    def __init__(self, url: str, model: str, schema: pa.Schema, event_time: str) -> None:
+    def __init__(self, url: str, model: str, schema: pa.Schema, event_time: str, shared: Sequence[str] = ()) -> None:
         self._database = Database(url)
         self._engine = self._database.engine
         self._event_time = event_time
+        self._shared = [name for name in schema.names if name in shared]
+        self._own = [name for name in schema.names if name not in shared]
         metadata = sa.MetaData()
         self._table = sa.Table(
             f"{model}_predictions",
@@ -120,11 +127,12 @@ class PredictionSink:
             with connection.begin():
                 written = self._stage_in_sqlite(connection, rows)
             connection = connection.execution_options(writes=True)
-        with connection.begin():
+        with connection.begin() as transaction:
             if not self._database.is_sqlite:
-                written = self._stage_in_postgresql(connection, rows)
+                written = self._send_to_postgresql(connection, rows)
                 self._lock(connection)
             if self._holds_newer(connection, interval, publication):
+                transaction.rollback()
                 return None
             self._swap(connection, interval, publication, written)
         return written
@@ -145,9 +153,17 @@ class PredictionSink:
     def _swap(self, connection: sa.Connection, interval: Interval, publication: int, rows: int) -> None:
         start, end = self._moment(interval.start), self._moment(interval.end)
         at, scored = self._table.c[self._event_time], self._scored.c
-        names = ", ".join(self._quote(column.name) for column in self._table.columns)
-        connection.execute(sa.delete(self._table).where(at >= start, at < end))
-        connection.exec_driver_sql(f"INSERT INTO {self._quote(self._table.name)} ({names}) SELECT {names} FROM staged")
+        replaced = sa.delete(self._table).where(at >= start, at < end)
+        if self._database.is_sqlite:
+            connection.execute(replaced)
+            names = self._names([*self._own, *self._shared])
+            together = " CROSS JOIN said USING (_said)" if self._shared else ""
+            connection.exec_driver_sql(
+                f"INSERT INTO {self._quote(self._table.name)} ({names}) SELECT {names} FROM staged{together}"
+            )
+        else:
+            # The rows that this transaction has sent are to stay.
+            connection.execute(replaced.where(sa.text("xmin <> pg_current_xact_id()::xid")))
         connection.execute(sa.delete(self._scored).where(scored.interval_start >= start, scored.interval_end <= end))
         connection.execute(
             sa.insert(self._scored).values(
@@ -162,16 +178,15 @@ class PredictionSink:
     def _moment(self, moment: datetime) -> datetime:
         return moment.replace(tzinfo=None) if self._database.is_sqlite else moment
 
-    def _stage_in_postgresql(self, connection: sa.Connection, rows: pa.RecordBatchReader) -> int:
+    def _send_to_postgresql(self, connection: sa.Connection, rows: pa.RecordBatchReader) -> int:
         # A writer that is stopped while it holds the lock is cut off by the server, so those behind it go on.
         connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {int(IDLE_LIMIT.total_seconds() * 1000)}")
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_WAIT.total_seconds() * 1000)}")
-        connection.exec_driver_sql(f"CREATE TEMP TABLE staged (LIKE {self._quote(self._table.name)}) ON COMMIT DROP")
-        names = ", ".join(self._quote(name) for name in rows.schema.names)
+        table, names = self._quote(self._table.name), self._names(rows.schema.names)
         source = _CsvFile(rows)
         cursor = connection.connection.cursor()
         try:
-            cursor.copy_expert(f"COPY staged ({names}) FROM STDIN (FORMAT csv)", source, 1 << 20)
+            cursor.copy_expert(f"COPY {table} ({names}) FROM STDIN (FORMAT csv)", source, 1 << 20)
         except self._engine.dialect.loaded_dbapi.Error:
             # The driver makes an error of the database of whatever went wrong while it read.
             if source.failure is not None:
@@ -181,18 +196,31 @@ class PredictionSink:
         return source.rows
 
     def _stage_in_sqlite(self, connection: sa.Connection, rows: pa.RecordBatchReader) -> int:
-        # The temporary table is in a file of its own, so filling it keeps no other writer waiting.
-        connection.exec_driver_sql(f"CREATE TEMP TABLE staged AS SELECT * FROM {self._quote(self._table.name)} WHERE 0")
-        names = ", ".join(self._quote(name) for name in rows.schema.names)
-        marks = ", ".join("?" for _ in rows.schema.names)
+        # The temporary tables are in a file of their own, so filling them keeps no other writer waiting.
+        own, shared, table = self._names(self._own), self._names(self._shared), self._quote(self._table.name)
+        if self._shared:
+            connection.exec_driver_sql(f"CREATE TEMP TABLE said AS SELECT 0 AS _said, {shared} FROM {table} WHERE 0")
+            connection.exec_driver_sql("CREATE UNIQUE INDEX temp.said_once ON said (_said)")
+        reference = ", 0 AS _said" if self._shared else ""
+        connection.exec_driver_sql(f"CREATE TEMP TABLE staged AS SELECT {own}{reference} FROM {table} WHERE 0")
         cursor = connection.connection.cursor()
-        written = 0
+        written = said = 0
         for batch in rows:
-            columns = [_for_sqlite(column).to_pylist() for column in batch.columns]
-            cursor.executemany(f"INSERT INTO staged ({names}) VALUES ({marks})", list(zip(*columns, strict=True)))
-            written += batch.num_rows
+            for same in _by_values(batch, self._shared):
+                if self._shared:
+                    values = [_for_sqlite(same.column(name).slice(0, 1))[0] for name in self._shared]
+                    cursor.execute(f"INSERT INTO said VALUES ({', '.join('?' * (1 + len(values)))})", [said, *values])
+                columns: list[Iterable[Any]] = [_for_sqlite(same.column(name)) for name in self._own]
+                if self._shared:
+                    columns.append(repeat(said, same.num_rows))
+                marks = ", ".join("?" * len(columns))
+                cursor.executemany(f"INSERT INTO staged VALUES ({marks})", list(zip(*columns, strict=True)))
+                written, said = written + same.num_rows, said + 1
         cursor.close()
         return written
+
+    def _names(self, identifiers: Iterable[str]) -> str:
+        return ", ".join(self._quote(name) for name in identifiers)
 
     def _quote(self, identifier: str) -> str:
         return self._engine.dialect.identifier_preparer.quote_identifier(identifier)
@@ -222,11 +250,29 @@ def _scored(model: str) -> sa.TableClause:
     return sa.table(f"{model}_scored", sa.column("publication"))
 
 
-def _for_sqlite(column: pa.Array) -> pa.Array:
-    """Moments as SQLAlchemy stores them in SQLite: text in UTC that sorts by time."""
+def _by_values(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a batch, those together that have the same values in some columns."""
+    found = pa.Table.from_batches([batch]).group_by(list(columns)).aggregate([]) if columns else None
+    if found is None or found.num_rows <= 1:
+        yield from [batch] if batch.num_rows else []
+        return
+    for values in found.to_pylist():
+        same = pa.repeat(True, batch.num_rows)
+        for name, value in values.items():
+            column = batch.column(name)
+            alike = column.is_null() if value is None else pc.equal(column, pa.scalar(value, column.type))
+            same = pc.and_(same, pc.fill_null(alike, False))
+        yield batch.filter(same)
+
+
+def _for_sqlite(column: pa.Array) -> list[Any]:
+    """Values as SQLAlchemy stores them in SQLite; moments are text in UTC that sorts by time."""
     if pa.types.is_timestamp(column.type):
-        return pc.cast(pc.cast(column, pa.timestamp("us")), pa.string())
-    return pc.cast(column, pa.string()) if pa.types.is_date(column.type) else column
+        column = pc.cast(pc.cast(column, pa.timestamp("us")), pa.string())
+    elif pa.types.is_date(column.type):
+        column = pc.cast(column, pa.string())
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 class _CsvFile(io.RawIOBase):

@@ -413,6 +413,14 @@ def test_estimators_get_numbers_as_float_and_missing_values_as_such() -> None:
     assert frame["kind"].tolist() == ["a", None]
 
 
+def test_estimators_get_texts_as_python_has_them() -> None:
+    texts = ["a", None, "", "ü", "a"]
+    for given in (pa.chunked_array([texts]), pa.chunked_array([["x"], texts]).slice(1), pa.chunked_array([], pa.string())):
+        frame = FeatureList((), ("kind",)).frame(pa.table({"kind": given}))
+        assert frame["kind"].dtype == object
+        assert frame["kind"].tolist() == texts[: len(given)]
+
+
 # --- the one way to load ---------------------------------------------------------------------------------------------
 
 #: What runs or revives what a file says, by the module it comes from; None: all of it.

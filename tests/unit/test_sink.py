@@ -81,6 +81,30 @@ def test_values_arrive_as_they_were(url: str) -> None:
     assert second == DAY.start + timedelta(seconds=1, microseconds=7)
 
 
+def test_values_that_rows_share_arrive_with_each_row(url: str) -> None:
+    schema = (
+        SCHEMA.append(pa.field("version", pa.int64())).append(pa.field("run", pa.string())).append(pa.field("made", MOMENT))
+    )
+    said = {
+        1: ("a", 1, "first", DAY.start),
+        2: ("b", 2, None, DAY.start),
+        3: ("c", 1, "first", DAY.end),
+        4: ("d", None, "x", None),
+    }
+    told = [said[1 + n % 4] for n in range(8)]
+    table = pa.table(
+        [*rows(DAY, [name for name, *_ in told]).read_all().columns, *([one[n] for one in told] for n in (1, 2, 3))],
+        schema=schema,
+    )
+    shared = PredictionSink(url, "orders", schema, "at", shared=["version", "run", "made"])
+    for size in (8, 3, 1):
+        assert shared.write(DAY, 1, pa.RecordBatchReader.from_batches(schema, table.to_batches(max_chunksize=size))) == 8
+        found = read(url)
+        assert [(row["order"], row["version"], row["run"]) for row in found] == [one[:3] for one in told]
+        made = [row["made"] and datetime.fromisoformat(str(row["made"])).replace(tzinfo=UTC) for row in found]
+        assert made == [one[3] for one in told]
+
+
 def test_written_twice_the_rows_are_there_once(url: str) -> None:
     for _ in range(2):
         assert sink(url).write(DAY, 1, rows(DAY, ["a", "b"])) == 2
@@ -110,6 +134,16 @@ def test_rows_of_an_older_publication_do_not_replace_newer_ones(url: str) -> Non
     assert sink(url).write(week, 6, rows(DAY, ["newest"])) == 1
     assert sink(url).write(DAY, 5, rows(DAY, ["old"])) is None
     assert predictions(url) == [("newest", 0.5)]
+
+
+def test_rows_that_come_too_late_leave_nothing_behind(url: str) -> None:
+    sink(url).write(DAY, 5, rows(DAY, ["new"]))
+    other = Interval.day("2013-04-02")
+    sink(url).write(other, 6, rows(other, ["other"]))
+    week = Interval.of("2013-04-01", "2013-04-08")
+    assert sink(url).write(week, 4, rows(DAY, ["old"] * 9)) is None
+    assert sink(url).write(DAY, 7, rows(DAY, ["newest"])) == 1
+    assert predictions(url) == [("newest", 0.5), ("other", 0.5)]
 
 
 def test_a_newer_publication_without_rows_is_not_undone_either(url: str) -> None:
