@@ -121,8 +121,13 @@ def _find_postgres() -> Path | None:
 
 
 @contextmanager
-def postgres_server(superuser: str) -> Iterator[sa.URL]:
-    """The address of a private PostgreSQL server, with the name and password of its superuser."""
+def postgres_server(superuser: str, *, durable: bool = False) -> Iterator[sa.URL]:
+    """The address of a private PostgreSQL server, with the name and password of its superuser.
+
+    Args:
+        superuser: its name.
+        durable: whether what is committed survives a power failure, as outside of tests.
+    """
     programs = _find_postgres()
     if programs is None:
         _without("PostgreSQL")
@@ -149,11 +154,12 @@ def postgres_server(superuser: str) -> Iterator[sa.URL]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        hasty = [] if durable else ["-c", "fsync=off", "-c", "full_page_writes=off"]
         with log.open("w") as output:
             server = subprocess.Popen(
                 [
                     programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder,
-                    "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=300",
+                    "-c", "max_connections=300", *hasty,
                 ],
                 stdout=output, stderr=output, cwd=folder, **user,
             )  # fmt: skip

@@ -1,0 +1,280 @@
+"""Scoring: what a champion's predictions cost beyond the estimator's own, and whether memory and time stay in proportion.
+
+Ours is ``scoring.score``: the champion is loaded by its manifest, the features are read from the lake, and the predictions are
+checked, published to the lake and copied to the predictions database; each repetition begins with a lake and a database
+without predictions. Beside it:
+
+- the limit: ``predict_proba`` of the same estimator on the same rows, already in memory as one DataFrame.
+- the usual way: ``pandas.read_sql``, ``mlflow.pyfunc``, ``DataFrame.to_sql``, chunk by chunk; features and predictions lie in
+  the same kind of database as ours, and PostgreSQL is written by COPY, as the documentation of pandas shows.
+- ten times as many rows.
+
+    python -m benchmarks.score              # all of it
+    python -m benchmarks.score --years 1    # a small one, which is told and not kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from benchmarks import prepared
+from benchmarks.measuring import Line, Taken, Told, apart
+from benchmarks.prepared import KEPT, MODEL, YEAR
+from perennial import scoring
+from perennial.artifacts import LoadedModel
+from perennial.deployment import Deployment
+from perennial.example import DAYS
+from perennial.intervals import Interval
+from perennial.lake import TableWrite
+from perennial.settings import read_settings
+from perennial.sink import PredictionSink
+from tests.conftest import postgres_server
+
+#: Rows that the usual way has in memory at a time; of 10,000, 50,000 and 200,000 the fastest, by little.
+PEER_ROWS = 50_000
+PARTS = ("limit", "usual", "ten")
+
+
+# --- what is scored --------------------------------------------------------------------------------------------------
+
+
+def stocked(years: int) -> Path:
+    """State of a deployment with published features of so many years and nothing else; see :func:`champion`."""
+
+    def make(folder: Path) -> None:
+        source, own = prepared.deployment(prepared.flights(1)), prepared.new_deployment(folder)
+        published = source.ledger.published(MODEL, "features")
+        assert published is not None
+        event_time = source.model(MODEL).spec.event_time
+        with source.lake.scan(MODEL, "features", published.snapshots["features"]) as reader:
+            first = reader.read_all()
+        for number in range(years):
+            interval = Interval(DAYS.start + number * YEAR, DAYS.start + (number + 1) * YEAR)
+            rows = prepared.shifted(first, number, key="flight_id")
+            order = own.ledger.next_order(MODEL, "features", interval, "benchmark")
+            own.lake.publish(
+                model=MODEL, dataset="features", interval=interval, order=order, run_id="benchmark", inputs={},
+                tables={"features": TableWrite(rows.to_reader, event_time, rows.schema)},
+            )  # fmt: skip
+
+    return prepared.made(f"score-{years}", make)
+
+
+def champion() -> LoadedModel:
+    """The model that scores, loaded and verified."""
+    parts = prepared.deployment(prepared.flights(1))
+    version = parts.ledger.champion(MODEL)
+    assert version is not None
+    return parts.registry.load(MODEL, version, spec=parts.model(MODEL).spec)
+
+
+def unscored(years: int) -> Deployment:
+    """A deployment without predictions whose features are those of :func:`stocked`, which is only read."""
+    state, scratch = stocked(years), KEPT / "score-scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for database in state.glob("*.db*"):
+        shutil.copy(database, scratch)
+    # Tables know where their files are; new ones lie below the scratch folder.
+    return Deployment(read_settings(prepared.environment(scratch) | {"PERENNIAL_MODELS": str(state / "models")}))
+
+
+def read_features(parts: Deployment, years: int) -> pa.Table:
+    published, spec = parts.ledger.published(MODEL, "features"), parts.model(MODEL).spec
+    assert published is not None
+    wanted = [*scoring.predictions_schema(spec).names[:3], *spec.features.numeric, *spec.features.categorical]
+    with parts.lake.scan(
+        MODEL, "features", published.snapshots["features"], columns=wanted, interval=prepared.span(years)
+    ) as reader:
+        return reader.read_all()
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+def ours(years: int, sink: str | None = None, again: bool = False) -> Callable[[], Any]:
+    """Features of so many years to predictions in the lake and in a database, SQLite unless another is named.
+
+    Args:
+        years: how many.
+        sink: URL of the predictions database; it is emptied before the clock starts.
+        again: whether to score the interval a first time before the clock starts, so that its predictions are replaced.
+    """
+    trained, parts = prepared.deployment(prepared.flights(1)), unscored(years)
+    url = sink or f"sqlite:///{parts.settings.state / 'predictions.db'}"
+    if sink:
+        drop_tables(url)
+    folder, interval = parts.model(MODEL), prepared.span(years)
+    version = trained.ledger.champion(MODEL)
+    assert version is not None
+
+    def run(run_id: str) -> int:
+        order = parts.ledger.next_order(MODEL, scoring.DATASET, interval, run_id)
+        return scoring.score(
+            folder, parts.lake, parts.ledger, trained.registry, interval,
+            version=version, order=order, run_id=run_id, sink_url=url,
+        ).rows  # fmt: skip
+
+    if again:
+        run("first")
+    return lambda: run("measured")
+
+
+def drop_tables(url: str) -> None:
+    with sa.create_engine(url).begin() as connection:
+        for name in (f"{MODEL}_predictions", f"{MODEL}_scored"):
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
+
+
+# --- beside it -------------------------------------------------------------------------------------------------------
+
+
+def limit(years: int, chunk: int | None = None) -> Callable[[], Any]:
+    """``predict_proba`` alone: of all rows at once, or of frames of so many rows."""
+    model = champion()
+    frame = model.takes.frame(read_features(prepared.deployment(stocked(years)), years))
+    frames = [frame] if chunk is None else [frame.iloc[n : n + chunk] for n in range(0, len(frame), chunk)]
+    return lambda: sum(len(model.estimator.predict_proba(part)) for part in frames)
+
+
+def usual(years: int, features: str, predictions: str) -> Callable[[], Any]:
+    """What most do: read rows from SQL, predict by MLflow's pyfunc, append to SQL."""
+    import mlflow
+    import pandas as pd
+
+    parts = prepared.deployment(prepared.flights(1))
+    mlflow.set_tracking_uri(parts.settings.mlflow_url)
+    version = parts.ledger.champion(MODEL)
+    taken, interval = champion().features, prepared.span(years)
+    table, postgres = f"{MODEL}_predictions", predictions.startswith("postgresql")
+    keys = scoring.predictions_schema(parts.model(MODEL).spec).names[:3]
+    drop_tables(predictions)
+    query = sa.text(f"SELECT {', '.join([*keys, *taken])} FROM features WHERE scheduled_departure < :end")
+    end = interval.end if postgres else interval.end.replace(tzinfo=None).isoformat(" ")
+
+    def run() -> int:
+        model = mlflow.pyfunc.load_model(f"models:/{MODEL}/{version}")
+        source, target = sa.create_engine(features), sa.create_engine(predictions)
+        predicted_at, rows = datetime.now(UTC), 0
+        with source.connect().execution_options(stream_results=True) as reading, target.begin() as writing:
+            for chunk in pd.read_sql(query, reading, params={"end": end}, chunksize=PEER_ROWS):
+                told = chunk[keys].assign(
+                    prediction=model.predict(chunk[taken])[:, 1], version=version, features_snapshot=1, run_id="measured",
+                    predicted_at=predicted_at,
+                )  # fmt: skip
+                told.to_sql(table, writing, if_exists="append", index=False, method=by_copy if postgres else None)
+                rows += len(told)
+        return rows
+
+    return run
+
+
+def by_copy(table: Any, connection: sa.Connection, names: list[str], rows: Iterable[Any]) -> None:
+    """How the documentation of pandas has ``to_sql`` write to PostgreSQL fast."""
+    with connection.connection.cursor() as cursor:
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        text.seek(0)
+        columns = ", ".join(f'"{name}"' for name in names)
+        cursor.copy_expert(f"COPY {table.name} ({columns}) FROM STDIN WITH CSV", text)
+
+
+def put_features(years: int, url: str) -> None:
+    """The features of so many years as a table ``features`` of a SQL database, with an index on their time."""
+    parts = prepared.deployment(stocked(years))
+    published = parts.ledger.published(MODEL, "features")
+    assert published is not None
+    rows = read_features(parts, years)
+    sink = PredictionSink(url, "sql", rows.schema, "scheduled_departure")
+    sink.write(prepared.span(years), 1, rows.to_reader(100_000))
+    with sa.create_engine(url).begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE sql_predictions RENAME TO features")
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------
+
+
+def seconds(taken: list[Taken]) -> list[float]:
+    return [one.seconds for one in taken]
+
+
+def costs(taken: list[Taken]) -> dict[str, Any]:
+    """For the details: seconds, processor seconds, memory at the peak and above the libraries."""
+    return {
+        "seconds": seconds(taken),
+        "processor_seconds": [one.processor_seconds for one in taken],
+        "peak_mb": [one.peak_mb for one in taken],
+        "above_libraries_mb": [round(one.peak_mb - one.libraries_mb, 1) for one in taken],
+        "rows": taken[0].result,
+    }
+
+
+def measure(told: Told, years: int, repeat: int, only: Sequence[str], postgres: str) -> None:
+    size, details = f"{years * prepared.FLIGHTS / 1e6:.1f} M rows", told.details
+
+    def run(name: str, piece: Callable[..., Callable[[], Any]], times: int, **arguments: Any) -> list[Taken]:
+        taken = apart(piece, repeat=times, **arguments)
+        details[name] = costs(taken)
+        print(f"  {name}: {details[name]}", flush=True)
+        return taken
+
+    stocked(years)
+    embedded = run("score, SQLite", ours, repeat, years=years)
+    deployed = run("score, PostgreSQL", ours, repeat, years=years, sink=postgres)
+    sinks = (("SQLite", embedded), ("PostgreSQL", deployed))
+    if "limit" in only:
+        alone = run("predict_proba", limit, repeat, years=years)
+        run("predict_proba, frames of 32,768 rows", limit, 1, years=years, chunk=scoring.CHUNK_ROWS)
+        for sink, taken in sinks:
+            claim = f"score {size}: features from the lake, champion, predictions to lake and {sink}"
+            told.add(Line(claim, "predict_proba alone, rows in memory", seconds(taken), seconds(alone), goal=1.3))
+        again = run("score again, SQLite", ours, 1, years=years, again=True)
+        told.add(Line(f"score {size} again, to lake and SQLite", "the first time", seconds(again), seconds(embedded)))
+    if "usual" in only:
+        features = f"sqlite:///{KEPT / 'score-features.db'}"
+        (KEPT / "score-features.db").unlink(missing_ok=True)
+        for (sink, taken), url in zip(sinks, (features, postgres), strict=True):
+            put_features(years, url)
+            theirs = f"sqlite:///{KEPT / 'score-predictions.db'}" if sink == "SQLite" else url
+            (KEPT / "score-predictions.db").unlink(missing_ok=True)
+            peer = run(f"usual way, {sink}", usual, 1, years=years, features=url, predictions=theirs)
+            told.add(
+                Line(
+                    f"score {size} to lake and {sink}", "pandas.read_sql, mlflow.pyfunc, DataFrame.to_sql",
+                    seconds(taken), seconds(peer), goal=5, faster=True,
+                )
+            )  # fmt: skip
+    if "ten" in only:
+        stocked(10 * years)
+        more = run("score ten times the rows, PostgreSQL", ours, 1, years=10 * years, sink=postgres)
+        claim = f"score {10 * years * prepared.FLIGHTS / 1e6:.0f} M rows to lake and PostgreSQL"
+        told.add(Line(claim, size, seconds(more), seconds(deployed), goal=11))
+        peaks = [[one.peak_mb for one in taken] for taken in (more, deployed)]
+        told.add(Line("peak memory of it", size, *peaks, unit="MB", goal=1.2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--years", type=int, default=10, help="copies of the flights in the smaller size (10)")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
+    chosen = parser.parse_args()
+    told = Told("score")
+    with postgres_server("perennial", durable=True) as url:
+        measure(told, chosen.years, chosen.repeat, chosen.only, url.render_as_string(hide_password=False))
+    if (chosen.years, chosen.only) == (10, PARTS):
+        told.write()
+
+
+if __name__ == "__main__":
+    main()
