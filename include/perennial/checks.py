@@ -2,10 +2,11 @@
 
 The spec of a table becomes a suite: every column readable as its type, present, within its range, among its values, of its
 pattern; every row whole, of a key of its own, known at some moment; and of the interval as a whole: rows a day, freshness,
-volume against the past, the share quarantined. DuckDB casts (:mod:`perennial.casting`) and counts what cannot be seen in
-a batch of rows (how many rows share a key); Great Expectations judges batches of :data:`BATCH_ROWS` rows, so that memory stays
-bounded, and names each row that fails. A row goes to quarantine with every reason that a critical check gives; a warning
-only tells. When too many do, or a critical check of the whole fails, the interval is refused: nothing of it is published.
+volume against the past, the share quarantined. DuckDB casts (:mod:`perennial.casting`), counts how many rows share a key,
+and hands each value of a column to Great Expectations once, however many rows have it, in frames of :data:`BATCH_ROWS`, so
+that memory stays bounded; the rows of the values that fail are found by a join. A row goes to quarantine with every reason that
+a critical check gives; a warning only tells. When too many do, or a critical check of the whole fails, the interval is refused:
+nothing of it is published.
 
 Of rows that are the same to the last column one is kept, and the others are quarantined as repeats. Rows that share a key
 and differ are all quarantined, since which is right cannot be known.
@@ -84,7 +85,7 @@ with warnings.catch_warnings():
 log = logs.get(__name__)
 logging.getLogger("great_expectations").setLevel(logging.WARNING)
 
-#: Rows that Great Expectations judges at a time.
+#: Values of each column that Great Expectations judges at a time, and rows that are written at a time.
 BATCH_ROWS = 100_000
 #: How many examples and kinds of reasons a message gives.
 SHOWN = 5
@@ -397,8 +398,8 @@ def visible(text: str) -> str:
 # --- the judge -------------------------------------------------------------------------------------------------------
 
 
-def _judge(frame: pd.DataFrame, tallies: Sequence[_Tally]) -> Iterator[tuple[_Tally, list[tuple[int, Any]]]]:
-    """Let Great Expectations judge a frame; gives for each check the ``_row`` and the value of every row that fails it."""
+def _judge(frame: pd.DataFrame, tallies: Sequence[_Tally]) -> Iterator[tuple[_Tally, Mapping[str, Any], list[tuple[int, Any]]]]:
+    """Let Great Expectations judge a frame; gives for each check its result, and the ``_row`` and value of all that fail."""
     # A context a frame, since it keeps every frame that it was ever given.
     context = gx.get_context(mode="ephemeral", project_config=_in_memory())
     asset = context.data_sources.add_pandas("perennial").add_dataframe_asset("rows")
@@ -408,14 +409,10 @@ def _judge(frame: pd.DataFrame, tallies: Sequence[_Tally]) -> Iterator[tuple[_Ta
     found = {_identity(result.expectation_config): result for result in results}
     for tally in tallies:
         result = found[_identity(tally.check.expectation.configuration)]
-        details = result.result
-        failing = details.get("unexpected_index_list") or []
-        tally.elements += details.get("element_count", len(frame))
-        tally.missing += details.get("missing_count") or 0
-        tally.failures += details.get("unexpected_count") or 0
+        failing = result.result.get("unexpected_index_list") or []
         if not result.success and not failing:
             tally.broken = f"{_name(tally.check)} could not be judged: {_raised(result.exception_info)}"
-        yield tally, [(int(item[ROW]), item.get(tally.check.looks_at)) for item in failing]
+        yield tally, result.result, [(int(item[ROW]), item.get(tally.check.looks_at)) for item in failing]
 
 
 def _in_memory() -> DataContextConfig:
@@ -459,103 +456,225 @@ def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: La
     connection.execute(f"COPY ({query}) TO {literal(str(typed))} (FORMAT parquet, COMPRESSION lz4)")
 
 
-def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path) -> bool:
-    """Make the table ``shared`` of the rows that may not have their key, and why; whether there are any.
+def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
+    """Make the table ``shared`` of the rows that may not have their key, and why, and ``counted``, all rows with their number.
 
     A key is counted over the whole interval, which no batch of rows could show.
     """
     keys = ", ".join(map(quoted, table.key))
     given = " AND ".join(f"{quoted(key)} IS NOT NULL" for key in table.key)
     text = "concat_ws(', ', " + ", ".join(f"left({quoted(key)}::VARCHAR, 60)" for key in table.key) + ")"
-    connection.execute(f"CREATE VIEW typed AS SELECT * FROM read_parquet({literal(str(typed))})")
+    # By hashes first: they take a tenth of the memory of all keys, and hardly a row is left to be looked at.
     connection.execute(f"""
         CREATE TEMP TABLE shared AS
-        WITH counted AS (
+        WITH suspected AS (
+            SELECT hash({keys}) AS _hash FROM typed WHERE {given} GROUP BY _hash HAVING count(*) > 1
+        ), counted AS (
             SELECT {keys}, count(*) AS _n, min({ROW}) AS _first, arg_min({POSITION}, {ROW}) AS _first_position,
                 min(hash({", ".join(map(quoted, table.columns))})) = max(hash({", ".join(map(quoted, table.columns))})) AS _same
-            FROM typed WHERE {given} GROUP BY {keys} HAVING count(*) > 1
+            FROM typed SEMI JOIN suspected ON hash({keys}) = _hash WHERE {given} GROUP BY {keys} HAVING count(*) > 1
         )
         SELECT {ROW}, _n, CASE WHEN _same THEN 'key: the row repeats ' || _first_position
             ELSE 'key: ' || _n || ' rows are ' || {text} || ', and they differ' END AS _why
         FROM typed JOIN counted USING ({keys})
         WHERE NOT (_same AND {ROW} = _first)
     """)
-    return connection.execute("SELECT count(*) > 0 FROM shared").fetchone() == (True,)
+    connection.execute(
+        f"CREATE VIEW counted AS SELECT {ROW}, coalesce(_n, 1) AS _n, _why FROM typed LEFT JOIN shared USING ({ROW})"
+    )
 
 
 def _judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path, published: Path, bad: Path) -> _Rows:
     """Part the rows into those to be published and the numbers and reasons of those that are not."""
     tallies = [_Tally(check) for check in _row_checks(table)]
-    any_shared = _share_keys(connection, table, typed)
+    connection.execute(f"CREATE VIEW typed AS SELECT * FROM read_parquet({literal(str(typed))})")
+    connection.execute(f"CREATE TEMP TABLE failed ({ROW} BIGINT, number INTEGER, shown VARCHAR, reason VARCHAR)")
+    _share_keys(connection, table)
+    _judge_values(connection, table, tallies)
+    [(count,)] = connection.execute("SELECT count(*) FROM typed").fetchall()
+    bad_rows = _write_bad(connection, table, tallies, bad)
     schema = published_schema(table)
-    bad_schema = pa.schema([(ROW, pa.int64()), ("reasons", pa.list_(pa.string())), ("event", pa.timestamp("us", "UTC"))])
-    count = bad_count = 0
-    with (
-        pq.ParquetFile(typed) as file,
-        pq.ParquetWriter(published, schema, compression="zstd") as good_writer,
-        pq.ParquetWriter(bad, bad_schema) as bad_writer,
-    ):
-        for batch in file.iter_batches(BATCH_ROWS):
-            numbers = batch.column(ROW).to_numpy()
-            copies = np.ones(len(batch), np.int64)
-            why: dict[int, str] = {}
-            if any_shared:
-                found = connection.execute(
-                    f"SELECT {ROW}, _n, _why FROM shared WHERE {ROW} BETWEEN ? AND ?", [int(numbers[0]), int(numbers[-1])]
-                ).fetchall()
-                why = {row: text for row, _, text in found}
-                copies[np.searchsorted(numbers, [row for row, _, _ in found])] = [n for _, n, _ in found]
-            reasons = _reasons(batch, numbers, copies, why, tallies)
-            spared = np.ones(len(batch), bool)
-            failed = np.searchsorted(numbers, sorted(reasons))
-            spared[failed] = False
-            good_writer.write_batch(batch.filter(pa.array(spared)).select(schema.names).cast(schema))
-            event = batch.column(table.event_time).take(pa.array(failed)) if table.event_time else None
-            bad_writer.write_batch(
-                pa.record_batch(
-                    [
-                        pa.array(numbers[failed]),
-                        pa.array([reasons[row] for row in sorted(reasons)], bad_schema.field("reasons").type),
-                        pa.nulls(len(failed), bad_schema.field("event").type) if event is None else event,
-                    ],
-                    schema=bad_schema,
-                )
-            )
-            count += len(batch)
-            bad_count += len(failed)
-            if len(batch) == BATCH_ROWS:  # what a judgement leaves behind is in cycles, and large
-                gc.collect()
-    return _Rows(count, bad_count, tallies)
+    with pq.ParquetFile(typed) as file, pq.ParquetWriter(published, schema, compression="lz4") as writer:
+        for batch in file.iter_batches(BATCH_ROWS, columns=[ROW, *schema.names]):
+            if len(bad_rows):
+                batch = batch.filter(pa.array(~np.isin(batch.column(ROW).to_numpy(), bad_rows, assume_unique=True)))
+            writer.write_batch(batch.select(schema.names).cast(schema))
+    return _Rows(count, len(bad_rows), tallies)
 
 
-def _reasons(
-    batch: pa.RecordBatch, numbers: Any, copies: Any, why: Mapping[int, str], tallies: Sequence[_Tally]
-) -> dict[int, list[str]]:
-    """Every critical reason of each row of a batch that has one; what is found is added to the tallies."""
+@dataclass(frozen=True)
+class _Looked:
+    """Values that some checks look at.
+
+    Attributes:
+        relation: where they are, besides ``_row``.
+        column: their column there, as SQL.
+        numbers: of the checks, in the order of the suite.
+        null_alone: whether all that the checks ask is whether a value is there.
+    """
+
+    relation: str
+    column: str
+    numbers: list[int]
+    null_alone: bool
+
+    def group(self, value: str) -> str:
+        """SQL for what rows have in common that are judged alike."""
+        return f"({value} IS NULL)" if self.null_alone else value
+
+
+def _looked(table: Table, tallies: Sequence[_Tally]) -> dict[str, _Looked]:
+    """What the checks look at, by the name that it has for Great Expectations."""
+    columns = {_BROKEN: ROW_FAULT, _UNTOLD: KNOWN_FAULT, _COPIES: "_n"}
+    columns |= {_unreadable(name): f"_fault_{name}" for name in table.columns}
+    found = {}
+    # All columns, since one check asks whether they are there.
+    for name in dict.fromkeys([*table.columns, *(tally.check.looks_at for tally in tallies if tally.check.looks_at)]):
+        numbers = [number for number, tally in enumerate(tallies) if tally.check.looks_at == name]
+        null_alone = all(isinstance(tallies[number].check.expectation, ExpectColumnValuesToNotBeNull) for number in numbers)
+        column = quoted(columns.get(name, name))
+        found[name] = _Looked("counted" if name == _COPIES else "typed", column, numbers, null_alone)
+    return found
+
+
+def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[_Tally]) -> None:
+    """Fill the table ``failed`` with every row and the numbers of the checks that it fails.
+
+    What a check of a row says depends on one value alone. So Great Expectations judges each value once, however many rows
+    have it, and a join finds the rows whose values fail: the same verdicts for a fraction of the work.
+    """
+    left = _looked(table, tallies)
+    for place, looked in enumerate(left.values()):
+        column = f"t.{looked.column}"
+        connection.execute(f"""
+            CREATE TEMP TABLE values_{place} AS
+            SELECT {f"any_value({column})" if looked.null_alone else column} AS value, count(*) AS rows
+            FROM {looked.relation} t GROUP BY {looked.group(column)}
+        """)
+    first = [number for number, tally in enumerate(tallies) if not tally.check.looks_at]
+    places = {name: f"values_{place}" for place, name in enumerate(left)}
+    offset = 0
+    while left:
+        chunks = {
+            name: connection.sql(f"SELECT value, rows FROM {places[name]} LIMIT {BATCH_ROWS} OFFSET {offset}").to_arrow_table()
+            for name in left
+        }
+        chunks = {name: chunk for name, chunk in chunks.items() if len(chunk)}
+        left = {name: looked for name, looked in left.items() if name in chunks}
+        if chunks:
+            _judge_chunks(connection, tallies, chunks, left, first)
+        if offset:  # what a judgement leaves behind is in cycles, and may be large
+            gc.collect()
+        offset, first = offset + BATCH_ROWS, []
+
+
+def _judge_chunks(
+    connection: duckdb.DuckDBPyConnection,
+    tallies: Sequence[_Tally],
+    chunks: Mapping[str, pa.Table],
+    looked: Mapping[str, _Looked],
+    others: Sequence[int],
+) -> None:
+    """Judge some values of each of some columns in one frame.
+
+    Args:
+        chunks: by column, some values and how many rows have each.
+        others: numbers of checks that look at no column, to be judged with these.
+    """
+    longest = max(map(len, chunks.values()))
+    # Columns that have fewer values repeat their last one.
+    padded = {name: chunk["value"].take(np.minimum(np.arange(longest), len(chunk) - 1)) for name, chunk in chunks.items()}
     # Nullable integers: through floats, large identifiers would become others.
-    frame = batch.drop_columns([POSITION]).to_pandas(
+    frame = pa.table(padded).to_pandas(
         types_mapper={pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get, date_as_object=True
     )
-    columns = [name for name in batch.schema.names if f"_fault_{name}" in batch.schema.names]
-    names = {ROW_FAULT: _BROKEN, KNOWN_FAULT: _UNTOLD, **{f"_fault_{name}": _unreadable(name) for name in columns}}
-    frame = frame.rename(columns=names).assign(**{ROW: numbers, _COPIES: copies})
-    reasons: dict[int, list[str]] = {}
-    absent: dict[str, set[int]] = {}
-    for tally, failing in _judge(frame, tallies):
-        check = tally.check
-        explained = set().union(*(absent.get(cause, ()) for cause in check.follows))
-        failing = [(row, value) for row, value in failing if not (row in explained and row in reasons)]
-        if isinstance(check.expectation, ExpectColumnValuesToBeNull | ExpectColumnValuesToNotBeNull):
-            absent[check.looks_at] = {row for row, _ in failing}
-        for row, value in failing:
-            reason = visible(why[row] if check.looks_at == _COPIES else check.explain(value))
-            if check.severity == "critical":
-                reasons.setdefault(row, []).append(reason)
-            if len(tally.examples) < SHOWN:
-                place = batch.column(POSITION)[int(np.searchsorted(numbers, row))].as_py()
-                tally.examples.append(f"{place}: {reason}")
-                tally.values.append(visible(str(value)))
-        tally.count += len(failing)
+    frame[ROW] = np.arange(longest)
+    numbers = sorted([*others, *(number for one in looked.values() for number in one.numbers)])
+    for number, (tally, result, failing) in zip(numbers, _judge(frame, [tallies[n] for n in numbers]), strict=True):
+        name = tally.check.looks_at
+        if not name:
+            continue
+        chunk = chunks[name]
+        rows = chunk["rows"].to_numpy()
+        failing = [(place, value) for place, value in failing if place < len(chunk)]
+        tally.elements += int(rows.sum())
+        tally.missing += int(rows[chunk["value"].is_null().to_numpy()].sum()) if "missing_count" in result else 0
+        tally.failures += int(rows[[place for place, _ in failing]].sum())
+        if failing:
+            _note_failed(connection, looked[name], number, tally, chunk, failing)
+
+
+def _note_failed(
+    connection: duckdb.DuckDBPyConnection,
+    looked: _Looked,
+    number: int,
+    tally: _Tally,
+    chunk: pa.Table,
+    failing: Sequence[tuple[int, Any]],
+) -> None:
+    """Enter every row that has one of the values into ``failed``."""
+    bad = pa.table(
+        {
+            "value": chunk["value"].take(pa.array([place for place, _ in failing], pa.int64())),
+            "shown": pa.array([str(value) for _, value in failing], pa.string()),
+            "reason": pa.array([tally.check.explain(value) for _, value in failing], pa.string()),
+        }
+    )
+    connection.register("bad", bad)
+    reason = "t._why" if looked.relation == "counted" else "b.reason"
+    same = f"{looked.group(f't.{looked.column}')} IS NOT DISTINCT FROM {looked.group('b.value')}"
+    connection.execute(
+        f"INSERT INTO failed SELECT t.{ROW}, {number}, b.shown, {reason} FROM {looked.relation} t JOIN bad b ON {same}"
+    )
+    connection.unregister("bad")
+
+
+def _write_bad(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[_Tally], bad: Path) -> Any:
+    """Write the rows that fail a critical check, each with every reason, and tell the tallies; gives the rows' numbers."""
+    schema = pa.schema([(ROW, pa.int64()), ("reasons", pa.list_(pa.string())), ("event", pa.timestamp("us", "UTC"))])
+    event = f"t.{quoted(table.event_time)}" if table.event_time else "NULL::TIMESTAMPTZ"
+    found = connection.sql(f"""
+        SELECT f.{ROW}, list(f.number ORDER BY f.number) AS numbers, list(f.shown ORDER BY f.number) AS shown,
+            list(f.reason ORDER BY f.number) AS reasons, any_value(t.{POSITION}) AS position, any_value({event}) AS event
+        FROM failed f JOIN typed t USING ({ROW}) GROUP BY f.{ROW} ORDER BY f.{ROW}
+    """).to_arrow_reader(BATCH_ROWS)
+    numbers = []
+    with pq.ParquetWriter(bad, schema) as writer:
+        for batch in found:
+            told = [
+                _reasons(tallies, position, list(zip(*failed, strict=True)))
+                for position, *failed in zip(
+                    *(batch.column(name).to_pylist() for name in ("position", "numbers", "shown", "reasons")), strict=True
+                )
+            ]
+            kept = pa.array([bool(reasons) for reasons in told])
+            row, moment = (batch.column(name).filter(kept) for name in (ROW, "event"))
+            reasons = pa.array([reasons for reasons in told if reasons], schema.field("reasons").type)
+            writer.write_batch(pa.record_batch([row, reasons, moment.cast(schema.field("event").type)], schema=schema))
+            numbers.append(row.to_numpy())
+    return np.concatenate([np.empty(0, np.int64), *numbers])
+
+
+def _reasons(tallies: Sequence[_Tally], position: str, failed: Sequence[tuple[int, str, str]]) -> list[str]:
+    """Every critical reason of a row; what is found is added to the tallies.
+
+    Args:
+        failed: the checks that it fails, in the order of the suite: number, the value, and what is wrong with it.
+    """
+    reasons: list[str] = []
+    absent: set[str] = set()
+    for number, shown, text in failed:
+        tally, reason = tallies[number], visible(text)
+        if reasons and not absent.isdisjoint(tally.check.follows):
+            continue
+        if isinstance(tally.check.expectation, ExpectColumnValuesToBeNull | ExpectColumnValuesToNotBeNull):
+            absent.add(tally.check.looks_at)
+        if tally.check.severity == "critical":
+            reasons.append(reason)
+        if len(tally.examples) < SHOWN:
+            tally.examples.append(f"{position}: {reason}")
+            tally.values.append(visible(shown))
+        tally.count += 1
     return reasons
 
 
@@ -628,7 +747,9 @@ def _judge_whole(
     frame = pd.concat([frame, pd.DataFrame([measures], index=[interval.key])])
     frame[ROW] = np.arange(len(frame))
     tallies = [_Tally(check) for check in checks]
-    for tally, failing in _judge(frame, tallies):
+    for tally, result, failing in _judge(frame, tallies):
+        tally.elements, tally.missing = result.get("element_count", len(frame)), result.get("missing_count") or 0
+        tally.failures = result.get("unexpected_count") or 0
         tally.count = len(failing)
         for row, value in failing[:SHOWN]:
             tally.examples.append(tally.check.explain((frame.index[row], value)))

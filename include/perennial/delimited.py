@@ -39,6 +39,8 @@ from perennial.errors import SourceError
 CHUNK = 4 << 20
 #: The longest record, in bytes of UTF-8: what one row may cost in memory.
 MAX_RECORD = 8 << 20
+#: From how many bytes on a block's columns are converted by several threads; for a small file, waking them takes longer.
+_THREADED = 1 << 20
 #: How much of a broken row's text is kept, in characters.
 MAX_RAW = 10_000
 
@@ -222,7 +224,7 @@ class DelimitedFile:
         included = [numbers[n] for n in wanted] or numbers[:1]
         table = pacsv.read_csv(
             pa.BufferReader(buffer),
-            pacsv.ReadOptions(column_names=numbers, block_size=max(buffer.size, 1)),
+            pacsv.ReadOptions(column_names=numbers, block_size=max(buffer.size, 1), use_threads=buffer.size > _THREADED),
             pacsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             pacsv.ConvertOptions(
                 column_types=dict.fromkeys(included, pa.string()),

@@ -56,6 +56,10 @@ BOMB_FROM = 256 << 20
 SQL_ROWS = 20_000
 #: Rows of a Parquet file or a Python function's table at a time.
 ARROW_ROWS = 64_000
+#: What is gathered for a row group of the landed file: a day's file alone would make one so small that all who read it
+#: spend their time on its metadata.
+GROUP_ROWS = 122_880
+GROUP_BYTES = 32 << 20
 
 _TIME_CODES = re.compile(r"%[YmdH]")
 
@@ -153,6 +157,8 @@ class _Writer:
         self._schema: pa.Schema | None = None
         self._parts: list[Path] = []
         self._writer: pq.ParquetWriter | None = None
+        self._gathered: list[pa.Table] = []
+        self._gathered_rows = self._gathered_bytes = 0
         self._rows = 0
         self.notices: list[str] = []
 
@@ -195,11 +201,22 @@ class _Writer:
                 raise SourceError(f"{place}: a column has one type in some rows and another in others: {error}") from error
             if wider != self._schema:
                 self._open(wider)
-        self._writer.write_table(_conform(pa.table(batch), self._schema, place))
+        self._gathered.append(_conform(pa.table(batch), self._schema, place))
         self._rows += len(batch)
+        self._gathered_rows += len(batch)
+        self._gathered_bytes += batch.nbytes
+        if self._gathered_rows >= GROUP_ROWS or self._gathered_bytes >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self._writer is not None
+        if self._gathered:
+            self._writer.write_table(pa.concat_tables(self._gathered))
+            self._gathered, self._gathered_rows, self._gathered_bytes = [], 0, 0
 
     def _open(self, schema: pa.Schema) -> None:
         if self._writer is not None:
+            self._flush()
             self._writer.close()
         self._schema = schema
         self._parts.append(self.target.with_suffix(f".{len(self._parts)}.part"))
@@ -209,6 +226,7 @@ class _Writer:
         """Put the file in its place; returns its rows."""
         assert self._writer is not None
         assert self._schema is not None
+        self._flush()
         self._writer.close()
         if len(self._parts) > 1:
             whole = self.target.with_suffix(".whole.part")

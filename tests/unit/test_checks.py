@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import great_expectations as gx
+import great_expectations.expectations as gxe
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -138,6 +141,53 @@ def test_a_key_of_several_columns_is_one_key(tmp_path: Path) -> None:
 
     assert [(kept["id"], kept["place"]) for kept in done.published] == [("a", "EWR"), ("a", "LGA")]
     assert done.faults == {f"{FILE}:{line}": ["key: 2 rows are b, LGA, and they differ"] for line in (4, 5)}
+
+
+@pytest.mark.parametrize("key", [["id"], ["id", "place"]], ids=["one column", "two columns"])
+def test_a_key_has_the_verdict_of_great_expectations_own_uniqueness(key: list[str], tmp_path: Path) -> None:
+    rows = [{"id": str(n * n % 97), "place": "EWR" if n % 3 else "LGA", "n": str(n)} for n in range(60)]
+    frame = pd.DataFrame(rows, index=[f"{FILE}:{n}" for n in range(2, 62)])
+
+    done = checked(tmp_path, *(row(**given) for given in rows), table={"key": key, "tolerance": 1.0})
+
+    unique = (
+        gxe.ExpectColumnValuesToBeUnique(column="id") if len(key) == 1 else gxe.ExpectCompoundColumnsToBeUnique(column_list=key)
+    )
+    assert 0 < len(done.faults) < 60
+    assert set(done.faults) == great_expectations_fails(frame, unique)
+
+
+def test_a_value_that_many_rows_have_is_judged_as_in_each_row(tmp_path: Path) -> None:
+    places, numbers, floats = ["EWR", "ewr", "LGA", "E\u00e9R", ""], ["1", "7", "-1", "", "3"], ["0.5", "-0.0", "9.5", "", "2"]
+    rows = [{"id": str(n), "place": places[n % 5], "n": numbers[n // 5 % 5], "x": floats[n // 25 % 5]} for n in range(125)]
+    frame = pd.DataFrame(rows, index=[f"{FILE}:{n}" for n in range(2, 127)]).replace("", None)
+    frame = frame.astype({"n": float, "x": float})
+    columns = {
+        "place": {"type": "string", "matches": "^[A-Z]{3}$", "nullable": True},
+        "n": {"type": "integer", "min": 0, "max": 5},
+        "x": {"type": "float", "min": 0, "max": 9, "nullable": True},
+    }
+
+    done = checked(tmp_path, *(row(**given) for given in rows), columns=columns, table={"tolerance": 1.0})
+
+    assert set(done.faults) == great_expectations_fails(
+        frame,
+        gxe.ExpectColumnValuesToMatchRegex(column="place", regex="^[A-Z]{3}$"),
+        gxe.ExpectColumnValuesToNotBeNull(column="n"),
+        gxe.ExpectColumnValuesToBeBetween(column="n", min_value=0, max_value=5),
+        gxe.ExpectColumnValuesToBeBetween(column="x", min_value=0, max_value=9),
+    )
+
+
+def great_expectations_fails(frame: pd.DataFrame, *expectations: Any) -> set[str]:
+    """The labels of the rows that fail when Great Expectations itself is given all of them."""
+    asset = gx.get_context(mode="ephemeral", project_config=checks._in_memory()).data_sources.add_pandas("p")
+    batch = asset.add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
+    result = batch.get_batch({"dataframe": frame.rename_axis("label").reset_index()}).validate(
+        gx.ExpectationSuite(name="rows", expectations=list(expectations)),
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["label"]},
+    )
+    return {item["label"] for one in result.results for item in one.result.get("unexpected_index_list") or ()}
 
 
 def test_rows_are_judged_the_same_in_batches_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,12 +158,23 @@ def test_an_attempt_leaves_what_others_landed(tmp_path: Path) -> None:
 
 def test_a_large_file_goes_through_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perennial.delimited.CHUNK", 4096)
+    monkeypatch.setattr("perennial.sources.GROUP_BYTES", 4096)
     write(tmp_path, HEADER + "".join(row(str(n)) for n in range(2000)))
 
     done = ingest(trips(tmp_path), tmp_path)
 
     assert done.column("id") == [str(n) for n in range(2000)]
     assert pq.ParquetFile(done.landed.path).num_row_groups > 10
+
+
+def test_small_files_are_landed_together(tmp_path: Path) -> None:
+    for day in range(1, 8):
+        write(tmp_path, HEADER + row(str(day), begun=f"2013-04-0{day}T06:00:00Z"), f"trips/2013-04-0{day}.csv")
+
+    done = ingest(trips(tmp_path), tmp_path, Interval.of("2013-04-01", "2013-04-08"))
+
+    assert done.column("id") == [str(day) for day in range(1, 8)]
+    assert pq.ParquetFile(done.landed.path).num_row_groups == 1
 
 
 # --- other file systems ----------------------------------------------------------------------------------------------
