@@ -18,7 +18,6 @@ import json
 import os
 import resource
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,15 +28,14 @@ from typing import Any
 
 import httpx
 import psutil
-from rich.console import Console
-from rich.table import Column, Table
 
+from benchmarks.measuring import Line, Told
+from benchmarks.stacks import Client, stack_ports
 from perennial.airflow_api import AirflowApi
 from perennial.settings import PROJECT
 from perennial.stack.embedded import Stack
 from perennial.stack.processes import marked
 
-RESULTS = PROJECT / "benchmarks" / "results" / "many_models.json"
 TEMPLATE = PROJECT / "tests" / "models" / "energy_load"
 
 MODELS = 100
@@ -96,7 +94,7 @@ def seconds_of(command: list[str], environment: dict[str, str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure_parsing(scratch: Path, models: Path, console: Console) -> dict[str, Any]:
+def measure_parsing(scratch: Path, models: Path, told: Told) -> None:
     folders = {"nothing": scratch / "nothing", "empty DAG files": scratch / "empty", "models": PROJECT / "dags"}
     folders["nothing"].mkdir()
     folders["empty DAG files"].mkdir()
@@ -109,14 +107,13 @@ def measure_parsing(scratch: Path, models: Path, console: Console) -> dict[str, 
         one_pass = ["airflow", "dag-processor", "--num-runs", "1"]
         seconds_of(one_pass, environment)  # in which the DAGs become known
         passes[name] = [seconds_of(one_pass, environment) for _ in range(PASSES)]
-        console.print(f"{name}: {statistics.median(passes[name]):.1f} s of processor time")
+        print(f"{name}: {statistics.median(passes[name]):.1f} s of processor time", flush=True)
     nothing = statistics.median(passes["nothing"])
-    peer, ours = (statistics.median(passes[name]) - nothing for name in ("empty DAG files", "models"))
-    return {
+    peer, ours = ([round(one - nothing, 2) for one in passes[name]] for name in ("empty DAG files", "models"))
+    claim = f"parse the DAGs of {MODELS} models, processor time"
+    told.add(Line(claim, f"{MODELS} files with an empty DAG each", ours, peer, goal=PARSE_GOAL))
+    told.details["parsing"] = {
         "passes": {name: [round(value, 2) for value in values] for name, values in passes.items()},
-        "empty_seconds": round(peer, 2),
-        "models_seconds": round(ours, 2),
-        "ratio": round(ours / peer, 2),
         "files": parse_each(scratch, models),
     }
 
@@ -138,28 +135,20 @@ def parse_each(scratch: Path, models: Path) -> dict[str, dict[str, float]]:
 # --- the stack -------------------------------------------------------------------------------------------------------
 
 
-def free_ports(names: list[str]) -> dict[str, str]:
-    probes = {name: socket.socket() for name in names}
-    for probe in probes.values():
-        probe.bind(("127.0.0.1", 0))
-    ports = {name: str(probe.getsockname()[1]) for name, probe in probes.items()}
-    for probe in probes.values():
-        probe.close()
-    return ports
-
-
-def measure_stack(state: Path, models: Path, console: Console) -> dict[str, Any]:
+def measure_stack(state: Path, models: Path) -> dict[str, Any]:
     names = [folder.name for folder in models.iterdir()]
     stages = [file.stem for file in (PROJECT / "dags").glob("*.py") if file.stem != "notify"]
-    ports = free_ports([f"PERENNIAL_{server}_PORT" for server in ("AIRFLOW", "MLFLOW", "WATCH")])
-    given = {**os.environ, **ports, "PERENNIAL_MODELS": str(models)}
+    given = {**os.environ, **stack_ports(), "PERENNIAL_MODELS": str(models)}
     began = time.monotonic()
-    with Stack(state, given, say=lambda _: None) as stack, AirflowApi(stack.airflow_url, "admin", stack.password) as api:
+    with (
+        Stack(state, given, say=lambda _: None) as stack,
+        AirflowApi(stack.airflow_url, "admin", stack.password) as api,
+        Client(stack.airflow_url, stack.password) as client,
+    ):
         started = time.monotonic() - began
         api.wait_for_dags([f"{name}.{stage}" for name in names for stage in stages], patience=600, check=stack.check)
         known = time.monotonic() - began
-        client = signed_in(stack)
-        client.patch("/api/v2/dags?dag_id_pattern=energy_%25", json={"is_paused": False}).raise_for_status()
+        client.http.patch("/api/v2/dags?dag_id_pattern=energy_%25", json={"is_paused": False}).raise_for_status()
         time.sleep(60)  # in which what follows from switching on calms down
         before = usage(state)
         time.sleep(30)
@@ -171,17 +160,18 @@ def measure_stack(state: Path, models: Path, console: Console) -> dict[str, Any]
         waits, lengths = [], []
         for _ in range(RUNS):
             run = api.wait(api.trigger("energy_000.score", conf={"start": "2024-01-01", "end": "2024-01-02"}), patience=300)
-            [task] = [one for one in task_times(client, run.run_id) if one["task_id"] == "resolve_champion"]
-            waits.append(seconds_between(run.queued_at, task["start_date"]))
-            lengths.append(seconds_between(run.queued_at, run.ended_at))
+            [task] = [one for one in client.tasks(run) if one.task_id == "resolve_champion"]
+            assert run.queued_at is not None
+            assert run.ended_at is not None
+            waits.append((task.started - run.queued_at).total_seconds())
+            lengths.append((run.ended_at - run.queued_at).total_seconds())
         pages = {
             "/api/v2/dags?limit=100": "DAG list",
             "/ui/dags?limit=50&dag_runs_limit=14": "UI's page of DAGs",
             "/perennial/api/models": "board",
         }
-        answers = {title: timed(client, path) for path, title in pages.items()}
-        client.close()
-        result = {
+        answers = {title: timed(client.http, path) for path, title in pages.items()}
+        return {
             "models": len(names),
             "dags": len(names) * len(stages),
             "seconds_to_healthy": round(started, 1),
@@ -192,30 +182,6 @@ def measure_stack(state: Path, models: Path, console: Console) -> dict[str, Any]
             "memory_mb": {title: round(memory / 1e6) for title, (_, memory) in usage(state).items()},
             "cores_used_at_rest": idle,
         }
-    console.print(result)
-    return result
-
-
-def signed_in(stack: Stack) -> httpx.Client:
-    client = httpx.Client(base_url=stack.airflow_url, trust_env=False, timeout=120)
-    answer = client.post("/auth/token", json={"username": "admin", "password": stack.password})
-    client.headers["Authorization"] = f"Bearer {answer.raise_for_status().json()['access_token']}"
-    client.cookies.set("_token", answer.json()["access_token"])
-    return client
-
-
-def task_times(client: httpx.Client, run: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = client.get(f"/api/v2/dags/energy_000.score/dagRuns/{run}/taskInstances").json()[
-        "task_instances"
-    ]
-    return found
-
-
-def seconds_between(first: Any, last: Any) -> float:
-    from datetime import datetime
-
-    moments = [datetime.fromisoformat(str(moment)) for moment in (first, last)]
-    return (moments[1] - moments[0]).total_seconds()
 
 
 def timed(client: httpx.Client, path: str) -> list[float]:
@@ -253,36 +219,22 @@ def usage(state: Path) -> dict[str, tuple[float, int]]:
 
 
 def main() -> None:
-    console, began = Console(), time.monotonic()
+    told = Told("many_models")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         many, one = make_models(scratch / "many", MODELS), make_models(scratch / "one", 1)
-        parsing = measure_parsing(scratch, many, console)
-        stacks = [measure_stack(scratch / f"state {models.name}", models, console) for models in (one, many)]
-    table = Table(Column(), *(Column(f"{result['models']} models", justify="right") for result in stacks))
-    for title, pick in {
-        "DAGs": lambda result: str(result["dags"]),
-        "all known after": lambda result: f"{result['seconds_to_all_dags_known']:.0f} s",
-        "queued to started, median": lambda result: f"{result['queued_to_started']['median']:.2f} s",
-        "run of two tasks, median": lambda result: f"{result['queued_to_ended']['median']:.2f} s",
-        "DAG list": lambda result: f"{result['answers']['DAG list']['median'] * 1000:.0f} ms",
-        "scheduler": lambda result: f"{result['memory_mb']['scheduler']} MB",
-        "DAG processor": lambda result: f"{result['memory_mb']['dag-processor']} MB",
+        measure_parsing(scratch, many, told)
+        stacks = [measure_stack(scratch / f"state {models.name}", models) for models in (one, many)]
+    told.details["stacks"] = stacks
+    beside_one, with_many = ([result[pick]["median"] for result in stacks] for pick in ("queued_to_started", "queued_to_ended"))
+    for claim, (alone, among) in {
+        f"a run's first task among {MODELS} models, from queued to started": beside_one,
+        f"a run of two tasks among {MODELS} models, from queued to ended": with_many,
     }.items():
-        table.add_row(title, *(pick(result) for result in stacks))
-    console.print(table)
-    met = parsing["ratio"] <= PARSE_GOAL
-    report = {
-        "machine": f"{os.cpu_count()} cores", "models": MODELS, "parsing": parsing, "stacks": stacks,
-        "goals": {f"parse the DAGs of {MODELS} models in at most {PARSE_GOAL:g} x the time of as many empty DAG files": met},
-        "seconds": round(time.monotonic() - began, 1),
-    }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    console.print(
-        f"parse {MODELS} models {parsing['models_seconds']:.1f} s, {MODELS} empty DAG files {parsing['empty_seconds']:.1f} s, "
-        f"ratio={parsing['ratio']:.2f} goal<={PARSE_GOAL:.2f} {'ok' if met else 'MISSED'}"
-    )
+        told.add(Line(claim, "among one model", [among], [alone]))
+    lists = [result["answers"]["DAG list"]["median"] for result in stacks]
+    told.add(Line(f"REST API, 100 DAGs of {MODELS} models", "the 8 DAGs of one", [lists[1]], [lists[0]]))
+    told.write()
 
 
 if __name__ == "__main__":

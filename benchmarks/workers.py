@@ -1,0 +1,211 @@
+"""How scoring grows with workers: 3.4 million rows in mapped parts by one Celery worker of one process, and by two.
+
+The services of ``docker-compose.yaml`` run as processes of this machine, with their commands and environments (PostgreSQL,
+Redis, MLflow behind its sign-in, scheduler, DAG processor, both API servers; see ``tests/composed.py``). A worker takes one
+task at a time with one thread, so that a worker is a core. ``flight_delay.score`` is triggered for ten years of features, in
+parts of ninety-one days, first with one worker, then with two; time runs from when the run is queued to its end. Two cores
+also carry everything else, so the limit is measured too: the same parts scored by the same function in one bare process, and
+in two, with no Airflow around them.
+
+    python -m benchmarks.workers
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from benchmarks import prepared
+from benchmarks.measuring import Line, Told
+from benchmarks.prepared import FLIGHTS, MODEL, YEAR
+from benchmarks.stacks import Client
+from perennial import by_hand, scoring
+from perennial.airflow_api import AirflowApi
+from perennial.deployment import Deployment
+from perennial.example import DAYS
+from perennial.intervals import Interval
+from perennial.lake import TableWrite
+from perennial.settings import PROJECT, settings
+from tests.composed import Composed, compose
+
+YEARS = 10
+#: What the champion learns from; what is scored lies after it.
+LEARNED = Interval.of("2013-04-01", "2013-07-01")
+#: Parts of the limit: a quarter of them, since they are alike.
+BARE = 10
+DAYS_PER_PART = 91
+SERVICES = ("mlflow", "api", "execution", "scheduler", "dag-processor", "worker")
+GOAL = 1.8
+
+
+def scored() -> Interval:
+    return Interval(DAYS.start + YEAR, DAYS.start + (1 + YEARS) * YEAR)
+
+
+def parts() -> list[Interval]:
+    return scored().parts(timedelta(days=DAYS_PER_PART), 64)
+
+
+# --- in processes with the environment of a worker or the promoter ---------------------------------------------------
+
+
+def fill(source: str) -> None:
+    """A champion, and features of all years: those of another state's year, shifted."""
+    deployment = Deployment(settings())
+    by_hand.ingest(settings(), MODEL, LEARNED)
+    told = by_hand.train(settings(), MODEL, LEARNED.end)
+    assert told.endswith("is champion"), told
+    ledger, lake, event_time = deployment.ledger, deployment.lake, deployment.model(MODEL).spec.event_time
+    published, year = ledger.published(MODEL, "features"), prepared.deployment(source)
+    first = year.ledger.published(MODEL, "features")
+    assert published is not None
+    assert first is not None
+    with year.lake.scan(MODEL, "features", first.snapshots["features"]) as reader:
+        features = reader.read_all()
+    for number in range(1, YEARS + 1):
+        interval = Interval(DAYS.start + number * YEAR, DAYS.start + (number + 1) * YEAR)
+        rows = prepared.shifted(features, number, key="flight_id")
+        order = ledger.next_order(MODEL, "features", interval, "benchmark")
+        lake.publish(
+            model=MODEL, dataset="features", interval=interval, order=order, run_id="benchmark", inputs=published.inputs,
+            tables={"features": TableWrite(rows.to_reader, event_time, rows.schema)},
+        )  # fmt: skip
+
+
+def score(first: str, count: str, step: str) -> None:
+    """Score some of the parts, each ``step``-th, once told to begin."""
+    import perennial.orchestration.warm  # noqa: F401
+
+    deployment = Deployment(settings())
+    folder, ledger = deployment.model(MODEL), deployment.ledger
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for part in parts()[int(first) : int(count) : int(step)]:
+        order = ledger.next_order(MODEL, scoring.DATASET, part, f"bare-{step}")
+        scoring.score(
+            folder, deployment.lake, ledger, deployment.registry, part, version=1, order=order, run_id=f"bare-{step}",
+            sink_url=settings().predictions_url,
+        )  # fmt: skip
+
+
+def start(stack: Composed, service: str, function: Callable[..., None], *arguments: str) -> subprocess.Popen[str]:
+    environment = {**stack.environment(service), "PYTHONPATH": str(PROJECT), "AIRFLOW_HOME": str(stack.folder / "bare")}
+    program = [sys.executable, "-m", "benchmarks.workers", function.__name__, *arguments]
+    log = stack.log(f"bare-{function.__name__}").open("a")
+    return subprocess.Popen(
+        program, env=environment, cwd=PROJECT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+    )
+
+
+def end(process: subprocess.Popen[str], stack: Composed) -> None:
+    process.communicate()
+    assert process.returncode == 0, "\n".join(stack.last_words(log.stem) for log in stack.folder.glob("bare-*.log"))
+
+
+def bare(stack: Composed, processes: int) -> float:
+    """Seconds in which so many processes have scored :data:`BARE` parts between them."""
+    forget_predictions(stack)
+    running = [start(stack, "worker", score, str(number), str(BARE), str(processes)) for number in range(processes)]
+    for process in running:
+        assert process.stdout is not None
+        while process.stdout.readline() != "ready\n":
+            assert process.poll() is None, stack.last_words("bare-score")
+    began = time.perf_counter()
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in running:
+        end(process, stack)
+    return time.perf_counter() - began
+
+
+# --- in the deployment -----------------------------------------------------------------------------------------------
+
+
+def forget_predictions(stack: Composed) -> None:
+    """Empty the table that each scoring fills, so that none has more to replace in it than the one before."""
+    engine = sa.create_engine(stack.environment("worker")["PERENNIAL_DATABASE_URL"], poolclass=NullPool)
+    with engine.begin() as connection:
+        if sa.inspect(connection).has_table(f"{MODEL}_predictions"):
+            connection.execute(sa.text(f"DELETE FROM {MODEL}_predictions"))
+
+
+def airflow(stack: Composed, api: AirflowApi) -> tuple[float, dict[str, Any]]:
+    """Seconds of a run that scores everything, and how its tasks waited and worked."""
+    forget_predictions(stack)
+    days = {"start": f"{scored().start:%Y-%m-%d}", "end": f"{scored().end:%Y-%m-%d}", "days_per_part": DAYS_PER_PART}
+    run = api.wait(api.trigger(f"{MODEL}.score", conf=days), patience=1800, check=stack.check)
+    assert run.state == "success", api.failure(run)
+    assert run.queued_at is not None
+    assert run.ended_at is not None
+    with Client(stack.airflow_url, stack.secrets["AIRFLOW_ADMIN_PASSWORD"]) as client:
+        tasks = [task for task in client.tasks(run) if task.task_id == "predict"]
+    assert len(tasks) == len(parts())
+    worked = [round(task.seconds - task.waited, 2) for task in tasks]
+    return round((run.ended_at - run.queued_at).total_seconds(), 2), {"predict_seconds": worked}
+
+
+def second_worker(stack: Composed) -> None:
+    """Another worker of the same kind, as ``docker compose up --scale worker=2`` starts it."""
+    text = json.dumps(stack.services["worker"]).replace("worker@%h", "second@%h").replace("celery:worker", "celery:second")
+    stack.services["worker-second"] = json.loads(text)
+    stack.start("worker-second")
+    stack.wait_until_healthy("worker-second")
+
+
+def main() -> None:
+    from tests.conftest import postgres_server
+
+    told, source = Told("workers"), prepared.flights(1)
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        server = opened.enter_context(postgres_server("postgres"))
+        stack = opened.enter_context(
+            compose(
+                folder, PROJECT / "include" / "models", postgres_port=int(server.port or 0),
+                postgres_password=str(server.password), chosen={"PERENNIAL_WORKER_TASKS": "1", "PERENNIAL_PARTS_AT_ONCE": "2"},
+            )
+        )  # fmt: skip
+        (folder / "data").rmdir()
+        (folder / "data").symlink_to(prepared.landing_zone(1))
+        assert stack.run("init") == 0, stack.last_words("init")
+        for service in SERVICES:
+            stack.start(service)
+        for service in SERVICES:
+            stack.wait_until_healthy(service)
+        end(start(stack, "promoter", fill, str(source)), stack)
+        with AirflowApi(stack.airflow_url, "admin", stack.secrets["AIRFLOW_ADMIN_PASSWORD"]) as api:
+            api.wait_for_dags([f"{MODEL}.score"], check=stack.check)
+            api.unpause(f"{MODEL}.score")
+            one, told.details["one"] = airflow(stack, api)
+            second_worker(stack)
+            two, told.details["two"] = airflow(stack, api)
+        alone, together = bare(stack, 1), bare(stack, 2)
+    rows = f"{YEARS * FLIGHTS / 1e6:.1f} M rows"
+    claim = f"score {rows} through Airflow by two Celery workers"
+    told.add(Line(claim, "by one", [two], [one], goal=GOAL, faster=True))
+    limit = "what the cores allow: the same function in two bare processes"
+    told.add(Line(limit, "in one", [round(together, 2)], [round(alone, 2)], faster=True))
+    told.write()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        {"fill": fill, "score": score}[sys.argv[1]](*sys.argv[2:])
+        sys.stdout.flush()
+        # Threads of libraries would be waited for.
+        os._exit(0)
+    main()
