@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -624,11 +625,14 @@ def _compare_interval(
         published[dataset] = publication.snapshots[dataset]
     details["snapshots"] = published
 
-    def sample(dataset: str) -> tuple[pa.Table, int]:
-        reader = lake.scan(spec.name, dataset, published[dataset], interval=interval, event_time=spec.event_time)
-        return take_sample(reader, key, size=size, seed=seed)
+    def sample(dataset: str, wanted: Iterable[str]) -> tuple[pa.Table, int]:
+        scan = partial(lake.scan, spec.name, dataset, published[dataset], interval=interval, event_time=spec.event_time)
+        # A window may have many more rows than are compared: of them, no column is read in vain.
+        there = set(scan().schema.names)
+        columns = [name for name in dict.fromkeys([*key, spec.event_time, *wanted]) if name in there]
+        return take_sample(scan(columns=columns), key, size=size, seed=seed)
 
-    predictions, predicted = sample("predictions")
+    predictions, predicted = sample("predictions", [_PREDICTION, "probabilities", "version"])
     if not predicted:
         return None, Comparison("unknown", [f"{interval} has no predictions"]), None
     made_by = Counter(predictions.column("version").to_pylist())
@@ -637,11 +641,11 @@ def _compare_interval(
     details["version"] = version
     logs.resolved(version=version)
     predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
-    features, entities = sample("features")
-    # In the order of time, as Evidently draws them.
-    features = features.sort_by(spec.event_time)
     model = registry.load(spec.name, version)
     reference = model.reference()
+    features, entities = sample("features", [name for name in reference.column_names if name not in _NOT_FEATURES])
+    # In the order of time, as Evidently draws them.
+    features = features.sort_by(spec.event_time)
     details["rows"] = {
         "features": entities,
         "predictions": predicted,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -547,6 +548,19 @@ def test_the_version_that_predicted_is_the_one_compared_with(world: World) -> No
     assert f"compared with version {new}, which made 86% of the predictions; the others, by version {old}, were left out" in (
         verdict.reasons
     )
+
+
+def test_a_feature_that_was_never_published_makes_the_verdict_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.publish(WEEK)
+    version = world.register()
+    world.score(version, WEEK)
+    model = world.registry.load("toy", version)
+    takes = dataclasses.replace(model.takes, numeric=(*model.takes.numeric, "gone"))
+    sample = model.sample.append_column("gone", pa.array(np.arange(float(model.sample.num_rows))))
+    wider = dataclasses.replace(model, takes=takes, sample=sample)
+    monkeypatch.setattr(world.registry, "load", lambda *_: wider)
+    verdict = judge_interval(world)
+    assert (verdict.verdict, verdict.reasons[0]) == ("unknown", "gone is not among the published features")
 
 
 def test_a_week_of_fewer_days_says_so(world: World) -> None:
