@@ -118,8 +118,9 @@ def compute(
         select(connection, folder)
         check_selected(connection, folder, interval)
         gather(connection, folder.spec)
-        for name in [*needed_tables(folder), "entities", "perennial.asked", "perennial.selected"]:
-            connection.execute(f"DROP TABLE {name if '.' in name else quoted(name)}")
+        connection.execute("DROP VIEW entities")
+        for name in [*map(quoted, needed_tables(folder)), "perennial.asked", "perennial.selected"]:
+            connection.execute(f"DROP TABLE {name}")
         return BuiltFeatures(connection, folder.spec, snapshots or {})
     except BaseException:
         connection.close()
@@ -210,7 +211,7 @@ def _make_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, i
     as_of = f"(\n{spec.entity.as_of}\n)::TIMESTAMPTZ AS as_of"
     with blaming(f"{folder.path / 'model.yaml'}: entity.as_of"):
         connection.execute(f"CREATE OR REPLACE TABLE perennial.asked AS {rows.format(', '.join([*columns, KNOWN, as_of]))}")
-    connection.execute(f"CREATE OR REPLACE TABLE entities AS SELECT * EXCLUDE ({KNOWN}) FROM perennial.asked")
+    connection.execute(f"CREATE OR REPLACE VIEW entities AS SELECT * EXCLUDE ({KNOWN}) FROM perennial.asked")
 
 
 def check_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, interval: Interval) -> None:
@@ -294,6 +295,24 @@ def check_selected(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, i
     spec = folder.spec
     where = f"{folder.path / 'features.sql'}: {interval}"
     key, names = _list(spec.entity_table.key), spec.entity_table.key
+    entities, selected, matched = _row(
+        connection,
+        f"""SELECT (SELECT count(*) FROM entities), (SELECT count(*) FROM perennial.selected),
+        (SELECT count(*) FROM (SELECT {key} FROM entities) SEMI JOIN perennial.selected USING ({key}))""",
+    )
+    # As many rows as entities, whose keys are their own, and none without a row: then each has one.
+    if not entities == selected == matched:
+        problems = _describe_keys(connection, key, names)
+        raise SpecError(f"{where}: exactly one row for each of {entities:,} entities is wanted: {'; '.join(problems)}")
+    if spec.features.numeric:
+        checks = ", ".join(f"count(*) FILTER (isinf({quoted(name)}::DOUBLE))" for name in spec.features.numeric)
+        counts = _row(connection, f"SELECT {checks} FROM perennial.selected")
+        infinite = [f"{name} ({count:,})" for name, count in zip(spec.features.numeric, counts, strict=True) if count]
+        if infinite:
+            raise SpecError(f"{where}: infinite values in {', '.join(infinite)}; give NULL, as by dividing by nullif(…, 0)")
+
+
+def _describe_keys(connection: duckdb.DuckDBPyConnection, key: str, names: list[str]) -> list[str]:
     counted = f"(SELECT {key}, count(*) AS n FROM perennial.selected GROUP BY ALL)"
     without = f"(SELECT {key} FROM entities) ANTI JOIN {counted} USING ({key})"
     several = f"(SELECT {key} FROM entities) SEMI JOIN (FROM {counted} WHERE n > 1) USING ({key})"
@@ -305,15 +324,7 @@ def check_selected(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, i
             values = _row(connection, f"SELECT {key} FROM {rows} ORDER BY ALL LIMIT 1")
             example = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
             problems.append(f"{count:,} keys {what}, such as {example}")
-    if problems:
-        entities = _row(connection, "SELECT count(*) FROM entities")[0]
-        raise SpecError(f"{where}: exactly one row for each of {entities:,} entities is wanted: {'; '.join(problems)}")
-    if spec.features.numeric:
-        checks = ", ".join(f"count(*) FILTER (isinf({quoted(name)}::DOUBLE))" for name in spec.features.numeric)
-        counts = _row(connection, f"SELECT {checks} FROM perennial.selected")
-        infinite = [f"{name} ({count:,})" for name, count in zip(spec.features.numeric, counts, strict=True) if count]
-        if infinite:
-            raise SpecError(f"{where}: infinite values in {', '.join(infinite)}; give NULL, as by dividing by nullif(…, 0)")
+    return problems
 
 
 def gather(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
