@@ -1,0 +1,46 @@
+"""The weekly cycle as a flow of Metaflow."""
+
+import steps
+from metaflow import FlowSpec, Parameter, step
+
+
+class WeeklyCycle(FlowSpec):
+    week = Parameter("week", help="the week's first day, a Monday", required=True)
+
+    @step
+    def start(self):
+        steps.ingest(self.week)
+        self.next(self.features)
+
+    @step
+    def features(self):
+        steps.build_features(self.week)
+        self.next(self.train, self.score)
+
+    @step
+    def train(self):
+        self.run_id = steps.train(self.week)
+        self.next(self.gate)
+
+    @step
+    def gate(self):
+        self.promoted = bool(steps.gate(self.week, self.run_id))
+        self.next(self.end)
+
+    @step
+    def score(self):
+        steps.score(self.week)
+        self.next(self.report_drift)
+
+    @step
+    def report_drift(self):
+        steps.report_drift(self.week)
+        self.next(self.end)
+
+    @step
+    def end(self, inputs):
+        pass
+
+
+if __name__ == "__main__":
+    WeeklyCycle()
