@@ -8,14 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import great_expectations as gx
-import great_expectations.expectations as gxe
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from perennial import checks
-from perennial.checks import QUARANTINE_SCHEMA, check, ingest_writes
+from perennial.checks import QUARANTINE_SCHEMA, check, gx, ingest_writes
 from perennial.errors import IntervalRefused
 from perennial.example import write_landing_zone
 from perennial.intervals import Interval
@@ -151,7 +149,9 @@ def test_a_key_has_the_verdict_of_great_expectations_own_uniqueness(key: list[st
     done = checked(tmp_path, *(row(**given) for given in rows), table={"key": key, "tolerance": 1.0})
 
     unique = (
-        gxe.ExpectColumnValuesToBeUnique(column="id") if len(key) == 1 else gxe.ExpectCompoundColumnsToBeUnique(column_list=key)
+        gx.expectations.ExpectColumnValuesToBeUnique(column="id")
+        if len(key) == 1
+        else gx.expectations.ExpectCompoundColumnsToBeUnique(column_list=key)
     )
     assert 0 < len(done.faults) < 60
     assert set(done.faults) == great_expectations_fails(frame, unique)
@@ -172,10 +172,10 @@ def test_a_value_that_many_rows_have_is_judged_as_in_each_row(tmp_path: Path) ->
 
     assert set(done.faults) == great_expectations_fails(
         frame,
-        gxe.ExpectColumnValuesToMatchRegex(column="place", regex="^[A-Z]{3}$"),
-        gxe.ExpectColumnValuesToNotBeNull(column="n"),
-        gxe.ExpectColumnValuesToBeBetween(column="n", min_value=0, max_value=5),
-        gxe.ExpectColumnValuesToBeBetween(column="x", min_value=0, max_value=9),
+        gx.expectations.ExpectColumnValuesToMatchRegex(column="place", regex="^[A-Z]{3}$"),
+        gx.expectations.ExpectColumnValuesToNotBeNull(column="n"),
+        gx.expectations.ExpectColumnValuesToBeBetween(column="n", min_value=0, max_value=5),
+        gx.expectations.ExpectColumnValuesToBeBetween(column="x", min_value=0, max_value=9),
     )
 
 
