@@ -2,8 +2,7 @@
 
 A week of the example, trained weekly: seven runs of ``ingest``, one a day (5 tables landed, checked and published, then
 features), what follows from each (a run of ``score``), and once the week is whole a run of ``monitor`` and one of ``train``
-(3 candidates, evaluation, gates, card). About 2,200 rows a day pass the five checks, so a week is many small pieces of work
-rather than a large one.
+(3 candidates, evaluation, gates, card).
 
 Ours: the embedded stack on which all seven days have come in at once; time runs from the first trigger until the last run has
 ended. Beside it the functions of :mod:`perennial.by_hand` one after the other in one process, which has all libraries and talks
