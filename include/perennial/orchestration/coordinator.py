@@ -1,8 +1,8 @@
 """How a worker watches its task: it is told at once when the task's process has ended.
 
-Airflow's own supervisor waits for what the task writes, and once all of that is closed looks whether the process is gone. It
-looks a moment too early nearly each time, and then again only after ``[workers] min_heartbeat_interval``: a second or more in
-which a worker that has nothing to do is no one else's. Here the process itself is waited for as well.
+Airflow's own supervisor waits for what the task writes, and once all of that is closed looks whether the process is gone. Often
+it looks a moment too early, and then again only after ``[workers] min_heartbeat_interval``: a second or more in which a worker
+that has nothing to do is no one else's. Here the process itself is waited for as well.
 
 Airflow takes this in by ``[sdk] coordinators`` and ``queue_to_coordinator``; :mod:`perennial.stack.environment` sets both. Were
 the supervisor to lose the methods that are extended here, tasks would be watched as Airflow does it.
