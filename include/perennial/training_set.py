@@ -7,7 +7,7 @@ A training set is a few snapshot ids, two intervals and a content hash: :func:`b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -212,19 +212,22 @@ def _read_rows(
         interval=interval,
         event_time=spec.event_time,
     ).read_all()
-    labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by).select([*key, LABEL])
-    joined = features.join(labels, keys=key, join_type="inner")
-    ordered = joined.select([*key, *spec.features.names, LABEL]).sort_by([(name, "ascending") for name in _order(spec, key)])
-    return ordered.combine_chunks(), features.num_rows
+    labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by)
+    # Only keys are joined: the labels have the order that is wanted, and each finds the place of its row of features.
+    placed = _numbered(features.select(key), "_place").join(_numbered(labels.select(key), "_turn"), keys=key, join_type="inner")
+    place, turn = (placed.column(name).to_numpy() for name in ("_place", "_turn"))
+    order = np.argsort(turn)
+    rows = features.take(pa.array(place[order])).append_column(LABEL, labels.column(LABEL).take(pa.array(turn[order])))
+    return rows.combine_chunks(), features.num_rows
+
+
+def _numbered(rows: pa.Table, name: str) -> pa.Table:
+    return rows.append_column(name, pa.array(np.arange(rows.num_rows)))
 
 
 def _newest(spec: ModelSpec, rows: pa.Table, part: Part) -> pa.Table:
     """What ``max_rows`` leaves to learn from; models are compared on all rows of the holdout."""
     return rows if part == "holdout" else rows.slice(max(0, rows.num_rows - spec.training.max_rows))
-
-
-def _order(spec: ModelSpec, key: Sequence[str]) -> list[str]:
-    return [spec.event_time, *(name for name in key if name != spec.event_time)]
 
 
 def count_classes(spec: ModelSpec, rows: pa.Table) -> dict[str, int]:
