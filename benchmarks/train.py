@@ -1,0 +1,179 @@
+"""Training on a million rows, beside the bare fits of the same estimator on the same frames.
+
+Ours is what the tasks ``build_training_set`` and ``fit_candidate`` do: pin the training set (a million labelled rows of
+1,117 days, and the holdout, joined with their labels, hashed and counted), read the pinned rows again and hold them against
+their hash, search the learning rate of the example's booster (two fits on all but the last two weeks, measured on these), fit
+on all rows, and log the candidate with its reference, its pictures, the importance of its features and the model's folder to
+MLflow (SQLite, files on the local disk). The bare fits are the same three, of the same estimators with the same parameters on
+the same rows, which lie in memory as frames before the clock starts; nothing is read, predicted, measured or kept.
+
+Beside it, without a goal: a whole training with all candidates of the example (a prior and a logistic regression too), the
+contest on the holdout, gates, pages and promotion.
+
+The flights of a year stand for four years, see :mod:`benchmarks.prepared`.
+
+    python -m benchmarks.train
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from benchmarks import prepared
+from benchmarks.measuring import Line, Told, apart
+from benchmarks.prepared import MODEL, YEAR
+from perennial.deployment import Deployment
+from perennial.example import DAYS
+from perennial.intervals import Interval
+from perennial.lake import TableWrite
+
+REPEAT = 2
+#: Copies of a year; the window and the holdout of 28 days lie in them.
+YEARS = 4
+#: So long a window has a million labelled rows.
+WINDOW = "1117d"
+AS_OF = DAYS.start + YEARS * YEAR - timedelta(days=30)
+CANDIDATE = "boosting"
+
+
+# --- the pieces ------------------------------------------------------------------------------------------------------
+
+
+def ours(state: str) -> Callable[[], Any]:
+    from perennial.training import fit_candidate
+    from perennial.training_set import build_training_set
+
+    parts = prepared.deployment(state)
+    folder, lake, ledger, registry = parts.model(MODEL), parts.lake, parts.ledger, parts.registry
+    run_id = f"benchmark-{uuid4().hex}"
+    # Whoever is the first to touch MLflow's store makes its tables.
+    registry.find_run(MODEL, uuid4().hex)
+
+    def run() -> Any:
+        training_set = build_training_set(folder, lake, ledger, as_of=AS_OF, run_id=run_id)
+        fitted = fit_candidate(folder, CANDIDATE, training_set, lake, registry, run_id=run_id)
+        return {
+            "rows": training_set.rows["window"], "params": fitted.params, "score": fitted.score, "seconds": fitted.seconds,
+        }  # fmt: skip
+
+    return run
+
+
+def bare(state: str, params: dict[str, Any]) -> Callable[[], Any]:
+    """Args: state: the deployment's; params: those that ours chose, with which all rows are fitted."""
+    import pyarrow.compute as pc
+
+    from perennial.artifacts import FeatureList
+    from perennial.estimators import combinations, make_estimator
+    from perennial.training_set import build_training_set, labels_of, load_rows
+
+    parts = prepared.deployment(state)
+    folder = parts.model(MODEL)
+    training_set = build_training_set(folder, parts.lake, parts.ledger, as_of=AS_OF, run_id=f"benchmark-{uuid4().hex}")
+    rows = load_rows(folder, parts.lake, training_set, "window")
+    frame, truth = FeatureList.of(folder.spec).frame(rows), labels_of(rows)
+    border = training_set.interval("window").end - folder.spec.training.validation
+    older = pc.sum(pc.less(rows.column(folder.spec.event_time), border)).as_py()
+
+    def run() -> Any:
+        for tried in combinations(folder, CANDIDATE):
+            make_estimator(folder, CANDIDATE, tried).fit(frame.iloc[:older], truth[:older])
+        make_estimator(folder, CANDIDATE, params).fit(frame, truth)
+        return {"rows": len(frame), "older": older}
+
+    return run
+
+
+def whole(state: str) -> Callable[[], Any]:
+    from perennial import by_hand
+
+    parts = prepared.deployment(state)
+    return lambda: by_hand.train(parts.settings, MODEL, AS_OF)
+
+
+# --- what they work on -----------------------------------------------------------------------------------------------
+
+
+def state() -> Path:
+    """State of a deployment with features and labels of four years, and nothing trained."""
+
+    def make(folder: Path) -> None:
+        parts, source = prepared.new_deployment(folder), prepared.deployment(prepared.flights(1))
+        spec = folder / "models" / MODEL / "model.yaml"
+        text = spec.read_text()
+        assert "training: {holdout" in text
+        spec.write_text(text.replace("training: {holdout", f"training: {{window: {WINDOW}, holdout"))
+        repeat(source, parts, "tables", ["flights", "arrivals"])
+        repeat(source, parts, "features", ["features"])
+
+    return prepared.made(f"train-{YEARS}", make)
+
+
+def repeat(source: Deployment, parts: Deployment, dataset: str, names: list[str]) -> None:
+    """Publish the rows of a deployment's one year as those of all years."""
+    folder, ledger = parts.model(MODEL), parts.ledger
+    published, tables = source.ledger.published(MODEL, dataset), ledger.published(MODEL, "tables")
+    assert published is not None
+    rows = {}
+    for name in names:
+        with source.lake.scan(MODEL, name, published.snapshots[name]) as reader:
+            rows[name] = reader.read_all()
+    # Features are told to be made from the tables that are there, or they would be made again.
+    inputs = {**published.inputs, "publication": tables.id} if tables is not None else published.inputs
+    for number in range(YEARS):
+        interval = Interval(DAYS.start + number * YEAR, DAYS.start + (number + 1) * YEAR)
+        moved = {name: prepared.shifted(one, number, key="flight_id") for name, one in rows.items()}
+        parts.lake.publish(
+            model=MODEL, dataset=dataset, interval=interval, inputs=inputs, run_id="benchmark",
+            order=ledger.next_order(MODEL, dataset, interval, "benchmark"),
+            tables={name: TableWrite(one.to_reader, folder.spec.event_time, one.schema) for name, one in moved.items()},
+        )  # fmt: skip
+
+
+def main() -> None:
+    told = Told("train")
+    place = str(state())
+    trained = [one for _ in range(REPEAT) for one in apart(ours, state=place)]
+    fits = apart(bare, repeat=REPEAT, state=place, params=trained[0].result["params"])
+    assert all(one.result["rows"] == fits[0].result["rows"] for one in trained)
+    told.add(
+        Line(
+            "train on 1 M rows: pin, read, search, fit, log", "the same three fits, frames in memory",
+            [one.seconds for one in trained], [one.seconds for one in fits], goal=1.15,
+        )
+    )  # fmt: skip
+    [everything] = apart(whole, state=place)
+    told.add(
+        Line(
+            "a whole training of all candidates on 1 M rows, to the promotion", "the booster's three fits",
+            [everything.seconds], [one.seconds for one in fits],
+            note="two more candidates are fitted, and all are judged on the holdout",
+        )
+    )  # fmt: skip
+    told.add(
+        Line(
+            "memory to train on 1 M rows, above the libraries", "the booster's three fits, their frames included",
+            [one.peak_mb - one.libraries_mb for one in trained],
+            [one.peak_mb - base for one, base in zip(fits, [trained[0].libraries_mb] * REPEAT, strict=True)], unit="MB",
+        )
+    )  # fmt: skip
+    told.details = {
+        "rows": fits[0].result, "ours": [one.result for one in trained], "whole": everything.result,
+        "processor_seconds": {
+            "ours": [one.processor_seconds for one in trained], "bare": [one.processor_seconds for one in fits],
+            "whole": everything.processor_seconds,
+        },
+        "seconds_beside_the_fits": statistics.median(
+            one.seconds - sum(one.result["seconds"].values()) for one in trained
+        ),
+    }  # fmt: skip
+    told.write()
+
+
+if __name__ == "__main__":
+    main()
