@@ -563,8 +563,8 @@ def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: 
         left = {name: looked for name, looked in left.items() if name in chunks}
         if chunks:
             _judge_chunks(connection, tallies, chunks, left, first)
-        if offset:  # what a judgement leaves behind is in cycles, and may be large
-            gc.collect()
+            if offset:  # what a judgement leaves behind is in cycles, and large where there is more than one
+                gc.collect()
         offset, first = offset + BATCH_ROWS, []
 
 
