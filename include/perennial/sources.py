@@ -253,7 +253,8 @@ def _conform(rows: pa.Table, schema: pa.Schema, place: str) -> pa.Table:
     for field in schema:
         index = rows.schema.get_field_index(field.name)
         try:
-            columns.append(pa.nulls(len(rows), field.type) if index < 0 else rows.column(index).cast(field.type))
+            column = pa.nulls(len(rows), field.type) if index < 0 else rows.column(index)
+            columns.append(column if column.type == field.type else column.cast(field.type))
         except pa.ArrowException as error:
             raise SourceError(f"{place}: column {field.name} cannot be kept as {field.type}: {error}") from error
     return pa.table(columns, schema=schema)
