@@ -24,10 +24,10 @@ def weekly_cycle():
         return steps.train(params["week"])
 
     @task
-    def gate(run_id, params):
+    def gate(trained, params):
         import steps
 
-        return bool(steps.gate(params["week"], run_id))
+        return bool(steps.gate(params["week"], trained))
 
     @task
     def score(params):

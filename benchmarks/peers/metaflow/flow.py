@@ -25,7 +25,7 @@ class WeeklyCycle(FlowSpec):
     @step
     def gate(self):
         self.promoted = bool(steps.gate(self.week, self.run_id))
-        self.next(self.end)
+        self.next(self.join)
 
     @step
     def score(self):
@@ -35,10 +35,14 @@ class WeeklyCycle(FlowSpec):
     @step
     def report_drift(self):
         steps.report_drift(self.week)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
         self.next(self.end)
 
     @step
-    def end(self, inputs):
+    def end(self):
         pass
 
 
