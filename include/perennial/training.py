@@ -36,7 +36,7 @@ from perennial.contest import Contest, Entrant, Outcome, hold
 from perennial.costs import cost_function
 from perennial.errors import ScoringError, TrainingError
 from perennial.estimators import combinations, make_estimator, show_params
-from perennial.evaluation import evaluate_prediction
+from perennial.evaluation import evaluate_metric, evaluate_prediction
 from perennial.evidence import Contender, Evaluation
 from perennial.lake import Lake
 from perennial.ledger import Ledger
@@ -353,8 +353,8 @@ def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth:
     sign = 1 if METRICS[spec.task][spec.primary_metric] else -1
 
     def score(fitted: Any, rows: pd.DataFrame, labels: NDArray[Any]) -> float:
-        metrics = evaluate_prediction(spec.task, labels, artifacts.predict(spec.task, fitted, rows), cost)
-        return sign * metrics.get(spec.primary_metric, np.nan)
+        found = evaluate_metric(spec.task, spec.primary_metric, labels, artifacts.predict(spec.task, fitted, rows), cost)
+        return np.nan if found is None else sign * found
 
     size = min(_IMPORTANCE_ROWS, len(frame))
     kept = np.random.default_rng(spec.training.seed).choice(len(frame), size=size, replace=False)
