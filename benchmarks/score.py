@@ -100,13 +100,12 @@ def read_features(parts: Deployment, years: int) -> pa.Table:
 # --- ours ------------------------------------------------------------------------------------------------------------
 
 
-def ours(years: int, sink: str | None = None, again: bool = False) -> Callable[[], Any]:
+def ours(years: int, sink: str | None = None) -> Callable[[], Any]:
     """Features of so many years to predictions in the lake and in a database, SQLite unless another is named.
 
     Args:
         years: how many.
         sink: URL of the predictions database; it is emptied before the clock starts.
-        again: whether to score the interval a first time before the clock starts, so that its predictions are replaced.
     """
     trained, parts = prepared.deployment(prepared.flights(1)), unscored(years)
     url = sink or f"sqlite:///{parts.settings.state / 'predictions.db'}"
@@ -116,16 +115,14 @@ def ours(years: int, sink: str | None = None, again: bool = False) -> Callable[[
     version = trained.ledger.champion(MODEL)
     assert version is not None
 
-    def run(run_id: str) -> int:
-        order = parts.ledger.next_order(MODEL, scoring.DATASET, interval, run_id)
+    def run() -> int:
+        order = parts.ledger.next_order(MODEL, scoring.DATASET, interval, "measured")
         return scoring.score(
             folder, parts.lake, parts.ledger, trained.registry, interval,
-            version=version, order=order, run_id=run_id, sink_url=url,
+            version=version, order=order, run_id="measured", sink_url=url,
         ).rows  # fmt: skip
 
-    if again:
-        run("first")
-    return lambda: run("measured")
+    return run
 
 
 def drop_tables(url: str) -> None:
@@ -137,12 +134,11 @@ def drop_tables(url: str) -> None:
 # --- beside it -------------------------------------------------------------------------------------------------------
 
 
-def limit(years: int, chunk: int | None = None) -> Callable[[], Any]:
-    """``predict_proba`` alone: of all rows at once, or of frames of so many rows."""
+def limit(years: int) -> Callable[[], Any]:
+    """``predict_proba`` alone, of all rows at once."""
     model = champion()
     frame = model.takes.frame(read_features(prepared.deployment(stocked(years)), years))
-    frames = [frame] if chunk is None else [frame.iloc[n : n + chunk] for n in range(0, len(frame), chunk)]
-    return lambda: sum(len(model.estimator.predict_proba(part)) for part in frames)
+    return lambda: len(model.estimator.predict_proba(frame))
 
 
 def usual(years: int, features: str, predictions: str) -> Callable[[], Any]:
