@@ -3,7 +3,7 @@
 What is timed is :func:`perennial.drift.judge_drift`, all of the task: reading features and predictions of the window from the
 lake, sampling both (20,000 rows of each, by a seeded hash of their keys), loading the champion with its reference, comparing
 31 columns by Evidently, estimating the performance, writing the report, and recording the verdict in the ledger, the report in
-MLflow. A window of ten million rows should take no more than three times as long, and no more memory.
+MLflow. A window of ten million rows is to take at most three times as long; its memory is shown beside.
 
 The verdict of a sample is compared with the verdict on all rows, over fifty seeds of the sampling and several windows: the
 year as it was, which is ``ok`` by the thresholds that history was calibrated to, and others that were changed. All ten
