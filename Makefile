@@ -23,13 +23,13 @@ up: $(READY)
 demo: $(READY)
 	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once)
 
-# Tests of a stack spend most of their time waiting, so two stacks at once; the rest runs a file a core.
+# What needs a whole stack has the machine to itself; the rest runs a file a core.
 test: $(READY)
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	$(BIN)/pytest -n auto --dist loadgroup tests/unit tests/dags tests/faults
-	$(BIN)/pytest -n 2 --dist loadgroup tests/e2e tests/browser
+	$(BIN)/pytest -n auto --dist loadfile tests/unit tests/dags tests/faults
+	$(BIN)/pytest tests/e2e tests/browser
 endif
 
 lint: $(READY)

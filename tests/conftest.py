@@ -34,12 +34,8 @@ from tests import receivers
 from tests.living import living  # noqa: F401  # a fixture of the end-to-end and browser tests
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a program that may be missing, so that it can be chosen or left out by ``-m``.
-
-    First, since pytest-xdist reads the groups when it is its turn.
-    """
+    """Mark what needs a program that may be missing, so that it can be chosen or left out by ``-m``."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
@@ -47,8 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("postgres")
         if "chromium" in fixtures:
             item.add_marker("browser")
-        # Of processes that share the tests, one has the stack in which a model lives, and each file is whole in one.
-        item.add_marker(pytest.mark.xdist_group("living" if "living" in fixtures else item.path.stem))
 
 
 @pytest.fixture
