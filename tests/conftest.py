@@ -5,6 +5,7 @@ A server program that is missing skips the test with a sentence; with PERENNIAL_
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import secrets
@@ -43,6 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("postgres")
         if "chromium" in fixtures:
             item.add_marker("browser")
+
+
+@pytest.fixture(autouse=True)
+def _levels_of_logs() -> Iterator[None]:
+    """Leave the loggers as they were: a command that a test calls in its own process says how much is logged."""
+    loggers = (logging.getLogger(), logging.getLogger("perennial"))
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
@@ -118,6 +129,8 @@ def _find_postgres() -> Path | None:
 def postgres_server(superuser: str, *, durable: bool = False) -> Iterator[sa.URL]:
     """The address of a private PostgreSQL server, with the name and password of its superuser.
 
+    It keeps the time of another place, so that no test or code leans on a server that is in UTC.
+
     Args:
         superuser: its name.
         durable: whether what is committed survives a power failure, as outside of tests.
@@ -153,7 +166,7 @@ def postgres_server(superuser: str, *, durable: bool = False) -> Iterator[sa.URL
             server = subprocess.Popen(
                 [
                     programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder,
-                    "-c", "max_connections=300", *hasty,
+                    "-c", "max_connections=300", "-c", "timezone=Asia/Kolkata", *hasty,
                 ],
                 stdout=output, stderr=output, cwd=folder, **user,
             )  # fmt: skip

@@ -22,7 +22,7 @@ from perennial.orchestration import coordinator
 in_vain = 0
 
 
-class Selector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
+class Selector(selectors.DefaultSelector):
     """Counts how often a wait was for nothing."""
 
     def select(self, timeout: float | None = None) -> list[Any]:
@@ -42,8 +42,8 @@ if sys.argv[1] == "airflow":
 client = MagicMock()
 client.task_instances.start.return_value = SimpleNamespace(should_retry=False, start_date=None)
 arguments: dict[str, Any] = {"target": target, "selector": Selector()}
-start = ActivitySubprocess.start.__func__  # type: ignore[attr-defined]
-coordinator._Task.start = classmethod(lambda cls, **given: start(cls, **given, **arguments))  # type: ignore[assignment, method-assign]
+start = ActivitySubprocess.start.__func__
+coordinator._Task.start = classmethod(lambda cls, **given: start(cls, **given, **arguments))
 done = (
     get_coordinator_manager()
     .for_queue("score")

@@ -19,14 +19,11 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """Leave the loggers as they were."""
-    root, ours = logging.getLogger(), logging.getLogger("perennial")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    root.handlers = []
+    """Leave the handlers as they were."""
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers[:], []
     yield
     root.handlers = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -68,6 +68,11 @@ def predictions(url: str) -> list[tuple[str, float]]:
     return [(row["order"], row["prediction"]) for row in read(url)]
 
 
+def moment(found: datetime | str) -> datetime:
+    """A moment as a database tells it: SQLite as a text in UTC, PostgreSQL in whatever zone its server is in."""
+    return datetime.fromisoformat(found).replace(tzinfo=UTC) if isinstance(found, str) else found
+
+
 def test_values_arrive_as_they_were(url: str) -> None:
     assert sink(url).write(DAY, 1, rows(DAY, NASTY, batches=3)) == len(NASTY)
     found = read(url)
@@ -75,10 +80,7 @@ def test_values_arrive_as_they_were(url: str) -> None:
     assert [row["store"] for row in found] == [None if n % 3 == 0 else n for n in range(len(NASTY))]
     assert [bool(row["urgent"]) for row in found] == [n % 2 == 0 for n in range(len(NASTY))]
     assert {str(row["due"]) for row in found} == {"2013-04-01"}
-    second = found[1]["at"]
-    if isinstance(second, str):
-        second = datetime.fromisoformat(second).replace(tzinfo=UTC)
-    assert second == DAY.start + timedelta(seconds=1, microseconds=7)
+    assert moment(found[1]["at"]) == DAY.start + timedelta(seconds=1, microseconds=7)
 
 
 def test_values_that_rows_share_arrive_with_each_row(url: str) -> None:
@@ -101,8 +103,7 @@ def test_values_that_rows_share_arrive_with_each_row(url: str) -> None:
         assert shared.write(DAY, 1, pa.RecordBatchReader.from_batches(schema, table.to_batches(max_chunksize=size))) == 8
         found = read(url)
         assert [(row["order"], row["version"], row["run"]) for row in found] == [one[:3] for one in told]
-        made = [row["made"] and datetime.fromisoformat(str(row["made"])).replace(tzinfo=UTC) for row in found]
-        assert made == [one[3] for one in told]
+        assert [row["made"] and moment(row["made"]) for row in found] == [one[3] for one in told]
 
 
 def test_written_twice_the_rows_are_there_once(url: str) -> None:
