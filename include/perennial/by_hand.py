@@ -33,24 +33,14 @@ if TYPE_CHECKING:
 def ingest(settings: Settings, model: str, interval: Interval) -> str:
     """Read, check and publish an interval, and compute its features."""
     from perennial import ingestion
-    from perennial.checks import check
     from perennial.features import publish_features
-    from perennial.sources import land
 
     with _run(settings, model, interval) as (parts, run_id):
         folder, ledger = parts.model(model), parts.ledger
         staging = settings.staging / model / run_id
         ledger.next_order(model, ingestion.DATASET, interval, run_id)
         results = [
-            check(
-                folder,
-                land(folder, table, interval, staging, data=settings.data, connect=_connect),
-                interval,
-                staging,
-                past_rows_per_day=ingestion.past_rows_per_day(ledger, folder.spec, table, interval),
-                docs=settings.reports / model / "checks",
-                run_id=run_id,
-            )
+            ingestion.land_and_check(folder, ledger, settings, table, interval, staging, connect=_connect, run_id=run_id)
             for table in folder.spec.tables
         ]
         tables = ingestion.publish_interval(folder, parts.lake, ledger, interval, results, run_id=run_id)

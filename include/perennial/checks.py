@@ -544,15 +544,15 @@ def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: 
     have it, and a join finds the rows whose values fail: the same verdicts for a fraction of the work.
     """
     left = _looked(table, tallies)
-    for place, looked in enumerate(left.values()):
+    places = {name: f"values_{place}" for place, name in enumerate(left)}
+    for name, looked in left.items():
         column = f"t.{looked.column}"
         connection.execute(f"""
-            CREATE TEMP TABLE values_{place} AS
+            CREATE TEMP TABLE {places[name]} AS
             SELECT {f"any_value({column})" if looked.null_alone else column} AS value, count(*) AS rows
             FROM {looked.relation} t GROUP BY {looked.group(column)}
         """)
     first = [number for number, tally in enumerate(tallies) if not tally.check.looks_at]
-    places = {name: f"values_{place}" for place, name in enumerate(left)}
     offset = 0
     while left:
         chunks = {
@@ -560,11 +560,12 @@ def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: 
             for name in left
         }
         chunks = {name: chunk for name, chunk in chunks.items() if len(chunk)}
-        left = {name: looked for name, looked in left.items() if name in chunks}
         if chunks:
-            _judge_chunks(connection, tallies, chunks, left, first)
+            _judge_chunks(connection, tallies, chunks, {name: left[name] for name in chunks}, first)
             if offset:  # what a judgement leaves behind is in cycles, and large where there is more than one
                 gc.collect()
+        # Whoever gave fewer has no more.
+        left = {name: left[name] for name, chunk in chunks.items() if len(chunk) == BATCH_ROWS}
         offset, first = offset + BATCH_ROWS, []
 
 

@@ -18,7 +18,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -626,11 +625,13 @@ def _compare_interval(
     details["snapshots"] = published
 
     def sample(dataset: str, wanted: Iterable[str]) -> tuple[pa.Table, int]:
-        scan = partial(lake.scan, spec.name, dataset, published[dataset], interval=interval, event_time=spec.event_time)
         # A window may have many more rows than are compared: of them, no column is read in vain.
-        there = set(scan().schema.names)
+        there = lake.columns(spec.name, dataset, published[dataset])
         columns = [name for name in dict.fromkeys([*key, spec.event_time, *wanted]) if name in there]
-        return take_sample(scan(columns=columns), key, size=size, seed=seed)
+        reader = lake.scan(
+            spec.name, dataset, published[dataset], columns=columns, interval=interval, event_time=spec.event_time
+        )
+        return take_sample(reader, key, size=size, seed=seed)
 
     predictions, predicted = sample("predictions", [_PREDICTION, "probabilities", "version"])
     if not predicted:

@@ -439,6 +439,15 @@ class Catalog:
         self.require(table, snapshot)
         return list(table.scan(snapshot_id=snapshot, row_filter=where).plan_files())
 
+    def columns(self, table: Table, snapshot: int) -> list[str]:
+        """The columns that a table had at a snapshot.
+
+        Raises:
+            SnapshotMissing: the snapshot is not there any more.
+        """
+        self.require(table, snapshot)
+        return columns_of(table.scan(snapshot_id=snapshot).projection())
+
     def require(self, table: Table, snapshot: int) -> None:
         """Make sure that a snapshot is there.
 

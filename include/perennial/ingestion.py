@@ -1,26 +1,68 @@
-"""From checked tables to one publication of the interval, or one refusal of it with every reason.
+"""From sources to one publication of the interval, or one refusal of it with every reason.
 
-Neighbours: :mod:`perennial.checks` judged each table; :mod:`perennial.lake` publishes.
+Neighbours: :mod:`perennial.sources` lands each table, :mod:`perennial.checks` judges it; :mod:`perennial.lake` publishes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from perennial import alerts, logs
-from perennial.checks import CheckResult, ingest_writes
+from perennial.checks import CheckResult, check, ingest_writes
 from perennial.errors import IntervalRefused
 from perennial.intervals import Interval
 from perennial.lake import Lake
 from perennial.ledger import Ledger, Publication
+from perennial.settings import Settings
+from perennial.sources import land
 from perennial.spec import ModelFolder, ModelSpec
 
 log = logs.get(__name__)
 
 #: The ledger's name for the raw tables of a model and its quarantine.
 DATASET = "tables"
+
+
+def land_and_check(
+    folder: ModelFolder,
+    ledger: Ledger,
+    settings: Settings,
+    table: str,
+    interval: Interval,
+    staging: Path,
+    *,
+    connect: Callable[[str], sa.Engine],
+    run_id: str,
+) -> CheckResult:
+    """Read a table's rows of the interval and let Great Expectations judge them.
+
+    Args:
+        folder: the model's.
+        ledger: says how many rows the past brought.
+        settings: where relative patterns of files start, and where reports lie.
+        table: its name in the spec.
+        interval: of the rows.
+        staging: folder for what is handed on; made if need be.
+        connect: gives the engine for a ``connection`` of the spec.
+        run_id: of the ingesting run.
+
+    Raises:
+        SourceError, SpecError: see :func:`perennial.sources.land`.
+    """
+    return check(
+        folder,
+        land(folder, table, interval, staging, data=settings.data, connect=connect),
+        interval,
+        staging,
+        past_rows_per_day=past_rows_per_day(ledger, folder.spec, table, interval),
+        docs=settings.reports / folder.spec.name / "checks",
+        run_id=run_id,
+    )
 
 
 def past_rows_per_day(ledger: Ledger, spec: ModelSpec, table: str, interval: Interval) -> float | None:

@@ -314,10 +314,18 @@ class Lake:
             where = And(where, _known_by(known_by))
         tasks = self._catalog.files(found, snapshot, where)
         if columns is None:
-            columns = columns_of(found.scan(snapshot_id=snapshot).projection())
+            columns = self._catalog.columns(found, snapshot)
         if unknown := [column for column in columns if column not in columns_of(found.schema())]:
             raise ValueError(f"{model}: table {table} has no column {', '.join(unknown)}")
         return self._catalog.read(found, tasks, columns=columns, where=where)
+
+    def columns(self, model: str, table: str, snapshot: int) -> list[str]:
+        """The columns that a table had at a snapshot.
+
+        Raises:
+            SnapshotMissing: there is no such table, or the snapshot has expired.
+        """
+        return self._catalog.columns(self._catalog.load(model, table), snapshot)
 
     def missing(self, model: str, table: str, snapshot: int) -> list[str]:
         """Files that a snapshot names and that are not there, or are of another size; for people.

@@ -1073,11 +1073,16 @@ def _read_thresholds(folder: Path, spec: ModelSpec) -> DriftThresholds | None:
     return thresholds
 
 
-def read_models(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
-    """All model folders of a deployment: the good ones by name, and the error of each broken one by folder name."""
+def read_models(models: Path, only: str | None = None) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
+    """The model folders of a deployment: the good ones by name, and the error of each broken one by folder name.
+
+    Args:
+        models: where they lie.
+        only: name of the one to read; None: all.
+    """
     good: dict[str, ModelFolder] = {}
     broken: dict[str, SpecError] = {}
-    for file in sorted(models.glob("*/model.yaml")):
+    for file in sorted(models.glob("*/model.yaml")) if only is None else [models / only / "model.yaml"]:
         try:
             good[file.parent.name] = read_model(file.parent)
         except SpecError as error:

@@ -20,7 +20,7 @@ from perennial.orchestration.callbacks import alert_of_failure, resolve_failure
 from perennial.orchestration.users import access
 from perennial.pools import pools
 from perennial.settings import settings
-from perennial.spec import ModelFolder, ModelSpec, read_model, read_models
+from perennial.spec import ModelFolder, ModelSpec, read_models
 
 #: Queues of Celery's workers, by stage: what trains for an hour must not keep scoring waiting. Other executors have none.
 LIGHT = "light"
@@ -65,13 +65,8 @@ def _folders() -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
     A worker parses the file anew for each task, and only wants the task's DAG: it reads that model alone.
     """
     everything = settings().models
-    own = everything / (get_parsing_context().dag_id or "").partition(".")[0]
-    if own == everything or not (own / "model.yaml").is_file():
-        return read_models(everything)
-    try:
-        return {own.name: read_model(own)}, {}
-    except SpecError as error:
-        return {}, {own.name: error}
+    own = (get_parsing_context().dag_id or "").partition(".")[0]
+    return read_models(everything, own if own and (everything / own / "model.yaml").is_file() else None)
 
 
 class _BrokenModels(DAG):

@@ -32,23 +32,14 @@ def land_and_check(model: str, table: str, part: str | None = None) -> dict[str,
 
     The result is handed on before the task fails, so that ``publish_tables`` can tell of all tables at once.
     """
-    from perennial.checks import check
-    from perennial.ingestion import past_rows_per_day
-    from perennial.sources import land
+    from perennial import ingestion
 
     with stage_run(model, part=part) as run:
         ledger, settings = run.deployment.ledger, run.deployment.settings
         # The order of this run among others of the interval is settled before the first row is read.
         ledger.next_order(model, "tables", run.interval, run.run_id)
-        landed = land(run.folder, table, run.interval, run.staging, data=settings.data, connect=connect)
-        result = check(
-            run.folder,
-            landed,
-            run.interval,
-            run.staging,
-            past_rows_per_day=past_rows_per_day(ledger, run.folder.spec, table, run.interval),
-            docs=settings.reports / model / "checks",
-            run_id=run.run_id,
+        result = ingestion.land_and_check(
+            run.folder, ledger, settings, table, run.interval, run.staging, connect=connect, run_id=run.run_id
         )
         run.link(REPORT, run.report(result.data_docs))
         if result.refused:
