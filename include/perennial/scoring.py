@@ -1,8 +1,8 @@
 """Champion and features of an interval → published predictions, in bounded memory.
 
 Which version predicts is resolved once a run, by number, and that number is what every prediction records. Predictions go
-to the lake first, as the dataset ``predictions``, and what was published there is then copied to the predictions
-database (:mod:`perennial.sink`). Predictions that no model in its right mind would make are refused before anything of
+to the lake, as the dataset ``predictions``, and are shown in the predictions database (:mod:`perennial.sink`) once they are
+published there. Predictions that no model in its right mind would make are refused before anything of
 them can be read.
 
 Neighbours: :mod:`perennial.features` publishes what is read here; :mod:`perennial.drift` and :mod:`perennial.performance`
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ from perennial.evaluation import count_not_finite
 from perennial.intervals import Interval, utc
 from perennial.lake import Lake, TableWrite
 from perennial.ledger import Ledger, Publication, VersionRecord
-from perennial.overlap import ahead
+from perennial.overlap import Follower, ahead
 from perennial.registry import Registry
 from perennial.sink import PredictionSink
 from perennial.spec import ColumnType, ModelFolder, ModelSpec
@@ -238,19 +239,42 @@ class Predictions(Protocol):
 def publish_predictions(
     spec: ModelSpec, lake: Lake, ledger: Ledger, predictions: Predictions, *, order: int, sink_url: str
 ) -> Scored:
-    """Publish predictions to the lake and to the predictions database, see :func:`score`."""
+    """Publish predictions to the lake and to the predictions database, see :func:`score`.
+
+    The predictions database is sent the rows while the lake is, and shows them when the lake has published. If that is not to
+    be or cannot be, it is brought in line from the lake.
+    """
     interval, version, run_id = predictions.interval, predictions.version, predictions.run_id
-    write = TableWrite(data=predictions.reader, event_time=spec.event_time, schema=predictions_schema(spec))
-    publication = lake.publish(
-        model=spec.name,
-        dataset=DATASET,
-        interval=interval,
-        tables={DATASET: write},
-        order=order,
-        run_id=run_id,
-        inputs={"version": version, "features": predictions.features_snapshot},
-    )
-    _copy_to_sink(spec, lake, ledger, interval, sink_url)
+    schema = predictions_schema(spec)
+    sink = PredictionSink(sink_url, spec.name, schema, spec.event_time, shared=_PROVENANCE)
+    published: Future[int] = Future()
+
+    def copy(rows: Iterable[pa.RecordBatch]) -> int | None:
+        return sink.write(interval, published.result, rows)
+
+    with Follower(copy) as copying:
+
+        def rows() -> pa.RecordBatchReader:
+            return pa.RecordBatchReader.from_batches(schema, copying.passing(predictions.reader()))
+
+        try:
+            publication = lake.publish(
+                model=spec.name,
+                dataset=DATASET,
+                interval=interval,
+                tables={DATASET: TableWrite(data=rows, event_time=spec.event_time, schema=schema)},
+                order=order,
+                run_id=run_id,
+                inputs={"version": version, "features": predictions.features_snapshot},
+            )
+            newest = ledger.publications(spec.name, DATASET, interval)[-1]
+            if newest.id == publication.id:
+                published.set_result(publication.id)
+        finally:
+            published.cancel()  # unless it is set
+        copied = not published.cancelled() and _is_copied(copying)
+    if not copied:
+        _copy_to_sink(spec, lake, ledger, interval, sink)
     scored = Scored(
         model=spec.name,
         interval=interval,
@@ -449,13 +473,21 @@ def _chunks(reader: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _copy_to_sink(spec: ModelSpec, lake: Lake, ledger: Ledger, interval: Interval, url: str) -> None:
+def _is_copied(copying: Follower[pa.RecordBatch, int | None]) -> bool:
+    try:
+        return copying.result() is not None
+    # Whatever it is: the same is done again from the lake, and fails for everybody to see if it must.
+    except Exception as error:
+        log.warning("predictions are copied from the lake, as they could not be while they were made: %s", error)
+        return False
+
+
+def _copy_to_sink(spec: ModelSpec, lake: Lake, ledger: Ledger, interval: Interval, sink: PredictionSink) -> None:
     """Bring the predictions database in line with what is published for the interval now.
 
     What is copied is the newest publication rather than this run's own: a run that slept while another one published then
     copies the other's rows, and it does not matter who is last.
     """
-    sink = PredictionSink(url, spec.name, predictions_schema(spec), spec.event_time, shared=_PROVENANCE)
     for _ in range(_SINK_ATTEMPTS):
         newest = ledger.published(spec.name, DATASET)
         assert newest is not None  # this run has published

@@ -4,16 +4,16 @@ It follows the lake and never leads it: :mod:`perennial.scoring` publishes predi
 copies the published rows of the interval here. Which publication an interval was copied from stands in ``<model>_scored``
 beside it, and rows of an older publication never replace those of a newer one.
 
-The lock that other writers wait for is held for a few statements inside the server, not while rows are read from the lake
-and sent. SQLite has one writer at a time, so rows are staged in a temporary table of the session first, which lies in a file
-of its own. PostgreSQL takes them straight into the table, where nobody sees them before they are committed, and the lock is
-for what they replace.
+Rows are staged in temporary tables of a session first, which may be done before it is known whether they will be published:
+nothing is locked meanwhile, no transaction stays open that would keep a server from tidying up, and rows that are not
+published leave nothing behind. The swap is then made by the server itself. SQLite has one writer at a time. In PostgreSQL
+nobody sees the new rows before they are committed, and the lock is for what they replace. A pooler in front of it must pool
+sessions, not transactions.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import repeat
 from typing import Any
@@ -48,8 +48,8 @@ class PredictionSink:
         model: the model's name.
         schema: columns of a prediction; they are created on first use.
         event_time: the column that places a row in an interval.
-        shared: columns, none of floats, whose values many rows have in common, such as the run they are from: SQLite is sent
-            them once.
+        shared: columns, none of floats, whose values many rows have in common, such as the run they are from: they are sent
+            once.
     """
 
     def __init__(self, url: str, model: str, schema: pa.Schema, event_time: str, shared: Sequence[str] = ()) -> None:
@@ -76,13 +76,28 @@ class PredictionSink:
             sa.Column("written_at", sa.DateTime(timezone=True), nullable=False),
         )
         self._metadata = metadata
+        self._staging = sa.MetaData()
+        self._staged = sa.Table(
+            "staged", self._staging, *self._columns(self._own), sa.Column("_said", sa.BigInteger), prefixes=["TEMPORARY"]
+        )
+        self._said = sa.Table(
+            "said",
+            self._staging,
+            sa.Column("_said", sa.Integer, primary_key=True, autoincrement=False),
+            *self._columns(self._shared),
+            prefixes=["TEMPORARY"],
+        )
 
-    def write(self, interval: Interval, publication: int, rows: pa.RecordBatchReader) -> int | None:
-        """Replace the interval's rows with those of a publication, in one transaction.
+    def _columns(self, names: Iterable[str]) -> list[sa.Column[Any]]:
+        return [sa.Column(name, self._table.c[name].type, nullable=self._table.c[name].nullable) for name in names]
+
+    def write(self, interval: Interval, publication: int | Callable[[], int], rows: Iterable[pa.RecordBatch]) -> int | None:
+        """Replace the interval's rows with those of a publication, all at once.
 
         Args:
             interval: all of its rows are replaced.
-            publication: the ledger's number of the publication that ``rows`` were read at.
+            publication: the ledger's number of the publication that ``rows`` are of. A function is called for it when all
+                rows are staged, and may wait until they are published; what it raises is raised here, and nothing is changed.
             rows: the interval's predictions, in the sink's schema.
 
         Returns:
@@ -92,9 +107,11 @@ class PredictionSink:
             ScoringError: the table there has other columns, or the database refused the rows.
         """
         try:
-            self._create()
             with self._engine.connect() as connection:
-                return self._write(connection, interval, publication, rows)
+                staged = self._stage(connection, rows)
+                number = publication if isinstance(publication, int) else publication()
+                self._create()
+                return self._replace(connection, interval, number, staged)
         except (sa.exc.DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:  # the rows are sent by the driver itself
             # The first line alone: what follows may quote data.
             cause = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
@@ -122,20 +139,62 @@ class PredictionSink:
                 f"{', '.join(wanted)}: rename or drop it and score again"
             )
 
-    def _write(self, connection: sa.Connection, interval: Interval, publication: int, rows: pa.RecordBatchReader) -> int | None:
-        if self._database.is_sqlite:
+    def _stage(self, connection: sa.Connection, rows: Iterable[pa.RecordBatch]) -> int:
+        with connection.begin():
+            if not self._database.is_sqlite:
+                connection.exec_driver_sql("SET timezone TO 'UTC'")  # moments are sent without their zone
+            self._staging.create_all(connection, checkfirst=False)
+        written = said = 0
+        for batch in rows:
             with connection.begin():
-                written = self._stage_in_sqlite(connection, rows)
+                for same in _by_values(batch, self._shared):
+                    [values] = same.select(self._shared).slice(0, 1).to_pylist()
+                    connection.execute(sa.insert(self._said), {"_said": said, **values})
+                    if self._database.is_sqlite:
+                        self._send_to_sqlite(connection, same.select(self._own), said)
+                    else:
+                        self._send_to_postgresql(connection, same.select(self._own), said)
+                    written, said = written + same.num_rows, said + 1
+        return written
+
+    def _send_to_sqlite(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:
+        columns = [*(_for_sqlite(column) for column in rows.columns), repeat(said, rows.num_rows)]
+        cursor = connection.connection.cursor()
+        cursor.executemany(f"INSERT INTO staged VALUES ({', '.join('?' * len(columns))})", list(zip(*columns, strict=True)))
+        cursor.close()
+
+    def _send_to_postgresql(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:
+        # Texts are quoted and missing values are not, which is how PostgreSQL tells an empty text from none.
+        options = pa.csv.WriteOptions(include_header=False, quoting_style="needed")
+        columns = [*map(_without_zone, rows.columns), pa.repeat(pa.scalar(said), rows.num_rows)]
+        buffer = pa.BufferOutputStream()
+        pa.csv.write_csv(pa.RecordBatch.from_arrays(columns, names=[*rows.schema.names, "_said"]), buffer, options)
+        cursor = connection.connection.cursor()
+        cursor.copy_expert("COPY staged FROM STDIN (FORMAT csv)", pa.BufferReader(buffer.getvalue()), 1 << 20)
+        cursor.close()
+
+    def _replace(self, connection: sa.Connection, interval: Interval, publication: int, rows: int) -> int | None:
+        if self._database.is_sqlite:
             connection = connection.execution_options(writes=True)
         with connection.begin() as transaction:
             if not self._database.is_sqlite:
-                written = self._send_to_postgresql(connection, rows)
+                # A writer that is stopped while it holds the lock is cut off by the server, so those behind it go on.
+                for setting, limit in (("idle_in_transaction_session_timeout", IDLE_LIMIT), ("lock_timeout", LOCK_WAIT)):
+                    connection.exec_driver_sql(f"SET LOCAL {setting} = {int(limit.total_seconds() * 1000)}")
+                self._insert(connection)
                 self._lock(connection)
             if self._holds_newer(connection, interval, publication):
                 transaction.rollback()
                 return None
-            self._swap(connection, interval, publication, written)
-        return written
+            self._swap(connection, interval, publication, rows)
+        return rows
+
+    def _insert(self, connection: sa.Connection) -> None:
+        names = [*self._own, *self._shared]
+        # Nothing is missing on the right; the outer join keeps SQLite from going through all rows for each value.
+        together = self._staged.outerjoin(self._said, self._staged.c["_said"] == self._said.c["_said"])
+        columns = [(self._staged if name in self._own else self._said).c[name] for name in names]
+        connection.execute(sa.insert(self._table).from_select(names, sa.select(*columns).select_from(together)))
 
     def _lock(self, connection: sa.Connection) -> None:
         key = f"perennial/sink/{self._table.name}"
@@ -156,13 +215,9 @@ class PredictionSink:
         replaced = sa.delete(self._table).where(at >= start, at < end)
         if self._database.is_sqlite:
             connection.execute(replaced)
-            names = self._names([*self._own, *self._shared])
-            together = " CROSS JOIN said USING (_said)" if self._shared else ""
-            connection.exec_driver_sql(
-                f"INSERT INTO {self._quote(self._table.name)} ({names}) SELECT {names} FROM staged{together}"
-            )
+            self._insert(connection)
         else:
-            # The rows that this transaction has sent are to stay.
+            # The rows that this transaction has inserted are to stay.
             connection.execute(replaced.where(sa.text("xmin <> pg_current_xact_id()::xid")))
         connection.execute(sa.delete(self._scored).where(scored.interval_start >= start, scored.interval_end <= end))
         connection.execute(
@@ -177,53 +232,6 @@ class PredictionSink:
 
     def _moment(self, moment: datetime) -> datetime:
         return moment.replace(tzinfo=None) if self._database.is_sqlite else moment
-
-    def _send_to_postgresql(self, connection: sa.Connection, rows: pa.RecordBatchReader) -> int:
-        # A writer that is stopped while it holds the lock is cut off by the server, so those behind it go on.
-        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {int(IDLE_LIMIT.total_seconds() * 1000)}")
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_WAIT.total_seconds() * 1000)}")
-        table, names = self._quote(self._table.name), self._names(rows.schema.names)
-        source = _CsvFile(rows)
-        cursor = connection.connection.cursor()
-        try:
-            cursor.copy_expert(f"COPY {table} ({names}) FROM STDIN (FORMAT csv)", source, 1 << 20)
-        except self._engine.dialect.loaded_dbapi.Error:
-            # The driver makes an error of the database of whatever went wrong while it read.
-            if source.failure is not None:
-                raise source.failure from None
-            raise
-        cursor.close()
-        return source.rows
-
-    def _stage_in_sqlite(self, connection: sa.Connection, rows: pa.RecordBatchReader) -> int:
-        # The temporary tables are in a file of their own, so filling them keeps no other writer waiting.
-        own, shared, table = self._names(self._own), self._names(self._shared), self._quote(self._table.name)
-        if self._shared:
-            connection.exec_driver_sql(f"CREATE TEMP TABLE said AS SELECT 0 AS _said, {shared} FROM {table} WHERE 0")
-            connection.exec_driver_sql("CREATE UNIQUE INDEX temp.said_once ON said (_said)")
-        reference = ", 0 AS _said" if self._shared else ""
-        connection.exec_driver_sql(f"CREATE TEMP TABLE staged AS SELECT {own}{reference} FROM {table} WHERE 0")
-        cursor = connection.connection.cursor()
-        written = said = 0
-        for batch in rows:
-            for same in _by_values(batch, self._shared):
-                if self._shared:
-                    values = [_for_sqlite(same.column(name).slice(0, 1))[0] for name in self._shared]
-                    cursor.execute(f"INSERT INTO said VALUES ({', '.join('?' * (1 + len(values)))})", [said, *values])
-                columns: list[Iterable[Any]] = [_for_sqlite(same.column(name)) for name in self._own]
-                if self._shared:
-                    columns.append(repeat(said, same.num_rows))
-                marks = ", ".join("?" * len(columns))
-                cursor.executemany(f"INSERT INTO staged VALUES ({marks})", list(zip(*columns, strict=True)))
-                written, said = written + same.num_rows, said + 1
-        cursor.close()
-        return written
-
-    def _names(self, identifiers: Iterable[str]) -> str:
-        return ", ".join(self._quote(name) for name in identifiers)
-
-    def _quote(self, identifier: str) -> str:
-        return self._engine.dialect.identifier_preparer.quote_identifier(identifier)
 
 
 def newest_publication(url: str, model: str) -> int | None:
@@ -267,47 +275,12 @@ def _by_values(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[pa.Rec
 
 def _for_sqlite(column: pa.Array) -> list[Any]:
     """Values as SQLAlchemy stores them in SQLite; moments are text in UTC that sorts by time."""
-    if pa.types.is_timestamp(column.type):
-        column = pc.cast(pc.cast(column, pa.timestamp("us")), pa.string())
-    elif pa.types.is_date(column.type):
-        column = pc.cast(column, pa.string())
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        column = pc.cast(_without_zone(column), pa.string())
     values: list[Any] = column.to_pylist()
     return values
 
 
-class _CsvFile(io.RawIOBase):
-    """Record batches as the bytes of a CSV file, made as they are asked for.
-
-    Texts are quoted and missing values are not, which is how PostgreSQL tells an empty text from none.
-    """
-
-    def __init__(self, batches: pa.RecordBatchReader) -> None:
-        self.rows = 0
-        self.failure: Exception | None = None
-        self._chunks = self._encode(batches)
-        self._chunk: Any = io.BytesIO()
-
-    def _encode(self, batches: pa.RecordBatchReader) -> Iterator[pa.Buffer]:
-        options = pa.csv.WriteOptions(include_header=False, quoting_style="needed")
-        for batch in batches:
-            buffer = pa.BufferOutputStream()
-            pa.csv.write_csv(batch, buffer, options)
-            self.rows += batch.num_rows
-            yield buffer.getvalue()
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        while True:
-            part: bytes = self._chunk.read(size)
-            if part:
-                return part
-            try:
-                chunk = next(self._chunks, None)
-            except Exception as error:
-                self.failure = error
-                raise
-            if chunk is None:
-                return b""
-            self._chunk = pa.BufferReader(chunk)
+def _without_zone(column: pa.Array) -> pa.Array:
+    """Moments as those of UTC, which Arrow makes texts of in a tenth of the time; anything else as it is."""
+    return pc.cast(column, pa.timestamp("us")) if pa.types.is_timestamp(column.type) else column

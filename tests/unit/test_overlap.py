@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from perennial import logs
-from perennial.overlap import ahead
+from perennial import logs, overlap
+from perennial.overlap import Follower, ahead
 
 
 def test_items_come_in_their_order() -> None:
@@ -72,3 +72,61 @@ def test_log_lines_of_the_other_thread_say_which_run_they_are_of() -> None:
 
     with logs.context(run="score-1"):
         assert list(ahead(told())) == ["score-1"]
+
+
+# --- who follows a stream --------------------------------------------------------------------------------------------
+
+
+def test_a_follower_gets_what_the_stream_is_for() -> None:
+    with Follower[int, list[int]](list) as following:
+        assert list(following.passing(range(100))) == following.result() == list(range(100))
+
+
+def test_a_follower_that_fails_stops_nobody_and_is_heard_when_asked() -> None:
+    def fail(items: Iterator[int]) -> None:
+        next(items)
+        raise OSError("the database went away")
+
+    with Follower(fail) as following:
+        assert list(following.passing(range(100))) == list(range(100))
+        with pytest.raises(OSError, match="the database went away"):
+            following.result()
+
+
+def test_a_follower_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "PATIENCE", 0.1)
+    let_go = threading.Event()
+    with Follower[int, bool](lambda _: let_go.wait(60)) as following:
+        assert list(following.passing(range(100))) == list(range(100))
+        with pytest.raises(TimeoutError):
+            following.result()
+    let_go.set()
+
+
+def test_a_follower_of_a_stream_that_breaks_off_never_takes_it_for_the_whole() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("the lake went away")
+
+    finished: list[list[int]] = []
+    before = threading.active_count()
+    with Follower(lambda items: finished.append(list(items))) as following:
+        with pytest.raises(OSError, match="the lake went away"):
+            list(following.passing(broken()))
+        with pytest.raises(TimeoutError):
+            following.result()
+    assert finished == []
+    assert threading.active_count() == before
+
+
+def test_a_stream_that_begins_again_is_followed_no_more() -> None:
+    with Follower[int, list[int]](list) as following:
+        for _ in range(2):
+            assert list(following.passing(range(100))) == list(range(100))
+        with pytest.raises(TimeoutError):
+            following.result()
+
+
+def test_a_stream_that_never_begins_has_no_follower() -> None:
+    with Follower[int, list[int]](list) as following, pytest.raises(TimeoutError):
+        following.result()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
 
 from perennial.artifacts import Prediction
 from perennial.errors import ArtifactRejected, NoChampion, ScoringError, Superseded
@@ -16,6 +19,7 @@ from perennial.intervals import Interval
 from perennial.ledger import Publication
 from perennial.scoring import CHUNK_ROWS, predictions_schema, resolve_champion, uncovered
 from perennial.settings import Settings
+from perennial.sink import PredictionSink
 from tests.unit.monitored import DAY, WEEK, World, as_utc, make_world
 
 
@@ -148,6 +152,110 @@ def test_a_run_that_was_overtaken_publishes_nothing(world: World) -> None:
     with pytest.raises(Superseded):
         world.score(old, run_id="slow")
     assert {row["version"] for row in world.predictions()} == {row["version"] for row in world.sink()} == {new}
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_rows_are_sent_as_they_are_predicted_and_not_read_again(
+    world: World, database: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish()
+    read: list[str] = []
+    scan = world.lake.scan
+
+    def watched(model: str, table: str, *given: Any, **named: Any) -> pa.RecordBatchReader:
+        read.append(table)
+        return scan(model, table, *given, **named)
+
+    monkeypatch.setattr(world.lake, "scan", watched)
+    url = str(request.getfixturevalue("postgres")) if database == "postgresql" else None
+    world.score(world.register(), sink_url=url)
+    assert read == ["features"]
+    assert said(world.sink(url)) == said(world.predictions())
+
+
+def test_nothing_is_visible_in_the_sink_before_the_lake_has_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.publish()
+    old, new = world.register("2013-03-10"), world.register("2013-03-20", seed=6)
+    seen: list[set[int]] = []
+    staged, commit = threading.Event(), world.ledger.commit
+    stage = PredictionSink._stage
+
+    def tell(*given: Any) -> int:
+        rows = stage(*given)
+        staged.set()
+        return rows
+
+    def look(*given: Any, **named: Any) -> Any:
+        assert staged.wait(60)
+        staged.clear()
+        seen.append({row["version"] for row in world.sink()})
+        return commit(*given, **named)
+
+    monkeypatch.setattr(PredictionSink, "_stage", tell)
+    monkeypatch.setattr(world.ledger, "commit", look)
+    world.score(old)
+    world.score(new)
+    assert seen == [set(), {old}]
+    assert {row["version"] for row in world.sink()} == {new}
+
+
+def test_a_sink_that_fails_while_rows_are_staged_is_brought_in_line_from_the_lake(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish()
+    stage = PredictionSink._stage
+    failed: list[pa.RecordBatch] = []
+
+    def fail_once(self: PredictionSink, connection: Any, rows: Any) -> int:
+        if not failed:
+            failed.append(next(iter(rows)))
+            raise OSError("connection reset")
+        return stage(self, connection, rows)
+
+    monkeypatch.setattr(PredictionSink, "_stage", fail_once)
+    world.score(world.register())
+    assert failed
+    assert said(world.sink()) == said(world.predictions()) != []
+
+
+def test_a_sink_that_is_gone_leaves_the_publication_standing_and_the_next_run_mends_it(world: World, tmp_path: Path) -> None:
+    world.publish()
+    version, missing = world.register(), tmp_path / "missing"
+    url = f"sqlite:///{missing / 'predictions.db'}"
+    with pytest.raises(ScoringError, match="The predictions are published in the lake; score the interval again"):
+        world.score(version, run_id="first", sink_url=url)
+    assert len(world.predictions()) == 60
+    missing.mkdir()
+    world.score(version, run_id="second", sink_url=url)
+    assert said(world.sink(url)) == said(world.predictions())
+
+
+def test_a_publication_of_another_run_in_between_wins(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.publish()
+    old, new = world.register("2013-03-10"), world.register("2013-03-20", seed=6)
+    publish = world.lake.publish
+    crossed: list[int] = []
+
+    def cross(**named: Any) -> Publication:
+        publication = publish(**named)
+        if not crossed:
+            crossed.append(publication.id)
+            # The other one has published, and its rows are not in the predictions database yet.
+            with pytest.raises(ScoringError, match="published in the lake"):
+                world.score(new, run_id="quick", sink_url=f"sqlite:///{tmp_path / 'missing' / 'predictions.db'}")
+        return publication
+
+    monkeypatch.setattr(world.lake, "publish", cross)
+    world.score(old, run_id="slow")
+    assert {row["version"] for row in world.predictions()} == {row["version"] for row in world.sink()} == {new}
+
+
+def test_predictions_that_are_refused_leave_no_trace_in_the_sink(world: World) -> None:
+    world.publish()
+    with pytest.raises(ScoringError):
+        world.score(world.register(spoil=spoil_coefficients(np.nan)))
+    with sa.create_engine(world.settings.predictions_url, poolclass=NullPool).connect() as connection:
+        assert sa.inspect(connection).get_table_names() == []
 
 
 def test_an_interval_without_entities_is_scored(world: World) -> None:

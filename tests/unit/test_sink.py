@@ -168,6 +168,31 @@ def test_rows_are_found_by_time_through_an_index(url: str) -> None:
         assert [index["column_names"] for index in sa.inspect(connection).get_indexes("orders_predictions")] == [["at"]]
 
 
+def test_rows_are_staged_before_it_is_asked_which_publication_they_are_of(url: str) -> None:
+    sink(url).write(DAY, 1, rows(DAY, ["a"]))
+
+    def published() -> int:
+        assert given.read_all().num_rows == 0
+        assert predictions(url) == [("a", 0.5)]
+        # Nobody has to wait meanwhile.
+        assert sink(url).write(DAY, 2, rows(DAY, ["b"])) == 1
+        return 3
+
+    given = rows(DAY, ["c", "d"], batches=2)
+    assert sink(url).write(DAY, published, given) == 2
+    assert predictions(url) == [("c", 0.5), ("d", 0.5)]
+
+
+def test_rows_that_were_staged_and_are_not_published_leave_nothing_behind(url: str) -> None:
+    def failed() -> int:
+        raise OSError("the lake went away")
+
+    with pytest.raises(OSError, match="the lake went away"):
+        sink(url).write(DAY, failed, rows(DAY, ["a"]))
+    with sa.create_engine(url, poolclass=NullPool).connect() as connection:
+        assert sa.inspect(connection).get_table_names() == []
+
+
 def test_an_error_while_rows_are_read_changes_nothing(url: str) -> None:
     sink(url).write(DAY, 1, rows(DAY, ["a"]))
 
