@@ -27,13 +27,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks import prepared
-from benchmarks.measuring import Line, Told, apart
+from benchmarks.measuring import Line, Told, apart, processor_seconds, seconds
 from benchmarks.prepared import MODEL, YEAR
-from perennial import by_hand
+from perennial import scoring
 from perennial.deployment import Deployment
 from perennial.example import DAYS
 from perennial.intervals import Interval
-from perennial.lake import TableWrite
 
 REPEAT = 3
 SEEDS = 50
@@ -66,7 +65,7 @@ def evidently(state: str) -> Callable[[], Any]:
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
 
-    year = _year(prepared.deployment(state))
+    year = FirstYear(prepared.deployment(state))
     numbers = ["prediction", *year.spec.features.numeric]
     texts = list(year.spec.features.categorical)
     rows = year.features.append_column("prediction", year.predictions["prediction"])
@@ -93,19 +92,14 @@ def agreement(state: str, seeds: int) -> Callable[[], Any]:
     from perennial.sampling import take_sample
 
     parts = prepared.deployment(state)
-    folder, year = parts.model(MODEL), _year(parts)
+    folder, year = parts.model(MODEL), FirstYear(parts)
     spec = folder.spec
-    published = parts.ledger.published(MODEL, "features")
-    assert published is not None
-    everything = Interval(DAYS.start, DAYS.start + ALL)
 
     def verdict(rows: pa.Table, said: pa.Table) -> str:
         return compare(spec.drift, rows, said, year.reference, folder.thresholds, report=False).verdict
 
     def run() -> Any:
-        keys = parts.lake.scan(
-            MODEL, "features", published.snapshots["features"], columns=["flight_id"], interval=everything
-        ).read_all()
+        keys = prepared.read(parts, "features", columns=["flight_id"], interval=prepared.span(YEARS))
         windows = {name: change(year.features) for name, change in WINDOWS.items()}
         found: dict[str, Any] = {
             name: {"all_rows": verdict(rows, year.predictions), "sampled": {}} for name, rows in windows.items()
@@ -124,7 +118,7 @@ def agreement(state: str, seeds: int) -> Callable[[], Any]:
     return run
 
 
-class _year:  # noqa: N801
+class FirstYear:
     """Features and predictions of the first year in the same order, and the champion's reference."""
 
     def __init__(self, parts: Deployment) -> None:
@@ -136,10 +130,7 @@ class _year:  # noqa: N801
 
     @staticmethod
     def _read(parts: Deployment, dataset: str) -> pa.Table:
-        published = parts.ledger.published(MODEL, dataset)
-        assert published is not None
-        rows = parts.lake.scan(MODEL, dataset, published.snapshots[dataset], interval=DAYS).read_all()
-        return rows.sort_by("flight_id").combine_chunks()
+        return prepared.read(parts, dataset, interval=DAYS).sort_by("flight_id").combine_chunks()
 
 
 def _later(share: float) -> Callable[[pa.Table], pa.Table]:
@@ -182,38 +173,16 @@ def state() -> Path:
     """State of a deployment with a champion, and with features and predictions of thirty years."""
 
     def make(folder: Path) -> None:
-        parts = prepared.new_deployment(folder, prepared.landing_zone(1))
-        by_hand.ingest(parts.settings, MODEL, DAYS)
-        told = by_hand.train(parts.settings, MODEL, prepared.TRAINED_AT)
-        assert told.endswith("is champion"), told
-        from perennial import scoring
-
+        parts = prepared.with_champion(folder)
         scoring.score(
-            parts.model(MODEL), parts.lake, parts.ledger, parts.registry, DAYS, version=1,
+            parts.model(MODEL), parts.lake, parts.ledger, parts.registry, DAYS, version=CHAMPION,
             order=parts.ledger.next_order(MODEL, scoring.DATASET, DAYS, "benchmark"), run_id="benchmark",
             sink_url=parts.settings.predictions_url,
         )  # fmt: skip
         for dataset in ("features", "predictions"):
-            repeat(parts, dataset, YEARS)
+            prepared.repeat(parts, parts, dataset, range(1, YEARS))
 
     return prepared.made(f"drift-{YEARS}", make)
-
-
-def repeat(parts: Deployment, dataset: str, years: int) -> None:
-    """Publish the first year's rows again as those of later years."""
-    folder, lake, ledger = parts.model(MODEL), parts.lake, parts.ledger
-    published = ledger.published(MODEL, dataset)
-    assert published is not None
-    with lake.scan(MODEL, dataset, published.snapshots[dataset]) as reader:
-        first = reader.read_all()
-    for number in range(1, years):
-        interval = Interval(DAYS.start + number * YEAR, DAYS.start + (number + 1) * YEAR)
-        rows = prepared.shifted(first, number, key="flight_id")
-        order = ledger.next_order(MODEL, dataset, interval, "benchmark")
-        lake.publish(
-            model=MODEL, dataset=dataset, interval=interval, order=order, run_id="benchmark", inputs=published.inputs,
-            tables={dataset: TableWrite(rows.to_reader, folder.spec.event_time, rows.schema)},
-        )  # fmt: skip
 
 
 def main() -> None:
@@ -227,21 +196,21 @@ def main() -> None:
     told.add(
         Line(
             f"drift report, {rows:,} rows in the window", f"{few[0].result['rows']['features']:,} rows",
-            [one.seconds for one in many], [one.seconds for one in few], goal=3.0,
+            seconds(many), seconds(few), goal=3.0,
             note="reading, sampling, comparing, report, verdict",
         )
     )  # fmt: skip
     told.add(
         Line(
             f"its memory above the libraries, {rows:,} rows", f"{few[0].result['rows']['features']:,} rows",
-            [one.peak_mb - one.libraries_mb for one in many], [one.peak_mb - one.libraries_mb for one in few], unit="MB",
+            [one.own_mb for one in many], [one.own_mb for one in few], unit="MB",
         )
     )  # fmt: skip
     [peer] = apart(evidently, state=place)
     told.add(
         Line(
             f"drift report, {rows:,} rows in the window", f"Evidently on all of {peer.result:,} rows",
-            [one.seconds for one in many], [peer.seconds], faster=True,
+            seconds(many), [peer.seconds], faster=True,
             note=f"Evidently had a thirtieth of the rows; all of them would take about {peer.seconds * YEARS / 60:.0f} min",
         )
     )  # fmt: skip
@@ -252,9 +221,7 @@ def main() -> None:
         "verdicts": {"many": many[0].result, "few": few[0].result},
         "agreement": {"seeds": SEEDS, **agreed.result},
         "evidently_mb": peer.peak_mb,
-        "processor_seconds": {
-            "many": [one.processor_seconds for one in many], "few": [one.processor_seconds for one in few],
-        },
+        "processor_seconds": {"many": processor_seconds(many), "few": processor_seconds(few)},
     }  # fmt: skip
     told.write()
 

@@ -27,7 +27,7 @@ import pandas as pd
 import yaml
 
 from benchmarks import prepared
-from benchmarks.measuring import Line, Told, apart
+from benchmarks.measuring import Line, Told, apart, processor_seconds, seconds
 from benchmarks.prepared import MODEL
 from perennial.example import DAYS
 
@@ -163,7 +163,7 @@ def _keep(found: pd.DataFrame, file: str) -> None:
 
 def main() -> None:
     told = Told("features")
-    state = str(prepared.flights(1))
+    state = str(prepared.flights())
     with tempfile.TemporaryDirectory() as scratch:
         # Not among those that count, since what it found is written down before the clock stops.
         files = [f"{scratch}/{name}.parquet" for name in ("ours", "pandas")]
@@ -180,20 +180,18 @@ def main() -> None:
     told.add(
         Line(
             f"three lookback features of {own[0].result['rows']:,} flights", "pandas.merge_asof",
-            [one.seconds for one in own], [one.seconds for one in other], goal=3.0, faster=True,
+            seconds(own), seconds(other), goal=3.0, faster=True,
             note="from Parquet files to a table; ours checks, pandas does not; equal to the last bit",
         )
     )  # fmt: skip
     told.add(
         Line(
             "the query alone, in DuckDB", "pandas.merge_asof", [one.result["query_seconds"] for one in own],
-            [one.seconds for one in other], faster=True, note="no reading, no checks, no order",
+            seconds(other), faster=True, note="no reading, no checks, no order",
         )
     )  # fmt: skip
     told.details = {
-        "processor_seconds": {
-            "ours": [one.processor_seconds for one in own], "pandas": [one.processor_seconds for one in other],
-        },
+        "processor_seconds": {"ours": processor_seconds(own), "pandas": processor_seconds(other)},
         "peak_mb": {"ours": [one.peak_mb for one in own], "pandas": [one.peak_mb for one in other]},
     }  # fmt: skip
     told.write()

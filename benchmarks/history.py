@@ -21,7 +21,7 @@ from datetime import timedelta
 from typing import Any
 
 from benchmarks import prepared
-from benchmarks.measuring import Line, Told, apart
+from benchmarks.measuring import Line, Told, apart, seconds
 from benchmarks.prepared import KEPT, MODEL
 from perennial.example import DAYS
 from perennial.intervals import Interval
@@ -32,23 +32,18 @@ DAYS_PER_PART, MOST_PARTS = 91, 64
 
 def load(days: int, days_per_part: int) -> Callable[[], Any]:
     """The first so many days of the year, published in parts of so many."""
-    from perennial.checks import CheckResult, check
-    from perennial.ingestion import past_rows_per_day, publish_interval
-    from perennial.sources import land
+    from perennial.checks import CheckResult
+    from perennial.ingestion import publish_interval
 
     state = KEPT / "history-scratch"
     shutil.rmtree(state, ignore_errors=True)
     parts = prepared.new_deployment(state, prepared.landing_zone(1))
-    folder, lake, ledger, settings = parts.model(MODEL), parts.lake, parts.ledger, parts.settings
+    folder, lake, ledger = parts.model(MODEL), parts.lake, parts.ledger
     whole = Interval(DAYS.start, DAYS.start + timedelta(days=days))
     cut = whole.parts(timedelta(days=days_per_part), MOST_PARTS if days_per_part > 1 else days)
 
     def checked(table: str, interval: Interval) -> CheckResult:
-        staging = settings.staging / interval.key
-        landed = land(folder, table, interval, staging, data=settings.data, connect=_no_database)
-        past = past_rows_per_day(ledger, folder.spec, table, interval)
-        docs = settings.reports / MODEL / "checks"
-        return check(folder, landed, interval, staging, past_rows_per_day=past, docs=docs, run_id="benchmark")
+        return prepared.land_and_check(parts, folder, table, interval, parts.settings.staging / interval.key)
 
     def run() -> dict[str, int]:
         timeless = [checked(name, whole) for name, table in folder.spec.tables.items() if not table.event_time]
@@ -67,10 +62,6 @@ def load(days: int, days_per_part: int) -> Callable[[], Any]:
     return run
 
 
-def _no_database(name: str) -> Any:
-    raise LookupError(name)
-
-
 def measure(days: int, repeat: int, days_by_day: int) -> Told:
     told = Told("history")
     at_once = apart(load, days=days, days_per_part=366, repeat=repeat)
@@ -84,7 +75,7 @@ def measure(days: int, repeat: int, days_by_day: int) -> Told:
         Line(
             claim=f"load {title} of daily partitions as a range ({flights:,} flights)",
             beside="the same rows in one write",
-            ours=[one.seconds for one in in_parts], peer=[one.seconds for one in at_once], goal=2.0,
+            ours=seconds(in_parts), peer=seconds(at_once), goal=2.0,
         )
     )  # fmt: skip
     by_day = apart(load, days=days_by_day, days_per_part=1)
@@ -96,7 +87,7 @@ def measure(days: int, repeat: int, days_by_day: int) -> Told:
         Line(
             claim=f"load {days_by_day} days of daily partitions day by day",
             beside="the same rows in one write",
-            ours=[one.seconds for one in by_day], peer=[one.seconds for one in beside],
+            ours=seconds(by_day), peer=seconds(beside),
         )
     )  # fmt: skip
     shutil.rmtree(KEPT / "history-scratch", ignore_errors=True)

@@ -27,7 +27,7 @@ import duckdb
 import pandas as pd
 
 from benchmarks import prepared
-from benchmarks.measuring import Line, Taken, Told, apart
+from benchmarks.measuring import Line, Taken, Told, apart, seconds
 from benchmarks.prepared import KEPT, MODEL
 from perennial.intervals import Interval
 
@@ -43,9 +43,7 @@ def calendar(years: int) -> Interval:
 
 
 def ours(years: int) -> Callable[[], Any]:
-    from perennial.checks import check
     from perennial.ingestion import publish_interval
-    from perennial.sources import land
 
     state = KEPT / "ingest-scratch"
     shutil.rmtree(state, ignore_errors=True)
@@ -54,17 +52,10 @@ def ours(years: int) -> Callable[[], Any]:
 
     def ingest() -> dict[str, int]:
         parts.ledger.next_order(MODEL, "tables", interval, "benchmark")
-        landed = land(folder, TABLE, interval, staging, data=parts.settings.data, connect=_no_database)
-        checked = check(
-            folder, landed, interval, staging, past_rows_per_day=None, docs=parts.settings.reports, run_id="benchmark"
-        )
+        checked = prepared.land_and_check(parts, folder, TABLE, interval, staging)
         return publish_interval(folder, parts.lake, parts.ledger, interval, [checked], tables={TABLE}, run_id="benchmark").rows
 
     return ingest
-
-
-def _no_database(name: str) -> Any:
-    raise LookupError(name)
 
 
 # --- the same expectations without us --------------------------------------------------------------------------------
@@ -158,28 +149,24 @@ def measure(years: int, parts: list[str], repeat: int) -> Told:
     whole = apart(ours, years=years, repeat=repeat)
     rows = sum(whole[0].result.values())
     told.details |= {"verdicts": whole[0].result, "rows": rows, "ours": _details(whole, rows)}
-    if "limit" in parts:
-        found = apart(limit, years=years, repeat=repeat)
-        assert found[0].result == whole[0].result, (found[0].result, whole[0].result)
-        told.details["limit"] = _details(found, rows)
-        told.add(
-            Line(
-                claim=f"ingest {rows:,} rows: source, checks, quarantine, publish",
-                beside="reading the source and Great Expectations alone, in frames",
-                ours=_seconds(whole), peer=_seconds(found), goal=1.25,
-            )
-        )  # fmt: skip
-    if "plain" in parts:
-        found = apart(plain, years=years)
-        assert found[0].result == whole[0].result, (found[0].result, whole[0].result)
-        told.details["plain"] = _details(found, rows)
-        told.add(
-            Line(
-                claim=f"ingest {rows:,} rows",
-                beside="pandas and Great Expectations with its own uniqueness, in one frame",
-                ours=_seconds(whole), peer=_seconds(found),
-            )
-        )  # fmt: skip
+
+    def compare(part: str, piece: Callable[..., Callable[[], Any]], times: int, **said: Any) -> None:
+        if part in parts:
+            found = apart(piece, years=years, repeat=times)
+            assert found[0].result == whole[0].result, (found[0].result, whole[0].result)
+            told.details[part] = _details(found, rows)
+            told.add(Line(ours=seconds(whole), peer=seconds(found), **said))
+
+    compare(
+        "limit", limit, repeat,
+        claim=f"ingest {rows:,} rows: source, checks, quarantine, publish",
+        beside="reading the source and Great Expectations alone, in frames", goal=1.25,
+    )  # fmt: skip
+    compare(
+        "plain", plain, 1,
+        claim=f"ingest {rows:,} rows",
+        beside="pandas and Great Expectations with its own uniqueness, in one frame",
+    )  # fmt: skip
     if "tenth" in parts:
         prepared.landing_zone(1)
         tenth = apart(ours, years=1, repeat=repeat)
@@ -196,16 +183,12 @@ def measure(years: int, parts: list[str], repeat: int) -> Told:
     return told
 
 
-def _seconds(taken: list[Taken]) -> list[float]:
-    return [one.seconds for one in taken]
-
-
 def _details(taken: list[Taken], rows: int) -> dict[str, Any]:
     middle = statistics.median
     return {
         "processor_seconds_per_million": round(middle(one.processor_seconds for one in taken) / rows * 1e6, 1),
         "peak_mb": middle(one.peak_mb for one in taken),
-        "mb_above_libraries": round(middle(one.peak_mb - one.libraries_mb for one in taken), 1),
+        "mb_above_libraries": round(middle(one.own_mb for one in taken), 1),
     }
 
 

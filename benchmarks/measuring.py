@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,8 @@ from typing import Any
 from perennial.settings import PROJECT
 
 RESULTS = PROJECT / "benchmarks" / "results"
-#: What an embedded stack gives its workers on two cores.
+#: A thread of OpenMP for each core, for both sides: what is measured has the machine to itself. A worker of the embedded stack
+#: gets fewer, one on two cores, since others work beside it. The rest is as there: threads sleep while they wait.
 THREADS = {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 _PACKAGES = (
     "apache-airflow", "duckdb", "evidently", "great-expectations", "mlflow", "numpy", "pandas", "pyarrow", "pyiceberg",
@@ -58,18 +59,30 @@ class Taken:
     libraries_mb: float
     result: Any
 
+    @property
+    def own_mb(self) -> float:
+        """Most memory above the libraries."""
+        return round(self.peak_mb - self.libraries_mb, 1)
 
-def apart(piece: Callable[..., Callable[[], Any]], *, repeat: int = 1, warm: bool = True, **arguments: Any) -> list[Taken]:
+
+def seconds(taken: Iterable[Taken]) -> list[float]:
+    return [one.seconds for one in taken]
+
+
+def processor_seconds(taken: Iterable[Taken]) -> list[float]:
+    return [one.processor_seconds for one in taken]
+
+
+def apart(piece: Callable[..., Callable[[], Any]], *, repeat: int = 1, **arguments: Any) -> list[Taken]:
     """Run a piece in processes of its own, one after the other.
 
     Args:
         piece: a function at the top of a module, see the module's docstring.
         repeat: how often.
-        warm: whether to import what workers have imported.
         arguments: of ``piece``; must be JSON.
     """
     target = f"{_module(piece)}:{piece.__name__}"
-    program = [sys.executable, "-m", "benchmarks.measuring", target, json.dumps(arguments), "warm" if warm else "cold"]
+    program = [sys.executable, "-m", "benchmarks.measuring", target, json.dumps(arguments)]
     found = []
     for _ in range(repeat):
         done = subprocess.run(program, env={**os.environ, **THREADS}, cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -85,18 +98,17 @@ def _module(piece: Callable[..., Any]) -> str:
     return str(importlib.import_module("__main__").__spec__.name)
 
 
-def _run(target: str, arguments: Mapping[str, Any], *, warm: bool) -> None:
-    if warm:
-        import perennial.orchestration.warm  # noqa: F401
+def _run(target: str, arguments: Mapping[str, Any]) -> None:
+    import_as_workers()
     module, _, name = target.partition(":")
     piece = getattr(importlib.import_module(module), name)(**arguments)
     libraries = _memory("VmRSS")
     # Linux forgets the highest mark so far.
     Path("/proc/self/clear_refs").write_text("5")
-    began, spent = time.perf_counter(), _processor_time()
+    began, spent = time.perf_counter(), processor_time()
     result = piece()
-    seconds, spent = time.perf_counter() - began, _processor_time() - spent
-    taken = Taken(round(seconds, 4), round(spent, 3), round(_memory("VmHWM"), 1), round(libraries, 1), result)
+    took, spent = time.perf_counter() - began, processor_time() - spent
+    taken = Taken(round(took, 4), round(spent, 3), round(_memory("VmHWM"), 1), round(libraries, 1), result)
     sys.stdout.write("\n" + json.dumps(asdict(taken)) + "\n")
 
 
@@ -107,7 +119,13 @@ def _memory(line: str) -> float:
     return int(found.split()[1]) / 1024
 
 
-def _processor_time() -> float:
+def import_as_workers() -> None:
+    """Import what a worker has imported before it forks."""
+    importlib.import_module("perennial.orchestration.warm")
+
+
+def processor_time() -> float:
+    """Seconds of this process and of its children that have ended, all threads."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
@@ -194,10 +212,15 @@ class Told:
             "details": self.details,
             "seconds": round(time.monotonic() - self._began, 1),
         }
-        RESULTS.mkdir(exist_ok=True)
-        file = RESULTS / f"{self.name}.json"
-        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        print(f"{report['seconds']:.0f} s; written to {file.relative_to(PROJECT)}", flush=True)
+        keep(self.name, report)
+
+
+def keep(name: str, report: Mapping[str, Any]) -> None:
+    """Write what a benchmark has to say, its ``seconds`` included, as ``results/<name>.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"{report['seconds']:.0f} s; written to {file.relative_to(PROJECT)}", flush=True)
 
 
 def machine() -> str:
@@ -212,4 +235,4 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    _run(sys.argv[1], json.loads(sys.argv[2]), warm=sys.argv[3] == "warm")
+    _run(sys.argv[1], json.loads(sys.argv[2]))

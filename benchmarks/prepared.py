@@ -10,20 +10,23 @@ import fcntl
 import gzip
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perennial import by_hand
+from perennial import by_hand, ingestion
+from perennial.checks import CheckResult
 from perennial.deployment import Deployment
 from perennial.example import DAYS, write_landing_zone
 from perennial.intervals import Interval
 from perennial.lake import TableWrite
 from perennial.ledger import Ledger
-from perennial.settings import PROJECT, read_settings
+from perennial.settings import PROJECT, Settings, read_settings
+from perennial.spec import ModelFolder
 
 KEPT = PROJECT / ".bench"
 MODEL = "flight_delay"
@@ -35,9 +38,9 @@ TRAINED_AT = datetime(2013, 7, 1, tzinfo=UTC)
 _COPIED = re.compile(r"(?m)^((?:[A-Z]{3},)?)2013,")
 
 
-def span(years: int) -> Interval:
-    """The interval of so many copies."""
-    return Interval(DAYS.start, DAYS.start + years * YEAR)
+def span(years: int, first: int = 0) -> Interval:
+    """The interval of so many copies, beginning with that of a number; 0 is the year itself."""
+    return Interval(DAYS.start + first * YEAR, DAYS.start + (first + years) * YEAR)
 
 
 def environment(state: Path) -> dict[str, str]:
@@ -49,7 +52,7 @@ def deployment(state: str | Path) -> Deployment:
     return Deployment(read_settings(environment(Path(state))))
 
 
-def made(name: str, make: Callable[[Path], None]) -> Path:
+def made(name: str, make: Callable[[Path], Any]) -> Path:
     """A folder of :data:`KEPT` that is made once; others who want it wait.
 
     It is made where it stays, since a lake knows its own address; a mark beside it tells that it is whole.
@@ -108,47 +111,94 @@ def new_deployment(state: Path, data: Path | None = None) -> Deployment:
     return parts
 
 
-def flights(years: int) -> Path:
-    """State of a deployment with a champion and published features of so many years.
-
-    The first year goes through ingestion; the other years' features are its own, with shifted times and keys.
-    """
-
-    def make(folder: Path) -> None:
-        parts = new_deployment(folder, landing_zone(1))
-        by_hand.ingest(parts.settings, MODEL, DAYS)
-        told = by_hand.train(parts.settings, MODEL, TRAINED_AT)
-        assert told.endswith("is champion"), told
-        if years > 1:
-            _repeat_features(parts, years)
-
-    return made(f"flights-{years}", make)
+def change_spec(state: Path, old: str, new: str) -> None:
+    """Put other words into the ``model.yaml`` of a deployment that :func:`new_deployment` made."""
+    file = state / "models" / MODEL / "model.yaml"
+    text = file.read_text()
+    assert old in text, f"the example does not say {old!r} any more"
+    file.write_text(text.replace(old, new))
 
 
-def _repeat_features(parts: Deployment, years: int) -> None:
-    folder, lake, ledger = parts.model(MODEL), parts.lake, parts.ledger
-    published = ledger.published(MODEL, "features")
+def train_on(state: Path, window: str) -> None:
+    """Let the example of a deployment learn from a longer window, such as ``330d``."""
+    change_spec(state, "training: {holdout", f"training: {{window: {window}, holdout")
+
+
+def land_and_check(parts: Deployment, folder: ModelFolder, table: str, interval: Interval, staging: Path) -> CheckResult:
+    """:func:`perennial.ingestion.land_and_check` for the example, which has no source that is a database."""
+
+    def connect(name: str) -> Any:
+        raise LookupError(name)
+
+    return ingestion.land_and_check(
+        folder, parts.ledger, parts.settings, table, interval, staging, connect=connect, run_id="benchmark"
+    )
+
+
+def train_champion(settings: Settings, as_of: datetime) -> None:
+    """Train for the first time; what comes of it must become champion."""
+    told = by_hand.train(settings, MODEL, as_of)
+    assert told.endswith("is champion"), told
+
+
+def flights() -> Path:
+    """State of a deployment with a year of flights, published with their features, and a champion."""
+    return made("flights-1", with_champion)
+
+
+def with_champion(folder: Path) -> Deployment:
+    """A new deployment like that of :func:`flights`, for those that add to it."""
+    parts = new_deployment(folder, landing_zone(1))
+    by_hand.ingest(parts.settings, MODEL, DAYS)
+    train_champion(parts.settings, TRAINED_AT)
+    return parts
+
+
+def read(
+    parts: Deployment, dataset: str, table: str = "", *, columns: Sequence[str] | None = None, interval: Interval | None = None
+) -> pa.Table:
+    """Published rows of a dataset, which is a table too unless another of its tables is named; in no particular order."""
+    published, table = parts.ledger.published(MODEL, dataset), table or dataset
     assert published is not None
-    event_time = folder.spec.event_time
-    with lake.scan(MODEL, "features", published.snapshots["features"]) as reader:
-        first = reader.read_all()
-    for number in range(1, years):
-        interval = Interval(DAYS.start + number * YEAR, DAYS.start + (number + 1) * YEAR)
-        rows = shifted(first, number, key="flight_id")
-        order = ledger.next_order(MODEL, "features", interval, "benchmark")
-        lake.publish(
-            model=MODEL, dataset="features", interval=interval, order=order, run_id="benchmark", inputs=published.inputs,
-            tables={"features": TableWrite(rows.to_reader, event_time, rows.schema)},
+    with parts.lake.scan(MODEL, table, published.snapshots[table], columns=columns, interval=interval) as rows:
+        return rows.read_all()
+
+
+def repeat(source: Deployment, target: Deployment, dataset: str, copies: Iterable[int], *, tables: Sequence[str] = ()) -> None:
+    """Publish a deployment's one year of a dataset as that of other years, there or in another deployment.
+
+    Args:
+        source: has the year, and nothing else of the dataset.
+        target: where they are published.
+        dataset: its name.
+        copies: by how many years each copy is later; 0 is the year as it is.
+        tables: those of the dataset; by default the one that is called like it.
+    """
+    published, present = source.ledger.published(MODEL, dataset), target.ledger.published(MODEL, "tables")
+    assert published is not None
+    inputs = dict(published.inputs)
+    if "publication" in inputs and present is not None:
+        # Features that were made from other tables than those that are there would be made again.
+        inputs["publication"] = present.id
+    year = {table: read(source, dataset, table) for table in tables or [dataset]}
+    event_time = target.model(MODEL).spec.event_time
+    for copy in copies:
+        interval = span(1, copy)
+        rows = {table: shifted(one, copy) for table, one in year.items()}
+        target.lake.publish(
+            model=MODEL, dataset=dataset, interval=interval, run_id="benchmark", inputs=inputs,
+            order=target.ledger.next_order(MODEL, dataset, interval, "benchmark"),
+            tables={table: TableWrite(one.to_reader, event_time, one.schema) for table, one in rows.items()},
         )  # fmt: skip
 
 
-def shifted(rows: pa.Table, years: int, *, key: str) -> pa.Table:
-    """Rows with all moments later by so many times 365 days, and a key of their own that is as long."""
+def shifted(rows: pa.Table, years: int) -> pa.Table:
+    """Rows with all moments later by so many times 365 days, and a ``flight_id`` of their own that is as long."""
     for place, field in enumerate(rows.schema):
         if pa.types.is_timestamp(field.type):
             moved = pc.add(rows.column(place), pa.scalar(years * YEAR, pa.duration("us")))
             rows = rows.set_column(place, field, moved.cast(field.type))
-        elif field.name == key:
+        elif field.name == "flight_id":
             rest = pc.utf8_slice_codeunits(rows.column(place), 4)
             rows = rows.set_column(place, field, pc.binary_join_element_wise(str(2013 + years), rest, ""))
     return rows

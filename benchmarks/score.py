@@ -26,14 +26,11 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from benchmarks import prepared
-from benchmarks.measuring import Line, Taken, Told, apart
-from benchmarks.prepared import KEPT, MODEL, YEAR
+from benchmarks.measuring import Line, Taken, Told, apart, processor_seconds, seconds
+from benchmarks.prepared import KEPT, MODEL
 from perennial import scoring
 from perennial.artifacts import LoadedModel
 from perennial.deployment import Deployment
-from perennial.example import DAYS
-from perennial.intervals import Interval
-from perennial.lake import TableWrite
 from perennial.settings import read_settings
 from perennial.sink import PredictionSink
 from tests.conftest import postgres_server
@@ -50,27 +47,15 @@ def stocked(years: int) -> Path:
     """State of a deployment with published features of so many years and nothing else; see :func:`champion`."""
 
     def make(folder: Path) -> None:
-        source, own = prepared.deployment(prepared.flights(1)), prepared.new_deployment(folder)
-        published = source.ledger.published(MODEL, "features")
-        assert published is not None
-        event_time = source.model(MODEL).spec.event_time
-        with source.lake.scan(MODEL, "features", published.snapshots["features"]) as reader:
-            first = reader.read_all()
-        for number in range(years):
-            interval = Interval(DAYS.start + number * YEAR, DAYS.start + (number + 1) * YEAR)
-            rows = prepared.shifted(first, number, key="flight_id")
-            order = own.ledger.next_order(MODEL, "features", interval, "benchmark")
-            own.lake.publish(
-                model=MODEL, dataset="features", interval=interval, order=order, run_id="benchmark", inputs={},
-                tables={"features": TableWrite(rows.to_reader, event_time, rows.schema)},
-            )  # fmt: skip
+        source = prepared.deployment(prepared.flights())
+        prepared.repeat(source, prepared.new_deployment(folder), "features", range(years))
 
     return prepared.made(f"score-{years}", make)
 
 
 def champion() -> LoadedModel:
     """The model that scores, loaded and verified."""
-    parts = prepared.deployment(prepared.flights(1))
+    parts = prepared.deployment(prepared.flights())
     version = parts.ledger.champion(MODEL)
     assert version is not None
     return parts.registry.load(MODEL, version, spec=parts.model(MODEL).spec)
@@ -88,13 +73,9 @@ def unscored(years: int) -> Deployment:
 
 
 def read_features(parts: Deployment, years: int) -> pa.Table:
-    published, spec = parts.ledger.published(MODEL, "features"), parts.model(MODEL).spec
-    assert published is not None
+    spec = parts.model(MODEL).spec
     wanted = [*scoring.predictions_schema(spec).names[:3], *spec.features.numeric, *spec.features.categorical]
-    with parts.lake.scan(
-        MODEL, "features", published.snapshots["features"], columns=wanted, interval=prepared.span(years)
-    ) as reader:
-        return reader.read_all()
+    return prepared.read(parts, "features", columns=wanted, interval=prepared.span(years))
 
 
 # --- ours ------------------------------------------------------------------------------------------------------------
@@ -107,7 +88,7 @@ def ours(years: int, sink: str | None = None) -> Callable[[], Any]:
         years: how many.
         sink: URL of the predictions database; it is emptied before the clock starts.
     """
-    trained, parts = prepared.deployment(prepared.flights(1)), unscored(years)
+    trained, parts = prepared.deployment(prepared.flights()), unscored(years)
     url = sink or f"sqlite:///{parts.settings.state / 'predictions.db'}"
     if sink:
         drop_tables(url)
@@ -147,7 +128,7 @@ def usual(years: int, features: str, predictions: str) -> Callable[[], Any]:
     import pandas as pd
     from mlflow import MlflowClient, artifacts
 
-    parts = prepared.deployment(prepared.flights(1))
+    parts = prepared.deployment(prepared.flights())
     version = parts.ledger.champion(MODEL)
     # By models:/ it would write into the stored artifact, where that is a local folder, and ours would refuse it from then on.
     source = MlflowClient(parts.settings.mlflow_url).get_model_version(MODEL, str(version)).source
@@ -181,10 +162,7 @@ def usual(years: int, features: str, predictions: str) -> Callable[[], Any]:
 
 def put_features(years: int, url: str) -> None:
     """The features of so many years as a table ``features`` of a SQL database, with an index on their time."""
-    parts = prepared.deployment(stocked(years))
-    published = parts.ledger.published(MODEL, "features")
-    assert published is not None
-    rows = read_features(parts, years)
+    rows = read_features(prepared.deployment(stocked(years)), years)
     sink = PredictionSink(url, "sql", rows.schema, "scheduled_departure")
     sink.write(prepared.span(years), 1, rows.to_reader(100_000))
     with sa.create_engine(url).begin() as connection:
@@ -194,17 +172,13 @@ def put_features(years: int, url: str) -> None:
 # --- what is told ----------------------------------------------------------------------------------------------------
 
 
-def seconds(taken: list[Taken]) -> list[float]:
-    return [one.seconds for one in taken]
-
-
 def costs(taken: list[Taken]) -> dict[str, Any]:
     """For the details: seconds, processor seconds, memory at the peak and above the libraries."""
     return {
         "seconds": seconds(taken),
-        "processor_seconds": [one.processor_seconds for one in taken],
+        "processor_seconds": processor_seconds(taken),
         "peak_mb": [one.peak_mb for one in taken],
-        "above_libraries_mb": [round(one.peak_mb - one.libraries_mb, 1) for one in taken],
+        "above_libraries_mb": [one.own_mb for one in taken],
         "rows": taken[0].result,
     }
 

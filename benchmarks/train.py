@@ -25,19 +25,15 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks import prepared
-from benchmarks.measuring import Line, Told, apart
-from benchmarks.prepared import MODEL, YEAR
-from perennial.deployment import Deployment
-from perennial.example import DAYS
-from perennial.intervals import Interval
-from perennial.lake import TableWrite
+from benchmarks.measuring import Line, Told, apart, processor_seconds, seconds
+from benchmarks.prepared import MODEL
 
 REPEAT = 2
 #: Copies of a year; the window and the holdout of 28 days lie in them.
 YEARS = 4
 #: So long a window has a million labelled rows.
 WINDOW = "1117d"
-AS_OF = DAYS.start + YEARS * YEAR - timedelta(days=30)
+AS_OF = prepared.span(YEARS).end - timedelta(days=30)
 CANDIDATE = "boosting"
 
 
@@ -103,69 +99,45 @@ def state() -> Path:
     """State of a deployment with features and labels of four years, and nothing trained."""
 
     def make(folder: Path) -> None:
-        parts, source = prepared.new_deployment(folder), prepared.deployment(prepared.flights(1))
-        spec = folder / "models" / MODEL / "model.yaml"
-        text = spec.read_text()
-        assert "training: {holdout" in text
-        spec.write_text(text.replace("training: {holdout", f"training: {{window: {WINDOW}, holdout"))
-        repeat(source, parts, "tables", ["flights", "arrivals"])
-        repeat(source, parts, "features", ["features"])
+        source, parts = prepared.deployment(prepared.flights()), prepared.new_deployment(folder)
+        prepared.train_on(folder, WINDOW)
+        prepared.repeat(source, parts, "tables", range(YEARS), tables=["flights", "arrivals"])
+        prepared.repeat(source, parts, "features", range(YEARS))
 
     return prepared.made(f"train-{YEARS}", make)
-
-
-def repeat(source: Deployment, parts: Deployment, dataset: str, names: list[str]) -> None:
-    """Publish the rows of a deployment's one year as those of all years."""
-    folder, ledger = parts.model(MODEL), parts.ledger
-    published, tables = source.ledger.published(MODEL, dataset), ledger.published(MODEL, "tables")
-    assert published is not None
-    rows = {}
-    for name in names:
-        with source.lake.scan(MODEL, name, published.snapshots[name]) as reader:
-            rows[name] = reader.read_all()
-    # Features are told to be made from the tables that are there, or they would be made again.
-    inputs = {**published.inputs, "publication": tables.id} if tables is not None else published.inputs
-    for number in range(YEARS):
-        interval = Interval(DAYS.start + number * YEAR, DAYS.start + (number + 1) * YEAR)
-        moved = {name: prepared.shifted(one, number, key="flight_id") for name, one in rows.items()}
-        parts.lake.publish(
-            model=MODEL, dataset=dataset, interval=interval, inputs=inputs, run_id="benchmark",
-            order=ledger.next_order(MODEL, dataset, interval, "benchmark"),
-            tables={name: TableWrite(one.to_reader, folder.spec.event_time, one.schema) for name, one in moved.items()},
-        )  # fmt: skip
 
 
 def main() -> None:
     told = Told("train")
     place = str(state())
-    trained = [one for _ in range(REPEAT) for one in apart(ours, state=place)]
+    trained = apart(ours, repeat=REPEAT, state=place)
     fits = apart(bare, repeat=REPEAT, state=place, params=trained[0].result["params"])
     assert all(one.result["rows"] == fits[0].result["rows"] for one in trained)
     told.add(
         Line(
             "train on 1 M rows: pin, read, search, fit, log", "the same three fits, frames in memory",
-            [one.seconds for one in trained], [one.seconds for one in fits], goal=1.15,
+            seconds(trained), seconds(fits), goal=1.15,
         )
     )  # fmt: skip
     [everything] = apart(whole, state=place)
     told.add(
         Line(
             "a whole training of all candidates on 1 M rows, to the promotion", "the booster's three fits",
-            [everything.seconds], [one.seconds for one in fits],
+            [everything.seconds], seconds(fits),
             note="two more candidates are fitted, and all are judged on the holdout",
         )
     )  # fmt: skip
     told.add(
         Line(
             "memory to train on 1 M rows, above the libraries", "the booster's three fits, their frames included",
-            [one.peak_mb - one.libraries_mb for one in trained],
-            [one.peak_mb - base for one, base in zip(fits, [trained[0].libraries_mb] * REPEAT, strict=True)], unit="MB",
+            # The bare fits begin with their frames in memory, so what libraries take is that of ours.
+            [one.own_mb for one in trained], [one.peak_mb - trained[0].libraries_mb for one in fits], unit="MB",
         )
     )  # fmt: skip
     told.details = {
         "rows": fits[0].result, "ours": [one.result for one in trained], "whole": everything.result,
         "processor_seconds": {
-            "ours": [one.processor_seconds for one in trained], "bare": [one.processor_seconds for one in fits],
+            "ours": processor_seconds(trained), "bare": processor_seconds(fits),
             "whole": everything.processor_seconds,
         },
         "seconds_beside_the_fits": statistics.median(

@@ -46,10 +46,7 @@ def weeks() -> list[Interval]:
 def make(state: Path, data: Path) -> None:
     """A deployment whose model trains each week; nothing is ingested."""
     prepared.new_deployment(state, data)
-    spec = state / "models" / MODEL / "model.yaml"
-    text = spec.read_text()
-    assert "schedules: {train: month}" in text
-    spec.write_text(text.replace("schedules: {train: month}", "schedules: {train: week}"))
+    prepared.change_spec(state, "schedules: {train: month}", "schedules: {train: week}")
 
 
 # --- in one process --------------------------------------------------------------------------------------------------
@@ -59,7 +56,7 @@ def in_process(state: str) -> Callable[[], Any]:
     """Seconds of each week, by stage."""
     settings = prepared.deployment(state).settings
     by_hand.ingest(settings, MODEL, HISTORY)
-    by_hand.train(settings, MODEL, HISTORY.end)
+    prepared.train_champion(settings, HISTORY.end)
 
     def live() -> list[dict[str, float]]:
         found = []

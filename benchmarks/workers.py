@@ -28,15 +28,13 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from benchmarks import prepared
-from benchmarks.measuring import Line, Told
-from benchmarks.prepared import FLIGHTS, MODEL, YEAR
+from benchmarks.measuring import Line, Told, import_as_workers
+from benchmarks.prepared import FLIGHTS, MODEL
 from benchmarks.stacks import Client
 from perennial import by_hand, scoring
 from perennial.airflow_api import AirflowApi
 from perennial.deployment import Deployment
-from perennial.example import DAYS
 from perennial.intervals import Interval
-from perennial.lake import TableWrite
 from perennial.settings import PROJECT, settings
 from tests.composed import Composed, compose
 
@@ -51,7 +49,7 @@ GOAL = 1.8
 
 
 def scored() -> Interval:
-    return Interval(DAYS.start + YEAR, DAYS.start + (1 + YEARS) * YEAR)
+    return prepared.span(YEARS, first=1)
 
 
 def parts() -> list[Interval]:
@@ -65,29 +63,13 @@ def fill(source: str) -> None:
     """A champion, and features of all years: those of another state's year, shifted."""
     deployment = Deployment(settings())
     by_hand.ingest(settings(), MODEL, LEARNED)
-    told = by_hand.train(settings(), MODEL, LEARNED.end)
-    assert told.endswith("is champion"), told
-    ledger, lake, event_time = deployment.ledger, deployment.lake, deployment.model(MODEL).spec.event_time
-    published, year = ledger.published(MODEL, "features"), prepared.deployment(source)
-    first = year.ledger.published(MODEL, "features")
-    assert published is not None
-    assert first is not None
-    with year.lake.scan(MODEL, "features", first.snapshots["features"]) as reader:
-        features = reader.read_all()
-    for number in range(1, YEARS + 1):
-        interval = Interval(DAYS.start + number * YEAR, DAYS.start + (number + 1) * YEAR)
-        rows = prepared.shifted(features, number, key="flight_id")
-        order = ledger.next_order(MODEL, "features", interval, "benchmark")
-        lake.publish(
-            model=MODEL, dataset="features", interval=interval, order=order, run_id="benchmark", inputs=published.inputs,
-            tables={"features": TableWrite(rows.to_reader, event_time, rows.schema)},
-        )  # fmt: skip
+    prepared.train_champion(settings(), LEARNED.end)
+    prepared.repeat(prepared.deployment(source), deployment, "features", range(1, 1 + YEARS))
 
 
 def score(first: str, count: str, step: str) -> None:
     """Score some of the parts, each ``step``-th, once told to begin."""
-    import perennial.orchestration.warm  # noqa: F401
-
+    import_as_workers()
     deployment = Deployment(settings())
     folder, ledger = deployment.model(MODEL), deployment.ledger
     print("ready", flush=True)
@@ -169,7 +151,7 @@ def second_worker(stack: Composed) -> None:
 def main() -> None:
     from tests.conftest import postgres_server
 
-    told, source = Told("workers"), prepared.flights(1)
+    told, source = Told("workers"), prepared.flights()
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         server = opened.enter_context(postgres_server("postgres"))
