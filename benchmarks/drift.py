@@ -20,7 +20,6 @@ performance, in windows of labels, and the table says so.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 import warnings
@@ -40,19 +39,18 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from benchmarks.flight_delay import YEAR, flight_delay, labelled_features, read_tables
+from benchmarks.measuring import keep
 from perennial.artifacts import FeatureList
 from perennial.drift import compare
 from perennial.estimators import make_estimator
 from perennial.impact import Bound, weigh
 from perennial.intervals import Interval
-from perennial.settings import PROJECT
 from perennial.spec import Drift, DriftThresholds
 from perennial.thresholds import Geometry, History, calibrate
 
 from evidently import DataDefinition, Dataset, Report  # isort: skip
 from evidently.presets import DataDriftPreset  # isort: skip
 
-RESULTS = PROJECT / "benchmarks" / "results" / "drift.json"
 SEED = 2013
 STREAMS, WINDOWS = 50, 3  # without a change
 CHANGED = 8  # streams of two windows for each change
@@ -337,9 +335,7 @@ def main() -> None:
         "budget_a_year": POLICY.false_alarms, "expected_a_year": thresholds.expected, "changes": delays, "goals": goals,
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    console.print(f"{report['seconds']:.0f} s; written to {RESULTS.relative_to(PROJECT)}")
+    keep("drift", report)
 
 
 if __name__ == "__main__":

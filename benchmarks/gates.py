@@ -22,7 +22,6 @@ The peer is what pipelines do by default: promote when the metric is at least th
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -41,6 +40,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from benchmarks.flight_delay import YEAR, flight_delay, labelled_features, read_tables
+from benchmarks.measuring import keep
 from perennial.artifacts import FeatureList, Prediction
 from perennial.comparison import Arena, compare
 from perennial.estimators import make_estimator
@@ -48,10 +48,7 @@ from perennial.evidence import Contender, Evaluation
 from perennial.gates import decide
 from perennial.intervals import Interval, utc
 from perennial.resampling import resample
-from perennial.settings import PROJECT
 from perennial.spec import Features, ModelFolder
-
-RESULTS = PROJECT / "benchmarks" / "results" / "gates.json"
 
 #: The moments: what is learned from ends there, and the weeks that are drawn from begin.
 MOMENTS = ("2013-03-31", "2013-05-05", "2013-06-09", "2013-07-14", "2013-08-18", "2013-09-22", "2013-10-27")
@@ -293,7 +290,6 @@ def main() -> None:
     print(f"hold{'':<4}{'what':<17} {'trial':<21} {'effect':<10} {'gate':<22} {'goal':<15}{'>=':>7}")
     lines = run(folder, moments)
     own = folder.spec.training.holdout.days
-    RESULTS.parent.mkdir(exist_ok=True)
     report = {
         "goals_met": meets_goals(lines, own),
         "holdout_of_the_example_days": own,
@@ -303,9 +299,9 @@ def main() -> None:
         "seconds": round(time.perf_counter() - began, 1),
         "lines": lines,
     }
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print("\n" + "; ".join(f"{goal}: {'met' if met else 'missed'}" for goal, met in report["goals_met"].items()))
-    print(f"{report['seconds']} s; written to {RESULTS.relative_to(PROJECT)}; the example's holdout has {own} days")
+    met = "; ".join(f"{goal}: {'met' if met else 'missed'}" for goal, met in report["goals_met"].items())
+    print(f"\n{met}; the example's holdout has {own} days")
+    keep("gates", report)
 
 
 if __name__ == "__main__":

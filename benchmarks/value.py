@@ -20,7 +20,6 @@ policy looks at them; scoring is the same for all.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import tempfile
@@ -39,6 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.measuring import keep, processor_time
 from perennial import by_hand, drift, monitoring, performance, scoring, training
 from perennial.costs import cost_function
 from perennial.deployment import Deployment
@@ -56,7 +56,6 @@ BEGIN = Interval.day("2013-04-01").start
 HISTORY = Interval.of("2013-01-01", "2013-12-30")
 WEEKS = 39
 POLICIES = ("never", "weekly", "drift", "perennial")
-RESULTS = PROJECT / "benchmarks" / "results" / "value.json"
 PICTURE = PROJECT / "docs" / "images" / "value.png"
 
 
@@ -177,14 +176,9 @@ def _train_and_promote(parts: Deployment, week: Interval, outcome: Outcome) -> N
 
 @contextmanager
 def _timed(outcome: Outcome, stage: str) -> Iterator[None]:
-    started = _processor_time()
+    started = processor_time()
     yield
-    outcome.seconds[stage] = outcome.seconds.get(stage, 0.0) + _processor_time() - started
-
-
-def _processor_time() -> float:
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
+    outcome.seconds[stage] = outcome.seconds.get(stage, 0.0) + processor_time() - started
 
 
 def _measure(parts: Deployment, weeks: int, outcome: Outcome) -> None:
@@ -276,13 +270,11 @@ def main() -> None:
     print(tell(outcomes))
     print(f"{chosen.weeks} weeks, {time.monotonic() - started:.0f} s in all")
     if chosen.weeks == WEEKS and tuple(chosen.policy) == POLICIES:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        made = {
-            "python": platform.python_version(),
-            "weeks": chosen.weeks,
-            "outcomes": [asdict(outcome) for outcome in outcomes],
-        }
-        RESULTS.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        report = {
+            "python": platform.python_version(), "weeks": chosen.weeks, "outcomes": [asdict(outcome) for outcome in outcomes],
+            "seconds": round(time.monotonic() - started, 1),
+        }  # fmt: skip
+        keep("value", report)
         draw(outcomes, PICTURE)
 
 
