@@ -30,7 +30,7 @@ import httpx
 import psutil
 
 from benchmarks.measuring import Line, Told
-from benchmarks.stacks import Client, stack_ports
+from benchmarks.stacks import Client, inherited, stack_ports
 from perennial.airflow_api import AirflowApi
 from perennial.settings import PROJECT
 from perennial.stack.embedded import Stack
@@ -72,10 +72,8 @@ def make_models(folder: Path, many: int) -> Path:
 
 
 def airflow(home: Path, dags: Path, models: Path) -> dict[str, str]:
-    given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {
-        **given,
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+        **inherited(),
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",

@@ -1,10 +1,21 @@
-"""What benchmarks of whole Airflows share: free ports, and when each task of a run was queued, started and ended."""
+"""What benchmarks of whole Airflows share: an Airflow as its documentation sets it up, free ports, and when each task of a run
+was queued, started and ended.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -13,12 +24,16 @@ import httpx
 
 from perennial.airflow_api import DagRun
 
+HOST = "127.0.0.1"
+#: Of the user ``admin`` of a plain Airflow.
+PASSWORD = "benchmark"
+
 
 def free_ports(names: list[str]) -> dict[str, str]:
     """A free port for each name, all of them different."""
     probes = {name: socket.socket() for name in names}
     for probe in probes.values():
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
     ports = {name: str(probe.getsockname()[1]) for name, probe in probes.items()}
     for probe in probes.values():
         probe.close()
@@ -28,6 +43,94 @@ def free_ports(names: list[str]) -> dict[str, str]:
 def stack_ports() -> dict[str, str]:
     """Variables that give an embedded stack free ports."""
     return free_ports([f"PERENNIAL_{server}_PORT" for server in ("AIRFLOW", "MLFLOW", "WATCH")])
+
+
+def inherited(programs: Path = Path(sys.executable).parent) -> dict[str, str]:
+    """This process's variables, for processes that run the programs of a folder and keep what they compile."""
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**given, "PATH": os.pathsep.join((str(programs), os.environ["PATH"]))}
+
+
+# --- an Airflow without us -------------------------------------------------------------------------------------------
+
+
+def plain_airflow(home: Path, dags: Path) -> dict[str, str]:
+    """Variables of an Airflow as its documentation sets it up, with LocalExecutor, for :func:`running`.
+
+    It listens on this machine alone, has a user ``admin``, and tells nobody of its use; the rest is as it comes.
+
+    Args:
+        home: where it keeps its files; made if it is not there.
+        dags: folder of DAG files.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    passwords, port = home / "passwords.json", free_ports(["api"])["api"]
+    passwords.write_text(json.dumps({"admin": PASSWORD}))
+    return {
+        "NO_PROXY": f"{HOST},localhost",
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{HOST}:{port}/execution/",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        "AIRFLOW__API__HOST": HOST,
+        "AIRFLOW__API__PORT": port,
+        # Each component would make one of its own otherwise, and refuse the others' tokens.
+        "AIRFLOW__API_AUTH__JWT_SECRET": "a secret that nobody outside this benchmark has to keep, and is long enough",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    }
+
+
+@contextmanager
+def running(environment: Mapping[str, str]) -> Iterator[str]:
+    """The URL of an Airflow whose database is there and whose four components run, each by a command of its own.
+
+    They are ended with what they have started. What they said is in ``<component>.log`` of their home.
+
+    Args:
+        environment: all variables, those of :func:`plain_airflow` among them.
+    """
+    subprocess.run(["airflow", "db", "migrate"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    components = []
+    try:
+        for name in ("api-server", "scheduler", "dag-processor", "triggerer"):
+            with (Path(environment["AIRFLOW_HOME"]) / f"{name}.log").open("w") as log:
+                components.append(
+                    subprocess.Popen(
+                        ["airflow", name], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                        start_new_session=True,
+                    )
+                )  # fmt: skip
+        url = f"http://{HOST}:{environment['AIRFLOW__API__PORT']}"
+        _wait_until_healthy(url)
+        yield url
+    finally:
+        for process in components:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in components:
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _wait_until_healthy(url: str, patience: float = 180) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            health = httpx.get(f"{url}/api/v2/monitor/health", trust_env=False, timeout=10).json()
+            if all(part["status"] == "healthy" for part in health.values()):
+                return
+        except (httpx.TransportError, ValueError):
+            pass
+        if time.monotonic() > deadline:
+            raise SystemExit(f"Airflow is not healthy after {patience:.0f} s")
+        time.sleep(0.5)
+
+
+# --- of any Airflow --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,25 @@
 
 Ours is the embedded stack that ``make up`` starts. Beside it stands Airflow as its documentation sets it up: each component a
 command of its own (``api-server``, ``scheduler``, ``dag-processor``, ``triggerer``), LocalExecutor, PostgreSQL as metadata
-database, which the documentation wants for anything but a trial, and no other setting touched but that examples are not loaded.
-Both run the same DAG file: a chain of tasks, so that there is one at a time. Moments are those of the REST API.
+database, which the documentation wants for anything but a trial. Nothing else is set but where things are, that examples are
+not loaded, and that nobody is told of its use. Both run the same DAG file: a chain of tasks, so that there is one at a time.
+Moments are those of the REST API.
 
     python -m benchmarks.task_overhead
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from benchmarks.measuring import Line, Told
-from benchmarks.stacks import Client, TaskTimes, free_ports, stack_ports
+from benchmarks.stacks import PASSWORD, Client, TaskTimes, inherited, plain_airflow, running, stack_ports
 from perennial.airflow_api import AirflowApi
-from perennial.settings import PROJECT
 from perennial.stack.embedded import Stack
+from tests.conftest import postgres_server
 
 #: Tasks in the chain.
 OURS, STOCK = 30, 9
@@ -77,78 +69,18 @@ def ours(scratch: Path) -> list[TaskTimes]:
 
 
 def stock(scratch: Path) -> list[TaskTimes]:
-    from tests.conftest import postgres_server
-
-    home, password = scratch / "stock", "benchmark"
-    port = free_ports(["api"])["api"]
-    dags = write_dag(home / "dags", STOCK)
-    (home / "passwords.json").write_text(json.dumps({"admin": password}))
     with postgres_server("airflow") as database:
-        given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment = {
-            **given,
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
-            "NO_PROXY": "127.0.0.1,localhost",
-            "AIRFLOW_HOME": str(home),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+            **inherited(),
+            **plain_airflow(scratch / "stock", write_dag(scratch / "stock dags", STOCK)),
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.render_as_string(hide_password=False),
-            "AIRFLOW__API__PORT": port,
-            # Each component would make one of its own otherwise, and refuse the others' tokens.
-            "AIRFLOW__API_AUTH__JWT_SECRET": "a secret that nobody outside this benchmark has to keep, and is long enough",
             "PERENNIAL_STATE": str(scratch / "stock state"),
         }
-        subprocess.run(["airflow", "db", "migrate"], env=environment, check=True, stdout=subprocess.DEVNULL)
-        url = f"http://127.0.0.1:{port}"
-        with components(environment, home):
-            wait_until_healthy(url)
-            return measure(url, password)
-
-
-@contextmanager
-def components(environment: dict[str, str], logs: Path) -> Iterator[None]:
-    """Airflow's four components, ended with what they have started."""
-    running = []
-    try:
-        for component in ("api-server", "scheduler", "dag-processor", "triggerer"):
-            with (logs / f"{component}.log").open("w") as log:
-                running.append(
-                    subprocess.Popen(
-                        ["airflow", component], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                        start_new_session=True,
-                    )
-                )  # fmt: skip
-        yield
-    finally:
-        for process in running:
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in running:
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def wait_until_healthy(url: str, patience: float = 180) -> None:
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            health = httpx.get(f"{url}/api/v2/monitor/health", trust_env=False, timeout=10).json()
-            if all(part["status"] == "healthy" for part in health.values()):
-                return
-        except (httpx.TransportError, ValueError):
-            pass
-        if time.monotonic() > deadline:
-            raise SystemExit(f"Airflow is not healthy after {patience:.0f} s")
-        time.sleep(0.5)
+        with running(environment) as url:
+            return measure(url, PASSWORD)
 
 
 def main() -> None:
-    assert (PROJECT / "dags").exists()
     told = Told("task_overhead")
     with tempfile.TemporaryDirectory() as folder:
         mine, theirs = ours(Path(folder)), stock(Path(folder))

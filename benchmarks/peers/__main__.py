@@ -42,8 +42,8 @@ import sqlalchemy as sa
 
 from benchmarks import prepared
 from benchmarks.measuring import THREADS, Line, Told
-from benchmarks.stacks import free_ports, stack_ports
-from benchmarks.task_overhead import components, wait_until_healthy
+from benchmarks.prepared import MODEL
+from benchmarks.stacks import PASSWORD, inherited, plain_airflow, running, stack_ports
 from perennial.airflow_api import AirflowApi, DagRun
 from perennial.intervals import Interval
 from perennial.ledger import Ledger
@@ -53,7 +53,6 @@ from perennial.stack.processes import MARK, marked
 
 HERE = PROJECT / "benchmarks" / "peers"
 SHARED = HERE / "shared"
-MODEL = "flight_delay"
 
 
 def mondays(first: str, weeks: int) -> list[str]:
@@ -115,9 +114,8 @@ class Peer(System):
         self.code = [SHARED / "steps.py", *sorted(self.folder.glob("*.py"))]
         self.bin = environment(folder) / "bin"
         self.variables = {
-            **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+            **inherited(self.bin),
             **THREADS,
-            "PATH": os.pathsep.join((str(self.bin), os.environ["PATH"])),
             "PYTHONPATH": str(SHARED),
             "LANDING": str(prepared.landing_zone(1)),
             "STORE": str(self.store),
@@ -238,41 +236,15 @@ class Airflow(Peer):
 
     def __init__(self, scratch: Path) -> None:
         super().__init__("airflow", scratch)
-        self.port = free_ports(["api"])["api"]
-        home = self.store / "airflow"
-        self.variables |= {
-            "NO_PROXY": "127.0.0.1,localhost",
-            "AIRFLOW_HOME": str(home),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(self.folder),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-            # One worker would do for this DAG; the default are 32 processes.
-            "AIRFLOW__CORE__PARALLELISM": "4",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self.port}/execution/",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
-            "AIRFLOW__API__HOST": "127.0.0.1",
-            "AIRFLOW__API__PORT": self.port,
-            # Each component would make one of its own otherwise, and refuse the others' tokens.
-            "AIRFLOW__API_AUTH__JWT_SECRET": "a secret that nobody outside this benchmark has to keep, and is long enough",
-            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-        }
-
-    def prepare(self) -> None:
-        home = Path(self.variables["AIRFLOW_HOME"])
-        home.mkdir()
-        (home / "passwords.json").write_text('{"admin": "benchmark"}')
-        super().prepare()
-        self.run(self.bin / "airflow", "db", "migrate")
+        # One worker would do for this DAG; the default are 32 processes.
+        self.variables |= {**plain_airflow(self.store / "airflow", self.folder), "AIRFLOW__CORE__PARALLELISM": "4"}
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        url = f"http://127.0.0.1:{self.port}"
-        with components(self.variables, Path(self.variables["AIRFLOW_HOME"])):
-            wait_until_healthy(url)
-            with AirflowApi(url, "admin", "benchmark") as self.api:
-                self.api.wait_for_dags(["weekly_cycle"])
-                self.api.unpause("weekly_cycle")
-                yield
+        with running(self.variables) as url, AirflowApi(url, "admin", PASSWORD) as self.api:
+            self.api.wait_for_dags(["weekly_cycle"])
+            self.api.unpause("weekly_cycle")
+            yield
 
     def live(self, week: str) -> None:
         run = self.api.wait(self.api.trigger("weekly_cycle", conf={"week": week}))
