@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +29,8 @@ from perennial.intervals import Interval
 
 #: How long PostgreSQL lets a writer that has stopped hold what others wait for.
 IDLE_LIMIT = LOCK_WAIT / 2
+#: Rows that SQLite is sent at once: more take as long, and a row a statement nearly twice as long.
+_ROWS_A_STATEMENT = 50
 _SQL_TYPES: dict[pa.DataType, sa.types.TypeEngine[Any]] = {
     pa.string(): sa.Text(),
     pa.large_string(): sa.Text(),
@@ -158,9 +160,13 @@ class PredictionSink:
         return written
 
     def _send_to_sqlite(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:
-        columns = [*(_for_sqlite(column) for column in rows.columns), repeat(said, rows.num_rows)]
+        columns = [*map(_for_sqlite, rows.columns), repeat(said, rows.num_rows)]
+        width, values = len(columns), list(chain.from_iterable(zip(*columns, strict=True)))
+        row, most = f"({', '.join('?' * width)})", _ROWS_A_STATEMENT * width
         cursor = connection.connection.cursor()
-        cursor.executemany(f"INSERT INTO staged VALUES ({', '.join('?' * len(columns))})", list(zip(*columns, strict=True)))
+        for start in range(0, len(values), most):
+            part = values[start : start + most]
+            cursor.execute(f"INSERT INTO staged VALUES {', '.join([row] * (len(part) // width))}", part)
         cursor.close()
 
     def _send_to_postgresql(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:

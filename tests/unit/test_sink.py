@@ -106,6 +106,13 @@ def test_values_that_rows_share_arrive_with_each_row(url: str) -> None:
         assert [row["made"] and moment(row["made"]) for row in found] == [one[3] for one in told]
 
 
+@pytest.mark.parametrize("count", [49, 50, 51, 100, 123])
+def test_however_many_rows_are_sent_at_once_each_arrives_once(url: str, count: int) -> None:
+    names = [f"{n:03}" for n in range(count)]
+    assert sink(url).write(DAY, 1, rows(DAY, names)) == count
+    assert [name for name, _ in predictions(url)] == names
+
+
 def test_written_twice_the_rows_are_there_once(url: str) -> None:
     for _ in range(2):
         assert sink(url).write(DAY, 1, rows(DAY, ["a", "b"])) == 2
