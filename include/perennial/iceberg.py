@@ -23,6 +23,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -74,6 +75,7 @@ from perennial.casting import quoted
 from perennial.database import LOCK_WAIT, Database
 from perennial.errors import SnapshotMissing, SpecError
 from perennial.intervals import Interval
+from perennial.overlap import ahead
 
 log = logs.get(__name__)
 
@@ -341,25 +343,34 @@ class Catalog:
             rows: batches of any size.
             digest_of: the columns that the digest is over; without any there is none.
             check: called with each chunk of rows; raises if they must not be written.
+
+        Rows are read, checked and hashed in a thread beside the writing.
         """
         schema = schema_to_pyarrow(table.schema())
         digest = _Digest(digest_of) if digest_of else None
         files: list[DataFile] = []
         writer: _FileWriter | None = None
         count = 0
-        try:
+
+        def ready() -> Iterator[pa.Table]:
             for chunk in _chunks(rows):
                 conformed = _conform(chunk, schema)
                 if check is not None:
                     check(conformed)
                 if digest is not None:
                     digest.add(conformed)
-                count += conformed.num_rows
-                writer = writer or _FileWriter(table)
-                writer.write(conformed)
-                if writer.bytes >= _FILE_BYTES:
-                    files.append(writer.close())
-                    writer = None
+                yield conformed
+
+        try:
+            beside: Any = ahead(ready(), most=1)
+            with closing(beside):  # so that nothing is read any more when this fails
+                for chunk in beside:
+                    count += chunk.num_rows
+                    writer = writer or _FileWriter(table)
+                    writer.write(chunk)
+                    if writer.bytes >= _FILE_BYTES:
+                        files.append(writer.close())
+                        writer = None
             if writer is not None:
                 files.append(writer.close())
         except BaseException:
