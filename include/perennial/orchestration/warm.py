@@ -2,7 +2,12 @@
 
 from importlib import import_module
 
+from sqlalchemy.orm import configure_mappers
+
 from perennial.stack.embedded import IMPORTED_FOR_TASKS
 
 for name in IMPORTED_FOR_TASKS:
     import_module(name)
+
+# The first use of SQLAlchemy's mappers, which the lake's catalog makes, has Airflow import all of its models.
+configure_mappers()
