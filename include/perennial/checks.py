@@ -27,6 +27,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -57,6 +58,7 @@ from perennial.delimited import FAULT, POSITION, RAW
 from perennial.errors import IntervalRefused
 from perennial.intervals import Interval
 from perennial.lake import TableWrite
+from perennial.overlap import ahead
 from perennial.sources import Landed
 from perennial.spec import Column, ModelFolder, Severity, Table
 
@@ -113,7 +115,7 @@ class CheckResult:
 
     Attributes:
         table: its name.
-        published: Parquet file with the spec's columns and ``_known_at``; None when refused.
+        published: Parquet file whose columns the spec's and ``_known_at`` are among; None when refused.
         quarantined: Parquet file of :data:`QUARANTINE_SCHEMA`, written in any case.
         rows_in: rows of the interval that the source brought; the sum of the other two, unless refused.
         rows_published: 0 when refused.
@@ -172,11 +174,11 @@ def check(
     table = folder.spec.tables[landed.table]
     directory.mkdir(parents=True, exist_ok=True)
     name = directory / f"{landed.table}-{uuid4().hex}"
-    typed, bad, published, quarantined = (name.with_suffix(f".{kind}") for kind in ("typed", "bad", "good", "quarantine"))
+    typed, bad, good, quarantined = (name.with_suffix(f".{kind}") for kind in ("typed", "bad", "good", "quarantine"))
     try:
         with connect(directory, landed.path.parent) as connection:
             _cast(connection, folder, landed, interval, typed)
-            rows = _judge_rows(connection, table, typed, published, bad)
+            rows = _judge_rows(connection, table, typed, good, bad)
             _write_quarantine(connection, landed, bad, quarantined, rows.bad, run_id, interval)
             whole = _judge_whole(connection, table, rows, interval, past_rows_per_day)
         refusals = [line for tally in whole if tally.check.severity == "critical" for line in tally.reasons()]
@@ -185,10 +187,10 @@ def check(
         refusals += [tally.broken for tally in [*whole, *rows.tallies] if tally.broken]
         kept = None if refusals else name.with_suffix(".published.parquet")
         if kept is not None:
-            published.replace(kept)
+            rows.good.replace(kept)
         held = quarantined.replace(name.with_suffix(".quarantined.parquet"))
     finally:
-        for file in (typed, bad, published, quarantined):
+        for file in (typed, bad, good, quarantined):
             file.unlink(missing_ok=True)
     page = write_page(
         docs / landed.table / f"{interval.key}.html",
@@ -241,7 +243,7 @@ def _write_of(files: Sequence[Path], schema: pa.Schema, event_time: str | None) 
     def batches() -> Iterator[pa.RecordBatch]:
         for path in files:
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(BATCH_ROWS):
+                for batch in file.iter_batches(BATCH_ROWS, columns=schema.names):
                     yield batch.select(schema.names).cast(schema)
 
     return TableWrite(lambda: pa.RecordBatchReader.from_batches(schema, batches()), event_time, schema)
@@ -442,18 +444,24 @@ def _raised(info: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What came of the rows of an interval: how many there were, how many of them are bad, and what each check found."""
+    """What came of the rows of an interval: how many there were and are bad, what each check found, where the good ones are."""
 
     count: int
     bad: int
     tallies: list[_Tally]
+    good: Path
 
 
 def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: Landed, interval: Interval, typed: Path) -> None:
     raw = pa.schema([field for field in pq.read_schema(landed.path) if field.name not in LANDED_EXTRAS.names])
     types = bind(folder, landed.table, raw, f"source {folder.spec.tables[landed.table].source}")
     query = typed_query(folder, landed.table, types, landed.path, interval)
+    # What two expressions have in common, DuckDB would compute outside of the TRY of either, and one bad value would fail all.
+    # Which rows are of the interval can be told only once they are cast: pushed down, that filter brings a copy of the casting
+    # that it needs, which is more than half of the work.
+    connection.execute("SET disabled_optimizers = 'common_subexpressions,filter_pushdown'")
     connection.execute(f"COPY ({query}) TO {literal(str(typed))} (FORMAT parquet, COMPRESSION lz4)")
+    connection.execute("RESET disabled_optimizers")
 
 
 def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
@@ -484,8 +492,13 @@ def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
     )
 
 
-def _judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path, published: Path, bad: Path) -> _Rows:
-    """Part the rows into those to be published and the numbers and reasons of those that are not."""
+def _judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path, good: Path, bad: Path) -> _Rows:
+    """Part the rows into those to be published and the numbers and reasons of those that are not.
+
+    Args:
+        good: where the former are written, unless they are all that there are.
+        bad: where the latter are written.
+    """
     tallies = [_Tally(check) for check in _row_checks(table)]
     connection.execute(f"CREATE VIEW typed AS SELECT * FROM read_parquet({literal(str(typed))})")
     connection.execute(f"CREATE TEMP TABLE failed ({ROW} BIGINT, number INTEGER, shown VARCHAR, reason VARCHAR)")
@@ -493,13 +506,17 @@ def _judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path
     _judge_values(connection, table, tallies)
     [(count,)] = connection.execute("SELECT count(*) FROM typed").fetchall()
     bad_rows = _write_bad(connection, table, tallies, bad)
+    if not len(bad_rows):
+        return _Rows(count, 0, tallies, typed)
     schema = published_schema(table)
-    with pq.ParquetFile(typed) as file, pq.ParquetWriter(published, schema, compression="lz4") as writer:
-        for batch in file.iter_batches(BATCH_ROWS, columns=[ROW, *schema.names]):
-            if len(bad_rows):
-                batch = batch.filter(pa.array(~np.isin(batch.column(ROW).to_numpy(), bad_rows, assume_unique=True)))
-            writer.write_batch(batch.select(schema.names).cast(schema))
-    return _Rows(count, len(bad_rows), tallies)
+    with pq.ParquetFile(typed) as file, pq.ParquetWriter(good, schema, compression="lz4") as writer:
+        beside: Any = ahead(file.iter_batches(BATCH_ROWS, columns=[ROW, *schema.names]))
+        with closing(beside):
+            for batch in beside:
+                is_bad = np.isin(batch.column(ROW).to_numpy(), bad_rows, assume_unique=True)
+                kept = batch.filter(pa.array(~is_bad)) if is_bad.any() else batch
+                writer.write_batch(kept.select(schema.names).cast(schema))
+    return _Rows(count, len(bad_rows), tallies, good)
 
 
 @dataclass(frozen=True)

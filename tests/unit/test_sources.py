@@ -358,6 +358,19 @@ def test_an_expression_that_fails_on_a_row_sends_that_row_to_quarantine(tmp_path
     assert done.faults == {"trips/2013-04-01.csv:3": ["n: n::INT * 60 -- minutes cannot be computed for this row"]}
 
 
+def test_what_two_expressions_share_fails_a_row_and_not_the_interval(tmp_path: Path) -> None:
+    write(tmp_path, HEADER + row("a", n="1") + row("b", n="one"))
+    columns = {"n": {"type": "integer", "sql": "n::INT * 60"}, "m": {"type": "integer", "sql": "n::INT + 1"}}
+
+    done = ingest(trips(tmp_path, columns=columns), tmp_path)
+
+    assert [(kept["n"], kept["m"]) for kept in done.published] == [(60, 2)]
+    assert done.faults == {
+        "trips/2013-04-01.csv:3": [f"{name}: {sql} cannot be computed for this row" for name, sql in
+                                   (("n", "n::INT * 60"), ("m", "n::INT + 1"))]
+    }  # fmt: skip
+
+
 def test_where_leaves_rows_out_before_they_are_counted(tmp_path: Path) -> None:
     write(tmp_path, HEADER + row("a") + row("b", n="") + row("c", n="", x="bad") + row("d", n="x") + "e,short\n")
 
