@@ -25,9 +25,11 @@ import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from glob import glob
 from pathlib import Path
 from typing import IO, Any
@@ -147,12 +149,14 @@ class _Writer:
 
     A database or a row of files gives types as it goes along: a column may be all null at first, or an integer and later a
     float. Each change of schema begins a new part, and parts are brought to one schema at the end.
+
+    A thread writes what was gathered while more is read.
     """
 
     def __init__(self, folder: ModelFolder, table: str, target: Path) -> None:
         self.target = target
         self._folder, self._table, self._spec = folder, table, folder.spec.tables[table]
-        self._bound: list[pa.Schema] = []
+        self._bound: dict[pa.Schema, list[str]] = {}
         self._names: dict[str, str] = {}
         self._schema: pa.Schema | None = None
         self._parts: list[Path] = []
@@ -160,6 +164,8 @@ class _Writer:
         self._gathered: list[pa.Table] = []
         self._gathered_rows = self._gathered_bytes = 0
         self._rows = 0
+        self._thread = ThreadPoolExecutor(1, "landing")
+        self._writing: Future[None] | None = None
         self.notices: list[str] = []
 
     def takes(self, names: Sequence[str]) -> list[str]:
@@ -168,19 +174,19 @@ class _Writer:
 
     def begin(self, raw: pa.Schema, place: str) -> list[str]:
         """Make sure that a source with these columns can give the table; returns the names that it takes of them."""
-        raw = _landable(raw)
-        if raw not in self._bound:
-            bind(self._folder, self._table, raw, place)
-            self._bound.append(raw)
-            notice = _unknown_columns(self._folder, self._spec.source, raw.names)
-            if notice and notice not in self.notices:
-                self.notices.append(notice)
-        wanted = taken(self._spec, raw)
+        if raw in self._bound:
+            return self._bound[raw]
+        landable = _landable(raw)
+        bind(self._folder, self._table, landable, place)
+        notice = _unknown_columns(self._folder, self._spec.source, raw.names)
+        if notice and notice not in self.notices:
+            self.notices.append(notice)
+        wanted = taken(self._spec, landable)
         for name in wanted.names:
             self._names.setdefault(name.casefold(), name)
         if self._schema is None:
             self._open(pa.schema([*wanted, *LANDED_EXTRAS]))
-        return list(wanted.names)
+        return self._bound.setdefault(raw, wanted.names)
 
     def write(self, batch: pa.RecordBatch, place: str, period: Interval | None = None) -> None:
         """Append a batch that has ``_position`` and, where they are not null, the other extras."""
@@ -211,12 +217,20 @@ class _Writer:
     def _flush(self) -> None:
         assert self._writer is not None
         if self._gathered:
-            self._writer.write_table(pa.concat_tables(self._gathered))
+            self._wait()  # one group at a time, so that memory stays bounded
+            self._writing = self._thread.submit(self._writer.write_table, pa.concat_tables(self._gathered))
             self._gathered, self._gathered_rows, self._gathered_bytes = [], 0, 0
+
+    def _wait(self) -> None:
+        """Until what was given to the thread is written; raises what it raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _open(self, schema: pa.Schema) -> None:
         if self._writer is not None:
             self._flush()
+            self._wait()
             self._writer.close()
         self._schema = schema
         self._parts.append(self.target.with_suffix(f".{len(self._parts)}.part"))
@@ -227,6 +241,7 @@ class _Writer:
         assert self._writer is not None
         assert self._schema is not None
         self._flush()
+        self._wait()
         self._writer.close()
         if len(self._parts) > 1:
             whole = self.target.with_suffix(".whole.part")
@@ -241,6 +256,7 @@ class _Writer:
 
     def clear(self) -> None:
         """Remove what is not the finished file."""
+        self._thread.shutdown()
         if self._writer is not None:
             self._writer.close()
         for part in self._parts:
@@ -272,6 +288,7 @@ def _landable_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+@lru_cache(maxsize=16)  # thousands of small files have one schema
 def _landable(schema: pa.Schema) -> pa.Schema:
     """The schema with types that Parquet and DuckDB keep alike."""
     return pa.schema([pa.field(field.name, _landable_type(field.type)) for field in schema])
