@@ -1,7 +1,7 @@
 """Training on a million rows, beside the bare fits of the same estimator on the same frames.
 
 Ours is what the tasks ``build_training_set`` and ``fit_candidate`` do: pin the training set (a million labelled rows of
-1,117 days, and the holdout, joined with their labels, hashed and counted), read the pinned rows again and hold them against
+1,117 days, and the holdout, joined with their labels, hashed and counted), take the rows that were left for the second task and hold them against
 their hash, search the learning rate of the example's booster (two fits on all but the last two weeks, measured on these), fit
 on all rows, and log the candidate with its reference, its pictures, the importance of its features and the model's folder to
 MLflow (SQLite, files on the local disk). The bare fits are the same three, of the same estimators with the same parameters on
@@ -51,8 +51,9 @@ def ours(state: str) -> Callable[[], Any]:
     registry.find_run(MODEL, uuid4().hex)
 
     def run() -> Any:
-        training_set = build_training_set(folder, lake, ledger, as_of=AS_OF, run_id=run_id)
-        fitted = fit_candidate(folder, CANDIDATE, training_set, lake, registry, run_id=run_id)
+        staging = parts.settings.staging / MODEL / run_id
+        training_set = build_training_set(folder, lake, ledger, as_of=AS_OF, run_id=run_id, staging=staging)
+        fitted = fit_candidate(folder, CANDIDATE, training_set, lake, registry, run_id=run_id, staging=staging)
         return {
             "rows": training_set.rows["window"], "params": fitted.params, "score": fitted.score, "seconds": fitted.seconds,
         }  # fmt: skip

@@ -214,12 +214,13 @@ class AirflowApi:
         Raises:
             StackError: it has not ended within ``patience`` seconds.
         """
-        deadline = time.monotonic() + patience
+        began = time.monotonic()
         while not (now := self.run(run.dag_id, run.run_id)).ended:
             check()
-            if time.monotonic() > deadline:
+            if (waited := time.monotonic() - began) > patience:
                 raise StackError(f"run {run.run_id} of {run.dag_id} is {now.state} after {patience:.0f} s")
-            time.sleep(0.2)
+            # The longer it takes, the less a look more often would tell, and each costs the server that does the work.
+            time.sleep(min(1.0, 0.1 + waited / 50))
         return now
 
     def failure(self, run: DagRun) -> str:

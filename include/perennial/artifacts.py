@@ -269,6 +269,11 @@ def check_source(source: str) -> None:
         raise ArtifactRejected(f"its source {source!r} contains '..' and may lead anywhere")
 
 
+def size(directory: Path) -> int:
+    """Bytes of the files of a directory."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
 def check_manifest(directory: Path, expected: Mapping[str, str]) -> None:
     """Compare the files of a directory with a manifest that was kept elsewhere; they must be exactly the same.
 

@@ -59,12 +59,15 @@ def train(settings: Settings, model: str, as_of: datetime) -> str:
 
     with _run(settings, model, None) as (parts, run_id):
         folder, lake, ledger, registry = parts.model(model), parts.lake, parts.ledger, parts.registry
-        training_set = build_training_set(folder, lake, ledger, as_of=as_of, run_id=run_id)
+        staging = settings.staging / model / run_id
+        training_set = build_training_set(folder, lake, ledger, as_of=as_of, run_id=run_id, staging=staging)
         fitted = [
-            training.fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id)
+            training.fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id, staging=staging)
             for candidate in folder.spec.candidates
         ]
-        evaluation = training.evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id=run_id)
+        evaluation = training.evaluate_training(
+            folder, lake, ledger, registry, training_set, fitted, run_id=run_id, staging=staging
+        )
         decision = decide(evaluation, folder.spec.gates)
         version = registry.register(folder, training_set, training.choose(fitted), evaluation, decision, run_id=run_id)
         publish_pages(folder, ledger, registry, version)

@@ -1,8 +1,8 @@
 """Whether a stored candidate can be put to work, tried by a process that knows nothing of the one that made it.
 
 A model may lean on what its own process happens to have imported, or be slow or large, and none of that shows where it was
-fitted. So a fresh interpreter loads it by the verified path that scoring uses, answers rows of the holdout, and is timed. It
-takes a few seconds, most of them imports, and runs beside the rest of the evaluation.
+fitted. So a fresh interpreter checks and loads a copy of its stored files as scoring does, answers rows of the holdout, and is
+timed. It takes seconds, most of them imports, and runs beside the rest of the evaluation.
 
 Neighbours: :mod:`perennial.training` starts it; :mod:`perennial.gates` decides.
 """
@@ -15,24 +15,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from perennial.artifacts import LoadedModel, Prediction
-from perennial.errors import PerennialError
+from perennial import artifacts
+from perennial.artifacts import FeatureList, LoadedModel, Prediction
+from perennial.errors import ArtifactRejected, PerennialError
 from perennial.evidence import Operation
-from perennial.settings import Settings
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:  # they lead back here
     from perennial.training import Fitted
-    from perennial.training_set import TrainingSet
 
 #: Rows that latency is stated for; as many are answered, the same ones again if the holdout is smaller.
 ROWS = 1_000
@@ -45,19 +45,14 @@ _ROWS_FILE, _ANSWERS_FILE, _REPORT_FILE = "rows.arrow", "answers.npy", "report.j
 class CleanProcess:
     """A process that loads a candidate and answers rows; a context manager, at whose end it is gone.
 
-    Args:
-        settings: of the deployment, handed over by a pipe since they hold passwords.
-        spec: the model's.
-        training_set, fitted: what :meth:`perennial.registry.Registry.load_fitted` wants.
-        rows: of the holdout; the first :data:`ROWS` are answered.
+    It starts at once, and imports what it needs while its caller reads what it will be asked.
     """
 
-    def __init__(self, settings: Settings, spec: ModelSpec, training_set: TrainingSet, fitted: Fitted, rows: pa.Table) -> None:
-        self._rows = rows.select([name for name in spec.features.names if name in rows.column_names]).slice(0, ROWS)
+    def __init__(self) -> None:
         self._scratch = ExitStack()
         self._directory = Path(self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="perennial-readiness-")))
-        with pa.OSFile(str(self._directory / _ROWS_FILE), "wb") as sink, pa.ipc.new_file(sink, self._rows.schema) as writer:
-            writer.write_table(self._rows)
+        self._rows = pa.table({})
+        self._problem: str | None = None
         self._process = subprocess.Popen(  # noqa: S603  # this interpreter, this module
             [sys.executable, "-m", "perennial.readiness", str(self._directory)],
             stdin=subprocess.PIPE,
@@ -66,26 +61,44 @@ class CleanProcess:
             # Idle threads that spin would take the cores from the evaluation beside it.
             env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         )
-        assert self._process.stdin is not None
-        request = {
-            "settings": settings.model_dump(mode="json"),
-            "spec": spec.model_dump(mode="json"),
-            "training_set": training_set.to_json(),
-            "fitted": fitted.to_json(),
-        }
+
+    def ask(self, spec: ModelSpec, fitted: Fitted, rows: pa.Table, fetch: Callable[[Path], Path]) -> None:
+        """Let it load a candidate and answer rows; :meth:`wait` tells what came of it.
+
+        Args:
+            spec: the model's.
+            fitted: the candidate.
+            rows: of the holdout; the first :data:`ROWS` are answered.
+            fetch: brings the stored files into a folder, and gives the folder in it where they are.
+        """
+        self._rows = rows.select([name for name in spec.features.names if name in rows.column_names]).slice(0, ROWS)
+        with pa.OSFile(str(self._directory / _ROWS_FILE), "wb") as sink, pa.ipc.new_file(sink, self._rows.schema) as writer:
+            writer.write_table(self._rows)
+        copy = self._directory / "artifact"
+        copy.mkdir()
         try:
-            with self._process.stdin as pipe:
-                pipe.write(json.dumps(request).encode())
-        except BrokenPipeError:
-            pass  # it has died; its errors are told by wait()
+            request = {
+                "artifact": str(fetch(copy)),
+                "manifest": fitted.manifest,
+                "packages": fitted.code["packages"],
+                "trusted": [*artifacts.TRUSTED_TYPES, *spec.training.trusted_types],
+                "task": spec.task,
+                "numeric": spec.features.numeric,
+                "categorical": spec.features.categorical,
+            }
+        except ArtifactRejected as error:
+            self._problem = str(error)
+            return
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as pipe:  # if it has died, wait() tells its errors
+            pipe.write(json.dumps(request).encode())
 
     def __enter__(self) -> CleanProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
+        self._process.kill()
+        self._process.communicate()
         self._scratch.close()
 
     def wait(self, model: LoadedModel | None) -> Operation:
@@ -96,6 +109,8 @@ class CleanProcess:
         """
         if self._rows.num_rows == 0:
             return Operation(problem="the holdout has no row to try it on")
+        if self._problem is not None:
+            return Operation(problem=self._problem)
         try:
             self._process.wait(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -133,16 +148,21 @@ def _largest_difference(one: NDArray[np.float64], other: NDArray[np.float64]) ->
 
 def _try_out(request: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Load, answer, measure; the answers are left in a file."""
-    from perennial.ledger import Ledger
-    from perennial.registry import Registry
-
-    settings, spec = Settings.model_validate(request["settings"]), ModelSpec.model_validate(request["spec"])
-    registry = Registry(settings, Ledger(settings.database_url))
+    artifact = Path(request["artifact"])
     started = time.perf_counter()
     try:
-        # By their fields alone: the modules of their classes bring the lake and the plots along, which takes seconds.
-        training_set, fitted = (cast(Any, SimpleNamespace(**request[part])) for part in ("training_set", "fitted"))
-        model = registry.load_fitted(spec, training_set, fitted)
+        artifacts.check_manifest(artifact, request["manifest"])
+        artifacts.check_environment(request["packages"])
+        model = LoadedModel(
+            name="the stored candidate",
+            version=None,
+            task=request["task"],
+            takes=FeatureList(tuple(request["numeric"]), tuple(request["categorical"])),
+            trained_on="",
+            features_digest="",
+            estimator=artifacts.load_estimator(artifact, request["trusted"]),
+            sample=pa.table({}),
+        )
         loaded = time.perf_counter()
         with pa.memory_map(str(directory / _ROWS_FILE)) as source:
             rows = pa.ipc.open_file(source).read_all()
@@ -155,7 +175,7 @@ def _try_out(request: dict[str, Any], directory: Path) -> dict[str, Any]:
         "features": model.features,
         "latency": latency,
         "load_seconds": loaded - started,
-        "artifact_mb": model.size / 1e6,
+        "artifact_mb": artifacts.size(artifact) / 1e6,
     }
 
 

@@ -535,7 +535,7 @@ class Registry:
         found = self._version(model, version)
         if found is None:
             raise ArtifactRejected(f"{name} was deleted from MLflow; roll back to another version or train a new one")
-        artifacts_of = self._client.get_logged_model(training["model_id"]).artifact_location
+        artifacts_of = self._stored_at(training["model_id"])
         if found.source != artifacts_of or found.run_id != record.mlflow_run_id:
             raise ArtifactRejected(
                 f"{name}: MLflow says it lies in {found.source!r}, it was registered from {artifacts_of!r} of run "
@@ -589,21 +589,29 @@ class Registry:
     ) -> LoadedModel:
         with tempfile.TemporaryDirectory(prefix="perennial-load-") as scratch:
             try:
-                directory = self._download(model_id, Path(scratch))
+                directory = self.fetch(model_id, Path(scratch))
                 artifacts.check_manifest(directory, manifest)
                 artifacts.check_environment(packages)
                 _check_signature(directory, takes)
                 estimator = artifacts.load_estimator(directory, [*artifacts.TRUSTED_TYPES, *trusted])
                 reference = directory / artifacts.REFERENCE_FILE
                 sample = pq.read_table(reference) if reference.exists() else pa.table({})
-                size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+                size = artifacts.size(directory)
             except ArtifactRejected as error:
                 raise ArtifactRejected(f"{name}: {error}") from error
         return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample, size)
 
-    def _download(self, model_id: str, into: Path) -> Path:
-        """A copy of an artifact that nobody else can change while it is checked and loaded."""
-        source = self._client.get_logged_model(model_id).artifact_location
+    def fetch(self, model_id: str, into: Path) -> Path:
+        """The folder of a stored model's files, not yet checked: a copy that nobody else can change while it is.
+
+        Args:
+            model_id: MLflow's, of what was logged.
+            into: folder to put it in.
+
+        Raises:
+            ArtifactRejected: it is not where a model may be, or cannot be fetched.
+        """
+        source = self._stored_at(model_id)
         artifacts.check_source(source)
         try:
             return Path(
@@ -613,6 +621,15 @@ class Registry:
             )
         except (MlflowException, OSError) as error:
             raise ArtifactRejected(f"its artifact cannot be fetched from {source}: {error}") from error
+
+    def _stored_at(self, model_id: str) -> str:
+        """Where MLflow says that a stored model's files lie."""
+        try:
+            return str(self._client.get_logged_model(model_id).artifact_location)
+        except MlflowException as error:
+            if error.error_code == _MISSING:
+                raise ArtifactRejected(f"MLflow has no stored model {model_id} any more; train a new version") from error
+            raise
 
     def _version(self, model: str, version: int) -> Any:
         """MLflow's record of a version; None if it has none, or none any more."""

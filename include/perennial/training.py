@@ -124,7 +124,14 @@ class _Trial:
 
 
 def fit_candidate(
-    folder: ModelFolder, candidate: str, training_set: TrainingSet, lake: Lake, registry: Registry, *, run_id: str
+    folder: ModelFolder,
+    candidate: str,
+    training_set: TrainingSet,
+    lake: Lake,
+    registry: Registry,
+    *,
+    run_id: str,
+    staging: Path | None = None,
 ) -> Fitted:
     """Search a candidate's parameters, fit it on the whole window, and log it as one run in MLflow.
 
@@ -137,12 +144,13 @@ def fit_candidate(
         lake: where the rows are.
         registry: where to log.
         run_id: the run of the orchestration.
+        staging: where :func:`build_training_set` left the rows, if it did.
 
     Raises:
         TrainingError: it could not be made, fitted or stored; the message tells which and why.
     """
     spec, declared = folder.spec, folder.spec.candidates[candidate]
-    rows = load_rows(folder, lake, training_set, "window")
+    rows = load_rows(folder, lake, training_set, "window", staging)
     identity = "\0".join((run_id, candidate, folder.digest, training_set.content["window"]))
     key = hashlib.sha256(identity.encode()).hexdigest()
     if _FITTED in (logged := registry.find_run(spec.name, key) or {}):
@@ -406,6 +414,7 @@ def evaluate_training(
     fitted: Sequence[Fitted],
     *,
     run_id: str,
+    staging: Path | None = None,
 ) -> Evaluation:
     """Measure the best candidate by validation, all baselines and the champion on the same holdout rows.
 
@@ -419,10 +428,12 @@ def evaluate_training(
         training_set: says which rows.
         fitted: all candidates of the run.
         run_id: the run of the orchestration.
+        staging: where :func:`build_training_set` left the rows, if it did.
     """
     spec, chosen = folder.spec, choose(fitted)
-    rows = load_rows(folder, lake, training_set, "holdout")
-    with CleanProcess(registry.settings, spec, training_set, chosen, rows) as clean:
+    with CleanProcess() as clean:
+        rows = load_rows(folder, lake, training_set, "holdout", staging)
+        clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id))
 
         def entrant(candidate: Fitted, role: Literal["candidate", "baseline"]) -> Entrant:
             blank = Contender(

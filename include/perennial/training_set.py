@@ -7,9 +7,12 @@ A training set is a few snapshot ids, two intervals and a content hash: :func:`b
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -81,7 +84,9 @@ class TrainingSet:
         return cls(**value)
 
 
-def build_training_set(folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of: datetime, run_id: str) -> TrainingSet:
+def build_training_set(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of: datetime, run_id: str, staging: Path | None = None
+) -> TrainingSet:
     """Pin what a training learns from, as it was known at ``as_of``.
 
     Args:
@@ -90,6 +95,7 @@ def build_training_set(folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of
         ledger: says which snapshots are published.
         as_of: the end of the holdout.
         run_id: the run; it names the pin.
+        staging: folder to leave the rows in, for :func:`load_rows`; None: nowhere.
 
     Raises:
         TrainingError: nothing is published, there are too few rows, or labels of one kind alone; it says what to do.
@@ -123,6 +129,9 @@ def build_training_set(folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of
     )
     _check_window(spec, training_set, used["window"])
     lake.pin(spec.name, snapshots, training_set.pin)
+    if staging is not None:
+        for part, rows in used.items():
+            _leave(rows, _staged(staging, training_set, part))
     log.info(
         "the training set has %s rows of %s and %s of the holdout %s; labels are known for %.1f %% and %.1f %%",
         f"{training_set.rows['window']:,}",
@@ -135,8 +144,16 @@ def build_training_set(folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of
     return training_set
 
 
-def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part) -> pa.Table:
+def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part, staging: Path | None = None) -> pa.Table:
     """The labelled rows of a part: entity key, event time, features, ``label``; ordered by event time and key.
+
+    Args:
+        folder: the model's folder.
+        lake: where the rows are.
+        training_set: says which.
+        part: window or holdout.
+        staging: where they were left as well. They are taken from there if they are the rows that were pinned, which saves
+            reading and joining them again; from the lake otherwise, as by a worker on another machine.
 
     Raises:
         TrainingError: the model folder has changed since they were pinned, or they are not the rows that were pinned.
@@ -146,6 +163,10 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
         raise TrainingError(
             f"{name}: the model folder changed after the training set of run {training_set.run_id} was pinned; start a new run"
         )
+    if staging is not None and (left := _left(_staged(staging, training_set, part))) is not None:
+        if content_hash(left) == training_set.content[part]:
+            return left
+        log.warning("the rows left in %s are not those that were pinned; they are read from the lake", staging)
     holdout = training_set.interval("holdout")
     known_by = holdout.start if part == "window" else holdout.end
     labelled, _ = _read_rows(folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by)
@@ -156,6 +177,33 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
             "the snapshots are the same: the lake's files were changed by hand. Start a new run"
         )
     return rows
+
+
+def _staged(staging: Path, training_set: TrainingSet, part: Part) -> Path:
+    return staging / f"{training_set.content[part]}.arrow"
+
+
+def _leave(rows: pa.Table, file: Path) -> None:
+    """Write rows where other tasks of the run find them, if that can be done; a file that is there is whole."""
+    unfinished = file.with_name(f"{uuid.uuid4().hex}.unfinished")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        unfinished.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        log.warning("the rows cannot be left in %s, so each task reads them from the lake: %s", file.parent, error)
+
+
+def _left(file: Path) -> pa.Table | None:
+    """Rows that were left in a file, in the memory that the system has of it; None if they cannot be read."""
+    try:
+        with pa.memory_map(str(file)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowInvalid):  # no such file among them
+        return None
 
 
 def labels_of(rows: pa.Table) -> NDArray[Any]:

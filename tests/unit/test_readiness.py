@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -35,7 +36,8 @@ def rows(n: int = 120) -> pa.Table:
 def test_it_loads_answers_and_is_timed(deployment: tuple[Registry, ModelFolder, Fitted]) -> None:
     registry, folder, fitted = deployment
     training_set = synthetic.training_set_of(folder)
-    with CleanProcess(registry.settings, folder.spec, training_set, fitted, rows()) as clean:
+    with CleanProcess() as clean:
+        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, fitted.model_id))
         model = registry.load_fitted(folder.spec, training_set, fitted)
         found = clean.wait(model)
     assert found.problem is None
@@ -51,10 +53,9 @@ def test_other_answers_than_here_and_a_changed_artifact_are_told(deployment: tup
     registry, folder, fitted = deployment
     training_set = synthetic.training_set_of(folder)
     forged = replace(fitted, manifest={**fitted.manifest, "model.skops": "0" * 64})
-    with (
-        CleanProcess(registry.settings, folder.spec, training_set, fitted, rows()) as clean,
-        CleanProcess(registry.settings, folder.spec, training_set, forged, rows()) as of_forged,
-    ):
+    with CleanProcess() as clean, CleanProcess() as of_forged:
+        for process, candidate in ((clean, fitted), (of_forged, forged)):
+            process.ask(folder.spec, candidate, rows(), partial(registry.fetch, candidate.model_id))
         model = registry.load_fitted(folder.spec, training_set, fitted)
 
         class Other:
@@ -70,12 +71,28 @@ def test_other_answers_than_here_and_a_changed_artifact_are_told(deployment: tup
 
 
 def test_a_process_that_dies_and_a_holdout_without_rows_are_told(
-    deployment: tuple[Registry, ModelFolder, Fitted], tmp_path: Path
+    deployment: tuple[Registry, ModelFolder, Fitted],
 ) -> None:
     registry, folder, fitted = deployment
-    training_set = synthetic.training_set_of(folder)
-    broken = registry.settings.model_copy(update={"database_url": "nonsense"})
-    with CleanProcess(broken, folder.spec, training_set, fitted, rows()) as clean:
-        assert "ended with status 1" in (clean.wait(None).problem or "")
-    with CleanProcess(registry.settings, folder.spec, training_set, fitted, rows(0)) as clean:
+    fetch = partial(registry.fetch, fitted.model_id)
+    with CleanProcess() as clean:
+        [process] = [child for child in psutil.Process().children() if "perennial.readiness" in child.cmdline()]
+        process.kill()
+        clean.ask(folder.spec, fitted, rows(), fetch)
+        assert "ended with status -9" in (clean.wait(None).problem or "")
+    with CleanProcess() as clean:
+        clean.ask(folder.spec, fitted, rows(0), fetch)
         assert "no row" in (clean.wait(None).problem or "")
+
+
+def test_a_candidate_that_cannot_be_fetched_is_told(deployment: tuple[Registry, ModelFolder, Fitted]) -> None:
+    registry, folder, fitted = deployment
+    with CleanProcess() as clean:
+        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, "m-gone"))
+        assert "m-gone" in (clean.wait(None).problem or "")
+
+
+def test_the_process_is_gone_when_its_caller_has_nothing_to_ask() -> None:
+    with CleanProcess():
+        [process] = [child for child in psutil.Process().children() if "perennial.readiness" in child.cmdline()]
+    assert not process.is_running()

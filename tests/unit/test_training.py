@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -64,8 +66,8 @@ def rows() -> pd.DataFrame:
     return synthetic.make_rows(DAYS)
 
 
-def build(folder: ModelFolder, lake: Lake, ledger: Ledger, run_id: str = "run-1") -> TrainingSet:
-    return build_training_set(folder, lake, ledger, as_of=AS_OF, run_id=run_id)
+def build(folder: ModelFolder, lake: Lake, ledger: Ledger, run_id: str = "run-1", staging: Path | None = None) -> TrainingSet:
+    return build_training_set(folder, lake, ledger, as_of=AS_OF, run_id=run_id, staging=staging)
 
 
 def publish(lake: Lake, ledger: Ledger, rows: pd.DataFrame, interval: Interval = PERIOD, run_id: str = "ingest") -> None:
@@ -164,6 +166,34 @@ def test_other_rows_than_the_pinned_ones_are_noticed(trained: Trained) -> None:
     other = replace(trained.training_set, content={**trained.training_set.content, "window": "0" * 64})
     with pytest.raises(TrainingError, match="are not those that run run-1 pinned"):
         load_rows(trained.folder, trained.lake, other, "window")
+
+
+def test_rows_that_a_run_has_left_need_not_be_read_again(trained: Trained, lake: Lake, tmp_path: Path) -> None:
+    from_lake = load_rows(trained.folder, trained.lake, trained.training_set, "window")
+    training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path / "left")
+    nothing_published = lake
+    assert load_rows(trained.folder, nothing_published, training_set, "window", tmp_path / "left").equals(from_lake)
+
+
+@pytest.mark.parametrize("harm", ["other rows", "half a file", "no file"])
+def test_what_was_left_is_only_learned_from_if_it_is_what_was_pinned(trained: Trained, tmp_path: Path, harm: str) -> None:
+    training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path)
+    holdout, file = (tmp_path / f"{training_set.content[part]}.arrow" for part in ("holdout", "window"))
+    match harm:
+        case "other rows":
+            shutil.copyfile(holdout, file)
+        case "half a file":
+            os.truncate(file, file.stat().st_size // 2)
+        case "no file":
+            file.unlink()
+    from_lake = load_rows(trained.folder, trained.lake, training_set, "window")
+    assert load_rows(trained.folder, trained.lake, training_set, "window", tmp_path).equals(from_lake)
+
+
+def test_a_run_that_can_leave_nothing_reads_its_rows_again(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path / "file" / "below")
+    assert load_rows(trained.folder, trained.lake, training_set, "window", tmp_path / "file" / "below").num_rows == 1_200
 
 
 def test_a_label_that_came_after_the_border_is_not_learned_from(

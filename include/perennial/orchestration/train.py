@@ -20,7 +20,9 @@ def build_training_set(model: str, window: Window) -> dict[str, Any]:
 
     with stage_run(model, window=window) as run:
         parts = run.deployment
-        training_set = build(run.folder, parts.lake, parts.ledger, as_of=run.as_of, run_id=run.qualified_id)
+        training_set = build(
+            run.folder, parts.lake, parts.ledger, as_of=run.as_of, run_id=run.qualified_id, staging=run.staging
+        )
         return training_set.to_json()
 
 
@@ -39,6 +41,7 @@ def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> d
             parts.lake,
             parts.registry,
             run_id=run.qualified_id,
+            staging=run.staging,
         )
         run.link(MLFLOW, parts.registry.run_url(fitted.mlflow_run_id))
         return fitted.to_json()
@@ -59,6 +62,7 @@ def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[d
             TrainingSet.from_json(training_set),
             [Fitted.from_json(candidate) for candidate in fitted],
             run_id=run.qualified_id,
+            staging=run.staging,
         )
         return evaluation.to_json()
 
