@@ -1,8 +1,8 @@
 """The predictions database: the table ``<model>_predictions`` that a model's consumers read with plain SQL.
 
-It follows the lake and never leads it: :mod:`perennial.scoring` publishes predictions as an Iceberg table first and then
-copies the published rows of the interval here. Which publication an interval was copied from stands in ``<model>_scored``
-beside it, and rows of an older publication never replace those of a newer one.
+It follows the lake and never leads it: the rows of an interval are shown here after :mod:`perennial.scoring` has published
+them as an Iceberg table. Of which publication an interval's rows are stands in ``<model>_scored`` beside it, and rows of an
+older publication never replace those of a newer one.
 
 Rows are staged in temporary tables of a session first, which may be done before it is known whether they will be published:
 nothing is locked meanwhile, no transaction stays open that would keep a server from tidying up, and rows that are not
@@ -288,5 +288,5 @@ def _for_sqlite(column: pa.Array) -> list[Any]:
 
 
 def _without_zone(column: pa.Array) -> pa.Array:
-    """Moments as those of UTC, which Arrow makes texts of in a tenth of the time; anything else as it is."""
+    """Moments as those of UTC, which Arrow makes texts of twenty times as fast; anything else as it is."""
     return pc.cast(column, pa.timestamp("us")) if pa.types.is_timestamp(column.type) else column
