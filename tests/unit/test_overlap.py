@@ -109,14 +109,19 @@ def test_a_follower_of_a_stream_that_breaks_off_never_takes_it_for_the_whole() -
         raise OSError("the lake went away")
 
     finished: list[list[int]] = []
-    before = threading.active_count()
-    with Follower(lambda items: finished.append(list(items))) as following:
+    workers: list[threading.Thread] = []
+
+    def use(items: Iterator[int]) -> None:
+        workers.append(threading.current_thread())
+        finished.append(list(items))
+
+    with Follower(use) as following:
         with pytest.raises(OSError, match="the lake went away"):
             list(following.passing(broken()))
         with pytest.raises(TimeoutError):
             following.result()
     assert finished == []
-    assert threading.active_count() == before
+    assert not workers[0].is_alive()
 
 
 def test_a_stream_that_begins_again_is_followed_no_more() -> None:
