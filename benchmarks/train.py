@@ -1,11 +1,12 @@
 """Training on a million rows, beside the bare fits of the same estimator on the same frames.
 
 Ours is what the tasks ``build_training_set`` and ``fit_candidate`` do: pin the training set (a million labelled rows of
-1,117 days, and the holdout, joined with their labels, hashed and counted), take the rows that were left for the second task and hold them against
-their hash, search the learning rate of the example's booster (two fits on all but the last two weeks, measured on these), fit
-on all rows, and log the candidate with its reference, its pictures, the importance of its features and the model's folder to
-MLflow (SQLite, files on the local disk). The bare fits are the same three, of the same estimators with the same parameters on
-the same rows, which lie in memory as frames before the clock starts; nothing is read, predicted, measured or kept.
+1,117 days, and the holdout, joined with their labels, hashed and counted), take the rows that were left for the second task
+and hold them against their hash, search the learning rate of the example's booster (two fits on all but the last two weeks,
+measured on these), fit on all rows, and log the candidate with its reference, its pictures, the importance of its features
+and the model's folder to MLflow (SQLite, files on the local disk). The bare fits are the same three, of the same estimators
+with the same parameters on the same rows, which lie in memory as frames before the clock starts; nothing is read, predicted,
+measured or kept.
 
 Beside it, without a goal: a whole training with all candidates of the example (a prior and a logistic regression too), the
 contest on the holdout, gates, pages and promotion.

@@ -13,10 +13,13 @@ import textwrap
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 
 import psutil
 import pytest
+import sqlalchemy as sa
 
 from perennial.errors import StackError
 from perennial.settings import read_settings
@@ -352,3 +355,15 @@ def test_nothing_outlives_a_stack_that_is_killed(tmp_path: Path, family: str, pr
 def log_of(tmp_path: Path) -> str:
     log = tmp_path / "logs" / "sleeper.log"
     return log.read_text() if log.exists() else ""
+
+
+def test_what_is_due_within_this_second_has_come_when_sqlite_is_asked() -> None:
+    import_module("perennial.stack.clock")
+    columns = sa.Column("after", sa.DateTime), sa.Column("made", sa.DateTime, server_default=sa.func.now())
+    runs = sa.Table("runs", sa.MetaData(), *columns)
+    with sa.create_engine("sqlite://").begin() as connection:
+        runs.create(connection)
+        for soon in (-0.002, 60):  # seconds; what SQLite says of the time is cut to milliseconds
+            connection.execute(sa.insert(runs).values(after=datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=soon)))
+        [(after, made)] = connection.execute(sa.select(runs).where(runs.c.after <= sa.func.now())).all()
+    assert abs(made - after) < timedelta(seconds=30)

@@ -50,6 +50,7 @@ IMPORTED_AHEAD = (
     "airflow.cli.commands.scheduler_command",
     "airflow.cli.commands.triggerer_command",
     "airflow.executors.local_executor",
+    "perennial.stack.clock",
 )
 
 #: What tasks need, with the libraries that take long to import. Workers are forked from the scheduler, and so have it at
