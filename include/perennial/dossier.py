@@ -155,7 +155,7 @@ def _files(record: VersionRecord, folder: ModelFolder | None, registry: Registry
 
 def _missing(registry: Registry, record: VersionRecord) -> dict[str, float]:
     try:
-        sample = registry.load(record.model, record.version).reference()
+        sample = registry.reference(record)
     except ArtifactRejected as error:
         log.warning("how much of each feature is missing is not known: %s", error)
         return {}

@@ -239,6 +239,11 @@ class CandidateRun:
         return StoredModel(stored.model_id, manifest)
 
 
+def _read_reference(directory: Path) -> pa.Table:
+    file = directory / artifacts.REFERENCE_FILE
+    return pq.read_table(file) if file.exists() else pa.table({})
+
+
 def _signature(spec: ModelSpec, estimator: Any) -> ModelSignature:
     """Numbers as doubles, which can be missing, and categories as strings.
 
@@ -587,19 +592,33 @@ class Registry:
         features_digest: str,
         trusted: list[str],
     ) -> LoadedModel:
+        with self._checked(name, model_id, manifest) as directory:
+            artifacts.check_environment(packages)
+            _check_signature(directory, takes)
+            estimator = artifacts.load_estimator(directory, [*artifacts.TRUSTED_TYPES, *trusted])
+            sample, size = _read_reference(directory), artifacts.size(directory)
+        return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample, size)
+
+    def reference(self, record: VersionRecord) -> pa.Table:
+        """What :meth:`perennial.artifacts.LoadedModel.reference` gives of a version, without loading it.
+
+        Raises:
+            ArtifactRejected: the files are not there, or not those that were registered.
+        """
+        name = f"{record.model} version {record.version}"
+        with self._checked(name, record.training["model_id"], record.manifest) as directory:
+            return _read_reference(directory)
+
+    @contextmanager
+    def _checked(self, name: str, model_id: str, manifest: Mapping[str, str]) -> Iterator[Path]:
+        """A copy of a stored model's files, which are those of the manifest; whatever is rejected meanwhile names the model."""
         with tempfile.TemporaryDirectory(prefix="perennial-load-") as scratch:
             try:
                 directory = self.fetch(model_id, Path(scratch))
                 artifacts.check_manifest(directory, manifest)
-                artifacts.check_environment(packages)
-                _check_signature(directory, takes)
-                estimator = artifacts.load_estimator(directory, [*artifacts.TRUSTED_TYPES, *trusted])
-                reference = directory / artifacts.REFERENCE_FILE
-                sample = pq.read_table(reference) if reference.exists() else pa.table({})
-                size = artifacts.size(directory)
+                yield directory
             except ArtifactRejected as error:
                 raise ArtifactRejected(f"{name}: {error}") from error
-        return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample, size)
 
     def fetch(self, model_id: str, into: Path) -> Path:
         """The folder of a stored model's files, not yet checked: a copy that nobody else can change while it is.
