@@ -20,7 +20,7 @@ from perennial.artifacts import LoadedModel, Prediction
 from perennial.costs import CostFunction, cost_function
 from perennial.errors import PerennialError
 from perennial.evaluation import evaluate_metric, evaluate_prediction, summarise
-from perennial.evidence import Contender, Evaluation, Operation
+from perennial.evidence import Contender, Evaluation
 from perennial.intervals import Interval
 from perennial.spec import ModelFolder, ModelSpec, Task
 from perennial.training_set import count_classes, labels_of
@@ -80,12 +80,14 @@ class Outcome:
         truth: the n labels.
         predictions: n predictions by the name of whom they are of, the candidate first; absent for those who could not.
         gains: the candidate's gain over the champion in each resample; None if there was no comparison.
+        model: the candidate's; None if it could not be loaded.
     """
 
     evaluation: Evaluation
     truth: NDArray[np.generic]
     predictions: dict[str, Prediction]
     gains: NDArray[np.float64] | None
+    model: LoadedModel | None
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,8 @@ class _Measured:
         return self.prediction if self.contender.metrics else None
 
 
-def hold(contest: Contest, operation: Callable[[LoadedModel | None], Operation | None]) -> Outcome:
-    """Measure everyone, and the candidate in all the ways that its gates ask for.
-
-    Args:
-        contest: who and where.
-        operation: tells how the candidate works in a clean process; asked last, since that takes longest.
+def hold(contest: Contest) -> Outcome:
+    """Measure everyone, and the candidate in all the ways that its gates ask for but one: its operation in a clean process.
 
     Raises:
         SpecError: the folder's cost function is broken.
@@ -143,9 +141,8 @@ def hold(contest: Contest, operation: Callable[[LoadedModel | None], Operation |
             robustness=probes.probe_robustness(spec, candidate.model, contest.rows, truth, score),
             behaviour=probes.probe_behaviour(folder, candidate.model, contest.rows),
         )
-    evaluation = replace(evaluation, operation=operation(candidate.model))
     predictions = {_name(one.contender): one.prediction for one in measured if one.prediction is not None}
-    return Outcome(evaluation, truth, predictions, gains)
+    return Outcome(evaluation, truth, predictions, gains, candidate.model)
 
 
 def _name(contender: Contender) -> str:

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_info
 
 from perennial import artifacts, logs, plots
 from perennial.artifacts import FeatureList, Prediction
-from perennial.contest import Contest, Entrant, Outcome, hold
+from perennial.contest import Contest, Entrant, hold
 from perennial.costs import cost_function
 from perennial.errors import ScoringError, TrainingError
 from perennial.estimators import combinations, make_estimator, show_params
@@ -431,7 +431,7 @@ def evaluate_training(
         staging: where :func:`build_training_set` left the rows, if it did.
     """
     spec, chosen = folder.spec, choose(fitted)
-    with CleanProcess() as clean:
+    with CleanProcess() as clean, tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
         rows = load_rows(folder, lake, training_set, "holdout", staging)
         clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id))
 
@@ -462,11 +462,15 @@ def evaluate_training(
                 baselines=[entrant(baseline, "baseline") for baseline in fitted if baseline.baseline],
                 champion=_champion(spec, ledger, registry, training_set, rows.num_rows),
                 run_id=run_id,
-            ),
-            clean.wait,
+            )
         )
-    _log_evaluation(spec, registry, training_set, chosen, fitted, outcome)
-    return outcome.evaluation
+        files, holdout = Path(scratch), f"holdout {outcome.evaluation.interval}"
+        plots.draw_predictions(spec.task, outcome.truth, outcome.predictions, files, rows=holdout)
+        plots.draw_comparison(outcome.evaluation, outcome.gains, files, rows=holdout)
+        # Last, since that takes longest.
+        evaluation = replace(outcome.evaluation, operation=clean.wait(outcome.model))
+        _log_evaluation(spec, registry, training_set, chosen, fitted, evaluation, files)
+    return evaluation
 
 
 def _champion(spec: ModelSpec, ledger: Ledger, registry: Registry, training_set: TrainingSet, rows: int) -> Entrant | None:
@@ -494,9 +498,10 @@ def _log_evaluation(
     training_set: TrainingSet,
     chosen: Fitted,
     fitted: Sequence[Fitted],
-    outcome: Outcome,
+    result: Evaluation,
+    files: Path,
 ) -> None:
-    result = outcome.evaluation
+    """Log an evaluation to the run of the candidate, with the files that belong to it, and to each run what it reached."""
     stored = {candidate.mlflow_run_id: candidate.model_id for candidate in fitted}
     for contender in (result.candidate, *result.baselines):
         if contender.mlflow_run_id is not None and contender.metrics:
@@ -512,10 +517,5 @@ def _log_evaluation(
         rows=result.rows,
         context="evaluation",
     )
-    with tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
-        directory = Path(scratch)
-        (directory / "evaluation.json").write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
-        holdout = f"holdout {result.interval}"
-        plots.draw_predictions(spec.task, outcome.truth, outcome.predictions, directory, rows=holdout)
-        plots.draw_comparison(result, outcome.gains, directory, rows=holdout)
-        run.log_files(directory, "holdout")
+    (files / "evaluation.json").write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
+    run.log_files(files, "holdout")

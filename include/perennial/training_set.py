@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -111,27 +112,28 @@ def build_training_set(
         "holdout": _read_rows(folder, lake, snapshots, holdout, labels_known_by=as_of),
     }
     used: dict[Part, pa.Table] = {part: _newest(spec, rows, part) for part, (rows, _) in parts.items()}
-    training_set = TrainingSet(
-        model=spec.name,
-        run_id=run_id,
-        as_of=as_of.isoformat(),
-        window=window.key,
-        holdout=holdout.key,
-        snapshots=snapshots,
-        pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
-        folder_digest=folder.digest,
-        features_digest=folder.features_digest,
-        rows={part: rows.num_rows for part, rows in used.items()},
-        labelled={part: rows.num_rows for part, (rows, _) in parts.items()},
-        entities={part: entities for part, (_, entities) in parts.items()},
-        classes={part: count_classes(spec, rows) for part, rows in used.items()},
-        content={part: content_hash(rows) for part, rows in used.items()},
-    )
+    with ThreadPoolExecutor(1) as beside:  # rows are left while they are hashed
+        if staging is not None:
+            for part, rows in used.items():
+                beside.submit(_leave, rows, _staged(staging, part))
+        training_set = TrainingSet(
+            model=spec.name,
+            run_id=run_id,
+            as_of=as_of.isoformat(),
+            window=window.key,
+            holdout=holdout.key,
+            snapshots=snapshots,
+            pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
+            folder_digest=folder.digest,
+            features_digest=folder.features_digest,
+            rows={part: rows.num_rows for part, rows in used.items()},
+            labelled={part: rows.num_rows for part, (rows, _) in parts.items()},
+            entities={part: entities for part, (_, entities) in parts.items()},
+            classes={part: count_classes(spec, rows) for part, rows in used.items()},
+            content={part: content_hash(rows) for part, rows in used.items()},
+        )
     _check_window(spec, training_set, used["window"])
     lake.pin(spec.name, snapshots, training_set.pin)
-    if staging is not None:
-        for part, rows in used.items():
-            _leave(rows, _staged(staging, training_set, part))
     log.info(
         "the training set has %s rows of %s and %s of the holdout %s; labels are known for %.1f %% and %.1f %%",
         f"{training_set.rows['window']:,}",
@@ -163,7 +165,7 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
         raise TrainingError(
             f"{name}: the model folder changed after the training set of run {training_set.run_id} was pinned; start a new run"
         )
-    if staging is not None and (left := _left(_staged(staging, training_set, part))) is not None:
+    if staging is not None and (left := _left(_staged(staging, part))) is not None:
         if content_hash(left) == training_set.content[part]:
             return left
         log.warning("the rows left in %s are not those that were pinned; they are read from the lake", staging)
@@ -179,8 +181,8 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
     return rows
 
 
-def _staged(staging: Path, training_set: TrainingSet, part: Part) -> Path:
-    return staging / f"{training_set.content[part]}.arrow"
+def _staged(staging: Path, part: Part) -> Path:
+    return staging / f"training-{part}.arrow"
 
 
 def _leave(rows: pa.Table, file: Path) -> None:
@@ -231,9 +233,9 @@ def content_hash(rows: pa.Table) -> str:
             # What lies below a null is whatever it was before; a NaN has many forms.
             plain = pc.fill_null(values, pa.scalar(0).cast(values.type)) if values.null_count else values
             numbers = plain.to_numpy(zero_copy_only=False)
-            digest.update(
-                np.where(np.isnan(numbers), np.nan, numbers).tobytes() if numbers.dtype.kind == "f" else numbers.tobytes()
-            )
+            if numbers.dtype.kind == "f" and (missing := np.isnan(numbers)).any():
+                numbers = np.where(missing, np.nan, numbers)
+            digest.update(np.ascontiguousarray(numbers).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -178,7 +178,7 @@ def test_rows_that_a_run_has_left_need_not_be_read_again(trained: Trained, lake:
 @pytest.mark.parametrize("harm", ["other rows", "half a file", "no file"])
 def test_what_was_left_is_only_learned_from_if_it_is_what_was_pinned(trained: Trained, tmp_path: Path, harm: str) -> None:
     training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path)
-    holdout, file = (tmp_path / f"{training_set.content[part]}.arrow" for part in ("holdout", "window"))
+    holdout, file = (tmp_path / f"training-{part}.arrow" for part in ("holdout", "window"))
     match harm:
         case "other rows":
             shutil.copyfile(holdout, file)
