@@ -41,6 +41,14 @@ def train(living: Living, model: str, as_of: str) -> DagRun:
         assert not living.api.run(started.dag_id, started.run_id).ended, living.api.failure(started)
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    # An answer that comes before Airflow has noticed that the asking process has ended, it takes for a crash, and asks again.
+    told = living.stack.state / "logs" / "scheduler.log"
+    while not any(
+        "Received executor event" in line and "'ask_approval'" in line and started.run_id in line
+        for line in told.read_text(encoding="utf-8").splitlines()
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     return started
 
 
