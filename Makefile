@@ -23,14 +23,14 @@ up: $(READY)
 demo: $(READY)
 	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once)
 
-# A file, or all files that share a stack, to a process. Tests wait for other processes much of their time.
+# A file to a process; tests wait for other processes much of their time. What needs a whole stack has the machine to itself.
 PROCESSES = $(shell expr $$(nproc) + 1)
 test: $(READY)
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
 	$(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/unit tests/dags tests/faults
-	$(BIN)/pytest -n 2 --dist loadfile tests/e2e tests/browser
+	$(BIN)/pytest tests/e2e tests/browser
 endif
 
 lint: $(READY)

@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,35 +27,12 @@ os.environ.update({"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "GX_
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
-from xdist.scheduler import LoadScopeScheduling
 
 from perennial.lake import Lake
 from perennial.ledger import Ledger
 from perennial.settings import PROJECT, Settings
 from tests import receivers
 from tests.living import living  # noqa: F401  # a fixture of the end-to-end and browser tests
-
-
-class FilesOfOneStack(LoadScopeScheduling):
-    """Gives a process whole files, and all files whose tests share the stack of :mod:`tests.living` to the same one.
-
-    The groups of pytest-xdist 3.8 would say so, if pytest 9.2 still looked where they are written.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "living" if file in _sharing() else file
-
-
-@cache
-def _sharing() -> set[str]:
-    files = [*(PROJECT / "tests" / "e2e").glob("test_*.py"), *(PROJECT / "tests" / "browser").glob("test_*.py")]
-    return {str(file.relative_to(PROJECT)) for file in files if "living: Living" in file.read_text(encoding="utf-8")}
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesOfOneStack:
-    """How tests are shared out where several processes run them."""
-    return FilesOfOneStack(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
