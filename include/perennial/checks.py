@@ -509,13 +509,15 @@ def _judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path
     if not len(bad_rows):
         return _Rows(count, 0, tallies, typed)
     schema = published_schema(table)
-    with pq.ParquetFile(typed) as file, pq.ParquetWriter(good, schema, compression="lz4") as writer:
-        beside: Any = ahead(file.iter_batches(BATCH_ROWS, columns=[ROW, *schema.names]))
-        with closing(beside):
-            for batch in beside:
-                is_bad = np.isin(batch.column(ROW).to_numpy(), bad_rows, assume_unique=True)
-                kept = batch.filter(pa.array(~is_bad)) if is_bad.any() else batch
-                writer.write_batch(kept.select(schema.names).cast(schema))
+    with (
+        pq.ParquetFile(typed) as file,
+        pq.ParquetWriter(good, schema, compression="lz4") as writer,
+        closing(ahead(file.iter_batches(BATCH_ROWS, columns=[ROW, *schema.names]))) as batches,
+    ):
+        for batch in batches:
+            is_bad = np.isin(batch.column(ROW).to_numpy(), bad_rows, assume_unique=True)
+            kept = batch.filter(pa.array(~is_bad)) if is_bad.any() else batch
+            writer.write_batch(kept.select(schema.names).cast(schema))
     return _Rows(count, len(bad_rows), tallies, good)
 
 

@@ -362,9 +362,8 @@ class Catalog:
                 yield conformed
 
         try:
-            beside: Any = ahead(ready(), most=1)
-            with closing(beside):  # so that nothing is read any more when this fails
-                for chunk in beside:
+            with closing(ahead(ready(), most=1)) as chunks:  # so that nothing is read any more when this fails
+                for chunk in chunks:
                     count += chunk.num_rows
                     writer = writer or _FileWriter(table)
                     writer.write(chunk)

@@ -11,7 +11,7 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
@@ -31,7 +31,7 @@ class _Over:
     failure: BaseException | None
 
 
-def ahead(items: Iterable[_T], most: int = 2) -> Iterator[_T]:
+def ahead(items: Iterable[_T], most: int = 2) -> Generator[_T, None, None]:
     """The same items in the same order, made by a thread of their own.
 
     What goes wrong there is raised here. That thread has ended when this iterator has, also when it is closed early.
