@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from great_expectations.core.expectation_validation_result import (
     ExpectationSuiteValidationResult,
@@ -22,6 +21,8 @@ from great_expectations.core.expectation_validation_result import (
 )
 from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 from great_expectations.render.view.view import DefaultJinjaPageView
+
+from perennial.files import replacing
 
 # One for the process, since it keeps its compiled templates.
 _view = DefaultJinjaPageView()
@@ -89,10 +90,8 @@ def write_page(path: Path, *, title: str, run_id: str, judged: Sequence[Judged])
     document = ValidationResultsPageRenderer().render(whole)
     page = _FETCHED.sub("", _view.render(document))  # type: ignore[no-untyped-call]
     page = page.replace("<head>", f"<head>{_POLICY}", 1).replace("</head>", f"{_STYLE}</head>", 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as draft:
+        draft.write_text(page, encoding="utf-8")
     return path
 
 

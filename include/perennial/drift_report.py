@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import logs
+from perennial.files import replacing
 from perennial.intervals import Interval
 
 if TYPE_CHECKING:
@@ -66,10 +66,8 @@ def write_report(
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file so that whoever reads it meanwhile sees the old or the new one, whole."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
+    with replacing(file) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _banner(model: str, interval: Interval, version: int | None, comparison: Comparison, details: Mapping[str, Any]) -> str:

@@ -7,8 +7,6 @@ are, impossible values included; ``include/models/flight_delay`` says what is do
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
 import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from perennial import logs
 from perennial.errors import SourceError
+from perennial.files import replacing
 from perennial.intervals import Interval
 
 _log = logs.get(__name__)
@@ -99,18 +98,9 @@ def _by_day(content: bytes, name: str) -> _Rows:
 
 
 def _replace(file: Path, content: bytes) -> bool:
-    """Give a file its content, unless it has it. A reader sees the old file or the new one, never a part."""
+    """Give a file its content, unless it has it."""
     if file.is_file() and file.read_bytes() == content:
         return False
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        # Private by mkstemp; a landing zone is read by other accounts.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(file) as draft:
+        draft.write_bytes(content)
     return True

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 from perennial.errors import BackupError
+from perennial.files import replacing
 from perennial.settings import Settings
 
 #: How long a backup waits for the end of a removal that is under way.
@@ -41,10 +42,9 @@ def hold(settings: Settings, until: datetime) -> None:
     Raises:
         BackupError: they go on for longer than :data:`PATIENCE`.
     """
-    settings.state.mkdir(parents=True, exist_ok=True)
     note = settings.state / _HOLD
-    note.with_suffix(".new").write_text(until.isoformat(), encoding="utf-8")
-    note.with_suffix(".new").replace(note)
+    with replacing(note) as draft:
+        draft.write_text(until.isoformat(), encoding="utf-8")
     deadline = time.monotonic() + PATIENCE.total_seconds()
     with (settings.state / _LOCK).open("a") as lock:
         while True:

@@ -17,7 +17,6 @@ References:
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from scipy import stats
 from perennial import logs
 from perennial.distances import prepare_all
 from perennial.errors import CalibrationError, NoChampion
+from perennial.files import replacing
 from perennial.intervals import Interval
 from perennial.lake import Lake
 from perennial.ledger import Ledger
@@ -397,7 +397,6 @@ def write(folder: ModelFolder, thresholds: DriftThresholds) -> Path:
         "columns:",
         *(f"  {name}: {{distance: {one.distance:g}, missing: {one.missing:g}}}" for name, one in thresholds.columns.items()),
     ]
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draft.replace(file)
+    with replacing(file) as draft:
+        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file

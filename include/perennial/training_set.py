@@ -7,10 +7,8 @@ A training set is a few snapshot ids, two intervals and a content hash: :func:`b
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from perennial import logs
 from perennial.errors import TrainingError
 from perennial.features import ensure_features, read_labels
+from perennial.files import replacing
 from perennial.intervals import Interval, utc
 from perennial.lake import Lake
 from perennial.ledger import Ledger
@@ -187,15 +186,10 @@ def _staged(staging: Path, part: Part) -> Path:
 
 def _leave(rows: pa.Table, file: Path) -> None:
     """Write rows where other tasks of the run find them, if that can be done; a file that is there is whole."""
-    unfinished = file.with_name(f"{uuid.uuid4().hex}.unfinished")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+        with replacing(file) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
             writer.write_table(rows)
-        unfinished.replace(file)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         log.warning("the rows cannot be left in %s, so each task reads them from the lake: %s", file.parent, error)
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from perennial.errors import StackError
+from perennial.files import replacing
 from perennial.settings import PROJECT, Settings, read_settings
 
 HOST = "127.0.0.1"
@@ -135,10 +136,9 @@ def keep_secrets(state: Path) -> Secrets:
 
 def write_private(file: Path, text: str) -> None:
     """Write a file that no other user can read, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(text)
-    temporary.replace(file)
+    with replacing(file) as draft:
+        draft.touch(mode=0o600, exist_ok=False)
+        draft.write_text(text, encoding="utf-8")
 
 
 def passwords_file(settings: Settings) -> Path:
