@@ -68,6 +68,14 @@ class Prediction:
     def __len__(self) -> int:
         return len(self.values)
 
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Prediction:
+        """Those for some of the rows."""
+
+        def of(values: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if values is None else values[rows]
+
+        return Prediction(self.values[rows], of(self.probability), of(self.probabilities), self.classes)
+
     @property
     def digest(self) -> str:
         """SHA-256 of all that is predicted, to the last bit; the same for the same rows in the same order."""

@@ -135,7 +135,7 @@ def compare_slices(arena: Arena, candidate: Prediction, champion: Prediction) ->
                     arena.spec.task,
                     [metric],
                     arena.truth[rows],
-                    _select(prediction, rows),
+                    prediction[rows],
                     blocks,
                     arena.weights,
                     cost=arena.cost,
@@ -186,10 +186,3 @@ def split(rows: pa.Table, column: str) -> Iterator[tuple[str, NDArray[np.intp]]]
     members = np.split(order, np.cumsum(sizes)[:-1])
     for code in np.argsort(-sizes, kind="stable"):
         yield encoded.dictionary[int(code)].as_py(), members[code]
-
-
-def _select(prediction: Prediction, rows: NDArray[np.intp]) -> Prediction:
-    def of(part: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-        return None if part is None else part[rows]
-
-    return Prediction(prediction.values[rows], of(prediction.probability), of(prediction.probabilities), prediction.classes)

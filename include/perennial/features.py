@@ -6,9 +6,11 @@ Neighbours: :mod:`perennial.point_in_time` runs the query; :mod:`perennial.leaks
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
+from operator import itemgetter
 
 import duckdb
 import pyarrow as pa
@@ -137,7 +139,13 @@ def ensure_features(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: I
 
 
 def read_labels(
-    folder: ModelFolder, lake: Lake, snapshots: Mapping[str, int], interval: Interval, *, as_of: datetime
+    folder: ModelFolder,
+    lake: Lake,
+    snapshots: Mapping[str, int],
+    interval: Interval,
+    *,
+    as_of: datetime,
+    entities: pa.Table | None = None,
 ) -> pa.Table:
     """The labels of an interval's entities, as far as they were known.
 
@@ -150,10 +158,12 @@ def read_labels(
         snapshots: by table, of the entity's and the label's table.
         interval: whose event times lie in it is an entity.
         as_of: only rows known by then are used.
+        entities: those of the interval, if they are read already: their key and event time, and what else is to stand
+            beside their labels.
 
     Returns:
-        Entity key, event time, ``label`` (boolean, text or double, as the task has it; never null), ``label_known_at``;
-        ordered by event time and key, at most one row an entity.
+        Entity key, event time (and what else ``entities`` have), ``label`` (boolean, text or double, as the task has it;
+        never null), ``label_known_at``; ordered by event time and key, at most one row an entity.
 
     Raises:
         SnapshotMissing: a table was not published, or lacks a column of the spec.
@@ -162,9 +172,13 @@ def read_labels(
     spec = folder.spec
     key, identity = spec.entity_table.key, list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
     with closing(open_database()) as connection:
-        entities = _scan(folder, lake, spec.entity.table, snapshots, columns=identity, within=interval)
-        connection.register("_entities", entities)
-        connection.execute("CREATE TABLE perennial.asked AS FROM _entities")
+        if entities is None:
+            asked = _scan(folder, lake, spec.entity.table, snapshots, columns=identity, within=interval)
+            connection.register("_entities", asked)
+            connection.execute("CREATE TABLE perennial.asked AS FROM _entities")
+        else:
+            connection.register("_entities", entities)
+            connection.execute("CREATE VIEW perennial.asked AS FROM _entities")
         same_time = spec.label_table.event_time == spec.event_time
         columns = [name for name in spec.label_table.columns if name in key or mentions(spec.label.sql, name)]
         rows = _scan(
@@ -173,12 +187,13 @@ def read_labels(
         )  # fmt: skip
         connection.register("_labels", rows)
         _select_labels(connection, folder)
+        names = ", ".join(quoted(name) for name in key)
         order = ", ".join(quoted(name) for name in dict.fromkeys([spec.event_time, *key]))
         found: pa.Table = connection.sql(
-            f"SELECT {', '.join(quoted(name) for name in identity)}, label, label_known_at "
-            f"FROM perennial.asked JOIN perennial.labels USING ({', '.join(quoted(name) for name in key)}) ORDER BY {order}"
+            f"SELECT asked.*, label, label_known_at FROM perennial.asked JOIN perennial.labels USING ({names}) ORDER BY {order}"
         ).to_arrow_table()
-    distinct = found.group_by(key).aggregate([]).num_rows
+        connection.register("_found", found)
+        [(distinct,)] = connection.execute(f"SELECT count(DISTINCT ({names})) FROM _found").fetchall()
     if distinct != found.num_rows:
         raise SpecError(
             f"{folder.path / 'model.yaml'}: label.table: {found.num_rows - distinct:,} rows of {spec.label.table} in "
@@ -238,7 +253,7 @@ def _select_labels(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -
         if odd and odd[0] is not None:
             raise SpecError(f"{place}: gives {odd[0]}, but {spec.task} wants {words}; compare it with something")
     connection.execute(
-        f"CREATE TABLE perennial.labels AS SELECT {names}, _label::{wanted} AS label, label_known_at FROM perennial.found"
+        f"CREATE VIEW perennial.labels AS SELECT {names}, _label::{wanted} AS label, label_known_at FROM perennial.found"
     )
 
 
@@ -288,21 +303,21 @@ def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[I
     read = Interval(days[0].start - lookback, days[-1].end)
     tables = ledger.publications(folder.spec.name, TABLES, read)
     changes = list(_changes(folder, tables))
+    with_tables = {day for publication in tables for day in _days(publication.interval)}
     features = ledger.publications(folder.spec.name, DATASET, interval)
+    newest_of = {day: publication for publication in features for day in _days(publication.interval)}
+    digest = folder.features_digest
     outdated = []
     for day in days:
-        if not any(publication.interval.overlaps(day) for publication in tables):
+        if day not in with_tables:
             continue
-        newest = next((one for one in reversed(features) if one.interval.overlaps(day)), None)
-        if (
-            newest is None
-            or not newest.interval.contains(day)
-            or newest.inputs.get("features_digest") != folder.features_digest
-        ):
+        newest = newest_of.get(day)
+        if newest is None or not newest.interval.contains(day) or newest.inputs.get("features_digest") != digest:
             outdated.append(day)
             continue
-        seen, looks_at = newest.inputs.get("publication", 0), Interval(day.start - lookback, day.end)
-        if any(number > seen and changed.overlaps(looks_at) for number, changed in changes):
+        later = bisect_right(changes, newest.inputs.get("publication", 0), key=itemgetter(0))
+        looks_at = Interval(day.start - lookback, day.end)
+        if any(changed.overlaps(looks_at) for _, changed in changes[later:]):
             outdated.append(day)
     return outdated
 

@@ -33,6 +33,8 @@ log = logs.get(__name__)
 Part = Literal["window", "holdout"]
 
 LABEL = "label"
+#: Where in the features read the row of a label's entity is.
+_PLACE = "_place"
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,16 @@ def build_training_set(
     # Published features may be of an earlier features.sql; nothing is learned from those.
     ensure_features(folder, lake, ledger, Interval(window.start, holdout.end), run_id=run_id)
     snapshots = _snapshots(folder, ledger)
-    parts: dict[Part, tuple[pa.Table, int]] = {
-        "window": _read_rows(folder, lake, snapshots, window, labels_known_by=holdout.start),
-        "holdout": _read_rows(folder, lake, snapshots, holdout, labels_known_by=as_of),
-    }
-    used: dict[Part, pa.Table] = {part: _newest(spec, rows, part) for part, (rows, _) in parts.items()}
-    with ThreadPoolExecutor(1) as beside:  # rows are left while they are hashed
-        if staging is not None:
-            for part, rows in used.items():
-                beside.submit(_leave, rows, _staged(staging, part))
+    asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
+    used: dict[Part, pa.Table] = {}
+    labelled: dict[str, int] = {}
+    entities: dict[str, int] = {}
+    with ThreadPoolExecutor(1) as beside:  # rows are left while others are read, and while they are hashed
+        for part, (interval, known_by) in asked.items():
+            rows, entities[part] = _read_rows(folder, lake, snapshots, interval, labels_known_by=known_by)
+            labelled[part], used[part] = rows.num_rows, _newest(spec, rows, part)
+            if staging is not None:
+                beside.submit(_leave, used[part], _staged(staging, part))
         training_set = TrainingSet(
             model=spec.name,
             run_id=run_id,
@@ -126,8 +129,8 @@ def build_training_set(
             folder_digest=folder.digest,
             features_digest=folder.features_digest,
             rows={part: rows.num_rows for part, rows in used.items()},
-            labelled={part: rows.num_rows for part, (rows, _) in parts.items()},
-            entities={part: entities for part, (_, entities) in parts.items()},
+            labelled=labelled,
+            entities=entities,
             classes={part: count_classes(spec, rows) for part, rows in used.items()},
             content={part: content_hash(rows) for part, rows in used.items()},
         )
@@ -256,17 +259,11 @@ def _read_rows(
         interval=interval,
         event_time=spec.event_time,
     ).read_all()
-    labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by)
-    # Only keys are joined: the labels have the order that is wanted, and each finds the place of its row of features.
-    placed = _numbered(features.select(key), "_place").join(_numbered(labels.select(key), "_turn"), keys=key, join_type="inner")
-    place, turn = (placed.column(name).to_numpy() for name in ("_place", "_turn"))
-    order = np.argsort(turn)
-    rows = features.take(pa.array(place[order])).append_column(LABEL, labels.column(LABEL).take(pa.array(turn[order])))
+    # Only keys are joined and ordered; each label says where the features of its entity are.
+    entities = features.select(key).append_column(_PLACE, pa.array(np.arange(features.num_rows)))
+    labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by, entities=entities)
+    rows = features.take(labels.column(_PLACE)).append_column(LABEL, labels.column(LABEL))
     return rows.combine_chunks(), features.num_rows
-
-
-def _numbered(rows: pa.Table, name: str) -> pa.Table:
-    return rows.append_column(name, pa.array(np.arange(rows.num_rows)))
 
 
 def _newest(spec: ModelSpec, rows: pa.Table, part: Part) -> pa.Table:
