@@ -262,8 +262,11 @@ def _read_rows(
     # Only keys are joined and ordered; each label says where the features of its entity are.
     entities = features.select(key).append_column(_PLACE, pa.array(np.arange(features.num_rows)))
     labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by, entities=entities)
-    rows = features.take(labels.column(_PLACE)).append_column(LABEL, labels.column(LABEL))
-    return rows.combine_chunks(), features.num_rows
+    place = labels.column(_PLACE).combine_chunks()
+    with ThreadPoolExecutor(pa.cpu_count()) as threads:  # a column is copied by one of them, and only while it is in one piece
+        columns = list(threads.map(lambda column: column.combine_chunks().take(place), features.columns))
+    rows = pa.Table.from_arrays(columns, schema=features.schema).append_column(LABEL, labels.column(LABEL).combine_chunks())
+    return rows, features.num_rows
 
 
 def _newest(spec: ModelSpec, rows: pa.Table, part: Part) -> pa.Table:
