@@ -5,6 +5,7 @@ checked, published to the lake and copied to the predictions database; each repe
 without predictions. Beside it:
 
 - the limit: ``predict_proba`` of the same estimator on the same rows, already in memory as one DataFrame.
+- what a database takes by itself to show as many rows at once: one ``INSERT`` of them from a temporary table, and its commit.
 - the usual way: ``pandas.read_sql``, ``mlflow.pyfunc``, ``DataFrame.to_sql``, chunk by chunk; features and predictions lie in
   SQLite, as ours do.
 - ten times as many rows.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import statistics
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +40,8 @@ from tests.conftest import postgres_server
 #: Rows that the usual way has in memory at a time; as documented, so that they need not all be in memory.
 PEER_ROWS = 50_000
 PARTS = ("limit", "usual", "ten")
+#: Where in :data:`KEPT` the state lies that was scored last.
+SCRATCH = "score-scratch"
 
 
 # --- what is scored --------------------------------------------------------------------------------------------------
@@ -63,7 +67,7 @@ def champion() -> LoadedModel:
 
 def unscored(years: int) -> Deployment:
     """A deployment without predictions whose features are those of :func:`stocked`, which is only read."""
-    state, scratch = stocked(years), KEPT / "score-scratch"
+    state, scratch = stocked(years), KEPT / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     for database in state.glob("*.db*"):
@@ -120,6 +124,26 @@ def limit(years: int) -> Callable[[], Any]:
     model = champion()
     frame = model.takes.frame(read_features(prepared.deployment(stocked(years)), years))
     return lambda: len(model.estimator.predict_proba(frame))
+
+
+def shown(url: str) -> Callable[[], Any]:
+    """The predictions of :func:`ours`, which the database has in a temporary table, put into a table like theirs at once."""
+    connection = sa.create_engine(url).connect()
+    predictions = sa.Table(f"{MODEL}_predictions", sa.MetaData(), autoload_with=connection)
+    table = predictions.to_metadata(sa.MetaData(), name="shown")
+    for index in table.indexes:
+        index.name = "shown_at"
+    table.drop(connection, checkfirst=True)
+    table.create(connection)
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE staged AS SELECT * FROM {MODEL}_predictions")
+    connection.commit()
+
+    def run() -> int:
+        rows = connection.exec_driver_sql("INSERT INTO shown SELECT * FROM staged").rowcount
+        connection.commit()
+        return rows
+
+    return run
 
 
 def usual(years: int, features: str, predictions: str) -> Callable[[], Any]:
@@ -194,13 +218,19 @@ def measure(told: Told, years: int, repeat: int, only: Sequence[str], postgres: 
 
     stocked(years)
     embedded = run("score, SQLite", ours, repeat, years=years)
+    swaps = {"SQLite": run("the database by itself, SQLite", shown, 1, url=f"sqlite:///{KEPT / SCRATCH / 'predictions.db'}")}
     deployed = run("score, PostgreSQL", ours, 1, years=years, sink=postgres)
+    swaps["PostgreSQL"] = run("the database by itself, PostgreSQL", shown, 1, url=postgres)
     sinks = (("SQLite", embedded), ("PostgreSQL", deployed))
     if "limit" in only:
         alone = run("predict_proba", limit, repeat, years=years)
         for sink, taken in sinks:
             claim = f"score {size}: features from the lake, champion, predictions to lake and {sink}"
             told.add(Line(claim, "predict_proba alone, rows in memory", seconds(taken), seconds(alone), goal=1.3))
+        for sink, taken in sinks:
+            # Whoever shows all rows or none cannot begin before the last one is predicted.
+            least = statistics.median(seconds(alone)) + statistics.median(seconds(swaps[sink]))
+            told.add(Line(f"score {size} to lake and {sink}", "predict_proba, then one INSERT in it", seconds(taken), [least]))
     if "usual" in only:
         features, theirs = KEPT / "score-features.db", KEPT / "score-predictions.db"
         for file in (features, theirs):
