@@ -216,7 +216,8 @@ def test_a_damaged_database_is_not_called_a_backup(world: World, tmp_path: Path)
     with sqlite3.connect(database) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     content = bytearray(database.read_bytes())
-    content[4096:6000] = b"\x07" * (6000 - 4096)
+    page = int.from_bytes(content[16:18], "big")  # its size, as the file's header has it
+    content[page : page + 2000] = b"\x07" * 2000
     database.write_bytes(content)
     with pytest.raises(BackupError, match=r"catalog\.db"):
         make_backup(world.settings, tmp_path / "backup", {}, now=NOW)
