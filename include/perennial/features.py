@@ -173,12 +173,8 @@ def read_labels(
     key, identity = spec.entity_table.key, list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
     with closing(open_database()) as connection:
         if entities is None:
-            asked = _scan(folder, lake, spec.entity.table, snapshots, columns=identity, within=interval)
-            connection.register("_entities", asked)
-            connection.execute("CREATE TABLE perennial.asked AS FROM _entities")
-        else:
-            connection.register("_entities", entities)
-            connection.execute("CREATE VIEW perennial.asked AS FROM _entities")
+            entities = _scan(folder, lake, spec.entity.table, snapshots, columns=identity, within=interval).read_all()
+        connection.register("_entities", entities)
         same_time = spec.label_table.event_time == spec.event_time
         columns = [name for name in spec.label_table.columns if name in key or mentions(spec.label.sql, name)]
         rows = _scan(
@@ -190,7 +186,7 @@ def read_labels(
         names = ", ".join(quoted(name) for name in key)
         order = ", ".join(quoted(name) for name in dict.fromkeys([spec.event_time, *key]))
         found: pa.Table = connection.sql(
-            f"SELECT asked.*, label, label_known_at FROM perennial.asked JOIN perennial.labels USING ({names}) ORDER BY {order}"
+            f"SELECT _entities.*, label, label_known_at FROM _entities JOIN perennial.labels USING ({names}) ORDER BY {order}"
         ).to_arrow_table()
         connection.register("_found", found)
         [(distinct,)] = connection.execute(f"SELECT count(DISTINCT ({names})) FROM _found").fetchall()
