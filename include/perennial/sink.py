@@ -160,12 +160,7 @@ class PredictionSink:
         return written
 
     def _send_to_sqlite(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:
-        columns: list[Iterable[Any]] = []
-        for column in rows.columns:
-            # The moment that a prediction is asked for is often that of its event, and takes longest to be written out.
-            alike = next((n for n in range(len(columns)) if column.equals(rows.column(n))), None)
-            columns.append(_for_sqlite(column) if alike is None else columns[alike])
-        columns.append(repeat(said, rows.num_rows))
+        columns = [*map(_for_sqlite, rows.columns), repeat(said, rows.num_rows)]
         width, values = len(columns), list(chain.from_iterable(zip(*columns, strict=True)))
         row, most = f"({', '.join('?' * width)})", _ROWS_A_STATEMENT * width
         cursor = connection.connection.cursor()
