@@ -47,13 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _levels_of_logs() -> Iterator[None]:
-    """Leave the loggers as they were: a command that a test calls in its own process says how much is logged."""
-    loggers = (logging.getLogger(), logging.getLogger("perennial"))
-    levels = [logger.level for logger in loggers]
+def _logging() -> Iterator[None]:
+    """Leave logging as it was: a command that a test calls in its own process says how much is logged, and where."""
+    root = logging.getLogger()
+    loggers = (root, logging.getLogger("perennial"))
+    levels, handlers = [logger.level for logger in loggers], root.handlers[:]
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture

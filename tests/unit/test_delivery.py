@@ -34,7 +34,8 @@ MODEL = "flight_delay"
 DAY = Interval.day("2013-04-01")
 NOW = datetime(2013, 4, 9, 2, tzinfo=UTC)
 SLACK, MAIL = "slack:team", "email:ann@example.org"
-PATIENCE = timedelta(seconds=0.4)
+#: For a server that answers, however busy the machine is; and for one that never will.
+PATIENCE, IMPATIENCE = timedelta(minutes=1), timedelta(seconds=0.4)
 HTML = b"<html><body>Bad gateway</body></html>"
 #: What a hostile reason would like to be.
 HOSTILE = "<!channel> *bold* <http://evil.example|click> <@U1> & </p><script>alert(1)</script>\r\nBcc: all@example.org @here"
@@ -170,9 +171,8 @@ def test_what_a_webhook_does_not_take_waits_and_is_delivered_once_it_does(
     world.drift()
     web.answers = [said]
     caplog.set_level(logging.DEBUG)
-    began = time.monotonic()
-    assert world.send() == Outcome(failed=1)
-    assert time.monotonic() - began < 5
+    never = words.startswith("no answer within")
+    assert world.send(deadline=IMPATIENCE if never else PATIENCE) == Outcome(failed=1)
     assert world.waiting() == ["one"]
     assert words in world.error_of()
     assert "Please" not in world.error_of()
@@ -239,7 +239,7 @@ def test_a_certificate_that_nobody_vouches_for_is_not_accepted(world: World, tmp
     with receivers.slack(certificate=self_signed(tmp_path)) as web:
         world.ways[SLACK] = SlackWebhook(f"https://127.0.0.1:{web.port}/T0/B0/canary")
         world.drift()
-        assert world.send(deadline=timedelta(seconds=5)).failed == 1
+        assert world.send().failed == 1
     assert web.headers == []
     assert "certificate: self-signed certificate" in world.error_of()
 
@@ -316,9 +316,9 @@ def to(address: str, server: Mails | int, **more: object) -> Mail:
 def test_a_mail_says_it_in_text_and_in_html_and_a_recovery_answers_it(world: World, mail: Mails) -> None:
     world.ways = {MAIL: to("ann@example.org", mail)}
     alert = world.drift(severity="critical", reasons=[HOSTILE])
-    assert world.send(deadline=timedelta(seconds=5)).delivered == 1
+    assert world.send().delivered == 1
     world.ledger.resolve(str(alert.subject), "The verdict on 2013-04-02 is ok.")
-    assert world.later(minutes=1).send(deadline=timedelta(seconds=5)).delivered == 1
+    assert world.later(minutes=1).send().delivered == 1
     (address, wrong), (_, well) = mail.taken
     assert address == "ann@example.org"
     assert wrong["Subject"] == f"CRITICAL: {MODEL}: lasting or harmful drift in 2013-04-01"
@@ -338,14 +338,14 @@ def test_one_address_that_is_refused_keeps_nothing_from_another(world: World, ma
     world.ways = {f"email:{address}": to(address, mail) for address in addresses}
     world.drift()
     # The address that is gone is told of at once, through the others that work.
-    first = world.send(deadline=timedelta(seconds=5))
+    first = world.send()
     assert (first.delivered, first.failed) == (1, 2)
     assert world.wait_of("email:gone@example.org") == delivery.MENDED_WITHIN
     assert world.wait_of("email:busy@example.org") < timedelta(minutes=2)
     assert world.error_of("email:gone@example.org") == "the address is refused, SMTP 550"
     mail.refusals = {}
-    world.later(hours=2).send(deadline=timedelta(seconds=5))
-    world.later(minutes=1).send(deadline=timedelta(seconds=5))
+    world.later(hours=2).send()
+    world.later(minutes=1).send()
     drifts = [address for address, told in mail.taken if "drift" in str(told["Subject"])]
     assert sorted(drifts) == sorted(addresses)
     assert all(not waiting.waits for waiting in world.ledger.alerts())
@@ -361,7 +361,7 @@ def test_a_text_that_a_mail_server_refuses_is_tried_later_or_said_in_fewest_word
     world.ways = {MAIL: to("ann@example.org", mail)}
     mail.data = [said]
     world.drift()
-    assert world.send(deadline=timedelta(seconds=5)).delivered == delivered
+    assert world.send().delivered == delivered
     if wait is None:
         assert "1 alert, warning" in mail.taken[0][1]["Subject"]
     else:
@@ -376,22 +376,22 @@ def test_a_server_that_demands_starttls_says_what_is_to_be_changed(world: World,
     with receivers.mails(tls_context=context, require_starttls=True) as mail:
         world.drift()
         world.ways = {MAIL: to("ann@example.org", mail)}
-        assert world.send(deadline=timedelta(seconds=5)).failed == 1
+        assert world.send().failed == 1
         assert "SMTP 530, which asks for STARTTLS" in world.error_of(MAIL)
         # A certificate that nobody vouches for is not accepted,
         world.ways = {MAIL: to("ann@example.org", mail, security="starttls")}
-        assert world.send(deadline=timedelta(seconds=5), at_once=True).failed == 1
+        assert world.send(at_once=True).failed == 1
         assert "certificate" in world.error_of(MAIL)
         # unless the connection says so.
         world.ways = {MAIL: to("ann@example.org", mail, security="starttls", verify=False)}
-        assert world.send(deadline=timedelta(seconds=5), at_once=True).delivered == 1
+        assert world.send(at_once=True).delivered == 1
     assert len(mail.taken) == 1
 
 
 def test_a_server_without_starttls_gets_no_password(world: World, mail: Mails) -> None:
     world.drift()
     world.ways = {MAIL: to("ann@example.org", mail, security="starttls", user="ann", password="canary")}
-    assert world.send(deadline=timedelta(seconds=5)).failed == 1
+    assert world.send().failed == 1
     assert world.error_of(MAIL) == "connecting: the server lacks what the connection asks for"
     assert world.wait_of(MAIL) == delivery.MENDED_WITHIN
 
@@ -403,7 +403,7 @@ def test_a_password_that_is_refused_is_for_a_person_to_mend(world: World) -> Non
     with receivers.mails(**options) as mail:
         world.drift()
         world.ways = {MAIL: to("ann@example.org", mail, user="ann", password="canary")}
-        assert world.send(deadline=timedelta(seconds=5)).failed == 1
+        assert world.send().failed == 1
     assert world.error_of(MAIL) == "signing in is refused, SMTP 535"
     assert world.wait_of(MAIL) == delivery.MENDED_WITHIN
 
@@ -422,9 +422,7 @@ def test_a_mail_server_that_misbehaves_takes_no_longer_than_the_deadline(world: 
     with receivers.raw(serve) as port:
         world.ways = {MAIL: to("ann@example.org", port)}
         world.drift()
-        began = time.monotonic()
-        assert world.send().failed == 1
-        assert time.monotonic() - began < 5
+        assert world.send(deadline=IMPATIENCE).failed == 1
     assert world.waiting(MAIL) == ["one"]
 
 
@@ -435,7 +433,7 @@ def test_a_channel_that_is_down_keeps_nothing_from_another(world: World, web: Sl
     world.ways[MAIL] = to("ann@example.org", mail)
     web.then = hang
     world.drift()
-    assert world.send(deadline=timedelta(seconds=2)) == Outcome(delivered=1, failed=1)
+    assert world.send(deadline=timedelta(seconds=5)) == Outcome(delivered=1, failed=1)
     assert len(mail.taken) == 1
 
 
@@ -509,13 +507,12 @@ def test_a_lost_channel_is_told_of_through_the_others_and_so_is_its_return(world
     world.ways[MAIL] = to("ann@example.org", mail)
     web.then = answer(404, b"no_service")
     world.drift(severity="critical")
-    patience = timedelta(seconds=5)
-    world.send(deadline=patience)
+    world.send()
     for _ in range(3):
-        world.later(hours=1).send(deadline=patience)
+        world.later(hours=1).send()
     web.then = OK
-    world.later(hours=1).send(deadline=patience)
-    world.later(minutes=1).send(deadline=patience)
+    world.later(hours=1).send()
+    world.later(minutes=1).send()
     subjects = [str(told["Subject"]) for _, told in mail.taken]
     assert subjects == [
         f"CRITICAL: {MODEL}: lasting or harmful drift in 2013-04-01",
@@ -533,10 +530,9 @@ def test_people_are_told_of_a_channel_that_fails_for_half_an_hour_and_not_before
     world.ways[MAIL] = to("ann@example.org", mail)
     web.then = answer(503)
     world.drift()
-    patience = timedelta(seconds=5)
     told = []
     for _ in range(6):
-        world.send(deadline=patience)
+        world.send()
         told.append(len([mail for _, mail in mail.taken if "takes no alerts" in str(mail["Subject"])]))
         world.later(minutes=13)
     assert told == [0, 0, 0, 0, 1, 1]
