@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
+import signal
+import threading
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,13 +31,18 @@ def trap(owner: Any, name: str, when: str, *signals: int) -> None:
     def trapped(*arguments: Any, **named: Any) -> Any:
         setattr(owner, name, original)  # a trap that has closed does not open again
         if when == "before":
-            os.kill(os.getpid(), signals[0])
+            send_to_itself(signals[0])
         result = original(*arguments, **named)
         if when == "after" or len(signals) > 1:
-            os.kill(os.getpid(), signals[-1])
+            send_to_itself(signals[-1])
         return result
 
     setattr(owner, name, trapped)
+
+
+def send_to_itself(number: int) -> None:
+    """Send a signal that is heard before the caller goes on: of one to the process, another thread may hear first."""
+    signal.pthread_kill(threading.get_ident(), number)
 
 
 def wait_until_stopped(child: BaseProcess) -> None:

@@ -24,7 +24,7 @@ from perennial.intervals import Interval
 from perennial.lake import Lake, TableWrite
 from perennial.ledger import Ledger, Publication
 from perennial.settings import Settings
-from tests.faults.signals import wait_until_stopped
+from tests.faults.signals import send_to_itself, wait_until_stopped
 
 MODEL = "flight_delay"
 DAY = Interval.day("2013-04-01")
@@ -70,10 +70,10 @@ class Fault:
             nonlocal calls
             calls += 1
             if self.when == "before" and calls == self.nth:
-                os.kill(os.getpid(), self.signal)
+                send_to_itself(self.signal)
             result = method(*args, **kwargs)
             if self.when == "after" and calls == self.nth:
-                os.kill(os.getpid(), self.signal)
+                send_to_itself(self.signal)
             return result
 
         static = isinstance(getattr_static(self.owner, self.method), staticmethod)
