@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from airflow.sdk import (
     Asset,
     CronPartitionTimetable,
+    CronTriggerTimetable,
     MonthWindow,
     PartitionedAssetTimetable,
     RollupMapper,
@@ -15,6 +18,9 @@ from airflow.sdk import (
 
 #: A partition is a UTC day; so is the name of a week or month, by its first day.
 DAY = "%Y-%m-%d"
+#: A DAG that is switched on waits for its next tick. By itself Airflow would also run one that is less than a tenth of the time
+#: between two ticks ago, and so what happens would depend on the hour.
+_MISSED = timedelta(0)
 
 
 def features(model: str) -> Asset:
@@ -29,7 +35,12 @@ def predictions(model: str) -> Asset:
 
 def each_day(cron: str) -> CronPartitionTimetable:
     """At each tick of ``cron`` (UTC), the day before it."""
-    return CronPartitionTimetable(cron, timezone="UTC", run_offset=-1, key_format=DAY)
+    return CronPartitionTimetable(cron, timezone="UTC", run_offset=-1, key_format=DAY, run_immediately=_MISSED)
+
+
+def at(cron: str) -> CronTriggerTimetable:
+    """At each tick of ``cron`` (UTC)."""
+    return CronTriggerTimetable(cron, timezone="UTC", run_immediately=_MISSED)
 
 
 def when_published(asset: Asset, window: str) -> PartitionedAssetTimetable | None:

@@ -162,7 +162,8 @@ def common(
         description=description,
         doc_md=inspect.cleandoc(doc or ""),
         schedule=schedule,
-        # No start date: with one, Airflow would run the last missed tick as soon as the DAG is switched on.
+        # No start date: with one, Airflow would run the last missed tick as soon as the DAG is switched on, whatever
+        # the timetable says of it.
         catchup=False,
         max_active_runs=max_active_runs,
         max_active_tasks=max_active_tasks,
