@@ -53,34 +53,9 @@ IMPORTED_AHEAD = (
     "perennial.stack.clock",
 )
 
-#: What tasks need, with the libraries that take long to import. Workers are forked from the scheduler, and so have it at
-#: once; a change of these modules takes effect when the stack is started anew.
-IMPORTED_FOR_TASKS = (
-    # Searches all modules that are there already, and so is quicker the earlier it comes.
-    "skops.io",
-    "airflow.sdk.execution_time.task_runner",
-    "great_expectations",
-    "evidently",
-    "mlflow.sklearn",
-    "pyiceberg.catalog.sql",
-    "pyiceberg.io.pyarrow",
-    "duckdb",
-    "perennial.checks",
-    "perennial.drift",
-    "perennial.features",
-    "perennial.ingestion",
-    "perennial.maintenance",
-    "perennial.monitoring",
-    "perennial.orchestration.ingest",
-    "perennial.orchestration.monitor",
-    "perennial.orchestration.operate",
-    "perennial.orchestration.score",
-    "perennial.orchestration.train",
-    "perennial.performance",
-    "perennial.scoring",
-    "perennial.sources",
-    "perennial.training",
-)
+#: What tasks need. Workers are forked from the scheduler, and so have it at once; a change of these modules takes effect when
+#: the stack is started anew. Tasks are the orchestration's: it is only named here.
+IMPORTED_FOR_TASKS = ("perennial.orchestration.warm",)
 
 #: The file that a running stack holds a lock on, and says of itself in.
 _LOCK = "stack.json"
