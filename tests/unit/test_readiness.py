@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import Connection
 
 import numpy as np
 import psutil
@@ -139,3 +142,32 @@ def test_a_process_that_has_begun_nothing_is_forked(
     assert "model.skops" in (of_forged.problem or "")
     assert f"ended with status {-signal.SIGKILL}" in (killed.problem or "")
     assert not any(running)
+
+
+def _fork_and_be_killed(answers: Connection) -> None:
+    with CleanProcess() as clean:
+        answers.send(clean._process.pid)
+        answers.recv()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_fork_ends_when_the_process_that_was_to_ask_it_is_killed() -> None:
+    ours, theirs = processes.Pipe()
+    task = processes.Process(target=_fork_and_be_killed, args=(theirs,))
+    task.start()
+    fork = psutil.Process(ours.recv())
+    ours.send("now")
+    task.join(60)
+    assert task.exitcode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while _runs(fork):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it does; nobody may be there to take its status once it has ended."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
