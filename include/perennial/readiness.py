@@ -1,9 +1,8 @@
 """Whether a stored candidate can be put to work, tried by a process that knows nothing of the one that made it.
 
 A model may lean on what its own process happens to have imported, or be slow or large, and none of that shows where it was
-fitted. So another process checks and loads a copy of its stored files as scoring does, answers rows of the holdout, and is
-timed, beside the rest of the evaluation. A task forks it before it has done anything, as its worker forks the tasks that
-score. Elsewhere it is a fresh interpreter, which takes seconds, most of them imports.
+fitted. So a fresh interpreter checks and loads a copy of its stored files as scoring does, answers rows of the holdout, and is
+timed. It takes seconds, most of them imports, and runs beside the rest of the evaluation.
 
 Neighbours: :mod:`perennial.training` starts it; :mod:`perennial.gates` decides.
 """
@@ -11,20 +10,16 @@ Neighbours: :mod:`perennial.training` starts it; :mod:`perennial.gates` decides.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import select
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +39,7 @@ ROWS = 1_000
 
 _REPEATS = 5
 _PATIENCE = 300.0
-_ROWS_FILE, _ANSWERS_FILE, _REPORT_FILE, _ERRORS_FILE = "rows.arrow", "answers.npy", "report.json", "errors"
+_ROWS_FILE, _ANSWERS_FILE, _REPORT_FILE = "rows.arrow", "answers.npy", "report.json"
 
 
 class CleanProcess:
@@ -58,10 +53,14 @@ class CleanProcess:
         self._directory = Path(self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="perennial-readiness-")))
         self._rows = pa.table({})
         self._problem: str | None = None
-        reads, writes = os.pipe()
-        self._requests = os.fdopen(writes, "wb")
-        self._process = _Fork(self._directory, reads, writes) if _has_begun_nothing() else _interpreter(self._directory, reads)
-        os.close(reads)
+        self._process = subprocess.Popen(  # noqa: S603  # this interpreter, this module
+            [sys.executable, "-m", "perennial.readiness", str(self._directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._scratch.enter_context((self._directory / "errors").open("wb")),
+            # Idle threads that spin would take the cores from the evaluation beside it.
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        )
 
     def ask(self, spec: ModelSpec, fitted: Fitted, rows: pa.Table, fetch: Callable[[Path], Path]) -> None:
         """Let it load a candidate and answer rows; :meth:`wait` tells what came of it.
@@ -90,17 +89,16 @@ class CleanProcess:
         except ArtifactRejected as error:
             self._problem = str(error)
             return
-        with suppress(BrokenPipeError), self._requests:  # if it has died, wait() tells its errors
-            self._requests.write(json.dumps(request).encode() + b"\n")
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as pipe:  # if it has died, wait() tells its errors
+            pipe.write(json.dumps(request).encode())
 
     def __enter__(self) -> CleanProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._process.kill()
-        self._process.wait()
-        with suppress(BrokenPipeError):
-            self._requests.close()
+        self._process.communicate()
         self._scratch.close()
 
     def wait(self, model: LoadedModel | None) -> Operation:
@@ -119,7 +117,7 @@ class CleanProcess:
             return Operation(problem=f"the clean process has not answered within {_PATIENCE:g} seconds")
         report = self._directory / _REPORT_FILE
         if self._process.returncode != 0 or not report.is_file():
-            last = (self._directory / _ERRORS_FILE).read_text(errors="replace").strip().splitlines()[-1:] or ["no word"]
+            last = (self._directory / "errors").read_text(errors="replace").strip().splitlines()[-1:] or ["no word"]
             return Operation(problem=f"the clean process ended with status {self._process.returncode}: {last[0]}")
         found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         if found["problem"] or model is None:
@@ -133,73 +131,6 @@ class CleanProcess:
             load_seconds=found["load_seconds"],
             artifact_mb=found["artifact_mb"],
         )
-
-
-def _has_begun_nothing() -> bool:
-    """Whether this process has one thread: it has read and computed nothing yet, and a fork of it is safe."""
-    try:
-        return len(os.listdir("/proc/self/task")) == 1
-    except FileNotFoundError:  # not Linux
-        return False
-
-
-def _interpreter(directory: Path, requests: int) -> subprocess.Popen[bytes]:
-    with (directory / _ERRORS_FILE).open("wb") as errors:
-        return subprocess.Popen(  # noqa: S603  # this interpreter, this module
-            [sys.executable, "-m", "perennial.readiness", str(directory), str(requests)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            pass_fds=[requests],
-            # Idle threads that spin would take the cores from the evaluation beside it.
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-        )
-
-
-class _Fork:
-    """A fork of this process that does what the clean process does, with what :class:`subprocess.Popen` offers of it."""
-
-    def __init__(self, directory: Path, requests: int, other_end: int) -> None:
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(other_end)
-            _serve(directory, requests)
-
-    def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
-            ended = os.pidfd_open(self.pid)
-            try:
-                if not select.select([ended], [], [], timeout)[0]:
-                    raise subprocess.TimeoutExpired("the fork", timeout or 0.0)
-            finally:
-                os.close(ended)
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.returncode
-
-    def kill(self) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
-
-
-def _serve(directory: Path, requests: int) -> NoReturn:
-    """In the fork: what an interpreter would do, and nothing of what the process around it would do at its end."""
-    status = 1
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # The streams are those of a task, by which it speaks to Airflow.
-        logging.disable()
-        with (directory / _ERRORS_FILE).open("w", buffering=1) as errors, open(os.devnull, "r+b") as nothing:
-            for number, stream in enumerate((nothing, nothing, errors)):
-                os.dup2(stream.fileno(), number)
-            sys.stdout = sys.stderr = errors
-            try:
-                main(directory, requests)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 def _numbers(prediction: Prediction) -> NDArray[np.float64]:
@@ -259,13 +190,11 @@ def _latency(model: LoadedModel, rows: pa.Table) -> float:
     return 1_000 * min(seconds)
 
 
-def main(directory: Path, requests: int) -> None:
-    """What the clean process does: read the request from a file descriptor, leave the report in ``directory``."""
-    with os.fdopen(requests, "rb") as pipe:
-        request = json.loads(pipe.readline())  # up to its end, since another fork may hold the pipe open
-    report = _try_out(request, directory)
+def main(directory: Path) -> None:
+    """What the clean process does: read the request from its standard input, leave the report in ``directory``."""
+    report = _try_out(json.loads(sys.stdin.buffer.read()), directory)
     (directory / _REPORT_FILE).write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import Connection
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
 
-from perennial.evidence import Operation
 from perennial.ledger import Ledger
 from perennial.readiness import CleanProcess
 from perennial.registry import Registry
 from perennial.settings import Settings
 from perennial.spec import ModelFolder
 from perennial.training import Fitted
-from tests.faults.signals import processes
 from tests.unit import synthetic
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return synthetic.deployment(tmp_path_factory.mktemp("readiness"))
-
-
-@pytest.fixture(scope="module")
-def deployment(settings: Settings) -> tuple[Registry, ModelFolder, Fitted]:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Registry, ModelFolder, Fitted]:
+    state = tmp_path_factory.mktemp("readiness")
+    settings: Settings = synthetic.deployment(state)
     registry = Registry(settings, Ledger(settings.database_url))
     registry.migrate()
     folder = synthetic.write_folder(settings.models)
@@ -112,62 +102,3 @@ def test_the_process_is_gone_when_its_caller_has_nothing_to_ask() -> None:
     with CleanProcess():
         process = started()
     assert not process.is_running()
-
-
-def _try_in_forks(settings: Settings, folder: ModelFolder, fitted: Fitted) -> tuple[list[Operation], list[bool]]:
-    """In a process that has begun nothing yet, as a task: what forks of it find, and whether they still run afterwards."""
-    registry = Registry(settings, Ledger(settings.database_url))
-    forged = replace(fitted, manifest={**fitted.manifest, "model.skops": "0" * 64})
-    with CleanProcess() as clean, CleanProcess() as of_forged, CleanProcess() as killed, CleanProcess() as idle:
-        [*forks] = psutil.Process().children()
-        assert len({tuple(fork.cmdline()) for fork in forks}) == 1, "each is a fork of this one"
-        assert [fork.pid for fork in forks][-1] == idle._process.pid
-        killed._process.kill()
-        asked = ((clean, fitted), (of_forged, forged), (killed, fitted))
-        for process, candidate in asked:
-            process.ask(folder.spec, candidate, rows(), partial(registry.fetch, candidate.model_id))
-        model = registry.load_fitted(folder.spec, synthetic.training_set_of(folder), fitted)
-        found = [process.wait(model) for process, _ in asked]
-    return found, [fork.is_running() for fork in forks]
-
-
-def test_a_process_that_has_begun_nothing_is_forked(
-    settings: Settings, deployment: tuple[Registry, ModelFolder, Fitted]
-) -> None:
-    _, folder, fitted = deployment
-    with ProcessPoolExecutor(1, processes) as pool:
-        (clean, of_forged, killed), running = pool.submit(_try_in_forks, settings, folder, fitted).result()
-    assert clean.problem is None
-    assert (clean.rows, clean.difference, clean.same_features) == (120, 0.0, True)
-    assert "model.skops" in (of_forged.problem or "")
-    assert f"ended with status {-signal.SIGKILL}" in (killed.problem or "")
-    assert not any(running)
-
-
-def _fork_and_be_killed(answers: Connection) -> None:
-    with CleanProcess() as clean:
-        answers.send(clean._process.pid)
-        answers.recv()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_fork_ends_when_the_process_that_was_to_ask_it_is_killed() -> None:
-    ours, theirs = processes.Pipe()
-    task = processes.Process(target=_fork_and_be_killed, args=(theirs,))
-    task.start()
-    fork = psutil.Process(ours.recv())
-    ours.send("now")
-    task.join(60)
-    assert task.exitcode == -signal.SIGKILL
-    deadline = time.monotonic() + 60
-    while _runs(fork):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Whether it does; nobody may be there to take its status once it has ended."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
