@@ -10,22 +10,22 @@ from typing import Any
 HEAVY = ("pandas", "mlflow", "great_expectations", "evidently", "sklearn", "pyarrow", "duckdb", "pyiceberg")
 
 
-def _first_run(timetable: Any) -> float | None:
-    """Seconds from a minute past a tick, when a DAG is switched on, to its first run; None if no clock starts it."""
+def _first_run(timetable: Any, since: timedelta) -> float | None:
+    """Seconds from a tick to the first run of a DAG that is switched on some time after it; None if no clock starts it."""
     from airflow.timetables import trigger
     from airflow.timetables.base import TimeRestriction
 
     if not isinstance(timetable, trigger.CronTriggerTimetable):
         return None
-    now = timetable._align_to_prev(trigger.coerce_datetime(trigger.utcnow())) + timedelta(minutes=1)
-    trigger.utcnow, clock = lambda: now, trigger.utcnow
+    tick = timetable._align_to_prev(trigger.coerce_datetime(trigger.utcnow()))
+    trigger.utcnow, clock = lambda: tick + since, trigger.utcnow
     try:
         restriction = TimeRestriction(earliest=None, latest=None, catchup=False)
         following = timetable.next_dagrun_info_v2(last_dagrun_info=None, restriction=restriction)
     finally:
         trigger.utcnow = clock
     assert following is not None
-    return float((following.run_after - now).total_seconds())
+    return float((following.run_after - tick).total_seconds())
 
 
 def describe(folder: str) -> dict[str, object]:
@@ -41,7 +41,10 @@ def describe(folder: str) -> dict[str, object]:
             "doc": dag.doc_md,
             "tags": sorted(dag.tags),
             "timetable": type(dag.timetable).__name__,
-            "first_run": _first_run(stored.timetable),
+            "first_run": {
+                "late": _first_run(stored.timetable, timedelta(hours=1)),
+                "at once": _first_run(stored.timetable, timedelta(seconds=1)),
+            },
             "max_active_runs": dag.max_active_runs,
             "max_active_tasks": dag.max_active_tasks,
             "run_limit": dag.dagrun_timeout.total_seconds() if dag.dagrun_timeout else None,

@@ -36,6 +36,8 @@ NOW = datetime(2013, 4, 9, 2, tzinfo=UTC)
 SLACK, MAIL = "slack:team", "email:ann@example.org"
 #: For a server that answers, however busy the machine is; and for one that never will.
 PATIENCE, IMPATIENCE = timedelta(minutes=1), timedelta(seconds=0.4)
+#: Seconds after which a server that hangs would let go by itself: who waits less has kept the deadline.
+HANGS = 20
 HTML = b"<html><body>Bad gateway</body></html>"
 #: What a hostile reason would like to be.
 HOSTILE = "<!channel> *bold* <http://evil.example|click> <@U1> & </p><script>alert(1)</script>\r\nBcc: all@example.org @here"
@@ -109,7 +111,7 @@ def message(text: str = "moved", *, severity: str = "warning", answers: str | No
 
 def hang(connection: socket.socket) -> None:
     """Say nothing until the client goes."""
-    connection.settimeout(20)
+    connection.settimeout(HANGS)
     connection.recv(1)
 
 
@@ -171,8 +173,9 @@ def test_what_a_webhook_does_not_take_waits_and_is_delivered_once_it_does(
     world.drift()
     web.answers = [said]
     caplog.set_level(logging.DEBUG)
-    never = words.startswith("no answer within")
+    never, began = words.startswith("no answer within"), time.monotonic()
     assert world.send(deadline=IMPATIENCE if never else PATIENCE) == Outcome(failed=1)
+    assert time.monotonic() - began < HANGS
     assert world.waiting() == ["one"]
     assert words in world.error_of()
     assert "Please" not in world.error_of()
@@ -422,7 +425,9 @@ def test_a_mail_server_that_misbehaves_takes_no_longer_than_the_deadline(world: 
     with receivers.raw(serve) as port:
         world.ways = {MAIL: to("ann@example.org", port)}
         world.drift()
+        began = time.monotonic()
         assert world.send(deadline=IMPATIENCE).failed == 1
+        assert time.monotonic() - began < HANGS
     assert world.waiting(MAIL) == ["one"]
 
 

@@ -19,8 +19,9 @@ from airflow.sdk import (
 #: A partition is a UTC day; so is the name of a week or month, by its first day.
 DAY = "%Y-%m-%d"
 #: A DAG that is switched on waits for its next tick. By itself Airflow would also run one that is less than a tenth of the time
-#: between two ticks ago, and so what happens would depend on the hour.
-_MISSED = timedelta(0)
+#: between two ticks ago, and so what happens would depend on the hour. None at all would lose a first tick: whenever a file is
+#: parsed, Airflow asks anew when a DAG without runs is due, and just after the tick the scheduler may not have come to it yet.
+_GRACE = timedelta(minutes=5)
 
 
 def features(model: str) -> Asset:
@@ -35,12 +36,12 @@ def predictions(model: str) -> Asset:
 
 def each_day(cron: str) -> CronPartitionTimetable:
     """At each tick of ``cron`` (UTC), the day before it."""
-    return CronPartitionTimetable(cron, timezone="UTC", run_offset=-1, key_format=DAY, run_immediately=_MISSED)
+    return CronPartitionTimetable(cron, timezone="UTC", run_offset=-1, key_format=DAY, run_immediately=_GRACE)
 
 
 def at(cron: str) -> CronTriggerTimetable:
     """At each tick of ``cron`` (UTC)."""
-    return CronTriggerTimetable(cron, timezone="UTC", run_immediately=_MISSED)
+    return CronTriggerTimetable(cron, timezone="UTC", run_immediately=_GRACE)
 
 
 def when_published(asset: Asset, window: str) -> PartitionedAssetTimetable | None:
