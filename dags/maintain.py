@@ -17,11 +17,10 @@ Readers and writers may work meanwhile: a table is only ever replaced by one wit
 
 from airflow.sdk import chain
 
-from perennial.orchestration import assets
 from perennial.orchestration.dags import models, stage
 from perennial.orchestration.operate import align_alias, clear_files, close_abandoned_runs, tidy_lake
 
 for model in models():
-    with stage(model, "maintain", schedule=assets.at(model.schedules.maintain), doc=__doc__):
+    with stage(model, "maintain", schedule=model.schedules.maintain, doc=__doc__):
         align_alias(model=model.name)
         chain(clear_files(model=model.name), tidy_lake(model=model.name), close_abandoned_runs(model=model.name))

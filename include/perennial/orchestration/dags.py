@@ -16,6 +16,7 @@ from airflow.sdk import DAG, Param, get_parsing_context
 from airflow.sdk.bases.timetable import BaseTimetable
 
 from perennial.errors import SpecError
+from perennial.orchestration import assets
 from perennial.orchestration.callbacks import alert_of_failure, resolve_failure
 from perennial.orchestration.users import access
 from perennial.pools import pools
@@ -161,7 +162,7 @@ def common(
         dag_id=dag_id,
         description=description,
         doc_md=inspect.cleandoc(doc or ""),
-        schedule=schedule,
+        schedule=assets.at(schedule) if isinstance(schedule, str) else schedule,
         # No start date: with one, Airflow would run the last missed tick as soon as the DAG is switched on, whatever
         # the timetable says of it.
         catchup=False,
