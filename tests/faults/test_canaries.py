@@ -86,18 +86,14 @@ def closed_port() -> int:
 
 
 @pytest.fixture
-def written(environment: None, capsys: pytest.CaptureFixture[str]) -> Iterator[io.StringIO]:
+def written(environment: None, capsys: pytest.CaptureFixture[str]) -> io.StringIO:
     """What was logged, as JSON and with every traceback, whatever the level."""
     stream = io.StringIO()
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
     logs.configure({logs.FORMAT: "json"}, logging.INFO)
-    (handler,) = root.handlers
+    (handler,) = logging.getLogger().handlers
     assert isinstance(handler, logging.StreamHandler)
     handler.setStream(stream)
-    yield stream
-    root.handlers[:] = before
-    root.setLevel(level)
+    return stream
 
 
 def failure(call: Callable[[], object]) -> BaseException:

@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,6 @@ from perennial import logs
 from perennial.errors import SettingsError
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """Leave the handlers as they were."""
-    root = logging.getLogger()
-    handlers, root.handlers = root.handlers[:], []
-    yield
-    root.handlers = handlers
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
