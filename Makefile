@@ -29,7 +29,7 @@ test: $(READY)
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	$(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/unit tests/dags tests/faults
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/unit tests/project tests/dags tests/faults
 	$(BIN)/pytest tests/e2e tests/browser
 endif
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.measuring import RESULTS, Line
 from benchmarks.prepared import KEPT
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
 
 README = PROJECT / "benchmarks" / "README.md"
 PICTURE = RESULTS / "claims.png"

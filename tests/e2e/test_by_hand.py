@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
 from tests.living import MODEL, Living
 
 pytestmark = pytest.mark.stack
