@@ -90,3 +90,31 @@ def test_decisions_are_numbered_without_gaps_and_each_has_its_line() -> None:
     assert numbers == list(range(1, len(numbers) + 1))
     index = (PROJECT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"(?m)^\| \[\d{4}\]\((\S+)\)", index) == [record.name for record in DECISIONS]
+
+
+def test_architecture_names_what_is_there_and_every_package() -> None:
+    page = (PROJECT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    product = PROJECT / "include" / "perennial"
+    named = [path for path in re.findall(r"`([\w./-]+(?:\.py|\.j2|/))`", page) if "<" not in path]
+    missing = [path for path in named if not any((below / path).exists() for below in (product, PROJECT, PROJECT / "tests"))]
+    assert missing == [], "ARCHITECTURE.md sends people to files that are not there"
+    packages = {folder.parent.name for folder in product.glob("*/__init__.py")}
+    rows = set(re.findall(r"(?m)^\| `(\w+)/` \|", page))
+    assert packages == rows, "ARCHITECTURE.md has a row for each package, and no other"
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=name)
+def test_every_module_that_a_page_names_is_there(page: Path) -> None:
+    for dotted in re.findall(r"`(perennial(?:\.\w+)+)`", prose(page)):
+        # The DAG of alerts belongs to no model.
+        if dotted == "perennial.notify" or page.name == "CHANGELOG.md":
+            continue
+        path, attribute = PROJECT / "include" / dotted.replace(".", "/"), dotted.rpartition(".")[2]
+        holder = path.parent.with_suffix(".py")
+        defined = rf"(?m)^(?:def|class) {attribute}\b|^{attribute}\b"
+        known = (
+            path.with_suffix(".py").exists()
+            or (path / "__init__.py").exists()
+            or (holder.exists() and re.search(defined, holder.read_text(encoding="utf-8")))
+        )
+        assert known, f"{name(page)}: there is no {dotted}"
