@@ -6,7 +6,7 @@ READY := .venv/ready
 # Without compiled bytecode every process would compile every import anew, which triples the start of Airflow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test lint bench secrets
+.PHONY: help up demo test lint bench docs secrets
 .NOTPARALLEL:
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
 	@echo 'make lint    ruff, mypy, import rules'
 	@echo 'make secrets .env for docker compose, with a generated value for each secret'
+	@echo 'make docs    docs/dags.md, made from the DAGs'
 	@echo 'make bench   the benchmarks and their table; ARGS="score drift" some of them'
 
 up: $(READY)
@@ -41,6 +42,9 @@ lint: $(READY)
 
 secrets: $(READY)
 	@$(BIN)/perennial deploy secrets
+
+docs: $(READY)
+	@$(BIN)/python scripts/dags_page.py
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)
