@@ -42,7 +42,7 @@ from benchmarks.flight_delay import YEAR, flight_delay, labelled_features, read_
 from benchmarks.measuring import keep
 from perennial.core.intervals import Interval
 from perennial.drift.compare import compare
-from perennial.drift.thresholds import Geometry, History, calibrate
+from perennial.drift.thresholds import Geometry, StableHistory, calibrate
 from perennial.model.artifacts import FeatureList
 from perennial.model.estimators import make_estimator
 from perennial.monitoring.impact import Bound, weigh
@@ -166,7 +166,7 @@ class World:
         rows = self.predict(self.take(known))
         lengths = [len(self.rows_of[day]) for day in known]
         moments = np.repeat(self.days[: len(known)], lengths).astype("datetime64[us]")
-        history = History(rows.select([*self.features.names, "prediction"]), moments, YEAR)
+        history = StableHistory(rows.select([*self.features.names, "prediction"]), moments, YEAR)
         return calibrate(POLICY, GEOMETRY, history, seed=SEED, replays=300)
 
     def stream(self, seed: int, windows: int) -> tuple[pa.Table, list[pa.Table]]:

@@ -36,7 +36,7 @@ from perennial.core.intervals import Interval
 from perennial.core.settings import settings
 from perennial.deployment import Deployment
 from perennial.scoring.champion import resolve_champion
-from perennial.scoring.predictor import Predictor, Tally, predictions_schema
+from perennial.scoring.predictor import PredictionTally, Predictor, predictions_schema
 from perennial.scoring.publish import Scored, publish_predictions, published_features
 
 
@@ -54,7 +54,7 @@ class SparkPredictions:
     def __init__(self, folder: Path, schema: pa.Schema, made_by: Predictor) -> None:
         self.interval, self.version = made_by.interval, made_by.version
         self.features_snapshot, self.run_id = made_by.features_snapshot, made_by.run_id
-        self.tally = Tally(f"{self.interval}: version {self.version}")
+        self.tally = PredictionTally(f"{self.interval}: version {self.version}")
         self._folder, self._schema = folder, schema
 
     def reader(self) -> pa.RecordBatchReader:

@@ -20,13 +20,13 @@ from perennial.monitoring import requests
 from perennial.monitoring.requests import RetrainingRequest, request_retraining
 from perennial.monitoring.retraining import retraining_run_id
 from perennial.spec.folder import read_model
-from perennial.spec.monitoring import Retraining
+from perennial.spec.monitoring import RetrainingPolicy
 from tests.faults.signals import processes, trap
 from tests.unit import synthetic
 
 _MONDAY = Interval.day("2013-04-01").start
 WEEKS = [Interval(_MONDAY + timedelta(weeks=number), _MONDAY + timedelta(weeks=number + 1)) for number in range(8)]
-POLICY = Retraining(alarms=1, of=1, cooldown=timedelta(days=14), budget=5)
+POLICY = RetrainingPolicy(alarms=1, of=1, cooldown=timedelta(days=14), budget=5)
 _PATIENCE = 120
 
 #: When a process dies: which function, and whether before or behind it.

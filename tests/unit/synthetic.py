@@ -21,7 +21,15 @@ from threadpoolctl import threadpool_limits
 
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
-from perennial.evaluation.evidence import Comparison, Contender, Evaluation, Operation, PredictionSummary, Robustness, Slices
+from perennial.evaluation.evidence import (
+    Contender,
+    Evaluation,
+    GainOverChampion,
+    Operation,
+    PredictionSummary,
+    Robustness,
+    Slices,
+)
 from perennial.evaluation.gates import GateDecision, GateResult
 from perennial.lake.publish import Lake, TableWrite
 from perennial.ledger.store import Ledger
@@ -292,7 +300,7 @@ def with_evidence(evaluation: Evaluation, *, width: float = 0.0005) -> Evaluatio
     comparison = None
     if values[0] is not None and values[1] is not None:
         gain = (values[0] - values[1]) * (1 if METRICS[evaluation.task][metric] else -1)
-        comparison = Comparison(
+        comparison = GainOverChampion(
             gain=gain, low=gain - width, high=gain + width, lower=gain - width / 2, upper=gain + width / 2, identical=0.0,
             blocks=7, block="1d", resamples=1_000, seed=2013, confidence=0.95,
         )  # fmt: skip

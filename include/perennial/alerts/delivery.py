@@ -45,7 +45,7 @@ _MARGIN = timedelta(seconds=50)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DeliveryResult:
     """What a sender did.
 
     Attributes:
@@ -60,8 +60,8 @@ class Outcome:
     unaddressed: int = 0
     skipped: int = 0
 
-    def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(*(mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)))
+    def __add__(self, other: DeliveryResult) -> DeliveryResult:
+        return DeliveryResult(*(mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def deliver(
     at_once: bool = False,
     deadline: timedelta = DEADLINE,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> Outcome:
+) -> DeliveryResult:
     """Send what waits, over all channels that may be used now.
 
     Args:
@@ -113,7 +113,7 @@ def deliver(
         pause: waits for some seconds between two messages.
     """
     now = clock()
-    outcome = Outcome(unaddressed=outbox.route(addresses.choose, now))
+    outcome = DeliveryResult(unaddressed=outbox.route(addresses.choose, now))
     opened: list[tuple[Lease, channels.Channel]] = []
     for channel in outbox.due(now, before=now - overdue_by, at_once=at_once):
         try:
@@ -121,15 +121,15 @@ def deliver(
         except NotDelivered as error:
             if overdue_by > timedelta():
                 log.warning("alerts wait for %s, which cannot be opened here: %s", channel.channel, error)
-                outcome += Outcome(skipped=1)
+                outcome += DeliveryResult(skipped=1)
             elif lease := outbox.claim(channel, now, now + deadline + _MARGIN):
                 _fail(outbox, addresses, lease, outbox.waiting(channel.channel), error, now)
-                outcome += Outcome(failed=1)
+                outcome += DeliveryResult(failed=1)
             continue
         if lease := outbox.claim(channel, now, now + deadline + _MARGIN):
             opened.append((lease, way))
 
-    async def serve_all() -> list[Outcome | BaseException]:
+    async def serve_all() -> list[DeliveryResult | BaseException]:
         servings = (_serve(outbox, addresses, lease, way, clock, deadline, pause) for lease, way in opened)
         # What goes wrong with one channel does not end the sending to another half-way.
         return await asyncio.gather(*servings, return_exceptions=True)
@@ -149,7 +149,7 @@ async def _serve(
     clock: Callable[[], datetime],
     deadline: timedelta,
     pause: Callable[[float], Awaitable[None]],
-) -> Outcome:
+) -> DeliveryResult:
     """Send what waits for one channel, until it is all sent or the channel takes no more."""
     delivered = 0
     for message in compose(outbox.waiting(lease.channel.channel)):
@@ -157,18 +157,18 @@ async def _serve(
             await pause(PACE.total_seconds())
         # Whoever has slept for so long that another one took over must not tell the same again.
         if not outbox.keep(lease, clock() + deadline + _MARGIN):
-            return Outcome(delivered=delivered)
+            return DeliveryResult(delivered=delivered)
         try:
             receipt = await _send(way, message, deadline)
         except NotDelivered as error:
             waiting = outbox.waiting(lease.channel.channel)
             _fail(outbox, addresses, lease, [one for one in waiting if one.id in message.numbers], error, clock())
-            return Outcome(delivered=delivered, failed=1)
+            return DeliveryResult(delivered=delivered, failed=1)
         now = clock()
         outbox.mark_delivered(lease, message.numbers, now, receipt=receipt, next_attempt_at=now + PACE)
         delivered += len(message.numbers)
     outbox.release(lease)
-    return Outcome(delivered=delivered)
+    return DeliveryResult(delivered=delivered)
 
 
 async def _send(way: channels.Channel, message: Message, deadline: timedelta) -> str | None:

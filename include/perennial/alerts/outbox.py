@@ -135,7 +135,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Channel:
+class ChannelState:
     """How a channel does.
 
     Attributes:
@@ -158,7 +158,7 @@ class Channel:
 class Lease:
     """The right to use a channel, until ``token`` is not its holder's any more."""
 
-    channel: Channel
+    channel: ChannelState
     token: str
 
 
@@ -355,7 +355,7 @@ class Outbox:
             )
         connection.execute(sa.update(_outbox).where(_outbox.c.id == number).values(routed_at=now))
 
-    def due(self, now: datetime, *, before: datetime, at_once: bool = False) -> list[Channel]:
+    def due(self, now: datetime, *, before: datetime, at_once: bool = False) -> list[ChannelState]:
         """The channels that something waits for, and that may be used.
 
         Args:
@@ -374,18 +374,18 @@ class Outbox:
             query = query.where(_channels.c.next_attempt_at <= before)
         return self._channels(query)
 
-    def channels(self) -> list[Channel]:
+    def channels(self) -> list[ChannelState]:
         """Every channel that was ever used."""
         return self._channels(sa.select(_channels).order_by(_channels.c.channel))
 
-    def _channels(self, query: sa.Select[Any]) -> list[Channel]:
+    def _channels(self, query: sa.Select[Any]) -> list[ChannelState]:
         with self._database.reading() as connection:
             return [
-                Channel(**{name: value for name, value in row.items() if not name.startswith("held_")})
+                ChannelState(**{name: value for name, value in row.items() if not name.startswith("held_")})
                 for row in connection.execute(query).mappings()
             ]
 
-    def claim(self, channel: Channel, now: datetime, until: datetime) -> Lease | None:
+    def claim(self, channel: ChannelState, now: datetime, until: datetime) -> Lease | None:
         """Take a channel for oneself; None if somebody else was quicker, or has used it since it was looked at."""
         token = uuid.uuid4().hex
         with self._database.writing("outbox") as connection:

@@ -263,9 +263,9 @@ def _demo(chosen: argparse.Namespace) -> int:
 
 
 def _watch(_: argparse.Namespace) -> int:
-    from perennial.watchdog.process import Watch, read_watch_settings
+    from perennial.watchdog.process import Watchdog, read_watch_settings
 
-    Watch(settings(), read_watch_settings(os.environ)).run()
+    Watchdog(settings(), read_watch_settings(os.environ)).run()
     return 0
 
 

@@ -32,7 +32,7 @@ from perennial.core.intervals import Interval
 from perennial.core.redaction import redact
 from perennial.core.text import UNSAFE
 from perennial.drift.distances import HUGE, MAX_CATEGORIES, MIN_VALUES, is_number, prepare
-from perennial.drift.findings import ColumnDrift, Comparison, Kind, Status
+from perennial.drift.findings import ColumnDrift, DriftComparison, Kind, Status
 from perennial.ledger.records import VerdictName
 from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
 
@@ -107,7 +107,7 @@ def compare(
     thresholds: DriftThresholds | None = None,
     *,
     report: bool = True,
-) -> Comparison:
+) -> DriftComparison:
     """Compare what a version saw and said with what it was trained on.
 
     ``drift``: the predictions drifted, or at least ``share`` of the features did (one of them suffices where thresholds are
@@ -137,7 +137,7 @@ def compare(
         (reference.num_rows, "rows in the training reference"),
     ):
         if count < policy.min_rows:
-            return Comparison("unknown", [f"{count:,} {what}, fewer than the {policy.min_rows:,} a verdict may rest on"])
+            return DriftComparison("unknown", [f"{count:,} {what}, fewer than the {policy.min_rows:,} a verdict may rest on"])
 
     calibrated = thresholds.columns if thresholds is not None else {}
     said = _prepare(policy, PREDICTION, predictions, reference, calibrated.get(PREDICTION))
@@ -152,11 +152,11 @@ def compare(
         for column in columns:
             column.score = None
         reason = f"Evidently failed, {first_line(error)}"
-        return Comparison("unknown", [reason], [replace(column.finding(), status="unusable") for column in columns])
+        return DriftComparison("unknown", [reason], [replace(column.finding(), status="unusable") for column in columns])
     return _judge(policy, said, seen, snapshot, calibrated=thresholds is not None)
 
 
-def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any, *, calibrated: bool) -> Comparison:
+def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any, *, calibrated: bool) -> DriftComparison:
     prediction, features = said.finding(), [column.finding() for column in seen]
     drifted = sorted((f for f in features if f.drifted), key=lambda f: -math.inf if f.score is None else -f.score / f.threshold)
     unusable = [f for f in (prediction, *features) if f.status == "unusable"]
@@ -175,7 +175,7 @@ def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any,
     if prediction.status == "stable":
         first.append(f"the predictions moved by {said.distance}")
     rest = [f.reason for f in (*drifted, *unusable, prediction, *features) if f.reason]
-    return Comparison(verdict, list(dict.fromkeys([*first, *rest])), [prediction, *features], share, snapshot)
+    return DriftComparison(verdict, list(dict.fromkeys([*first, *rest])), [prediction, *features], share, snapshot)
 
 
 def _prepare(policy: Drift, name: str, current: pa.Table, reference: pa.Table, calibrated: Threshold | None) -> _Column:

@@ -40,7 +40,7 @@ class ColumnDrift:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DriftComparison:
     """The outcome of :func:`compare`.
 
     Attributes:

@@ -17,7 +17,7 @@ from perennial.core.intervals import Interval
 from perennial.core.text import UNSAFE
 
 if TYPE_CHECKING:
-    from perennial.drift.findings import Comparison
+    from perennial.drift.findings import DriftComparison
 
 log = logs.get(__name__)
 
@@ -35,7 +35,7 @@ def write_report(
     model: str,
     interval: Interval,
     version: int | None,
-    comparison: Comparison,
+    comparison: DriftComparison,
     details: Mapping[str, Any],
     folder: Path,
 ) -> bool:
@@ -68,7 +68,9 @@ def _replace(file: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def _banner(model: str, interval: Interval, version: int | None, comparison: Comparison, details: Mapping[str, Any]) -> str:
+def _banner(
+    model: str, interval: Interval, version: int | None, comparison: DriftComparison, details: Mapping[str, Any]
+) -> str:
     """The verdict and a table of all columns, above Evidently's page, which knows of those alone that it was asked about."""
     items = "".join(f"<li>{_as_text(reason)}</li>" for reason in comparison.reasons)
     weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.get("estimate"))))

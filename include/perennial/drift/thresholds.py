@@ -65,7 +65,7 @@ _YEAR = timedelta(days=365.25)
 
 
 @dataclass(frozen=True)
-class History:
+class StableHistory:
     """Stable rows of the past.
 
     Attributes:
@@ -168,7 +168,7 @@ def draw(days: int, geometry: Geometry, random: np.random.Generator) -> Replay:
 def calibrate(
     policy: Drift,
     geometry: Geometry,
-    history: History,
+    history: StableHistory,
     *,
     seed: int,
     replays: int = REPLAYS,
@@ -349,7 +349,7 @@ def _share(which: NDArray[np.bool_], counts: NDArray[np.float64]) -> float:
 
 def read_history(
     folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval | None = None
-) -> History:
+) -> StableHistory:
     """Published features of the past, as the champion would predict them.
 
     One version predicts all of them, since predictions of different versions differ for another reason than drift. It has
@@ -385,7 +385,7 @@ def read_history(
     kind = pa.string() if said.dtype.kind == "O" else pa.float64()
     moments = rows.column(spec.event_time).to_numpy().astype("datetime64[us]")
     rows = rows.select(spec.features.names).append_column(_PREDICTION, pa.array(said, kind))
-    return History(rows, moments, interval, snapshot, version)
+    return StableHistory(rows, moments, interval, snapshot, version)
 
 
 def write(folder: ModelFolder, thresholds: DriftThresholds) -> Path:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from perennial.core.intervals import Interval
-from perennial.evaluation.evidence import Comparison, Groups, Slice, Slices
+from perennial.evaluation.evidence import GainOverChampion, Groups, Slice, Slices
 from perennial.evaluation.resampling import FEWEST_BLOCKS, Blocks, Floats, draw, find_blocks, resample, spread, too_few
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import CostFunction, answer_threshold
@@ -79,7 +79,7 @@ def compare(
     candidate: Prediction,
     champion: Prediction,
     resampled: tuple[dict[str, Floats], dict[str, Floats]],
-) -> tuple[Comparison, Floats]:
+) -> tuple[GainOverChampion, Floats]:
     """The paired comparison by the primary metric.
 
     Args:
@@ -98,7 +98,7 @@ def compare(
     if bounds is None and problem is None:
         problem = f"{metric} is not defined in too many resamples, as when a block holds all labels of a class"
     return (
-        Comparison(
+        GainOverChampion(
             gain=float(gain[0]),
             low=bounds.low if bounds else None,
             high=bounds.high if bounds else None,

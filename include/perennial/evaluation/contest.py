@@ -76,7 +76,7 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ContestResult:
     """What came of a contest.
 
     Attributes:
@@ -106,7 +106,7 @@ class _Measured:
         return self.prediction if self.contender.metrics else None
 
 
-def hold(contest: Contest) -> Outcome:
+def hold(contest: Contest) -> ContestResult:
     """Measure everyone, and the candidate in all the ways that its gates ask for but one: its operation in a clean process.
 
     Raises:
@@ -146,7 +146,7 @@ def hold(contest: Contest) -> Outcome:
             behaviour=probe_behaviour(folder, candidate.model, contest.rows),
         )
     predictions = {_name(one.contender): one.prediction for one in measured if one.prediction is not None}
-    return Outcome(evaluation, truth, predictions, gains, candidate.model)
+    return ContestResult(evaluation, truth, predictions, gains, candidate.model)
 
 
 def _name(contender: Contender) -> str:

@@ -72,7 +72,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GainOverChampion:
     """Candidate against champion by the primary metric, on the same rows, in the same resamples.
 
     Attributes:
@@ -252,7 +252,7 @@ class Evaluation:
     as_of: str | None = None
     training_classes: dict[str, int] | None = None
     training_coverage: float | None = None
-    comparison: Comparison | None = None
+    comparison: GainOverChampion | None = None
     slices: Slices | None = None
     groups: list[Groups] | None = None
     robustness: Robustness | None = None
@@ -291,7 +291,7 @@ class Evaluation:
             "candidate": read("candidate", Contender.from_json),
             "baselines": [Contender.from_json(baseline) for baseline in fields["baselines"]],
             "champion": read("champion", Contender.from_json),
-            "comparison": read("comparison", lambda part: Comparison(**part)),
+            "comparison": read("comparison", lambda part: GainOverChampion(**part)),
             "slices": read("slices", lambda part: Slices([Slice(**one) for one in part["judged"]], part["not_judged"])),
             "groups": read("groups", lambda part: [Groups(**one) for one in part]),
             "robustness": read("robustness", lambda part: Robustness(**part)),

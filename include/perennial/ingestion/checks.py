@@ -42,9 +42,9 @@ from perennial.core.sql import connect, literal, quoted
 from perennial.ingestion.casting import LANDED_EXTRAS, ROW, bind, typed_query
 from perennial.ingestion.data_docs import write_page
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
-from perennial.ingestion.judge import BATCH_ROWS, SHOWN, Rows, judge, judge_rows
+from perennial.ingestion.judge import BATCH_ROWS, SHOWN, JudgedRows, judge, judge_rows
 from perennial.ingestion.sources import Landed
-from perennial.ingestion.suite import Check, Tally, whole
+from perennial.ingestion.suite import Check, CheckTally, whole
 from perennial.lake.publish import TableWrite
 from perennial.lake.schema import published_schema
 from perennial.spec.data import Table
@@ -248,8 +248,8 @@ def _write_quarantine(
 
 
 def _judge_whole(
-    connection: duckdb.DuckDBPyConnection, table: Table, rows: Rows, interval: Interval, past_rows_per_day: float | None
-) -> list[Tally]:
+    connection: duckdb.DuckDBPyConnection, table: Table, rows: JudgedRows, interval: Interval, past_rows_per_day: float | None
+) -> list[CheckTally]:
     """Rows a day, freshness, volume and tolerance, judged on a frame with a line a day and one for the interval."""
     frame, checks = _rows_a_day(connection, table, rows, interval)
     measures: dict[str, float] = {}
@@ -287,7 +287,7 @@ def _judge_whole(
         )  # fmt: skip
     frame = pd.concat([frame, pd.DataFrame([measures], index=[interval.key])])
     frame[ROW] = np.arange(len(frame))
-    tallies = [Tally(check) for check in checks]
+    tallies = [CheckTally(check) for check in checks]
     for tally, result, failing in judge(frame, tallies):
         tally.elements, tally.missing = result.get("element_count", len(frame)), result.get("missing_count") or 0
         tally.failures = result.get("unexpected_count") or 0
@@ -299,7 +299,7 @@ def _judge_whole(
 
 
 def _rows_a_day(
-    connection: duckdb.DuckDBPyConnection, table: Table, rows: Rows, interval: Interval
+    connection: duckdb.DuckDBPyConnection, table: Table, rows: JudgedRows, interval: Interval
 ) -> tuple[pd.DataFrame, list[Check]]:
     """Rows that came in on each day, and what they must be; of a day's part no more than that part is wanted."""
     wanted = table.checks.rows

@@ -44,7 +44,7 @@ th, td { padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top; 
 
 
 @dataclass(frozen=True)
-class Judged:
+class ExpectationResult:
     """What one expectation came to.
 
     Attributes:
@@ -68,7 +68,7 @@ class Judged:
         return self.computed and not self.failures
 
 
-def write_page(path: Path, *, title: str, run_id: str, judged: Sequence[Judged]) -> Path:
+def write_page(path: Path, *, title: str, run_id: str, judged: Sequence[ExpectationResult]) -> Path:
     """Write the page and return its path; one that is being read is replaced whole."""
     results = [_result(one) for one in judged]
     passed = sum(one.success for one in judged)
@@ -92,7 +92,7 @@ def write_page(path: Path, *, title: str, run_id: str, judged: Sequence[Judged])
     return path
 
 
-def _result(one: Judged) -> ExpectationValidationResult:
+def _result(one: ExpectationResult) -> ExpectationValidationResult:
     present = max(one.elements - one.missing, 0)
     values = [html.escape(value) for value in one.values]
     return ExpectationValidationResult(

@@ -24,7 +24,7 @@ from perennial.core.streams import ahead
 from perennial.core.text import visible
 from perennial.ingestion.casting import KNOWN_FAULT, ROW, ROW_FAULT
 from perennial.ingestion.delimited import POSITION
-from perennial.ingestion.suite import BROKEN, COPIES, UNTOLD, Check, Tally, row_checks, unreadable
+from perennial.ingestion.suite import BROKEN, COPIES, UNTOLD, Check, CheckTally, row_checks, unreadable
 from perennial.lake.schema import published_schema
 from perennial.spec.data import Table
 
@@ -37,7 +37,9 @@ SHOWN = 5
 # --- the judge -------------------------------------------------------------------------------------------------------
 
 
-def judge(frame: pd.DataFrame, tallies: Sequence[Tally]) -> Iterator[tuple[Tally, Mapping[str, Any], list[tuple[int, Any]]]]:
+def judge(
+    frame: pd.DataFrame, tallies: Sequence[CheckTally]
+) -> Iterator[tuple[CheckTally, Mapping[str, Any], list[tuple[int, Any]]]]:
     """Let Great Expectations judge a frame; gives for each check its result, and the ``_row`` and value of all that fail."""
     # A context a frame, since it keeps every frame that it was ever given.
     context = gx.get_context(mode="ephemeral", project_config=_in_memory())
@@ -80,12 +82,12 @@ def _raised(info: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Rows:
+class JudgedRows:
     """What came of the rows of an interval: how many there were and are bad, what each check found, where the good ones are."""
 
     count: int
     bad: int
-    tallies: list[Tally]
+    tallies: list[CheckTally]
     good: Path
 
 
@@ -117,14 +119,14 @@ def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
     )
 
 
-def judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path, good: Path, bad: Path) -> Rows:
+def judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path, good: Path, bad: Path) -> JudgedRows:
     """Part the rows into those to be published and the numbers and reasons of those that are not.
 
     Args:
         good: where the former are written, unless they are all that there are.
         bad: where the latter are written.
     """
-    tallies = [Tally(check) for check in row_checks(table)]
+    tallies = [CheckTally(check) for check in row_checks(table)]
     connection.execute(f"CREATE VIEW typed AS SELECT * FROM read_parquet({literal(str(typed))})")
     connection.execute(f"CREATE TEMP TABLE failed ({ROW} BIGINT, number INTEGER, shown VARCHAR, reason VARCHAR)")
     _share_keys(connection, table)
@@ -132,7 +134,7 @@ def judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path,
     [(count,)] = connection.execute("SELECT count(*) FROM typed").fetchall()
     bad_rows = _write_bad(connection, table, tallies, bad)
     if not len(bad_rows):
-        return Rows(count, 0, tallies, typed)
+        return JudgedRows(count, 0, tallies, typed)
     schema = published_schema(table)
     with (
         pq.ParquetFile(typed) as file,
@@ -143,7 +145,7 @@ def judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path,
             is_bad = np.isin(batch.column(ROW).to_numpy(), bad_rows, assume_unique=True)
             kept = batch.filter(pa.array(~is_bad)) if is_bad.any() else batch
             writer.write_batch(kept.select(schema.names).cast(schema))
-    return Rows(count, len(bad_rows), tallies, good)
+    return JudgedRows(count, len(bad_rows), tallies, good)
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class _Looked:
         return f"({value} IS NULL)" if self.null_alone else value
 
 
-def _looked(table: Table, tallies: Sequence[Tally]) -> dict[str, _Looked]:
+def _looked(table: Table, tallies: Sequence[CheckTally]) -> dict[str, _Looked]:
     """What the checks look at, by the name that it has for Great Expectations."""
     columns = {BROKEN: ROW_FAULT, UNTOLD: KNOWN_FAULT, COPIES: "_n"}
     columns |= {unreadable(name): f"_fault_{name}" for name in table.columns}
@@ -181,7 +183,7 @@ def _looked(table: Table, tallies: Sequence[Tally]) -> dict[str, _Looked]:
     return found
 
 
-def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[Tally]) -> None:
+def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[CheckTally]) -> None:
     """Fill the table ``failed`` with every row and the numbers of the checks that it fails.
 
     What a check of a row says depends on one value alone. So Great Expectations judges each value once, however many rows
@@ -215,7 +217,7 @@ def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: 
 
 def _judge_chunks(
     connection: duckdb.DuckDBPyConnection,
-    tallies: Sequence[Tally],
+    tallies: Sequence[CheckTally],
     chunks: Mapping[str, pa.Table],
     looked: Mapping[str, _Looked],
     others: Sequence[int],
@@ -253,7 +255,7 @@ def _note_failed(
     connection: duckdb.DuckDBPyConnection,
     looked: _Looked,
     number: int,
-    tally: Tally,
+    tally: CheckTally,
     chunk: pa.Table,
     failing: Sequence[tuple[int, Any]],
 ) -> None:
@@ -274,7 +276,7 @@ def _note_failed(
     connection.unregister("bad")
 
 
-def _write_bad(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[Tally], bad: Path) -> Any:
+def _write_bad(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[CheckTally], bad: Path) -> Any:
     """Write the rows that fail a critical check, each with every reason, and tell the tallies; gives the rows' numbers."""
     schema = pa.schema([(ROW, pa.int64()), ("reasons", pa.list_(pa.string())), ("event", pa.timestamp("us", "UTC"))])
     event = f"t.{quoted(table.event_time)}" if table.event_time else "NULL::TIMESTAMPTZ"
@@ -300,7 +302,7 @@ def _write_bad(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Seq
     return np.concatenate([np.empty(0, np.int64), *numbers])
 
 
-def _reasons(tallies: Sequence[Tally], position: str, failed: Sequence[tuple[int, str, str]]) -> list[str]:
+def _reasons(tallies: Sequence[CheckTally], position: str, failed: Sequence[tuple[int, str, str]]) -> list[str]:
     """Every critical reason of a row; what is found is added to the tallies.
 
     Args:

@@ -16,10 +16,10 @@ from great_expectations.expectations.core.expect_table_columns_to_match_set impo
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 
-from perennial.ingestion.data_docs import Judged
+from perennial.alerts.alert import Severity
+from perennial.ingestion.data_docs import ExpectationResult
 from perennial.lake.schema import KNOWN
 from perennial.spec.data import Column, Table
-from perennial.spec.types import Severity
 
 # Names of what is judged besides the spec's columns; people read them in Data Docs.
 BROKEN, UNTOLD, COPIES = "row, why it is unreadable", "known, why it is unreadable", "rows with this key"
@@ -45,7 +45,7 @@ class Check:
 
 
 @dataclass
-class Tally:
+class CheckTally:
     """What one check found over all batches."""
 
     check: Check
@@ -63,8 +63,8 @@ class Tally:
             return []
         return [self.examples[0] if self.count == 1 else f"{self.count:,} times, first {self.examples[0]}"]
 
-    def judged(self) -> Judged:
-        return Judged(
+    def judged(self) -> ExpectationResult:
+        return ExpectationResult(
             self.check.expectation.configuration, self.elements, self.failures, self.missing, self.values, self.broken is None
         )
 

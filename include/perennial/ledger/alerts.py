@@ -7,10 +7,10 @@ from datetime import datetime
 from perennial.alerts import outbox
 from perennial.alerts.alert import Alert
 from perennial.alerts.outbox import Outbox, OutboxEntry
-from perennial.ledger.rows import Rows, now
+from perennial.ledger.rows import TableFamily, now
 
 
-class Alerts(Rows):
+class AlertTables(TableFamily):
     """The outbox of alerts, as those who record and resolve them use it."""
 
     @property

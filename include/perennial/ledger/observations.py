@@ -24,10 +24,10 @@ from perennial.ledger.records import (
     Verdict,
     VerdictName,
 )
-from perennial.ledger.rows import Rows, as_record, matches, now
+from perennial.ledger.rows import TableFamily, as_record, matches, now
 
 
-class Observations(Rows):
+class Observations(TableFamily):
     """The tables ``verdicts``, ``performances``, ``shadow_comparisons``, ``retrainings`` and ``refusals``."""
 
     def record_verdict(

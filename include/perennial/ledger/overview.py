@@ -20,7 +20,7 @@ from perennial.ledger.records import (
     Verdict,
     VersionRecord,
 )
-from perennial.ledger.rows import Rows, as_record
+from perennial.ledger.rows import TableFamily, as_record
 
 _W = TypeVar("_W", Verdict, Performance)
 
@@ -44,7 +44,7 @@ def _newest(
     return sa.select(*(rows.c[column.name] for column in table.c)).where(rows.c.rank <= number)
 
 
-class Overviews(Rows):
+class Overviews(TableFamily):
     """Reads of all families at one moment."""
 
     def overview(self, *, windows: int, alerts_since: datetime) -> Overview:

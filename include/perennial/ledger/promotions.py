@@ -23,7 +23,7 @@ from perennial.ledger.records import (
     Promotion,
     VersionRecord,
 )
-from perennial.ledger.rows import Rows, as_record, matches, now
+from perennial.ledger.rows import TableFamily, as_record, matches, now
 from perennial.ledger.succession import in_force
 
 
@@ -38,7 +38,7 @@ def champion_of(connection: sa.Connection, model: str) -> int | None:
     ).scalar_one_or_none()
 
 
-class Promotions(Rows):
+class Promotions(TableFamily):
     """The tables ``versions``, ``approvals``, ``promotions`` and ``alias_moves``."""
 
     def record_version(self, record: VersionRecord) -> None:

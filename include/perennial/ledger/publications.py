@@ -23,10 +23,10 @@ from perennial.ledger.records import (
     Head,
     Publication,
 )
-from perennial.ledger.rows import Rows, as_record, matches, now
+from perennial.ledger.rows import TableFamily, as_record, matches, now
 
 
-class Publications(Rows):
+class Publications(TableFamily):
     """The tables ``orders``, ``claims``, ``publications`` and ``revisions``."""
 
     def next_order(self, model: str, dataset: str, interval: Interval, run_id: str) -> int:

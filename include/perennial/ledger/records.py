@@ -233,7 +233,7 @@ class ShadowComparison:
         reason: in words and numbers.
         rows: labelled rows that both predicted.
         metrics: by version, then by name.
-        comparison: gain and bounds, see :class:`perennial.evaluation.evidence.Comparison`.
+        comparison: gain and bounds, see :class:`perennial.evaluation.evidence.GainOverChampion`.
         as_of: labels known later were not used.
     """
 

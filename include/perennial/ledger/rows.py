@@ -30,7 +30,7 @@ def matches(table: sa.Table, key: Mapping[str, Any]) -> list[sa.ColumnElement[bo
     return [table.c[name] == value for name, value in key.items()]
 
 
-class Rows:
+class TableFamily:
     """A family of the ledger's tables in one database; each family of :mod:`perennial.ledger` extends it.
 
     Args:

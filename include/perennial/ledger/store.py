@@ -17,14 +17,14 @@ import sqlalchemy as sa
 from perennial.core.database import Database
 from perennial.core.errors import SchemaMismatch
 from perennial.ledger import migrations
-from perennial.ledger.alerts import Alerts
+from perennial.ledger.alerts import AlertTables
 from perennial.ledger.observations import Observations
 from perennial.ledger.overview import Overviews
 from perennial.ledger.promotions import Promotions
 from perennial.ledger.publications import Publications
 
 
-class Ledger(Publications, Promotions, Observations, Alerts, Overviews):
+class Ledger(Publications, Promotions, Observations, AlertTables, Overviews):
     """The operational database.
 
     Holds no open connection between calls, so it may be shared by threads and survives a fork.

@@ -15,7 +15,7 @@ from perennial.core.errors import SpecError
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
-from perennial.spec.training import Outcomes
+from perennial.spec.training import OutcomeCosts
 
 #: Gives n costs for n labels and n predictions, both as :func:`perennial.evaluation.metrics.evaluate` takes them.
 CostFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]
@@ -49,7 +49,7 @@ def answer_threshold(spec: ModelSpec) -> float:
     return spec.cost.outcomes.threshold if spec.cost.threshold is None else spec.cost.threshold
 
 
-def _of_outcomes(outcomes: Outcomes, threshold: float) -> CostFunction:
+def _of_outcomes(outcomes: OutcomeCosts, threshold: float) -> CostFunction:
     def cost(truth: NDArray[Any], probability: NDArray[Any]) -> NDArray[np.float64]:
         yes, true = probability >= threshold, truth.astype(bool)
         if_true = np.where(yes, outcomes.true_positive, outcomes.false_negative)

@@ -52,7 +52,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class PredictedOutcomes:
     """What a version said of n rows, and what became of them.
 
     Attributes:
@@ -108,8 +108,8 @@ class Estimate:
 def estimate(
     task: Task,
     metric: str,
-    reference: Outcomes,
-    window: Outcomes,
+    reference: PredictedOutcomes,
+    window: PredictedOutcomes,
     *,
     seed: int,
     threshold: float = 0.5,
@@ -290,7 +290,7 @@ def _bands(
     labels: NDArray[np.int64],
     days: NDArray[np.int64] | None,
     size: int,
-    window: Outcomes,
+    window: PredictedOutcomes,
     seed: int,
 ) -> tuple[list[float] | None, list[float] | None]:
     """How far off the estimate of a piece of the reference was, about ``value``, and what pieces really had.
@@ -410,9 +410,11 @@ def beside_realised(
     return [found[key] for key in sorted(found, key=lambda key: (key[0].start, key[0].end, key[1]))]
 
 
-def from_binary(probability: Floats, labels: NDArray[Any] | None = None, days: NDArray[np.int64] | None = None) -> Outcomes:
+def from_binary(
+    probability: Floats, labels: NDArray[Any] | None = None, days: NDArray[np.int64] | None = None
+) -> PredictedOutcomes:
     """Of the probability of true, and labels that are true or false."""
-    return Outcomes(
+    return PredictedOutcomes(
         np.column_stack([1 - probability, probability]),
         ("False", "True"),
         None if labels is None else labels.astype(bool).astype(np.int64),
@@ -422,8 +424,8 @@ def from_binary(probability: Floats, labels: NDArray[Any] | None = None, days: N
 
 def from_classes(
     probabilities: Floats, classes: Sequence[str], labels: NDArray[Any] | None = None, days: NDArray[np.int64] | None = None
-) -> Outcomes:
+) -> PredictedOutcomes:
     """Of the probabilities of several classes, and labels that are their names; one that has no probability counts as -1."""
     place = {name: number for number, name in enumerate(classes)}
     numbers = None if labels is None else np.array([place.get(str(label), -1) for label in labels], dtype=np.int64)
-    return Outcomes(probabilities, tuple(classes), numbers, days)
+    return PredictedOutcomes(probabilities, tuple(classes), numbers, days)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from perennial.core.intervals import Interval
 from perennial.monitoring.retraining import WindowPerformance, WindowVerdict, recent_verdicts
-from perennial.spec.monitoring import Retraining
+from perennial.spec.monitoring import RetrainingPolicy
 
-Severity = Literal["none", "warning", "critical"]
+VerdictSeverity = Literal["none", "warning", "critical"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Impact:
         reasons: in words and numbers.
     """
 
-    severity: Severity
+    severity: VerdictSeverity
     persistent: bool
     fallen: tuple[str, ...]
     reasons: tuple[str, ...]
@@ -61,7 +61,7 @@ class Impact:
 
 
 def weigh(
-    policy: Retraining,
+    policy: RetrainingPolicy,
     verdict: str,
     window: Interval,
     *,
@@ -116,7 +116,7 @@ def weigh(
                 f"realised {bound.metric} of {newest.interval.key} is {value:.4g}, worse than {bound.value:.4g}, {bound.source}"
             )
     if verdict == "drift":
-        severity: Severity = "critical" if persistent or fallen else "warning"
+        severity: VerdictSeverity = "critical" if persistent or fallen else "warning"
     elif "realised" in fallen:
         severity = "critical" if often >= policy.alarms else "warning"
     else:

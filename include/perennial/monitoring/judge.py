@@ -23,7 +23,7 @@ from perennial.alerts.alert import Alert
 from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.drift.compare import NOT_FEATURES, PREDICTION, compare, first_line, match_reference
-from perennial.drift.findings import Comparison
+from perennial.drift.findings import DriftComparison
 from perennial.drift.page import write_report
 from perennial.drift.sampling import take_sample
 from perennial.lake.publish import Lake
@@ -115,7 +115,7 @@ def judge_drift(
     except Exception as error:
         log.exception("drift could not be judged")
         version = details.get("version")
-        comparison = Comparison("unknown", [f"the comparison failed, {first_line(error)}"])
+        comparison = DriftComparison("unknown", [f"the comparison failed, {first_line(error)}"])
     record = ledger.version(spec.name, version) if version is not None else None
     weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
     details.update(
@@ -155,7 +155,7 @@ def judge_drift(
 
 
 def _alert(
-    model: str, interval: Interval, version: int | None, comparison: Comparison, weight: Impact, links: Mapping[str, str]
+    model: str, interval: Interval, version: int | None, comparison: DriftComparison, weight: Impact, links: Mapping[str, str]
 ) -> Alert | None:
     if comparison.verdict == "unknown":
         return of_models.unknown_verdict(model, interval, version=version, reasons=comparison.reasons, links=links)
@@ -221,14 +221,14 @@ def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: 
 
 def _compare_interval(
     folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval, details: dict[str, Any]
-) -> tuple[int | None, Comparison, Estimate | None]:
+) -> tuple[int | None, DriftComparison, Estimate | None]:
     spec = folder.spec
     key, size, seed = list(spec.entity_table.key), spec.drift.sample, spec.training.seed
     published = {}
     for dataset in ("predictions", "features"):
         publication = ledger.published(spec.name, dataset)
         if publication is None or not ledger.publications(spec.name, dataset, interval):
-            return None, Comparison("unknown", [f"no {dataset} are published for {interval}"]), None
+            return None, DriftComparison("unknown", [f"no {dataset} are published for {interval}"]), None
         published[dataset] = publication.snapshots[dataset]
     details["snapshots"] = published
 
@@ -243,7 +243,7 @@ def _compare_interval(
 
     predictions, predicted = sample("predictions", [PREDICTION, "probabilities", "version"])
     if not predicted:
-        return None, Comparison("unknown", [f"{interval} has no predictions"]), None
+        return None, DriftComparison("unknown", [f"{interval} has no predictions"]), None
     made_by = Counter(predictions.column("version").to_pylist())
     # Of two versions that made as many, the newer one.
     version = max(made_by, key=lambda number: (made_by[number], number))
@@ -264,7 +264,7 @@ def _compare_interval(
     }
     alike = match_reference(spec.drift, reference, spec.event_time, interval)
     if isinstance(alike, str):
-        return version, Comparison("unknown", [alike]), None
+        return version, DriftComparison("unknown", [alike]), None
     details["rows"]["reference_compared"] = alike.num_rows
     comparison = compare(
         spec.drift,
@@ -305,11 +305,11 @@ def _estimate(folder: ModelFolder, model: LoadedModel, predictions: pa.Table, re
         return Estimate(spec.primary_metric, reason=f"the estimate failed, {first_line(error)}")
 
 
-def _outcomes(spec: ModelSpec, rows: pa.Table, *, labelled: bool) -> estimation.Outcomes:
+def _outcomes(spec: ModelSpec, rows: pa.Table, *, labelled: bool) -> estimation.PredictedOutcomes:
     """The rows of a reference, or of a window, that have probabilities."""
     said = "probabilities" if spec.task == "multiclass_classification" else PREDICTION
     if spec.task == "regression" or said not in rows.column_names:
-        return estimation.Outcomes(np.empty((0, 0)), ())
+        return estimation.PredictedOutcomes(np.empty((0, 0)), ())
     rows = rows.filter(rows.column(said).is_valid())
     labels = rows.column("label").to_numpy(zero_copy_only=False) if labelled else None
     days = None

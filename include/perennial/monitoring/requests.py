@@ -16,7 +16,7 @@ from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval, utc
 from perennial.ledger.records import Retraining, VersionRecord
 from perennial.ledger.store import Ledger
-from perennial.monitoring.retraining import RetrainingDecision, Training, decide_retraining, retraining_run_id
+from perennial.monitoring.retraining import PastTraining, RetrainingDecision, decide_retraining, retraining_run_id
 from perennial.spec.model import ModelSpec
 
 log = logs.get(__name__)
@@ -94,7 +94,7 @@ def _decide(
         metric=spec.primary_metric,
         task=spec.task,
         decisions=decisions,
-        trainings=[Training(utc(record.training["as_of"]), record.version in promoted) for record in versions],
+        trainings=[PastTraining(utc(record.training["as_of"]), record.version in promoted) for record in versions],
         open_run=training_under_way,
     )
 

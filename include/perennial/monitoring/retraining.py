@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from perennial.core.intervals import Interval
-from perennial.spec.monitoring import Retraining
+from perennial.spec.monitoring import RetrainingPolicy
 from perennial.spec.training import METRICS
 from perennial.spec.types import Task
 
@@ -63,7 +63,7 @@ class PastDecision(Protocol):
 
 
 @dataclass(frozen=True)
-class Training:
+class PastTraining:
     """A training that led to a version, whoever began it: monitoring, the calendar or a person.
 
     Attributes:
@@ -106,7 +106,7 @@ class _Alarm:
 
 
 def decide_retraining(
-    policy: Retraining,
+    policy: RetrainingPolicy,
     *,
     window_end: datetime,
     verdicts: Sequence[WindowVerdict],
@@ -116,7 +116,7 @@ def decide_retraining(
     metric: str = "",
     task: Task = "binary_classification",
     decisions: Sequence[PastDecision] = (),
-    trainings: Sequence[Training] = (),
+    trainings: Sequence[PastTraining] = (),
     open_run: bool = False,
 ) -> RetrainingDecision:
     """Decide for the monitoring window that ends at ``window_end``.
@@ -184,7 +184,7 @@ def _cause(text: str) -> Cause:
     return "drift" if text == "drift" else "performance" if text == "performance" else "none"
 
 
-def _breaker(policy: Retraining, asked: Sequence[datetime], trainings: Sequence[Training]) -> str | None:
+def _breaker(policy: RetrainingPolicy, asked: Sequence[datetime], trainings: Sequence[PastTraining]) -> str | None:
     """Why asking again would be no use, if it would not."""
     promoted = max((training.as_of for training in trainings if training.promoted), default=None)
     vain = [end for end in asked if promoted is None or end > promoted]
@@ -198,7 +198,9 @@ def _breaker(policy: Retraining, asked: Sequence[datetime], trainings: Sequence[
     )
 
 
-def _hold_back(policy: Retraining, window_end: datetime, asked: list[datetime], trainings: Sequence[Training]) -> str | None:
+def _hold_back(
+    policy: RetrainingPolicy, window_end: datetime, asked: list[datetime], trainings: Sequence[PastTraining]
+) -> str | None:
     # An ask may have led to no version, and a version may come from no ask; one that came from an ask has its time.
     begun = sorted({*asked, *(training.as_of for training in trainings)})
     # A window judged late, after a newer one has asked or been trained on, lies before that and so within its cooldown:
@@ -216,7 +218,7 @@ def _hold_back(policy: Retraining, window_end: datetime, asked: list[datetime], 
     return None
 
 
-def _drift_alarm(policy: Retraining, window_end: datetime, verdicts: Sequence[WindowVerdict]) -> _Alarm:
+def _drift_alarm(policy: RetrainingPolicy, window_end: datetime, verdicts: Sequence[WindowVerdict]) -> _Alarm:
     if not policy.on_drift:
         return _Alarm(False, "drift is not asked about (retraining.on_drift)")
     newest = [verdict for verdict in verdicts if verdict.interval.end == window_end]
@@ -235,7 +237,7 @@ def _drift_alarm(policy: Retraining, window_end: datetime, verdicts: Sequence[Wi
 
 
 def recent_verdicts(
-    policy: Retraining, window: Interval, version: int | None, verdicts: Iterable[WindowVerdict]
+    policy: RetrainingPolicy, window: Interval, version: int | None, verdicts: Iterable[WindowVerdict]
 ) -> dict[datetime, str]:
     """Verdicts by the end of their window: of the last ``of`` windows as long as ``window``, by the clock, that one included.
 
@@ -255,7 +257,7 @@ def recent_verdicts(
 
 
 def _performance_alarm(
-    policy: Retraining,
+    policy: RetrainingPolicy,
     window_end: datetime,
     performances: Sequence[WindowPerformance],
     champion: int | None,

@@ -25,7 +25,7 @@ from perennial.spec.monitoring import Shadow
 MOST = 3
 
 Role = Literal["predecessor", "refused"]
-Outcome = Literal["champion_worse", "no_difference", "unknown"]
+ShadowOutcome = Literal["champion_worse", "no_difference", "unknown"]
 
 _MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 #: Margins are written in decimals, which binary floats miss by about this much.
@@ -114,7 +114,7 @@ class ShadowVerdict:
         reason: in words and numbers.
     """
 
-    outcome: Outcome
+    outcome: ShadowOutcome
     reason: str
 
 

@@ -24,7 +24,7 @@ from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, NoChampion, PerennialError, StaleDecision
 from perennial.core.intervals import Interval
 from perennial.evaluation.comparison import Arena, compare
-from perennial.evaluation.evidence import Comparison
+from perennial.evaluation.evidence import GainOverChampion
 from perennial.features.labels import read_labels
 from perennial.lake.publish import Lake, TableWrite
 from perennial.ledger.coverage import trained_as_of
@@ -407,7 +407,7 @@ def _compare(
     )
 
 
-def _judge(spec: ModelSpec, champion: int, version: int, compared: Comparison, rows: int) -> ShadowVerdict:
+def _judge(spec: ModelSpec, champion: int, version: int, compared: GainOverChampion, rows: int) -> ShadowVerdict:
     return judge(
         metric=spec.primary_metric,
         champion=champion,

@@ -22,11 +22,11 @@ from perennial.core.settings import Settings
 from perennial.deployment import Deployment
 from perennial.orchestration.runs import deployment
 from perennial.spec.folder import read_models
-from perennial.spec.operation import Alerts, Route
+from perennial.spec.operation import AlertRoutes, Route
 
 if TYPE_CHECKING:
     from perennial.alerts.channels import Channel, Mail
-    from perennial.alerts.delivery import Outcome
+    from perennial.alerts.delivery import DeliveryResult
 
 log = logs.get(__name__)
 
@@ -53,7 +53,7 @@ def deliver(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     deadline: timedelta | None = None,
     pause: Callable[[float], Awaitable[None]] | None = None,
-) -> Outcome:
+) -> DeliveryResult:
     """Send what waits. It costs one short query while nothing does.
 
     Args:
@@ -69,7 +69,7 @@ def deliver(
 
     outbox = parts.ledger.outbox
     if not outbox.backlog().count:
-        return delivery.Outcome()
+        return delivery.DeliveryResult()
     routing = Routing(parts.settings)
     return delivery.deliver(
         outbox,
@@ -124,7 +124,7 @@ class Routing:
         return [route] if route.channels else []
 
     @property
-    def _of_models(self) -> dict[str, Alerts]:
+    def _of_models(self) -> dict[str, AlertRoutes]:
         return self._models[0]
 
     @property
@@ -132,7 +132,7 @@ class Routing:
         return self._models[1]
 
     @cached_property
-    def _models(self) -> tuple[dict[str, Alerts], set[str]]:
+    def _models(self) -> tuple[dict[str, AlertRoutes], set[str]]:
         sound, broken = read_models(self._settings.models)
         return {name: folder.spec.alerts for name, folder in sound.items()}, set(broken)
 

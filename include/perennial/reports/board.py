@@ -50,7 +50,7 @@ _MADE: dict[Action, str] = {
 
 
 @dataclass(frozen=True)
-class Champion:
+class ChampionCell:
     """Who predicts.
 
     Attributes:
@@ -66,7 +66,7 @@ class Champion:
 
 
 @dataclass(frozen=True)
-class Judged:
+class NewestVerdict:
     """The verdict on the newest monitoring window.
 
     Attributes:
@@ -180,11 +180,11 @@ class Row:
     attention: Attention
     why: str
     link: str
-    champion: Champion | None = None
+    champion: ChampionCell | None = None
     data_until: datetime | None = None
     predictions_until: datetime | None = None
     refused: str | None = None
-    judged: Judged | None = None
+    judged: NewestVerdict | None = None
     outlook: Outlook | None = None
     trained: Trained | None = None
     told: Told = field(default_factory=Told)
@@ -323,19 +323,19 @@ def _is_behind(data_until: datetime | None, predictions_until: datetime | None) 
     return data_until is not None and (predictions_until is None or predictions_until < data_until)
 
 
-def _champion(promotion: Promotion, pages: Pages) -> Champion:
+def _champion(promotion: Promotion, pages: Pages) -> ChampionCell:
     assert promotion.completed_at is not None  # or it would be no champion
     by = promotion.actor.removeprefix("airflow:")
     # On the command line a person decides "by hand: NAME".
     who = "its gates" if by == f"{promotion.model}.train" else by.removeprefix("by hand: ")
     how = f"{_MADE[promotion.action]} {who}"
-    return Champion(promotion.version, promotion.completed_at, how, pages.version(promotion.model, promotion.version))
+    return ChampionCell(promotion.version, promotion.completed_at, how, pages.version(promotion.model, promotion.version))
 
 
-def _judged(verdict: Verdict, pages: Pages) -> Judged:
+def _judged(verdict: Verdict, pages: Pages) -> NewestVerdict:
     impact = verdict.details.get("impact") or {}
     reasons = [*impact.get("reasons", ()), *verdict.reasons]
-    return Judged(
+    return NewestVerdict(
         verdict=verdict.verdict,
         severity=str(verdict.details.get("severity") or ("none" if verdict.verdict == "ok" else "warning")),
         window=verdict.interval.key,

@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from perennial.core.intervals import Interval
-from perennial.reports.documents import Block, Document, Facts, Mark, Points, Section, Table, Words
+from perennial.reports.documents import Block, Chapter, Document, Facts, Grid, Mark, Points, Words
 from perennial.reports.dossier import Dossier
 from perennial.reports.lineage import training_set
 from perennial.spec.training import METRICS
@@ -40,19 +40,19 @@ def model_card(dossier: Dossier) -> Document:
         mark=standing(dossier),
         figures=_figures(dossier),
         sections=[
-            Section("Purpose", [_purpose(dossier)], "description and owner in model.yaml"),
-            Section("Intended use and limits", _limits(dossier), "card.intended_use and card.limits in model.yaml"),
+            Chapter("Purpose", [_purpose(dossier)], "description and owner in model.yaml"),
+            Chapter("Intended use and limits", _limits(dossier), "card.intended_use and card.limits in model.yaml"),
             decision(dossier),
-            Section("Data", _data(dossier), "the training set in the ledger: snapshots, rows and hashes"),
+            Chapter("Data", _data(dossier), "the training set in the ledger: snapshots, rows and hashes"),
             metrics(dossier),
             slices(dossier),
-            Section(
+            Chapter(
                 "Calibration and errors",
                 _calibration(dossier),
                 "holdout/calibration.png (or confusion.png, residuals.png) of the run, drawn when the holdout has labels of "
                 "more than one kind and every prediction is finite",
             ),
-            Section(
+            Chapter(
                 "Feature importance",
                 _importance(dossier),
                 "validation/importance.json and importance.png of the run, made when the primary metric can be measured on "
@@ -60,8 +60,8 @@ def model_card(dossier: Dossier) -> Document:
             ),
             *_probes(dossier),
             gates(dossier),
-            Section("Code and environment", _code(dossier), "the commit, the packages and the parameters recorded by training"),
-            Section("Lineage", _lineage(dossier), "publications of the tables and features it learned from, in the ledger"),
+            Chapter("Code and environment", _code(dossier), "the commit, the packages and the parameters recorded by training"),
+            Chapter("Lineage", _lineage(dossier), "publications of the tables and features it learned from, in the ledger"),
         ],
     )  # fmt: skip
 
@@ -174,7 +174,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST]) + more
 
 
-def decision(dossier: Dossier) -> Section:
+def decision(dossier: Dossier) -> Chapter:
     """What was decided, and by whom."""
     results = dossier.record.decision.get("results", [])
     refused = [result for result in results if not result["passed"]]
@@ -196,7 +196,7 @@ def decision(dossier: Dossier) -> Section:
     ]  # fmt: skip
     told = [*(f"{one.answered_at:%Y-%m-%d %H:%M} UTC: {one.told}" for one in dossier.approvals), *dossier.decisions]
     blocks.append(Points(told or ["This page was made before anything else was decided."]))
-    return Section("Decision", blocks, "the gates' decision, in the ledger")
+    return Chapter("Decision", blocks, "the gates' decision, in the ledger")
 
 
 def _data(dossier: Dossier) -> list[Block]:
@@ -214,7 +214,7 @@ def _data(dossier: Dossier) -> list[Block]:
     ]
     gaps = [[name, value] for name, value in sorted(dossier.missing.items(), key=lambda pair: -pair[1]) if value >= 0.001]
     blocks: list[Block] = [
-        Table(["part", "interval", "rows", "labels known", "classes", "SHA-256 of the rows"], parts),
+        Grid(["part", "interval", "rows", "labels known", "classes", "SHA-256 of the rows"], parts),
         Facts(
             [
                 ("known by", training["as_of"]),
@@ -223,11 +223,11 @@ def _data(dossier: Dossier) -> list[Block]:
                 ("pinned as", training["pin"]),
             ]
         ),
-        Table(["table", "Iceberg snapshot"], [[table, str(snapshot)] for table, snapshot in training["snapshots"].items()]),
+        Grid(["table", "Iceberg snapshot"], [[table, str(snapshot)] for table, snapshot in training["snapshots"].items()]),
     ]
     if gaps:
         blocks.append(
-            Table(["feature", "share missing where it learned"], [[name, f"{value:.1%}"] for name, value in gaps[:MOST]])
+            Grid(["feature", "share missing where it learned"], [[name, f"{value:.1%}"] for name, value in gaps[:MOST]])
         )
     return blocks
 
@@ -236,7 +236,7 @@ def share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "no rows"
 
 
-def metrics(dossier: Dossier) -> Section:
+def metrics(dossier: Dossier) -> Chapter:
     """All contenders by all metrics, with intervals, on the same rows."""
     evaluation = dossier.evaluation
     champion = evaluation.get("champion")
@@ -260,7 +260,7 @@ def metrics(dossier: Dossier) -> Section:
             f"brackets, {dossier.spec.gates.resampling.confidence:.0%} confidence intervals over blocks of rows. The primary "
             f"metric is {evaluation['metric']}."
         ),
-        Table(["metric", "better is", *(called(one) for one in contenders)], rows),
+        Grid(["metric", "better is", *(called(one) for one in contenders)], rows),
     ]
     if errors := [f"{called(one)} could not predict: {one['error']}" for one in contenders if one.get("error")]:
         blocks.append(Points(errors))
@@ -269,7 +269,7 @@ def metrics(dossier: Dossier) -> Section:
         ("holdout/roc.png", "ROC curve on the holdout"),
         ("holdout/precision_recall.png", "Precision and recall on the holdout"),
     )
-    return Section("Metrics", blocks, "metrics of the candidate on the holdout: it could not predict, or no label is known")
+    return Chapter("Metrics", blocks, "metrics of the candidate on the holdout: it could not predict, or no label is known")
 
 
 def called(contender: Mapping[str, Any]) -> str:
@@ -280,21 +280,21 @@ def called(contender: Mapping[str, Any]) -> str:
     )
 
 
-def slices(dossier: Dossier) -> Section:
+def slices(dossier: Dossier) -> Chapter:
     """The comparison with the champion within parts of the rows."""
     found, columns = dossier.evaluation.get("slices"), dossier.spec.gates.slices.columns
     wanted = f"the comparison by {', '.join(columns)}, which gates.slices.columns asks for: train and evaluate again"
     if not columns:
-        return Section("Slices", [Words("None are judged: model.yaml names no gates.slices.columns.")], wanted)
+        return Chapter("Slices", [Words("None are judged: model.yaml names no gates.slices.columns.")], wanted)
     if dossier.evaluation.get("champion") is None:
         words = (
             f"By {', '.join(columns)}, once there is a champion to compare with: slices are judged by what they gain or lose."
         )
-        return Section("Slices", [Words(words)], wanted)
+        return Chapter("Slices", [Words(words)], wanted)
     if not found:
-        return Section("Slices", [], wanted)
+        return Chapter("Slices", [], wanted)
     if not found["judged"]:
-        return Section("Slices", [Words("No part has enough rows to be judged:"), Points(found["not_judged"][:MOST])], wanted)
+        return Chapter("Slices", [Words("No part has enough rows to be judged:"), Points(found["not_judged"][:MOST])], wanted)
     judged = sorted(found["judged"], key=lambda one: one["gain"])
     metric, margin = dossier.evaluation["metric"], dossier.spec.gates.slices.margin
     rows = [
@@ -313,12 +313,12 @@ def slices(dossier: Dossier) -> Section:
     more = f"; {len(judged) - MOST:,} more are in the evaluation in MLflow." if len(judged) > MOST else "."
     blocks: list[Block] = [
         Words(words + more),
-        Table(["column", "value", "rows", "candidate", "champion", "gain ± standard error", ""], rows),
+        Grid(["column", "value", "rows", "candidate", "champion", "gain ± standard error", ""], rows),
         *dossier.pictures(("holdout/slices.png", "Gain over the champion by slice")),
     ]
     if found["not_judged"]:
         blocks += [Words("Not judged:"), Points(found["not_judged"][:MOST])]
-    return Section("Slices", blocks, wanted)
+    return Chapter("Slices", blocks, wanted)
 
 
 def _calibration(dossier: Dossier) -> list[Block]:
@@ -347,7 +347,7 @@ def _calibration(dossier: Dossier) -> list[Block]:
     trues = evaluation["classes"].get("true", evaluation["classes"].get("True"))
     return [
         Words("Whether a probability means what it says: of the rows given 30 %, three in ten should come true."),
-        Table(["", "candidate", *(["champion"] if champion else [])], rows),
+        Grid(["", "candidate", *(["champion"] if champion else [])], rows),
         Facts(
             [
                 ("mean probability", predictions.get("mean")),
@@ -364,12 +364,12 @@ def _importance(dossier: Dossier) -> list[Block]:
     return [
         Words(f"How much worse {metric} is on the validation rows when a feature's values are shuffled. Features that say the "
               "same share their weight."),
-        Table(["feature", f"drop of {metric}"], [[name, drop] for name, drop in list(importance.items())[:MOST]]),
+        Grid(["feature", f"drop of {metric}"], [[name, drop] for name, drop in list(importance.items())[:MOST]]),
         dossier.picture("validation/importance.png", "Permutation importance on the validation rows"),
     ]  # fmt: skip
 
 
-def _probes(dossier: Dossier) -> Iterator[Section]:
+def _probes(dossier: Dossier) -> Iterator[Chapter]:
     """What was tried beside the holdout as it is, as far as it was."""
     evaluation, metric = dossier.evaluation, dossier.evaluation["metric"]
     blocks: list[Block] = []
@@ -381,7 +381,7 @@ def _probes(dossier: Dossier) -> Iterator[Section]:
         )
         blocks += [
             Words(f"{metric} is {number(robustness['clean'])} on {robustness['rows']:,} rows; with one feature made worse:"),
-            Table(
+            Grid(
                 ["feature", "with noise", "partly missing"],
                 [[name, robustness["noise"].get(name), robustness["missing"].get(name)] for name in worst[:MOST]]
                 or [["none", None, None]],
@@ -396,11 +396,11 @@ def _probes(dossier: Dossier) -> Iterator[Section]:
             ]
             for name, one in behaviour.items()
         ]
-        blocks.append(Table(["behaviour test", "behaved", "outcome"], rows))
+        blocks.append(Grid(["behaviour test", "behaved", "outcome"], rows))
     for groups in evaluation.get("groups") or []:
         rows = [[name, rate] for name, rate in sorted(groups["rates"].items(), key=lambda pair: pair[1])]
         if rows:
-            blocks.append(Table([groups["column"], f"{groups['rate']} from probability {groups['threshold']:.3g}"], rows))
+            blocks.append(Grid([groups["column"], f"{groups['rate']} from probability {groups['threshold']:.3g}"], rows))
         if groups["not_judged"]:
             blocks.append(Points([f"Too few rows to compare: {listed(groups['not_judged'])}"]))
     if alone := evaluation.get("alone"):
@@ -418,18 +418,18 @@ def _probes(dossier: Dossier) -> Iterator[Section]:
             )
         )
     if blocks:
-        yield Section("Robustness and operation", blocks, "what was tried beside the holdout")
+        yield Chapter("Robustness and operation", blocks, "what was tried beside the holdout")
 
 
-def gates(dossier: Dossier) -> Section:
+def gates(dossier: Dossier) -> Chapter:
     """Every gate's word."""
     results = sorted(dossier.record.decision.get("results", []), key=lambda result: result["passed"])
     rows = [
         [result["gate"], Mark("passed", "good") if result["passed"] else Mark("refused", "bad"), result["reason"]]
         for result in results
     ]
-    return Section(
-        "Gates", [Table(["gate", "", "what was seen, and what was wanted"], rows)], "results of the gates, in the ledger"
+    return Chapter(
+        "Gates", [Grid(["gate", "", "what was seen, and what was wanted"], rows)], "results of the gates, in the ledger"
     )
 
 
@@ -470,5 +470,5 @@ def _lineage(dossier: Dossier) -> list[Block]:
     return [
         Words("What it learned from, as it was published. Where a single prediction came from is told by "
               f"perennial lineage {dossier.record.model} --prediction KEY."),
-        Table(["what", "published by runs", "source files"], rows),
+        Grid(["what", "published by runs", "source files"], rows),
     ]  # fmt: skip

@@ -74,7 +74,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Table:
+class Grid:
     """Rows of cells: texts, numbers, :class:`Mark` or None."""
 
     columns: Sequence[str]
@@ -114,11 +114,11 @@ class Code:
         return bool(self.text.strip())
 
 
-Block = Words | Points | Facts | Table | Picture | Code
+Block = Words | Points | Facts | Grid | Picture | Code
 
 
 @dataclass(frozen=True)
-class Section:
+class Chapter:
     """A part of a page.
 
     Attributes:
@@ -150,7 +150,7 @@ class Document:
     lead: str
     mark: Mark
     figures: Sequence[tuple[str, str, str]]
-    sections: Sequence[Section]
+    sections: Sequence[Chapter]
 
     def check(self) -> None:
         """Refuse a page with a section that says nothing, or that lacks something it should show.
@@ -251,7 +251,7 @@ def _markdown(block: Block) -> list[str]:
             return [f"- {_md(line)}" for line in block.lines]
         case Facts():
             return [f"- {_md(name)}: {_md(value)}" for name, value in block.shown]
-        case Table():
+        case Grid():
             rule = ["---"] * len(block.columns)
             return [
                 f"| {' | '.join(cells)} |" for cells in [map(_md, block.columns), rule, *(map(_md, row) for row in block.rows)]

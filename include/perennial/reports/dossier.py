@@ -16,7 +16,7 @@ from perennial.ledger.records import Approval, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.registry.store import Registry
 from perennial.reports.documents import Picture
-from perennial.reports.lineage import History
+from perennial.reports.lineage import ModelHistory
 from perennial.reports.traces import read_history
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -49,7 +49,7 @@ class Dossier:
     record: VersionRecord
     artifacts: Mapping[str, bytes]
     missing: Mapping[str, float]
-    history: History
+    history: ModelHistory
     approvals: Sequence[Approval]
     decisions: Sequence[str]
     rival: VersionRecord | None

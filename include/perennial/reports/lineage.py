@@ -1,9 +1,9 @@
 """Where a prediction came from, and where a raw interval went: a tree of what the ledger says, backward or forward.
 
-Pure: :class:`History` is what the ledger tells of a model, read by :mod:`perennial.reports.traces`, and everything here follows
-from it. Backward, a prediction leads to its version and to the features it read, features to the publications of tables
-that were offered to ``features.sql``, those to files, and the version to its own training set. Forward, a raw interval leads
-the same way down.
+Pure: :class:`ModelHistory` is what the ledger tells of a model, read by :mod:`perennial.reports.traces`, and everything
+here follows from it. Backward, a prediction leads to its version and to the features it read, features to the publications
+of tables that were offered to ``features.sql``, those to files, and the version to its own training set. Forward, a raw
+interval leads the same way down.
 
 A reader of a snapshot sees, of each moment, the newest publication made before it that covers the moment. That is what
 :meth:`History.standing` works out, so that a publication replaced in time has no part in what was made later.
@@ -82,7 +82,7 @@ class PredictionRow:
 
 
 @dataclass(frozen=True)
-class History:
+class ModelHistory:
     """What the ledger tells of one model, as far as lineage needs it.
 
     Attributes:
@@ -188,7 +188,7 @@ def _common(one: Interval, other: Interval) -> Interval | None:
 # --- backward --------------------------------------------------------------------------------------------------------
 
 
-def trace_back(history: History, prediction: PredictionRow) -> Node:
+def trace_back(history: ModelHistory, prediction: PredictionRow) -> Node:
     """From a prediction to the files it came from, and to what its version learned from."""
     return Node(
         "prediction",
@@ -204,7 +204,7 @@ def trace_back(history: History, prediction: PredictionRow) -> Node:
     )
 
 
-def _version_of(history: History, prediction: PredictionRow) -> Node:
+def _version_of(history: ModelHistory, prediction: PredictionRow) -> Node:
     record = history.version(prediction.version)
     if record is None:
         return _missing(f"version {prediction.version}, of which the ledger knows nothing")
@@ -224,7 +224,7 @@ def _version_of(history: History, prediction: PredictionRow) -> Node:
     )
 
 
-def training_set(history: History, record: VersionRecord) -> Node:
+def training_set(history: ModelHistory, record: VersionRecord) -> Node:
     """What a version learned from and was judged on: publications of features, and of the tables with labels, and files."""
     pinned = record.training.get("snapshots") or {}
     if not pinned:
@@ -251,7 +251,9 @@ def training_set(history: History, record: VersionRecord) -> Node:
     )
 
 
-def _pinned(history: History, dataset: str, table: str, snapshot: int | None, within: Interval) -> list[Publication] | None:
+def _pinned(
+    history: ModelHistory, dataset: str, table: str, snapshot: int | None, within: Interval
+) -> list[Publication] | None:
     upto = None if snapshot is None else history.publication_at(dataset, table, snapshot)
     return None if upto is None else history.standing(dataset, table, within, upto)
 
@@ -270,7 +272,7 @@ def _together(kind: str, what: str, made: Sequence[Publication] | None, leads_to
     )
 
 
-def _features_of(history: History, prediction: PredictionRow) -> Node:
+def _features_of(history: ModelHistory, prediction: PredictionRow) -> Node:
     snapshot = prediction.features_snapshot
     moment = Interval(prediction.event_time, prediction.event_time + timedelta(microseconds=1))
     found = _pinned(history, FEATURES, FEATURES, snapshot, moment)
@@ -297,7 +299,7 @@ def _features_of(history: History, prediction: PredictionRow) -> Node:
     return Node("features", f"features of {features.interval}", facts, tuple(tables))
 
 
-def _table(history: History, table: str, made: Sequence[Publication], span: Interval) -> Node:
+def _table(history: ModelHistory, table: str, made: Sequence[Publication], span: Interval) -> Node:
     source = history.sources.get(table)
     within = None if table in history.timeless else span
     return Node(
@@ -345,7 +347,7 @@ def _files_of(made: Iterable[Publication], source: str | None = None, within: In
 # --- forward ---------------------------------------------------------------------------------------------------------
 
 
-def trace_forward(history: History, interval: Interval) -> Node:
+def trace_forward(history: ModelHistory, interval: Interval) -> Node:
     """From a raw interval to all that may have been made from its rows."""
     made = [one for one in history.publications.get(TABLES, ()) if one.interval.overlaps(interval)]
     children = [_onward(history, one, interval) for one in made]
@@ -357,7 +359,7 @@ def trace_forward(history: History, interval: Interval) -> Node:
     )
 
 
-def _onward(history: History, raw: Publication, interval: Interval) -> Node:
+def _onward(history: ModelHistory, raw: Publication, interval: Interval) -> Node:
     """What was made from the rows that a publication brought for an interval."""
     part = _common(raw.interval, interval)
     assert part is not None  # the caller chose it by that
@@ -388,7 +390,7 @@ def _onward(history: History, raw: Publication, interval: Interval) -> Node:
     )
 
 
-def _touched(history: History, features: Publication, raw: Publication, part: Interval) -> Interval | None:
+def _touched(history: ModelHistory, features: Publication, raw: Publication, part: Interval) -> Interval | None:
     """The part of a publication of features that may have been made from what another brought for a part of its interval.
 
     Returns:
@@ -401,7 +403,7 @@ def _touched(history: History, features: Publication, raw: Publication, part: In
     return _common(features.interval, Interval(_day(part.start).start, part.end + history.lookback_of(features)))
 
 
-def _whole_tables(history: History, raw: Publication) -> list[Node]:
+def _whole_tables(history: ModelHistory, raw: Publication) -> list[Node]:
     """Tables without event time that came with a publication, and which features they were offered to, whole."""
     by_table = {
         table: [one.id for one in history.publications.get(FEATURES, ()) if raw in history.tables_of(one).get(table, ())]
@@ -414,7 +416,7 @@ def _whole_tables(history: History, raw: Publication) -> list[Node]:
     ]
 
 
-def _readers(history: History, features: Publication, span: Interval) -> Node:
+def _readers(history: ModelHistory, features: Publication, span: Interval) -> Node:
     """Who read a part of a publication of features: versions that learned from it, predictions that were made from it."""
     learners = []
     for record in history.versions:
@@ -440,7 +442,7 @@ def _readers(history: History, features: Publication, span: Interval) -> Node:
 
 
 def _saw(
-    history: History, dataset: str, table: str, snapshot: int | None, made: Publication, read: Interval, span: Interval
+    history: ModelHistory, dataset: str, table: str, snapshot: int | None, made: Publication, read: Interval, span: Interval
 ) -> bool:
     """Whether a reader of an interval at a snapshot saw a publication within a span."""
     common = _common(read, span)
@@ -448,7 +450,13 @@ def _saw(
 
 
 def _parts_that_saw(
-    history: History, record: VersionRecord, dataset: str, table: str, snapshot: int | None, made: Publication, span: Interval
+    history: ModelHistory,
+    record: VersionRecord,
+    dataset: str,
+    table: str,
+    snapshot: int | None,
+    made: Publication,
+    span: Interval,
 ) -> list[str]:
     return [
         part
@@ -457,14 +465,14 @@ def _parts_that_saw(
     ]
 
 
-def _labelled(history: History, record: VersionRecord, raw: Publication, part: Interval) -> list[str]:
+def _labelled(history: ModelHistory, record: VersionRecord, raw: Publication, part: Interval) -> list[str]:
     """The parts of a version's training set that took keys or labels from what a publication brought."""
     pinned = {table: snapshot for table, snapshot in (record.training.get("snapshots") or {}).items() if table != FEATURES}
     found = [_parts_that_saw(history, record, TABLES, table, snapshot, raw, part) for table, snapshot in pinned.items()]
     return [name for name in ("window", "holdout") if any(name in parts for parts in found)]
 
 
-def _learner(history: History, record: VersionRecord, took: str) -> Node:
+def _learner(history: ModelHistory, record: VersionRecord, took: str) -> Node:
     """A version that took something of what is traced, and all that it predicted."""
     scored = [made for _, made in history.scored() if record.version in _versions(made)]
     facts: dict[str, Any] = {

@@ -33,7 +33,7 @@ from perennial.reports.cards import (
     slices,
     standing,
 )
-from perennial.reports.documents import Block, Code, Document, Facts, Mark, Points, Section, Table, Words
+from perennial.reports.documents import Block, Chapter, Code, Document, Facts, Grid, Mark, Points, Words
 from perennial.reports.dossier import Dossier, gather
 from perennial.spec.folder import ModelFolder
 from perennial.spec.training import METRICS
@@ -121,16 +121,16 @@ def release_report(dossier: Dossier) -> Document:
         mark=standing(dossier),
         figures=_figures(dossier),
         sections=[
-            Section("In short", [Points(_in_short(dossier))], "an evaluation of the version, in the ledger"),
+            Chapter("In short", [Points(_in_short(dossier))], "an evaluation of the version, in the ledger"),
             decision(dossier),
             metrics(dossier) if rival is None else _gained_and_lost(dossier),
             slices(dossier),
             gates(dossier),
-            Section(
+            Chapter(
                 "Features, parameters and spec", list(_made_otherwise(dossier)), "the version's own folder, logged with its run"
             ),
-            Section("Data", list(_data(dossier)), "the training sets of both versions, in the ledger"),
-            Section("What to watch", [Points(to_watch(dossier))], "an evaluation of the version, in the ledger"),
+            Chapter("Data", list(_data(dossier)), "the training sets of both versions, in the ledger"),
+            Chapter("What to watch", [Points(to_watch(dossier))], "an evaluation of the version, in the ledger"),
         ],
     )
 
@@ -201,7 +201,7 @@ def _names(found: list[dict[str, Any]]) -> str:
     return listed([f"{one['column']} {one['value']} ({one['gain']:+.3g})" for one in worst])
 
 
-def _gained_and_lost(dossier: Dossier) -> Section:
+def _gained_and_lost(dossier: Dossier) -> Chapter:
     champion, candidate = dossier.evaluation.get("champion") or {}, dossier.evaluation["candidate"]
     rows = [
         [
@@ -214,16 +214,16 @@ def _gained_and_lost(dossier: Dossier) -> Section:
         for metric, before, after, gain in _gains(dossier)
     ]
     if not rows and (error := champion.get("error") or candidate.get("error")):
-        return Section("Metrics", [Words(f"Nothing can be compared: {error}")], "")
+        return Chapter("Metrics", [Words(f"Nothing can be compared: {error}")], "")
     words = (
         f"On the same {dossier.evaluation['rows']:,} rows of {dossier.evaluation['interval']}. Intervals of two versions may "
         "overlap although one is surely better: the comparison above is of pairs."
     )
-    return Section(
+    return Chapter(
         "Metrics",
         [
             Words(words),
-            Table(["metric", "champion", "this version", "difference", ""], rows),
+            Grid(["metric", "champion", "this version", "difference", ""], rows),
             *dossier.pictures(
                 ("holdout/gain.png", "How sure the gain over the champion is"), ("holdout/roc.png", "ROC curve on the holdout")
             ),
@@ -264,7 +264,7 @@ def _made_otherwise(dossier: Dossier) -> Iterator[Block]:
         for name, (before, after) in _differences(rival.training.get("params", {}), training["params"]).items()
     ]
     if params:
-        yield Table(["parameter", "champion", "this version"], params)
+        yield Grid(["parameter", "champion", "this version"], params)
     if dossier.importance and dossier.rival_importance:
         moved = sorted(
             ({*dossier.importance} | {*dossier.rival_importance}),
@@ -272,7 +272,7 @@ def _made_otherwise(dossier: Dossier) -> Iterator[Block]:
         )
         rows = [[name, dossier.rival_importance.get(name), dossier.importance.get(name)] for name in moved[:5]]
         yield Words("The features whose importance moved most, each on its own validation rows:")
-        yield Table(["feature", "champion", "this version"], rows)
+        yield Grid(["feature", "champion", "this version"], rows)
     if dossier.rival_files is None:
         yield Words("What changed in the model folder is not known: the champion's files were not kept.")
     elif dict(dossier.files) == dict(dossier.rival_files):
@@ -285,7 +285,7 @@ def _folder_changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iter
     specs = [_flatten(json.loads(files["model.yaml"])) for files in (before, after)]
     changed = [[path, old, new] for path, (old, new) in _differences(*specs).items()]
     if changed:
-        yield Table(["in model.yaml", "champion", "this version"], changed[: 2 * MOST])
+        yield Grid(["in model.yaml", "champion", "this version"], changed[: 2 * MOST])
     for name in ("features.sql", "model.py"):
         lines = list(
             difflib.unified_diff(
@@ -336,7 +336,7 @@ def _data(dossier: Dossier) -> Iterator[Block]:
         ["labels known", *(share(training["labelled"]["window"], training["entities"]["window"]) for training in both)],
     ]
     rows += [[f"share of {name}", *(_show_share(training, name) for training in both)] for name in _classes(both)]
-    yield Table(columns, rows)
+    yield Grid(columns, rows)
     if its is not None:
         before, after = (Interval.from_key(training["window"]) for training in (its, ours))
         if before.overlaps(after):
@@ -349,7 +349,7 @@ def _data(dossier: Dossier) -> Iterator[Block]:
     gaps = _moved(dossier.rival_missing, dossier.missing)
     if gaps:
         yield Words("Features of which more, or less, was missing:")
-        yield Table(
+        yield Grid(
             ["feature", "missing, champion", "missing, this version"],
             [[name, f"{old:.1%}", f"{new:.1%}"] for name, (old, new) in gaps.items()],
         )

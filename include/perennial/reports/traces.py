@@ -16,7 +16,7 @@ from perennial.core.errors import LineageError
 from perennial.core.intervals import Interval
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
-from perennial.reports.lineage import History, Node, PredictionRow
+from perennial.reports.lineage import ModelHistory, Node, PredictionRow
 from perennial.scoring.predictor import DATASET as PREDICTIONS
 from perennial.spec.model import ModelSpec
 
@@ -28,10 +28,10 @@ _ANSWERS = ("as_of", "prediction", "version", "features_snapshot", "run_id", "pr
 _SHOWN = 6
 
 
-def read_history(ledger: Ledger, spec: ModelSpec) -> History:
+def read_history(ledger: Ledger, spec: ModelSpec) -> ModelHistory:
     """All that the ledger tells of a model and lineage needs."""
     datasets = ledger.datasets(spec.name)
-    return History(
+    return ModelHistory(
         model=spec.name,
         publications={dataset: ledger.publications(spec.name, dataset) for dataset in datasets},
         revisions={dataset: ledger.revisions(spec.name, dataset) for dataset in datasets},

@@ -62,7 +62,7 @@ def predictions_schema(spec: ModelSpec) -> pa.Schema:
     )
 
 
-class Tally:
+class PredictionTally:
     """What the predictions of an interval look like as a whole, counted as they pass.
 
     Attributes:
@@ -135,7 +135,7 @@ class Predictor:
         self._keys = list(self._schema.names[: self._schema.get_field_index("as_of") + 1])
         self.columns = [*self._keys, *(name for name in model.features if name not in self._keys)]
         self._about = f"{spec.name}, {interval}: version {model.version}"
-        self.tally = Tally(self._about)
+        self.tally = PredictionTally(self._about)
 
     @property
     def rows(self) -> int:

@@ -27,7 +27,7 @@ from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import Publication
 from perennial.ledger.store import Ledger
 from perennial.registry.store import Registry
-from perennial.scoring.predictor import DATASET, PROVENANCE, Predictor, Tally, predictions_schema
+from perennial.scoring.predictor import DATASET, PROVENANCE, PredictionTally, Predictor, predictions_schema
 from perennial.scoring.sink import PredictionSink
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -114,7 +114,7 @@ class Predictions(Protocol):
     version: int
     features_snapshot: int
     run_id: str
-    tally: Tally
+    tally: PredictionTally
 
     def reader(self) -> pa.RecordBatchReader:
         """All predictions, from the first, with the columns of :func:`predictions_schema`; counted anew by ``tally``."""

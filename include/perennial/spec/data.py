@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from perennial.alerts.alert import Severity
 from perennial.spec.types import (
     FUNCTION,
     ColumnType,
@@ -16,7 +17,6 @@ from perennial.spec.types import (
     Identifier,
     Number,
     Section,
-    Severity,
     Share,
     Sql,
     Text,

@@ -200,7 +200,7 @@ class Gates(Section):
     label_coverage: Share = 0.8
 
 
-class Approval(Section):
+class ApprovalPolicy(Section):
     """Who is asked before a version that passed its gates becomes champion, where ``promotion`` is ``approval``.
 
     Attributes:

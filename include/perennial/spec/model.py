@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from perennial.spec.data import Entity, Features, Label, Source, Table
-from perennial.spec.gates import Approval, Gates
-from perennial.spec.monitoring import Drift, Retraining, Shadow
-from perennial.spec.operation import Alerts, Card, Retention, Schedules, Watch
+from perennial.spec.gates import ApprovalPolicy, Gates
+from perennial.spec.monitoring import Drift, RetrainingPolicy, Shadow
+from perennial.spec.operation import AlertRoutes, Card, Retention, Schedules, WatchLimits
 from perennial.spec.problems import located, names_of
 from perennial.spec.training import METRICS, Candidate, Cost, Training
 from perennial.spec.types import Identifier, Section, Task, Text
@@ -43,13 +43,13 @@ class ModelSpec(Section):
     cost: Cost | None = None
     gates: Gates = Gates()
     promotion: Literal["automatic", "approval"] = "automatic"
-    approval: Approval = Approval()
+    approval: ApprovalPolicy = ApprovalPolicy()
     shadow: Shadow = Shadow()
     drift: Drift = Drift()
-    retraining: Retraining = Retraining()
+    retraining: RetrainingPolicy = RetrainingPolicy()
     schedules: Schedules = Schedules()
-    alerts: Alerts = Alerts()
-    watch: Watch = Watch()
+    alerts: AlertRoutes = AlertRoutes()
+    watch: WatchLimits = WatchLimits()
     retention: Retention = Retention()
     card: Card = Card()
 

@@ -107,7 +107,7 @@ class DriftThresholds(Section):
     columns: Annotated[dict[Identifier, Threshold], Field(min_length=1)]
 
 
-class Retraining(Section):
+class RetrainingPolicy(Section):
     """When monitoring may ask for a new version.
 
     Attributes:
@@ -130,7 +130,7 @@ class Retraining(Section):
     breaker: Annotated[int, Field(ge=1)] = 3
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Retraining:
+    def _fits_together(self) -> RetrainingPolicy:
         if self.alarms > self.of:
             raise ValueError(f"alarms {self.alarms} of the last {self.of} windows can never be reached")
         return self

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from perennial.alerts.alert import Alert, Kind
-from perennial.spec.types import Cron, Duration, Section, Severity, Text
+from perennial.alerts.alert import Alert, Kind, Severity
+from perennial.spec.types import Cron, Duration, Section, Text
 
 
 class Schedules(Section):
@@ -66,7 +66,7 @@ class Route(Section):
         return (self.severity == "warning" or alert.severity == "critical") and (not self.kinds or alert.kind in self.kinds)
 
 
-class Alerts(Route):
+class AlertRoutes(Route):
     """Who hears of what.
 
     Attributes:
@@ -81,7 +81,7 @@ class Alerts(Route):
         return [route for route in (self, *self.routes) if route.channels]
 
 
-class Watch(Section):
+class WatchLimits(Section):
     """What the watchdog takes as late, stuck or stale.
 
     Attributes:

@@ -74,7 +74,7 @@ METRICS: dict[str, dict[str, bool]] = {
 }  # fmt: skip
 
 
-class Outcomes(Section):
+class OutcomeCosts(Section):
     """Cost of one row by outcome; a gain is negative. A right answer must not cost more than a wrong one."""
 
     true_positive: Number = 0.0
@@ -83,7 +83,7 @@ class Outcomes(Section):
     true_negative: Number = 0.0
 
     @model_validator(mode="after")
-    def _wrong_answers_cost_more(self) -> Outcomes:
+    def _wrong_answers_cost_more(self) -> OutcomeCosts:
         if self.false_positive <= self.true_negative or self.false_negative <= self.true_positive:
             raise ValueError("a wrong answer must cost more than the right one, or there is nothing to decide")
         return self
@@ -108,7 +108,7 @@ class Cost(Section):
         function: ``model:function``, called with n labels and n predictions, returns n costs.
     """
 
-    outcomes: Outcomes | None = None
+    outcomes: OutcomeCosts | None = None
     threshold: Share | None = None
     matrix: dict[str, dict[str, Number]] | None = None
     function: Annotated[str, Field(pattern=FUNCTION)] | None = None

@@ -14,7 +14,6 @@ _DURATION = r"^[1-9][0-9]{0,4}(m|h|d|w)$"
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 Task = Literal["binary_classification", "multiclass_classification", "regression"]
-Severity = Literal["critical", "warning"]
 ColumnType = Literal["string", "integer", "float", "boolean", "timestamp", "date"]
 
 

@@ -39,13 +39,13 @@ from perennial.watchdog.rules import (
     RESTART,
     WAITING,
     AirflowState,
-    Champion,
     FailedTask,
     Known,
     Look,
     ModelState,
     OpenRun,
     Published,
+    ReigningChampion,
     confirm,
     look,
 )
@@ -131,7 +131,7 @@ def read_watch_settings(environment: Mapping[str, str]) -> WatchSettings:
         raise SettingsError(f"the watchdog cannot start: {problems} (see .env.example)") from error
 
 
-class Watch:
+class Watchdog:
     """The watchdog.
 
     Args:
@@ -444,7 +444,7 @@ class _Past:
         refusal = overview.refusals.get(name)
         champion = None
         if made is not None and made.completed_at is not None:
-            champion = Champion(made.version, made.completed_at, trained_until(overview, name))
+            champion = ReigningChampion(made.version, made.completed_at, trained_until(overview, name))
         return ModelState(
             spec=spec,
             tables=self._newest.get((name, "tables"), ()),

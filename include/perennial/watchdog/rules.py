@@ -20,7 +20,7 @@ from perennial.alerts import of_operation
 from perennial.alerts.alert import EVERYBODY, Alert, failure, failure_key
 from perennial.core.intervals import Interval
 from perennial.spec.model import ModelSpec
-from perennial.spec.operation import Watch
+from perennial.spec.operation import WatchLimits
 
 if TYPE_CHECKING:
     from perennial.stack.airflow_api import DagRun, TaskInstance
@@ -70,7 +70,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Champion:
+class ReigningChampion:
     """A model's champion.
 
     Attributes:
@@ -105,7 +105,7 @@ class ModelState:
     predictions: Sequence[Published] = ()
     first_published_at: datetime | None = None
     refused: Collection[Interval] = ()
-    champion: Champion | None = None
+    champion: ReigningChampion | None = None
     judged_until: datetime | None = None
     measured_until: datetime | None = None
     tried_at: datetime | None = None
@@ -323,7 +323,7 @@ def _runs(known: Known) -> Iterator[Finding]:
         if model is None or opened.asks:
             continue
         state = known.models.get(model)
-        limit = (state.spec.watch if state else Watch()).run
+        limit = (state.spec.watch if state else WatchLimits()).run
         began = run.started_at or run.queued_at
         if began is not None and known.now - began > limit:
             alert = of_operation.run_stuck(

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from perennial.alerts import channels, delivery, of_models, of_operation
 from perennial.alerts.alert import EVERYBODY, Alert, Severity, refused_data
 from perennial.alerts.channels import LONGEST_ASKED, Mail, SlackApi, SlackWebhook, retry_after
-from perennial.alerts.delivery import Addresses, Outcome
+from perennial.alerts.delivery import Addresses, DeliveryResult
 from perennial.alerts.messages import MOST_MESSAGES, Message, compose, for_mail, for_slack, in_fewest_words
 from perennial.alerts.outbox import Waiting
 from perennial.cli.main import main
@@ -56,7 +56,7 @@ class World:
         self.ways: dict[str, channels.Channel] = {}
         self.pauses: list[float] = []
 
-    def send(self, *, deadline: timedelta = PATIENCE, at_once: bool = False) -> Outcome:
+    def send(self, *, deadline: timedelta = PATIENCE, at_once: bool = False) -> DeliveryResult:
         return delivery.deliver(
             self.ledger.outbox,
             Addresses(lambda _: set(self.ways), lambda: set(self.ways)),
@@ -174,7 +174,7 @@ def test_what_a_webhook_does_not_take_waits_and_is_delivered_once_it_does(
     web.answers = [said]
     caplog.set_level(logging.DEBUG)
     never, began = words.startswith("no answer within"), time.monotonic()
-    assert world.send(deadline=IMPATIENCE if never else PATIENCE) == Outcome(failed=1)
+    assert world.send(deadline=IMPATIENCE if never else PATIENCE) == DeliveryResult(failed=1)
     assert time.monotonic() - began < HANGS
     assert world.waiting() == ["one"]
     assert words in world.error_of()
@@ -184,7 +184,7 @@ def test_what_a_webhook_does_not_take_waits_and_is_delivered_once_it_does(
         assert world.wait_of() == delivery.MENDED_WITHIN
     else:
         assert timedelta(seconds=45) <= world.wait_of() <= timedelta(seconds=75)
-    assert world.send() == Outcome(), "it is left alone for a while"
+    assert world.send() == DeliveryResult(), "it is left alone for a while"
     assert world.later(hours=1).send().delivered >= 1
     assert world.waiting() == []
     assert "drift in 2013-04-01" in web.said[-1]
@@ -271,7 +271,7 @@ def test_an_address_that_is_none_is_for_a_person_to_mend(world: World, url: str)
 def test_a_text_that_is_refused_is_told_in_the_fewest_words(world: World, web: Slack, refusal: bytes) -> None:
     world.drift(severity="critical")
     web.answers = [refusal]
-    assert world.send() == Outcome(delivered=1)
+    assert world.send() == DeliveryResult(delivered=1)
     assert "1 alert, CRITICAL" in web.said[0]
     assert "humidity" not in web.said[0]
 
@@ -279,7 +279,7 @@ def test_a_text_that_is_refused_is_told_in_the_fewest_words(world: World, web: S
 def test_a_webhook_that_refuses_every_text_is_broken(world: World, web: Slack) -> None:
     world.drift()
     web.then = answer(400, b"invalid_payload")
-    assert world.send() == Outcome(failed=1)
+    assert world.send() == DeliveryResult(failed=1)
     assert world.wait_of() == delivery.MENDED_WITHIN
 
 
@@ -438,7 +438,7 @@ def test_a_channel_that_is_down_keeps_nothing_from_another(world: World, web: Sl
     world.ways[MAIL] = to("ann@example.org", mail)
     web.then = hang
     world.drift()
-    assert world.send(deadline=timedelta(seconds=5)) == Outcome(delivered=1, failed=1)
+    assert world.send(deadline=timedelta(seconds=5)) == DeliveryResult(delivered=1, failed=1)
     assert len(mail.taken) == 1
 
 
@@ -466,7 +466,7 @@ def test_after_an_outage_people_get_a_digest(world: World, web: Slack) -> None:
         world.drift(f"key-{number}", "critical" if number == 7 else "warning")
     assert world.send().failed == 1
     web.then = OK
-    assert world.later(hours=1).send() == Outcome(delivered=500)
+    assert world.later(hours=1).send() == DeliveryResult(delivered=500)
     [said] = web.said
     assert f"CRITICAL: {MODEL}: 500 times drift" in said
     assert "and 490 before these" in said
@@ -481,7 +481,7 @@ def test_messages_keep_the_rate_that_slack_allows(world: World, web: Slack) -> N
     assert len(web.taken) == 3
     assert world.pauses == [1.0, 1.0]
     world.drift("two")
-    assert world.send() == Outcome(), "nor does the next sender come too soon"
+    assert world.send() == DeliveryResult(), "nor does the next sender come too soon"
     assert world.later(seconds=1).send().delivered == 1
 
 
@@ -489,7 +489,7 @@ def test_what_got_well_before_it_was_told_is_one_message_that_says_both(world: W
     world.ledger.record_alert(of_models.interval_refused(MODEL, DAY, reasons=["12 rows"], rows={"flights": 12}), "a")
     world.ledger.record_alert(of_models.interval_refused(MODEL, DAY, reasons=["13 rows"], rows={"flights": 13}), "b")
     world.ledger.resolve(f"{refused_data(MODEL, 'tables')}/{DAY.key}", "2013-04-01 is published.")
-    assert world.send() == Outcome(delivered=3)
+    assert world.send() == DeliveryResult(delivered=3)
     [said] = web.said
     for words in ("well again", "2013-04-01 is published", "12 rows", "told 2 times"):
         assert words in said
@@ -503,7 +503,7 @@ def test_what_was_told_is_answered_when_it_is_well_again_and_nobody_else_hears_o
     assert world.send().delivered == 1
     world.ways[MAIL] = to("ann@example.org", mail)
     world.ledger.resolve(str(alert.subject), "The verdict on 2013-04-02 is ok.")
-    assert world.later(minutes=1).send() == Outcome(delivered=1)
+    assert world.later(minutes=1).send() == DeliveryResult(delivered=1)
     assert "The verdict on 2013-04-02 is ok." in web.said[1]
     assert mail.taken == []
 
@@ -550,14 +550,14 @@ def test_a_fault_in_the_sending_of_one_channel_does_not_stop_another(world: Worl
 
     world.ways[MAIL] = Faulty()
     world.drift()
-    assert world.send() == Outcome(delivered=1, failed=1)
+    assert world.send() == DeliveryResult(delivered=1, failed=1)
     assert world.error_of(MAIL) == "not sent: RuntimeError"
 
 
 def test_a_sender_that_slept_while_another_took_over_sends_nothing_more(world: World, web: Slack) -> None:
     for kind in (of_models.promoted, of_models.rollback):
         world.ledger.record_alert(kind(MODEL, version=2, previous=1, reason="better", actor="ann"), kind.__name__)
-    others: list[Outcome] = []
+    others: list[DeliveryResult] = []
 
     async def sleep_long(_: float) -> None:
         world.later(hours=1)

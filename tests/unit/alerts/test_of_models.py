@@ -39,7 +39,8 @@ def _made(function: Callable[..., Alert]) -> Alert:
 
 _TOLD = [
     _made(function)
-    for _, function in inspect.getmembers(of_models, inspect.isfunction)
+    for module in (of_models, of_operation)
+    for _, function in inspect.getmembers(module, inspect.isfunction)
     if inspect.signature(function).return_annotation == "Alert" and "told" not in inspect.signature(function).parameters
     if function is not linked
 ]

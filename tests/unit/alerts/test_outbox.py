@@ -9,7 +9,7 @@ import pytest
 
 from perennial.alerts import of_models, of_operation
 from perennial.alerts.alert import Alert, linking
-from perennial.alerts.outbox import Channel, Lease, Outbox
+from perennial.alerts.outbox import ChannelState, Lease, Outbox
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.ledger.store import Ledger
@@ -266,7 +266,7 @@ def test_people_are_told_once_that_a_channel_is_lost_and_once_that_it_is_back(le
         "slack:team takes no alerts",
         "perennial: well again: slack:team takes no alerts",
     ]
-    assert outbox.channels()[1] == Channel(SLACK, now + timedelta(hours=3), 0, None, None, None)
+    assert outbox.channels()[1] == ChannelState(SLACK, now + timedelta(hours=3), 0, None, None, None)
 
 
 def test_alerts_of_a_run_lead_to_it(ledger: Ledger) -> None:

@@ -18,7 +18,7 @@ from perennial.core.errors import CalibrationError, NoChampion, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings, read_settings
 from perennial.drift import thresholds
-from perennial.drift.thresholds import Geometry, History, calibrate, draw, read_history, write
+from perennial.drift.thresholds import Geometry, StableHistory, calibrate, draw, read_history, write
 from perennial.monitoring.judge import judge_drift
 from perennial.spec.folder import ModelFolder, read_model
 from perennial.spec.monitoring import Drift
@@ -30,7 +30,7 @@ GEOMETRY = Geometry(window=7, reference=56, unseen=14, gap=(7, 14))
 POLICY = Drift(min_rows=50)
 
 
-def history(days: int = DAYS, *, seed: int = 1, wander: float = 0.3, columns: int = 6, **more: Any) -> History:
+def history(days: int = DAYS, *, seed: int = 1, wander: float = 0.3, columns: int = 6, **more: Any) -> StableHistory:
     """Days that differ from each other, as real ones do: the mean of each column wanders from day to day."""
     random = np.random.default_rng(seed)
     moments = START + (np.repeat(np.arange(days), ROWS) * 24 * 60 + np.tile(np.arange(ROWS), days) * 20).astype(
@@ -43,10 +43,10 @@ def history(days: int = DAYS, *, seed: int = 1, wander: float = 0.3, columns: in
     table["kind"] = random.choice(["a", "b", "c"], days * ROWS, p=[0.6, 0.3, 0.1])
     table["prediction"] = random.beta(2, 5, days * ROWS)
     table.update(more)
-    return History(pa.table(table), moments, Interval.of("2013-01-01", "2013-05-21"), 7, 3)
+    return StableHistory(pa.table(table), moments, Interval.of("2013-01-01", "2013-05-21"), 7, 3)
 
 
-def alarms(found: Any, policy: Drift, fresh: History, *, windows: int = 100) -> float:
+def alarms(found: Any, policy: Drift, fresh: StableHistory, *, windows: int = 100) -> float:
     """Share of windows of a history that thresholds of another one call drift."""
     again = thresholds.prepare_all(fresh.rows, fresh.rows.column_names)
     day = (fresh.moments - fresh.moments[0]).astype("timedelta64[D]").astype(int)

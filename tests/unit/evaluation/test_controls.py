@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.flight_delay import SCHEDULE, flight_delay, labelled_features, read_tables
 from perennial.core.intervals import Interval
-from perennial.evaluation.contest import Contest, Entrant, Outcome, hold
+from perennial.evaluation.contest import Contest, ContestResult, Entrant, hold
 from perennial.evaluation.controls import NEGATIVE, Honest, broken_in_a_slice, improved
 from perennial.evaluation.evidence import Contender, Evaluation, Operation
 from perennial.evaluation.gates import decide
@@ -93,7 +93,7 @@ def at(moment: datetime) -> pa.Scalar:
     return pa.scalar(moment, pa.timestamp("us", "UTC"))
 
 
-def outcome(contest: Contest) -> Outcome:
+def outcome(contest: Contest) -> ContestResult:
     outcome = hold(contest)
     return replace(outcome, evaluation=replace(outcome.evaluation, operation=WORKING))
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from perennial.evaluation.evidence import (
     Behaved,
-    Comparison,
     Contender,
     Evaluation,
+    GainOverChampion,
     Groups,
     Operation,
     PredictionSummary,
@@ -519,7 +519,7 @@ def test_evaluation_and_decision_survive_json() -> None:
         slices=Slices([one_slice()], ["origin EWR (12 rows)"]),
         groups=[Groups("origin", "selection_rate", 0.5, {"JFK": 0.2}, [])],
         behaviour={"x": Behaved(0.5, 10)},
-        comparison=Comparison(0.1, 0.0, 0.2, 0.01, 0.19, 0.0, 7, "1d", 1_000, 1, 0.95),
+        comparison=GainOverChampion(0.1, 0.0, 0.2, 0.01, 0.19, 0.0, 7, "1d", 1_000, 1, 0.95),
     )
     broken = evaluation(candidate=contender(predictions=None, error="broken"))
     for one in (bare(), evaluation(), evaluation(champion=None), sliced, broken):

@@ -10,12 +10,12 @@ import pytest
 from sklearn import metrics as sk
 
 from perennial.core.intervals import Interval
-from perennial.monitoring.estimation import Outcomes, beside_realised, estimate, from_binary, from_classes
+from perennial.monitoring.estimation import PredictedOutcomes, beside_realised, estimate, from_binary, from_classes
 
 NONE = np.empty((0, 0))
 
 
-def binary(rows: int, seed: int, *, shift: float = 0.0, distort: float = 1.0) -> tuple[Outcomes, np.ndarray]:
+def binary(rows: int, seed: int, *, shift: float = 0.0, distort: float = 1.0) -> tuple[PredictedOutcomes, np.ndarray]:
     """Rows whose true probability is known; the model says it ``distort`` times as far from even odds."""
     random = np.random.default_rng(seed)
     score = random.normal(shift, 1.5, rows)
@@ -25,8 +25,8 @@ def binary(rows: int, seed: int, *, shift: float = 0.0, distort: float = 1.0) ->
     return from_binary(said, labels, days), labels
 
 
-def unlabelled(given: Outcomes) -> Outcomes:
-    return Outcomes(given.probabilities, given.classes, None, given.days)
+def unlabelled(given: PredictedOutcomes) -> PredictedOutcomes:
+    return PredictedOutcomes(given.probabilities, given.classes, None, given.days)
 
 
 @pytest.mark.parametrize("shift", [0.0, -2.0])
@@ -64,7 +64,7 @@ def test_a_changed_concept_is_not_seen_before_labels() -> None:
     assert sk.roc_auc_score(~labels, window.probabilities[:, 1]) < 0.3 < 0.75 < found.value
 
 
-def classes(rows: int, seed: int) -> tuple[Outcomes, np.ndarray, np.ndarray]:
+def classes(rows: int, seed: int) -> tuple[PredictedOutcomes, np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     probabilities = random.dirichlet([0.6, 0.8, 1.0], rows)
     labels = np.array([random.choice(3, p=row) for row in probabilities])
@@ -103,16 +103,18 @@ def test_classes_are_matched_by_name() -> None:
 @pytest.mark.parametrize(
     ("task", "reference", "window", "reason"),
     [
-        ("regression", Outcomes(NONE, ()), Outcomes(NONE, ()), "does not say how sure it is"),
+        ("regression", PredictedOutcomes(NONE, ()), PredictedOutcomes(NONE, ()), "does not say how sure it is"),
         ("binary_classification", binary(150, 1)[0], binary(300, 2)[0], "the reference has 150 rows"),
-        ("binary_classification", Outcomes(NONE, ()), binary(300, 2)[0], "the reference has 0 rows"),
+        ("binary_classification", PredictedOutcomes(NONE, ()), binary(300, 2)[0], "the reference has 0 rows"),
         ("binary_classification", from_binary(np.full(300, 0.5), np.ones(300)), binary(300, 2)[0], "all labels"),
         ("binary_classification", binary(300, 1)[0], from_binary(np.array([0.1, np.nan])), "not finite"),
         ("binary_classification", binary(300, 1)[0], from_binary(np.empty(0)), "there are no predictions"),
         ("multiclass_classification", classes(300, 1)[0], from_classes(np.full((9, 1), 1.0), ["new"]), "of new"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_estimated_says_why(task: Any, reference: Outcomes, window: Outcomes, reason: str) -> None:
+def test_what_cannot_be_estimated_says_why(
+    task: Any, reference: PredictedOutcomes, window: PredictedOutcomes, reason: str
+) -> None:
     found = estimate(task, "log_loss", reference, window, seed=1)
     assert reason in found.reason
     assert found.metrics == {}

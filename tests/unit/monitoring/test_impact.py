@@ -10,10 +10,10 @@ import pytest
 
 from perennial.core.intervals import Interval
 from perennial.monitoring.impact import Bound, weigh
-from perennial.spec.monitoring import Retraining
+from perennial.spec.monitoring import RetrainingPolicy
 
 WINDOW = Interval.of("2013-05-06", "2013-05-13")
-POLICY = Retraining(alarms=2, of=3)
+POLICY = RetrainingPolicy(alarms=2, of=3)
 BOUND = Bound("roc_auc", 0.7, True, "the near end of its interval")
 
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.drift.compare import Report, compare, match_reference
-from perennial.drift.findings import ColumnDrift, Comparison
+from perennial.drift.findings import ColumnDrift, DriftComparison
 from perennial.drift.sampling import take_sample
 from perennial.monitoring import estimation
 from perennial.monitoring.estimation import Estimate
@@ -74,16 +74,16 @@ def judge(
     against: pa.Table | None = None,
     said: pa.Table | None = None,
     policy: Drift = POLICY,
-) -> Comparison:
+) -> DriftComparison:
     current = table({**features(), **(changed or {})})
     return compare(policy, current, predictions() if said is None else said, reference() if against is None else against)
 
 
-def column(comparison: Comparison, name: str) -> ColumnDrift:
+def column(comparison: DriftComparison, name: str) -> ColumnDrift:
     return next(found for found in comparison.columns if found.column == name)
 
 
-def judge_alone(name: str, values: Any, known: Any = None) -> Comparison:
+def judge_alone(name: str, values: Any, known: Any = None) -> DriftComparison:
     """A comparison of one feature."""
     against = reference(**({} if known is None else {name: known})).select([name, "prediction"])
     return compare(POLICY, table({name: values}), predictions(), against)
@@ -328,7 +328,7 @@ def calibrated(**distances: float) -> DriftThresholds:
     )  # fmt: skip
 
 
-def judge_calibrated(changed: dict[str, Any], *, policy: Drift, **distances: float) -> Comparison:
+def judge_calibrated(changed: dict[str, Any], *, policy: Drift, **distances: float) -> DriftComparison:
     return compare(policy, table({**features(), **changed}), predictions(), reference(), calibrated(**distances))
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perennial.core.intervals import Interval
-from perennial.monitoring.retraining import BUDGET_SPAN, RetrainingDecision, Training, decide_retraining, retraining_run_id
-from perennial.spec.monitoring import Retraining
+from perennial.monitoring.retraining import BUDGET_SPAN, PastTraining, RetrainingDecision, decide_retraining, retraining_run_id
+from perennial.spec.monitoring import RetrainingPolicy
 
 WEEK = timedelta(days=7)
 START = datetime(2013, 3, 4, tzinfo=UTC)
@@ -45,10 +45,10 @@ class Asked:
 class Loop:
     """The ledger's part in the loop: it keeps each first answer and gives it back."""
 
-    policy: Retraining
+    policy: RetrainingPolicy
     verdicts: list[Verdict] = field(default_factory=list)
     decisions: list[Asked] = field(default_factory=list)
-    trainings: list[Training] = field(default_factory=list)
+    trainings: list[PastTraining] = field(default_factory=list)
 
     def decide(self, window_end: datetime, *, promoted: bool | None = None) -> RetrainingDecision:
         """The decision; an ask leads to a version, promoted or not, or to none at all (None)."""
@@ -62,7 +62,7 @@ class Loop:
         if all(past.window_end != window_end for past in self.decisions):
             self.decisions.append(Asked(window_end, decision.ask, decision.cause, decision.reason))
             if decision.ask and promoted is not None:
-                self.trainings.append(Training(window_end, promoted))
+                self.trainings.append(PastTraining(window_end, promoted))
         return decision
 
     @property
@@ -75,9 +75,9 @@ def windows(*verdicts: str, length: timedelta = WEEK) -> list[Verdict]:
     return [Verdict(Interval(START + n * length, START + (n + 1) * length), verdict) for n, verdict in enumerate(verdicts)]
 
 
-def decide(*verdicts: str, policy: Retraining | None = None, **given: object) -> RetrainingDecision:
+def decide(*verdicts: str, policy: RetrainingPolicy | None = None, **given: object) -> RetrainingDecision:
     made = windows(*verdicts)
-    return decide_retraining(policy or Retraining(), window_end=made[-1].interval.end, verdicts=made, **given)  # type: ignore[arg-type]
+    return decide_retraining(policy or RetrainingPolicy(), window_end=made[-1].interval.end, verdicts=made, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -99,22 +99,22 @@ def test_enough_of_the_last_windows_and_the_newest_must_alarm(verdicts: list[str
 
 def test_windows_long_ago_do_not_count_as_the_last_ones() -> None:
     old, new = windows("drift")[0], Verdict(Interval(START + 20 * WEEK, START + 21 * WEEK), "drift")
-    assert not decide_retraining(Retraining(), window_end=new.interval.end, verdicts=[old, new]).ask
+    assert not decide_retraining(RetrainingPolicy(), window_end=new.interval.end, verdicts=[old, new]).ask
 
 
 def test_a_window_without_verdict_is_not_asked_about() -> None:
-    decision = decide_retraining(Retraining(alarms=1), window_end=START + 2 * WEEK, verdicts=windows("drift"))
+    decision = decide_retraining(RetrainingPolicy(alarms=1), window_end=START + 2 * WEEK, verdicts=windows("drift"))
     assert not decision.ask
     assert "no drift verdict for the window that ends 2013-03-18" in decision.reason
 
 
 def test_later_windows_do_not_change_the_answer_of_an_earlier_one() -> None:
     verdicts = windows("ok", "drift", "drift")
-    assert not decide_retraining(Retraining(), window_end=START + 2 * WEEK, verdicts=verdicts).ask
+    assert not decide_retraining(RetrainingPolicy(), window_end=START + 2 * WEEK, verdicts=verdicts).ask
 
 
 def test_switched_off_drift_never_asks() -> None:
-    assert not decide("drift", "drift", policy=Retraining(on_drift=False)).ask
+    assert not decide("drift", "drift", policy=RetrainingPolicy(on_drift=False)).ask
 
 
 def test_the_cooldown_holds_an_alarm_back_and_says_so() -> None:
@@ -127,8 +127,8 @@ def test_the_cooldown_holds_an_alarm_back_and_says_so() -> None:
 
 def test_the_cooldown_counts_from_trainings_that_others_began() -> None:
     end = START + 2 * WEEK
-    assert not decide("drift", "drift", trainings=[Training(end - timedelta(days=1))]).ask
-    assert decide("drift", "drift", trainings=[Training(end - timedelta(days=15))]).ask
+    assert not decide("drift", "drift", trainings=[PastTraining(end - timedelta(days=1))]).ask
+    assert decide("drift", "drift", trainings=[PastTraining(end - timedelta(days=15))]).ask
 
 
 def test_a_declined_retraining_starts_no_cooldown() -> None:
@@ -142,7 +142,7 @@ def test_a_training_under_way_holds_an_alarm_back() -> None:
 
 
 def test_the_budget_of_thirty_days_holds_an_alarm_back() -> None:
-    policy = Retraining(cooldown=timedelta(days=1), budget=2)
+    policy = RetrainingPolicy(cooldown=timedelta(days=1), budget=2)
     end = START + 2 * WEEK
     spent = [Asked(end - timedelta(days=20)), Asked(end - timedelta(days=29))]
     decision = decide("drift", "drift", policy=policy, decisions=spent)
@@ -152,43 +152,43 @@ def test_the_budget_of_thirty_days_holds_an_alarm_back() -> None:
 
 
 def test_trainings_of_the_calendar_count_against_the_budget() -> None:
-    policy = Retraining(cooldown=timedelta(days=1), budget=2)
+    policy = RetrainingPolicy(cooldown=timedelta(days=1), budget=2)
     end = START + 2 * WEEK
-    calendar = [Training(end - timedelta(days=days), promoted=True) for days in (8, 15)]
+    calendar = [PastTraining(end - timedelta(days=days), promoted=True) for days in (8, 15)]
     assert not decide("drift", "drift", policy=policy, trainings=calendar).ask
     assert decide("drift", "drift", policy=policy, trainings=calendar[:1]).ask
 
 
 def test_a_training_that_was_asked_for_counts_once() -> None:
-    policy = Retraining(cooldown=timedelta(days=1), budget=2)
+    policy = RetrainingPolicy(cooldown=timedelta(days=1), budget=2)
     end = START + 2 * WEEK
     past = end - timedelta(days=10)
-    assert decide("drift", "drift", policy=policy, decisions=[Asked(past)], trainings=[Training(past, promoted=True)]).ask
+    assert decide("drift", "drift", policy=policy, decisions=[Asked(past)], trainings=[PastTraining(past, promoted=True)]).ask
 
 
 def test_a_window_judged_after_a_later_training_does_not_ask() -> None:
-    decision = decide("drift", "drift", trainings=[Training(START + 6 * WEEK, promoted=True)])
+    decision = decide("drift", "drift", trainings=[PastTraining(START + 6 * WEEK, promoted=True)])
     assert not decision.ask
 
 
 def test_drift_from_what_the_version_before_had_learned_does_not_count() -> None:
     first, second = windows("drift", "drift")
     moved = [first, Verdict(second.interval, "drift", version=2)]
-    assert not decide_retraining(Retraining(), window_end=second.interval.end, verdicts=moved).ask
+    assert not decide_retraining(RetrainingPolicy(), window_end=second.interval.end, verdicts=moved).ask
 
 
 def test_asks_that_led_to_no_promotion_trip_the_breaker_and_a_promotion_closes_it() -> None:
     end = START + 2 * WEEK
-    policy = Retraining(breaker=2)
+    policy = RetrainingPolicy(breaker=2)
     vain = [Asked(end - timedelta(days=days)) for days in (120, 80)]
-    refused = [Training(past.window_end) for past in vain]
+    refused = [PastTraining(past.window_end) for past in vain]
 
     tripped = decide("drift", "drift", policy=policy, decisions=vain, trainings=refused)
 
     assert (tripped.ask, tripped.breaker) == (False, True)
     assert "the last 2 retrainings asked for" in tripped.reason
     assert "led to no promotion" in tripped.reason
-    closed = [*refused, Training(end - timedelta(days=40), promoted=True)]
+    closed = [*refused, PastTraining(end - timedelta(days=40), promoted=True)]
     assert decide("drift", "drift", policy=policy, decisions=vain, trainings=closed).ask
 
 
@@ -199,12 +199,12 @@ def test_asks_that_were_lost_trip_the_breaker_too() -> None:
 
 
 def test_without_a_budget_monitoring_never_asks() -> None:
-    assert not decide("drift", "drift", policy=Retraining(budget=0)).ask
+    assert not decide("drift", "drift", policy=RetrainingPolicy(budget=0)).ask
 
 
 # --- performance -----------------------------------------------------------------------------------------------------
 
-POLICY = Retraining(on_drift=False, on_performance=0.05)
+POLICY = RetrainingPolicy(on_drift=False, on_performance=0.05)
 
 
 def measured(*metrics: float, version: int = 3, name: str = "roc_auc") -> list[Performance]:
@@ -214,7 +214,7 @@ def measured(*metrics: float, version: int = 3, name: str = "roc_auc") -> list[P
     ]
 
 
-def on_performance(records: list[Performance], policy: Retraining = POLICY, **given: object) -> RetrainingDecision:
+def on_performance(records: list[Performance], policy: RetrainingPolicy = POLICY, **given: object) -> RetrainingDecision:
     arguments: dict[str, object] = {"champion": 3, "holdout_metrics": {3: 0.72}, "metric": "roc_auc", **given}
     # Labels come late: the window that is judged is newer than any that can be measured.
     return decide_retraining(policy, window_end=START + 6 * WEEK, verdicts=[], performances=records, **arguments)  # type: ignore[arg-type]
@@ -231,7 +231,7 @@ def test_a_drop_below_the_versions_own_holdout_alarms(metrics: list[float], ask:
 
 
 def test_a_rise_of_a_loss_alarms() -> None:
-    policy = Retraining(on_performance=0.1)
+    policy = RetrainingPolicy(on_performance=0.1)
     rose, fell = measured(0.9, 0.9, name="rmse"), measured(0.4, 0.4, name="rmse")
     given = {"metric": "rmse", "task": "regression", "holdout_metrics": {3: 0.7}}
     assert on_performance(rose, policy, **given).ask
@@ -259,7 +259,7 @@ def test_windows_that_were_answered_do_not_ask_again() -> None:
 
 def test_drift_is_the_cause_when_both_alarm_and_both_are_told() -> None:
     decision = decide(
-        "drift", "drift", policy=Retraining(on_performance=0.05), performances=measured(0.6, 0.6), champion=3,
+        "drift", "drift", policy=RetrainingPolicy(on_performance=0.05), performances=measured(0.6, 0.6), champion=3,
         holdout_metrics={3: 0.72}, metric="roc_auc",
     )  # fmt: skip
     assert (decision.ask, decision.cause) == (True, "drift")
@@ -270,7 +270,7 @@ def test_drift_is_the_cause_when_both_alarm_and_both_are_told() -> None:
 # --- the loop cannot run away ----------------------------------------------------------------------------------------
 
 policies = st.builds(
-    Retraining,
+    RetrainingPolicy,
     alarms=st.just(1),
     of=st.integers(1, 4),
     cooldown=st.integers(1, 40).map(lambda days: timedelta(days=days)),
@@ -325,7 +325,7 @@ def test_asking_twice_for_a_window_gives_the_same_answer(loop: Loop, data: st.Da
 
 @given(policies, st.lists(st.sampled_from(["ok", "unknown"]), min_size=1, max_size=20))
 @settings(max_examples=50, deadline=None)
-def test_what_is_unknown_never_asks(policy: Retraining, verdicts: list[str]) -> None:
+def test_what_is_unknown_never_asks(policy: RetrainingPolicy, verdicts: list[str]) -> None:
     loop = Loop(policy, windows(*verdicts))
     for verdict in loop.verdicts:
         assert not loop.decide(verdict.interval.end).ask

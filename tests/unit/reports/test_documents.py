@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perennial.core.errors import CardError
-from perennial.reports.documents import Block, Code, Document, Facts, Mark, Picture, Points, Section, Table, Words, show
+from perennial.reports.documents import Block, Chapter, Code, Document, Facts, Grid, Mark, Picture, Points, Words, show
 
 PNG = b"\x89PNG"
 HOSTILE = "<script>alert('x')</script>\"'&|`*_[a](javascript:b)\u202e\x00"
 
 
 def page(*blocks: Block, title: str = "Title", wanted: str = "more of it") -> Document:
-    return Document("Card", title, "lead", Mark("fine", "good"), [], [Section("Part", list(blocks), wanted)])
+    return Document("Card", title, "lead", Mark("fine", "good"), [], [Chapter("Part", list(blocks), wanted)])
 
 
 class Reader(HTMLParser):
@@ -39,24 +39,24 @@ class Reader(HTMLParser):
 
 
 @pytest.mark.parametrize(
-    "block", [Words(" "), Points([]), Facts([("name", None)]), Table(["column"], []), Picture("a.png", "a", b""), Code("a", "")]
+    "block", [Words(" "), Points([]), Facts([("name", None)]), Grid(["column"], []), Picture("a.png", "a", b""), Code("a", "")]
 )
 def test_a_section_that_would_be_empty_fails_and_says_what_would_fill_it(block: Block) -> None:
     for blocks in ([block], [Words("something else"), block], []):
         with pytest.raises(CardError, match="Title: the card has nothing to show in Part: more of it"):
             page(*blocks).check()
-    page(Words("words"), Points(["a"]), Facts([("name", 0)]), Table(["a"], [[None]]), Picture("a.png", "a", PNG)).check()
+    page(Words("words"), Points(["a"]), Facts([("name", 0)]), Grid(["a"], [[None]]), Picture("a.png", "a", PNG)).check()
 
 
 def test_what_comes_from_data_is_text_and_nothing_else() -> None:
     document = Document(
         "Card", HOSTILE, HOSTILE, Mark(HOSTILE, "bad"), [(HOSTILE, HOSTILE, HOSTILE)],
         [
-            Section(
+            Chapter(
                 HOSTILE,
                 [
                     Words(HOSTILE), Points([HOSTILE]), Facts([(HOSTILE, HOSTILE), ("mark", Mark(HOSTILE, "warn"))]),
-                    Table([HOSTILE], [[HOSTILE], [Mark(HOSTILE, "good")], [{HOSTILE: [HOSTILE]}]]),
+                    Grid([HOSTILE], [[HOSTILE], [Mark(HOSTILE, "good")], [{HOSTILE: [HOSTILE]}]]),
                     Picture("a.png", HOSTILE, PNG), Code(HOSTILE, HOSTILE),
                 ],
                 "",
@@ -79,7 +79,7 @@ def test_what_comes_from_data_is_text_and_nothing_else() -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_any_text_comes_back_as_it_is_shown(text: str) -> None:
-    seen = Reader(page(Table(["column"], [[text]])).to_html())
+    seen = Reader(page(Grid(["column"], [[text]])).to_html())
     assert {"script", "a"} & seen.tags == {"a"}
     assert show(text).replace("\r", "") in "".join(seen.text)
     page(Points([text])).to_markdown().encode()

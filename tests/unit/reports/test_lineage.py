@@ -23,7 +23,7 @@ from perennial.core.settings import Settings
 from perennial.features.publish import ensure_features
 from perennial.ledger.records import Head, Publication
 from perennial.operations.maintenance import maintain
-from perennial.reports.lineage import History, Node, trace_back, trace_forward
+from perennial.reports.lineage import ModelHistory, Node, trace_back, trace_forward
 from perennial.reports.traces import draw, find_prediction, read_history
 from tests.unit import synthetic
 from tests.unit.monitored import World, make_world
@@ -56,12 +56,12 @@ def publication(number: int, interval: Interval, *, dataset: str = "tables", **i
     )  # fmt: skip
 
 
-def history(*made: Publication, lookback: int = 0, timeless: frozenset[str] = frozenset()) -> History:
+def history(*made: Publication, lookback: int = 0, timeless: frozenset[str] = frozenset()) -> ModelHistory:
     publications = {
         dataset: [one for one in made if one.dataset == dataset] for dataset in dict.fromkeys(one.dataset for one in made)
     }
     revisions = {dataset: [Head(one.id, one.id, one.snapshots) for one in ones] for dataset, ones in publications.items()}
-    return History("toy", publications, revisions, [], [], {"visits": "rows"}, timeless, timedelta(days=lookback))
+    return ModelHistory("toy", publications, revisions, [], [], {"visits": "rows"}, timeless, timedelta(days=lookback))
 
 
 @given(

@@ -29,7 +29,7 @@ from perennial.core.errors import SettingsError, StackError
 from perennial.core.intervals import Interval
 from perennial.core.settings import PROJECT, Settings
 from perennial.ledger.store import Ledger
-from perennial.watchdog.process import Watch, WatchSettings, read_watch_settings
+from perennial.watchdog.process import Watchdog, WatchSettings, read_watch_settings
 from tests.unit.airflow_stand_in import PASSWORD, AirflowStandIn, Serving
 
 MODEL = "energy_load"
@@ -68,11 +68,11 @@ def _deploy(settings: Settings, folder: Path) -> Settings:
     return settings.model_copy(update={"models": folder / "models"})
 
 
-def watchdog(settings: Settings, airflow: AirflowStandIn) -> Watch:
+def watchdog(settings: Settings, airflow: AirflowStandIn) -> Watchdog:
     """One whose alerts go nowhere, as where no channel is named."""
     outbox = Ledger(settings.database_url).outbox
     given = WatchSettings(airflow_url=airflow.url, password=PASSWORD, port=0)
-    return Watch(settings, given, send=lambda: outbox.route(lambda alert: [], datetime.now(UTC)) and None)
+    return Watchdog(settings, given, send=lambda: outbox.route(lambda alert: [], datetime.now(UTC)) and None)
 
 
 def told(settings: Settings) -> list[str]:
@@ -87,7 +87,7 @@ def publish(settings: Settings, dataset: str, interval: Interval, rows: int = 10
     ledger.commit(claim, base=head, snapshots={dataset: 1}, hashes={dataset: "x"}, rows={dataset: rows}, inputs=inputs or {})
 
 
-def shown(watch: Watch) -> dict[tuple[str, ...], float]:
+def shown(watch: Watchdog) -> dict[tuple[str, ...], float]:
     """Every sample that Prometheus would read, by name and the values of its labels in their order."""
     with urlopen(f"http://127.0.0.1:{watch.port}/metrics") as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
@@ -341,7 +341,7 @@ def test_alerts_whose_sender_is_overdue_are_sent_by_the_watchdog(
             "PERENNIAL_MODELS": str(embedded.models),
         }.items():
             monkeypatch.setenv(name, value)
-        watch = Watch(embedded, WatchSettings(airflow_url=airflow.url, password=PASSWORD, port=0))
+        watch = Watchdog(embedded, WatchSettings(airflow_url=airflow.url, password=PASSWORD, port=0))
         watch.look(datetime.now(UTC))
         assert took == []
 

@@ -19,7 +19,6 @@ from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import DagRun, TaskInstance
 from perennial.watchdog.rules import (
     AirflowState,
-    Champion,
     FailedTask,
     Finding,
     Known,
@@ -27,6 +26,7 @@ from perennial.watchdog.rules import (
     ModelState,
     OpenRun,
     Published,
+    ReigningChampion,
     confirm,
     expected,
     look,
@@ -64,7 +64,7 @@ def well() -> ModelState:
         features=days(-30, 0),
         predictions=days(-20, 0, version=1),
         first_published_at=NOW - 30 * DAY,
-        champion=Champion(1, NOW - 20 * DAY, TODAY - 21 * DAY),
+        champion=ReigningChampion(1, NOW - 20 * DAY, TODAY - 21 * DAY),
         judged_until=TODAY,
         measured_until=TODAY - DAY,
         tried_at=NOW - 20 * DAY,
@@ -228,7 +228,7 @@ def test_features_that_nobody_scores_are_found() -> None:
 
 def test_history_that_was_there_before_the_champion_need_not_be_scored() -> None:
     state = replace(well(), predictions=[], judged_until=None, measured_until=None)
-    assert found(known(replace(state, champion=Champion(1, NOW - HOUR, TODAY - DAY)))) == set()
+    assert found(known(replace(state, champion=ReigningChampion(1, NOW - HOUR, TODAY - DAY)))) == set()
 
 
 def test_a_window_that_is_scored_whole_and_not_judged_is_found() -> None:
@@ -252,9 +252,9 @@ def test_a_week_that_the_calendar_should_have_trained_on_is_found_a_day_later() 
 
 
 def test_a_champion_is_stale_in_the_time_of_its_data() -> None:
-    state = replace(well(), champion=Champion(1, NOW - DAY, TODAY - 183 * DAY))
+    state = replace(well(), champion=ReigningChampion(1, NOW - DAY, TODAY - 183 * DAY))
     assert found(known(state)) == {f"models/{MODEL}/stale"}
-    assert found(known(replace(state, champion=Champion(1, NOW - 900 * DAY, TODAY - 181 * DAY)))) == set()
+    assert found(known(replace(state, champion=ReigningChampion(1, NOW - 900 * DAY, TODAY - 181 * DAY)))) == set()
 
 
 def test_labels_are_late_when_a_window_cannot_be_measured_a_week_after() -> None:
@@ -263,8 +263,8 @@ def test_labels_are_late_when_a_window_cannot_be_measured_a_week_after() -> None
     assert found(known(replace(state, measured_until=TODAY - 7 * DAY))) == set()
     # What can never be measured is not waited for.
     assert found(known(replace(state, predictions=days(-20, 0, rows=3, version=1)))) == set()
-    assert found(known(replace(state, champion=Champion(1, NOW - DAY, TODAY - DAY)))) == set()
-    assert found(known(replace(state, champion=Champion(2, NOW - DAY, TODAY - 21 * DAY)))) == set()
+    assert found(known(replace(state, champion=ReigningChampion(1, NOW - DAY, TODAY - DAY)))) == set()
+    assert found(known(replace(state, champion=ReigningChampion(2, NOW - DAY, TODAY - 21 * DAY)))) == set()
 
 
 def test_alerts_that_nobody_sends_are_found() -> None:
