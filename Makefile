@@ -9,7 +9,7 @@ READY_UV := .venv/ready-uv
 # Without compiled bytecode every process would compile every import anew, which triples the start of Airflow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test lint lock lock-check hooks bench secrets
+.PHONY: help up demo test lint lock lock-check hooks bench docs secrets
 .NOTPARALLEL:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo '             UPGRADE="mlflow duckdb" takes newer versions; make lock-check only compares'
 	@echo 'make hooks   the same checks before each commit'
 	@echo 'make secrets .env for docker compose, with a generated value for each secret'
+	@echo 'make docs    docs/dags.md, made from the DAGs'
 	@echo 'make bench   the benchmarks and their table; ARGS="score drift" some of them'
 
 up: $(READY)
@@ -35,7 +36,7 @@ test: $(READY_DEV)
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	$(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/unit tests/dags tests/faults
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/unit tests/project tests/dags tests/faults
 	$(BIN)/pytest tests/e2e tests/browser
 endif
 
@@ -57,6 +58,9 @@ hooks: $(READY_DEV)
 
 secrets: $(READY)
 	@$(BIN)/perennial deploy secrets
+
+docs: $(READY)
+	@$(BIN)/python scripts/dags_page.py
 
 bench: $(READY_DEV)
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.measuring import RESULTS, Line
 from benchmarks.prepared import KEPT
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
 
 README = PROJECT / "benchmarks" / "README.md"
 PICTURE = RESULTS / "claims.png"
@@ -100,7 +100,8 @@ def _row(name: str, line: Line) -> str:
     sign = "≥" if line.faster else "≤"
     goal = "" if line.goal is None else f"{sign} {line.goal:g} x"
     verdict = {True: "ok", False: "**missed**", None: ""}[line.met]
-    claim = f"[{line.claim}]({name}.py)" + (f"; {line.note}" if line.note else "")
+    script = f"{name}.py" if (RESULTS.parent / f"{name}.py").exists() else f"{name}/__main__.py"
+    claim = f"[{line.claim}]({script})" + (f"; {line.note}" if line.note else "")
     faster = " faster" if line.faster else ""
     ours, theirs, ratio = line.amount(line.ours), line.amount(line.peer), f"{line.ratio:.2f} x{faster}"
     return f"| {claim} | {ours} | {line.beside} | {theirs} | {ratio} | {goal} | {verdict} |"

@@ -26,7 +26,7 @@ from rich.table import Column, Table
 from benchmarks import prepared
 from benchmarks.measuring import apart, keep, machine
 from benchmarks.prepared import MODEL
-from perennial.intervals import Interval
+from perennial.core.intervals import Interval
 
 YEARS = 3
 ALL = Interval.of("2013-01-01", "2016-01-01")
@@ -48,7 +48,7 @@ def make(state: Path) -> None:
 
 
 def ingest(state: str) -> Callable[[], int]:
-    from perennial.ingestion import publish_interval
+    from perennial.ingestion.publish import publish_interval
 
     parts = prepared.deployment(state)
     folder, lake, ledger = parts.model(MODEL), parts.lake, parts.ledger
@@ -66,7 +66,7 @@ def ingest(state: str) -> Callable[[], int]:
 
 
 def features(state: str) -> Callable[[], int]:
-    from perennial.features import publish_features
+    from perennial.features.publish import publish_features
 
     parts = prepared.deployment(state)
     folder, lake, ledger = parts.model(MODEL), parts.lake, parts.ledger
@@ -93,17 +93,19 @@ def train(state: str) -> Callable[[], int]:
 
 
 def score(state: str) -> Callable[[], int]:
-    from perennial import scoring
+    from perennial.scoring.champion import resolve_champion
+    from perennial.scoring.predictor import DATASET
+    from perennial.scoring.publish import score
 
     parts = prepared.deployment(state)
     folder, ledger = parts.model(MODEL), parts.ledger
 
     def run() -> int:
-        version, rows = scoring.resolve_champion(parts.registry, ledger, MODEL, ALL), 0
+        version, rows = resolve_champion(parts.registry, ledger, MODEL, ALL), 0
         for part in ALL.parts(PART, 64):
-            rows += scoring.score(
+            rows += score(
                 folder, parts.lake, ledger, parts.registry, part, version=version,
-                order=ledger.next_order(MODEL, scoring.DATASET, part, "benchmark"), run_id="benchmark",
+                order=ledger.next_order(MODEL, DATASET, part, "benchmark"), run_id="benchmark",
                 sink_url=parts.settings.predictions_url,
             ).rows  # fmt: skip
         return rows
@@ -113,7 +115,7 @@ def score(state: str) -> Callable[[], int]:
 
 def monitor(state: str) -> Callable[[], int]:
     """Eight weeks, one by one: the drift report, the verdict and the realised performance of each."""
-    from perennial import by_hand
+    from perennial.cli import by_hand
 
     parts = prepared.deployment(state)
     weeks = Interval.of("2015-03-02", "2015-04-27").parts(timedelta(days=7), 64)

@@ -40,13 +40,13 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.flight_delay import YEAR, flight_delay, labelled_features, read_tables
 from benchmarks.measuring import keep
-from perennial.artifacts import FeatureList
-from perennial.drift import compare
-from perennial.estimators import make_estimator
-from perennial.impact import Bound, weigh
-from perennial.intervals import Interval
-from perennial.spec import Drift, DriftThresholds
-from perennial.thresholds import Geometry, History, calibrate
+from perennial.core.intervals import Interval
+from perennial.drift.compare import compare
+from perennial.drift.thresholds import Geometry, History, calibrate
+from perennial.model.artifacts import FeatureList
+from perennial.model.estimators import make_estimator
+from perennial.monitoring.impact import Bound, weigh
+from perennial.spec.monitoring import Drift, DriftThresholds
 
 from evidently import DataDefinition, Dataset, Report  # isort: skip
 from evidently.presets import DataDriftPreset  # isort: skip

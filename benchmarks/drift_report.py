@@ -1,9 +1,10 @@
 """A drift report of ten million rows in the window, beside one of a hundred thousand, and whether the verdict is the same.
 
-What is timed is :func:`perennial.drift.judge_drift`, all of the task: reading features and predictions of the window from the
-lake, sampling both (20,000 rows of each, by a seeded hash of their keys), loading the champion with its reference, comparing
-31 columns by Evidently, estimating the performance, writing the report, and recording the verdict in the ledger, the report in
-MLflow. A window of ten million rows is to take at most three times as long; its memory is shown beside.
+What is timed is :func:`perennial.monitoring.judge.judge_drift`, all of the task: reading features and predictions of the
+window from the lake, sampling both (20,000 rows of each, by a seeded hash of their keys), loading the champion with its
+reference, comparing 31 columns by Evidently, estimating the performance, writing the report, and recording the verdict in
+the ledger, the report in MLflow. A window of ten million rows is to take at most three times as long; its memory is shown
+beside.
 
 The verdict of a sample is compared with the verdict on all rows, over fifty seeds of the sampling and several windows: the
 year as it was, which is ``ok`` by the thresholds that history was calibrated to, and others that were changed. All ten
@@ -29,10 +30,11 @@ import pyarrow.compute as pc
 from benchmarks import prepared
 from benchmarks.measuring import Line, Told, apart, processor_seconds, seconds
 from benchmarks.prepared import MODEL, YEAR
-from perennial import scoring
+from perennial.core.intervals import Interval
+from perennial.demo.example_data import DAYS
 from perennial.deployment import Deployment
-from perennial.example import DAYS
-from perennial.intervals import Interval
+from perennial.scoring.predictor import DATASET
+from perennial.scoring.publish import score
 
 REPEAT = 3
 SEEDS = 50
@@ -46,7 +48,7 @@ CHAMPION = 1
 
 
 def judged(state: str, days: int) -> Callable[[], Any]:
-    from perennial.drift import judge_drift
+    from perennial.monitoring.judge import judge_drift
 
     parts = prepared.deployment(state)
     folder, interval = parts.model(MODEL), Interval(DAYS.start, DAYS.start + timedelta(days=days))
@@ -88,8 +90,8 @@ def evidently(state: str) -> Callable[[], Any]:
 
 def agreement(state: str, seeds: int) -> Callable[[], Any]:
     """By window: the verdict on all rows, and how often a sample of ten million gave which."""
-    from perennial.drift import compare
-    from perennial.sampling import take_sample
+    from perennial.drift.compare import compare
+    from perennial.drift.sampling import take_sample
 
     parts = prepared.deployment(state)
     folder, year = parts.model(MODEL), FirstYear(parts)
@@ -174,9 +176,9 @@ def state() -> Path:
 
     def make(folder: Path) -> None:
         parts = prepared.with_champion(folder)
-        scoring.score(
+        score(
             parts.model(MODEL), parts.lake, parts.ledger, parts.registry, DAYS, version=CHAMPION,
-            order=parts.ledger.next_order(MODEL, scoring.DATASET, DAYS, "benchmark"), run_id="benchmark",
+            order=parts.ledger.next_order(MODEL, DATASET, DAYS, "benchmark"), run_id="benchmark",
             sink_url=parts.settings.predictions_url,
         )  # fmt: skip
         for dataset in ("features", "predictions"):

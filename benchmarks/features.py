@@ -4,11 +4,11 @@ Three features of each flight, as of two hours before its scheduled departure, f
 delay at its airport over the last hour, the mean arrival delay of its airline at the airport over seven days, and the share
 of late arrivals at its destination over fourteen days.
 
-Ours is :func:`perennial.features.build_features` on a lake: it reads three tables at their published snapshots, makes the
-entities, runs ``features.sql``, checks (a key an entity, a row a key, as-of times, types, no infinity), orders the rows, and
-gives them as an Arrow table. pandas reads the same Parquet files, only the columns it needs, and does what its documentation
-recommends: groups as categories, cumulative sums and counts by group, and two ``merge_asof`` a window, as of its end and
-before its beginning. It checks nothing. The values must be equal to the last bit, or the script fails.
+Ours is :func:`perennial.features.publish.build_features` on a lake: it reads three tables at their published snapshots,
+makes the entities, runs ``features.sql``, checks (a key an entity, a row a key, as-of times, types, no infinity), orders
+the rows, and gives them as an Arrow table. pandas reads the same Parquet files, only the columns it needs, and does what
+its documentation recommends: groups as categories, cumulative sums and counts by group, and two ``merge_asof`` a window, as
+of its end and before its beginning. It checks nothing. The values must be equal to the last bit, or the script fails.
 
     python -m benchmarks.features
 """
@@ -29,7 +29,7 @@ import yaml
 from benchmarks import prepared
 from benchmarks.measuring import Line, Told, apart, processor_seconds, seconds
 from benchmarks.prepared import MODEL
-from perennial.example import DAYS
+from perennial.demo.example_data import DAYS
 
 REPEAT = 5
 FEATURES = ("airport_delay", "carrier_delay", "destination_late")
@@ -71,9 +71,9 @@ SELECT * FROM airports JOIN carriers USING (flight_id) JOIN destinations USING (
 
 
 def ours(state: str, kept: str = "") -> Callable[[], Any]:
-    from perennial import point_in_time
-    from perennial.features import build_features
-    from perennial.spec import read_model
+    from perennial.features import point_in_time
+    from perennial.features.publish import build_features
+    from perennial.spec.folder import read_model
 
     parts = prepared.deployment(state)
     spec = yaml.safe_load((Path(state) / "models" / MODEL / "model.yaml").read_text())

@@ -24,13 +24,15 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from benchmarks.measuring import Told
-from perennial.artifacts import FeatureList
-from perennial.casting import KNOWN, literal, published_schema, quoted
-from perennial.estimators import make_estimator
-from perennial.intervals import Interval
-from perennial.point_in_time import compute
-from perennial.settings import PROJECT
-from perennial.spec import Features, ModelFolder, read_model
+from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT
+from perennial.core.sql import literal, quoted
+from perennial.features.point_in_time import compute
+from perennial.lake.schema import KNOWN, published_schema
+from perennial.model.artifacts import FeatureList
+from perennial.model.estimators import make_estimator
+from perennial.spec.data import Features
+from perennial.spec.folder import ModelFolder, read_model
 
 TEST_MONTHS = (4, 6, 8, 10, 12)
 #: Mean area under the curve of a first study with schedule, weather, aircraft and delays seen two hours before.

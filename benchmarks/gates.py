@@ -41,14 +41,15 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.flight_delay import YEAR, flight_delay, labelled_features, read_tables
 from benchmarks.measuring import keep
-from perennial.artifacts import FeatureList, Prediction
-from perennial.comparison import Arena, compare
-from perennial.estimators import make_estimator
-from perennial.evidence import Contender, Evaluation
-from perennial.gates import decide
-from perennial.intervals import Interval, utc
-from perennial.resampling import resample
-from perennial.spec import Features, ModelFolder
+from perennial.core.intervals import Interval, utc
+from perennial.evaluation.comparison import Arena, compare
+from perennial.evaluation.evidence import Contender, Evaluation
+from perennial.evaluation.gates import decide
+from perennial.evaluation.resampling import resample
+from perennial.model.artifacts import FeatureList, Prediction
+from perennial.model.estimators import make_estimator
+from perennial.spec.data import Features
+from perennial.spec.folder import ModelFolder
 
 #: The moments: what is learned from ends there, and the weeks that are drawn from begin.
 MOMENTS = ("2013-03-31", "2013-05-05", "2013-06-09", "2013-07-14", "2013-08-18", "2013-09-22", "2013-10-27")

@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks import prepared
 from benchmarks.measuring import Line, Told, apart, seconds
 from benchmarks.prepared import KEPT, MODEL
-from perennial.example import DAYS
-from perennial.intervals import Interval
+from perennial.core.intervals import Interval
+from perennial.demo.example_data import DAYS
 
 #: As the form of ``<model>.load`` has it, and the most parts of a range.
 DAYS_PER_PART, MOST_PARTS = 91, 64
@@ -32,8 +32,8 @@ DAYS_PER_PART, MOST_PARTS = 91, 64
 
 def load(days: int, days_per_part: int) -> Callable[[], Any]:
     """The first so many days of the year, published in parts of so many."""
-    from perennial.checks import CheckResult
-    from perennial.ingestion import publish_interval
+    from perennial.ingestion.checks import CheckResult
+    from perennial.ingestion.publish import publish_interval
 
     state = KEPT / "history-scratch"
     shutil.rmtree(state, ignore_errors=True)

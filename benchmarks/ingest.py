@@ -29,7 +29,7 @@ import pandas as pd
 from benchmarks import prepared
 from benchmarks.measuring import Line, Taken, Told, apart, seconds
 from benchmarks.prepared import KEPT, MODEL
-from perennial.intervals import Interval
+from perennial.core.intervals import Interval
 
 TABLE = "flights"
 #: Rows that Great Expectations is given at a time.
@@ -43,7 +43,7 @@ def calendar(years: int) -> Interval:
 
 
 def ours(years: int) -> Callable[[], Any]:
-    from perennial.ingestion import publish_interval
+    from perennial.ingestion.publish import publish_interval
 
     state = KEPT / "ingest-scratch"
     shutil.rmtree(state, ignore_errors=True)

@@ -31,8 +31,8 @@ import psutil
 
 from benchmarks.measuring import Line, Told
 from benchmarks.stacks import Client, inherited, stack_ports
-from perennial.airflow_api import AirflowApi
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
+from perennial.stack.airflow_api import AirflowApi
 from perennial.stack.embedded import Stack
 from perennial.stack.processes import marked
 

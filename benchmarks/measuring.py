@@ -30,7 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
 
 RESULTS = PROJECT / "benchmarks" / "results"
 #: A thread of OpenMP for each core, for both sides: what is measured has the machine to itself. A worker of the embedded stack

@@ -18,15 +18,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perennial import by_hand, ingestion
-from perennial.checks import CheckResult
+from perennial.cli import by_hand
+from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT, Settings, read_settings
+from perennial.demo.example_data import DAYS, write_landing_zone
 from perennial.deployment import Deployment
-from perennial.example import DAYS, write_landing_zone
-from perennial.intervals import Interval
-from perennial.lake import TableWrite
-from perennial.ledger import Ledger
-from perennial.settings import PROJECT, Settings, read_settings
-from perennial.spec import ModelFolder
+from perennial.ingestion import publish
+from perennial.ingestion.checks import CheckResult
+from perennial.lake.publish import TableWrite
+from perennial.ledger.store import Ledger
+from perennial.spec.folder import ModelFolder
 
 KEPT = PROJECT / ".bench"
 MODEL = "flight_delay"
@@ -125,12 +126,12 @@ def train_on(state: Path, window: str) -> None:
 
 
 def land_and_check(parts: Deployment, folder: ModelFolder, table: str, interval: Interval, staging: Path) -> CheckResult:
-    """:func:`perennial.ingestion.land_and_check` for the example, which has no source that is a database."""
+    """:func:`perennial.ingestion.publish.land_and_check` for the example, which has no source that is a database."""
 
     def connect(name: str) -> Any:
         raise LookupError(name)
 
-    return ingestion.land_and_check(
+    return publish.land_and_check(
         folder, parts.ledger, parts.settings, table, interval, staging, connect=connect, run_id="benchmark"
     )
 

@@ -30,11 +30,12 @@ import sqlalchemy as sa
 from benchmarks import prepared
 from benchmarks.measuring import Line, Taken, Told, apart, processor_seconds, seconds
 from benchmarks.prepared import KEPT, MODEL
-from perennial import scoring
-from perennial.artifacts import LoadedModel
+from perennial.core.settings import read_settings
 from perennial.deployment import Deployment
-from perennial.settings import read_settings
-from perennial.sink import PredictionSink
+from perennial.model.artifacts import LoadedModel
+from perennial.scoring.predictor import DATASET, predictions_schema
+from perennial.scoring.publish import score
+from perennial.scoring.sink import PredictionSink
 from tests.conftest import postgres_server
 
 #: Rows that the usual way has in memory at a time; as documented, so that they need not all be in memory.
@@ -78,7 +79,7 @@ def unscored(years: int) -> Deployment:
 
 def read_features(parts: Deployment, years: int) -> pa.Table:
     spec = parts.model(MODEL).spec
-    wanted = [*scoring.predictions_schema(spec).names[:3], *spec.features.numeric, *spec.features.categorical]
+    wanted = [*predictions_schema(spec).names[:3], *spec.features.numeric, *spec.features.categorical]
     return prepared.read(parts, "features", columns=wanted, interval=prepared.span(years))
 
 
@@ -101,8 +102,8 @@ def ours(years: int, sink: str | None = None) -> Callable[[], Any]:
     assert version is not None
 
     def run() -> int:
-        order = parts.ledger.next_order(MODEL, scoring.DATASET, interval, "measured")
-        return scoring.score(
+        order = parts.ledger.next_order(MODEL, DATASET, interval, "measured")
+        return score(
             folder, parts.lake, parts.ledger, trained.registry, interval,
             version=version, order=order, run_id="measured", sink_url=url,
         ).rows  # fmt: skip
@@ -161,7 +162,7 @@ def usual(years: int, features: str, predictions: str) -> Callable[[], Any]:
     artifacts.download_artifacts(artifact_uri=source, dst_path=str(stored), tracking_uri=parts.settings.mlflow_url)
     taken, interval = champion().features, prepared.span(years)
     table = f"{MODEL}_predictions"
-    keys = scoring.predictions_schema(parts.model(MODEL).spec).names[:3]
+    keys = predictions_schema(parts.model(MODEL).spec).names[:3]
     drop_tables(predictions)
     query = sa.text(f"SELECT {', '.join([*keys, *taken])} FROM features WHERE scheduled_departure < :end")
     end = interval.end.replace(tzinfo=None).isoformat(" ")

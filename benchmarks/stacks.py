@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import httpx
 
-from perennial.airflow_api import DagRun
+from perennial.stack.airflow_api import DagRun
 
 HOST = "127.0.0.1"
 #: Of the user ``admin`` of a plain Airflow.
@@ -155,7 +155,7 @@ class TaskTimes:
 
 
 class Client:
-    """Airflow's REST API, signed in, for what :class:`perennial.airflow_api.AirflowApi` does not ask."""
+    """Airflow's REST API, signed in, for what :class:`perennial.stack.airflow_api.AirflowApi` does not ask."""
 
     def __init__(self, url: str, password: str) -> None:
         self.http = httpx.Client(base_url=url, trust_env=False, timeout=120)

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.measuring import Line, Told
 from benchmarks.stacks import PASSWORD, Client, TaskTimes, inherited, plain_airflow, running, stack_ports
-from perennial.airflow_api import AirflowApi
+from perennial.stack.airflow_api import AirflowApi
 from perennial.stack.embedded import Stack
 from tests.conftest import postgres_server
 

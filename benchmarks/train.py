@@ -42,8 +42,8 @@ CANDIDATE = "boosting"
 
 
 def ours(state: str) -> Callable[[], Any]:
-    from perennial.training import fit_candidate
-    from perennial.training_set import build_training_set
+    from perennial.training.fit import fit_candidate
+    from perennial.training.training_set import build_training_set
 
     parts = prepared.deployment(state)
     folder, lake, ledger, registry = parts.model(MODEL), parts.lake, parts.ledger, parts.registry
@@ -66,9 +66,10 @@ def bare(state: str, params: dict[str, Any]) -> Callable[[], Any]:
     """Args: state: the deployment's; params: those that ours chose, with which all rows are fitted."""
     import pyarrow.compute as pc
 
-    from perennial.artifacts import FeatureList
-    from perennial.estimators import combinations, make_estimator
-    from perennial.training_set import build_training_set, labels_of, load_rows
+    from perennial.model.artifacts import FeatureList
+    from perennial.model.estimators import combinations, make_estimator
+    from perennial.model.labels import labels_of
+    from perennial.training.training_set import build_training_set, load_rows
 
     parts = prepared.deployment(state)
     folder = parts.model(MODEL)
@@ -88,7 +89,7 @@ def bare(state: str, params: dict[str, Any]) -> Callable[[], Any]:
 
 
 def whole(state: str) -> Callable[[], Any]:
-    from perennial import by_hand
+    from perennial.cli import by_hand
 
     parts = prepared.deployment(state)
     return lambda: by_hand.train(parts.settings, MODEL, AS_OF)

@@ -39,17 +39,25 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measuring import keep, processor_time
-from perennial import by_hand, drift, monitoring, performance, scoring, training
-from perennial.costs import cost_function
+from perennial.cli import by_hand
+from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT, Settings, read_settings
+from perennial.demo.example_data import write_landing_zone
 from perennial.deployment import Deployment
-from perennial.evaluation import evaluate
-from perennial.example import write_landing_zone
-from perennial.features import read_labels
-from perennial.gates import decide
-from perennial.intervals import Interval
-from perennial.settings import PROJECT, Settings, read_settings
-from perennial.spec import ModelFolder, ModelSpec
-from perennial.training_set import build_training_set
+from perennial.evaluation.gates import decide
+from perennial.evaluation.metrics import evaluate
+from perennial.features.labels import read_labels
+from perennial.model.costs import cost_function
+from perennial.monitoring import requests
+from perennial.monitoring.judge import judge_drift
+from perennial.monitoring.performance import measure_performance
+from perennial.scoring.predictor import DATASET
+from perennial.scoring.publish import score
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+from perennial.training.evaluate import choose, evaluate_training
+from perennial.training.fit import fit_candidate
+from perennial.training.training_set import build_training_set
 
 MODEL = "flight_delay"
 BEGIN = Interval.day("2013-04-01").start
@@ -107,14 +115,14 @@ def replay(policy: str, data: Path, weeks: int) -> Outcome:
 
 
 def _score(settings: Settings, parts: Deployment, week: Interval, version: int) -> None:
-    scoring.score(
+    score(
         parts.model(MODEL),
         parts.lake,
         parts.ledger,
         parts.registry,
         week,
         version=version,
-        order=parts.ledger.next_order(MODEL, scoring.DATASET, week, "replay"),
+        order=parts.ledger.next_order(MODEL, DATASET, week, "replay"),
         run_id="replay",
         sink_url=settings.predictions_url,
     )
@@ -132,8 +140,8 @@ def _after(policy: str, settings: Settings, parts: Deployment, week: Interval, o
         folder = parts.model(MODEL)
         due = _due(folder.spec, week)
         with _timed(outcome, "monitor"):
-            performance.measure_performance(folder, parts.lake, parts.ledger, week, as_of=week.end, run_id="replay")
-            request = monitoring.request_retraining(
+            measure_performance(folder, parts.lake, parts.ledger, week, as_of=week.end, run_id="replay")
+            request = requests.request_retraining(
                 folder.spec, parts.ledger, week, run_id="replay", training_under_way=due is not None
             )
         if request is not None or due is not None:
@@ -151,7 +159,7 @@ def _due(spec: ModelSpec, week: Interval) -> datetime | None:
 
 def _judge(settings: Settings, parts: Deployment, week: Interval, outcome: Outcome) -> str:
     with _timed(outcome, "monitor"):
-        verdict = drift.judge_drift(
+        verdict = judge_drift(
             parts.model(MODEL), parts.lake, parts.ledger, parts.registry, week, directory=settings.reports, run_id="replay"
         )
     outcome.alarms = (outcome.alarms or 0) + (verdict.verdict == "drift")
@@ -165,12 +173,12 @@ def _train_and_promote(parts: Deployment, week: Interval, outcome: Outcome) -> N
     with _timed(outcome, "train"):
         training_set = build_training_set(folder, lake, ledger, as_of=week.end, run_id=run_id)
         fitted = [
-            training.fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id)
+            fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id)
             for candidate in folder.spec.candidates
         ]
-    evaluation = training.evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id=run_id)
+    evaluation = evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id=run_id)
     decision = decide(evaluation, folder.spec.gates)
-    version = registry.register(folder, training_set, training.choose(fitted), evaluation, decision, run_id=run_id)
+    version = registry.register(folder, training_set, choose(fitted), evaluation, decision, run_id=run_id)
     registry.promote_by_hand(folder.spec, version, override="the policy promotes what it trains", actor="benchmark")
 
 
@@ -184,7 +192,7 @@ def _timed(outcome: Outcome, stage: str) -> Iterator[None]:
 def _measure(parts: Deployment, weeks: int, outcome: Outcome) -> None:
     folder = parts.model(MODEL)
     spec = folder.spec
-    published, tables = parts.ledger.published(MODEL, scoring.DATASET), parts.ledger.published(MODEL, "tables")
+    published, tables = parts.ledger.published(MODEL, DATASET), parts.ledger.published(MODEL, "tables")
     assert published is not None
     assert tables is not None
     key = [*spec.entity_table.key, spec.event_time]
@@ -192,7 +200,7 @@ def _measure(parts: Deployment, weeks: int, outcome: Outcome) -> None:
     for number in range(weeks):
         week = Interval(BEGIN + timedelta(weeks=number), BEGIN + timedelta(weeks=number + 1))
         predicted = parts.lake.scan(
-            MODEL, scoring.DATASET, published.snapshots[scoring.DATASET], columns=[*key, "prediction"], interval=week,
+            MODEL, DATASET, published.snapshots[DATASET], columns=[*key, "prediction"], interval=week,
             event_time=spec.event_time,
         ).read_all()  # fmt: skip
         labels = read_labels(folder, parts.lake, tables.snapshots, week, as_of=HISTORY.end + timedelta(days=30))

@@ -4,10 +4,10 @@ A week of the example, trained weekly: seven runs of ``ingest``, one a day (5 ta
 features), what follows from each (a run of ``score``), and once the week is whole a run of ``monitor`` and one of ``train``
 (3 candidates, evaluation, gates, card).
 
-Ours: the embedded stack on which all seven days have come in at once; time runs from the first trigger until the last run has
-ended. Beside it the functions of :mod:`perennial.by_hand` one after the other in one process, which has all libraries and talks
-to MLflow's database rather than to its server. Both have the same history (three months, a champion) and live through the same
-weeks in order; each week is a repetition.
+Ours: the embedded stack on which all seven days have come in at once; time runs from the first trigger until the last run
+has ended. Beside it the functions of :mod:`perennial.cli.by_hand` one after the other in one process, which has all
+libraries and talks to MLflow's database rather than to its server. Both have the same history (three months, a champion)
+and live through the same weeks in order; each week is a repetition.
 
     python -m benchmarks.weekly_cycle
 """
@@ -26,9 +26,9 @@ from benchmarks import prepared
 from benchmarks.measuring import THREADS, Line, Told, apart
 from benchmarks.prepared import MODEL, TRAINED_AT
 from benchmarks.stacks import Client, TaskTimes, stack_ports
-from perennial import by_hand
-from perennial.airflow_api import AirflowApi, DagRun
-from perennial.intervals import Interval
+from perennial.cli import by_hand
+from perennial.core.intervals import Interval
+from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 
 HISTORY = Interval(TRAINED_AT - timedelta(days=91), TRAINED_AT)

@@ -33,11 +33,13 @@ from benchmarks import prepared
 from benchmarks.measuring import Line, Told, import_as_workers
 from benchmarks.prepared import FLIGHTS, MODEL
 from benchmarks.stacks import Client
-from perennial import by_hand, scoring
-from perennial.airflow_api import AirflowApi
+from perennial.cli import by_hand
+from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT, settings
 from perennial.deployment import Deployment
-from perennial.intervals import Interval
-from perennial.settings import PROJECT, settings
+from perennial.scoring.predictor import DATASET
+from perennial.scoring.publish import score
+from perennial.stack.airflow_api import AirflowApi
 from tests.composed import Composed, compose
 
 YEARS = 10
@@ -69,7 +71,7 @@ def fill(source: str) -> None:
     prepared.repeat(prepared.deployment(source), deployment, "features", range(1, 1 + YEARS))
 
 
-def score(first: str, count: str, step: str) -> None:
+def score_parts(first: str, count: str, step: str) -> None:
     """Score some of the parts, each ``step``-th, once told to begin."""
     import_as_workers()
     deployment = Deployment(settings())
@@ -77,8 +79,8 @@ def score(first: str, count: str, step: str) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     for part in parts()[int(first) : int(count) : int(step)]:
-        order = ledger.next_order(MODEL, scoring.DATASET, part, f"bare-{step}")
-        scoring.score(
+        order = ledger.next_order(MODEL, DATASET, part, f"bare-{step}")
+        score(
             folder, deployment.lake, ledger, deployment.registry, part, version=1, order=order, run_id=f"bare-{step}",
             sink_url=settings().predictions_url,
         )  # fmt: skip
@@ -101,11 +103,11 @@ def end(process: subprocess.Popen[str], stack: Composed) -> None:
 def bare(stack: Composed, processes: int) -> float:
     """Seconds in which so many processes have scored :data:`BARE` parts between them."""
     forget_predictions(stack)
-    running = [start(stack, "worker", score, str(number), str(BARE), str(processes)) for number in range(processes)]
+    running = [start(stack, "worker", score_parts, str(number), str(BARE), str(processes)) for number in range(processes)]
     for process in running:
         assert process.stdout is not None
         while process.stdout.readline() != "ready\n":
-            assert process.poll() is None, stack.last_words("bare-score")
+            assert process.poll() is None, stack.last_words("bare-score_parts")
     began = time.perf_counter()
     for process in running:
         assert process.stdin is not None
@@ -188,7 +190,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        {"fill": fill, "score": score}[sys.argv[1]](*sys.argv[2:])
+        {"fill": fill, "score_parts": score_parts}[sys.argv[1]](*sys.argv[2:])
         sys.stdout.flush()
         # Threads of libraries would be waited for.
         os._exit(0)

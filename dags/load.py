@@ -22,7 +22,7 @@ from airflow.sdk import chain, task_group
 from perennial.orchestration import assets
 from perennial.orchestration.dags import day, days_per_part, models, parts_at_once, stage, switch
 from perennial.orchestration.ingest import build_features, check_task_id, land_and_check, publish_tables, split_range
-from perennial.spec import ModelSpec
+from perennial.spec.model import ModelSpec
 
 
 @task_group

@@ -16,9 +16,9 @@ There is one such DAG for all models, and none while nobody names a channel. `do
 
 from datetime import timedelta
 
+from perennial.core.settings import settings
 from perennial.orchestration.dags import common, models
 from perennial.orchestration.notifiers import deliver_alerts
-from perennial.settings import settings
 
 if settings().alerts_slack or settings().alerts_email or any(model.alerts.everybody for model in models()):
     with common(

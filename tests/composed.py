@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import yaml
 
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
 
 COMPOSE = PROJECT / "docker-compose.yaml"
 

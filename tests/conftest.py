@@ -28,9 +28,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from perennial.lake import Lake
-from perennial.ledger import Ledger
-from perennial.settings import PROJECT, Settings
+from perennial.core.settings import PROJECT, Settings
+from perennial.lake.publish import Lake
+from perennial.ledger.store import Ledger
 from tests import receivers
 from tests.living import living  # noqa: F401  # a fixture of the end-to-end and browser tests
 

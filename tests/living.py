@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from perennial.airflow_api import AirflowApi, DagRun
+from perennial.core.settings import PROJECT
 from perennial.deployment import Deployment
-from perennial.settings import PROJECT
+from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 
 MODEL = "energy_load"

@@ -44,10 +44,10 @@ from benchmarks import prepared
 from benchmarks.measuring import THREADS, Line, Told
 from benchmarks.prepared import MODEL
 from benchmarks.stacks import PASSWORD, inherited, plain_airflow, running, stack_ports
-from perennial.airflow_api import AirflowApi, DagRun
-from perennial.intervals import Interval
-from perennial.ledger import Ledger
-from perennial.settings import PROJECT
+from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT
+from perennial.ledger.store import Ledger
+from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 from perennial.stack.processes import MARK, marked
 

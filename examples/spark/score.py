@@ -31,19 +31,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  # as all of Spark's documentation has it
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from perennial import logs
+from perennial.core import logs
+from perennial.core.intervals import Interval
+from perennial.core.settings import settings
 from perennial.deployment import Deployment
-from perennial.intervals import Interval
-from perennial.scoring import (
-    Predictor,
-    Scored,
-    Tally,
-    predictions_schema,
-    publish_predictions,
-    published_features,
-    resolve_champion,
-)
-from perennial.settings import settings
+from perennial.scoring.champion import resolve_champion
+from perennial.scoring.predictor import Predictor, Tally, predictions_schema
+from perennial.scoring.publish import Scored, publish_predictions, published_features
 
 
 def predictor(model: str, version: int, key: str, snapshot: int, run_id: str) -> Predictor:
@@ -99,7 +93,7 @@ def predict_on(spark: SparkSession, parts: Deployment, made_by: Predictor, model
 
 
 def score(spark: SparkSession, model: str, interval: Interval) -> Scored:
-    """Score an interval, see :func:`perennial.scoring.score`, whose errors are these too."""
+    """Score an interval, see :func:`perennial.scoring.publish.score`, whose errors are these too."""
     parts = Deployment(settings())
     folder, run_id = parts.model(model), f"spark-{uuid4().hex[:12]}"
     with logs.context(model=model, interval=interval, run=run_id):

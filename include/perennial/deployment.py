@@ -1,6 +1,6 @@
 """The parts of one deployment, opened together: what the tasks and the command line work with.
 
-Neighbours: :mod:`perennial.settings` says where the parts are; each part has a module of its own.
+Neighbours: :mod:`perennial.core.settings` says where the parts are; each part has a module of its own.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from perennial.errors import SpecError
-from perennial.settings import Settings
-from perennial.spec import ModelFolder, read_model
+from perennial.core.errors import SpecError
+from perennial.core.settings import Settings
+from perennial.spec.folder import ModelFolder, read_model
 
-if TYPE_CHECKING:  # heavy, and DAG files lead here
-    from perennial.lake import Lake
-    from perennial.ledger import Ledger
-    from perennial.registry import Registry
+if TYPE_CHECKING:
+    from perennial.lake.publish import Lake
+    from perennial.ledger.store import Ledger
+    from perennial.registry.store import Registry
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Deployment:
 
     @cached_property
     def ledger(self) -> Ledger:
-        from perennial.ledger import Ledger
+        from perennial.ledger.store import Ledger
 
         return Ledger(self.settings.database_url)
 
     @cached_property
     def lake(self) -> Lake:
-        from perennial.lake import Lake
+        from perennial.lake.publish import Lake
 
         return Lake(self.settings, self.ledger)
 
     @cached_property
     def registry(self) -> Registry:
-        from perennial.registry import Registry
+        from perennial.registry.store import Registry
 
         return Registry(self.settings, self.ledger)
 

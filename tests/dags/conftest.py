@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
 
 
 def parse(dags: Path, models: Path, home: Path, given: dict[str, str] | None = None) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from perennial import settings as settings_module
-from perennial.ledger import Ledger
+from perennial.core.settings import Settings
+from perennial.core.settings import settings as of_process
+from perennial.ledger.store import Ledger
 from perennial.orchestration import runs
 from perennial.orchestration.callbacks import alert_of_failure, resolve_failure
-from perennial.settings import Settings
 
 AIRFLOW = "http://airflow.example.org"
 
@@ -22,10 +22,10 @@ def _this_deployment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("PERENNIAL_STATE", str(settings.state))
     monkeypatch.setenv("PERENNIAL_DATABASE_URL", settings.database_url)
     monkeypatch.setenv("PERENNIAL_AIRFLOW_PUBLIC_URL", AIRFLOW)
-    for cached in (settings_module.settings, runs.deployment):
+    for cached in (of_process, runs.deployment):
         cached.cache_clear()
     yield
-    for cached in (settings_module.settings, runs.deployment):
+    for cached in (of_process, runs.deployment):
         cached.cache_clear()
 
 
@@ -101,13 +101,14 @@ def test_what_says_nothing_of_the_failure_resolves_nothing(ledger: Ledger, succe
 
 
 def test_the_watchdogs_word_on_a_killed_task_is_resolved_too(ledger: Ledger) -> None:
-    from perennial import alerts
+    from perennial.alerts import of_operation
+    from perennial.alerts.alert import failure, failure_key
 
-    subject = alerts.failure("m.score", "predict", None)
-    died = alerts.task_died(
+    subject = failure("m.score", "predict", None)
+    died = of_operation.task_died(
         "m", stage="score", task="predict", run_id="asset_triggered__1", interval=None, subject=subject
     )  # fmt: skip
-    ledger.record_alert(died, alerts.failure_key("m.score", "asset_triggered__1", "predict", None))
+    ledger.record_alert(died, failure_key("m.score", "asset_triggered__1", "predict", None))
     alert_of_failure(context())
     assert kinds(ledger) == ["run_failed"], "whoever comes second says nothing"
     resolve_failure(context(tries=2))

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from perennial.errors import SpecError
-from perennial.ledger import Ledger
+from perennial.core.errors import SpecError
+from perennial.core.settings import PROJECT
+from perennial.ledger.store import Ledger
 from perennial.orchestration.runs import LONGEST_CONF, check_conf
-from perennial.settings import PROJECT
 
 MODEL = "energy_load"
 FORM = ("start", "end", "reason")

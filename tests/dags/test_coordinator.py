@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from perennial.core.settings import PROJECT
 from perennial.orchestration import dags
-from perennial.settings import PROJECT
 from perennial.stack.environment import COORDINATOR, QUEUES
 
 PROGRAM = Path(__file__).with_name("end_task.py")

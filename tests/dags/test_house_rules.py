@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
 from tests.dags.conftest import parse
 
 STAGES = {"ingest", "train", "score", "monitor", "promote", "rollback", "maintain", "load"}

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from perennial import alerts
+from perennial.alerts import of_models, of_operation
+from perennial.alerts.alert import EVERYBODY, Severity
+from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT, Settings
 from perennial.deployment import Deployment
-from perennial.intervals import Interval
-from perennial.ledger import Ledger
+from perennial.ledger.store import Ledger
 from perennial.orchestration.notifiers import deliver
-from perennial.settings import PROJECT, Settings
 from tests import receivers
 from tests.dags.conftest import parse
 from tests.receivers import answer, words_of
@@ -79,8 +80,8 @@ def smtp(port: int) -> dict[str, Any]:
 
 def record(ledger: Ledger, key: str = "drift", *, critical: bool = False) -> None:
     reasons = ["<b>humidity</b> moved"]
-    severity: alerts.Severity = "critical" if critical else "warning"
-    ledger.record_alert(alerts.drift(MODEL, DAY, version=3, reasons=reasons, severity=severity), key)
+    severity: Severity = "critical" if critical else "warning"
+    ledger.record_alert(of_models.drift(MODEL, DAY, version=3, reasons=reasons, severity=severity), key)
 
 
 def test_an_alert_reaches_each_channel_once_although_one_is_down_at_first(
@@ -123,12 +124,12 @@ def test_what_is_critical_also_goes_to_who_is_on_call(sender: Sender, ledger: Le
 
 def test_alerts_of_no_model_go_where_the_environment_says(sender: Sender, ledger: Ledger, models: Path) -> None:
     tell(models, "{slack: team}")
-    ledger.record_alert(alerts.airflow_silent(alerts.EVERYBODY, reason="refused"), "one")
+    ledger.record_alert(of_operation.airflow_silent(EVERYBODY, reason="refused"), "one")
     with receivers.slack() as team, receivers.slack() as operators:
         sender.connections = {"TEAM": webhook(team.port), "OPERATORS": webhook(operators.port)}
         assert sender(alerts_slack="operators") == {"delivered": 1}
         assert len(operators.taken) == 1
-        ledger.record_alert(alerts.airflow_silent(alerts.EVERYBODY, reason="refused"), "two")
+        ledger.record_alert(of_operation.airflow_silent(EVERYBODY, reason="refused"), "two")
         assert sender() == {"delivered": 1}
         assert len(team.taken) == 1, "without it, whoever hears of any model hears of them"
 

@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 import pytest
 
-from perennial import alerts
-from perennial.intervals import Interval
-from perennial.ledger import Ledger
-from perennial.settings import PROJECT
+from perennial.alerts import of_operation
+from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT
+from perennial.ledger.store import Ledger
 from tests.living import free_ports
 
 SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
@@ -144,7 +144,7 @@ def fill(ledger: Ledger) -> None:
             model=model, interval=Interval.day("2024-01-18"), version=1, verdict="drift", reasons=[HOSTILE],
             details={"severity": "warning"}, report=f"{model}/drift/2024-01-18/report.html", run_id="r/../..?x#y",
         )  # fmt: skip
-        ledger.record_alert(alerts.run_failed(model, stage=HOSTILE, run_id="r", interval=None, error="e"), model)
+        ledger.record_alert(of_operation.run_failed(model, stage=HOSTILE, run_id="r", interval=None, error="e"), model)
 
 
 def wait_for(server: Server, process: subprocess.Popen[str]) -> None:

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from perennial.airflow_api import DagRun
-from perennial.errors import StackError
+from perennial.core.errors import StackError
+from perennial.stack.airflow_api import DagRun
 from tests.living import PATIENCE, Living
 
 pytestmark = pytest.mark.stack

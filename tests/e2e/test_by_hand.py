@@ -1,4 +1,4 @@
-"""The README's commands for what one wants to know of a version, beside a running stack."""
+"""The commands that README and docs give for what one wants to know of a version, beside a running stack."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
 from tests.living import MODEL, Living
 
 pytestmark = pytest.mark.stack
 
-COMMANDS = re.findall(r"(?m)^\.venv/bin/perennial (.+)$", (PROJECT / "README.md").read_text())
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+TYPED = [found for page in PAGES for found in re.findall(r"(?m)^\.venv/bin/perennial (.+)$", page.read_text())]
+#: These need a stack that is stopped, or a folder of their own: tests/unit/test_backup.py rehearses them.
+REHEARSED = {"backup", "restore"}
+COMMANDS = [command for command in dict.fromkeys(TYPED) if command.split()[0] not in REHEARSED]
 
 
 def by_hand(living: Living, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -32,12 +36,13 @@ def by_hand(living: Living, arguments: list[str], folder: Path) -> subprocess.Co
     )
 
 
-def test_the_readme_has_commands() -> None:
+def test_the_pages_have_commands() -> None:
     assert {command.split()[0] for command in COMMANDS} == {"history", "explain", "card", "reproduce", "performance"}
+    assert {command.split()[0] for command in TYPED} >= REHEARSED
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_answers_beside_a_running_stack(living: Living, tmp_path: Path, command: str) -> None:
+def test_a_command_of_the_pages_answers_beside_a_running_stack(living: Living, tmp_path: Path, command: str) -> None:
     done = by_hand(living, shlex.split(command.replace("flight_delay", MODEL)), tmp_path)
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from perennial.ledger import Ledger
-from perennial.settings import PROJECT
-from perennial.spec import json_schema
+from perennial.core.settings import PROJECT
+from perennial.ledger.store import Ledger
+from perennial.spec.model import json_schema
 from perennial.stack.processes import marked
 from tests.living import free_ports
 

@@ -22,9 +22,9 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 from sqlalchemy.pool import NullPool
 
-from perennial.airflow_api import AirflowApi
-from perennial.ledger import Ledger
-from perennial.settings import PROJECT
+from perennial.core.settings import PROJECT
+from perennial.ledger.store import Ledger
+from perennial.stack.airflow_api import AirflowApi
 from tests.composed import Composed, compose, free_port
 from tests.conftest import _without, postgres_server
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow.compute as pc
 import pytest
 
-from perennial.intervals import Interval
+from perennial.core.intervals import Interval
 from tests.living import MODEL, Living, report_file, sink_rows
 
 pytestmark = pytest.mark.stack
@@ -147,7 +147,7 @@ def test_a_range_that_cannot_be_meant_is_refused_before_anything_is_read(living:
     ids=["a number", "SQL", "a template"],
 )
 def test_a_form_that_does_not_fit_its_schema_starts_no_run(living: Living, conf: dict[str, object]) -> None:
-    from perennial.errors import StackError
+    from perennial.core.errors import StackError
 
     before = len(living.runs("ingest"))
     with pytest.raises(StackError):

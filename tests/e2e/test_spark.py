@@ -14,10 +14,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from perennial import by_hand
+from perennial.cli import by_hand
+from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT, read_settings
 from perennial.deployment import Deployment
-from perennial.intervals import Interval
-from perennial.settings import PROJECT, read_settings
 from tests.conftest import _without
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]

@@ -20,11 +20,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perennial.airflow_api import AirflowApi
-from perennial.errors import StackError
-from perennial.ledger import Ledger
-from perennial.settings import PROJECT
-from perennial.stack.deployed import SECRETS
+from perennial.core.errors import StackError
+from perennial.core.settings import PROJECT
+from perennial.ledger.store import Ledger
+from perennial.operations.deployed import SECRETS
+from perennial.stack.airflow_api import AirflowApi
 from perennial.stack.environment import keep_secrets
 from perennial.stack.processes import marked
 from tests.composed import read_compose

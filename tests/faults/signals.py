@@ -12,7 +12,7 @@ from typing import Any
 
 processes = multiprocessing.get_context("forkserver")
 # Imported once, so that a child begins at once. This must be said before the first child of the session starts.
-processes.set_forkserver_preload(["perennial.scoring", "tests.unit.monitored"])
+processes.set_forkserver_preload(["perennial.scoring.publish", "tests.unit.monitored"])
 
 _PATIENCE = 60
 

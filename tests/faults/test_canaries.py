@@ -25,15 +25,17 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from perennial import alerts, by_hand, logs, redaction
-from perennial.channels import SlackApi, SlackWebhook, send
+from perennial.alerts import of_operation
+from perennial.alerts.channels import SlackApi, SlackWebhook, send
+from perennial.alerts.messages import Message
+from perennial.cli import by_hand
+from perennial.core import logs, redaction
+from perennial.core.errors import NotDelivered, PerennialError, SettingsError
+from perennial.core.intervals import Interval, utc
+from perennial.core.settings import PROJECT, Settings, read_settings
 from perennial.deployment import Deployment
-from perennial.drift import judge_drift
-from perennial.errors import NotDelivered, PerennialError, SettingsError
-from perennial.intervals import Interval, utc
-from perennial.ledger import Ledger
-from perennial.messages import Message
-from perennial.settings import PROJECT, Settings, read_settings
+from perennial.ledger.store import Ledger
+from perennial.monitoring.judge import judge_drift
 
 MODEL = "energy_load"
 DAY = Interval.day("2024-01-17")
@@ -108,7 +110,7 @@ def failure(call: Callable[[], object]) -> BaseException:
 
 def told(error: BaseException) -> str:
     """What an alert makes of an error."""
-    return json.dumps(alerts.run_failed(MODEL, stage="train", run_id="r", interval=None, error=str(error)).to_json())
+    return json.dumps(of_operation.run_failed(MODEL, stage="train", run_id="r", interval=None, error=str(error)).to_json())
 
 
 def assert_silent(*texts: str) -> None:
@@ -180,7 +182,7 @@ def test_a_model_that_tells_its_environment_leaves_no_secret_behind(
     ledger = Ledger(settings.database_url)
     for number, error in enumerate(errors):
         assert "***" in str(error)
-        failed = alerts.run_failed(MODEL, stage="train", run_id="r", interval=None, error=str(error))
+        failed = of_operation.run_failed(MODEL, stage="train", run_id="r", interval=None, error=str(error))
         ledger.record_alert(failed, f"failed-{number}")
     kept = dict(everything_kept(settings))
     assert any("mlflow" in name for name in kept)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from perennial import alerts, channels, delivery
-from perennial.channels import Mail, SlackWebhook
-from perennial.delivery import Addresses
-from perennial.intervals import Interval
-from perennial.ledger import Ledger
-from perennial.outbox import Outbox
-from perennial.settings import Settings
+from perennial.alerts import channels, delivery, of_models
+from perennial.alerts.channels import Mail, SlackWebhook
+from perennial.alerts.delivery import Addresses
+from perennial.alerts.outbox import Outbox
+from perennial.core.intervals import Interval
+from perennial.core.settings import Settings
+from perennial.ledger.store import Ledger
 from tests.faults.signals import processes, trap, wait_until_stopped
 from tests.receivers import OK, Mails, Slack, answer
 
@@ -94,7 +94,7 @@ def die(children: list[BaseProcess], url: str, ports: tuple[int, int], now: date
 def drift(ledger: Ledger, number: int) -> str:
     """Record one; what it is known by in any message."""
     interval = Interval.day(datetime(2013, 4, 1, tzinfo=UTC) + timedelta(days=number))
-    ledger.record_alert(alerts.drift(MODEL, interval, version=1, reasons=["moved"]), interval.key)
+    ledger.record_alert(of_models.drift(MODEL, interval, version=1, reasons=["moved"]), interval.key)
     return f"drift in {interval.key}"
 
 
@@ -177,7 +177,7 @@ def test_senders_at_once_tell_everything_once(
     recorded = []
     for turn in range(rounds):
         recorded.append(drift(ledger, turn))
-        ledger.record_alert(alerts.promoted(MODEL, version=turn, previous=None, reason="better", actor="ann"), f"v{turn}")
+        ledger.record_alert(of_models.promoted(MODEL, version=turn, previous=None, reason="better", actor="ann"), f"v{turn}")
         recorded.append(f"version {turn} is champion")
         start.wait(_PATIENCE)
         end.wait(_PATIENCE)

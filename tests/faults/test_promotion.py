@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from perennial import registry as registry_module
-from perennial.errors import StaleDecision
-from perennial.ledger import Ledger
-from perennial.registry import CHAMPION, Registry
-from perennial.settings import Settings
+from perennial.core.errors import StaleDecision
+from perennial.core.settings import Settings
+from perennial.ledger.store import Ledger
+from perennial.registry import champion
+from perennial.registry.server import CHAMPION
+from perennial.registry.store import Registry
 from tests.faults.signals import processes, trap, wait_until_stopped
 from tests.unit import synthetic
 
@@ -45,7 +46,7 @@ STEPS = {
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """A folder with twenty versions in it that passed their gates, and MLflow's database of them."""
     state = tmp_path_factory.mktemp("promotions")
     settings = synthetic.deployment(state)
@@ -59,9 +60,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 
 
 @pytest.fixture
-def place(store: tuple[Path, bytes], tmp_path: Path, settings_on_each_database: Settings) -> Settings:
-    """A deployment of its own with the versions of ``store``, the first of which is champion."""
-    state, database = store
+def place(prepared: tuple[Path, bytes], tmp_path: Path, settings_on_each_database: Settings) -> Settings:
+    """A deployment of its own with the versions of ``prepared``, the first of which is champion."""
+    state, database = prepared
     (tmp_path / "mlflow.db").write_bytes(database)
     settings = settings_on_each_database.model_copy(update={"mlflow_url": f"sqlite:///{tmp_path / 'mlflow.db'}"})
     ledger = Ledger(settings.database_url)
@@ -177,7 +178,7 @@ def start(children: list[BaseProcess], settings: Settings, step: str, *signals: 
 @pytest.fixture
 def turns_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has the right to move the alias is taken for dead at once."""
-    monkeypatch.setattr(registry_module, "LEASE", timedelta(0))
+    monkeypatch.setattr(champion, "LEASE", timedelta(0))
 
 
 @pytest.mark.usefixtures("turns_are_over")
@@ -235,8 +236,8 @@ def test_a_sleeper_that_moves_the_alias_late_and_dies_is_not_taken_for_a_person(
 def test_others_wait_for_their_turn_and_give_up_with_a_sentence(
     place: Settings, children: list[BaseProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "LEASE", timedelta(hours=1))
-    monkeypatch.setattr(registry_module, "_PATIENCE", timedelta(seconds=0))
+    monkeypatch.setattr(champion, "LEASE", timedelta(hours=1))
+    monkeypatch.setattr(champion, "_PATIENCE", timedelta(seconds=0))
     sleeper = start(children, place, "before the alias moves", signal.SIGSTOP)
     wait_until_stopped(sleeper)
     with pytest.raises(StaleDecision, match="others have been moving the alias"):

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 
-from perennial.errors import Superseded
-from perennial.iceberg import Catalog
-from perennial.intervals import Interval
-from perennial.lake import Lake, TableWrite
-from perennial.ledger import Ledger, Publication
-from perennial.settings import Settings
+from perennial.core.errors import Superseded
+from perennial.core.intervals import Interval
+from perennial.core.settings import Settings
+from perennial.lake.catalog import Catalog
+from perennial.lake.publish import Lake, TableWrite
+from perennial.ledger.records import Publication
+from perennial.ledger.store import Ledger
 from tests.faults.signals import send_to_itself, wait_until_stopped
 
 MODEL = "flight_delay"
@@ -166,7 +167,7 @@ class House:
 
 
 def make_house(settings: Settings) -> House:
-    PROCESSES.set_forkserver_preload(["perennial.lake", "pytest"])
+    PROCESSES.set_forkserver_preload(["perennial.lake.publish", "pytest"])
     ledger = Ledger(settings.database_url)
     ledger.migrate()
     return House(settings, ledger, Lake(settings, ledger))

@@ -19,12 +19,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from perennial import alerts
-from perennial.agreement import verify
+from perennial.alerts import of_models
+from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT, Settings
 from perennial.deployment import Deployment
-from perennial.intervals import Interval
-from perennial.removal import held_until
-from perennial.settings import PROJECT, Settings
+from perennial.lake.removal import held_until
+from perennial.operations.agreement import verify
 from tests.conftest import _without
 from tests.unit.monitored import DAY, World, make_world, open_world
 
@@ -92,7 +92,7 @@ def world(server: sa.URL, tmp_path: Path, settings: Settings, monkeypatch: pytes
         world.lake.pin("toy", world.ledger.head("toy", "features").snapshots, f"training-{as_of}-{version}")
     world.promote(1)
     world.score(1)
-    world.ledger.record_alert(alerts.promoted("toy", version=1, previous=None, reason="it waits", actor="tester"), "waiting")
+    world.ledger.record_alert(of_models.promoted("toy", version=1, previous=None, reason="it waits", actor="tester"), "waiting")
 
     programs = tmp_path / "bin"
     programs.mkdir()

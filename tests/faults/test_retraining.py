@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from perennial import monitoring
-from perennial.intervals import Interval
-from perennial.ledger import Ledger
-from perennial.monitoring import RetrainingRequest, request_retraining
-from perennial.retraining import retraining_run_id
-from perennial.settings import Settings
-from perennial.spec import Retraining, read_model
+from perennial.core.intervals import Interval
+from perennial.core.settings import Settings
+from perennial.ledger.store import Ledger
+from perennial.monitoring import requests
+from perennial.monitoring.requests import RetrainingRequest, request_retraining
+from perennial.monitoring.retraining import retraining_run_id
+from perennial.spec.folder import read_model
+from perennial.spec.monitoring import Retraining
 from tests.faults.signals import processes, trap
 from tests.unit import synthetic
 
@@ -30,7 +31,7 @@ _PATIENCE = 120
 
 #: When a process dies: which function, and whether before or behind it.
 STEPS = (
-    (monitoring, "_decide", "after"),
+    (requests, "_decide", "after"),
     (Ledger, "record_retraining", "before"),
     (Ledger, "record_retraining", "after"),
 )

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from perennial import sink
-from perennial.artifacts import LoadedModel
-from perennial.errors import Superseded
-from perennial.ledger import Ledger
-from perennial.settings import Settings
-from perennial.sink import PredictionSink
+from perennial.core.errors import Superseded
+from perennial.core.settings import Settings
+from perennial.ledger.store import Ledger
+from perennial.model.artifacts import LoadedModel
+from perennial.scoring import sink
+from perennial.scoring.sink import PredictionSink
 from tests.faults.signals import processes, trap, wait_until_stopped
 from tests.unit.monitored import World, make_world, open_world
 

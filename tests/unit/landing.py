@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from perennial.checks import CheckResult, check, ingest_writes
-from perennial.intervals import Interval
-from perennial.sources import Landed, land
-from perennial.spec import ModelFolder, read_model
+from perennial.core.intervals import Interval
+from perennial.ingestion.checks import CheckResult, check, ingest_writes
+from perennial.ingestion.sources import Landed, land
+from perennial.spec.folder import ModelFolder, read_model
 
 DAY = Interval.day("2013-04-01")
 HEADER = "id,begun,place,n,x\n"

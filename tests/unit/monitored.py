@@ -17,16 +17,18 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from perennial.artifacts import FeatureList, predict
-from perennial.estimators import make_estimator
-from perennial.intervals import Interval, utc
-from perennial.lake import Lake, TableWrite
-from perennial.ledger import Ledger, Publication
-from perennial.registry import Registry
-from perennial.scoring import Scored, score
-from perennial.settings import Settings
-from perennial.spec import ModelFolder, read_model
-from perennial.training import Fitted, code_state
+from perennial.core.intervals import Interval, utc
+from perennial.core.settings import Settings
+from perennial.lake.publish import Lake, TableWrite
+from perennial.ledger.records import Publication
+from perennial.ledger.store import Ledger
+from perennial.model.artifacts import FeatureList, predict
+from perennial.model.candidate import Fitted
+from perennial.model.estimators import make_estimator
+from perennial.registry.store import Registry
+from perennial.scoring.publish import Scored, score
+from perennial.spec.folder import ModelFolder, read_model
+from perennial.training.fit import code_state
 from tests.unit import synthetic
 from tests.unit.synthetic import MOMENT
 

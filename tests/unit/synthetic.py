@@ -19,17 +19,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 from threadpoolctl import threadpool_limits
 
-from perennial.artifacts import FeatureList
-from perennial.evidence import Comparison, Operation, Robustness, Slices
-from perennial.gates import Contender, Evaluation, GateDecision, GateResult, PredictionSummary
-from perennial.intervals import Interval
-from perennial.lake import Lake, TableWrite
-from perennial.ledger import Ledger
-from perennial.registry import Registry
-from perennial.settings import Settings
-from perennial.spec import METRICS, ModelFolder, read_model
-from perennial.training import Fitted, code_state
-from perennial.training_set import TrainingSet
+from perennial.core.intervals import Interval
+from perennial.core.settings import Settings
+from perennial.evaluation.evidence import Comparison, Contender, Evaluation, Operation, PredictionSummary, Robustness, Slices
+from perennial.evaluation.gates import GateDecision, GateResult
+from perennial.lake.publish import Lake, TableWrite
+from perennial.ledger.store import Ledger
+from perennial.model.artifacts import FeatureList
+from perennial.model.candidate import Fitted, TrainingSet
+from perennial.registry.store import Registry
+from perennial.spec.folder import ModelFolder, read_model
+from perennial.spec.training import METRICS
+from perennial.training.fit import code_state
 
 MOMENT = pa.timestamp("us", tz="UTC")
 START = Interval.day("2013-03-01").start

@@ -3,7 +3,7 @@
 The run is parked, without a worker, until somebody who may answers in the UI or by the REST API, or time is up. What was
 answered is handed on to ``promote_champion``, which acts on it and records it.
 
-Neighbours: :mod:`perennial.approval` says what is shown and what an answer means.
+Neighbours: :mod:`perennial.reports.approval` says what is shown and what an answer means.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
 from perennial.orchestration.runs import stage_run
-from perennial.spec import ModelSpec
+from perennial.spec.model import ModelSpec
 
 APPROVE, REJECT = "Approve", "Reject"
 #: The task whose version is asked about.
@@ -48,7 +48,7 @@ class ApprovalRequest(HITLOperator):
     """
 
     def execute(self, context: Context) -> Any:
-        from perennial import alerts
+        from perennial.alerts import of_models
 
         model = self.dag_id.partition(".")[0]
         decided = context["ti"].xcom_pull(task_ids=DECIDED)
@@ -59,7 +59,7 @@ class ApprovalRequest(HITLOperator):
             links = dict(decided["links"])
             if public := run.deployment.settings.airflow_public_url:
                 links["Answer"] = self.generate_link_to_ui(task_instance=context["ti"], base_url=public)
-            alert = alerts.approval_wanted(model, version=version, champion=decided["expected"], until=until, links=links)
+            alert = of_models.approval_wanted(model, version=version, champion=decided["expected"], until=until, links=links)
             run.deployment.ledger.record_alert(alert, f"{alert.kind}/{model}/version-{version}")
         return super().execute(context)
 

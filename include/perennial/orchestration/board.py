@@ -3,7 +3,7 @@
 Airflow does not protect what a plugin serves. Here every route, whichever is added, wants a signed-in user who may see DAGs;
 what is shown of a model, only one who may see a DAG of that model. The ledger is read with ``SELECT`` alone.
 
-Neighbours: :mod:`perennial.board` composes what is shown; ``plugins/perennial_board.py`` hands this to Airflow.
+Neighbours: :mod:`perennial.reports.board` composes what is shown; ``plugins/perennial_board.py`` hands this to Airflow.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from fastapi.responses import JSONResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.exc import SQLAlchemyError
 
-from perennial import board, logs
-from perennial.board import Board, Pages
-from perennial.errors import PerennialError, SpecError
-from perennial.ledger import Ledger
-from perennial.settings import settings
-from perennial.spec import ModelFolder, read_model
+from perennial.core import logs
+from perennial.core.errors import PerennialError, SpecError
+from perennial.core.settings import settings
+from perennial.ledger.store import Ledger
+from perennial.reports import board
+from perennial.reports.board import Board, Pages
+from perennial.spec.folder import ModelFolder, read_model
 
 log = logs.get(__name__)
+
 
 #: Where Airflow mounts :data:`app`.
 PREFIX = "/perennial"
@@ -158,7 +160,7 @@ def static(name: str) -> Response:
     """The page's style sheet, script and icon."""
     if name not in _STATIC:
         raise HTTPException(HTTPStatus.NOT_FOUND, "there is no such file")
-    content = resources.files("perennial").joinpath("static", name).read_bytes()
+    content = resources.files("perennial.reports").joinpath("static", name).read_bytes()
     return Response(content, media_type=_STATIC[name], headers={**_HEADERS, "Cache-Control": "private, max-age=300"})
 
 
@@ -214,7 +216,7 @@ def _readable() -> Iterator[None]:
 
 
 def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
-    """As :func:`perennial.spec.read_models`; a folder is only read again once one of its files has changed."""
+    """As :func:`perennial.spec.folder.read_models`; a folder is only read again once one of its files has changed."""
     sound: dict[str, ModelFolder] = {}
     broken: dict[str, SpecError] = {}
     for file in sorted(models.glob("*/model.yaml")):
@@ -277,7 +279,11 @@ def _message(status: HTTPStatus, title: str, text: str, *, sign_in_for: str | No
 @lru_cache(maxsize=1)
 def _templates() -> Environment:
     made = Environment(
-        loader=PackageLoader("perennial"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("perennial.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     made.filters["number"] = _number
     return made

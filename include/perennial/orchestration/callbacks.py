@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from airflow.sdk import Context
 
-from perennial import alerts, logs
-from perennial.intervals import Interval
+from perennial.alerts import of_operation
+from perennial.alerts.alert import failure, failure_key
+from perennial.core import logs
+from perennial.core.intervals import Interval
 
 log = logs.get(__name__)
 
@@ -21,7 +23,7 @@ def alert_of_failure(context: Context) -> None:
     model, _, stage = task.dag_id.partition(".")
     try:
         parts = deployment()
-        alert = alerts.run_failed(
+        alert = of_operation.run_failed(
             model,
             stage=f"{stage}, task {task.task_id}",
             run_id=dag_run.run_id,
@@ -31,7 +33,7 @@ def alert_of_failure(context: Context) -> None:
             links=task_links(parts.settings, task),
             subject=_subject(context),
         )
-        key = alerts.failure_key(task.dag_id, dag_run.run_id, task.task_id, task.map_index)
+        key = failure_key(task.dag_id, dag_run.run_id, task.task_id, task.map_index)
         parts.ledger.record_alert(alert, key)
     except Exception:
         log.exception("the alert of %s could not be recorded", task.task_id)
@@ -46,7 +48,7 @@ def resolve_failure(context: Context) -> None:
     if task.try_number == 1 and run.run_type == "scheduled":
         return
     try:
-        ledger, subject = deployment().ledger, alerts.failure(task.dag_id, task.task_id, task.map_index)
+        ledger, subject = deployment().ledger, failure(task.dag_id, task.task_id, task.map_index)
         same = {f"{subject}/{run.run_id}", _subject(context)}
         for found in same.intersection(ledger.open_subjects(subject)):
             ledger.resolve(found, f"{task.task_id} has succeeded, in run {run.run_id}.")
@@ -58,7 +60,7 @@ def _subject(context: Context) -> str:
     """The same for each run that does the same: by the interval, if the run has one."""
     task, interval = context["ti"], _interval(context)
     what = interval.key if interval is not None else context["dag_run"].run_id
-    return f"{alerts.failure(task.dag_id, task.task_id, task.map_index)}/{what}"
+    return f"{failure(task.dag_id, task.task_id, task.map_index)}/{what}"
 
 
 def _interval(context: Context) -> Interval | None:

@@ -15,13 +15,14 @@ from typing import Any
 from airflow.sdk import DAG, Param, get_parsing_context
 from airflow.sdk.bases.timetable import BaseTimetable
 
-from perennial.errors import SpecError
+from perennial.core.errors import SpecError
+from perennial.core.pools import pools
+from perennial.core.settings import settings
 from perennial.orchestration import assets
 from perennial.orchestration.callbacks import alert_of_failure, resolve_failure
 from perennial.orchestration.users import access
-from perennial.pools import pools
-from perennial.settings import settings
-from perennial.spec import ModelFolder, ModelSpec, read_models
+from perennial.spec.folder import ModelFolder, read_models
+from perennial.spec.model import ModelSpec
 
 #: Queues of Celery's workers, by stage: what trains for an hour must not keep scoring waiting. Other executors have none.
 LIGHT = "light"

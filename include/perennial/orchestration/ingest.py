@@ -32,13 +32,13 @@ def land_and_check(model: str, table: str, part: str | None = None) -> dict[str,
 
     The result is handed on before the task fails, so that ``publish_tables`` can tell of all tables at once.
     """
-    from perennial import ingestion
+    from perennial.ingestion.publish import land_and_check
 
     with stage_run(model, part=part) as run:
         ledger, settings = run.deployment.ledger, run.deployment.settings
         # The order of this run among others of the interval is settled before the first row is read.
         ledger.next_order(model, "tables", run.interval, run.run_id)
-        result = ingestion.land_and_check(
+        result = land_and_check(
             run.folder, ledger, settings, table, run.interval, run.staging, connect=connect, run_id=run.run_id
         )
         run.link(REPORT, run.report(result.data_docs))
@@ -54,8 +54,8 @@ def publish_tables(model: str, checked: list[dict[str, Any] | None], part: str |
 
     A table without event time is replaced whole, so that of a range's parts the one that ends last publishes it.
     """
-    from perennial.checks import CheckResult
-    from perennial.ingestion import publish_interval
+    from perennial.ingestion.checks import CheckResult
+    from perennial.ingestion.publish import publish_interval
 
     with stage_run(model, part=part) as run:
         tables = run.folder.spec.tables
@@ -71,8 +71,8 @@ def publish_tables(model: str, checked: list[dict[str, Any] | None], part: str |
 @task(multiple_outputs=False)
 def build_features(model: str, part: str | None = None, *, outlet_events: Any = None) -> dict[str, Any]:
     """Compute the interval's features from the published tables, publish them, and announce each of its days."""
-    from perennial.errors import Superseded
-    from perennial.features import ensure_features, publish_features
+    from perennial.core.errors import Superseded
+    from perennial.features.publish import ensure_features, publish_features
     from perennial.orchestration import assets
 
     with stage_run(model, part=part) as run:

@@ -14,7 +14,7 @@ from perennial.orchestration.runs import Window, stage_run
 @task(multiple_outputs=False, trigger_rule="all_done")
 def judge_drift(model: str, window: Window) -> dict[str, Any]:
     """Compare the window's features and predictions with the champion's own training reference."""
-    from perennial.drift import judge_drift as judge
+    from perennial.monitoring.judge import judge_drift as judge
 
     with stage_run(model, window=window) as run:
         parts = run.deployment
@@ -35,7 +35,7 @@ def judge_drift(model: str, window: Window) -> dict[str, Any]:
 @task(multiple_outputs=False)
 def measure_performance(model: str, window: Window) -> list[dict[str, Any]]:
     """Realised metrics of every window whose labels have become known by this window's end."""
-    from perennial.performance import measure_performance as measure
+    from perennial.monitoring.performance import measure_performance as measure
 
     with stage_run(model, window=window) as run:
         parts = run.deployment
@@ -46,7 +46,7 @@ def measure_performance(model: str, window: Window) -> list[dict[str, Any]]:
 @task(multiple_outputs=False, queue=PROMOTE)
 def compare_shadows(model: str, window: Window) -> list[dict[str, Any]]:
     """Compare the champion with the versions in its shadow on mature labels; tell people, or roll back, where it is worse."""
-    from perennial.shadowing import compare_shadows as compare
+    from perennial.monitoring.shadowing import compare_shadows as compare
 
     with stage_run(model, window=window) as run:
         parts = run.deployment
@@ -57,10 +57,10 @@ def compare_shadows(model: str, window: Window) -> list[dict[str, Any]]:
 @task.short_circuit(multiple_outputs=False)
 def decide_retraining(model: str, window: Window) -> dict[str, Any]:
     """Ask for a retraining, or not; the reason is in the ledger either way. Empty when nothing is asked for."""
-    from perennial import monitoring
+    from perennial.monitoring import requests
 
     with stage_run(model, window=window) as run:
-        request = monitoring.request_retraining(
+        request = requests.request_retraining(
             run.folder.spec,
             run.deployment.ledger,
             run.interval,

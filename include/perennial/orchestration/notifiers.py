@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING
 from airflow.sdk import Connection, get_current_context, task
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from perennial import logs
-from perennial.alerts import EVERYBODY, Alert
+from perennial.alerts.alert import EVERYBODY, Alert
+from perennial.core import logs
+from perennial.core.errors import NotDelivered
+from perennial.core.settings import Settings
 from perennial.deployment import Deployment
-from perennial.errors import NotDelivered
 from perennial.orchestration.runs import deployment
-from perennial.settings import Settings
-from perennial.spec import Alerts, Route, read_models
+from perennial.spec.folder import read_models
+from perennial.spec.operation import Alerts, Route
 
-if TYPE_CHECKING:  # heavy, and DAG files lead here
-    from perennial.channels import Channel, Mail
-    from perennial.delivery import Outcome
+if TYPE_CHECKING:
+    from perennial.alerts.channels import Channel, Mail
+    from perennial.alerts.delivery import Outcome
 
 log = logs.get(__name__)
+
 
 #: Airflow's connection to the mail server.
 SMTP = "smtp_default"
@@ -63,7 +65,7 @@ def deliver(
         deadline: everything that one message may take.
         pause: waits between two messages.
     """
-    from perennial import delivery
+    from perennial.alerts import delivery
 
     outbox = parts.ledger.outbox
     if not outbox.backlog().count:
@@ -139,7 +141,7 @@ def open_channel(name: str) -> Channel:
     """The way to a channel, by Airflow's connection to it.
 
     Args:
-        name: as :attr:`perennial.spec.Route.channels` has it.
+        name: as :attr:`perennial.spec.operation.Route.channels` has it.
 
     Raises:
         NotDelivered: there is no such connection, it is of another kind, or it cannot be read now.
@@ -155,7 +157,7 @@ def _slack(connection_id: str, channel: str) -> Channel:
     from airflow.providers.slack.hooks.slack import SlackHook
     from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
 
-    from perennial.channels import SlackApi, SlackWebhook
+    from perennial.alerts.channels import SlackApi, SlackWebhook
 
     found = _connection(connection_id)
     try:
@@ -179,7 +181,7 @@ def _slack(connection_id: str, channel: str) -> Channel:
 def _mail(address: str) -> Mail:
     from airflow.providers.smtp.hooks.smtp import SmtpHook
 
-    from perennial.channels import Mail
+    from perennial.alerts.channels import Mail
 
     hook = SmtpHook(smtp_conn_id=SMTP)
     hook.smtp_connection = found = _connection(SMTP)

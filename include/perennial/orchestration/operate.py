@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import task
 
-from perennial import logs
+from perennial.core import logs
 from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import Run, stage_run
@@ -56,13 +56,13 @@ def _actor(run: Run) -> str:
 @task(multiple_outputs=False)
 def clear_files(model: str) -> dict[str, dict[str, int]]:
     """Remove what past runs handed from task to task, and reports older than the model keeps."""
-    from perennial import maintenance
+    from perennial.operations.maintenance import remove_reports, remove_staging
 
     with stage_run(model) as run:
         settings, now = run.deployment.settings, datetime.now(UTC)
         return {
-            "staging": maintenance.remove_staging(settings, model, now=now),
-            "reports": maintenance.remove_reports(settings, run.folder.spec, now=now),
+            "staging": remove_staging(settings, model, now=now),
+            "reports": remove_reports(settings, run.folder.spec, now=now),
         }
 
 
@@ -70,11 +70,11 @@ def clear_files(model: str) -> dict[str, dict[str, int]]:
 def tidy_lake(model: str) -> dict[str, dict[str, int]]:
     """Forget old quarantined rows, let go of what no kept version pins, join small files, remove orphans: in this order.
     Nothing while a backup is made."""
-    from perennial import maintenance
+    from perennial.operations.maintenance import tidy_lake
 
     with stage_run(model) as run:
         parts = run.deployment
-        return maintenance.tidy_lake(parts.settings, parts.lake, parts.ledger, run.folder.spec, now=datetime.now(UTC))
+        return tidy_lake(parts.settings, parts.lake, parts.ledger, run.folder.spec, now=datetime.now(UTC))
 
 
 @task(multiple_outputs=False, queue=PROMOTE)
@@ -87,7 +87,7 @@ def align_alias(model: str) -> int | None:
 @task(multiple_outputs=False)
 def close_abandoned_runs(model: str) -> dict[str, int]:
     """Mark MLflow runs that their process left open when it was killed."""
-    from perennial import maintenance
+    from perennial.operations.maintenance import close_abandoned_runs
 
     with stage_run(model) as run:
-        return maintenance.close_abandoned_runs(run.deployment.registry, run.folder.spec)
+        return close_abandoned_runs(run.deployment.registry, run.folder.spec)

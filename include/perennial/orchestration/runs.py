@@ -22,9 +22,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import mask_secret
 from sqlalchemy import Engine, create_engine
 
-from perennial import alerts, logs, redaction
-from perennial.deployment import Deployment
-from perennial.errors import (
+from perennial.alerts.alert import linking
+from perennial.core import logs, redaction
+from perennial.core.errors import (
     ArtifactRejected,
     IntervalRefused,
     NoChampion,
@@ -34,9 +34,10 @@ from perennial.errors import (
     Superseded,
     TrainingError,
 )
-from perennial.intervals import Interval, utc
-from perennial.settings import Settings, settings
-from perennial.spec import ModelFolder
+from perennial.core.intervals import Interval, utc
+from perennial.core.settings import Settings, settings
+from perennial.deployment import Deployment
+from perennial.spec.folder import ModelFolder
 
 #: What a run's partition key names the first day of.
 Window = Literal["day", "week", "month", "never"]
@@ -199,7 +200,7 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
     days = f"{params['start']}--{params.get('end')}" if params.get("start") else params.get("as_of")
     with (
         logs.context(model=model, interval=part or dag_run.partition_key or days, run=dag_run.run_id),
-        alerts.linking(task_links(parts.settings, context["ti"])),
+        linking(task_links(parts.settings, context["ti"])),
     ):
         try:
             check_conf(dag_run.conf, context["dag"].params)

@@ -7,7 +7,7 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial import logs
+from perennial.core import logs
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import stage_run
 
@@ -18,17 +18,18 @@ def resolve_champion(model: str) -> list[dict[str, Any]]:
 
     Every try of every task of the run uses the same versions.
     """
-    from perennial import scoring, shadowing
-    from perennial.errors import NoChampion
+    from perennial.core.errors import NoChampion
+    from perennial.monitoring.shadowing import resolve_shadows
+    from perennial.scoring.champion import resolve_champion
 
     with stage_run(model) as run:
         registry, ledger = run.deployment.registry, run.deployment.ledger
         try:
-            version = scoring.resolve_champion(registry, ledger, model, run.interval)
+            version = resolve_champion(registry, ledger, model, run.interval)
         except NoChampion as error:
             raise AirflowSkipException(str(error)) from error
         run.link(MLFLOW, registry.version_url(model, version))
-        shadows = shadowing.resolve_shadows(run.folder.spec, ledger, run.interval, champion=version)
+        shadows = resolve_shadows(run.folder.spec, ledger, run.interval, champion=version)
         return [{"part": part.key, "version": version, "shadows": shadows} for part in run.parts]
 
 
@@ -41,7 +42,7 @@ def predict(model: str, work: dict[str, Any], *, outlet_events: Any = None) -> d
         ``score_shadows`` for each result, and none for None.
     """
     from perennial.orchestration import assets
-    from perennial.scoring import score
+    from perennial.scoring.publish import score
 
     with stage_run(model, part=work["part"]) as run:
         logs.resolved(version=work["version"])
@@ -67,12 +68,12 @@ def predict(model: str, work: dict[str, Any], *, outlet_events: Any = None) -> d
 @task(multiple_outputs=False)
 def score_shadows(model: str, work: dict[str, Any]) -> dict[str, Any]:
     """Let the versions in the champion's shadow predict the rows that it has predicted."""
-    from perennial import shadowing
+    from perennial.monitoring.shadowing import DATASET, score_shadows
 
     with stage_run(model, part=work["part"]) as run:
         logs.resolved(version=work["version"])
         parts = run.deployment
-        done = shadowing.score_shadows(
+        done = score_shadows(
             run.folder,
             parts.lake,
             parts.ledger,
@@ -81,7 +82,7 @@ def score_shadows(model: str, work: dict[str, Any]) -> dict[str, Any]:
             champion=work["version"],
             versions=work["shadows"],
             features_snapshot=work["features_snapshot"],
-            order=parts.ledger.next_order(model, shadowing.DATASET, run.interval, run.run_id),
+            order=parts.ledger.next_order(model, DATASET, run.interval, run.run_id),
             run_id=run.run_id,
         )
         return done.to_json()

@@ -6,10 +6,10 @@ the environment alone (``AIRFLOW_CONN_<ID>``); channels of others are left to th
 
 from __future__ import annotations
 
-from perennial import logs
+from perennial.core import logs
 from perennial.orchestration.notifiers import deliver
 from perennial.orchestration.runs import deployment
-from perennial.watch import WAITING
+from perennial.watchdog.rules import WAITING
 
 log = logs.get(__name__)
 

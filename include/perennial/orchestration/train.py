@@ -7,7 +7,7 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from perennial import logs
+from perennial.core import logs
 from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import Run, Window, stage_run
@@ -16,7 +16,7 @@ from perennial.orchestration.runs import Run, Window, stage_run
 @task(multiple_outputs=False)
 def build_training_set(model: str, window: Window) -> dict[str, Any]:
     """Pin what is learnt from: features and labels as they were known, by snapshot and content hash."""
-    from perennial.training import build_training_set as build
+    from perennial.training.training_set import build_training_set as build
 
     with stage_run(model, window=window) as run:
         parts = run.deployment
@@ -29,8 +29,8 @@ def build_training_set(model: str, window: Window) -> dict[str, Any]:
 @task(multiple_outputs=False)
 def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> dict[str, Any]:
     """Search a candidate's parameters, fit it, and log it to MLflow."""
-    from perennial.training import TrainingSet
-    from perennial.training import fit_candidate as fit
+    from perennial.model.candidate import TrainingSet
+    from perennial.training.fit import fit_candidate as fit
 
     with stage_run(model) as run:
         parts = run.deployment
@@ -50,7 +50,8 @@ def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> d
 @task(multiple_outputs=False)
 def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]]) -> dict[str, Any]:
     """Judge the best candidate, the baselines and the champion on the same newest, untouched interval."""
-    from perennial.training import Fitted, TrainingSet, evaluate_training
+    from perennial.model.candidate import Fitted, TrainingSet
+    from perennial.training.evaluate import evaluate_training
 
     with stage_run(model) as run:
         parts = run.deployment
@@ -72,10 +73,12 @@ def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
     """Let the gates decide, and register the version with the decision, its evidence, its card and its release report."""
-    from perennial.approval import comparison_in_words
-    from perennial.gates import Evaluation, decide
-    from perennial.releases import publish_pages
-    from perennial.training import Fitted, TrainingSet, choose
+    from perennial.evaluation.evidence import Evaluation
+    from perennial.evaluation.gates import decide
+    from perennial.model.candidate import Fitted, TrainingSet
+    from perennial.reports.approval import comparison_in_words
+    from perennial.reports.releases import publish_pages
+    from perennial.training.evaluate import choose
 
     with stage_run(model) as run:
         registry = run.deployment.registry
@@ -112,10 +115,10 @@ def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any]
         decided: what ``decide_promotion`` found.
         answer: of ``ask_approval``; None if nobody had to be asked.
     """
-    from perennial.errors import StaleDecision
-    from perennial.gates import GateDecision
-    from perennial.intervals import utc
-    from perennial.ledger import Approval
+    from perennial.core.errors import StaleDecision
+    from perennial.core.intervals import utc
+    from perennial.evaluation.gates import GateDecision
+    from perennial.ledger.records import Approval
 
     with stage_run(model) as run:
         registry, version = run.deployment.registry, int(decided["version"])

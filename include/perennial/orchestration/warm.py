@@ -1,5 +1,7 @@
 """What takes long to import, imported: a worker's parent process imports this before it forks, so that no task has to."""
 
+from __future__ import annotations
+
 from importlib import import_module
 
 for name in (
@@ -12,21 +14,22 @@ for name in (
     "pyiceberg.catalog.sql",
     "pyiceberg.io.pyarrow",
     "duckdb",
-    "perennial.checks",
-    "perennial.drift",
-    "perennial.features",
-    "perennial.ingestion",
-    "perennial.maintenance",
-    "perennial.monitoring",
+    "perennial.features.publish",
+    "perennial.ingestion.publish",
+    "perennial.ingestion.sources",
+    "perennial.monitoring.judge",
+    "perennial.monitoring.performance",
+    "perennial.monitoring.requests",
+    "perennial.monitoring.shadowing",
+    "perennial.operations.maintenance",
     "perennial.orchestration.ingest",
     "perennial.orchestration.monitor",
     "perennial.orchestration.operate",
     "perennial.orchestration.score",
     "perennial.orchestration.train",
-    "perennial.performance",
-    "perennial.scoring",
-    "perennial.sources",
-    "perennial.training",
+    "perennial.scoring.publish",
+    "perennial.training.evaluate",
+    "perennial.training.fit",
 ):
     import_module(name)
 

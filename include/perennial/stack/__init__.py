@@ -3,3 +3,5 @@
 :mod:`~perennial.stack.environment` decides how they are configured, :mod:`~perennial.stack.processes` keeps processes
 alive and leaves none behind, :mod:`~perennial.stack.embedded` knows which processes there are and when they are healthy.
 """
+
+from __future__ import annotations

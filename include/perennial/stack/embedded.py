@@ -20,9 +20,9 @@ from typing import IO, Any, Self
 
 import httpx
 
-from perennial.errors import StackError
-from perennial.pools import commands
-from perennial.settings import PROJECT
+from perennial.core.errors import StackError
+from perennial.core.pools import commands
+from perennial.core.settings import PROJECT
 from perennial.stack.environment import (
     HOST,
     choose_ports,

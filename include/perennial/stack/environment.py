@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from perennial.errors import StackError
-from perennial.files import replacing
-from perennial.settings import PROJECT, Settings, read_settings
+from perennial.core.errors import StackError
+from perennial.core.files import replacing
+from perennial.core.settings import PROJECT, Settings, read_settings
 
 HOST = "127.0.0.1"
 
@@ -252,7 +252,7 @@ def environment(
 
 
 def _deployment(settings: Settings) -> dict[str, str]:
-    """What :func:`perennial.settings.read_settings` makes the same settings of."""
+    """What :func:`perennial.core.settings.read_settings` makes the same settings of."""
     return {
         "PERENNIAL_MODELS": str(settings.models),
         "PERENNIAL_STATE": str(settings.state),

@@ -30,7 +30,7 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from perennial.errors import StackError
+from perennial.core.errors import StackError
 
 
 class Launched:

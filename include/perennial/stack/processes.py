@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
-from perennial.errors import StackError
+from perennial.core.errors import StackError
 from perennial.stack.launcher import Launched, Launcher
 
 MARK = "PERENNIAL_STACK"

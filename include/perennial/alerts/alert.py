@@ -1,0 +1,174 @@
+"""The alert: its kind, severity, subject and links, and the subjects that resolve it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from perennial.core.redaction import redact
+
+Severity = Literal["critical", "warning"]
+
+#: Every kind there is; each has its line in ``docs/alerts.md``.
+Kind = Literal[
+    "airflow_silent",
+    "alerts_waiting",
+    "alias_put_back",
+    "approval_wanted",
+    "breaker",
+    "champion_stale",
+    "channel_lost",
+    "component_down",
+    "drift",
+    "import_errors",
+    "interval_refused",
+    "labels_late",
+    "ledger_silent",
+    "paused",
+    "performance_fell",
+    "promoted",
+    "promotion_refused",
+    "recovered",
+    "rollback",
+    "run_failed",
+    "run_stuck",
+    "shadow_better",
+    "silent",
+    "unknown_verdict",
+    "unmonitored",
+    "unscored",
+    "untrained",
+]
+
+#: Whose alerts those are that concern no single model.
+EVERYBODY = "perennial"
+
+#: Airflow's map index of a task that is not mapped.
+_UNMAPPED = -1
+
+#: Most reasons that are spelled out; the report has the rest.
+_MAX_REASONS = 8
+_MAX_LENGTH = 300
+_SECRET = re.compile(
+    r"(?i)(?P<name>\b[\w-]*(?:password|passwd|secret|token|api[_-]?key|authorization)[\w-]*\"?'?\s*[=:]\s*)"
+    r"(?:bearer\s+|basic\s+)?(?:\"[^\"]*\"|'[^']*'|[^\s,;&]+)"
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+")
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something a person should know.
+
+    Attributes:
+        model: the model it is about.
+        severity: ``critical``: predictions are missing or not to be trusted until someone acts. ``warning``: look at it.
+        kind: for routing, for digests, and for ``docs/alerts.md``.
+        title: one line.
+        text: what happened and why; then, after an empty line, what to do. Plain text of a few lines.
+        links: name to address, such as ``{"Drift report": "http://…"}``.
+        subject: what is wrong while the alert is open, its parts separated by slashes; once that is well again,
+            :meth:`perennial.ledger.store.Ledger.resolve` says so. None: there is nothing to be waited for.
+    """
+
+    model: str
+    severity: Severity
+    kind: Kind
+    title: str
+    text: str
+    links: dict[str, str] = field(default_factory=dict)
+    subject: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Alert:
+        """The inverse of :meth:`to_json`."""
+        return cls(**value)
+
+
+_links: ContextVar[Mapping[str, str] | None] = ContextVar("perennial_alert_links", default=None)
+
+
+@contextmanager
+def linking(links: Mapping[str, str]) -> Iterator[None]:
+    """Let each alert that is recorded inside lead to these addresses too, such as the page of the run at work."""
+    token = _links.set({**(_links.get() or {}), **links})
+    try:
+        yield
+    finally:
+        _links.reset(token)
+
+
+def linked(alert: Alert) -> Alert:
+    """The alert with the links of :func:`linking`."""
+    return replace(alert, links={**alert.links, **(_links.get() or {})})
+
+
+# A subject ends with the interval that it is about, where it is about one.
+
+
+def refused_data(model: str, dataset: str) -> str:
+    """Intervals whose data were refused; well again once the interval is published."""
+    return f"refused/{model}/{dataset}"
+
+
+def judged(model: str, what: Literal["unknown", "drift", "performance"]) -> str:
+    """Monitoring windows that were judged badly; well again once that window, or one after it, is judged well."""
+    return f"judged/{model}/{what}"
+
+
+def reign(model: str, what: Literal["breaker", "shadow"]) -> str:
+    """What stands while a champion is champion; well again with the next one."""
+    return f"reign/{model}/{what}"
+
+
+def failure(dag_id: str, task_id: str, map_index: int | None) -> str:
+    """Failures of a task, by the interval or the run it was for; well again once the task succeeds for the same."""
+    return f"failed/{dag_id}/{task_id}/{_UNMAPPED if map_index is None else map_index}"
+
+
+def failure_key(dag_id: str, run_id: str, task_id: str, map_index: int | None) -> str:
+    """The key of the alert of a failed task, whoever tells of it: its own callback, or the watchdog if it was killed."""
+    return f"run_failed:{dag_id}:{run_id}:{task_id}:{_UNMAPPED if map_index is None else map_index}"
+
+
+def recovered(told: Sequence[Alert], *, since: datetime, cause: str) -> Alert:
+    """What people were told of is well again.
+
+    Args:
+        told: the alerts that were open, oldest first.
+        since: when the first of them was recorded.
+        cause: what made it well.
+    """
+    first = told[0]
+    what = first.title.removeprefix(f"{first.model}: ")
+    wrong, _, _ = first.text.partition("\n\n")
+    times = f", told {len(told)} times" if len(told) > 1 else ""
+    return Alert(
+        model=first.model,
+        severity="warning",
+        kind="recovered",
+        title=f"{first.model}: well again: {what}",
+        text=f"{clean(cause)}\n\nWhat was wrong since {since:%Y-%m-%d %H:%M} UTC{times}: {what}.\n{wrong}",
+        links=dict(told[-1].links),
+    )
+
+
+def as_text(opening: str, reasons: Sequence[str], advice: str) -> str:
+    shown = [f"- {clean(reason)}" for reason in reasons[:_MAX_REASONS]]
+    if len(reasons) > _MAX_REASONS:
+        shown.append(f"- and {len(reasons) - _MAX_REASONS} more")
+    return "\n".join([opening, *(shown or ["- no reason was given"]), "", advice])
+
+
+def clean(text: str) -> str:
+    """One line of bounded length, without credentials, control characters or marks that reorder text."""
+    text = _SECRET.sub(r"\g<name>***", redact(_CONTROL.sub(" ", text))).strip()
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 1]}…"

@@ -1,0 +1,295 @@
+"""How a message reaches Slack or a mail server, and what their answers mean.
+
+A server may be slow, broken or hostile: it gets one deadline for everything from the name's look-up to the last byte, is
+read no further than a few kilobytes, and never says where else to go. What it answers is told by its code alone, since an
+answer, like an address, may hold a secret.
+
+Neighbours: :mod:`perennial.alerts.messages` says how a message looks; :mod:`perennial.alerts.delivery` decides when to send
+it, and what to do about :class:`NotDelivered`; :mod:`perennial.orchestration.notifiers` knows the addresses, from Airflow's
+connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+import traceback
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, Protocol
+
+import aiosmtplib
+import httpx
+
+from perennial.alerts.messages import Message, for_mail, for_slack
+from perennial.core import logs
+from perennial.core.errors import NotDelivered
+
+log = logs.get(__name__)
+
+
+#: Everything that one message may take.
+DEADLINE = timedelta(seconds=10)
+
+#: The longest wait that a server is granted if it asks for one.
+LONGEST_ASKED = timedelta(hours=1)
+
+#: As much of an answer as is read: Slack's are shorter.
+_MOST_READ = 16_384
+
+#: What Slack says of a message that it would not take however often it is sent.
+_OF_CONTENT = frozenset({
+    "invalid_arguments", "invalid_attachments", "invalid_blocks", "invalid_blocks_format", "invalid_payload",
+    "msg_blocks_too_long", "msg_too_long", "no_text", "too_many_attachments",
+})  # fmt: skip
+
+#: What Slack says when it might take the message later. Everything else needs a person.
+_LATER = frozenset({
+    "fatal_error", "internal_error", "message_limit_exceeded", "rate_limited", "ratelimited", "request_timeout", "rollup_error",
+    "service_unavailable",
+})  # fmt: skip
+
+
+class Channel(Protocol):
+    """Somewhere that people read."""
+
+    async def send(self, message: Message) -> str | None:
+        """Send a message.
+
+        Returns:
+            What the channel calls it, for an answer to it; None if it calls it nothing.
+
+        Raises:
+            NotDelivered: it was not taken, or nobody knows whether it was.
+        """
+
+
+async def send(channel: Channel, message: Message, *, deadline: timedelta = DEADLINE) -> str | None:
+    """:meth:`Channel.send`, in no more time than ``deadline``, whatever the server does."""
+    try:
+        async with asyncio.timeout(deadline.total_seconds()):
+            return await channel.send(message)
+    except TimeoutError as error:
+        raise NotDelivered(f"no answer within {deadline.total_seconds():g} s") from error
+    except NotDelivered:
+        raise
+    except Exception as error:
+        # A fault of ours or of a library; other channels must not wait for its repair. Its words may hold an address.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        log.error("a message could not be sent: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
+        raise NotDelivered(f"not sent: {type(error).__name__}") from error
+
+
+# --- Slack -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SlackWebhook:
+    """An incoming webhook of Slack, or of what behaves as one.
+
+    Attributes:
+        url: whoever knows it may post.
+        proxy: to go through.
+    """
+
+    url: str = field(repr=False)
+    proxy: str | None = field(default=None, repr=False)
+
+    async def send(self, message: Message) -> str | None:
+        status, headers, body = await _post(self.url, for_slack(message), {}, self.proxy)
+        _check_status(status, headers, body)
+        if body.strip() != "ok":
+            # What behaves as Slack may answer in JSON; a page that says welcome has not taken anything.
+            _check_ok(_parsed(body))
+        return None
+
+
+@dataclass(frozen=True)
+class SlackApi:
+    """A channel of a Slack workspace, by an app's token (``chat.postMessage``).
+
+    Attributes:
+        token: the app's.
+        to: the channel, ``#ml`` or its id.
+        base_url: of the API.
+        proxy: to go through.
+    """
+
+    token: str = field(repr=False)
+    to: str
+    base_url: str = "https://slack.com/api/"
+    proxy: str | None = field(default=None, repr=False)
+
+    async def send(self, message: Message) -> str | None:
+        url = f"{self.base_url.rstrip('/')}/chat.postMessage"
+        thread = {"thread_ts": message.answers, "reply_broadcast": True} if message.answers is not None else {}
+        payload = {**for_slack(message), **thread, "channel": self.to, "parse": "none", "link_names": False}
+        status, headers, body = await _post(url, payload, {"Authorization": f"Bearer {self.token}"}, self.proxy)
+        _check_status(status, headers, body)
+        answer = _parsed(body)
+        _check_ok(answer)
+        told = answer.get("ts")
+        return told if isinstance(told, str) else None
+
+
+async def _post(
+    url: str, payload: dict[str, Any], headers: dict[str, str], proxy: str | None
+) -> tuple[int, httpx.Headers, str]:
+    """Status, headers and the beginning of the body.
+
+    With httpx, since the client that Airflow's Slack hooks use follows redirects, reads an answer to its end however long
+    that is, and knows no deadline but one for each read.
+    """
+    body = b""
+    try:
+        async with (
+            httpx.AsyncClient(follow_redirects=False, timeout=DEADLINE.total_seconds(), proxy=proxy) as client,
+            client.stream("POST", url, json=payload, headers={**headers, "Accept-Encoding": "identity"}) as response,
+        ):
+            async for part in response.aiter_raw():
+                body += part
+                if len(body) >= _MOST_READ:
+                    break
+            return response.status_code, response.headers, body[:_MOST_READ].decode(errors="replace")
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise NotDelivered("the connection's address is none", mend=True) from error
+    except (httpx.HTTPError, ssl.SSLError) as error:
+        raise NotDelivered(f"no answer: {type(error).__name__}{_certificate(error)}") from error
+
+
+def _certificate(error: BaseException) -> str:
+    """What is wrong with the server's certificate, if that is what is wrong."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f", its certificate: {cause.verify_message}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def _check_status(status: int, headers: httpx.Headers, body: str) -> None:
+    if status == 200:
+        return
+    code = body.strip() if re.fullmatch(r"[a-z_]{2,50}", body.strip()) else ""
+    said = f"HTTP {status}{f', {code}' if code else ''}"
+    if status == 429 or status == 408 or status >= 500:
+        raise NotDelivered(said, after=retry_after(headers.get("Retry-After"), datetime.now(UTC)))
+    if 300 <= status < 400:
+        raise NotDelivered(f"{said}: it points elsewhere, which is not followed", mend=True)
+    if code in _OF_CONTENT or (status in (400, 413, 422) and not code):
+        raise NotDelivered(said, offends=True)
+    raise NotDelivered(said, mend=True)
+
+
+def _parsed(body: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise NotDelivered("HTTP 200, but not the answer of Slack") from error
+    if not isinstance(answer, dict):
+        raise NotDelivered("HTTP 200, but not the answer of Slack")
+    return answer
+
+
+def _check_ok(answer: dict[str, Any]) -> None:
+    if answer.get("ok") is True or ("ok" not in answer and answer.get("success") is True):
+        return
+    code = str(answer.get("error") or "")
+    said = f"ok is false: {code}" if re.fullmatch(r"[a-z_]{2,50}", code) else "ok is not true"
+    raise NotDelivered(said, mend=bool(code) and code not in _LATER | _OF_CONTENT, offends=code in _OF_CONTENT)
+
+
+def retry_after(value: str | None, now: datetime) -> timedelta | None:
+    """How long a server asks to be left alone: ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3).
+
+    Returns:
+        At most :data:`LONGEST_ASKED`; None if nothing, nothing readable or nothing to come is asked for.
+    """
+    text = (value or "").strip()
+    if re.fullmatch(r"\d+(\.\d*)?", text):
+        # More digits than any real wait has; not every number of digits can be read.
+        wait = LONGEST_ASKED if len(text) > 12 else min(timedelta(seconds=float(text)), LONGEST_ASKED)
+    else:
+        try:
+            moment = parsedate_to_datetime(text)
+            wait = min((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now, LONGEST_ASKED)
+        except (ValueError, TypeError, OverflowError, IndexError):
+            return None
+    return wait if wait > timedelta() else None
+
+
+# --- e-mail ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mail:
+    """An address, and the server that takes mail for it.
+
+    Attributes:
+        to: the address.
+        sender: whom the mail is from.
+        host, port: of the server; without a port, the usual one of ``security``.
+        security: ``tls`` from the first byte, ``starttls``, which then is demanded, or ``none``.
+        user, password, token: to sign in with, by password or by an OAuth 2 token.
+        verify: whether the server's certificate is checked.
+    """
+
+    to: str
+    sender: str
+    host: str
+    port: int | None
+    security: Literal["tls", "starttls", "none"]
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    verify: bool = True
+
+    async def send(self, message: Message) -> str | None:
+        mail = for_mail(message, sender=self.sender, to=self.to)
+        # The SMTP client of Airflow's hook reads a slow answer for as long as it trickles, and tries again by itself.
+        client = aiosmtplib.SMTP(
+            hostname=self.host,
+            port=self.port,
+            use_tls=self.security == "tls",
+            start_tls=self.security == "starttls",
+            validate_certs=self.verify,
+            timeout=None,
+        )
+        stage = "connecting"
+        try:
+            await client.connect()
+            if self.token is not None:
+                stage = "signing in"
+                await client.auth_xoauth2(self.user or self.sender, self.token)
+            elif self.user and self.password:
+                stage = "signing in"
+                await client.login(self.user, self.password)
+            stage = "sending"
+            await client.send_message(mail, sender=self.sender, recipients=[self.to])
+        except aiosmtplib.SMTPRecipientsRefused as error:
+            raise _refused("the address", error.recipients[0].code) from error
+        except aiosmtplib.SMTPSenderRefused as error:
+            raise _refused("the sender", error.code) from error
+        except aiosmtplib.SMTPDataError as error:
+            raise _refused("the text", error.code, offends=error.code >= 500) from error
+        except aiosmtplib.SMTPResponseException as error:
+            raise _refused(stage, error.code) from error
+        except (aiosmtplib.SMTPException, OSError) as error:
+            # The client's word for a server without STARTTLS, or without a way to sign in that both know.
+            if type(error) in (aiosmtplib.SMTPException, aiosmtplib.SMTPNotSupported):
+                raise NotDelivered(f"{stage}: the server lacks what the connection asks for", mend=True) from error
+            raise NotDelivered(f"{stage}: {type(error).__name__}{_certificate(error)}") from error
+        except ValueError as error:
+            raise NotDelivered("the address or the sender is none", mend=True) from error
+        finally:
+            client.close()
+        return str(mail["Message-ID"])
+
+
+def _refused(what: str, code: int, *, offends: bool = False) -> NotDelivered:
+    """A server's no: for now with a code of four hundred and something, else for good (RFC 5321, section 4.2.1)."""
+    hint = ", which asks for STARTTLS: see disable_tls of the connection" if code == 530 else ""
+    return NotDelivered(f"{what} is refused, SMTP {code}{hint}", mend=code >= 500 and not offends, offends=offends)

@@ -1,0 +1,128 @@
+"""Every error Perennial raises on purpose, in one tree.
+
+::
+
+    PerennialError
+    ├── SettingsError         the deployment's environment is wrong: which variable, and what to write
+    ├── SpecError             a model folder is wrong: file, line, and what would be right
+    ├── SourceError           a source could not be read as a table: which source, file, line
+    ├── IntervalRefused       the data of an interval broke a critical check; what was published before stays
+    ├── Superseded            a newer attempt owns this interval; this one may no longer write
+    ├── SchemaMismatch        the ledger is older or newer than this code: which revision, and what to run
+    ├── SnapshotMissing       a table or snapshot of the lake is not there (any more)
+    ├── StaleDecision         the champion changed, or another promotion is open, since the decision was made
+    ├── PromotionRefused      the gates or an approver refused the version, and nobody gave a reason to override them
+    ├── TrainingError         a training set or a candidate could not be made
+    ├── ArtifactRejected      a model artifact does not match its manifest or holds an untrusted type
+    ├── NoChampion            no version of the model has been promoted yet
+    ├── ScoringError          the champion's predictions cannot be published
+    ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
+    ├── LineageError          what is to be traced is not there: what was looked for, and where
+    ├── CardError             a card or report would have a section that says nothing: which, and what would fill it
+    ├── BackupError           a backup cannot be made or restored: which file or database, and why
+    ├── NotDelivered          a channel did not take a message: what it answered, and whether somebody has to mend it
+    └── StackError            the embedded stack cannot start or stay up: what to do
+
+A message names the model, the interval, the file or the column at fault, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from perennial.core.redaction import redact
+
+
+class PerennialError(Exception):
+    """The root of everything Perennial raises on purpose; its words hold no secret, whatever they quote."""
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(redact(word) if isinstance(word, str) else word for word in words))
+
+
+class SettingsError(PerennialError):
+    """The environment of the deployment is missing a value or holds a wrong one."""
+
+
+class SpecError(PerennialError):
+    """A model folder does not describe a model."""
+
+
+class SourceError(PerennialError):
+    """A source could not be read as a table."""
+
+
+class IntervalRefused(PerennialError):
+    """An interval's data broke a critical check beyond its tolerance; nothing of it was published."""
+
+
+class Superseded(PerennialError):
+    """A newer attempt has taken over the interval; nothing this attempt wrote is visible."""
+
+
+class SchemaMismatch(PerennialError):
+    """The ledger's tables are not those that this code knows."""
+
+
+class SnapshotMissing(PerennialError):
+    """A table, or a snapshot of one, is not in the lake: never published, or expired."""
+
+
+class StaleDecision(PerennialError):
+    """A promotion was decided against a champion that is no longer the champion, or while another one is open."""
+
+
+class PromotionRefused(PerennialError):
+    """A version did not pass its gates or was not approved, and no reason to override that was given."""
+
+
+class TrainingError(PerennialError):
+    """A training set or a candidate could not be made."""
+
+
+class ArtifactRejected(PerennialError):
+    """A model artifact differs from its manifest or holds a type that is not trusted."""
+
+
+class NoChampion(PerennialError):
+    """The model has no promoted version."""
+
+
+class ScoringError(PerennialError):
+    """Predictions are not fit to be published."""
+
+
+class CalibrationError(PerennialError):
+    """Thresholds for drift cannot be set from the history there is."""
+
+
+class LineageError(PerennialError):
+    """What is to be traced cannot be found."""
+
+
+class CardError(PerennialError):
+    """A card or release report would have a section that says nothing."""
+
+
+class BackupError(PerennialError):
+    """A backup cannot be made, or one cannot be restored; what is there is left as it is."""
+
+
+class NotDelivered(PerennialError):
+    """A channel did not take a message, or nobody knows whether it did.
+
+    Attributes:
+        after: how long it asks to be left alone; None if it does not say.
+        mend: whether it will refuse until somebody changes something.
+        offends: whether it refuses this message, not messages.
+    """
+
+    def __init__(self, said: str, *, after: timedelta | None = None, mend: bool = False, offends: bool = False) -> None:
+        super().__init__(said)
+        self.after = after
+        self.mend = mend
+        self.offends = offends
+
+
+class StackError(PerennialError):
+    """The embedded stack cannot start or has lost a process."""

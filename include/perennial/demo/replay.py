@@ -1,0 +1,248 @@
+"""The demo: the life of the model ``flight_delay`` on the flights out of New York in 2013, replayed as if live.
+
+It does what time and people do: the files of a week land in the landing zone, a run of ``ingest`` is started, and the rest
+follows by itself in Airflow. It is driven and watched over Airflow's REST API alone. Each run of the demo goes on where
+the last one stopped. Neighbour: :mod:`perennial.demo.summary` tells what came of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.status import Status
+
+from perennial.core.errors import StackError
+from perennial.core.intervals import Interval
+from perennial.demo.example_data import DAYS, write_landing_zone
+from perennial.demo.summary import show, summarise, week_in_words
+from perennial.ledger.store import Ledger
+from perennial.spec.folder import read_model
+from perennial.spec.operation import Schedules
+from perennial.stack.airflow_api import AirflowApi, DagRun
+from perennial.stack.embedded import Stack
+
+MODEL = "flight_delay"
+
+#: What the first champion learns from. The weeks that are replayed begin where it ends, on a Monday.
+HISTORY = Interval.of("2013-01-01", "2013-04-01")
+
+#: How many weeks a run of the demo replays.
+WEEKS = 12
+
+_STAGES = ("ingest", "score", "monitor", "train")
+
+#: Longest time, in seconds, that the runs of a step may take.
+_PATIENCE = 1800.0
+
+
+def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: bool, weeks: int = WEEKS) -> Path:
+    """Run it, from the start of the stack to the summary.
+
+    Args:
+        state: folder that everything is kept below, from one run to the next.
+        given: the environment. Of what it says about Airflow, MLflow and Perennial only the ports are heeded: the demo
+            shall not touch anything else that is somebody's own.
+        console: where progress is shown.
+        once: stop the stack at the end; otherwise it stays up until Ctrl-C.
+        weeks: how many to replay, as long as the year lasts.
+
+    Returns:
+        The summary's file.
+
+    Raises:
+        StackError: the stack or one of the runs failed.
+    """
+    began = time.monotonic()
+    console.print("Starting Airflow and MLflow …")
+    # The DAG files do not change while the demo runs.
+    with Stack(state, _own(given), parse_every=600, say=console.print) as stack:
+        console.print(f"Airflow {stack.airflow_url} (sign in as admin, password {stack.password}), MLflow {stack.mlflow_url}")
+        with AirflowApi(stack.airflow_url, "admin", stack.password) as api:
+            replay = _Replay(stack, api, console)
+            replay.seconds["start"] = time.monotonic() - began
+            replay.begin()
+            replay.load_history()
+            replay.train_first_champion()
+            replayed = replay.weeks_to_come()[:weeks]
+            if not replayed and weeks:
+                console.print(f"The year is over: nothing is left to replay. Remove {state} to begin again.")
+            for number, week in enumerate(replayed, start=1):
+                replay.live_through(week, f"week {number} of {len(replayed)}")
+            summary = summarise(stack, MODEL, replayed, replay.seconds, api.runs(f"{MODEL}."))
+            summary["seconds"]["all"] = round(time.monotonic() - began, 1)
+        file = state / "summary.json"
+        file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        show(console, summary, file)
+        if not once:
+            console.print("Everything stays up until Ctrl-C.")
+            with suppress(KeyboardInterrupt):
+                stack.wait()
+            console.print("Stopping …")
+    return file
+
+
+def _own(given: Mapping[str, str]) -> dict[str, str]:
+    def is_heeded(name: str) -> bool:
+        return not name.startswith(("AIRFLOW", "MLFLOW", "PERENNIAL")) or (
+            name.startswith("PERENNIAL_") and name.endswith("_PORT")
+        )
+
+    return {name: value for name, value in given.items() if is_heeded(name)}
+
+
+class _Replay:
+    """The steps of the demo.
+
+    Attributes:
+        seconds: how long each step took.
+    """
+
+    def __init__(self, stack: Stack, api: AirflowApi, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._stack = stack
+        self._api = api
+        self._console = console
+        self._data = stack.settings.data
+        self._ledger = Ledger(stack.settings.database_url)
+        self._schedules = read_model(stack.settings.models / MODEL).spec.schedules
+
+    def begin(self) -> None:
+        """Set the DAGs going, and let what an interrupted demo left finish."""
+        with self._step("begin", "waiting for Airflow to read the DAGs"):
+            dag_ids = [f"{MODEL}.{stage}" for stage in _STAGES]
+            self._api.wait_for_dags(dag_ids, check=self._stack.check)
+            for dag_id in dag_ids:
+                self._api.unpause(dag_id)
+        active = [run for run in self._api.runs(f"{MODEL}.") if not run.ended]
+        if active:
+            with self._step("resume", f"{len(active)} runs of the last time go on"):
+                for run in active:
+                    self._wait_for(run, None)
+
+    def load_history(self) -> None:
+        """Ingest the months before the replay in one run, unless that is done."""
+        if self._is_ingested(HISTORY):
+            return
+        with self._step("history", "loading three months of history") as status:
+            write_landing_zone(self._data, HISTORY)
+            conf = {**_range(HISTORY), "announce": False}
+            self._wait_for(self._api.trigger(f"{MODEL}.ingest", conf=conf, note="the history"), status)
+        self._console.print(
+            f"history {HISTORY}: {week_in_words(self._ledger, MODEL, HISTORY)}, {self.seconds['history']:.1f} s"
+        )
+
+    def train_first_champion(self) -> None:
+        """Train on the history, unless there is a champion.
+
+        Raises:
+            StackError: the gates refused the first version.
+        """
+        if self._ledger.champion(MODEL) is not None:
+            return
+        with self._step("first training", "training the first champion") as status:
+            conf = {"as_of": HISTORY.end.date().isoformat(), "cause": "first training"}
+            self._wait_for(self._api.trigger(f"{MODEL}.train", conf=conf, note="the first champion"), status)
+        if self._ledger.champion(MODEL) is None:
+            reasons = "; ".join(str(reason) for reason in self._ledger.versions(MODEL)[-1].decision["reasons"])
+            raise StackError(f"the first version of {MODEL} was refused: {reasons}")
+        self._console.print(f"first champion: version {self._ledger.champion(MODEL)}, {self.seconds['first training']:.1f} s")
+
+    def weeks_to_come(self) -> list[Interval]:
+        """The weeks of the year that no run of the demo has lived through yet."""
+        week, weeks = Interval(HISTORY.end, HISTORY.end + timedelta(days=7)), []
+        monitored = {verdict.interval for verdict in self._ledger.verdicts(MODEL, limit=1000)}
+        while DAYS.contains(week):
+            if week not in monitored:
+                weeks.append(week)
+            week = Interval(week.end, week.end + timedelta(days=7))
+        return weeks
+
+    def live_through(self, week: Interval, label: str) -> None:
+        """Let a week's files land and be ingested, and wait for all that follows from it.
+
+        Raises:
+            StackError: a run failed, or something that must follow did not.
+        """
+        with self._step(week.key, label) as status:
+            write_landing_zone(self._data, week)
+            since = datetime.now(UTC) - timedelta(seconds=1)
+            ingest = self._api.trigger(f"{MODEL}.ingest", conf=_range(week), note=label)
+            deadline = time.monotonic() + _PATIENCE
+            while True:
+                self._stack.check()
+                runs = [run for run in self._api.runs(f"{MODEL}.", since) if run.run_type != "scheduled"]
+                for run in runs:
+                    if run.state == "failed":
+                        raise StackError(self._api.failure(run))
+                missing = _missing(self._schedules, week, ingest, runs)
+                if not missing and all(run.ended for run in runs):
+                    break
+                if time.monotonic() > deadline:
+                    raise StackError(f"week {week}: after {_PATIENCE:.0f} s there is still no end of {', '.join(missing)}")
+                status.update(f"{label}, {week.start:%d %B}: {_in_progress(runs)}")
+                time.sleep(0.4)
+        words = week_in_words(self._ledger, MODEL, week)
+        self._console.print(f"{label}, {week.start:%d %B}: {words}, {self.seconds[week.key]:.1f} s")
+
+    def _is_ingested(self, interval: Interval) -> bool:
+        return any(
+            published.interval.contains(interval) for published in self._ledger.publications(MODEL, "features", interval)
+        )
+
+    def _wait_for(self, run: DagRun, status: Status | None) -> None:
+        def look() -> None:
+            self._stack.check()
+            if status is not None:
+                tasks = Counter(task.state for task in self._api.task_instances(run))
+                status.update(f"{run.dag_id}: {tasks['success']} of {tasks.total()} tasks done")
+
+        ended = self._api.wait(run, patience=_PATIENCE, check=look)
+        if ended.state == "failed":
+            raise StackError(self._api.failure(ended))
+
+    @contextmanager
+    def _step(self, name: str, words: str) -> Iterator[Status]:
+        began = time.monotonic()
+        with self._console.status(words) as status:
+            yield status
+        self.seconds[name] = time.monotonic() - began
+
+
+def _range(interval: Interval) -> dict[str, str]:
+    return {"start": interval.start.date().isoformat(), "end": interval.end.date().isoformat()}
+
+
+def _missing(schedules: Schedules, week: Interval, ingest: DagRun, runs: Sequence[DagRun]) -> list[str]:
+    """What must come of a week's ingestion, and has not ended."""
+    days = [day.key for day in week.days()]
+    wanted = {(f"{MODEL}.score", key) for key in days}
+    wanted |= {(f"{MODEL}.monitor", key) for key in (days[:1] if schedules.monitor == "week" else days)}
+    if schedules.train == "week":
+        wanted.add((f"{MODEL}.train", days[0]))
+    if schedules.train == "month":
+        # A month is trained on when its last day is there.
+        ended = [day.start for day in week.days() if day.end.day == 1]
+        wanted |= {(f"{MODEL}.train", f"{last:%Y-%m}-01") for last in ended}
+    there = {(run.dag_id, run.partition_key) for run in runs if run.ended}
+    missing = [f"{dag_id} of {key}" for dag_id, key in sorted(wanted - there)]
+    return missing if any(run.run_id == ingest.run_id and run.ended for run in runs) else [ingest.dag_id, *missing]
+
+
+def _in_progress(runs: Sequence[DagRun]) -> str:
+    """``ingest done, score 3 of 7, train running``."""
+    words = []
+    for stage in _STAGES:
+        of_stage = [run for run in runs if run.dag_id == f"{MODEL}.{stage}"]
+        ended = sum(run.ended for run in of_stage)
+        if stage == "score" and of_stage:
+            words.append(f"score {ended} of 7")
+        elif of_stage:
+            words.append(f"{stage} {'done' if ended == len(of_stage) else 'running'}")
+    return ", ".join(words)

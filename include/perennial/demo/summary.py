@@ -1,0 +1,248 @@
+"""What came of the demo: a week in words, the table at the end, and ``summary.json``.
+
+All of it is read from where it is kept: the ledger, the predictions database, Airflow's own list of runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from rich.console import Console
+from rich.table import Column, Table
+
+from perennial.core.intervals import Interval, utc
+from perennial.ledger.records import Promotion, Publication, VersionRecord
+from perennial.ledger.store import Ledger
+from perennial.stack.airflow_api import DagRun
+from perennial.stack.embedded import Stack
+
+_KINDS = ("read", "published", "quarantined")
+
+
+def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
+    """What was read, predicted, judged and learnt for an interval."""
+    words = []
+    rows = _rows(_newest(ledger.publications(model, "tables", interval)))
+    read, quarantined = (sum(table[kind] for table in rows.values()) for kind in ("read", "quarantined"))
+    words.append(f"{read:,} rows read, {quarantined:,} quarantined")
+    predicted = sum(
+        publication.rows["predictions"]
+        for publication in _newest(ledger.publications(model, "predictions", interval))
+        if interval.contains(publication.interval)
+    )
+    if predicted:
+        words.append(f"{predicted:,} predictions")
+    verdicts = {verdict.interval: verdict.verdict for verdict in ledger.verdicts(model, before=interval.end)}
+    if interval in verdicts:
+        words.append(f"verdict {verdicts[interval]}")
+    for record in ledger.versions(model):
+        if interval.start < utc(record.training["as_of"]) <= interval.end:
+            decided = "promoted" if record.decision["promote"] else "refused"
+            metric = record.evaluation["metric"]
+            value = _three_digits(record.evaluation["candidate"]["metrics"], metric)
+            words.append(f"version {record.version} {decided} ({metric} {value})")
+    return ", ".join(words)
+
+
+def summarise(
+    stack: Stack, model: str, weeks: Sequence[Interval], seconds: Mapping[str, float], runs: Sequence[DagRun]
+) -> dict[str, Any]:
+    """Everything that ``summary.json`` says.
+
+    Args:
+        stack: that it happened on.
+        model: the model's name.
+        weeks: replayed by this run of the demo.
+        seconds: how long each step of this run took.
+        runs: of the model's DAGs, by all runs of the demo.
+    """
+    ledger = Ledger(stack.settings.database_url)
+    verdicts = ledger.verdicts(model, limit=1000)[::-1]
+    versions = ledger.versions(model)
+    promotions = [promotion for promotion in ledger.promotions(model) if promotion.completed_at]
+    reports = [(stack.settings.reports / verdict.report).as_uri() for verdict in verdicts if verdict.report]
+    return {
+        "model": model,
+        "addresses": {
+            "airflow": stack.airflow_url,
+            "mlflow": stack.mlflow_url,
+            "newest_drift_report": reports[-1] if reports else None,
+            "user": "admin",
+            "password": stack.password,
+        },
+        "tables": _rows(_newest(ledger.publications(model, "tables"))),
+        "intervals": {
+            "weeks_of_this_run": [week.key for week in weeks],
+            "published": [publication.interval.key for publication in _newest(ledger.publications(model, "tables"))],
+            "refused": [
+                {"interval": refusal.interval.key, "reasons": refusal.reasons, "rows": refusal.rows}
+                for refusal in ledger.refusals(model)
+            ],
+        },
+        "versions": [_version(record, promotions) for record in versions],
+        "promotions": [
+            {
+                "version": promotion.version,
+                "over": promotion.previous,
+                "action": promotion.action,
+                "reason": promotion.reason,
+                "actor": promotion.actor,
+                "run": promotion.run_id,
+            }
+            for promotion in promotions
+        ],
+        "refusals": [
+            {"version": record.version, "reasons": record.decision["reasons"]}
+            for record in versions
+            if not record.decision["promote"]
+        ],
+        "champion": ledger.champion(model),
+        "predictions": _predictions(stack.settings.predictions_url, model),
+        "drift_verdicts": [
+            {
+                "interval": verdict.interval.key,
+                "version": verdict.version,
+                "verdict": verdict.verdict,
+                "reasons": verdict.reasons,
+                "report": verdict.report,
+            }
+            for verdict in verdicts
+        ],
+        "performance": [
+            {
+                "interval": performance.interval.key,
+                "version": performance.version,
+                "metrics": performance.metrics,
+                "rows": performance.rows,
+                "coverage": performance.coverage,
+            }
+            for performance in ledger.performances(model)
+        ],
+        "retrainings": [
+            {
+                "window_end": retraining.window_end.isoformat(),
+                "asked": retraining.asked,
+                "cause": retraining.cause,
+                "reason": retraining.reason,
+            }
+            for retraining in ledger.retrainings(model)
+        ],
+        "runs": _runs(runs),
+        "seconds": {
+            "steps": {name: round(value, 1) for name, value in seconds.items()},
+            "stages": _stage_seconds(runs),
+        },
+    }
+
+
+def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
+    """The tables at the end, and where to look further."""
+    metric = next((version["metric"] for version in summary["versions"]), "metric")
+    console.print(_weeks(summary, metric))
+    tables = Table("table", *(Column(kind, justify="right") for kind in _KINDS))
+    for name, rows in summary["tables"].items():
+        tables.add_row(name, *(f"{rows[kind]:,}" for kind in _KINDS))
+    console.print(tables)
+    asked = sum(retraining["asked"] for retraining in summary["retrainings"])
+    addresses = summary["addresses"]
+    for line in (
+        f"{summary['predictions']['rows']:,} predictions, {len(summary['versions'])} versions, "
+        f"{len(summary['promotions'])} promotions, {len(summary['refusals'])} refusals, {asked} retrainings asked for by "
+        f"monitoring, {sum(run['runs'] for run in summary['runs'].values())} Airflow runs, {summary['seconds']['all']:.0f} s",
+        f"Airflow       {addresses['airflow']}   sign in as {addresses['user']}, password {addresses['password']}",
+        f"MLflow        {addresses['mlflow']}",
+        f"Drift report  {addresses['newest_drift_report']}",
+        f"Summary       {file}",
+    ):
+        console.print(line, soft_wrap=True)
+
+
+def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
+    verdicts = {verdict["interval"]: verdict["verdict"] for verdict in summary["drift_verdicts"]}
+    realised = {result["interval"]: result["metrics"] for result in summary["performance"]}
+    table = Table(
+        "week", "verdict", Column(f"realised {metric}", justify="right"), "version", "decision",
+        Column(f"holdout {metric}", justify="right"), Column("s", justify="right"),
+    )  # fmt: skip
+    for key in summary["intervals"]["weeks_of_this_run"]:
+        week = Interval.from_key(key)
+        made = [version for version in summary["versions"] if week.start < utc(version["as_of"]) <= week.end]
+        table.add_row(
+            f"{week.start:%d %b}",
+            verdicts.get(key, ""),
+            _three_digits(realised.get(key, {}), metric),
+            "\n".join(str(version["version"]) for version in made),
+            "\n".join("promoted" if version["promoted"] else "refused" for version in made),
+            "\n".join(_three_digits(version["metrics"], metric) for version in made),
+            f"{summary['seconds']['steps'].get(key, 0):.0f}",
+        )
+    return table
+
+
+def _newest(publications: Sequence[Publication]) -> list[Publication]:
+    """One publication an interval: the newest."""
+    return list({publication.interval: publication for publication in publications}.values())
+
+
+def _rows(publications: Sequence[Publication]) -> dict[str, dict[str, int]]:
+    total: dict[str, Counter[str]] = defaultdict(Counter)
+    for publication in publications:
+        for table, rows in publication.inputs["rows"].items():
+            total[table].update(rows)
+    return {table: {kind: rows[kind] for kind in _KINDS} for table, rows in total.items()}
+
+
+def _version(record: VersionRecord, promotions: Sequence[Promotion]) -> dict[str, Any]:
+    evaluation = record.evaluation
+    champion = evaluation["champion"]
+    return {
+        "version": record.version,
+        "candidate": record.training["candidate"],
+        "params": record.training["params"],
+        "as_of": record.training["as_of"],
+        "run": evaluation["run_id"],
+        "mlflow_run": record.mlflow_run_id,
+        "holdout": evaluation["interval"],
+        "rows": evaluation["rows"],
+        "metric": evaluation["metric"],
+        "metrics": evaluation["candidate"]["metrics"],
+        "champion": None if champion is None else {"version": champion["version"], "metrics": champion["metrics"]},
+        "baselines": {baseline["name"]: baseline["metrics"] for baseline in evaluation["baselines"]},
+        "promoted": any(promotion.version == record.version for promotion in promotions),
+    }
+
+
+def _predictions(url: str, model: str) -> dict[str, Any]:
+    engine = sa.create_engine(url)
+    table = sa.table(f"{model}_predictions", sa.column("version"))
+    query = sa.select(table.c.version, sa.func.count()).group_by(table.c.version).order_by(table.c.version)
+    try:
+        if not sa.inspect(engine).has_table(table.name):
+            return {"rows": 0, "by_version": {}}
+        with engine.connect() as connection:
+            by_version = {str(version): int(rows) for version, rows in connection.execute(query)}
+    finally:
+        engine.dispose()
+    return {"rows": sum(by_version.values()), "by_version": by_version}
+
+
+def _runs(runs: Sequence[DagRun]) -> dict[str, dict[str, int]]:
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        counted[run.dag_id].update(["runs", run.state])
+    return {dag_id: dict(states) for dag_id, states in sorted(counted.items())}
+
+
+def _stage_seconds(runs: Sequence[DagRun]) -> dict[str, float]:
+    seconds: Counter[str] = Counter()
+    for run in runs:
+        seconds[run.dag_id.rpartition(".")[2]] += run.seconds  # type: ignore[assignment]
+    return {stage: round(value, 1) for stage, value in sorted(seconds.items())}
+
+
+def _three_digits(metrics: Mapping[str, float], metric: str) -> str:
+    return f"{metrics[metric]:.3f}" if metric in metrics else ""

@@ -1,0 +1,397 @@
+"""Has the world moved away from what the champion was trained on? Evidently's report, guarded, as a verdict.
+
+The features and predictions of an interval are compared with the training reference of the very version that made the
+predictions. Methods and thresholds are those of the spec, or of ``drift.yaml`` where history has been calibrated, never
+Evidently's defaults, which depend on the size of the data. What Evidently gets wrong is judged before it is asked
+(:func:`compare` lists it), and a verdict that could not be computed is ``unknown``, which is never ``ok``.
+
+Neighbours: :mod:`perennial.drift.thresholds` calibrates, :mod:`perennial.monitoring.estimation` says what may be expected
+of the window, :mod:`perennial.monitoring.impact` whether it matters, :mod:`perennial.drift.page` writes the page,
+:mod:`perennial.monitoring.retraining` weighs the verdicts.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from evidently import DataDefinition, Dataset, Report
+from evidently.metrics import ValueDrift
+from numpy.typing import NDArray
+
+from perennial.core import logs
+from perennial.core.intervals import Interval
+from perennial.core.redaction import redact
+from perennial.core.text import UNSAFE
+from perennial.drift.distances import HUGE, MAX_CATEGORIES, MIN_VALUES, is_number, prepare
+from perennial.drift.findings import ColumnDrift, Comparison, Kind, Status
+from perennial.ledger.records import VerdictName
+from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
+
+log = logs.get(__name__)
+
+
+#: Below this standard deviation Evidently divides by it rather than by the deviation, and sees nothing.
+_SMALLEST_NORM = 0.001
+
+PREDICTION = "prediction"
+NOT_FEATURES = frozenset({PREDICTION, "probability", "probabilities", "label"})
+_OTHER = "(other)"
+
+
+@dataclass
+class _Column:
+    """A column on its way to a finding.
+
+    Attributes:
+        current, reference: what Evidently is given; None if it is not to be asked.
+        most_missing: change of the share of missing values from which it has drifted, where that was calibrated.
+        unusable, moved, left_out, note: what there is to say, after the column's name.
+    """
+
+    name: str
+    kind: Kind
+    threshold: float
+    most_missing: float | None = None
+    current: pd.Series[Any] | None = None
+    reference: pd.Series[Any] | None = None
+    missing: float = 0.0
+    reference_missing: float = 0.0
+    score: float | None = None
+    unusable: str = ""
+    moved: str = ""
+    left_out: str = ""
+    note: str = ""
+
+    @property
+    def subject(self) -> str:
+        return "the predictions" if self.name == PREDICTION else self.name
+
+    @property
+    def distance(self) -> str:
+        unit = " standard deviations of the reference" if self.kind == "numeric" else " (Jensen-Shannon)"
+        return f"{self.score:.3f}{unit}, threshold {self.threshold:g}"
+
+    def finding(self) -> ColumnDrift:
+        beyond = self.score is not None and self.score >= self.threshold
+        status: Status = (
+            "unusable" if self.unusable else "drifted" if beyond or self.moved else "left_out" if self.left_out else "stable"
+        )
+        parts = [self.unusable, f"moved by {self.distance}" if beyond else "", self.moved, self.left_out, self.note]
+        said = "; ".join(part for part in parts if part)
+        return ColumnDrift(
+            column=self.name,
+            kind=self.kind,
+            score=self.score,
+            threshold=self.threshold,
+            status=status,
+            missing=round(self.missing, 4),
+            reference_missing=round(self.reference_missing, 4),
+            reason=f"{self.subject} {said}" if said else "",
+        )
+
+
+def compare(
+    policy: Drift,
+    features: pa.Table,
+    predictions: pa.Table,
+    reference: pa.Table,
+    thresholds: DriftThresholds | None = None,
+    *,
+    report: bool = True,
+) -> Comparison:
+    """Compare what a version saw and said with what it was trained on.
+
+    ``drift``: the predictions drifted, or at least ``share`` of the features did (one of them suffices where thresholds are
+    calibrated and no share is given). ``unknown``: not that, but there are too
+    few rows, a column cannot be judged, or Evidently failed. ``ok`` otherwise.
+
+    Judged here rather than by Evidently, which would call each of these stable, or raise:
+
+    - A column that is absent, has changed its type, is empty, or misses more than ``max_missing`` above the reference's
+      own share, cannot be judged.
+    - Categories that the reference never saw, and infinite values, are drift from a share of ``max_new_categories``; so
+      is any other value where the reference knows only one.
+    - A column that misses nearly all its values, as the reference does too, is left out of the judgement.
+
+    Args:
+        policy: ``drift`` of the spec.
+        features: n rows of the interval; at least the reference's columns.
+        predictions: m rows with a column ``prediction``, all by the version that the reference is of.
+        reference: k rows the version was trained on: its features, and ``prediction`` where the row was not learned from.
+        thresholds: by column, in place of those of ``policy``. One without is judged by ``policy``, as a version's may be
+            that had a feature which the folder has no more.
+        report: whether to have Evidently's report. Without it the verdict is the same, in a tenth of the time.
+    """
+    for count, what in (
+        (features.num_rows, "entities with features"),
+        (predictions.num_rows, "predictions"),
+        (reference.num_rows, "rows in the training reference"),
+    ):
+        if count < policy.min_rows:
+            return Comparison("unknown", [f"{count:,} {what}, fewer than the {policy.min_rows:,} a verdict may rest on"])
+
+    calibrated = thresholds.columns if thresholds is not None else {}
+    said = _prepare(policy, PREDICTION, predictions, reference, calibrated.get(PREDICTION))
+    names = [name for name in reference.column_names if name not in NOT_FEATURES]
+    seen = [_prepare(policy, name, features, reference, calibrated.get(name)) for name in names]
+    columns = [said, *seen]
+    try:
+        ask = _ask_evidently if report else _measure
+        snapshot = ask([column for column in columns if column.current is not None])
+    except Exception as error:
+        log.exception("Evidently failed")
+        for column in columns:
+            column.score = None
+        reason = f"Evidently failed, {first_line(error)}"
+        return Comparison("unknown", [reason], [replace(column.finding(), status="unusable") for column in columns])
+    return _judge(policy, said, seen, snapshot, calibrated=thresholds is not None)
+
+
+def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any, *, calibrated: bool) -> Comparison:
+    prediction, features = said.finding(), [column.finding() for column in seen]
+    drifted = sorted((f for f in features if f.drifted), key=lambda f: -math.inf if f.score is None else -f.score / f.threshold)
+    unusable = [f for f in (prediction, *features) if f.status == "unusable"]
+    share = len(drifted) / len(features) if features else 0.0
+    wanted = policy.features_wanted(len(features), calibrated=calibrated)
+    counted = f"{len(drifted)} of {len(features)} features drifted (threshold {wanted})"
+    if prediction.drifted or len(drifted) >= wanted:
+        verdict: VerdictName = "drift"
+        first = [*([prediction.reason] if prediction.drifted else []), counted]
+    elif unusable or all(f.status == "left_out" for f in features):
+        verdict = "unknown"
+        first = [*(f.reason for f in unusable), *([] if unusable else ["no feature has enough values to be judged"]), counted]
+    else:
+        verdict = "ok"
+        first = [counted]
+    if prediction.status == "stable":
+        first.append(f"the predictions moved by {said.distance}")
+    rest = [f.reason for f in (*drifted, *unusable, prediction, *features) if f.reason]
+    return Comparison(verdict, list(dict.fromkeys([*first, *rest])), [prediction, *features], share, snapshot)
+
+
+def _prepare(policy: Drift, name: str, current: pa.Table, reference: pa.Table, calibrated: Threshold | None) -> _Column:
+    """Look at one column on both sides; ``current`` of the result is None if Evidently is not to be asked about it."""
+    if name not in reference.column_names:
+        return _Column(name, "numeric", policy.numeric_threshold, unusable="are not in the version's training reference")
+    known = reference.column(name).combine_chunks()
+    if name == PREDICTION:
+        known = known.drop_null()  # rows that were learned from have none
+    kind: Kind = "numeric" if is_number(known.type) else "categorical"
+    if calibrated is not None:
+        threshold = calibrated.distance
+    elif kind == "categorical":
+        threshold = policy.categorical_threshold
+    else:
+        threshold = policy.prediction_threshold if name == PREDICTION else policy.numeric_threshold
+    column = _Column(name, kind, threshold, calibrated.missing if calibrated is not None else None)
+    if name not in current.column_names:
+        column.unusable = "is not among the published features"
+        return column
+    given = current.column(name).combine_chunks()
+    if pa.types.is_null(given.type):
+        given = pa.nulls(len(given), known.type)
+    if is_number(given.type) != is_number(known.type):
+        column.unusable = f"was {known.type} in training and is {given.type} now"
+        return column
+    return _prepare_numbers(policy, column, given, known) if kind == "numeric" else _prepare_texts(policy, column, given, known)
+
+
+def _prepare_numbers(policy: Drift, column: _Column, given: pa.Array, known: pa.Array) -> _Column:
+    current, reference = (
+        pc.cast(side, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64, copy=True) for side in (given, known)
+    )
+    _check_presence(policy, column, np.isnan(current), np.isnan(reference))
+    infinite, usual = (_drop_infinite(side) for side in (current, reference))
+    if infinite > 0 and infinite - usual >= policy.max_new_categories:
+        column.moved = f"has {infinite:.1%} infinite values ({usual:.1%} in the reference)"
+    elif infinite > 0:
+        column.note = f"has {infinite:.2%} infinite values, which were left out"
+    present, seen = (side[~np.isnan(side)] for side in (current, reference))
+    if len(present) and len(seen) and seen.min() == seen.max():
+        strange = float(np.mean(present != seen[0]))
+        if strange > 0 and strange >= policy.max_new_categories:
+            column.moved = f"has {strange:.1%} values other than {seen[0]:g}, the only one in the reference"
+    if column.unusable or column.left_out:
+        return column
+    if min(len(present), len(seen)) < MIN_VALUES:
+        if not column.moved:
+            column.left_out = f"has fewer than {MIN_VALUES} finite values, as in the reference, and was left out"
+        return column
+    deviation = float(np.std(seen))
+    if 0 < deviation < _SMALLEST_NORM:
+        scale = 10.0 ** math.ceil(-math.log10(deviation))
+        current, reference = current * scale, reference * scale
+        column.note = "; ".join(part for part in (column.note, f"is shown times {scale:g} in the report") if part)
+    column.current, column.reference = pd.Series(current), pd.Series(reference)
+    return column
+
+
+def _drop_infinite(values: NDArray[np.float64]) -> float:
+    """Make NaN of what is infinite or as good as that, in place, and tell the share."""
+    huge = np.abs(values) > HUGE
+    values[huge] = np.nan
+    return float(huge.mean()) if len(huge) else 0.0
+
+
+def _prepare_texts(policy: Drift, column: _Column, given: pa.Array, known: pa.Array) -> _Column:
+    current, reference = (pc.cast(values, pa.string()) for values in (given, known))
+    _check_presence(
+        policy,
+        column,
+        current.is_null().to_numpy(zero_copy_only=False),
+        reference.is_null().to_numpy(zero_copy_only=False),
+    )
+    counts = Counter({str(pair["values"]): int(pair["counts"]) for pair in reference.drop_null().value_counts().to_pylist()})
+    present = current.drop_null()
+    if len(present):
+        fresh = pc.invert(pc.is_in(present, value_set=pa.array(list(counts), pa.string())))
+        share = float(pc.mean(pc.cast(fresh, pa.float64())).as_py())
+        if share > 0:
+            examples = [_shown(str(value)) for value in pc.unique(present.filter(fresh)).to_pylist()[:3]]
+            text = f"has {share:.1%} values in categories that the reference never saw ({', '.join(examples)})"
+            if share >= policy.max_new_categories:
+                column.moved = text
+            else:
+                column.note = text
+    if column.unusable or column.left_out or not counts:
+        return column
+    names = _display_names(value for value, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_CATEGORIES])
+
+    def told_apart(values: pa.Array) -> pd.Series[Any]:
+        series: pd.Series[Any] = values.to_pandas()
+        shown: pd.Series[Any] = series.map(names).where(series.isna() | series.isin(list(names)), _OTHER)
+        return shown
+
+    column.current, column.reference = told_apart(current), told_apart(reference)
+    return column
+
+
+def _check_presence(policy: Drift, column: _Column, absent: NDArray[np.bool_], reference_absent: NDArray[np.bool_]) -> None:
+    column.missing, column.reference_missing = (float(side.mean()) if len(side) else 1.0 for side in (absent, reference_absent))
+    missing, usual = column.missing, column.reference_missing
+    few = min(np.count_nonzero(~absent), np.count_nonzero(~reference_absent))
+    if missing > usual and missing - usual >= policy.max_missing:
+        column.unusable = (
+            f"misses {missing:.1%} of its values, {usual:.1%} in the reference (at most {policy.max_missing:.0%} more may be)"
+        )
+    elif few >= MIN_VALUES and column.most_missing is not None and abs(missing - usual) >= column.most_missing:
+        column.moved = (
+            f"misses {missing:.1%} of its values, {usual:.1%} in the reference (calibrated threshold {column.most_missing:.1%})"
+        )
+    elif few < MIN_VALUES and column.name == PREDICTION:
+        column.unusable = f"have only {few} values on one side, of the {MIN_VALUES} that a distance takes"
+    elif few < MIN_VALUES and usual - missing >= policy.max_missing:
+        column.moved = f"misses {missing:.1%} of its values, where the reference missed {usual:.1%}"
+    elif few < MIN_VALUES:
+        column.left_out = f"misses {missing:.1%} of its values, as in the reference ({usual:.1%}), and was left out"
+
+
+_MARKUP = str.maketrans("<>&", "()+")
+
+
+def _shown(category: str) -> str:
+    # Evidently writes categories into a script of its page as they are: "</script>" in the data would end it, and what
+    # follows would run in the browser of whoever opens the report.
+    text = UNSAFE.sub(" ", category).translate(_MARKUP)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _display_names(categories: Iterable[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    taken = {_OTHER}
+    for category in categories:
+        text, number = _shown(category), 2
+        while text in taken:
+            text, number = f"{_shown(category)} ({number})", number + 1
+        taken.add(text)
+        names[category] = text
+    return names
+
+
+def _ask_evidently(columns: Sequence[_Column]) -> Any:
+    """One report over all columns that are fit for it; puts the score of each into the column."""
+    if not columns:
+        return None
+    definition = DataDefinition(
+        numerical_columns=[column.name for column in columns if column.kind == "numeric"],
+        categorical_columns=[column.name for column in columns if column.kind == "categorical"],
+    )
+    # The sides differ in length from column to column; Evidently leaves out the missing values that pad them.
+    current, reference = (
+        Dataset.from_pandas(pd.DataFrame({c.name: getattr(c, side) for c in columns}), data_definition=definition)
+        for side in ("current", "reference")
+    )
+    # Not DataDriftPreset, which does all of it three times over to show it once; the table it shows is in our banner.
+    metrics = [ValueDrift(column=column.name, method=_METHODS[column.kind], threshold=column.threshold) for column in columns]
+    with warnings.catch_warnings():
+        # It correlates constant columns, too, and divides by their deviation of zero.
+        warnings.simplefilter("ignore")
+        snapshot = Report(metrics, include_tests=True).run(current, reference)
+    found = {metric["config"]["column"]: float(metric["value"]) for metric in snapshot.dict()["metrics"]}
+    for column in columns:
+        score = found.get(column.name, math.nan)
+        if math.isfinite(score):
+            column.score = score
+        else:
+            column.unusable = "cannot be judged: Evidently gave no finite distance"
+    return snapshot
+
+
+def _measure(columns: Sequence[_Column]) -> None:
+    """The same distances as :func:`_ask_evidently`, without its report."""
+    for column in columns:
+        sides = column.current, column.reference
+        values = pa.concat_arrays([pa.array(side, from_pandas=True) for side in sides])
+        of_current = (np.arange(len(values)) < len(sides[0] if sides[0] is not None else ())).astype(np.float64)
+        score = prepare(values).distance(of_current, 1 - of_current)
+        if math.isfinite(score):
+            column.score = score
+        else:
+            column.unusable = "cannot be judged: it has no finite distance"
+
+
+_METHODS: dict[Kind, str] = {"numeric": "wasserstein", "categorical": "jensenshannon"}
+
+
+def first_line(error: Exception) -> str:
+    text = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return f"{type(error).__name__}: {redact(text)}"[:300]
+
+
+def match_reference(policy: Drift, reference: pa.Table, event_time: str, interval: Interval) -> pa.Table | str:
+    """Those rows of a reference that fall on the weekdays, or into the months, of an interval, as ``drift.match`` has it.
+
+    Args:
+        policy: ``drift`` of the spec.
+        reference: of a version.
+        event_time: its column that says when its rows were.
+        interval: the monitoring window.
+
+    Returns:
+        A sentence if there are too few of them.
+    """
+    if policy.match == "none":
+        return reference
+    if event_time not in reference.column_names:
+        return (
+            f"the version's training reference does not say when its rows were, which drift.match: {policy.match} needs: train"
+        )
+    part = pc.day_of_week if policy.match == "weekday" else pc.month
+    days = pa.array([day.start for day in interval.days()] or [interval.start], pa.timestamp("us", "UTC"))
+    alike = reference.filter(pc.is_in(part(reference.column(event_time)), value_set=pc.unique(part(days))))
+    if alike.num_rows < policy.min_rows:
+        which = "fall on the same weekdays" if policy.match == "weekday" else "fall into the same months"
+        return (
+            f"only {alike.num_rows:,} of {reference.num_rows:,} rows in the training reference {which} as {interval} "
+            f"(drift.match), fewer than the {policy.min_rows:,} a verdict may rest on"
+        )
+    return alike

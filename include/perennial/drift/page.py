@@ -1,0 +1,120 @@
+"""The page a person opens to see why a window was judged as it was: the verdict, above Evidently's own report.
+
+Neighbour: :mod:`perennial.drift.compare` judges.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.core import logs
+from perennial.core.files import replacing
+from perennial.core.intervals import Interval
+from perennial.core.text import UNSAFE
+
+if TYPE_CHECKING:
+    from perennial.drift.findings import Comparison
+
+log = logs.get(__name__)
+
+
+_COLORS = {"ok": "#1a7f37", "drift": "#b35900", "unknown": "#57606a"}
+_STATUS = {
+    "stable": "stable",
+    "drifted": "<b>drifted</b>",
+    "left_out": "left out",
+    "unusable": "<b>cannot be judged</b>",
+}
+
+
+def write_report(
+    model: str,
+    interval: Interval,
+    version: int | None,
+    comparison: Comparison,
+    details: Mapping[str, Any],
+    folder: Path,
+) -> bool:
+    """Write ``report.html`` and ``evidently.json``, if there is anything to show, and ``verdict.json``; say if there was."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        verdict = {
+            "model": model, "interval": interval.key, "version": version, "verdict": comparison.verdict,
+            "reasons": comparison.reasons, "details": details,
+        }  # fmt: skip
+        _replace(folder / "verdict.json", json.dumps(verdict, indent=2, default=str))
+        if comparison.snapshot is None:
+            # One of an earlier attempt would contradict the verdict.
+            for name in ("report.html", "evidently.json"):
+                (folder / name).unlink(missing_ok=True)
+            return False
+        banner = _banner(model, interval, version, comparison, details)
+        page = comparison.snapshot.get_html_str(as_iframe=False).replace("<body>", f"<body>{banner}", 1)
+        page = page.replace("<head>", f"<head><title>{model}, {interval.key}: {comparison.verdict}</title>", 1)
+        _replace(folder / "report.html", page)
+        _replace(folder / "evidently.json", comparison.snapshot.dumps())
+    except Exception:
+        log.exception("the report could not be written to %s; the verdict stands", folder)
+        return False
+    return True
+
+
+def _replace(file: Path, text: str) -> None:
+    with replacing(file) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def _banner(model: str, interval: Interval, version: int | None, comparison: Comparison, details: Mapping[str, Any]) -> str:
+    """The verdict and a table of all columns, above Evidently's page, which knows of those alone that it was asked about."""
+    items = "".join(f"<li>{_as_text(reason)}</li>" for reason in comparison.reasons)
+    weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.get("estimate"))))
+    rows = "".join(
+        f"<tr><td>{_as_text(column.column)}</td><td>{_STATUS[column.status]}</td>"
+        f"<td>{'' if column.score is None else f'{column.score:.3f}'}</td><td>{column.threshold:g}</td>"
+        f"<td>{'Wasserstein, standard deviations' if column.kind == 'numeric' else 'Jensen-Shannon'}</td>"
+        f"<td>{column.missing:.1%}</td><td>{column.reference_missing:.1%}</td></tr>"
+        for column in sorted(comparison.columns, key=lambda column: -(column.score or 0) / column.threshold)
+    )
+    calibrated = details.get("calibrated")
+    source = f"Thresholds: drift.yaml of {_as_text(calibrated)}." if calibrated else "Thresholds: those of model.yaml."
+    return (
+        "<style>.perennial{font-family:sans-serif;max-width:1200px;margin:24px auto;padding:1px 24px;"
+        "background:#fff;color:#111}"
+        ".perennial td,.perennial th{padding:4px 16px 4px 0;text-align:left}</style>"
+        f'<section class="perennial"><h1>{_as_text(model)}, {_as_text(interval.key)}: '
+        f'<span style="color:{_COLORS[comparison.verdict]}">{comparison.verdict}</span></h1>'
+        f"{weight}<p>Compared with what version {version} was trained on. {source}</p><ul>{items}</ul>"
+        "<table><tr><th>column</th><th>found</th><th>distance</th><th>threshold</th><th>measured by</th><th>missing</th>"
+        f"<th>missing in the reference</th></tr>{rows}</table></section>"
+    )
+
+
+def _impact(details: Mapping[str, Any]) -> Iterator[str]:
+    severity, found = details.get("severity", "none"), details.get("impact") or {}
+    if severity != "none":
+        reasons = "; ".join(found.get("reasons", ()))
+        yield f"<b>{_as_text(severity.capitalize())}</b>{f': {_as_text(reasons)}' if reasons else ''}."
+
+
+def _estimate(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if not found:
+        return
+    if found["reason"]:
+        yield f"Performance without labels: {_as_text(found['reason'])}."
+        return
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
+    band, usual = found["band"], found["usual"]
+    said = [f"Estimated before labels: {numbers}."]
+    if band:
+        said.append(f"{found['metric']} probably lies between {band[0]:.4g} and {band[1]:.4g}.")
+    if usual:
+        said.append(f"Usual in training: {usual[0]:.4g} to {usual[1]:.4g}.")
+    yield _as_text(" ".join(said))
+
+
+def _as_text(text: str) -> str:
+    return html.escape(UNSAFE.sub(" ", text))

@@ -1,0 +1,202 @@
+"""All contenders on the same newest, untouched rows: from models to the evidence that gates decide on.
+
+Knows neither lake nor registry: a contender is whatever gives a model when it is asked to, so that a training's candidates
+(:mod:`perennial.training.fit`), the negative controls (:mod:`perennial.evaluation.controls`) and the benchmarks are judged
+alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from perennial.core.errors import PerennialError
+from perennial.core.intervals import Interval
+from perennial.evaluation.comparison import Arena, compare, compare_slices, intervals, rate_groups
+from perennial.evaluation.evidence import Contender, Evaluation
+from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction, summarise
+from perennial.evaluation.probes import probe_behaviour, probe_robustness, score_alone
+from perennial.model.artifacts import LoadedModel, Prediction
+from perennial.model.costs import CostFunction, cost_function
+from perennial.model.labels import count_classes, labels_of
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+from perennial.spec.types import Task
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Who takes part.
+
+    Attributes:
+        blank: who it is; what it reaches is filled in.
+        load: gives the model; may raise what loading raises.
+    """
+
+    blank: Contender
+    load: Callable[[], LoadedModel]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who is compared on which rows.
+
+    Attributes:
+        folder: the model's folder.
+        interval: the holdout.
+        rows: its n labelled rows: key, event time, features, ``label``.
+        rows_hash: their content hash.
+        entities: rows that a prediction is due for, labelled or not.
+        as_of: ISO time; no label was known later.
+        training_classes, training_coverage: see :class:`perennial.evaluation.evidence.Evaluation`.
+        candidate: who may become champion.
+        baselines: whom it must beat.
+        champion: whom it would replace; None while there is none.
+        run_id: the run of the orchestration.
+    """
+
+    folder: ModelFolder
+    interval: Interval
+    rows: pa.Table
+    rows_hash: str
+    entities: int
+    as_of: str
+    training_classes: dict[str, int]
+    training_coverage: float
+    candidate: Entrant
+    baselines: list[Entrant]
+    champion: Entrant | None
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a contest.
+
+    Attributes:
+        evaluation: the evidence.
+        truth: the n labels.
+        predictions: n predictions by the name of whom they are of, the candidate first; absent for those who could not.
+        gains: the candidate's gain over the champion in each resample; None if there was no comparison.
+        model: the candidate's; None if it could not be loaded.
+    """
+
+    evaluation: Evaluation
+    truth: NDArray[np.generic]
+    predictions: dict[str, Prediction]
+    gains: NDArray[np.float64] | None
+    model: LoadedModel | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    contender: Contender
+    model: LoadedModel | None = None
+    prediction: Prediction | None = None
+
+    @property
+    def finite(self) -> Prediction | None:
+        """The prediction, if metrics could be computed of it."""
+        return self.prediction if self.contender.metrics else None
+
+
+def hold(contest: Contest) -> Outcome:
+    """Measure everyone, and the candidate in all the ways that its gates ask for but one: its operation in a clean process.
+
+    Raises:
+        SpecError: the folder's cost function is broken.
+    """
+    folder, spec = contest.folder, contest.folder.spec
+    truth, cost = labels_of(contest.rows), cost_function(contest.folder)
+    entrants = [contest.candidate, *([contest.champion] if contest.champion else []), *contest.baselines]
+    measured = [_measure(entrant, contest.rows, truth, spec.task, cost) for entrant in entrants]
+    candidate, champion = measured[0], measured[1] if contest.champion else None
+    baselines = measured[2 if contest.champion else 1 :]
+    evaluation = Evaluation(
+        model=spec.name,
+        task=spec.task,
+        metric=spec.primary_metric,
+        interval=contest.interval.key,
+        entities=contest.entities,
+        rows=len(truth),
+        rows_hash=contest.rows_hash,
+        classes=count_classes(spec, contest.rows),
+        not_finite_inputs=_count_infinite(spec, contest.rows),
+        candidate=candidate.contender,
+        baselines=[baseline.contender for baseline in baselines],
+        champion=champion.contender if champion else None,
+        run_id=contest.run_id,
+        as_of=contest.as_of,
+        training_classes=contest.training_classes,
+        training_coverage=contest.training_coverage,
+        alone=score_alone(spec, contest.rows, truth),
+    )
+    evaluation, gains = _compare(contest, evaluation, candidate, champion, truth, cost)
+    if candidate.model is not None and candidate.finite is not None:
+        score = partial(evaluate_metric, spec.task, spec.primary_metric, cost=cost)
+        evaluation = replace(
+            evaluation,
+            robustness=probe_robustness(spec, candidate.model, contest.rows, truth, score),
+            behaviour=probe_behaviour(folder, candidate.model, contest.rows),
+        )
+    predictions = {_name(one.contender): one.prediction for one in measured if one.prediction is not None}
+    return Outcome(evaluation, truth, predictions, gains, candidate.model)
+
+
+def _name(contender: Contender) -> str:
+    return f"champion, version {contender.version}" if contender.role == "champion" else contender.name
+
+
+def _measure(entrant: Entrant, rows: pa.Table, truth: NDArray[np.generic], task: Task, cost: CostFunction | None) -> _Measured:
+    """One contender on the holdout. What keeps it from predicting becomes its ``error``, and no metric of it exists."""
+    try:
+        model = entrant.load()
+        prediction = model.predict(rows)
+    except PerennialError as error:
+        return _Measured(replace(entrant.blank, error=str(error)))
+    metrics = evaluate_prediction(task, truth, prediction, cost)
+    summary = replace(summarise(prediction), digest=prediction.digest)
+    return _Measured(replace(entrant.blank, metrics=metrics, predictions=summary), model, prediction)
+
+
+def _compare(
+    contest: Contest,
+    evaluation: Evaluation,
+    candidate: _Measured,
+    champion: _Measured | None,
+    truth: NDArray[np.generic],
+    cost: CostFunction | None,
+) -> tuple[Evaluation, NDArray[np.float64] | None]:
+    """The evaluation with what chance has to say of it."""
+    ours = candidate.finite
+    if ours is None:
+        return evaluation, None
+    spec, rows = contest.folder.spec, contest.rows
+    arena = Arena.of(spec, rows, truth, contest.interval, cost)
+    own = arena.metrics(ours)
+    evaluation = replace(evaluation, candidate=replace(evaluation.candidate, intervals=intervals(arena, own)))
+    if spec.task == "binary_classification":
+        groups = rate_groups(spec, rows, np.asarray(truth, dtype=bool), ours.values)
+        evaluation = replace(evaluation, groups=groups)
+    if champion is None or (its := champion.finite) is None or evaluation.champion is None:
+        return evaluation, None
+    rival = arena.metrics(its)
+    compared, gains = compare(arena, ours, its, (own, rival))
+    evaluation = replace(
+        evaluation,
+        champion=replace(evaluation.champion, intervals=intervals(arena, rival)),
+        comparison=compared,
+        slices=compare_slices(arena, ours, its),
+    )
+    return evaluation, gains
+
+
+def _count_infinite(spec: ModelSpec, rows: pa.Table) -> dict[str, int]:
+    counts = {name: pc.sum(pc.is_inf(pc.cast(rows.column(name), pa.float64()))).as_py() or 0 for name in spec.features.numeric}
+    return {name: int(count) for name, count in counts.items() if count}

@@ -1,0 +1,271 @@
+"""Candidates that no gate may let pass, and improvements that must: what a deployment can test its own gates with.
+
+Each negative control makes a candidate from an honest one, wrong in one way, and names the gate that must refuse it for
+just that. The positive control is a true improvement of a stated size. They are of binary classification and work on any
+:class:`~perennial.evaluation.contest.Contest`; ``tests/unit/test_controls.py`` runs them on real flights, and
+``benchmarks/gates.py`` counts how often chance decides otherwise.
+
+References:
+    Lipsitch, Tchetgen Tchetgen, Cohen: Negative Controls: A Tool for Detecting Confounding and Bias in Observational Studies.
+        Epidemiology 21 (2010). The name, and the idea of a test whose right answer is known to be no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.special import expit, logit, ndtri
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+
+from perennial.core.intervals import Interval
+from perennial.evaluation.contest import Contest, Entrant
+from perennial.model.artifacts import LoadedModel
+from perennial.model.labels import LABEL, labels_of
+
+Floats = NDArray[np.float64]
+#: Changes n probabilities of true, knowing the n rows they are for.
+Alteration = Callable[[pd.DataFrame, Floats], Floats]
+
+#: Smallest distance of a probability from 0 and 1 when its odds are taken.
+_EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class Honest:
+    """A contest that an honest candidate takes part in, and what it could have learned from.
+
+    Attributes:
+        contest: with a champion.
+        window: labelled rows that the candidate learned from.
+        older: labelled rows of a time long before.
+        older_interval: that time.
+    """
+
+    contest: Contest
+    window: pa.Table
+    older: pa.Table
+    older_interval: Interval
+
+
+@dataclass(frozen=True)
+class Control:
+    """A way to be wrong.
+
+    Attributes:
+        gate: which must refuse it.
+        make: the contest with the candidate made wrong.
+    """
+
+    gate: str
+    make: Callable[[Honest], Contest]
+
+
+class Altered:
+    """A fitted binary classifier whose probabilities are changed on their way out."""
+
+    def __init__(self, estimator: Any, alter: Alteration) -> None:
+        self.estimator = estimator
+        self.alter = alter
+        self.classes_ = np.array([False, True])
+
+    def predict_proba(self, frame: pd.DataFrame) -> Floats:
+        probability = self.estimator.predict_proba(frame)[:, list(self.estimator.classes_).index(True)]
+        changed = self.alter(frame, np.asarray(probability, dtype=np.float64))
+        return np.column_stack([1 - changed, changed])
+
+
+# --- negative controls -----------------------------------------------------------------------------------------------
+
+
+def identical_copy(honest: Honest) -> Contest:
+    """The champion once more: nothing would change but the number of the version."""
+    champion = honest.contest.champion
+    assert champion is not None  # Honest
+    return _with(honest.contest, lambda _: champion.load())
+
+
+def degraded(honest: Honest, by: float = 0.03) -> Contest:
+    """The champion, with noise in the log-odds that takes ``by`` from the area under the ROC curve."""
+    copy = identical_copy(honest)
+    return _altered(copy, noise(_noise_worth(copy.candidate.load(), copy, by)))
+
+
+def broken_in_a_slice(honest: Honest, column: str | None = None, value: str | None = None) -> Contest:
+    """In the rows of one value the order is turned round; everywhere else the candidate is as good as it was.
+
+    Args:
+        honest: the contest.
+        column, value: which rows; by default the fourth most frequent value of the first column in ``gates.slices``.
+    """
+    column = column or honest.contest.folder.spec.gates.slices.columns[0]
+    if value is None:
+        counted = pc.value_counts(pc.cast(honest.contest.rows.column(column), pa.string())).to_pylist()
+        value = sorted(counted, key=lambda entry: -entry["counts"])[min(3, len(counted) - 1)]["values"]
+
+    def turn_round(frame: pd.DataFrame, probability: Floats) -> Floats:
+        inside = (frame[column].astype(str) == value).to_numpy()
+        odds = _odds(probability)
+        odds[inside] = 2 * odds[inside].mean() - odds[inside] if inside.any() else odds[inside]
+        return expit(odds)  # type: ignore[no-any-return]
+
+    return _altered(honest.contest, turn_round)
+
+
+def miscalibrated(honest: Honest) -> Contest:
+    """Odds are squared and a hundred times too high: the order, and so the area under the curve, stays as it is."""
+    return _altered(honest.contest, lambda _, probability: expit(2 * _odds(probability) + np.log(100)))
+
+
+def leaky(honest: Honest) -> Contest:
+    """The first numeric feature holds the label, barely disguised, and the candidate reads it there."""
+    contest = honest.contest
+    feature = contest.folder.spec.features.numeric[0]
+    truth = labels_of(contest.rows).astype(np.float64)
+    disguised = 40 + 20 * truth + np.random.default_rng(1).normal(size=len(truth))
+    rows = contest.rows.set_column(contest.rows.column_names.index(feature), feature, pa.array(disguised))
+
+    def read(frame: pd.DataFrame, probability: Floats) -> Floats:
+        return expit(_odds(probability) + (frame[feature].to_numpy() - 50) / 2)  # type: ignore[no-any-return]
+
+    return replace(_altered(contest, read), rows=rows)
+
+
+def constant(honest: Honest) -> Contest:
+    """The same probability for everyone."""
+    return _altered(honest.contest, lambda _, probability: np.full_like(probability, 0.2))
+
+
+def not_finite(honest: Honest) -> Contest:
+    """NaN in one row of a hundred."""
+
+    def lose(_: pd.DataFrame, probability: Floats) -> Floats:
+        return np.where(np.arange(len(probability)) % 100 == 7, np.nan, probability)
+
+    return _altered(honest.contest, lose)
+
+
+def shuffled_labels(honest: Honest) -> Contest:
+    """Fitted anew on the same rows, with labels that belong to other rows."""
+    labels = labels_of(honest.window)
+    return _refitted(honest.contest, honest.window, np.random.default_rng(1).permutation(labels), None)
+
+
+def stale(honest: Honest) -> Contest:
+    """Fitted anew on rows of a time long before."""
+    return _refitted(honest.contest, honest.older, labels_of(honest.older), honest.older_interval)
+
+
+def seen_the_holdout(honest: Honest) -> Contest:
+    """Fitted anew on the very rows that it is judged by."""
+    contest = honest.contest
+    window = Interval(contest.interval.start, contest.interval.end)
+    return _refitted(contest, contest.rows, labels_of(contest.rows), window)
+
+
+def other_rows(honest: Honest) -> Contest:
+    """Its metrics are of other rows than the champion's."""
+    contest = honest.contest
+    blank = replace(contest.candidate.blank, rows_hash="0" * 64)
+    return replace(contest, candidate=replace(contest.candidate, blank=blank))
+
+
+def fragile(honest: Honest) -> Contest:
+    """Answers hang on the last digits of a feature: the least noise makes it guess."""
+    feature = honest.contest.folder.spec.features.numeric[0]
+    seen = np.unique(_numbers(honest.contest.rows, feature))
+
+    def guess(frame: pd.DataFrame, probability: Floats) -> Floats:
+        known = np.isin(frame[feature].to_numpy(), seen)
+        return np.where(known, probability, 1 - probability)
+
+    return _altered(honest.contest, guess)
+
+
+#: Each with the gate that must refuse it, whatever others say.
+NEGATIVE = {
+    "an identical copy": Control("champion", identical_copy),
+    "a degraded model": Control("champion", degraded),
+    "one broken in a single slice": Control("slices", broken_in_a_slice),
+    "a miscalibrated one": Control("calibration.error", miscalibrated),
+    "a leaky one": Control("leak", leaky),
+    "a constant": Control("predictions", constant),
+    "NaN": Control("predictions", not_finite),
+    "one trained on shuffled labels": Control("baseline", shuffled_labels),
+    "one trained on stale data": Control("fresh_training", stale),
+    "one that has seen the holdout": Control("untouched_holdout", seen_the_holdout),
+    "one whose metrics are for other rows": Control("same_rows", other_rows),
+    "a fragile one": Control("robustness.noise", fragile),
+}
+
+
+# --- positive control ------------------------------------------------------------------------------------------------
+
+
+def improved(honest: Honest, by: float) -> Contest:
+    """The honest candidate against itself with noise: it is better by ``by`` of the area under the curve, and truly so."""
+    contest = honest.contest
+    model, champion = contest.candidate.load(), contest.champion
+    assert champion is not None  # Honest
+    weaker = replace(model, estimator=Altered(model.estimator, noise(_noise_worth(model, contest, by))))
+    return replace(contest, champion=Entrant(champion.blank, lambda: weaker))
+
+
+# --- how -------------------------------------------------------------------------------------------------------------
+
+
+def noise(deviation: float, seed: int = 1) -> Alteration:
+    """Adds noise to log-odds that depends on a row's features alone, so that equal rows get equal answers."""
+
+    def disturb(frame: pd.DataFrame, probability: Floats) -> Floats:
+        key = f"perennial-{seed:06d}"
+        uniform = (pd.util.hash_pandas_object(frame, index=False, hash_key=key).to_numpy() >> np.uint64(11)) * 2.0**-53
+        return expit(_odds(probability) + deviation * ndtri(np.clip(uniform, 1e-12, 1 - 1e-12)))  # type: ignore[no-any-return]
+
+    return disturb
+
+
+def _noise_worth(model: LoadedModel, contest: Contest, by: float) -> float:
+    """The deviation of noise that takes ``by`` from the area under the ROC curve on the contest's rows."""
+    truth, frame = labels_of(contest.rows).astype(bool), model.takes.frame(contest.rows)
+    probability = model.predict(contest.rows).values
+    whole = roc_auc_score(truth, probability)
+    low, high = 0.0, 20.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        lost = whole - roc_auc_score(truth, noise(middle)(frame, probability))
+        low, high = (middle, high) if lost < by else (low, middle)
+    return high
+
+
+def _odds(probability: Floats) -> Floats:
+    return logit(np.clip(probability, _EPSILON, 1 - _EPSILON))  # type: ignore[no-any-return]
+
+
+def _numbers(rows: pa.Table, feature: str) -> Floats:
+    column = pc.cast(rows.column(feature), pa.float64()).combine_chunks()
+    return column.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _with(contest: Contest, change: Callable[[LoadedModel], LoadedModel]) -> Contest:
+    candidate = contest.candidate
+    return replace(contest, candidate=Entrant(candidate.blank, lambda: change(candidate.load())))
+
+
+def _altered(contest: Contest, alter: Alteration) -> Contest:
+    return _with(contest, lambda model: replace(model, estimator=Altered(model.estimator, alter)))
+
+
+def _refitted(contest: Contest, rows: pa.Table, labels: NDArray[Any], interval: Interval | None) -> Contest:
+    model = contest.candidate.load()
+    estimator = clone(model.estimator).fit(model.takes.frame(rows.drop_columns([LABEL])), labels)
+    key = model.trained_on if interval is None else interval.key
+    blank = replace(contest.candidate.blank, trained_on=key)
+    return replace(contest, candidate=Entrant(blank, lambda: replace(model, estimator=estimator, trained_on=key)))

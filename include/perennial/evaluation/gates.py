@@ -1,0 +1,623 @@
+"""Whether a candidate may become champion, from what was measured of it and its rivals.
+
+Pure: :mod:`perennial.evaluation.metrics` measures, this module decides, :mod:`perennial.registry.store` acts. All gates are
+always asked, and each says why in words and numbers, also when it passes. One whose input is missing, NaN or infinite
+refuses. :mod:`perennial.evaluation.controls` holds candidates that must not pass, and the gate that each of them must fail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scipy.special import stdtr
+
+from perennial.core.intervals import Interval, utc
+from perennial.evaluation.evidence import Contender, Evaluation, Slice
+from perennial.spec.gates import Behaviour, FairnessGate, Gates
+from perennial.spec.training import METRICS
+
+#: Margins are written in decimals, which binary floats miss by about this much: 0.3 - 0.2 is below 0.1.
+_ROUNDING = 1e-12
+
+#: Largest difference between the answers of two processes that is put down to the order in which they add.
+_SAME_ANSWER = 1e-9
+
+#: Most names in a sentence.
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate's word: ``reason`` says what was seen and what was wanted, whether it passed or not."""
+
+    gate: str
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """Whether a candidate may become champion.
+
+    Attributes:
+        promote: every gate passed.
+        results: of all gates, in order; none is left out because an earlier one refused.
+        candidate: its name in ``model.yaml``.
+        champion: the version the candidate was compared with.
+    """
+
+    promote: bool
+    results: list[GateResult]
+    candidate: str
+    champion: int | None
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it was refused; empty if it was not."""
+        return [result.reason for result in self.results if not result.passed]
+
+    @property
+    def refused_by(self) -> list[str]:
+        """The gates that refused."""
+        return [result.gate for result in self.results if not result.passed]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "reasons": self.reasons}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> GateDecision:
+        fields = {name: part for name, part in value.items() if name != "reasons"}
+        return cls(**{**fields, "results": [GateResult(**result) for result in fields["results"]]})
+
+
+def decide(evaluation: Evaluation, gates: Gates) -> GateDecision:
+    """Judge a candidate by its evaluation and the thresholds of ``model.yaml``."""
+    results = [
+        *_data(evaluation, gates),
+        *_predictions(evaluation, gates),
+        *_bounds(evaluation, gates),
+        _baselines(evaluation, gates),
+        _champion(evaluation, gates),
+        _slices(evaluation, gates),
+        *_calibration(evaluation, gates),
+        *(_fairness(evaluation, gate) for gate in gates.fairness),
+        *_robustness(evaluation, gates),
+        *(_behaviour(evaluation, name, test) for name, test in gates.behaviour.items()),
+        *_operation(evaluation, gates),
+    ]
+    return GateDecision(
+        promote=all(result.passed for result in results),
+        results=results,
+        candidate=evaluation.candidate.name,
+        champion=evaluation.champion_version,
+    )
+
+
+# --- the data --------------------------------------------------------------------------------------------------------
+
+
+def _data(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
+    """Whether the rows can carry a decision at all."""
+    coverage = evaluation.label_coverage
+    known = f", by {evaluation.as_of}" if evaluation.as_of else ""
+    yield GateResult(
+        "label_coverage",
+        math.isfinite(coverage) and coverage >= gates.label_coverage,
+        f"labels are known for {evaluation.rows:,} of {evaluation.entities:,} rows of the holdout {evaluation.interval} "
+        f"({coverage:.1%}{known}); at least {gates.label_coverage:.1%} is wanted",
+    )
+    yield _mature(evaluation, gates)
+    yield GateResult(
+        "min_rows",
+        evaluation.rows >= gates.min_rows,
+        f"the holdout {evaluation.interval} has {evaluation.rows:,} labelled rows; at least {gates.min_rows:,} are wanted",
+    )
+    infinite = ", ".join(f"{feature} in {rows:,} rows" for feature, rows in sorted(evaluation.not_finite_inputs.items()))
+    yield GateResult(
+        "finite_inputs",
+        not evaluation.not_finite_inputs,
+        f"features of the holdout are infinite: {infinite}" if infinite else "no feature of the holdout is infinite",
+    )
+    if evaluation.task != "regression":
+        yield _classes(evaluation)
+    yield _same_rows(evaluation)
+    yield _untouched(evaluation)
+    yield _fresh(evaluation, gates)
+    yield _leak(evaluation, gates)
+
+
+def _mature(evaluation: Evaluation, gates: Gates) -> GateResult:
+    gate, coverage = "mature_labels", evaluation.training_coverage
+    if evaluation.as_of is None or coverage is None or not math.isfinite(coverage):
+        return GateResult(gate, False, "it is not known by when the labels were known; evaluate again")
+    if utc(evaluation.as_of) < Interval.from_key(evaluation.interval).end:
+        return GateResult(
+            gate, False, f"the holdout {evaluation.interval} ends after {evaluation.as_of}, when labels were looked up"
+        )
+    return GateResult(
+        gate,
+        coverage >= gates.label_coverage,
+        f"labels of {coverage:.1%} of the rows to learn from were known when the holdout began; at least "
+        f"{gates.label_coverage:.1%} is wanted, since early labels may not be like late ones",
+    )
+
+
+def _classes(evaluation: Evaluation) -> GateResult:
+    gate, learned = "classes", evaluation.training_classes
+    if learned is None:
+        return GateResult(gate, False, "it is not known which classes the candidate learned from; evaluate again")
+    for counts, where in ((evaluation.classes, "the holdout"), (learned, "what the candidate learned from")):
+        if sum(count > 0 for count in counts.values()) < 2:
+            only = ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
+            return GateResult(gate, False, f"labels of {where} are of fewer than two classes: {only}")
+    unseen = sorted({name.lower() for name in evaluation.classes} - {name.lower() for name in learned})
+    note = f"; {_listed(unseen)} was never learned from" if unseen else ""
+    return GateResult(gate, True, f"labels of the holdout are of {len(evaluation.classes)} classes{note}")
+
+
+def _same_rows(evaluation: Evaluation) -> GateResult:
+    contenders = [evaluation.candidate, *evaluation.baselines, *([evaluation.champion] if evaluation.champion else [])]
+    for contender in contenders:
+        if problem := _other_rows(evaluation, contender):
+            return GateResult("same_rows", False, problem)
+    return GateResult("same_rows", True, f"all {len(contenders)} models were measured on the same {evaluation.rows:,} rows")
+
+
+def _untouched(evaluation: Evaluation) -> GateResult:
+    gate, holdout = "untouched_holdout", Interval.from_key(evaluation.interval)
+    for contender in (evaluation.candidate, evaluation.champion):
+        if contender is not None and (
+            contender.trained_on is None or Interval.from_key(contender.trained_on).end > holdout.start
+        ):
+            return GateResult(
+                gate,
+                False,
+                f"{_called(contender)} learned from {contender.trained_on or 'unknown rows'}; for a fair comparison the "
+                f"holdout {evaluation.interval} must lie after that: train with a later as-of time",
+            )
+    return GateResult(gate, True, f"nobody has learned from the holdout {evaluation.interval}")
+
+
+def _fresh(evaluation: Evaluation, gates: Gates) -> GateResult:
+    gate, trained_on = "fresh_training", evaluation.candidate.trained_on
+    if trained_on is None:
+        return GateResult(gate, False, f"it is not known what {evaluation.candidate.name} learned from")
+    gap = Interval.from_key(evaluation.interval).start - Interval.from_key(trained_on).end
+    days, most = gap.total_seconds() / 86_400, gates.stale_after.total_seconds() / 86_400
+    return GateResult(
+        gate,
+        gap <= gates.stale_after,
+        f"{evaluation.candidate.name} learned from {trained_on}, which ends {days:g} days before the holdout "
+        f"{evaluation.interval}; at most {most:g} are wanted",
+    )
+
+
+def _leak(evaluation: Evaluation, gates: Gates) -> GateResult:
+    alone = evaluation.alone
+    if not alone:
+        return GateResult("leak", False, "what each feature reaches alone was not measured; evaluate again")
+    score = "R squared" if evaluation.task == "regression" else "ROC AUC"
+    unknown = [feature for feature, value in alone.items() if not math.isfinite(value)]
+    if unknown:
+        return GateResult("leak", False, f"{score} of {_listed(unknown)} alone is not a number")
+    best = max(alone, key=lambda feature: alone[feature])
+    telling = sorted((feature for feature in alone if alone[feature] > gates.leak), key=lambda feature: -alone[feature])
+    if telling:
+        shown = _listed([f"{feature} ({alone[feature]:.4g})" for feature in telling])
+        return GateResult(
+            "leak",
+            False,
+            f"alone, {shown} nearly tells the label ({score} above {gates.leak:g}): it may be made of the label. If it is "
+            "honest, raise gates.leak",
+        )
+    return GateResult(
+        "leak",
+        True,
+        f"the best single feature, {best}, reaches {score} {alone[best]:.4g}; up to {gates.leak:g} is believed",
+    )
+
+
+# --- the predictions -------------------------------------------------------------------------------------------------
+
+
+def _predictions(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
+    yield _sane(evaluation.candidate)
+    if evaluation.task == "binary_classification":
+        yield _prior(evaluation, gates)
+
+
+def _sane(candidate: Contender) -> GateResult:
+    seen = candidate.predictions
+    if seen is None:
+        return GateResult("predictions", False, f"{candidate.name} could not predict: {candidate.error or 'no reason given'}")
+    if seen.rows != candidate.rows:
+        reason = f"{candidate.name} gave {seen.rows:,} predictions for {candidate.rows:,} rows"
+    elif seen.not_finite:
+        reason = f"{seen.not_finite:,} of {seen.rows:,} predictions of {candidate.name} are NaN, infinite or missing"
+    elif seen.distinct < 2:
+        value = "the same" if seen.mean is None else f"{seen.mean:.6g}"
+        reason = f"all {seen.rows:,} predictions of {candidate.name} are {value}: it tells no row from another"
+    else:
+        return GateResult(
+            "predictions", True, f"{seen.rows:,} predictions of {candidate.name} are finite and take {seen.distinct:,} values"
+        )
+    return GateResult("predictions", False, reason)
+
+
+def _prior(evaluation: Evaluation, gates: Gates) -> GateResult:
+    """Trees and linear models predict, on average, the share they learned from; far from it, inputs or labels changed."""
+    candidate, share = evaluation.candidate, evaluation.training_prior
+    mean = candidate.predictions.mean if candidate.predictions else None
+    if share is None or mean is None or not math.isfinite(mean):
+        return GateResult("prior", False, f"mean prediction of {candidate.name} or share of true labels in training is missing")
+    factor = max(mean / share, share / mean) if mean > 0 and share > 0 else math.inf
+    return GateResult(
+        "prior",
+        factor <= gates.prior_factor,
+        f"the mean prediction of {candidate.name} is {mean:.4g}, and {share:.4g} of the labels it learned from were true; a "
+        f"factor of at most {gates.prior_factor:g} is wanted",
+    )
+
+
+# --- absolute bounds and baselines -----------------------------------------------------------------------------------
+
+
+def _bounds(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
+    candidate = evaluation.candidate
+    for limits, name, word, sign in ((gates.at_least, "at_least", "at least", 1), (gates.at_most, "at_most", "at most", -1)):
+        for metric, limit in limits.items():
+            value = _metric(candidate, metric)
+            if value is None:
+                yield GateResult(f"{name}.{metric}", False, _unmeasured(candidate, metric))
+            else:
+                passed = sign * (value - limit) >= 0
+                yield GateResult(
+                    f"{name}.{metric}", passed, f"{metric} of {candidate.name} is {value:.6g}; {word} {limit:g} is wanted"
+                )
+
+
+def _baselines(evaluation: Evaluation, gates: Gates) -> GateResult:
+    """The candidate against the best baseline; one baseline that could not be measured might have been the best."""
+    gate, metric, candidate = "baseline", evaluation.metric, evaluation.candidate
+    if not evaluation.baselines:
+        return GateResult(gate, False, "no baseline was measured; a model must show that it beats something simple")
+    for baseline in evaluation.baselines:
+        if problem := _incomparable(evaluation, candidate, baseline):
+            return GateResult(gate, False, problem)
+    best = max(evaluation.baselines, key=lambda baseline: _gain(evaluation, baseline.metrics[metric], 0.0))
+    gain = _gain(evaluation, candidate.metrics[metric], best.metrics[metric])
+    wanted = f"at least {gates.baseline_margin:g} better" if gates.baseline_margin else "better"
+    return GateResult(
+        gate,
+        gain > 0 and gain >= gates.baseline_margin - _ROUNDING,
+        f"{_compared(evaluation, candidate, best, gain)}, the best baseline; {wanted} is wanted",
+    )
+
+
+# --- the champion ----------------------------------------------------------------------------------------------------
+
+
+def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
+    gate, candidate, champion = "champion", evaluation.candidate, evaluation.champion
+    if champion is None:
+        return GateResult(gate, True, "there is no champion yet: the first version needs none to beat")
+    if problem := _incomparable(evaluation, candidate, champion):
+        return GateResult(gate, False, problem)
+    found, rule = evaluation.comparison, gates.champion
+    if found is None or not math.isfinite(found.gain):
+        return GateResult(gate, False, f"{candidate.name} was not compared with {_called(champion)} row by row; evaluate again")
+    better = rule.mode == "better"
+    if found.identical == 1:
+        verdict = "a change costs something and would change nothing" if better else "which is not worse"
+        return GateResult(
+            gate, not better, f"{candidate.name} predicts the very same as {_called(champion)} for all rows: {verdict}"
+        )
+    compared = _compared(evaluation, candidate, champion, found.gain)
+    if found.problem or found.low is None or found.high is None or not math.isfinite(found.low):
+        return GateResult(gate, False, f"{compared}; {found.problem or 'the lower bound of the gain is missing'}")
+    floor = rule.margin if better else -rule.margin
+    wanted = "better than the champion" if better else f"less than {rule.margin:g} worse than the champion"
+    if better and rule.margin:
+        wanted = f"more than {rule.margin:g} {wanted}"
+    return GateResult(
+        gate,
+        found.low > floor,
+        f"{compared}; with confidence {found.confidence:g} the gain lies between {found.low:.4g} and {found.high:.4g} "
+        f"({found.resamples:,} resamples of {found.blocks} blocks of {found.block}, seed {found.seed}), and all of that must "
+        f"lie above {floor:g}: surely {wanted}",
+    )
+
+
+def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
+    """Which of several hypotheses are rejected, when all together may be wrong with probability ``alpha`` at most.
+
+    References:
+        Holm: A Simple Sequentially Rejective Multiple Test Procedure. Scandinavian Journal of Statistics 6 (1979).
+    """
+    rejected = [False] * len(p_values)
+    for step, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        if p_values[index] > alpha / (len(p_values) - step):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def _slices(evaluation: Evaluation, gates: Gates) -> GateResult:
+    gate, rule, found = "slices", gates.slices, evaluation.slices
+    if not rule.columns:
+        return GateResult(gate, True, "gates.slices.columns names no column, so no part of the rows is looked at")
+    if evaluation.champion is None:
+        return GateResult(gate, True, "there is no champion yet from which a slice could fall")
+    columns = ", ".join(rule.columns)
+    if found is None:
+        return GateResult(gate, False, f"the slices by {columns} were not compared; evaluate again")
+    left_out = f"; not judged: {_listed(found.not_judged)}" if found.not_judged else ""
+    if not found.judged:
+        return GateResult(
+            gate,
+            False,
+            f"no slice by {columns} can be judged{left_out}: lower gates.slices.min_rows, or make training.holdout longer",
+        )
+    if any(not (math.isfinite(one.gain) and math.isfinite(one.error)) for one in found.judged):
+        return GateResult(gate, False, f"a slice by {columns} has a gain that is not a number")
+    # Student's, with the bootstrap's standard error: Holm's first step asks for smaller p-values than a thousand resamples
+    # can tell.
+    p_values = [_p_fallen(one, rule.margin) for one in found.judged]
+    fallen = [
+        one for one, rejected in zip(found.judged, holm(p_values, 1 - gates.resampling.confidence), strict=True) if rejected
+    ]
+    among = f"{len(found.judged)} slices by {columns}, Holm's correction at {1 - gates.resampling.confidence:.3g}"
+    if fallen:
+        shown = _listed([_fall(evaluation, one) for one in sorted(fallen, key=lambda one: one.gain)])
+        return GateResult(gate, False, f"surely more than {rule.margin:g} worse than the champion: {shown} ({among}{left_out})")
+    worst = min(found.judged, key=lambda one: one.gain)
+    return GateResult(
+        gate,
+        True,
+        f"no slice is surely more than {rule.margin:g} worse than the champion; worst is {_fall(evaluation, worst)} "
+        f"({among}{left_out})",
+    )
+
+
+def _p_fallen(one: Slice, margin: float) -> float:
+    """One-sided p-value of a slice's gain, were it just ``-margin``."""
+    distance = one.gain + margin
+    if one.error <= 0:
+        return 0.0 if distance < -_ROUNDING else 1.0
+    return float(stdtr(max(one.blocks - 1, 1), distance / one.error))
+
+
+def _fall(evaluation: Evaluation, one: Slice) -> str:
+    direction = "better" if one.gain >= 0 else "worse"
+    return (
+        f"{one.column} {one.value} with {evaluation.metric} {one.candidate:.4g} after {one.champion:.4g}, "
+        f"{abs(one.gain):.3g} {direction} on {one.rows:,} rows"
+    )
+
+
+# --- what the numbers mean to people ---------------------------------------------------------------------------------
+
+
+def _calibration(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
+    if evaluation.task != "binary_classification":
+        return
+    rule, candidate, champion = gates.calibration, evaluation.candidate, evaluation.champion
+    if rule.error is not None:
+        error = _metric(candidate, "calibration_error")
+        if error is None:
+            yield GateResult("calibration.error", False, _unmeasured(candidate, "calibration_error"))
+        else:
+            yield GateResult(
+                "calibration.error",
+                error <= rule.error,
+                f"probabilities of {candidate.name} lie {error:.4g} from the shares that came true (expected calibration "
+                f"error); at most {rule.error:g} is wanted",
+            )
+    if rule.brier_margin is not None:
+        if champion is None:
+            yield GateResult("calibration.brier", True, "there is no champion yet whose Brier score could be missed")
+            return
+        for contender in (candidate, champion):
+            if _metric(contender, "brier") is None:
+                yield GateResult("calibration.brier", False, _unmeasured(contender, "brier"))
+                return
+        ours, its = candidate.metrics["brier"], champion.metrics["brier"]
+        yield GateResult(
+            "calibration.brier",
+            ours - its <= rule.brier_margin + _ROUNDING,
+            f"the Brier score of {candidate.name} is {ours:.6g}, that of {_called(champion)} {its:.6g}; at most "
+            f"{rule.brier_margin:g} more is wanted",
+        )
+
+
+def _fairness(evaluation: Evaluation, gate: FairnessGate) -> GateResult:
+    name = f"fairness.{gate.column}.{gate.rate}"
+    rate = gate.rate.replace("_", " ")
+    found = next((one for one in evaluation.groups or [] if (one.column, one.rate) == (gate.column, gate.rate)), None)
+    if found is None:
+        return GateResult(name, False, f"the {rate} by {gate.column} was not measured")
+    left_out = f"; not judged: {_listed(found.not_judged)}" if found.not_judged else ""
+    if len(found.rates) < 2 or any(not math.isfinite(value) for value in found.rates.values()):
+        return GateResult(
+            name,
+            False,
+            f"fewer than two groups of {gate.column} have a {rate} that can be compared{left_out}: lower min_rows, or make "
+            "training.holdout longer",
+        )
+    least = min(found.rates, key=lambda group: found.rates[group])
+    greatest = max(found.rates, key=lambda group: found.rates[group])
+    if found.rates[greatest] == 0:
+        return GateResult(
+            name, False, f"the {rate} is 0 in every group of {gate.column} at the threshold {found.threshold:g}: choose another"
+        )
+    ratio = found.rates[least] / found.rates[greatest]
+    return GateResult(
+        name,
+        ratio >= gate.ratio - _ROUNDING,
+        f"the {rate} at {found.threshold:g} is {found.rates[least]:.4g} for {gate.column} {least} and "
+        f"{found.rates[greatest]:.4g} for {greatest}, a ratio of {ratio:.3g}; at least {gate.ratio:g} is wanted{left_out}",
+    )
+
+
+# --- worse inputs, and known behaviour -------------------------------------------------------------------------------
+
+
+def _robustness(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
+    rule = gates.robustness
+    yield from (
+        _disturbed(evaluation, gate, most, what)
+        for gate, most, what in (
+            ("noise", rule.noise_drop, f"noise of {rule.noise:g} standard deviations in"),
+            ("missing", rule.missing_drop, f"{rule.missing:.0%} missing values in"),
+        )
+        if most is not None
+    )
+
+
+def _disturbed(evaluation: Evaluation, gate: str, most: float, what: str) -> GateResult:
+    name, found, metric = f"robustness.{gate}", evaluation.robustness, evaluation.metric
+    if found is None:
+        return GateResult(name, False, f"what {what} a feature costs was not measured")
+    values: dict[str, float] = found.noise if gate == "noise" else found.missing
+    failed = [f"{place}: {problem}" for place, problem in found.problems.items() if place.startswith(f"{gate} ")]
+    if failed:
+        return GateResult(name, False, f"{evaluation.candidate.name} does not bear worse inputs: {_listed(failed)}")
+    lead = _gain(evaluation, found.clean, found.uninformed)
+    if not (math.isfinite(lead) and all(math.isfinite(value) for value in values.values())):
+        return GateResult(name, False, f"{metric} with worse inputs is not a number")
+    if lead <= 0:
+        return GateResult(
+            name,
+            False,
+            f"{metric} of {evaluation.candidate.name} is {found.clean:.6g} on {found.rows:,} rows, no better than "
+            f"{found.uninformed:.6g} of a constant: it knows nothing that could be lost",
+        )
+    if not values:
+        return GateResult(name, True, f"there is no feature that {what.rpartition(' ')[0]} could disturb")
+    worst = min(values, key=lambda feature: _gain(evaluation, values[feature], found.clean))
+    lost = -_gain(evaluation, values[worst], found.clean) / lead
+    return GateResult(
+        name,
+        lost <= most + _ROUNDING,
+        f"with {what} {worst}, the worst of {len(values)} features, {metric} goes from {found.clean:.4g} to "
+        f"{values[worst]:.4g}, {max(lost, 0):.1%} of its lead over a constant ({found.uninformed:.4g}); at most {most:.1%} is "
+        "wanted",
+    )
+
+
+def _behaviour(evaluation: Evaluation, name: str, test: Behaviour) -> GateResult:
+    gate, found = f"behaviour.{name}", (evaluation.behaviour or {}).get(name)
+    if found is None:
+        return GateResult(gate, False, f"the behaviour {name} was not tested")
+    if found.problem:
+        return GateResult(gate, False, f"{name}: {found.problem}")
+    if test.function is not None:
+        return GateResult(gate, True, f"{name}: {test.function} finds nothing wrong on {found.rows:,} rows")
+    if found.share is None or not math.isfinite(found.share):
+        return GateResult(gate, False, f"{name}: the share of rows that behave is missing")
+    change = f"{test.add:+g}" if test.add is not None else f"= {test.value}"
+    expected = {"same": "stay the same", "higher": "not fall", "lower": "not rise"}[test.expect]
+    return GateResult(
+        gate,
+        found.share >= test.share - _ROUNDING,
+        f"{name}: with {test.feature} {change}, predictions for {found.share:.1%} of {found.rows:,} rows {expected} within "
+        f"{test.tolerance:g}; at least {test.share:.1%} is wanted",
+    )
+
+
+# --- operation -------------------------------------------------------------------------------------------------------
+
+
+def _operation(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
+    found, name, rule = evaluation.operation, evaluation.candidate.name, gates.operation
+    if found is None or found.problem:
+        problem = found.problem if found else "it was not tried in a clean process"
+        for gate in ("answers", "features", "latency", "size"):
+            yield GateResult(f"operation.{gate}", False, f"{name} cannot be put to work: {problem}")
+        return
+    difference = found.difference
+    same = difference is not None and math.isfinite(difference) and found.rows > 0
+    amount = "" if difference in (None, 0) else f" (largest difference {difference:.3g})"
+    yield GateResult(
+        "operation.answers",
+        same and (difference or 0.0) <= _SAME_ANSWER,
+        f"loaded by a clean process from the registry, {name} gives {found.rows:,} rows "
+        + (f"the same answers{amount}" if same and (difference or 0.0) <= _SAME_ANSWER else f"other answers{amount}"),
+    )
+    yield GateResult(
+        "operation.features",
+        found.same_features,
+        f"{name} takes {'the features of' if found.same_features else 'other features than'} model.yaml",
+    )
+    for gate, value, most, unit, what in (
+        ("latency", found.latency, rule.latency, "ms", "1,000 rows take"),
+        ("size", found.artifact_mb, rule.artifact_mb, "MB", "its files take"),
+    ):
+        known = value is not None and math.isfinite(value)
+        yield GateResult(
+            f"operation.{gate}",
+            value is not None and known and value <= most,
+            f"{name}: {what} {f'{value:.3g} {unit}' if known else f'an unknown number of {unit}'}; at most {most:g} is wanted",
+        )
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _other_rows(evaluation: Evaluation, contender: Contender) -> str | None:
+    if contender.rows_hash == evaluation.rows_hash and contender.rows == evaluation.rows and contender.rows_hash:
+        return None
+    its, ours = contender.rows_hash[:12] or "no hash", evaluation.rows_hash[:12] or "no hash"
+    return (
+        f"{_called(contender)} was measured on other rows ({contender.rows:,}, {its}) than the holdout's "
+        f"({evaluation.rows:,}, {ours}); nothing can be compared"
+    )
+
+
+def _incomparable(evaluation: Evaluation, candidate: Contender, rival: Contender) -> str | None:
+    """Why two contenders cannot be compared, if they cannot."""
+    for contender in (candidate, rival):
+        if _metric(contender, evaluation.metric) is None:
+            return _unmeasured(contender, evaluation.metric)
+        if problem := _other_rows(evaluation, contender):
+            return problem
+    return None
+
+
+def _metric(contender: Contender, metric: str) -> float | None:
+    value = contender.metrics.get(metric)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _unmeasured(contender: Contender, metric: str) -> str:
+    cause = f": {contender.error}" if contender.error else ""
+    found = f"{metric} of {_called(contender)} is {contender.metrics[metric]}" if metric in contender.metrics else None
+    return f"{found or f'{metric} of {_called(contender)} could not be measured'}{cause}"
+
+
+def _gain(evaluation: Evaluation, value: float, other: float) -> float:
+    """How much better ``value`` is than ``other``, in units of the primary metric; negative if it is worse."""
+    return value - other if METRICS[evaluation.task][evaluation.metric] else other - value
+
+
+def _called(contender: Contender) -> str:
+    return f"champion version {contender.version}" if contender.role == "champion" else contender.name
+
+
+def _compared(evaluation: Evaluation, candidate: Contender, rival: Contender, gain: float) -> str:
+    metric = evaluation.metric
+    verb = "better" if gain > 0 else "worse" if gain < 0 else "the same"
+    amount = "" if gain == 0 else f"{abs(gain):.6g} "
+    link = "as" if gain == 0 else "than"
+    return (
+        f"{metric} of {candidate.name} is {candidate.metrics[metric]:.6g}, {amount}{verb} {link} "
+        f"{rival.metrics[metric]:.6g} of {_called(rival)} on the same {evaluation.rows:,} rows"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMED])
+    return shown if len(names) <= _MOST_NAMED else f"{shown} and {len(names) - _MOST_NAMED} more"

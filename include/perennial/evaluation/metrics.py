@@ -1,0 +1,169 @@
+"""How good a model is on given rows: the metrics of :data:`perennial.spec.training.METRICS`, by scikit-learn.
+
+The same functions judge a candidate on its validation rows, all contenders on the holdout
+(:mod:`perennial.evaluation.contest` brings them together, :mod:`perennial.evaluation.gates` decides), and the champion once
+labels arrive (:mod:`perennial.monitoring.performance`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+
+from perennial.evaluation.evidence import PredictionSummary
+from perennial.evaluation.resampling import CALIBRATION_BINS, Blocks, calibration_bins, resample
+from perennial.model.artifacts import Prediction
+from perennial.model.costs import CostFunction
+from perennial.spec.training import METRICS
+from perennial.spec.types import Task
+
+__all__ = [
+    "CALIBRATION_BINS",
+    "calibration_error",
+    "count_not_finite",
+    "evaluate",
+    "evaluate_metric",
+    "evaluate_prediction",
+    "summarise",
+]
+
+
+def evaluate(
+    task: Task,
+    truth: NDArray[Any],
+    predicted: NDArray[Any],
+    *,
+    probabilities: NDArray[np.float64] | None = None,
+    classes: Sequence[str] = (),
+    cost: CostFunction | None = None,
+) -> dict[str, float]:
+    """The metrics of a task.
+
+    Args:
+        task: which metrics.
+        truth: n labels: booleans (binary), texts (multiclass) or numbers (regression).
+        predicted: n predictions: the probability of true (binary), a class (multiclass), a number (regression).
+        probabilities: n by len(classes), each row summing to 1, for multiclass; without them ``log_loss`` is absent.
+        classes: the classes of ``probabilities``' columns, in order.
+        cost: of each row, see :func:`perennial.model.costs.cost_function`; without it ``cost`` is absent.
+
+    Returns:
+        Metrics by name. One that is not defined for these rows (a rank metric with labels of one class, anything with no
+        rows or with a prediction that is not finite) or not finite is absent, never NaN.
+
+    Raises:
+        ValueError: ``truth`` and ``predicted`` differ in length.
+    """
+    if len(truth) != len(predicted):
+        raise ValueError(f"{len(predicted)} predictions for {len(truth)} labels")
+    if len(truth) == 0 or count_not_finite(predicted):
+        return {}
+    if task == "binary_classification":
+        found = _binary(truth.astype(bool), predicted)
+    elif task == "regression":
+        found = _regression(truth, predicted)
+    else:
+        found = _multiclass(truth, predicted, probabilities, classes)
+    if cost is not None:
+        found["cost"] = float(np.mean(cost(truth, predicted)))
+    return {name: float(found[name]) for name in METRICS[task] if name in found and math.isfinite(found[name])}
+
+
+def evaluate_prediction(
+    task: Task, truth: NDArray[Any], prediction: Prediction, cost: CostFunction | None = None
+) -> dict[str, float]:
+    """:func:`evaluate` for what a model said, probabilities of classes included."""
+    return evaluate(
+        task, truth, prediction.values, probabilities=prediction.probabilities, classes=prediction.classes, cost=cost
+    )
+
+
+def evaluate_metric(
+    task: Task, metric: str, truth: NDArray[Any], prediction: Prediction, cost: CostFunction | None = None
+) -> float | None:
+    """One metric alone, for those who ask often: the same as :func:`evaluate` gives, None where that leaves it out."""
+    if len(truth) == 0 or count_not_finite(prediction.values):
+        return None
+    everything = Blocks(np.zeros(len(truth), dtype=np.intp), 1, "all")
+    found = resample(task, [metric], truth, prediction, everything, np.ones((1, 1)), cost=cost).get(metric)
+    return float(found[0]) if found is not None and math.isfinite(found[0]) else None
+
+
+def count_not_finite(values: NDArray[Any]) -> int:
+    """How many values are NaN, infinite or missing."""
+    if values.dtype.kind == "f":
+        return int(np.count_nonzero(~np.isfinite(values)))
+    if values.dtype.kind == "O":
+        return sum(value is None or value != value for value in values)
+    return 0
+
+
+def _binary(truth: NDArray[np.bool_], predicted: NDArray[np.float64]) -> dict[str, float]:
+    found = {
+        "log_loss": sk.log_loss(truth, predicted, labels=[False, True]),
+        "brier": sk.brier_score_loss(truth, predicted, pos_label=True),
+        "calibration_error": calibration_error(truth, predicted),
+    }
+    if truth.any() and not truth.all():
+        found["roc_auc"] = sk.roc_auc_score(truth, predicted)
+        found["average_precision"] = sk.average_precision_score(truth, predicted)
+    return found
+
+
+def _multiclass(
+    truth: NDArray[Any], predicted: NDArray[Any], probabilities: NDArray[np.float64] | None, classes: Sequence[str]
+) -> dict[str, float]:
+    # Objects that are texts cannot be told from mixed ones by scikit-learn.
+    truth, predicted = truth.astype(str), predicted.astype(str)
+    seen = np.unique(truth)
+    found = {
+        "accuracy": sk.accuracy_score(truth, predicted),
+        # Balanced accuracy is the mean recall of the classes that occur; this form does not warn of those that do not.
+        "balanced_accuracy": sk.recall_score(truth, predicted, labels=seen, average="macro", zero_division=0),
+    }
+    if probabilities is not None and np.isfinite(probabilities).all():
+        # A class the model has never seen gets probability 0, and the loss it deserves.
+        unknown = [label for label in seen if label not in classes]
+        labels = np.array([*classes, *unknown])
+        padded = np.hstack([probabilities, np.zeros((len(truth), len(unknown)))])
+        order = np.argsort(labels)
+        found["log_loss"] = sk.log_loss(truth, padded[:, order], labels=labels[order])
+    return found
+
+
+def _regression(truth: NDArray[Any], predicted: NDArray[np.float64]) -> dict[str, float]:
+    found = {"rmse": sk.root_mean_squared_error(truth, predicted), "mae": sk.mean_absolute_error(truth, predicted)}
+    if len(truth) > 1:
+        found["r2"] = sk.r2_score(truth, predicted)
+    return found
+
+
+def calibration_error(truth: NDArray[np.bool_], probability: NDArray[np.float64], bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error of a binary model: how far its probabilities lie from the shares that come true.
+
+    The mean over equal-width bins of |share of true labels - mean probability|, weighted by rows, 0 to 1. The probability
+    is that of true rather than that of the likelier class, so that a model is judged on the number it publishes.
+
+    References:
+        Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. ICML 2017, equation 3.
+    """
+    bin_of = calibration_bins(probability, bins)
+    came_true = np.bincount(bin_of, weights=truth.astype(np.float64), minlength=bins)
+    promised = np.bincount(bin_of, weights=probability, minlength=bins)
+    return float(np.abs(came_true - promised).sum() / len(truth))
+
+
+def summarise(prediction: Prediction) -> PredictionSummary:
+    """What predictions look like, for a gate that judges whether they can be predictions at all."""
+    values = prediction.values
+    if values.dtype.kind != "f":
+        present = [value for value in values if value is not None]
+        return PredictionSummary(len(values), len(values) - len(present), len(set(present)))
+    finite = values[np.isfinite(values)]
+    minimum, mean, maximum = (float(of(finite)) for of in (np.min, np.mean, np.max)) if len(finite) else (None, None, None)
+    return PredictionSummary(len(values), len(values) - len(finite), len(np.unique(finite)), minimum, mean, maximum)

@@ -1,0 +1,211 @@
+"""Pictures for the people who compare models in MLflow.
+
+Each function draws one figure and writes one PNG; none holds state, so several processes and threads may draw at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import auc, confusion_matrix, precision_recall_curve, roc_curve
+
+from perennial.evaluation.evidence import Evaluation
+from perennial.evaluation.resampling import CALIBRATION_BINS, calibration_bins
+from perennial.model.artifacts import Prediction
+from perennial.spec.types import Task
+
+#: Points of a scatter plot beyond which more only hide each other.
+_MAX_POINTS = 5_000
+#: Points of a curve beyond which more cannot be told apart in a picture.
+_MAX_CURVE = 500
+GREY = "0.6"
+
+
+def draw_predictions(
+    task: Task, truth: NDArray[Any], predictions: Mapping[str, Prediction], directory: Path, *, rows: str
+) -> list[Path]:
+    """The pictures of a task, with one curve for each model.
+
+    Args:
+        task: binary: ROC, precision-recall, calibration; multiclass: the confusion matrix of the first model; regression:
+            the residuals of the first.
+        truth: n labels.
+        predictions: n predictions by the name of their model, the one of interest first.
+        directory: where the PNG files go.
+        rows: which rows these are, for the titles.
+
+    Returns:
+        The files written; none if there are no rows, or labels of one class alone.
+    """
+    finite = {name: found for name, found in predictions.items() if _is_finite(found)}
+    if len(truth) == 0 or not finite:
+        return []
+    if task == "regression":
+        return [_draw_residuals(truth, finite, directory, rows)]
+    if task == "multiclass_classification":
+        return [_draw_confusion(truth, finite, directory, rows)]
+    truth = truth.astype(bool)
+    if truth.all() or not truth.any():
+        return []
+    return [draw(truth, finite, directory, rows) for draw in (_draw_roc, _draw_precision_recall, _draw_calibration)]
+
+
+def draw_importance(importance: Mapping[str, float], directory: Path, *, metric: str, rows: str, most: int = 25) -> Path:
+    """Bars for the features whose shuffling costs most of the metric.
+
+    Args:
+        importance: drop of the metric a feature, largest first.
+        directory: where the PNG file goes.
+        metric: what drops.
+        rows: which rows it was measured on, for the title.
+        most: features shown.
+    """
+    shown = list(importance.items())[:most][::-1]
+    figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([name for name, _ in shown], [drop for _, drop in shown], color="C0")
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(title=f"Permutation importance, {rows}", xlabel=f"drop of {metric} when the feature is shuffled")
+    return save(figure, directory / "importance.png")
+
+
+def draw_comparison(
+    evaluation: Evaluation, gains: NDArray[np.float64] | None, directory: Path, *, rows: str, most: int = 30
+) -> list[Path]:
+    """How sure the candidate's gain over the champion is, and where it gains or loses.
+
+    Args:
+        evaluation: the evidence.
+        gains: the gain in each resample; None if there was no comparison.
+        directory: where the PNG files go.
+        rows: which rows these are, for the titles.
+        most: slices shown, those with the largest losses.
+
+    Returns:
+        The files written; none without a champion.
+    """
+    found, files = evaluation.comparison, []
+    if found is not None and gains is not None and np.isfinite(gains).any():
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.hist(gains[np.isfinite(gains)], bins=40, color="C0")
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.axvline(found.gain, color="C1", label=f"gain {found.gain:.4g}")
+        if found.low is not None and found.high is not None:
+            label = f"{found.low:.4g} to {found.high:.4g} with confidence {found.confidence:g}"
+            axes.axvspan(found.low, found.high, color="C1", alpha=0.15, label=label)
+        what = f"gain of {evaluation.metric} over champion version {evaluation.champion_version}"
+        axes.set(title=f"{found.resamples:,} resamples, {rows}", xlabel=f"{what}, more is better", ylabel="resamples")
+        axes.legend()
+        files.append(save(figure, directory / "gain.png"))
+    if evaluation.slices is not None and evaluation.slices.judged:
+        shown = sorted(evaluation.slices.judged, key=lambda one: one.gain)[:most][::-1]
+        figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(shown)), layout="constrained")
+        axes = figure.subplots()
+        names = [f"{one.column} {one.value} ({one.rows:,})" for one in shown]
+        errors = [one.error for one in shown]
+        axes.errorbar([one.gain for one in shown], names, xerr=errors, fmt="o", color="C0", markersize=4)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.set(title=f"Slices, {rows}", xlabel=f"gain of {evaluation.metric} and its standard error, more is better")
+        files.append(save(figure, directory / "slices.png"))
+    return files
+
+
+def _is_finite(prediction: Prediction) -> bool:
+    numbers = prediction.values if prediction.probabilities is None else prediction.probabilities
+    return bool(np.isfinite(numbers).all())
+
+
+def _square() -> tuple[Figure, Any]:
+    # Margins that suit numbers between 0 and 1; to have them found takes longer than to draw.
+    figure = Figure(figsize=(5, 4.6))
+    return figure, figure.subplots(gridspec_kw={"left": 0.12, "right": 0.97, "bottom": 0.11, "top": 0.93})
+
+
+def _thin(*curve: NDArray[Any]) -> list[NDArray[Any]]:
+    """As many points of a curve as a picture can show, its ends among them."""
+    keep = np.unique(np.linspace(0, len(curve[0]) - 1, _MAX_CURVE).astype(int))
+    return [values[keep] for values in curve]
+
+
+def _draw_roc(truth: NDArray[np.bool_], predictions: Mapping[str, Prediction], directory: Path, rows: str) -> Path:
+    figure, axes = _square()
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+    for name, prediction in predictions.items():
+        false_positives, true_positives, _ = roc_curve(truth, prediction.values)
+        axes.plot(*_thin(false_positives, true_positives), label=f"{name} ({auc(false_positives, true_positives):.3f})")
+    axes.set(title=f"ROC, {rows}", xlabel="false positive rate", ylabel="true positive rate")
+    axes.legend(loc="lower right", title="area under the curve")
+    return save(figure, directory / "roc.png")
+
+
+def _draw_precision_recall(truth: NDArray[np.bool_], predictions: Mapping[str, Prediction], directory: Path, rows: str) -> Path:
+    figure, axes = _square()
+    axes.axhline(truth.mean(), color=GREY, linewidth=0.8, linestyle="--", label=f"share of true ({truth.mean():.3f})")
+    for name, prediction in predictions.items():
+        precision, recall, _ = precision_recall_curve(truth, prediction.values)
+        axes.plot(*_thin(recall, precision), label=name)
+    axes.set(title=f"Precision and recall, {rows}", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
+    axes.legend(loc="upper right")
+    return save(figure, directory / "precision_recall.png")
+
+
+def _draw_calibration(truth: NDArray[np.bool_], predictions: Mapping[str, Prediction], directory: Path, rows: str) -> Path:
+    figure, axes = _square()
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--", label="calibrated")
+    for name, prediction in predictions.items():
+        # The bins of the calibration error, so that the picture explains the number.
+        bin_of = calibration_bins(prediction.values)
+        count = np.bincount(bin_of, minlength=CALIBRATION_BINS)
+        used = count > 0
+        promised = np.bincount(bin_of, weights=prediction.values, minlength=CALIBRATION_BINS)[used] / count[used]
+        came_true = np.bincount(bin_of, weights=truth.astype(float), minlength=CALIBRATION_BINS)[used] / count[used]
+        axes.plot(promised, came_true, marker="o", markersize=3, label=name)
+    axes.set(title=f"Calibration, {rows}", xlabel="mean predicted probability", ylabel="share that came true")
+    axes.legend(loc="upper left")
+    return save(figure, directory / "calibration.png")
+
+
+def _draw_confusion(truth: NDArray[Any], predictions: Mapping[str, Prediction], directory: Path, rows: str) -> Path:
+    name, prediction = next(iter(predictions.items()))
+    labels = sorted({*prediction.classes, *(str(label) for label in truth)})
+    shares = confusion_matrix(truth.astype(str), prediction.values.astype(str), labels=labels).astype(float)
+    shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
+    side = min(10.0, 3.2 + 0.35 * len(labels))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(title=f"{name}, {rows}", xlabel="predicted", ylabel="true (rows sum to 1)")
+    if len(labels) <= 12:
+        for row, column in np.ndindex(shares.shape):
+            share = shares[row, column]
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.5 else "black")
+    return save(figure, directory / "confusion.png")
+
+
+def _draw_residuals(truth: NDArray[Any], predictions: Mapping[str, Prediction], directory: Path, rows: str) -> Path:
+    name, prediction = next(iter(predictions.items()))
+    shown = np.unique(np.linspace(0, len(truth) - 1, _MAX_POINTS).astype(int))
+    predicted, residual = prediction.values[shown], (truth - prediction.values)[shown]
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    scatter, histogram = figure.subplots(1, 2, width_ratios=[2, 1])
+    scatter.scatter(predicted, residual, s=4, alpha=0.4, linewidths=0)
+    scatter.axhline(0, color=GREY, linewidth=0.8)
+    scatter.set(title=f"{name}, {rows}", xlabel="predicted", ylabel="true minus predicted")
+    histogram.hist(residual, bins=40, orientation="horizontal", color="C0")
+    histogram.set(xlabel="rows")
+    return save(figure, directory / "residuals.png")
+
+
+def save(figure: Figure, file: Path) -> Path:
+    FigureCanvasAgg(figure)  # Agg draws without a display, and without pyplot's global list of figures
+    figure.savefig(file, format="png", dpi=90)
+    return file

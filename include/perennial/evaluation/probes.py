@@ -1,0 +1,276 @@
+"""What a model does when its inputs change, and what a feature knows alone.
+
+Each probe changes one thing in a sample of the holdout and leaves the rest as it is. A probe that fails is evidence too: it
+becomes a sentence, and :mod:`perennial.evaluation.gates` refuses. Neighbour: :mod:`perennial.evaluation.metrics` asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
+
+from perennial.core.errors import PerennialError, ScoringError, SpecError
+from perennial.evaluation.evidence import Behaved, Robustness
+from perennial.model import artifacts
+from perennial.model.artifacts import FeatureList, LoadedModel, Prediction
+from perennial.spec.code import folder_function
+from perennial.spec.folder import ModelFolder
+from perennial.spec.gates import Behaviour
+from perennial.spec.model import ModelSpec
+from perennial.spec.types import Task
+
+#: Bins in which a number is looked at alone, beside its rank.
+_BINS = 64
+#: Most rows on which a feature is looked at alone.
+_ALONE_ROWS = 20_000
+
+#: A missing category, as data frames of features have it.
+_NOTHING = np.array(None, dtype=object)
+
+Floats = NDArray[np.float64]
+#: Gives the primary metric of n predictions for their n labels; None if it is not defined.
+Score = Callable[[NDArray[np.generic], Prediction], float | None]
+
+
+def sample(spec: ModelSpec, rows: int, most: int) -> NDArray[np.intp]:
+    """Seeded choice of at most ``most`` rows, in order."""
+    if rows <= most:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(spec.training.seed).choice(rows, size=most, replace=False))
+
+
+def probe_robustness(
+    spec: ModelSpec, model: LoadedModel, rows: pa.Table, truth: NDArray[np.generic], score: Score
+) -> Robustness | None:
+    """The primary metric with noise, and with missing values, in one feature at a time.
+
+    Args:
+        spec: says how much of each.
+        model: the candidate.
+        rows, truth: the holdout.
+        score: gives the primary metric.
+
+    Returns:
+        None if the metric is not defined for the rows as they are.
+    """
+    rule, metric = spec.gates.robustness, spec.primary_metric
+    chosen = sample(spec, len(truth), rule.rows)
+    frame, truth = model.takes.frame(rows.take(pa.array(chosen))), truth[chosen]
+    generator = np.random.default_rng(spec.training.seed)
+    clean = score(truth, _predict(model, frame)) if len(truth) else None
+    uninformed = score(truth, constant(spec.task, truth)) if len(truth) else None
+    if clean is None or uninformed is None:
+        return None
+    found: dict[str, dict[str, float]] = {"noise": {}, "missing": {}}
+    problems: dict[str, str] = {}
+    for what, feature, values in _worse(spec, model.takes, frame, generator):
+        try:
+            value = score(truth, _predict(model, frame.assign(**{feature: values})))
+        except PerennialError as error:
+            problems[f"{what} {feature}"] = str(error)
+            continue
+        if value is None:
+            problems[f"{what} {feature}"] = f"{metric} is not defined, as with predictions that are not finite"
+        else:
+            found[what][feature] = value
+    return Robustness(len(truth), clean, uninformed, found["noise"], found["missing"], problems)
+
+
+def _worse(
+    spec: ModelSpec, takes: FeatureList, frame: pd.DataFrame, generator: np.random.Generator
+) -> Iterator[tuple[str, str, NDArray[np.generic]]]:
+    """Each way in which a feature gets worse: what is done to it, its name, its values then."""
+    rule = spec.gates.robustness
+    for feature in takes.names:
+        values = frame[feature].to_numpy()
+        numeric = feature in takes.numeric
+        if numeric and rule.noise_drop is not None and np.isfinite(values).any():
+            deviation = float(np.nanstd(np.where(np.isfinite(values), values, np.nan)))
+            if deviation > 0:
+                yield "noise", feature, values + generator.normal(scale=rule.noise * deviation, size=len(values))
+        if rule.missing_drop is not None:
+            gone = generator.random(len(values)) < rule.missing
+            yield "missing", feature, np.where(gone, np.nan, values) if numeric else np.where(gone, _NOTHING, values)
+
+
+def constant(task: Task, truth: NDArray[np.generic]) -> Prediction:
+    """The best prediction that is the same for all rows: the share of true labels, the classes' shares, or the mean."""
+    if task == "regression":
+        return Prediction(np.full(len(truth), truth.astype(np.float64).mean()), None, None, ())
+    if task == "binary_classification":
+        share = np.full(len(truth), truth.astype(np.float64).mean())
+        return Prediction(share, share, np.column_stack([1 - share, share]), ("False", "True"))
+    classes, counts = np.unique(truth.astype(str), return_counts=True)
+    shares = counts / counts.sum()
+    values = np.full(len(truth), classes[shares.argmax()], dtype=object)
+    return Prediction(
+        values, np.full(len(truth), shares.max()), np.tile(shares, (len(truth), 1)), tuple(str(name) for name in classes)
+    )
+
+
+def _predict(model: LoadedModel, frame: pd.DataFrame) -> Prediction:
+    """Predictions for a changed frame; what an estimator raises on it is a :class:`ScoringError`."""
+    try:
+        # Many small predictions: threads would wait for each other most of the time.
+        with threadpool_limits(1):
+            return artifacts.predict(model.task, model.estimator, frame)
+    except ScoringError:
+        raise
+    # A pipeline of model.py may raise anything on values it was not made for.
+    except Exception as error:
+        raise ScoringError(f"{model.name} cannot predict: {type(error).__name__}: {error}") from error
+
+
+# --- behaviour -------------------------------------------------------------------------------------------------------
+
+
+def probe_behaviour(folder: ModelFolder, model: LoadedModel, rows: pa.Table) -> dict[str, Behaved]:
+    """The outcome of each test in ``gates.behaviour``, on a sample of rows."""
+    spec = folder.spec
+    tests = spec.gates.behaviour
+    if not tests:
+        return {}
+    chosen = sample(spec, rows.num_rows, spec.gates.robustness.rows)
+    if len(chosen) == 0:
+        return dict.fromkeys(tests, Behaved(None, 0, "there is no row to try it on"))
+    frame = model.takes.frame(rows.take(pa.array(chosen)))
+    found = {}
+    for name, test in tests.items():
+        try:
+            if test.function is not None:
+                found[name] = _ask(folder, test.function, model, frame)
+            else:
+                found[name] = _change(test, model, frame)
+        except PerennialError as error:
+            found[name] = Behaved(None, len(frame), str(error))
+    return found
+
+
+def _ask(folder: ModelFolder, reference: str, model: LoadedModel, frame: pd.DataFrame) -> Behaved:
+    def predicted(changed: pd.DataFrame) -> NDArray[np.generic]:
+        return _predict(model, changed).values
+
+    function = folder_function(folder, reference)
+    try:
+        said = function(predicted, frame.copy())
+    except PerennialError:
+        raise
+    # The team's own function may raise anything.
+    except Exception as error:
+        raise SpecError(f"{reference} raised {type(error).__name__}: {error}") from error
+    if said is None or isinstance(said, str):
+        return Behaved(None, len(frame), said or None)
+    return Behaved(None, len(frame), f"{reference} gave a {type(said).__name__}; None or a sentence is wanted")
+
+
+def _change(test: Behaviour, model: LoadedModel, frame: pd.DataFrame) -> Behaved:
+    assert test.feature is not None  # Behaviour._is_one_kind
+    if test.feature not in frame.columns:
+        return Behaved(None, len(frame), f"the model does not take {test.feature}")
+    numeric = test.feature in model.takes.numeric
+    if test.add is not None:
+        values = frame[test.feature].to_numpy() + test.add
+    elif numeric:
+        try:
+            values = np.full(len(frame), float(test.value))  # type: ignore[arg-type]  # either add or value
+        except ValueError:
+            return Behaved(None, len(frame), f"{test.feature} is a number, and {test.value!r} is none")
+    else:
+        values = np.full(len(frame), str(test.value), dtype=object)
+    before, after = (_predict(model, given) for given in (frame, frame.assign(**{test.feature: values})))
+    if model.task == "multiclass_classification":
+        behaves = before.values == after.values
+    else:
+        rise = after.values - before.values
+        behaves = {"same": np.abs(rise), "higher": -rise, "lower": rise}[test.expect] <= test.tolerance
+    return Behaved(float(np.mean(behaves)), len(frame))
+
+
+# --- features alone --------------------------------------------------------------------------------------------------
+
+
+def score_alone(spec: ModelSpec, rows: pa.Table, truth: NDArray[np.generic]) -> dict[str, float]:
+    """How well each feature, without the others, tells the label.
+
+    A number is judged by its rank and, since it need not rise with the label, by the mean label in each of 64 bins of equally
+    many rows; a category by the mean label of each value. Means come from the other half of the rows, or a feature that is
+    different in each row would seem to know everything. A missing value is a value like others: that it is missing may tell.
+
+    Args:
+        spec: names the features.
+        rows, truth: n labelled rows.
+
+    Returns:
+        By feature, the area under the ROC curve (the largest of all classes' against the rest), 0.5 to 1, or R squared.
+        Empty if the labels are of one kind alone.
+    """
+    chosen = sample(spec, len(truth), _ALONE_ROWS)
+    truth, rows = truth[chosen], rows.take(pa.array(chosen))
+    if spec.task == "regression" or spec.task == "binary_classification":
+        targets = [truth.astype(np.float64)]
+    else:
+        targets = [(truth.astype(str) == name).astype(np.float64) for name in np.unique(truth.astype(str))]
+    targets = [target for target in targets if len(target) and np.ptp(target) > 0]
+    if not targets:
+        return {}
+    half = np.random.default_rng(spec.training.seed).random(len(truth)) < 0.5
+    judge = _r_squared if spec.task == "regression" else _auc
+    frame = FeatureList.of(spec).frame(rows)
+    found = {}
+    with threadpool_limits(1):
+        for feature in frame.columns:
+            signals = list(_signals(frame[feature]))
+            best = 0.0
+            for target in targets:
+                for codes, rank in signals:
+                    best = max(best, judge(target, _means_of_other_half(codes, target, half)))
+                    if rank is not None:
+                        best = max(best, judge(target, rank))
+            found[str(feature)] = best
+    return found
+
+
+def _signals(values: pd.Series) -> Iterator[tuple[NDArray[np.intp], Floats | None]]:
+    """Bins or categories as numbers from 0; beside them, for numbers, the value itself with missing ones below all."""
+    if values.dtype.kind != "f":
+        yield pd.factorize(values, use_na_sentinel=False)[0], None
+        return
+    numbers = values.to_numpy(dtype=np.float64)
+    known = np.isfinite(numbers)
+    if not known.any():
+        yield np.zeros(len(numbers), dtype=np.intp), None
+        return
+    edges = np.unique(np.quantile(numbers[known], np.linspace(0, 1, _BINS + 1)[1:-1]))
+    codes = np.where(known, 1 + np.searchsorted(edges, numbers, side="right"), 0)
+    low = numbers[known].min()
+    yield codes, np.where(known, numbers, low - max(1.0, abs(low)))
+
+
+def _means_of_other_half(codes: NDArray[np.intp], target: Floats, half: NDArray[np.bool_]) -> Floats:
+    """For each row, the mean label of the rows of the other half that have its code; of all, where there is none."""
+    said = np.full(len(target), target.mean())
+    count = int(codes.max()) + 1
+    for own, other in ((half, ~half), (~half, half)):
+        size = np.bincount(codes[other], minlength=count)
+        total = np.bincount(codes[other], weights=target[other], minlength=count)
+        means = np.where(size > 0, total / np.maximum(size, 1), target.mean())
+        said[own] = means[codes[own]]
+    return said
+
+
+def _auc(target: Floats, signal: Floats) -> float:
+    area = float(roc_auc_score(target, signal))
+    return max(area, 1 - area)
+
+
+def _r_squared(target: Floats, signal: Floats) -> float:
+    """Of the straight line through the signal: the squared correlation."""
+    if np.ptp(signal) == 0:
+        return 0.0
+    return float(np.corrcoef(target, signal)[0, 1] ** 2)

@@ -1,0 +1,109 @@
+"""Labels that were known at a moment, for the entities of an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import datetime
+
+import duckdb
+import pyarrow as pa
+
+from perennial.core.errors import SpecError
+from perennial.core.intervals import Interval
+from perennial.core.sql import quoted
+from perennial.features.point_in_time import WHOLE_TYPES, blaming, mentions, open_database
+from perennial.features.published import scan
+from perennial.lake.publish import Lake
+from perennial.lake.schema import KNOWN
+from perennial.spec.folder import ModelFolder
+
+
+def read_labels(
+    folder: ModelFolder,
+    lake: Lake,
+    snapshots: Mapping[str, int],
+    interval: Interval,
+    *,
+    as_of: datetime,
+    entities: pa.Table | None = None,
+) -> pa.Table:
+    """The labels of an interval's entities, as far as they were known.
+
+    If the label table's event time has the name of the entity table's, it means the same moment, and only the interval is
+    read of it. Otherwise all of it is.
+
+    Args:
+        folder: the model's.
+        lake: holds the tables.
+        snapshots: by table, of the entity's and the label's table.
+        interval: whose event times lie in it is an entity.
+        as_of: only rows known by then are used.
+        entities: those of the interval, if they are read already: their key and event time, and what else is to stand
+            beside their labels.
+
+    Returns:
+        Entity key, event time (and what else ``entities`` have), ``label`` (boolean, text or double, as the task has it;
+        never null), ``label_known_at``; ordered by event time and key, at most one row an entity.
+
+    Raises:
+        SnapshotMissing: a table was not published, or lacks a column of the spec.
+        SpecError: ``label.sql`` cannot be computed, gives what the task has no use for, or an entity has several labels.
+    """
+    spec = folder.spec
+    key, identity = spec.entity_table.key, list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
+    with closing(open_database()) as connection:
+        if entities is None:
+            entities = scan(folder, lake, spec.entity.table, snapshots, columns=identity, within=interval).read_all()
+        connection.register("_entities", entities)
+        same_time = spec.label_table.event_time == spec.event_time
+        columns = [name for name in spec.label_table.columns if name in key or mentions(spec.label.sql, name)]
+        rows = scan(
+            folder, lake, spec.label.table, snapshots,
+            columns=[*columns, KNOWN], within=interval if same_time else None, known_by=as_of,
+        )  # fmt: skip
+        connection.register("_labels", rows)
+        _select_labels(connection, folder)
+        names = ", ".join(quoted(name) for name in key)
+        order = ", ".join(quoted(name) for name in dict.fromkeys([spec.event_time, *key]))
+        found: pa.Table = connection.sql(
+            f"SELECT _entities.*, label, label_known_at FROM _entities JOIN perennial.labels USING ({names}) ORDER BY {order}"
+        ).to_arrow_table()
+        connection.register("_found", found)
+        [(distinct,)] = connection.execute(f"SELECT count(DISTINCT ({names})) FROM _found").fetchall()
+    if distinct != found.num_rows:
+        raise SpecError(
+            f"{folder.path / 'model.yaml'}: label.table: {found.num_rows - distinct:,} rows of {spec.label.table} in "
+            f"{interval} are second labels; it is to have one row for each {', '.join(key)}"
+        )
+    return found
+
+
+_LABEL_TYPES = {
+    "binary_classification": ("BOOLEAN", {"BOOLEAN"} | WHOLE_TYPES, "true or false"),
+    "multiclass_classification": ("VARCHAR", {"VARCHAR", "BOOLEAN", "ENUM"} | WHOLE_TYPES, "a class as text"),
+    "regression": ("DOUBLE", {"FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN"} | WHOLE_TYPES, "a number"),
+}
+
+
+def _select_labels(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> None:
+    """Make ``perennial.labels`` of what stands in ``_labels``: entity key, ``label``, ``label_known_at``."""
+    spec, place = folder.spec, f"{folder.path / 'model.yaml'}: label.sql"
+    wanted, allowed, words = _LABEL_TYPES[spec.task]
+    selected = f"(SELECT *, (\n{spec.label.sql}\n) AS _label FROM _labels)"
+    with blaming(place):
+        kind = connection.sql(f"SELECT _label FROM {selected}").types[0]
+        if str(kind).partition("(")[0] not in allowed:
+            raise SpecError(f"{place}: gives {kind}, but {spec.task} wants {words}")
+        names = ", ".join(quoted(name) for name in spec.entity_table.key)
+        connection.execute(
+            f"CREATE TABLE perennial.found AS SELECT {names}, _label, {KNOWN} AS label_known_at FROM {selected} "
+            "WHERE _label IS NOT NULL"
+        )
+    if wanted == "BOOLEAN" and str(kind) != "BOOLEAN":
+        odd = connection.execute("SELECT any_value(_label) FROM perennial.found WHERE _label NOT IN (0, 1)").fetchone()
+        if odd and odd[0] is not None:
+            raise SpecError(f"{place}: gives {odd[0]}, but {spec.task} wants {words}; compare it with something")
+    connection.execute(
+        f"CREATE VIEW perennial.labels AS SELECT {names}, _label::{wanted} AS label, label_known_at FROM perennial.found"
+    )

@@ -1,0 +1,348 @@
+"""What a raw value may become: the SQL that casts a table's raw columns to the types of its spec, row by row.
+
+One bad value must not fail a query, nor become another value in silence. So each expression of a spec runs under
+DuckDB's ``TRY``, which gives NULL where it raises, and every column gets a companion that says why its value could not be
+had. The rules:
+
+* A text becomes a number only if it is plainly one: ``12``, ``-3``, ``0.5``, ``1e-3``; surrounding spaces do no harm, and
+  ``12.0`` is an integer. ``1,234``, ``1_000``, ``12abc``, full-width digits, ``=1+1``, ``0x1F``, ``inf``, ``nan``,
+  ``1e400``, integers beyond 64 bit, and numbers with invisible characters inside are not.
+* A text becomes a timestamp only as ISO 8601 (``2013-04-01T06:00:00Z``; offset, fraction, seconds and time may be
+  absent). One without an offset is taken as UTC, a date as its midnight in UTC. Digits beyond microseconds are dropped.
+* A text becomes a boolean as ``true``, ``t``, ``yes``, ``y``, ``1`` or their opposites, in any case.
+* A text stays a text, digit by digit: leading zeros, ``NA``, ``=1+1`` and full-width digits are kept, for nothing here
+  evaluates them. A text with control characters (but tab and line breaks), with characters that are invisible or change
+  the direction of what follows, with no-break spaces or with the mark of a character lost before is refused: it looks
+  like another text without being it. ``sql: regexp_replace(name, '[^ -~]', '', 'g')`` is the way to clean one.
+* A typed value (Parquet, SQL, Python) is converted only where nothing is lost: a float to an integer only if it is whole
+  and within 2⁵³, beyond which it may have been another number; NaN is a missing value; a timestamp without a zone is UTC.
+
+Neighbours: :mod:`perennial.ingestion.sources` binds expressions to a file's columns before it reads it;
+:mod:`perennial.ingestion.checks` runs the query.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from perennial.core.errors import PerennialError, SourceError, SpecError
+from perennial.core.intervals import Interval
+from perennial.core.sql import connect, literal, quoted
+from perennial.ingestion.delimited import FAULT, POSITION, RAW
+from perennial.lake.schema import KNOWN, published_schema
+from perennial.spec.data import Column, Table
+from perennial.spec.folder import ModelFolder
+
+#: The period of a dated file, which its rows' event times must lie in; null for other sources.
+FROM, UNTIL = "_from", "_until"
+#: What a landed row has besides its raw columns.
+LANDED_EXTRAS = pa.schema(
+    [
+        (POSITION, pa.string()),
+        (FAULT, pa.string()),
+        (RAW, pa.string()),
+        (FROM, pa.timestamp("us", "UTC")),
+        (UNTIL, pa.timestamp("us", "UTC")),
+    ]
+)
+ROW, ROW_FAULT, KNOWN_FAULT = "_row", "_row_fault", "_known_fault"
+
+_TOKEN = re.compile(r'"((?:[^"]|"")*)"|([^\W\d]\w*)')
+_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
+_HUGE = {"UBIGINT", "HUGEINT", "UHUGEINT", "BIGNUM"}
+_FLOATS = {"FLOAT", "DOUBLE"}
+_TIMESTAMPS = {"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"}
+_DUCKDB = {
+    "string": "VARCHAR",
+    "integer": "BIGINT",
+    "float": "DOUBLE",
+    "boolean": "BOOLEAN",
+    "timestamp": "TIMESTAMPTZ",
+    "date": "DATE",
+}
+_ISO_TIME = r"\d{4}-\d{2}-\d{2}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,12})?)?(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)?)?"
+_ISO_DATE = r"\d{4}-\d{2}-\d{2}([T ]00:00(:00(\.0{1,12})?)?Z?)?"
+# ZWNJ and ZWJ (200C, 200D) belong to Persian, Indic scripts and emoji; beside ASCII they only hide.
+_HIDDEN = (
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{a0}\x{ad}\x{61c}\x{180e}\x{2007}\x{200b}\x{200e}\x{200f}\x{2028}-\x{202f}"
+    r"\x{2060}-\x{206f}\x{feff}\x{fff9}-\x{fffd}]"
+    r"|(^|[\x00-\x7f])[\x{200c}\x{200d}]|[\x{200c}\x{200d}]([\x00-\x7f]|$)"
+)
+_PLAIN_NUMBER = r"[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]{1,4})?"
+_EXACT = 2**53
+
+
+def mentioned(table: Table) -> frozenset[str]:
+    """Case-folded names that the table's expressions and columns may take from its source."""
+    expressions = [column.sql or quoted(name) for name, column in table.columns.items()]
+    found = (match for sql in [table.where or "", *expressions] for match in _TOKEN.finditer(sql))
+    return frozenset((match[2] or match[1].replace('""', '"')).casefold() for match in found)
+
+
+def taken(table: Table, raw: pa.Schema) -> pa.Schema:
+    """The columns of a source that the table mentions, less those whose names mean something else in a query of ours."""
+    wanted = mentioned(table) - {*LANDED_EXTRAS.names, ROW, "_holds", "file_row_number"}
+    return pa.schema([field for field in raw if field.name.casefold() in wanted])
+
+
+def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str, str]:
+    """The DuckDB type that each of the table's columns has in a source with these columns.
+
+    Args:
+        name: the table's.
+        raw: the source's columns.
+        place: the file and line that named them, for messages.
+
+    Raises:
+        SourceError: the source lacks a column, or has one whose type cannot become the spec's.
+        SpecError: an expression is wrong, whatever the source.
+    """
+    table = folder.spec.tables[name]
+    where = f"{folder.path / 'model.yaml'}: tables.{name}"
+    with connect() as connection:
+        # DuckDB takes no table without columns.
+        connection.register("landed", taken(table, raw).append(pa.field(POSITION, pa.string())).empty_table())
+        given = {named.casefold() for named in raw.names}
+        for column, column_spec in table.columns.items():
+            if column_spec.sql is None and column.casefold() not in given:
+                raise _lacks(column, raw, place)
+        expressions = {f"columns.{column}.sql": spec.sql or quoted(column) for column, spec in table.columns.items()}
+        if table.where is not None:
+            expressions["where"] = f"({table.where}\n)::BOOLEAN"
+        types = dict(
+            zip(expressions, _types(connection, "landed", expressions, where, lambda c: _lacks(c, raw, place)), strict=True)
+        )
+        found = {}
+        for column, spec in table.columns.items():
+            found[column] = types[f"columns.{column}.sql"]
+            if _value(spec, found[column], "x") is None:
+                fault = f"{_plain(found[column])} cannot become the type {spec.type} without a decision"
+                if spec.sql is None:
+                    raise SourceError(f"{place}: {column} is a {fault}; write it as `sql` at {where}.columns.{column}")
+                raise SpecError(f"{where}.columns.{column}.sql: gives a {fault}; cast it")
+        if table.known != "always":
+            connection.register("typed", published_schema(table).empty_table().drop_columns([KNOWN]))
+            known = {"known": f"({table.known}\n)::TIMESTAMPTZ"}
+            columns = ", ".join(table.columns)
+            _types(connection, "typed", known, where, lambda c: SpecError(f"{where}.known: no column {c}; there are {columns}"))
+    return found
+
+
+def _types(
+    connection: duckdb.DuckDBPyConnection,
+    view: str,
+    expressions: dict[str, str],
+    where: str,
+    lacks: Callable[[str], PerennialError],
+) -> list[str]:
+    """The DuckDB types of expressions over a view, each of which must also be one that ``TRY`` takes."""
+    # Output names that no expression can mean: DuckDB would otherwise bind a missing column to an earlier alias.
+    both = [f'(\n{sql}\n) AS "_v{n}", {_tried(sql)} AS "_t{n}"' for n, sql in enumerate(expressions.values())]
+    try:
+        rows = connection.execute(f"DESCRIBE SELECT {', '.join(both)} FROM {view}").fetchall()
+        return [row[1] for row in rows[::2]]
+    except duckdb.Error:
+        for place, one in zip(expressions, both, strict=True):
+            try:
+                connection.execute(f"DESCRIBE SELECT {one} FROM {view}")
+            except duckdb.Error as error:
+                message = str(error).splitlines()[0]
+                if absent := re.search(r'Referenced column "(.*?)" not found', message):
+                    raise lacks(absent[1]) from error
+                raise SpecError(f"{where}.{place}: not an expression that can be used here: {message}") from error
+        raise
+
+
+def _lacks(column: str, raw: pa.Schema, place: str) -> SourceError:
+    names = [name for name in raw.names if name]
+    close = difflib.get_close_matches(column, names, n=1)
+    shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
+    hint = f"; is it now called {close[0]}?" if close else ""
+    if not hint and len(names) == 1 and (other := next((d for d in ";\t|," if d in names[0]), None)):
+        hint = f"; are the fields set apart by {other!r}? Then write `delimiter` at the source"
+    return SourceError(f"{place}: there is no column {column}; there are: {shown!r}{hint}. Is this line the header?")
+
+
+def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: Path, interval: Interval) -> str:
+    """A query that gives the rows of the interval, typed, each with what is wrong in it.
+
+    Its columns: ``_row`` (number in the landed file), ``_position``, ``_row_fault`` (the row could not be split, or
+    ``where`` not be told), the spec's columns, ``_fault_<column>`` for each of them, ``_known_at``, ``_known_fault``.
+    A fault is a text for people, or NULL. Rows of other intervals are left out; rows whose event time cannot be read stay.
+
+    Args:
+        name: the table's.
+        types: from :func:`bind`.
+        landed: Parquet file of raw columns and :data:`LANDED_EXTRAS`.
+    """
+    table = folder.spec.tables[name]
+    names = list(table.columns)
+    # 1: it holds, 0: it does not or is NULL, NULL: it cannot be told.
+    where = "1" if table.where is None else f"TRY(CASE WHEN (\n{table.where}\n)::BOOLEAN THEN 1 ELSE 0 END)"
+    where_fault = literal(f"where: {_short(table.where or '')} cannot be told for this row")
+    tried, values, faults = [], [], []
+    for n, (column, spec) in enumerate(table.columns.items()):
+        tried.append(f'{_tried(spec.sql) if spec.sql else f"struct_pack(v := {quoted(column)})"} AS "_t{n}"')
+        raw, kind = f'"_t{n}".v', types[column]
+        value = _value(spec, kind, raw)
+        assert value is not None  # bind
+        values.append(f'CASE WHEN {ROW_FAULT} IS NULL THEN {value} END AS "_v{n}"')
+        faults.append(
+            f"""CASE WHEN {ROW_FAULT} IS NOT NULL THEN NULL
+            WHEN "_t{n}" IS NULL THEN {literal(f"{column}: {_short(spec.sql or column)} cannot be computed for this row")}
+            WHEN {_is_missing(kind, raw)} THEN NULL
+            {_why_not(column, spec, kind, raw, f'"_v{n}"')} END AS "_f{n}\""""
+        )
+    in_interval, outside = "true", {}
+    if table.event_time is not None:
+        event, n = quoted(table.event_time), names.index(table.event_time)
+        start, end = (f"TIMESTAMPTZ {literal(moment.isoformat())}" for moment in (interval.start, interval.end))
+        outside[n] = (
+            f'CASE WHEN "_v{n}" < {FROM} OR "_v{n}" >= {UNTIL} '
+            f"""THEN {literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR || ' lies outside the period of its file' END"""
+        )
+        in_interval = (
+            f"{event} IS NULL OR {quoted(f'_fault_{table.event_time}')} IS NOT NULL OR ({event} >= {start} AND {event} < {end})"
+        )
+    renamed = [f'"_v{n}" AS {quoted(column)}' for n, column in enumerate(names)]
+    renamed += [
+        f'coalesce("_f{n}", {outside.get(n, "NULL")}) AS {quoted(f"_fault_{column}")}' for n, column in enumerate(names)
+    ]
+    known = "TIMESTAMPTZ '1900-01-01 00:00:00+00'" if table.known == "always" else f"({table.known}\n)::TIMESTAMPTZ"
+    known_fault = literal(f"known: {_short(table.known)} cannot be computed for this row")
+    return f"""
+        WITH landed AS (
+            SELECT *, file_row_number AS {ROW} FROM read_parquet({literal(str(landed))}, file_row_number = true)
+        ), chosen AS (
+            SELECT *, {where} AS _holds FROM landed
+        ), tried AS (
+            SELECT {ROW}, {POSITION}, {FROM}, {UNTIL},
+                coalesce({FAULT}, CASE WHEN _holds IS NULL THEN {where_fault} END) AS {ROW_FAULT},
+                {", ".join(tried)}
+            FROM chosen WHERE _holds IS NULL OR _holds = 1 OR {FAULT} IS NOT NULL
+        ), cast_once AS (
+            SELECT *, {", ".join(values)} FROM tried
+        ), explained AS (
+            SELECT *, {", ".join(faults)} FROM cast_once
+        ), typed AS (
+            SELECT {ROW}, {POSITION}, {ROW_FAULT}, {", ".join(renamed)} FROM explained
+        ), known AS (
+            SELECT *, {_tried(known)} AS _known FROM typed
+        )
+        SELECT * EXCLUDE (_known),
+            CASE WHEN {ROW_FAULT} IS NULL AND {_is_in_range("_known.v")} THEN _known.v END AS {KNOWN},
+            CASE WHEN {ROW_FAULT} IS NULL AND _known IS NULL THEN {known_fault} END AS {KNOWN_FAULT}
+        FROM known
+        WHERE {in_interval}
+    """
+
+
+def _tried(sql: str) -> str:
+    """NULL where the expression raises, else a struct of its value ``v``, which may be NULL itself."""
+    return f"TRY(struct_pack(v := (\n{sql}\n)))"
+
+
+def _short(sql: str) -> str:
+    text = " ".join(sql.split())
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _plain(kind: str) -> str:
+    return kind if len(kind) <= 40 else kind[:39] + "…"
+
+
+def _is_missing(kind: str, raw: str) -> str:
+    return f"({raw} IS NULL OR isnan({raw}))" if kind in _FLOATS else f"{raw} IS NULL"
+
+
+def _is_in_range(moment: str) -> str:
+    """Whether Python's datetime can hold the moment; infinity and years before 1 or after 9999 it cannot."""
+    return f"{moment} BETWEEN TIMESTAMPTZ '0001-01-01 00:00:00+00' AND TIMESTAMPTZ '9999-12-31 23:59:59.999999+00'"
+
+
+def _value(spec: Column, kind: str, raw: str) -> str | None:
+    """SQL for ``raw`` as the spec's type, NULL where it is not plainly one; None where no value of ``kind`` could be."""
+    text = f"trim({raw})"
+    number = kind in _INTEGERS | _HUGE | _FLOATS or kind.startswith("DECIMAL")
+    if kind == '"NULL"':  # a column in which nothing has been seen yet
+        return f"NULL::{_DUCKDB[spec.type]}"
+    match spec.type:
+        case "string" if kind == "VARCHAR":
+            return raw
+        case "string" if kind in _INTEGERS | _HUGE | _TIMESTAMPS | {"BOOLEAN", "DATE", "TIME", "UUID"} or kind.startswith(
+            "ENUM"
+        ):
+            return f"{raw}::VARCHAR"
+        case "integer" if kind == "VARCHAR":
+            whole = f"TRY_CAST(split_part({text}, '.', 1) AS BIGINT)"
+            exact = f"regexp_full_match({text}, '[+-]?[0-9]+[.]0*') AND {whole} BETWEEN -{_EXACT} AND {_EXACT}"
+            return f"CASE WHEN regexp_full_match({text}, '[+-]?[0-9]+') OR ({exact}) THEN {whole} END"
+        case "integer" if kind in _INTEGERS | _HUGE | {"BOOLEAN"}:
+            return f"TRY_CAST({raw} AS BIGINT)"
+        case "integer" if number:
+            return (
+                f"CASE WHEN {raw} BETWEEN -{_EXACT} AND {_EXACT} AND {raw} = trunc({raw}) THEN TRY_CAST({raw} AS BIGINT) END"
+                if kind in _FLOATS
+                else f"CASE WHEN {raw} = trunc({raw}) THEN TRY_CAST({raw} AS BIGINT) END"
+            )
+        case "float" if kind == "VARCHAR":
+            plain = f"regexp_full_match({text}, '{_PLAIN_NUMBER}')"
+            return f"CASE WHEN {plain} AND isfinite(TRY_CAST({text} AS DOUBLE)) THEN TRY_CAST({text} AS DOUBLE) END"
+        case "float" if number or kind == "BOOLEAN":
+            return f"CASE WHEN isfinite({raw}::DOUBLE) THEN {raw}::DOUBLE END"
+        case "boolean" if kind == "VARCHAR":
+            return (
+                f"CASE WHEN lower({text}) IN ('true', 't', 'yes', 'y', '1') THEN true "
+                f"WHEN lower({text}) IN ('false', 'f', 'no', 'n', '0') THEN false END"
+            )
+        case "boolean" if kind == "BOOLEAN":
+            return raw
+        case "boolean" if kind in _INTEGERS:
+            return f"CASE {raw} WHEN 1 THEN true WHEN 0 THEN false END"
+        case "timestamp" if kind == "VARCHAR":
+            moment = f"TRY_CAST({text} AS TIMESTAMPTZ)"
+            return f"CASE WHEN regexp_full_match({text}, '{_ISO_TIME}') AND {_is_in_range(moment)} THEN {moment} END"
+        case "timestamp" if kind in _TIMESTAMPS | {"DATE"}:
+            return f"CASE WHEN {_is_in_range(f'{raw}::TIMESTAMPTZ')} THEN {raw}::TIMESTAMPTZ END"
+        case "date" if kind == "VARCHAR":
+            day = f"TRY_CAST(left({text}, 10) AS DATE)"
+            return f"CASE WHEN regexp_full_match({text}, '{_ISO_DATE}') AND {day} >= DATE '0001-01-01' THEN {day} END"
+        case "date" if kind in _TIMESTAMPS | {"DATE"}:
+            moment = f"{raw}::TIMESTAMPTZ"
+            return f"CASE WHEN {_is_in_range(moment)} AND date_trunc('day', {moment}) = {moment} THEN {raw}::DATE END"
+    return None
+
+
+_REQUIRED = {
+    "integer": "is not a plain whole number",
+    "float": "is not a plain finite number",
+    "boolean": "is neither true nor false",
+    "timestamp": "is not a time in ISO 8601, such as 2013-04-01T06:00:00Z, that exists",
+    "date": "is not a date in ISO 8601, such as 2013-04-01, that exists",
+}
+
+
+def _why_not(column: str, spec: Column, kind: str, raw: str, value: str) -> str:
+    """``WHEN … THEN …`` clauses with what is wrong in a value that is there."""
+    shown = f"chr(39) || left({raw}, 60) || chr(39)" if kind == "VARCHAR" else f"{raw}::VARCHAR"
+    subject = f"{literal(f'{column}: ')} || {shown}"
+    if spec.type == "string":
+        if kind != "VARCHAR":
+            return f"WHEN {value} IS NULL THEN {subject}"
+        hidden = "holds a character that is invisible, changes the direction of the text, or controls a terminal"
+        return f"WHEN regexp_matches({raw}, '{_HIDDEN}') THEN {subject} || ' {hidden}'"
+    clauses = ""
+    if spec.type == "integer":
+        whole = f"regexp_full_match(trim({raw}), '[+-]?[0-9]+([.]0*)?')" if kind == "VARCHAR" else f"{raw} = trunc({raw})"
+        if kind != "BOOLEAN":
+            clauses = f"WHEN {value} IS NULL AND {whole} THEN {subject} || ' is too large to be an exact 64-bit integer' "
+    if spec.type == "float" and kind == "VARCHAR":
+        plain = f"regexp_full_match(trim({raw}), '{_PLAIN_NUMBER}')"
+        clauses = f"WHEN {value} IS NULL AND {plain} THEN {subject} || ' is too large for a 64-bit float' "
+    return f"{clauses}WHEN {value} IS NULL THEN {subject} || ' {_REQUIRED[spec.type]}'"

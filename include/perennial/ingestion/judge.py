@@ -1,0 +1,323 @@
+"""The suite at work: Great Expectations judges each value once, DuckDB finds the rows of the values that fail."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import great_expectations as gx
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults, ProgressBarsConfig
+from great_expectations.expectations.core.expect_column_values_to_be_null import ExpectColumnValuesToBeNull
+from great_expectations.expectations.core.expect_column_values_to_not_be_null import ExpectColumnValuesToNotBeNull
+
+from perennial.core.sql import literal, quoted
+from perennial.core.streams import ahead
+from perennial.core.text import visible
+from perennial.ingestion.casting import KNOWN_FAULT, ROW, ROW_FAULT
+from perennial.ingestion.delimited import POSITION
+from perennial.ingestion.suite import BROKEN, COPIES, UNTOLD, Check, Tally, row_checks, unreadable
+from perennial.lake.schema import published_schema
+from perennial.spec.data import Table
+
+#: Values of each column that Great Expectations judges at a time, and rows that are written at a time.
+BATCH_ROWS = 100_000
+#: How many examples and kinds of reasons a message gives.
+SHOWN = 5
+
+
+# --- the judge -------------------------------------------------------------------------------------------------------
+
+
+def judge(frame: pd.DataFrame, tallies: Sequence[Tally]) -> Iterator[tuple[Tally, Mapping[str, Any], list[tuple[int, Any]]]]:
+    """Let Great Expectations judge a frame; gives for each check its result, and the ``_row`` and value of all that fail."""
+    # A context a frame, since it keeps every frame that it was ever given.
+    context = gx.get_context(mode="ephemeral", project_config=_in_memory())
+    asset = context.data_sources.add_pandas("perennial").add_dataframe_asset("rows")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+    suite = gx.ExpectationSuite(name="perennial", expectations=[tally.check.expectation for tally in tallies])
+    results = batch.validate(suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [ROW]}).results
+    found = {_identity(result.expectation_config): result for result in results}
+    for tally in tallies:
+        result = found[_identity(tally.check.expectation.configuration)]
+        failing = result.result.get("unexpected_index_list") or []
+        if not result.success and not failing:
+            tally.broken = f"{_name(tally.check)} could not be judged: {_raised(result.exception_info)}"
+        yield tally, result.result, [(int(item[ROW]), item.get(tally.check.looks_at)) for item in failing]
+
+
+def _in_memory() -> DataContextConfig:
+    """No analytics, no progress bars, and no site of documents of its own."""
+    return DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+        analytics_enabled=False,
+        progress_bars=ProgressBarsConfig(globally=False),
+    )
+
+
+def _identity(configuration: Any) -> tuple[str, str]:
+    return configuration.type, str(configuration.kwargs.get("column"))
+
+
+def _name(check: Check) -> str:
+    return f"{check.expectation.configuration.type} of {check.looks_at or 'the table'}"
+
+
+def _raised(info: Mapping[str, Any]) -> str:
+    each = [info] if "raised_exception" in info else list(info.values())
+    return "; ".join(str(one.get("exception_message")) for one in each if one.get("raised_exception")) or "it does not hold"
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What came of the rows of an interval: how many there were and are bad, what each check found, where the good ones are."""
+
+    count: int
+    bad: int
+    tallies: list[Tally]
+    good: Path
+
+
+def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
+    """Make the table ``shared`` of the rows that may not have their key, and why, and ``counted``, all rows with their number.
+
+    A key is counted over the whole interval, which no batch of rows could show.
+    """
+    keys = ", ".join(map(quoted, table.key))
+    given = " AND ".join(f"{quoted(key)} IS NOT NULL" for key in table.key)
+    text = "concat_ws(', ', " + ", ".join(f"left({quoted(key)}::VARCHAR, 60)" for key in table.key) + ")"
+    # By hashes first: they take a tenth of the memory of all keys, and hardly a row is left to be looked at.
+    connection.execute(f"""
+        CREATE TEMP TABLE shared AS
+        WITH suspected AS (
+            SELECT hash({keys}) AS _hash FROM typed WHERE {given} GROUP BY _hash HAVING count(*) > 1
+        ), counted AS (
+            SELECT {keys}, count(*) AS _n, min({ROW}) AS _first, arg_min({POSITION}, {ROW}) AS _first_position,
+                min(hash({", ".join(map(quoted, table.columns))})) = max(hash({", ".join(map(quoted, table.columns))})) AS _same
+            FROM typed SEMI JOIN suspected ON hash({keys}) = _hash WHERE {given} GROUP BY {keys} HAVING count(*) > 1
+        )
+        SELECT {ROW}, _n, CASE WHEN _same THEN 'key: the row repeats ' || _first_position
+            ELSE 'key: ' || _n || ' rows are ' || {text} || ', and they differ' END AS _why
+        FROM typed JOIN counted USING ({keys})
+        WHERE NOT (_same AND {ROW} = _first)
+    """)
+    connection.execute(
+        f"CREATE VIEW counted AS SELECT {ROW}, coalesce(_n, 1) AS _n, _why FROM typed LEFT JOIN shared USING ({ROW})"
+    )
+
+
+def judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path, good: Path, bad: Path) -> Rows:
+    """Part the rows into those to be published and the numbers and reasons of those that are not.
+
+    Args:
+        good: where the former are written, unless they are all that there are.
+        bad: where the latter are written.
+    """
+    tallies = [Tally(check) for check in row_checks(table)]
+    connection.execute(f"CREATE VIEW typed AS SELECT * FROM read_parquet({literal(str(typed))})")
+    connection.execute(f"CREATE TEMP TABLE failed ({ROW} BIGINT, number INTEGER, shown VARCHAR, reason VARCHAR)")
+    _share_keys(connection, table)
+    _judge_values(connection, table, tallies)
+    [(count,)] = connection.execute("SELECT count(*) FROM typed").fetchall()
+    bad_rows = _write_bad(connection, table, tallies, bad)
+    if not len(bad_rows):
+        return Rows(count, 0, tallies, typed)
+    schema = published_schema(table)
+    with (
+        pq.ParquetFile(typed) as file,
+        pq.ParquetWriter(good, schema, compression="lz4") as writer,
+        closing(ahead(file.iter_batches(BATCH_ROWS, columns=[ROW, *schema.names]))) as batches,
+    ):
+        for batch in batches:
+            is_bad = np.isin(batch.column(ROW).to_numpy(), bad_rows, assume_unique=True)
+            kept = batch.filter(pa.array(~is_bad)) if is_bad.any() else batch
+            writer.write_batch(kept.select(schema.names).cast(schema))
+    return Rows(count, len(bad_rows), tallies, good)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Values that some checks look at.
+
+    Attributes:
+        relation: where they are, besides ``_row``.
+        column: their column there, as SQL.
+        numbers: of the checks, in the order of the suite.
+        null_alone: whether all that the checks ask is whether a value is there.
+    """
+
+    relation: str
+    column: str
+    numbers: list[int]
+    null_alone: bool
+
+    def group(self, value: str) -> str:
+        """SQL for what rows have in common that are judged alike."""
+        return f"({value} IS NULL)" if self.null_alone else value
+
+
+def _looked(table: Table, tallies: Sequence[Tally]) -> dict[str, _Looked]:
+    """What the checks look at, by the name that it has for Great Expectations."""
+    columns = {BROKEN: ROW_FAULT, UNTOLD: KNOWN_FAULT, COPIES: "_n"}
+    columns |= {unreadable(name): f"_fault_{name}" for name in table.columns}
+    found = {}
+    # All columns, since one check asks whether they are there.
+    for name in dict.fromkeys([*table.columns, *(tally.check.looks_at for tally in tallies if tally.check.looks_at)]):
+        numbers = [number for number, tally in enumerate(tallies) if tally.check.looks_at == name]
+        null_alone = all(isinstance(tallies[number].check.expectation, ExpectColumnValuesToNotBeNull) for number in numbers)
+        column = quoted(columns.get(name, name))
+        found[name] = _Looked("counted" if name == COPIES else "typed", column, numbers, null_alone)
+    return found
+
+
+def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[Tally]) -> None:
+    """Fill the table ``failed`` with every row and the numbers of the checks that it fails.
+
+    What a check of a row says depends on one value alone. So Great Expectations judges each value once, however many rows
+    have it, and a join finds the rows whose values fail: the same verdicts for a fraction of the work.
+    """
+    left = _looked(table, tallies)
+    places = {name: f"values_{place}" for place, name in enumerate(left)}
+    for name, looked in left.items():
+        column = f"t.{looked.column}"
+        connection.execute(f"""
+            CREATE TEMP TABLE {places[name]} AS
+            SELECT {f"any_value({column})" if looked.null_alone else column} AS value, count(*) AS rows
+            FROM {looked.relation} t GROUP BY {looked.group(column)}
+        """)
+    first = [number for number, tally in enumerate(tallies) if not tally.check.looks_at]
+    offset = 0
+    while left:
+        chunks = {
+            name: connection.sql(f"SELECT value, rows FROM {places[name]} LIMIT {BATCH_ROWS} OFFSET {offset}").to_arrow_table()
+            for name in left
+        }
+        chunks = {name: chunk for name, chunk in chunks.items() if len(chunk)}
+        if chunks:
+            _judge_chunks(connection, tallies, chunks, {name: left[name] for name in chunks}, first)
+            if offset:  # what a judgement leaves behind is in cycles, and large where there is more than one
+                gc.collect()
+        # Whoever gave fewer has no more.
+        left = {name: left[name] for name, chunk in chunks.items() if len(chunk) == BATCH_ROWS}
+        offset, first = offset + BATCH_ROWS, []
+
+
+def _judge_chunks(
+    connection: duckdb.DuckDBPyConnection,
+    tallies: Sequence[Tally],
+    chunks: Mapping[str, pa.Table],
+    looked: Mapping[str, _Looked],
+    others: Sequence[int],
+) -> None:
+    """Judge some values of each of some columns in one frame.
+
+    Args:
+        chunks: by column, some values and how many rows have each.
+        others: numbers of checks that look at no column, to be judged with these.
+    """
+    longest = max(map(len, chunks.values()))
+    # Columns that have fewer values repeat their last one.
+    padded = {name: chunk["value"].take(np.minimum(np.arange(longest), len(chunk) - 1)) for name, chunk in chunks.items()}
+    # Nullable integers: through floats, large identifiers would become others.
+    frame = pa.table(padded).to_pandas(
+        types_mapper={pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get, date_as_object=True
+    )
+    frame[ROW] = np.arange(longest)
+    numbers = sorted([*others, *(number for one in looked.values() for number in one.numbers)])
+    for number, (tally, result, failing) in zip(numbers, judge(frame, [tallies[n] for n in numbers]), strict=True):
+        name = tally.check.looks_at
+        if not name:
+            continue
+        chunk = chunks[name]
+        rows = chunk["rows"].to_numpy()
+        failing = [(place, value) for place, value in failing if place < len(chunk)]
+        tally.elements += int(rows.sum())
+        tally.missing += int(rows[chunk["value"].is_null().to_numpy()].sum()) if "missing_count" in result else 0
+        tally.failures += int(rows[[place for place, _ in failing]].sum())
+        if failing:
+            _note_failed(connection, looked[name], number, tally, chunk, failing)
+
+
+def _note_failed(
+    connection: duckdb.DuckDBPyConnection,
+    looked: _Looked,
+    number: int,
+    tally: Tally,
+    chunk: pa.Table,
+    failing: Sequence[tuple[int, Any]],
+) -> None:
+    """Enter every row that has one of the values into ``failed``."""
+    bad = pa.table(
+        {
+            "value": chunk["value"].take(pa.array([place for place, _ in failing], pa.int64())),
+            "shown": pa.array([str(value) for _, value in failing], pa.string()),
+            "reason": pa.array([tally.check.explain(value) for _, value in failing], pa.string()),
+        }
+    )
+    connection.register("bad", bad)
+    reason = "t._why" if looked.relation == "counted" else "b.reason"
+    same = f"{looked.group(f't.{looked.column}')} IS NOT DISTINCT FROM {looked.group('b.value')}"
+    connection.execute(
+        f"INSERT INTO failed SELECT t.{ROW}, {number}, b.shown, {reason} FROM {looked.relation} t JOIN bad b ON {same}"
+    )
+    connection.unregister("bad")
+
+
+def _write_bad(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[Tally], bad: Path) -> Any:
+    """Write the rows that fail a critical check, each with every reason, and tell the tallies; gives the rows' numbers."""
+    schema = pa.schema([(ROW, pa.int64()), ("reasons", pa.list_(pa.string())), ("event", pa.timestamp("us", "UTC"))])
+    event = f"t.{quoted(table.event_time)}" if table.event_time else "NULL::TIMESTAMPTZ"
+    found = connection.sql(f"""
+        SELECT f.{ROW}, list(f.number ORDER BY f.number) AS numbers, list(f.shown ORDER BY f.number) AS shown,
+            list(f.reason ORDER BY f.number) AS reasons, any_value(t.{POSITION}) AS position, any_value({event}) AS event
+        FROM failed f JOIN typed t USING ({ROW}) GROUP BY f.{ROW} ORDER BY f.{ROW}
+    """).to_arrow_reader(BATCH_ROWS)
+    numbers = []
+    with pq.ParquetWriter(bad, schema) as writer:
+        for batch in found:
+            told = [
+                _reasons(tallies, position, list(zip(*failed, strict=True)))
+                for position, *failed in zip(
+                    *(batch.column(name).to_pylist() for name in ("position", "numbers", "shown", "reasons")), strict=True
+                )
+            ]
+            kept = pa.array([bool(reasons) for reasons in told])
+            row, moment = (batch.column(name).filter(kept) for name in (ROW, "event"))
+            reasons = pa.array([reasons for reasons in told if reasons], schema.field("reasons").type)
+            writer.write_batch(pa.record_batch([row, reasons, moment.cast(schema.field("event").type)], schema=schema))
+            numbers.append(row.to_numpy())
+    return np.concatenate([np.empty(0, np.int64), *numbers])
+
+
+def _reasons(tallies: Sequence[Tally], position: str, failed: Sequence[tuple[int, str, str]]) -> list[str]:
+    """Every critical reason of a row; what is found is added to the tallies.
+
+    Args:
+        failed: the checks that it fails, in the order of the suite: number, the value, and what is wrong with it.
+    """
+    reasons: list[str] = []
+    absent: set[str] = set()
+    for number, shown, text in failed:
+        tally, reason = tallies[number], visible(text)
+        if reasons and not absent.isdisjoint(tally.check.follows):
+            continue
+        if isinstance(tally.check.expectation, ExpectColumnValuesToBeNull | ExpectColumnValuesToNotBeNull):
+            absent.add(tally.check.looks_at)
+        if tally.check.severity == "critical":
+            reasons.append(reason)
+        if len(tally.examples) < SHOWN:
+            tally.examples.append(f"{position}: {reason}")
+            tally.values.append(visible(shown))
+        tally.count += 1
+    return reasons

@@ -1,0 +1,162 @@
+"""From sources to one publication of the interval, or one refusal of it with every reason.
+
+Neighbours: :mod:`perennial.ingestion.sources` lands each table, :mod:`perennial.ingestion.checks` judges it;
+:mod:`perennial.lake.publish` publishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from perennial.alerts import of_models
+from perennial.core import logs
+from perennial.core.errors import IntervalRefused
+from perennial.core.intervals import Interval
+from perennial.core.settings import Settings
+from perennial.ingestion.checks import CheckResult, check, ingest_writes
+from perennial.ingestion.sources import land
+from perennial.lake.publish import Lake
+from perennial.ledger.records import Publication
+from perennial.ledger.store import Ledger
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+
+log = logs.get(__name__)
+
+
+#: The ledger's name for the raw tables of a model and its quarantine.
+DATASET = "tables"
+
+
+def land_and_check(
+    folder: ModelFolder,
+    ledger: Ledger,
+    settings: Settings,
+    table: str,
+    interval: Interval,
+    staging: Path,
+    *,
+    connect: Callable[[str], sa.Engine],
+    run_id: str,
+) -> CheckResult:
+    """Read a table's rows of the interval and let Great Expectations judge them.
+
+    Args:
+        folder: the model's.
+        ledger: says how many rows the past brought.
+        settings: where relative patterns of files start, and where reports lie.
+        table: its name in the spec.
+        interval: of the rows.
+        staging: folder for what is handed on; made if need be.
+        connect: gives the engine for a ``connection`` of the spec.
+        run_id: of the ingesting run.
+
+    Raises:
+        SourceError, SpecError: see :func:`perennial.ingestion.sources.land`.
+    """
+    return check(
+        folder,
+        land(folder, table, interval, staging, data=settings.data, connect=connect),
+        interval,
+        staging,
+        past_rows_per_day=past_rows_per_day(ledger, folder.spec, table, interval),
+        docs=settings.reports / folder.spec.name / "checks",
+        run_id=run_id,
+    )
+
+
+def past_rows_per_day(ledger: Ledger, spec: ModelSpec, table: str, interval: Interval) -> float | None:
+    """Mean rows a day that ``table`` brought in the past that its volume check looks at; None without such a past."""
+    volume = spec.tables[table].checks.volume
+    if volume is None:
+        return None
+    past = Interval(interval.start - volume.past, interval.start)
+    rows, days = 0, 0.0
+    for publication in ledger.publications(spec.name, DATASET, past):
+        # A range that began before the past counts with its own mean.
+        if publication.interval.end <= interval.start and table in publication.rows:
+            rows += publication.rows[table]
+            days += publication.interval.length / timedelta(days=1)
+    return rows / days if days else None
+
+
+def publish_interval(
+    folder: ModelFolder,
+    lake: Lake,
+    ledger: Ledger,
+    interval: Interval,
+    results: Sequence[CheckResult],
+    *,
+    tables: Collection[str] | None = None,
+    run_id: str,
+) -> Publication:
+    """Publish all tables of the interval as one, or refuse it whole; what was published before stays.
+
+    Args:
+        results: one for each table.
+        tables: their names; by default all of the spec.
+        run_id: of the ingesting run, which took its order with :meth:`Ledger.next_order` before it read anything.
+
+    Raises:
+        IntervalRefused: a table is missing or was refused. The refusal and its alert are in the ledger.
+        Superseded: a later run of the same days has taken over.
+    """
+    model = folder.spec.name
+    by_table = {result.table: result for result in results}
+    wanted = folder.spec.tables if tables is None else tables
+    reasons = [f"{table}: was not read; its task says why" for table in wanted if table not in by_table]
+    reasons += [f"{result.table}: {reason}" for result in results if result.refused for reason in result.reasons]
+    if reasons:
+        rows = {result.table: result.rows_in for result in results}
+        ledger.record_refusal(
+            model=model,
+            interval=interval,
+            run_id=run_id,
+            reasons=reasons,
+            rows=rows,
+            alert=of_models.interval_refused(model, interval, reasons=reasons, rows=rows),
+        )
+        raise IntervalRefused(
+            f"{model}, {interval}: nothing of the interval is published, what was published before stays: {'; '.join(reasons)}"
+        )
+    for result in results:
+        if result.rows_in != result.rows_published + result.rows_quarantined:
+            raise AssertionError(f"{model}, {interval}, {result.table}: rows were lost on the way to publishing: {result}")
+    publication = lake.publish(
+        model=model,
+        dataset=DATASET,
+        interval=interval,
+        tables=ingest_writes(folder, list(results)),
+        order=ledger.next_order(model, DATASET, interval, run_id),
+        run_id=run_id,
+        inputs={
+            "spec": folder.spec.digest,
+            "rows": {
+                result.table: {
+                    "read": result.rows_in,
+                    "published": result.rows_published,
+                    "quarantined": result.rows_quarantined,
+                }
+                for result in results
+            },
+            "warnings": [f"{result.table}: {warning}" for result in results for warning in result.warnings],
+            "files": _files(folder.spec, results),
+        },
+    )
+    log.info("published %s", ", ".join(f"{table}: {rows} rows" for table, rows in publication.rows.items()))
+    return publication
+
+
+def _files(spec: ModelSpec, results: Sequence[CheckResult]) -> dict[str, list[dict[str, Any]]]:
+    """What each source was read from. Tables of one source read the same files, unless one changed in between."""
+    read: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        seen = read.setdefault(spec.tables[result.table].source, [])
+        known = {(file["name"], file["sha256"]) for file in seen}
+        seen += [file for file in result.files if (file["name"], file["sha256"]) not in known]
+    return {source: files for source, files in read.items() if files}

@@ -1,0 +1,314 @@
+"""Data files of Iceberg tables: written in chunks, hashed, bounded in time, and safe on disk once they are named."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+from pyiceberg.conversions import from_bytes
+from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan, LessThanOrEqual, Reference
+from pyiceberg.expressions.literals import literal
+from pyiceberg.io.pyarrow import ParquetFormatWriter, PyArrowFile, PyArrowFileIO, PyArrowLocalFileSystem, schema_to_pyarrow
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.schema import Schema
+from pyiceberg.table import FileScanTask, Table
+from pyiceberg.typedef import Record
+from pyiceberg.types import LongType
+
+from perennial.core import logs
+from perennial.core.intervals import Interval
+from perennial.core.sql import quoted
+
+log = logs.get(__name__)
+
+
+#: Rows are gathered to this many before they are hashed and written, so that row groups are worth reading.
+_CHUNK_ROWS = 131_072
+#: A data file is closed when it holds this many bytes of Arrow memory, several times what it takes on disk.
+FILE_BYTES = 128 * 1024**2
+#: Files are read together up to this size on disk; what they hold is in memory at once.
+_READ_BYTES = 32 * 1024**2
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class DurableFileIO(PyArrowFileIO):
+    """PyArrow's, except that a file on a local disk has reached the disk when it is closed.
+
+    Without it a power failure could leave the catalog and the ledger, which are databases and do sync, pointing at files
+    that are empty.
+    """
+
+    def _initialize_local_fs(self) -> pafs.FileSystem:
+        return _DurableFileSystem()
+
+
+class _DurableFileSystem(PyArrowLocalFileSystem):
+    def open_output_stream(self, path: str, *_: Any, **__: Any) -> pa.NativeFile:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return pa.PythonFile(_DurableFile(path, "wb"), mode="w")
+
+
+class _DurableFile(io.FileIO):
+    def close(self) -> None:
+        if not self.closed:
+            os.fsync(self.fileno())
+        super().close()
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows by their event time.
+
+    Attributes:
+        column: the event time.
+        start: from here on; None for no bound.
+        end: up to but not including this.
+    """
+
+    column: str
+    start: datetime | None
+    end: datetime
+
+    @classmethod
+    def of(cls, column: str, interval: Interval) -> Span:
+        return cls(column, interval.start, interval.end)
+
+    @property
+    def expression(self) -> BooleanExpression:
+        column = Reference(self.column)
+        before = LessThan(term=column, value=literal(self.end))
+        return before if self.start is None else And(GreaterThanOrEqual(term=column, value=literal(self.start)), before)
+
+    def covers(self, file: DataFile, table: Table) -> bool:
+        """Whether each row of the file is inside, by the file's own statistics."""
+        bounds = time_bounds(file, table, self.column)
+        return bounds is not None and (self.start is None or self.start <= bounds[0]) and bounds[1] < self.end
+
+    def outside(self, rows: pa.Table) -> pa.Table:
+        """The rows that are not inside."""
+        moments = rows[self.column]
+        outside = pc.greater_equal(moments, pa.scalar(self.end, moments.type))
+        if self.start is not None:
+            outside = pc.or_(outside, pc.less(moments, pa.scalar(self.start, moments.type)))
+        # A row that was written before the table had this event time is in no span.
+        return rows.filter(pc.fill_null(outside, True))
+
+
+@dataclass(frozen=True)
+class Written:
+    """Data files that no snapshot names yet.
+
+    Attributes:
+        files: the files.
+        rows: how many rows they hold.
+        digest: a hash of the rows, whatever their order and files; empty if none was wanted.
+    """
+
+    files: list[DataFile]
+    rows: int
+    digest: str
+
+
+def time_bounds(file: DataFile, table: Table, column: str) -> tuple[datetime, datetime] | None:
+    """The first and last moment in a column of a data file, by its statistics; None if they do not tell."""
+    field = table.schema().find_field(column)
+    low, high = (bounds.get(field.field_id) for bounds in (file.lower_bounds or {}, file.upper_bounds or {}))
+    if low is None or high is None or (file.null_value_counts or {}).get(field.field_id):
+        return None
+
+    def moment(value: bytes) -> datetime:
+        return _EPOCH + timedelta(microseconds=int(from_bytes(LongType(), value)))
+
+    return moment(low), moment(high)
+
+
+def discard(table: Table, files: Iterable[DataFile]) -> None:
+    """Remove data files that no snapshot names; what cannot be removed now is left to the removal of orphans."""
+    for file in files:
+        try:
+            table.io.delete(file.file_path)
+        except OSError as error:
+            log.warning("cannot remove %s: %s", file.file_path, error)
+
+
+def known_by(moment: datetime) -> BooleanExpression:
+    """Holds for rows that were known at ``moment``."""
+    return LessThanOrEqual(term=Reference("_known_at"), value=literal(moment))
+
+
+def plain_type(given: pa.DataType) -> pa.DataType:
+    """The type that stands for ``given`` in the lake.
+
+    Raises:
+        ValueError: nothing does.
+    """
+    if pa.types.is_dictionary(given):
+        return plain_type(given.value_type)
+    if pa.types.is_boolean(given) or pa.types.is_date32(given):
+        return given
+    if pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_string_view(given):
+        return pa.string()
+    if pa.types.is_integer(given) and given != pa.uint64():
+        return pa.int64()
+    if pa.types.is_floating(given):
+        return pa.float64()
+    if pa.types.is_timestamp(given) and given.tz is not None:
+        return pa.timestamp("us", tz="UTC")
+    if pa.types.is_list(given) or pa.types.is_large_list(given):
+        return pa.list_(plain_type(given.value_type))
+    raise ValueError(f"a column of the type {given} cannot be kept; a timestamp must have a zone")
+
+
+def optional(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
+
+
+def plain_schema(schema: Schema) -> pa.Schema:
+    return optional(schema_to_pyarrow(schema, include_field_ids=False))
+
+
+def conform(chunk: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with exactly the columns of ``schema``; those they lack are empty."""
+    columns = [
+        chunk[field.name].cast(field.type) if field.name in chunk.schema.names else pa.nulls(chunk.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def in_chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows in tables of at most :data:`_CHUNK_ROWS` rows, none of them empty."""
+    gathered: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        while batch.num_rows:
+            part = batch.slice(0, _CHUNK_ROWS - rows)
+            batch = batch.slice(part.num_rows)
+            gathered.append(part)
+            rows += part.num_rows
+            if rows == _CHUNK_ROWS:
+                yield pa.Table.from_batches(gathered)
+                gathered, rows = [], 0
+    if gathered:
+        yield pa.Table.from_batches(gathered)
+
+
+def in_groups(tasks: Sequence[FileScanTask]) -> Iterator[list[FileScanTask]]:
+    group: list[FileScanTask] = []
+    size = 0
+    for task in tasks:
+        if group and size + task.file.file_size_in_bytes > _READ_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(task)
+        size += task.file.file_size_in_bytes
+    if group:
+        yield group
+
+
+class FileWriter:
+    """One data file of a table, written chunk by chunk."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._path = table.location_provider().new_data_location(f"{uuid.uuid4()}.parquet")
+        self._output: PyArrowFile = table.io.new_output(self._path)  # type: ignore[assignment]
+        self._writer = ParquetFormatWriter(self._output, table.schema(), table.properties)
+        self.bytes = 0
+
+    def write(self, rows: pa.Table) -> None:
+        self._writer.write(rows)
+        self.bytes += rows.nbytes
+
+    def close(self) -> DataFile:
+        statistics = self._writer.close()
+        return DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=self._path,
+            file_format=FileFormat.PARQUET,
+            partition=Record(),
+            file_size_in_bytes=len(self._output),
+            sort_order_id=None,
+            spec_id=self._table.metadata.default_spec_id,
+            equality_ids=None,
+            key_metadata=None,
+            **statistics.to_serialized_dict(),
+        )
+
+    def abandon(self) -> None:
+        """Close and remove the file."""
+        try:
+            self._writer.close()
+            self._table.io.delete(self._path)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            log.warning("cannot remove %s: %s", self._path, error)
+
+
+def digest(rows: Iterable[pa.RecordBatch], columns: Sequence[str]) -> str:
+    """The digest that :meth:`Catalog.write` gives rows which it writes, of rows that were read."""
+    found = RowDigest(columns)
+    for chunk in in_chunks(rows):
+        found.add(chunk)
+    return found.hex()
+
+
+class RowDigest:
+    """A hash of a multiset of rows: equal rows in another order, in other files or batches, give the same.
+
+    Each row's text is hashed by MD5 and the hashes are summed up, with the number of rows. It tells that content changed;
+    it is no defence against someone who makes up rows in order to collide.
+
+    References:
+        Bellare and Micciancio, A New Paradigm for Collision-Free Hashing: Incrementality at Reduced Cost, 1997 (AdHash).
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = sorted(columns)
+        self._database = duckdb.connect(":memory:")
+        self._count = self._low = self._high = 0
+
+    def add(self, rows: pa.Table) -> None:
+        chunk = pa.table({column: _hashable(rows[column]) for column in self._columns})
+        self._database.register("chunk", chunk)
+        # Both halves of one hash: what the functions md5_number_lower and md5_number_upper give, which hash a row each.
+        sums = self._database.execute(
+            f"SELECT count(*), sum((hash >> 64)::HUGEINT), sum((hash & {2**64 - 1}::UHUGEINT)::HUGEINT) "
+            f"FROM (SELECT md5_number(concat_ws('|', {', '.join(map(_as_text, chunk.schema))})) AS hash FROM chunk)"
+        ).fetchall()
+        self._database.unregister("chunk")
+        for count, low, high in sums:
+            self._count, self._low, self._high = self._count + count, self._low + low, self._high + high
+
+    def hex(self) -> str:
+        self._database.close()
+        text = "\0".join([*self._columns, str(self._count), str(self._low), str(self._high)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hashable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers and moments by their bits, which have a text that is short and the same in all settings."""
+    if pa.types.is_floating(column.type):
+        # There are many NaN and two zeros.
+        column = pc.add(pc.if_else(pc.is_nan(column), pa.scalar(float("nan"), column.type), column), 0.0)
+    elif not pa.types.is_timestamp(column.type):
+        return column
+    return pa.chunked_array([chunk.view(pa.int64()) for chunk in column.chunks], pa.int64())
+
+
+def _as_text(field: pa.Field) -> str:
+    name = quoted(field.name)
+    if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type) or pa.types.is_date(field.type):
+        return f"coalesce({name}::VARCHAR, '')"
+    # Its length before it keeps apart where one value ends and the next begins, and the empty text from no value.
+    return f"coalesce(strlen({name}::VARCHAR) || ':' || {name}::VARCHAR, '')"

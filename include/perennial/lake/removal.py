@@ -1,0 +1,75 @@
+"""When files of the lake may be removed: not while a backup is made, which copies the catalog first and the files after it.
+
+Those who remove and those who hold meet in the deployment's state folder, which all of them share. Neighbours:
+:mod:`perennial.operations.maintenance` removes, :mod:`perennial.operations.backup` and ``scripts/backup.sh`` hold.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from perennial.core.errors import BackupError
+from perennial.core.files import replacing
+from perennial.core.settings import Settings
+
+#: How long a backup waits for the end of a removal that is under way.
+PATIENCE = timedelta(minutes=30)
+
+_LOCK, _HOLD = "removing.lock", "backup-until"
+
+
+@contextmanager
+def removing(settings: Settings) -> Iterator[datetime | None]:
+    """While files of the lake are removed.
+
+    Yields:
+        None, if that may be done now; else until when a backup holds them.
+    """
+    settings.state.mkdir(parents=True, exist_ok=True)
+    # The lock says that somebody is removing, for as long as that process lives; the note, that nobody is to begin.
+    with (settings.state / _LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield held_until(settings)
+
+
+def hold(settings: Settings, until: datetime) -> None:
+    """Let nobody remove files of the lake until a moment, or until :func:`let_go`; wait for those who are at it.
+
+    Raises:
+        BackupError: they go on for longer than :data:`PATIENCE`.
+    """
+    note = settings.state / _HOLD
+    with replacing(note) as draft:
+        draft.write_text(until.isoformat(), encoding="utf-8")
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    with (settings.state / _LOCK).open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    let_go(settings)
+                    raise BackupError(
+                        f"files of the lake have been removed for {PATIENCE} and still are: see what <model>.maintain does, "
+                        "and try again when it has ended"
+                    ) from None
+                time.sleep(0.1)
+
+
+def let_go(settings: Settings) -> None:
+    """Undo :func:`hold`."""
+    (settings.state / _HOLD).unlink(missing_ok=True)
+
+
+def held_until(settings: Settings) -> datetime | None:
+    """Until when nothing may be removed; None if it may."""
+    try:
+        until = datetime.fromisoformat((settings.state / _HOLD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return until if until > datetime.now(UTC) else None

@@ -1,0 +1,28 @@
+"""Which parts of an interval are published, and up to when a version has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from perennial.core.intervals import Interval, utc
+from perennial.ledger.records import Publication, VersionRecord
+
+
+def trained_as_of(record: VersionRecord | None) -> datetime | None:
+    """The time up to which a version may have learned; None if nothing is recorded of it."""
+    as_of = record.training.get("as_of") if record is not None else None
+    return utc(as_of) if as_of is not None else None
+
+
+def uncovered(interval: Interval, publications: Iterable[Publication]) -> list[Interval]:
+    """The parts of an interval that no publication covers, in order."""
+    gaps: list[Interval] = []
+    reached = interval.start
+    for start, end in sorted((publication.interval.start, publication.interval.end) for publication in publications):
+        if reached < start:
+            gaps.append(Interval(reached, min(start, interval.end)))
+        reached = max(reached, end)
+        if reached >= interval.end:
+            return gaps
+    return [*gaps, Interval(reached, interval.end)]

@@ -1,0 +1,37 @@
+"""What Alembic runs: with the connection that :func:`perennial.ledger.migrations.upgrade` hands over, or, as a developer's
+command, with one to this deployment's ledger."""
+
+from __future__ import annotations
+
+from alembic import context
+
+import perennial.ledger.store  # noqa: F401  # defines the tables that a new revision is compared with
+from perennial.core.columns import metadata
+from perennial.core.database import Database
+from perennial.core.settings import settings
+from perennial.ledger.migrations import VERSION_TABLE
+
+
+def _is_ours(name: str | None, kind: str, _: object) -> bool:
+    # Others' tables may be in the same database.
+    return kind != "table" or name in metadata.tables
+
+
+def _run(connection: object) -> None:
+    context.configure(
+        connection=connection,  # type: ignore[arg-type]
+        target_metadata=metadata,
+        version_table=VERSION_TABLE,
+        include_name=_is_ours,
+        # SQLite alters a table by copying it.
+        render_as_batch=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if "connection" in context.config.attributes:
+    _run(context.config.attributes["connection"])
+else:
+    with Database(settings().database_url).writing("migrate") as own:
+        _run(own)

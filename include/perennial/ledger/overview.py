@@ -1,0 +1,96 @@
+"""Where all models stand, in as many queries for a hundred models as for one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from perennial.alerts import outbox
+from perennial.alerts.outbox import OutboxEntry
+from perennial.ledger import tables
+from perennial.ledger.records import (
+    Approval,
+    Overview,
+    Performance,
+    Promotion,
+    Refusal,
+    Verdict,
+    VersionRecord,
+)
+from perennial.ledger.rows import Rows, as_record
+
+_W = TypeVar("_W", Verdict, Performance)
+
+
+def _by_model(found: Sequence[_W]) -> dict[str, list[_W]]:
+    grouped: dict[str, list[_W]] = {}
+    for one in sorted(found, key=lambda one: one.interval):
+        grouped.setdefault(one.model, []).append(one)
+    return grouped
+
+
+def _newest(
+    table: sa.Table, *order: sa.Column[Any], number: int = 1, where: sa.ColumnElement[bool] | None = None
+) -> sa.Select[Any]:
+    """Of each model the ``number`` rows that come last by ``order``."""
+    rank = sa.func.row_number().over(partition_by=table.c.model, order_by=[column.desc() for column in order])
+    ranked = sa.select(table, rank.label("rank"))
+    if where is not None:
+        ranked = ranked.where(where)
+    rows = ranked.subquery()
+    return sa.select(*(rows.c[column.name] for column in table.c)).where(rows.c.rank <= number)
+
+
+class Overviews(Rows):
+    """Reads of all families at one moment."""
+
+    def overview(self, *, windows: int, alerts_since: datetime) -> Overview:
+        """Where all models stand; as many queries for a hundred models as for one.
+
+        Args:
+            windows: the newest monitoring windows of a model that are told of.
+            alerts_since: leave out older alerts, unless they wait for delivery.
+        """
+        newest_version = sa.select(tables.versions.c.model, sa.func.max(tables.versions.c.version)).group_by(
+            tables.versions.c.model
+        )
+        ends = sa.select(
+            tables.publications.c.model, tables.publications.c.dataset, sa.func.max(tables.publications.c.end).label("end")
+        )
+        published: dict[str, dict[str, datetime]] = {}
+        told: dict[str, list[OutboxEntry]] = {}
+        with self._database.reading() as connection:
+            for row in connection.execute(ends.group_by(tables.publications.c.model, tables.publications.c.dataset)):
+                published.setdefault(row.model, {})[row.dataset] = row.end
+            made = _newest(tables.promotions, tables.promotions.c.id, where=tables.promotions.c.completed_at.is_not(None))
+            champions = {row["model"]: as_record(Promotion, row) for row in connection.execute(made).mappings()}
+            kept = {(model, promotion.version) for model, promotion in champions.items()}
+            kept |= {(row[0], row[1]) for row in connection.execute(newest_version)}
+            known = sa.select(tables.versions).where(
+                sa.tuple_(tables.versions.c.model, tables.versions.c.version).in_(sorted(kept))
+            )
+            versions = [as_record(VersionRecord, row) for row in connection.execute(known).mappings()]
+            answered = connection.execute(
+                _newest(tables.approvals, tables.approvals.c.version, tables.approvals.c.answered_at)
+            ).mappings()
+            approvals = {row["model"]: as_record(Approval, row) for row in answered}
+            refused = connection.execute(_newest(tables.refusals, tables.refusals.c.recorded_at)).mappings()
+            refusals = {row["model"]: as_record(Refusal, row) for row in refused}
+            judged = connection.execute(
+                _newest(tables.verdicts, tables.verdicts.c.end, tables.verdicts.c.start, number=windows)
+            ).mappings()
+            verdicts = [as_record(Verdict, row) for row in judged]
+            # A window in which the champion changed has a row for each version.
+            measured = _newest(
+                tables.performances, tables.performances.c.end, tables.performances.c.version, number=2 * windows
+            )
+            performances = [as_record(Performance, row) for row in connection.execute(measured).mappings()]
+            for entry in outbox.entries(connection, since=alerts_since):
+                told.setdefault(entry.alert.model, []).append(entry)
+        by_model: dict[str, dict[int, VersionRecord]] = {}
+        for record in versions:
+            by_model.setdefault(record.model, {})[record.version] = record
+        return Overview(published, champions, by_model, approvals, refusals, _by_model(verdicts), _by_model(performances), told)

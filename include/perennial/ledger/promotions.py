@@ -1,0 +1,288 @@
+"""Versions and who is champion: registered versions, approvals, promotions, and moves of the alias.
+
+The champion is what the newest completed promotion says; :mod:`perennial.registry.champion` brings MLflow's alias in line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from perennial.alerts import outbox
+from perennial.alerts.alert import Alert, reign
+from perennial.core.errors import ArtifactRejected, StaleDecision
+from perennial.core.intervals import utc
+from perennial.ledger import tables
+from perennial.ledger.records import (
+    Action,
+    Approval,
+    Promotion,
+    VersionRecord,
+)
+from perennial.ledger.rows import Rows, as_record, matches, now
+from perennial.ledger.succession import in_force
+
+
+def champion_of(connection: sa.Connection, model: str) -> int | None:
+    """The champion's version within a transaction; None if nothing was ever promoted."""
+    # Only one promotion is open at a time, so the order of ids is the order of completion.
+    return connection.execute(
+        sa.select(tables.promotions.c.version)
+        .where(tables.promotions.c.model == model, tables.promotions.c.completed_at.is_not(None))
+        .order_by(tables.promotions.c.id.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+
+
+class Promotions(Rows):
+    """The tables ``versions``, ``approvals``, ``promotions`` and ``alias_moves``."""
+
+    def record_version(self, record: VersionRecord) -> None:
+        """Record a version. Recording it again changes nothing that is recorded, and fills in what was empty.
+
+        Raises:
+            ArtifactRejected: the version is recorded with another run or other files, as when MLflow's database was
+                replaced under the ledger and counts from 1 again.
+        """
+        key = {"model": record.model, "version": record.version}
+        values = {field.name: getattr(record, field.name) for field in fields(record)}
+        with self._database.writing(record.model) as connection:
+            row = connection.execute(sa.select(tables.versions).where(*matches(tables.versions, key))).mappings().one_or_none()
+            if row is None:
+                connection.execute(sa.insert(tables.versions).values(values))
+                return
+            for name in ("mlflow_run_id", "manifest"):
+                if row[name] and values[name] and row[name] != values[name]:
+                    raise ArtifactRejected(
+                        f"{record.model}: version {record.version} is recorded with another {name}: the registry does not "
+                        "belong to this ledger. Restore the two from backups of the same time"
+                    )
+            if empty := {name: value for name, value in values.items() if value and not row[name]}:
+                connection.execute(sa.update(tables.versions).where(*matches(tables.versions, key)).values(empty))
+
+    def record_decision(self, model: str, version: int, evaluation: Mapping[str, Any], decision: Mapping[str, Any]) -> bool:
+        """Replace what a version was judged by, as when it is compared anew because the champion changed meanwhile.
+
+        Returns:
+            Whether it was done; False once the version was to be promoted, since that rested on the first word.
+        """
+        with self._database.writing(model) as connection:
+            if self._promotions(connection, model, tables.promotions.c.version == version):
+                return False
+            connection.execute(
+                sa.update(tables.versions)
+                .where(tables.versions.c.model == model, tables.versions.c.version == version)
+                .values(evaluation=dict(evaluation), decision=dict(decision))
+            )
+            return True
+
+    def version(self, model: str, version: int) -> VersionRecord | None:
+        """What is recorded of a version."""
+        found = self._list(
+            VersionRecord,
+            sa.select(tables.versions).where(tables.versions.c.model == model, tables.versions.c.version == version),
+        )
+        return found[0] if found else None
+
+    def versions(self, model: str) -> list[VersionRecord]:
+        """All recorded versions of a model, oldest first."""
+        return self._list(
+            VersionRecord,
+            sa.select(tables.versions).where(tables.versions.c.model == model).order_by(tables.versions.c.version),
+        )
+
+    def intend_promotion(
+        self,
+        *,
+        model: str,
+        version: int,
+        expected: int | None,
+        action: Action,
+        reason: str,
+        actor: str,
+        run_id: str | None,
+        evidence: Mapping[str, Any],
+    ) -> Promotion:
+        """Say that a version is about to become champion; :meth:`complete_promotion` follows once the registry agrees.
+
+        A run that says it again gets the same promotion back, whatever became of it.
+
+        Args:
+            model: the model.
+            version: the new champion.
+            expected: the champion the decision was made against; None if there was none.
+            action: what kind of change it is.
+            reason: for people.
+            actor: who or what decided.
+            run_id: the run that decided; None when a person did by hand.
+            evidence: what the decision rested on.
+
+        Raises:
+            StaleDecision: the champion is not ``expected``, or another promotion is open.
+        """
+        with self._database.writing(model) as connection:
+            if run_id is not None:
+                same = self._promotions(
+                    connection, model, tables.promotions.c.run_id == run_id, tables.promotions.c.version == version
+                )
+                if same:
+                    return same[0]
+            if intents := self._promotions(
+                connection, model, tables.promotions.c.completed_at.is_(None), tables.promotions.c.withdrawn_at.is_(None)
+            ):
+                raise StaleDecision(
+                    f"{model}: version {version} cannot be promoted while the promotion of version {intents[0].version} "
+                    f"(number {intents[0].id}) is open: complete or withdraw it first"
+                )
+            champion = champion_of(connection, model)
+            if champion != expected:
+                raise StaleDecision(
+                    f"{model}: version {version} was decided against champion {expected or 'none'}, but the champion is "
+                    f"{champion or 'none'}: decide again"
+                )
+            values = {
+                "model": model, "version": version, "previous": expected, "action": action, "reason": reason,
+                "actor": actor, "run_id": run_id, "evidence": dict(evidence), "intended_at": now(),
+                "completed_at": None, "withdrawn_at": None,
+            }  # fmt: skip
+            number = connection.execute(
+                sa.insert(tables.promotions).values(values).returning(tables.promotions.c.id)
+            ).scalar_one()
+            return Promotion(id=number, **values)  # type: ignore[arg-type]
+
+    def complete_promotion(self, promotion_id: int, alert: Alert | None = None) -> None:
+        """Say that the registry followed: the version is champion from now on. Saying it twice is the same as once.
+
+        Raises:
+            StaleDecision: there is no such promotion, or it was withdrawn.
+        """
+        self._close_promotion(promotion_id, "completed_at", alert)
+
+    def withdraw_promotion(self, promotion_id: int) -> None:
+        """Give up a promotion that cannot be completed, as when its version was deleted from the registry.
+
+        Raises:
+            StaleDecision: there is no such promotion, or it was completed.
+        """
+        self._close_promotion(promotion_id, "withdrawn_at", None)
+
+    def _close_promotion(self, promotion_id: int, how: Literal["completed_at", "withdrawn_at"], alert: Alert | None) -> None:
+        with self._database.reading() as connection:
+            model = connection.execute(
+                sa.select(tables.promotions.c.model).where(tables.promotions.c.id == promotion_id)
+            ).scalar_one_or_none()
+        if model is None:
+            raise StaleDecision(f"there is no promotion {promotion_id}")
+        with self._database.writing(model) as connection:
+            row = (
+                connection.execute(sa.select(tables.promotions).where(tables.promotions.c.id == promotion_id)).mappings().one()
+            )
+            other = "withdrawn_at" if how == "completed_at" else "completed_at"
+            if row[other] is not None:
+                raise StaleDecision(
+                    f"{model}: promotion {promotion_id} of version {row['version']} was {other.removesuffix('_at')}"
+                )
+            if row[how] is None:
+                connection.execute(
+                    sa.update(tables.promotions).where(tables.promotions.c.id == promotion_id).values({how: now()})
+                )
+                if how == "completed_at":
+                    for subject in (reign(model, "breaker"), reign(model, "shadow")):
+                        outbox.resolve(connection, subject, f"Version {row['version']} is champion now ({row['action']}).")
+            if alert is not None:
+                outbox.record(connection, alert, f"{alert.kind}/{model}/promotion-{promotion_id}")
+
+    def begin_move(self, promotion: Promotion, *, lease: timedelta) -> int | None:
+        """Take the right to move the registry's alias to a promotion's version; one process at a time has it.
+
+        Args:
+            promotion: open or completed.
+            lease: whoever took the right longer ago than this has died or sleeps, and others may take it.
+
+        Returns:
+            What :meth:`end_move` ends; None while another process has the right.
+
+        Raises:
+            StaleDecision: the promotion was withdrawn, or is no longer the newest.
+        """
+        model = promotion.model
+        with self._database.writing(model) as connection:
+            standing = self._promotions(connection, model, tables.promotions.c.withdrawn_at.is_(None))
+            if not standing or standing[-1].id != promotion.id:
+                raise StaleDecision(
+                    f"{model}: promotion {promotion.id} of version {promotion.version} is not the newest any more"
+                )
+            began_at = now()
+            busy = sa.select(tables.alias_moves.c.id).where(
+                tables.alias_moves.c.model == model, tables.alias_moves.c.began_at > began_at - lease
+            )
+            if connection.execute(busy.limit(1)).first() is not None:
+                return None
+            values = {"model": model, "version": promotion.version, "promotion_id": promotion.id, "began_at": began_at}
+            return int(
+                connection.execute(sa.insert(tables.alias_moves).values(values).returning(tables.alias_moves.c.id)).scalar_one()
+            )
+
+    def end_move(self, model: str, move: int) -> None:
+        """Give back what :meth:`begin_move` gave: the alias is where it belongs."""
+        with self._database.writing(model) as connection:
+            connection.execute(sa.delete(tables.alias_moves).where(tables.alias_moves.c.id == move))
+
+    def unended_moves(self, model: str, since: datetime) -> set[int]:
+        """Versions that a process has begun to move the alias to since then, and never said that it was done."""
+        query = sa.select(tables.alias_moves.c.version).where(
+            tables.alias_moves.c.model == model, tables.alias_moves.c.began_at > since
+        )
+        with self._database.reading() as connection:
+            return set(connection.execute(query).scalars())
+
+    def promotion(self, promotion_id: int) -> Promotion:
+        """One promotion.
+
+        Raises:
+            StaleDecision: there is no such promotion.
+        """
+        found = self._list(Promotion, sa.select(tables.promotions).where(tables.promotions.c.id == promotion_id))
+        if not found:
+            raise StaleDecision(f"there is no promotion {promotion_id}")
+        return found[0]
+
+    def promotions(self, model: str) -> list[Promotion]:
+        """All promotions of a model in their order, open and withdrawn ones too."""
+        with self._database.reading() as connection:
+            return self._promotions(connection, model)
+
+    def champion_at(self, model: str, moment: datetime) -> Promotion | None:
+        """Who was champion at a moment, and with it why, on what evidence, over which champion and by whom.
+
+        Returns:
+            The change that was in force; None before the first champion.
+        """
+        return in_force(self.promotions(model), utc(moment))
+
+    def record_approval(self, approval: Approval) -> None:
+        """Record what a person answered; the same answer twice is recorded once."""
+        values = {field.name: getattr(approval, field.name) for field in fields(approval)}
+        key = {name: values[name] for name in ("model", "version", "answered_at")}
+        with self._database.writing(approval.model) as connection:
+            self._replace(connection, tables.approvals, key, {name: values[name] for name in values if name not in key})
+
+    def approvals(self, model: str, version: int | None = None) -> list[Approval]:
+        """What people answered who were asked about the model's versions, or one of them, oldest first."""
+        query = sa.select(tables.approvals).where(tables.approvals.c.model == model)
+        if version is not None:
+            query = query.where(tables.approvals.c.version == version)
+        return self._list(Approval, query.order_by(tables.approvals.c.answered_at))
+
+    def champion(self, model: str) -> int | None:
+        """The champion's version; None if nothing was ever promoted."""
+        with self._database.reading() as connection:
+            return champion_of(connection, model)
+
+    def _promotions(self, connection: sa.Connection, model: str, *where: sa.ColumnElement[bool]) -> list[Promotion]:
+        query = sa.select(tables.promotions).where(tables.promotions.c.model == model, *where).order_by(tables.promotions.c.id)
+        return [as_record(Promotion, row) for row in connection.execute(query).mappings()]

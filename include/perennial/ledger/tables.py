@@ -1,0 +1,108 @@
+"""The ledger's tables.
+
+Those of the outbox are in :mod:`perennial.alerts.outbox`; all of them belong to :data:`perennial.core.columns.metadata`.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from perennial.core.columns import json_value as _json
+from perennial.core.columns import number as _number
+from perennial.core.columns import number_itself as _id
+from perennial.core.columns import table as _table
+from perennial.core.columns import text as _text
+from perennial.core.columns import time as _time
+
+orders = _table(
+    "orders",
+    _id(),
+    _text("model"), _text("dataset"), _time("start"), _time("end"), _text("run_id"),
+    sa.UniqueConstraint("model", "dataset", "start", "end", "run_id"),
+)  # fmt: skip
+
+claims = _table(
+    "claims",
+    _text("model", key=True), _text("dataset", key=True), _time("start", key=True), _time("end", key=True),
+    _text("run_id", key=True),
+    _text("token"), _time("claimed_at"),
+)  # fmt: skip
+
+publications = _table(
+    "publications",
+    _id(),
+    _text("model"), _text("dataset"), _time("start"), _time("end"),
+    _number("order"), _text("run_id"), _time("published_at"),
+    _json("snapshots"), _json("hashes"), _json("rows"), _json("inputs"),
+    sa.Index("perennial_publications_by_time", "model", "dataset", "end"),
+)  # fmt: skip
+
+# What readers read, one row a change: publication or maintenance. The highest revision is now.
+revisions = _table(
+    "revisions",
+    _text("model", key=True), _text("dataset", key=True), _number("revision", key=True),
+    _number("publication_id"), _json("snapshots"), _time("since"),
+)  # fmt: skip
+
+versions = _table(
+    "versions",
+    _text("model", key=True), _number("version", key=True),
+    _text("mlflow_run_id"), _text("spec_digest"), _text("features_digest"),
+    _json("manifest"), _json("training"), _json("evaluation"), _json("decision"), _json("code"),
+    _time("created_at"),
+)  # fmt: skip
+
+promotions = _table(
+    "promotions",
+    _id(),
+    _text("model"), _number("version"), _number("previous", null=True),
+    _text("action"), _text("reason"), _text("actor"), _text("run_id", null=True), _json("evidence"),
+    _time("intended_at"), _time("completed_at", null=True), _time("withdrawn_at", null=True),
+    sa.UniqueConstraint("model", "run_id", "version"),
+)  # fmt: skip
+
+# Who is moving the alias, or died or fell asleep while doing so: MLflow does not tell who moved it.
+alias_moves = _table(
+    "alias_moves",
+    _id(),
+    _text("model"), _number("version"), _number("promotion_id"), _time("began_at"),
+)  # fmt: skip
+
+approvals = _table(
+    "approvals",
+    _text("model", key=True), _number("version", key=True), _time("answered_at", key=True),
+    _text("answer"), _text("approver", null=True), _text("words"), _text("run_id"),
+)  # fmt: skip
+
+verdicts = _table(
+    "verdicts",
+    _text("model", key=True), _time("start", key=True), _time("end", key=True),
+    _number("version", null=True), _text("verdict"), _json("reasons"), _json("details"), _text("report", null=True),
+    _text("run_id"), _time("recorded_at"),
+)  # fmt: skip
+
+performances = _table(
+    "performances",
+    _text("model", key=True), _time("start", key=True), _time("end", key=True), _number("version", key=True),
+    _json("metrics"), _number("rows"), sa.Column("coverage", sa.Double, nullable=False),
+    _time("as_of"), _text("run_id"), _time("recorded_at"),
+)  # fmt: skip
+
+shadow_comparisons = _table(
+    "shadow_comparisons",
+    _text("model", key=True), _number("promotion_id", key=True), _number("version", key=True), _number("windows", key=True),
+    _number("champion"), _time("start"), _time("end"), _text("outcome"), _text("reason"), _number("rows"),
+    _json("metrics"), _json("comparison"), _time("as_of"), _text("run_id"),
+)  # fmt: skip
+
+retrainings = _table(
+    "retrainings",
+    _text("model", key=True), _time("window_end", key=True),
+    sa.Column("asked", sa.Boolean, nullable=False), _text("cause"), _text("reason"), _text("run_id"), _time("recorded_at"),
+)  # fmt: skip
+
+refusals = _table(
+    "refusals",
+    _text("model", key=True), _time("start", key=True), _time("end", key=True), _text("run_id", key=True),
+    _json("reasons"), _json("rows"), _time("recorded_at"),
+)  # fmt: skip

@@ -1,0 +1,123 @@
+"""Candidates as scikit-learn estimators: preprocessing by the spec's features, and the parameters to try.
+
+Neighbours: :mod:`perennial.training.fit` fits them; :mod:`perennial.spec.code` gives the functions of ``model.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.compose import ColumnTransformer
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.utils import get_tags
+
+from perennial.core.errors import PerennialError, TrainingError
+from perennial.spec.code import folder_function
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+
+
+def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *, empty: Collection[str] = ()) -> Pipeline:
+    """A candidate, unfitted: preprocessing of the spec's features, then the estimator.
+
+    An estimator that takes missing values (trees do) gets numbers as they are and categories as ordinals; any other gets
+    numbers imputed by the median and standardised, and categories one-hot encoded. A function of ``model.py`` that returns
+    a whole pipeline is left to do all this itself, on a data frame of the features.
+
+    Args:
+        folder: the model's folder.
+        name: the candidate's name.
+        params: of the estimator.
+        empty: features without a single value in the rows to fit on, which are left out: boosters fail on them.
+
+    Raises:
+        TrainingError: the parameters do not fit, or the function of ``model.py`` failed or gave no estimator.
+    """
+    spec, candidate = folder.spec, folder.spec.candidates[name]
+    try:
+        estimator = _estimator(folder, candidate.estimator, dict(params))
+    except PerennialError:
+        raise
+    # The team's own function may raise anything.
+    except Exception as error:
+        raise TrainingError(
+            f"{spec.name}: candidate {name} cannot be made with {show_params(params)}: {type(error).__name__}: {error}"
+        ) from error
+    if not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
+        raise TrainingError(
+            f"{spec.name}: {candidate.estimator} gave a {type(estimator).__name__}; a scikit-learn estimator is wanted"
+        )
+    if "random_state" in estimator.get_params() and estimator.get_params()["random_state"] is None:
+        estimator.set_params(random_state=spec.training.seed)
+    if isinstance(estimator, Pipeline):
+        return estimator
+    tags = get_tags(estimator)
+    if tags.no_validation:  # it does not look at the features
+        return make_pipeline(estimator)
+    return make_pipeline(_preprocessing(spec, empty, takes_missing=tags.input_tags.allow_nan), estimator)
+
+
+def _estimator(folder: ModelFolder, kind: str, params: dict[str, Any]) -> Any:
+    regression = folder.spec.task == "regression"
+    match kind:
+        case "prior":
+            return DummyRegressor(**params) if regression else DummyClassifier(**{"strategy": "prior", **params})
+        case "logistic_regression":
+            if regression:
+                raise TrainingError(f"{folder.spec.name}: logistic_regression is for classes; use linear_regression")
+            return LogisticRegression(**{"max_iter": 1_000, **params})
+        case "linear_regression":
+            if not regression:
+                raise TrainingError(f"{folder.spec.name}: linear_regression is for numbers; use logistic_regression")
+            return LinearRegression(**params)
+        case "gradient_boosting":
+            return HistGradientBoostingRegressor(**params) if regression else HistGradientBoostingClassifier(**params)
+        case _:
+            return folder_function(folder, kind)(**params)
+
+
+def _preprocessing(spec: ModelSpec, empty: Collection[str], *, takes_missing: bool) -> ColumnTransformer:
+    if takes_missing:
+        numeric: Any = "passthrough"
+        # Native categories of the boosters would put functions into the stored model, which then need to be trusted.
+        categorical: Any = OrdinalEncoder(
+            handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=np.nan, min_frequency=10
+        )
+    else:
+        numeric = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+        categorical = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=10)
+    columns = [[name for name in names if name not in empty] for names in (spec.features.numeric, spec.features.categorical)]
+    steps = [("numeric", numeric, columns[0]), ("categorical", categorical, columns[1])]
+    return ColumnTransformer([step for step in steps if step[2]])
+
+
+def combinations(folder: ModelFolder, name: str) -> list[dict[str, Any]]:
+    """Parameters to try: the whole grid if it is no larger than ``trials``, else that many of it, drawn without repeat.
+
+    References:
+        Bergstra, Bengio: Random Search for Hyper-Parameter Optimization. JMLR 13, 2012.
+    """
+    candidate, training = folder.spec.candidates[name], folder.spec.training
+    space = sorted(candidate.search.items())
+    size = int(np.prod([len(values) for _, values in space], dtype=object))
+    if size <= training.trials:
+        chosen = list(itertools.product(*(values for _, values in space)))
+    else:
+        generator = np.random.default_rng(training.seed)
+        picked: dict[tuple[int, ...], None] = {}
+        while len(picked) < training.trials:
+            picked[tuple(int(generator.integers(len(values))) for _, values in space)] = None
+        chosen = [tuple(values[index] for index, (_, values) in zip(indices, space, strict=True)) for indices in picked]
+    return [{**candidate.params, **dict(zip((key for key, _ in space), values, strict=True))} for values in chosen]
+
+
+def show_params(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in params.items()) or "its default parameters"

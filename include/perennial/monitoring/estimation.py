@@ -1,0 +1,429 @@
+"""How good the champion probably is, before labels arrive: confidence-based performance estimation (CBPE).
+
+A probability that means what it says also says how often it will be wrong. The probabilities of a version are calibrated on
+those rows of its training reference that it had not seen; then every row of a window stands for all its possible labels,
+each as likely as the calibrated probability says, and the metrics are taken of these weighted rows. That is right as long
+as the relation between features and label stays what it was: the estimate sees a change of the rows, never of the concept,
+which only labels show (:mod:`perennial.monitoring.performance`). :func:`beside_realised` puts the two next to each other.
+
+A regression says nothing of its own confidence, so nothing is estimated for it.
+
+References:
+    Kivimäki, Białek, Nurminen, Kuberski: Confidence-based Estimators for Predictive Performance in Model Monitoring. 2024,
+        arXiv:2407.08649.
+    NannyML, documentation of release 0.13: Confidence-based Performance Estimation.
+    Niculescu-Mizil, Caruana: Predicting Good Probabilities with Supervised Learning. ICML 2005. Isotonic regression from
+        about a thousand rows on, Platt's sigmoid below.
+    Zadrozny, Elkan: Transforming Classifier Scores into Accurate Multiclass Probability Estimates. KDD 2002. One against
+        the rest, normalised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logit
+from sklearn import metrics as sk
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from perennial.core.intervals import Interval
+from perennial.model.costs import CostFunction
+from perennial.monitoring.retraining import WindowPerformance, WindowVerdict
+from perennial.spec.training import METRICS
+from perennial.spec.types import Task
+
+#: Fewest unseen rows of the reference that probabilities are calibrated on.
+FEWEST_ROWS = 200
+#: From here on, isotonic regression.
+_ISOTONIC_ROWS = 1_000
+#: Pieces of the reference that the error of the estimate is measured on.
+_PIECES = 60
+#: Share of them that bands hold.
+CONFIDENCE = 0.95
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a version said of n rows, and what became of them.
+
+    Attributes:
+        probabilities: n by k, of the classes.
+        classes: k names; ``False`` and ``True`` for binary.
+        labels: number of the class of each row; None if they are not known.
+        days: any number that is the same for rows of one day; rows of one day err together. None: not known.
+    """
+
+    probabilities: Floats
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64] | None = None
+    days: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Metrics of a window whose labels are not known.
+
+    Attributes:
+        metric: the primary one.
+        metrics: estimated, by name.
+        confusion: binary: share of the rows that probably are ``true_positive``, and so on, at ``threshold``.
+        threshold: probability from which the answer is yes.
+        band: low and high end of the primary metric, as far as estimates of pieces of the reference were off.
+        usual: low and high end of the realised primary metric on pieces of the reference as large as the window.
+        rows, reference_rows: that it rests on.
+        reason: why nothing was estimated; empty if it was.
+    """
+
+    metric: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    confusion: dict[str, float] = field(default_factory=dict)
+    threshold: float | None = None
+    band: list[float] | None = None
+    usual: list[float] | None = None
+    rows: int = 0
+    reference_rows: int = 0
+    reason: str = ""
+
+    @property
+    def value(self) -> float:
+        """The primary metric; NaN if it was not estimated."""
+        return self.metrics.get(self.metric, math.nan)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(
+    task: Task,
+    metric: str,
+    reference: Outcomes,
+    window: Outcomes,
+    *,
+    seed: int,
+    threshold: float = 0.5,
+    cost: CostFunction | None = None,
+) -> Estimate:
+    """Estimate the metrics of a window.
+
+    Args:
+        task: of the model.
+        metric: the primary metric.
+        reference: rows that the version had not seen when it predicted them, with labels.
+        window: rows without; their classes are those of the version.
+        seed: of the pieces.
+        threshold: for a binary answer, see :func:`perennial.model.costs.answer_threshold`.
+        cost: of each row, where the spec says it.
+    """
+
+    def none(reason: str) -> Estimate:
+        return Estimate(metric, rows=len(window), reference_rows=len(reference), reason=reason)
+
+    if task == "regression":
+        return none("a regression does not say how sure it is, so its performance cannot be estimated without labels")
+    if reference.labels is None or len(reference) < FEWEST_ROWS:
+        return none(f"the reference has {len(reference):,} rows the version had not seen; {FEWEST_ROWS:,} are needed")
+    if len(np.unique(reference.labels)) < 2:
+        return none("all labels of the reference are the same")
+    if not (np.isfinite(window.probabilities).all() and np.isfinite(reference.probabilities).all()) or not len(window):
+        return none("there are no predictions, or some are not finite")
+    if unknown := sorted(set(window.classes) - set(reference.classes)):
+        return none(f"the reference has no probabilities of {', '.join(unknown)}")
+    # In the order of the window's classes.
+    order = [reference.classes.index(name) for name in window.classes]
+    known = reference.probabilities[:, order]
+    position = {place: number for number, place in enumerate(order)}
+    labels = np.array([position.get(int(label), -1) for label in reference.labels])
+    known, labels = known[labels >= 0], labels[labels >= 0]
+    days = None if reference.days is None else reference.days[np.isin(reference.labels, order)]
+    scoring = _Scoring(task, window.classes, threshold, cost)
+    weights = _Calibrator(known, labels).weigh(window.probabilities)
+    metrics = {
+        name: value for name in METRICS[task] if math.isfinite(value := scoring.metric(name, window.probabilities, weights))
+    }
+    band = usual = None
+    if metric in metrics:
+        band, usual = _bands(scoring, metric, metrics[metric], known, labels, days, len(window), window, seed)
+    return Estimate(
+        metric=metric,
+        metrics=metrics,
+        confusion=scoring.confusion(window.probabilities, weights),
+        threshold=threshold if task == "binary_classification" else None,
+        band=band,
+        usual=usual,
+        rows=len(window),
+        reference_rows=len(known),
+        reason="" if metric in metrics else f"{metric} cannot be estimated from probabilities",
+    )
+
+
+class _Calibrator:
+    """From probabilities to those that came true on the reference."""
+
+    def __init__(self, probabilities: Floats, labels: NDArray[np.int64]) -> None:
+        classes = probabilities.shape[1]
+        # Of two classes, one says all.
+        self._of = [1] if classes == 2 else list(range(classes))
+        self._maps = [_calibrate(probabilities[:, number], labels == number) for number in self._of]
+
+    def weigh(self, probabilities: Floats) -> Floats:
+        """How likely each label of each row is, n by k."""
+        found = np.column_stack([apply(probabilities[:, number]) for number, apply in zip(self._of, self._maps, strict=True)])
+        if found.shape[1] < probabilities.shape[1]:
+            return np.column_stack([1 - found, found])
+        total = found.sum(axis=1, keepdims=True)
+        # Where no class is likely any more, what the model said stands.
+        return np.where(total > 0, found / np.where(total > 0, total, 1), probabilities)
+
+
+def _calibrate(probability: Floats, true: NDArray[np.bool_]) -> Any:
+    if true.all() or not true.any():
+        share = float(true.mean())
+        return lambda given: np.full(len(given), share)
+    if len(true) >= _ISOTONIC_ROWS:
+        return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(probability, true).predict
+
+    def scores(given: Floats) -> Floats:
+        return np.asarray(logit(np.clip(given, 1e-6, 1 - 1e-6)), dtype=np.float64).reshape(-1, 1)
+
+    sigmoid = LogisticRegression(C=1e6).fit(scores(probability), true)
+    return lambda given: sigmoid.predict_proba(scores(given))[:, 1]
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """Metrics of rows each of which may have several labels: row i has label j with the weight ``w[i, j]``."""
+
+    task: Task
+    classes: tuple[str, ...]
+    threshold: float
+    cost: CostFunction | None
+
+    def metric(self, name: str, said: Floats, weights: Floats) -> float:
+        """NaN if it is not defined, or not by weights."""
+        if name == "cost":
+            return self._cost(said, weights)
+        if self.task == "binary_classification":
+            return self._binary(name, said[:, 1], weights)
+        return self._multiclass(name, said, weights)
+
+    def _binary(self, name: str, probability: Floats, weights: Floats) -> float:
+        measure = _BINARY.get(name)
+        true, false = weights[:, 1], weights[:, 0]
+        if measure is None or min(true.sum(), false.sum()) <= 0:
+            return math.nan
+        truth = np.repeat([True, False], len(probability))
+        return float(measure(truth, np.tile(probability, 2), sample_weight=np.concatenate([true, false])))
+
+    def _multiclass(self, name: str, said: Floats, weights: Floats) -> float:
+        answer = said.argmax(axis=1)
+        right = weights[np.arange(len(said)), answer]
+        total = weights.sum()
+        if name == "log_loss":
+            return float(-(weights * np.log(np.clip(said, np.finfo(said.dtype).eps, 1))).sum() / total)
+        if name == "accuracy":
+            return float(right.sum() / total)
+        if name == "balanced_accuracy":
+            there = weights.sum(axis=0)
+            hit = np.bincount(answer, weights=right, minlength=len(there))
+            return float((hit[there > 0] / there[there > 0]).mean())
+        return math.nan
+
+    def _cost(self, said: Floats, weights: Floats) -> float:
+        if self.cost is None:
+            return math.nan
+        if self.task == "binary_classification":
+            labels: list[Any] = [False, True]
+            answers: NDArray[Any] = said[:, 1]
+        else:
+            labels, answers = list(self.classes), np.array(self.classes, dtype=object)[said.argmax(axis=1)]
+        costs = [
+            self.cost(np.full(len(said), label, dtype=object if isinstance(label, str) else bool), answers) for label in labels
+        ]
+        return float((np.column_stack(costs) * weights).sum() / weights.sum())
+
+    def confusion(self, said: Floats, weights: Floats) -> dict[str, float]:
+        if self.task != "binary_classification":
+            return {}
+        yes, total = said[:, 1] >= self.threshold, weights.sum()
+        return {
+            "true_positive": float(weights[yes, 1].sum() / total),
+            "false_positive": float(weights[yes, 0].sum() / total),
+            "false_negative": float(weights[~yes, 1].sum() / total),
+            "true_negative": float(weights[~yes, 0].sum() / total),
+        }
+
+
+def _log_loss(truth: NDArray[np.bool_], probability: Floats, *, sample_weight: Floats) -> float:
+    return float(sk.log_loss(truth, probability, sample_weight=sample_weight, labels=[False, True]))
+
+
+def _brier(truth: NDArray[np.bool_], probability: Floats, *, sample_weight: Floats) -> float:
+    return float(sk.brier_score_loss(truth, probability, sample_weight=sample_weight, pos_label=True))
+
+
+#: Not the calibration error: the estimate takes for granted that there is none left.
+_BINARY = {
+    "roc_auc": sk.roc_auc_score,
+    "average_precision": sk.average_precision_score,
+    "log_loss": _log_loss,
+    "brier": _brier,
+}
+
+
+def _bands(
+    scoring: _Scoring,
+    metric: str,
+    value: float,
+    probabilities: Floats,
+    labels: NDArray[np.int64],
+    days: NDArray[np.int64] | None,
+    size: int,
+    window: Outcomes,
+    seed: int,
+) -> tuple[list[float] | None, list[float] | None]:
+    """How far off the estimate of a piece of the reference was, about ``value``, and what pieces really had.
+
+    A piece has as many rows as the window, drawn from as many days of the reference. Its calibration was fitted on other
+    days, as the window's is.
+    """
+    random = np.random.default_rng(seed)
+    groups = np.arange(len(labels)) if days is None else np.unique(days, return_inverse=True)[1]
+    if groups.max() + 1 < 5:
+        return None, None
+    weights = np.empty_like(probabilities)
+    for fitted, other in GroupKFold(5).split(probabilities, groups=groups):
+        weights[other] = _Calibrator(probabilities[fitted], labels[fitted]).weigh(probabilities[other])
+    truth = np.eye(probabilities.shape[1])[labels]
+    span = len(np.unique(window.days)) if days is not None and window.days is not None else groups.max() + 1
+    off, real = [], []
+    for _ in range(_PIECES):
+        drawn = np.bincount(random.integers(groups.max() + 1, size=span), minlength=groups.max() + 1)
+        chances = drawn[groups].astype(np.float64)
+        counts = random.multinomial(size, chances / chances.sum())
+        rows = np.flatnonzero(counts)
+        said, times = probabilities[rows], counts[rows, None]
+        realised = scoring.metric(metric, said, truth[rows] * times)
+        off.append(scoring.metric(metric, said, weights[rows] * times) - realised)
+        real.append(realised)
+    if not (np.isfinite(off).all() and np.isfinite(real).all()):
+        return None, None
+    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(off, tails)
+    return [value - float(high), value - float(low)], [float(end) for end in np.quantile(real, tails)]
+
+
+# --- estimated and realised, side by side -----------------------------------------------------------------------------
+
+
+class EstimatedWindow(WindowVerdict, Protocol):
+    """What is read of the ledger's drift verdicts: the estimate lies in their details."""
+
+    @property
+    def details(self) -> Mapping[str, Any]: ...
+
+
+class MeasuredWindow(WindowPerformance, Protocol):
+    """What is read of the ledger's performance records."""
+
+    @property
+    def coverage(self) -> float: ...
+    @property
+    def rows(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class WindowOutlook:
+    """A window of a version: what was expected of it and what came.
+
+    Attributes:
+        estimated, band: the primary metric before labels, and between which it was expected; None if not estimated.
+        realised: of the labels that have come; None if they do not suffice yet.
+        coverage: share of the predictions whose label has come; None where nothing was measured.
+        rows: labelled predictions.
+        mature: whether labels suffice for what was measured to stand.
+        verdict: of drift; None if the window was not judged for this version.
+    """
+
+    interval: Interval
+    version: int
+    estimated: float | None = None
+    band: tuple[float, float] | None = None
+    realised: float | None = None
+    coverage: float | None = None
+    rows: int = 0
+    mature: bool = False
+    verdict: str | None = None
+    severity: str | None = None
+
+
+def beside_realised(
+    verdicts: Iterable[EstimatedWindow], performances: Iterable[MeasuredWindow], metric: str, *, label_coverage: float
+) -> list[WindowOutlook]:
+    """Estimated and realised performance of each window and version, oldest window first.
+
+    Args:
+        verdicts: drift verdicts, with the estimate in their details.
+        performances: realised.
+        metric: the primary metric.
+        label_coverage: share of labels from which a measurement counts as mature.
+    """
+    found: dict[tuple[Interval, int], WindowOutlook] = {}
+    for verdict in verdicts:
+        if verdict.version is None:
+            continue
+        said = verdict.details.get("estimate") or {}
+        value = said.get("metrics", {}).get(metric) if said.get("metric") == metric else None
+        band = said.get("band") if value is not None else None
+        found[verdict.interval, verdict.version] = WindowOutlook(
+            verdict.interval,
+            verdict.version,
+            estimated=value,
+            band=(band[0], band[1]) if band else None,
+            verdict=verdict.verdict,
+            severity=verdict.details.get("severity"),
+        )
+    for measured in performances:
+        key = measured.interval, measured.version
+        before = found.get(key, WindowOutlook(*key))
+        value = measured.metrics.get(metric)
+        found[key] = WindowOutlook(
+            **{
+                **vars(before),
+                "realised": value if value is not None and math.isfinite(value) else None,
+                "coverage": measured.coverage,
+                "rows": measured.rows,
+                "mature": measured.coverage >= label_coverage,
+            }
+        )
+    return [found[key] for key in sorted(found, key=lambda key: (key[0].start, key[0].end, key[1]))]
+
+
+def from_binary(probability: Floats, labels: NDArray[Any] | None = None, days: NDArray[np.int64] | None = None) -> Outcomes:
+    """Of the probability of true, and labels that are true or false."""
+    return Outcomes(
+        np.column_stack([1 - probability, probability]),
+        ("False", "True"),
+        None if labels is None else labels.astype(bool).astype(np.int64),
+        days,
+    )
+
+
+def from_classes(
+    probabilities: Floats, classes: Sequence[str], labels: NDArray[Any] | None = None, days: NDArray[np.int64] | None = None
+) -> Outcomes:
+    """Of the probabilities of several classes, and labels that are their names; one that has no probability counts as -1."""
+    place = {name: number for number, name in enumerate(classes)}
+    numbers = None if labels is None else np.array([place.get(str(label), -1) for label in labels], dtype=np.int64)
+    return Outcomes(probabilities, tuple(classes), numbers, days)

@@ -1,0 +1,362 @@
+"""The verdict on a monitoring window: ``ok``, ``drift`` or ``unknown``, with its report, estimate and alert.
+
+:mod:`perennial.drift.compare` compares columns, :mod:`perennial.monitoring.estimation` says what performance may be expected,
+:mod:`perennial.monitoring.impact` weighs both. A verdict that could not be computed is ``unknown``, which is never ``ok``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from perennial.alerts import of_models
+from perennial.alerts.alert import Alert
+from perennial.core import logs
+from perennial.core.intervals import Interval
+from perennial.drift.compare import NOT_FEATURES, PREDICTION, compare, first_line, match_reference
+from perennial.drift.findings import Comparison
+from perennial.drift.page import write_report
+from perennial.drift.sampling import take_sample
+from perennial.lake.publish import Lake
+from perennial.ledger.coverage import uncovered
+from perennial.ledger.records import VerdictName, VersionRecord
+from perennial.ledger.store import Ledger
+from perennial.model.artifacts import LoadedModel
+from perennial.model.costs import answer_threshold, cost_function
+from perennial.model.probabilities import read_probabilities
+from perennial.monitoring import estimation, impact
+from perennial.monitoring.estimation import Estimate
+from perennial.monitoring.impact import Bound, Impact
+from perennial.registry.runs import CandidateRun
+from perennial.registry.store import Registry
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+from perennial.spec.training import METRICS
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class DriftVerdict:
+    """A verdict as it is recorded.
+
+    Attributes:
+        version: the version that made most of the interval's predictions; None if there are none. reasons: in words and
+        numbers, the weightiest first. details: rows, snapshots, what was found of each column, ``estimate``
+        (:class:`perennial.monitoring.estimation.Estimate`),
+            ``severity`` and ``impact`` (:class:`perennial.monitoring.impact.Impact`).
+        report: path of the HTML report, relative to the folder of reports; None if there is none.
+        report_url: address a person can open it at.
+        run_url: address of the version's MLflow run.
+    """
+
+    model: str
+    interval: Interval
+    version: int | None
+    verdict: VerdictName
+    reasons: list[str]
+    details: dict[str, Any]
+    report: str | None
+    report_url: str | None
+    run_url: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "interval": self.interval.key}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DriftVerdict:
+        return cls(**{**value, "interval": Interval.from_key(value["interval"])})
+
+
+def report_folder(model: str, interval: Interval) -> Path:
+    """Where the reports of an interval lie, relative to the deployment's folder of reports."""
+    return Path(model) / "drift" / interval.key
+
+
+def judge_drift(
+    folder: ModelFolder,
+    lake: Lake,
+    ledger: Ledger,
+    registry: Registry,
+    interval: Interval,
+    *,
+    directory: Path,
+    run_id: str,
+) -> DriftVerdict:
+    """Judge an interval, keep the report, and record the verdict; what is not ``ok`` carries an alert in the same transaction.
+
+    Whatever keeps the verdict from being computed is its reason, and the verdict ``unknown``. An estimate that cannot be
+    made, a report or a picture that cannot be written or sent to MLflow, takes nothing from a verdict that could.
+
+    Args:
+        folder: the model's folder.
+        lake: features and predictions are read there.
+        ledger: says what is published, and keeps the verdict.
+        registry: has the training reference of the version that predicted.
+        interval: the monitoring window.
+        directory: the deployment's folder of reports; the report is written below :func:`report_folder` of it.
+        run_id: the run.
+    """
+    spec = folder.spec
+    details: dict[str, Any] = {}
+    version: int | None = None
+    estimate: Estimate | None = None
+    try:
+        version, comparison, estimate = _compare_interval(folder, lake, ledger, registry, interval, details)
+    except Exception as error:
+        log.exception("drift could not be judged")
+        version = details.get("version")
+        comparison = Comparison("unknown", [f"the comparison failed, {first_line(error)}"])
+    record = ledger.version(spec.name, version) if version is not None else None
+    weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
+    details.update(
+        share=comparison.share,
+        share_threshold=spec.drift.share,
+        calibrated=folder.thresholds.computed_at if folder.thresholds else None,
+        columns=[{**asdict(column), "drifted": column.drifted} for column in comparison.columns],
+        estimate=estimate.to_json() if estimate else None,
+        severity=weight.severity,
+        impact=weight.to_json(),
+    )
+    place = report_folder(spec.name, interval)
+    written = write_report(spec.name, interval, version, comparison, details, directory / place)
+    run, run_url = _find_run(registry, record)
+    report_url = f"{run_url}/artifacts/drift/{interval.key}/report.html" if run_url and written else None
+    links = {name: url for name, url in (("Drift report", report_url), ("MLflow run", run_url)) if url}
+    report = (place / "report.html").as_posix() if written else None
+    ledger.record_verdict(
+        model=spec.name,
+        interval=interval,
+        version=version,
+        verdict=comparison.verdict,
+        reasons=comparison.reasons,
+        details=details,
+        report=report,
+        run_id=run_id,
+        alert=_alert(spec.name, interval, version, comparison, weight, links),
+    )
+    log.info("%s: %s", comparison.verdict, "; ".join(comparison.reasons))
+    if run is not None and version is not None:
+        if written:
+            _send_to_mlflow(run, directory / place, f"drift/{interval.key}")
+        _send_outlook(run, spec, ledger, version)
+    return DriftVerdict(
+        spec.name, interval, version, comparison.verdict, comparison.reasons, details, report, report_url, run_url
+    )
+
+
+def _alert(
+    model: str, interval: Interval, version: int | None, comparison: Comparison, weight: Impact, links: Mapping[str, str]
+) -> Alert | None:
+    if comparison.verdict == "unknown":
+        return of_models.unknown_verdict(model, interval, version=version, reasons=comparison.reasons, links=links)
+    if weight.severity == "none":
+        return None
+    assert version is not None  # nothing is compared without one
+    if comparison.verdict == "drift":
+        reasons = [*weight.reasons, *comparison.reasons] if weight.severity == "critical" else comparison.reasons
+        return of_models.drift(model, interval, version=version, reasons=reasons, severity=weight.severity, links=links)
+    return of_models.performance_fell(
+        model, interval, version=version, reasons=weight.reasons, severity=weight.severity, links=links
+    )
+
+
+def _weigh(
+    spec: ModelSpec,
+    ledger: Ledger,
+    interval: Interval,
+    verdict: VerdictName,
+    record: VersionRecord | None,
+    estimate: Estimate | None,
+) -> Impact:
+    return impact.weigh(
+        spec.retraining,
+        verdict,
+        interval,
+        verdicts=ledger.verdicts(spec.name, before=interval.end),
+        estimated=estimate.value if estimate else None,
+        performances=ledger.performances(spec.name),
+        version=record.version if record else None,
+        bound=performance_bound(spec, record.evaluation, estimate) if record else None,
+    )
+
+
+def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: Estimate | None) -> Bound | None:
+    """What the primary metric must not get worse than.
+
+    The near end of the confidence interval that the version had on its own holdout; else its value there less
+    ``retraining.on_performance``; else what pieces of its training reference differ by. None if there is none of these.
+
+    Args:
+        spec: of the model.
+        evaluation: of the version, as the ledger keeps it.
+        estimate: of the window.
+    """
+    metric = spec.primary_metric
+    greater = METRICS[spec.task][metric]
+    holdout = evaluation.get("candidate", {})
+    value, ends = holdout.get("metrics", {}).get(metric), holdout.get("intervals", {}).get(metric)
+
+    def bound(number: float, source: str) -> Bound | None:
+        return Bound(metric, number, greater, source) if math.isfinite(number) else None
+
+    if ends is not None:
+        return bound(ends[0] if greater else ends[1], "the near end of its interval on the version's own holdout")
+    if value is not None and spec.retraining.on_performance is not None:
+        margin = spec.retraining.on_performance
+        return bound(value - margin if greater else value + margin, f"on its own holdout {value:.4g}, less {margin:g}")
+    if estimate is not None and estimate.usual is not None:
+        return bound(estimate.usual[0] if greater else estimate.usual[1], "the worst usual on pieces of its training reference")
+    return None
+
+
+def _compare_interval(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval, details: dict[str, Any]
+) -> tuple[int | None, Comparison, Estimate | None]:
+    spec = folder.spec
+    key, size, seed = list(spec.entity_table.key), spec.drift.sample, spec.training.seed
+    published = {}
+    for dataset in ("predictions", "features"):
+        publication = ledger.published(spec.name, dataset)
+        if publication is None or not ledger.publications(spec.name, dataset, interval):
+            return None, Comparison("unknown", [f"no {dataset} are published for {interval}"]), None
+        published[dataset] = publication.snapshots[dataset]
+    details["snapshots"] = published
+
+    def sample(dataset: str, wanted: Iterable[str]) -> tuple[pa.Table, int]:
+        # A window may have many more rows than are compared: of them, no column is read in vain.
+        there = lake.columns(spec.name, dataset, published[dataset])
+        columns = [name for name in dict.fromkeys([*key, spec.event_time, *wanted]) if name in there]
+        reader = lake.scan(
+            spec.name, dataset, published[dataset], columns=columns, interval=interval, event_time=spec.event_time
+        )
+        return take_sample(reader, key, size=size, seed=seed)
+
+    predictions, predicted = sample("predictions", [PREDICTION, "probabilities", "version"])
+    if not predicted:
+        return None, Comparison("unknown", [f"{interval} has no predictions"]), None
+    made_by = Counter(predictions.column("version").to_pylist())
+    # Of two versions that made as many, the newer one.
+    version = max(made_by, key=lambda number: (made_by[number], number))
+    details["version"] = version
+    logs.resolved(version=version)
+    predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
+    model = registry.load(spec.name, version)
+    reference = model.reference()
+    features, entities = sample("features", [name for name in reference.column_names if name not in NOT_FEATURES])
+    # In the order of time, as Evidently draws them.
+    features = features.sort_by(spec.event_time)
+    details["rows"] = {
+        "features": entities,
+        "predictions": predicted,
+        "features_compared": features.num_rows,
+        "predictions_compared": predictions.num_rows,
+        "reference": reference.num_rows,
+    }
+    alike = match_reference(spec.drift, reference, spec.event_time, interval)
+    if isinstance(alike, str):
+        return version, Comparison("unknown", [alike]), None
+    details["rows"]["reference_compared"] = alike.num_rows
+    comparison = compare(
+        spec.drift,
+        features,
+        predictions,
+        # Beside them, it says when its rows were.
+        alike.select([name for name in alike.column_names if name in NOT_FEATURES or name in model.features]),
+        folder.thresholds,
+    )
+    notes = []
+    if len(made_by) > 1:
+        others = ", ".join(str(number) for number in sorted(made_by) if number != version)
+        notes.append(
+            f"compared with version {version}, which made {made_by[version] / sum(made_by.values()):.0%} of the predictions; "
+            f"the others, by version {others}, were left out"
+        )
+    if gaps := uncovered(interval, ledger.publications(spec.name, "predictions", interval)):
+        notes.append(f"no predictions are published for {', '.join(gap.key for gap in gaps)}")
+    estimate = _estimate(folder, model, predictions, reference)
+    return version, replace(comparison, reasons=[*comparison.reasons, *notes]), estimate
+
+
+def _estimate(folder: ModelFolder, model: LoadedModel, predictions: pa.Table, reference: pa.Table) -> Estimate:
+    """What may be expected of the window; why not, if nothing."""
+    spec = folder.spec
+    try:
+        return estimation.estimate(
+            spec.task,
+            spec.primary_metric,
+            _outcomes(spec, reference, labelled=True),
+            _outcomes(spec, predictions, labelled=False),
+            seed=spec.training.seed,
+            threshold=answer_threshold(spec),
+            cost=cost_function(folder),
+        )
+    except Exception as error:
+        log.exception("the performance of %s could not be estimated", model.name)
+        return Estimate(spec.primary_metric, reason=f"the estimate failed, {first_line(error)}")
+
+
+def _outcomes(spec: ModelSpec, rows: pa.Table, *, labelled: bool) -> estimation.Outcomes:
+    """The rows of a reference, or of a window, that have probabilities."""
+    said = "probabilities" if spec.task == "multiclass_classification" else PREDICTION
+    if spec.task == "regression" or said not in rows.column_names:
+        return estimation.Outcomes(np.empty((0, 0)), ())
+    rows = rows.filter(rows.column(said).is_valid())
+    labels = rows.column("label").to_numpy(zero_copy_only=False) if labelled else None
+    days = None
+    if spec.event_time in rows.column_names:
+        days = pc.cast(pc.cast(rows.column(spec.event_time), pa.date32()), pa.int32()).to_numpy().astype(np.int64)
+    if spec.task == "binary_classification":
+        return estimation.from_binary(rows.column(said).to_numpy(), labels, days)
+    probabilities, classes = read_probabilities(rows)
+    return estimation.from_classes(np.empty((0, 0)) if probabilities is None else probabilities, classes, labels, days)
+
+
+def _find_run(registry: Registry, record: VersionRecord | None) -> tuple[CandidateRun | None, str | None]:
+    """The version's MLflow run and its address, as far as they can be had."""
+    if record is None:
+        return None, None
+    try:
+        return registry.run(record.mlflow_run_id), registry.run_url(record.mlflow_run_id)
+    except Exception:
+        log.exception("MLflow does not know the run of version %s; the verdict stands", record.version)
+        return None, None
+
+
+def _send_to_mlflow(run: CandidateRun, folder: Path, path: str) -> None:
+    try:
+        run.log_files(folder, path)
+    except Exception:
+        log.exception("the report could not be logged to MLflow run %s; it lies in %s", run.id, folder)
+
+
+def _send_outlook(run: CandidateRun, spec: ModelSpec, ledger: Ledger, version: int) -> None:
+    """Draw what was expected of the version, window by window, and what came, and keep the picture with its run."""
+    from perennial.monitoring.outlook import draw_outlook
+
+    try:
+        windows = [window for window in read_outlook(spec, ledger) if window.version == version]
+        with TemporaryDirectory(prefix="perennial-performance-") as scratch:
+            if draw_outlook(windows, Path(scratch), metric=spec.primary_metric, version=version):
+                run.log_files(Path(scratch), "performance")
+    except Exception:
+        log.exception("estimated and realised performance of version %s could not be drawn; the verdict stands", version)
+
+
+def read_outlook(spec: ModelSpec, ledger: Ledger) -> list[estimation.WindowOutlook]:
+    """Estimated and realised performance of all windows the ledger knows, oldest first."""
+    return estimation.beside_realised(
+        ledger.verdicts(spec.name, limit=1_000),
+        ledger.performances(spec.name),
+        spec.primary_metric,
+        label_coverage=spec.gates.label_coverage,
+    )

@@ -1,0 +1,49 @@
+"""A picture of estimated beside realised performance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from perennial.evaluation.plots import GREY, save
+from perennial.monitoring.estimation import WindowOutlook
+
+
+def draw_outlook(windows: Sequence[WindowOutlook], directory: Path, *, metric: str, version: int) -> Path | None:
+    """What was expected of a version before labels came, with its band, and what came; None if nothing is known.
+
+    Args:
+        windows: of the version, oldest first.
+        directory: where the PNG file goes.
+        metric: the primary metric.
+        version: its number, for the title.
+    """
+    expected = [window for window in windows if window.estimated is not None]
+    came = [window for window in windows if window.realised is not None]
+    if not expected and not came:
+        return None
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes: Any = figure.subplots()
+    if expected:
+        ends = [window.interval.end for window in expected]
+        axes.plot(ends, [window.estimated for window in expected], marker="o", markersize=4, label="estimated before labels")
+        bands = [window.band or (np.nan, np.nan) for window in expected]
+        axes.fill_between(ends, [low for low, _ in bands], [high for _, high in bands], alpha=0.2, linewidth=0)
+    if came:
+        ends = [window.interval.end for window in came]
+        axes.plot(ends, [window.realised for window in came], marker="s", markersize=4, color="C1", label="realised")
+        for window in came:
+            if not window.mature:
+                note = f"{window.coverage:.0%} of labels"
+                axes.annotate(note, (window.interval.end, window.realised), fontsize=7, color=GREY)
+    drifted = [window.interval.end for window in windows if window.verdict == "drift"]
+    if drifted:
+        axes.plot(drifted, [0.02] * len(drifted), "v", color="C3", transform=axes.get_xaxis_transform(), label="drift")
+    axes.set(title=f"Version {version}, window by window", ylabel=metric, xlabel="end of the window")
+    axes.tick_params(axis="x", rotation=30)
+    axes.legend()
+    return save(figure, directory / "performance.png")

@@ -1,0 +1,443 @@
+"""Versions in the shadow of the champion: their predictions, and what realised labels say about both.
+
+Their predictions are a dataset of their own in the lake, with the columns of the champion's; the predictions database never
+has them. What fails here never touches what the champion publishes.
+
+Neighbours: :mod:`perennial.monitoring.shadow` decides who scores and what a comparison means;
+:mod:`perennial.scoring.publish` predicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from perennial.alerts import of_models
+from perennial.core import logs
+from perennial.core.errors import ArtifactRejected, NoChampion, PerennialError, StaleDecision
+from perennial.core.intervals import Interval
+from perennial.evaluation.comparison import Arena, compare
+from perennial.evaluation.evidence import Comparison
+from perennial.features.labels import read_labels
+from perennial.lake.publish import Lake, TableWrite
+from perennial.ledger.coverage import trained_as_of
+from perennial.ledger.records import Promotion, Publication, ShadowComparison, VersionRecord
+from perennial.ledger.store import Ledger
+from perennial.ledger.succession import completed, newest_leads_back
+from perennial.model.artifacts import Prediction
+from perennial.model.costs import cost_function
+from perennial.model.probabilities import read_probabilities
+from perennial.monitoring.shadow import Challenger, ShadowVerdict, choose, confidence_of_a_look, judge, period
+from perennial.registry.store import Registry
+from perennial.scoring.predictor import DATASET as PREDICTIONS
+from perennial.scoring.predictor import Predictor, predictions_schema
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+from perennial.spec.training import METRICS
+
+log = logs.get(__name__)
+
+
+#: Names of the dataset and of its one table.
+DATASET = "shadows"
+#: Who rolls back when labels say so.
+MONITOR = "perennial.monitor"
+
+
+# --- who scores ------------------------------------------------------------------------------------------------------
+
+
+def resolve_shadows(spec: ModelSpec, ledger: Ledger, interval: Interval, *, champion: int) -> list[int]:
+    """The versions that are to score an interval beside the version that scores it; mostly none.
+
+    Args:
+        spec: of the model.
+        ledger: says who was champion, who was refused, and what was scored.
+        interval: what is scored.
+        champion: by whom; unless it is the champion, nobody scores in its shadow.
+    """
+    reign = _reign(ledger, spec.name)
+    if spec.shadow.windows == 0 or reign is None or reign.version != champion:
+        return []
+    records = {record.version: record for record in ledger.versions(spec.name)}
+    challengers = _challengers(spec, ledger, reign, records)
+    if not challengers:
+        return []
+    began = _began(spec, ledger, reign, trained_as_of(records.get(champion)))
+    return choose(spec.shadow, challengers, interval=interval, began=began, window=spec.schedules.window)
+
+
+def _reign(ledger: Ledger, model: str) -> Promotion | None:
+    """What made the champion champion."""
+    made = completed(ledger.promotions(model))
+    return made[-1] if made else None
+
+
+def _challengers(spec: ModelSpec, ledger: Ledger, reign: Promotion, records: Mapping[int, VersionRecord]) -> list[Challenger]:
+    """The champion before this one, unless it went back to this one, then the refused candidates, the newest first."""
+    promotions = ledger.promotions(spec.name)
+    found = []
+    if reign.previous is not None and reign.previous != reign.version and not newest_leads_back(promotions):
+        found.append(Challenger(reign.previous, "predecessor", trained_as_of(records.get(reign.previous))))
+    if spec.shadow.close is not None:
+        promoted = {made.version for made in completed(promotions)}
+        answers = {approval.version: approval.answer for approval in ledger.approvals(spec.name)}
+        for version, record in sorted(records.items(), reverse=True):
+            refused = record.decision.get("promote") is not True or answers.get(version) in ("refused", "expired")
+            if version not in promoted and refused and record.decision.get("champion") == reign.version:
+                found.append(Challenger(version, "refused", trained_as_of(record), _loss(spec, record)))
+    return found
+
+
+def _loss(spec: ModelSpec, record: VersionRecord) -> float:
+    """By how much a candidate's primary metric was worse than the champion's; NaN if one of the two is not known."""
+    its, champions = (
+        (record.evaluation.get(who) or {}).get("metrics", {}).get(spec.primary_metric, math.nan)
+        for who in ("candidate", "champion")
+    )
+    return float(champions - its if METRICS[spec.task][spec.primary_metric] else its - champions)
+
+
+def _began(spec: ModelSpec, ledger: Ledger, reign: Promotion, as_of: datetime | None) -> datetime | None:
+    """The first moment that a champion scored since it was promoted, of those that it had not learned from."""
+    starts = [
+        publication.interval.start
+        for publication in ledger.publications(spec.name, PREDICTIONS)
+        if publication.inputs.get("version") == reign.version
+        and reign.completed_at is not None
+        and publication.published_at >= reign.completed_at
+        and (as_of is None or publication.interval.start >= as_of)
+    ]
+    return min(starts, default=None)
+
+
+# --- their predictions -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShadowScored:
+    """What became of an interval's shadows.
+
+    Attributes:
+        versions: those whose predictions are published.
+        rows: of them all.
+        failed: why others could not predict, by version.
+    """
+
+    versions: list[int]
+    rows: int
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "failed": {str(version): reason for version, reason in self.failed.items()}}
+
+
+def score_shadows(
+    folder: ModelFolder,
+    lake: Lake,
+    ledger: Ledger,
+    registry: Registry,
+    interval: Interval,
+    *,
+    champion: int,
+    versions: Sequence[int],
+    features_snapshot: int,
+    order: int,
+    run_id: str,
+) -> ShadowScored:
+    """Predict an interval by each version in the shadow, and publish what they say, in place of what they said before.
+
+    A version that cannot be loaded or predicts what cannot be published is left out and named; the others are published.
+
+    Args:
+        folder: the model's folder.
+        lake: tables are read and written there.
+        ledger: says whose shadow it is.
+        registry: loads the versions.
+        interval: what the champion has scored.
+        champion: the champion.
+        versions: from :func:`resolve_shadows`.
+        features_snapshot: what the champion has read; the same rows.
+        order: the run's rank, from :meth:`Ledger.next_order`.
+        run_id: the run.
+
+    Raises:
+        Superseded: a later run or attempt has taken over; nothing of this one was published.
+    """
+    spec, reign = folder.spec, _reign(ledger, folder.spec.name)
+    failed: dict[int, str] = {}
+    predictors: dict[int, Predictor] = {}
+    for version in versions:
+        try:
+            model = registry.load(spec.name, version, spec=spec)
+            predictors[version] = Predictor(spec, lake, model, interval, features_snapshot, run_id)
+        except PerennialError as error:
+            failed[version] = str(error)
+    schema = predictions_schema(spec)
+    while predictors and reign is not None:
+        chorus = _Chorus(predictors, schema)
+        try:
+            lake.publish(
+                model=spec.name,
+                dataset=DATASET,
+                interval=interval,
+                tables={DATASET: TableWrite(data=chorus.reader, event_time=spec.event_time, schema=schema)},
+                order=order,
+                run_id=run_id,
+                inputs={
+                    "promotion": reign.id, "champion": champion, "versions": list(predictors), "features": features_snapshot,
+                },
+            )  # fmt: skip
+            break
+        except PerennialError as error:
+            if chorus.at_work is None:
+                raise
+            failed[chorus.at_work] = str(error)
+            del predictors[chorus.at_work]
+    for version, reason in failed.items():
+        log.warning("version %d, in the shadow of champion %d, could not score %s: %s", version, champion, interval, reason)
+    return ShadowScored(list(predictors), sum(predictor.rows for predictor in predictors.values()), failed)
+
+
+class _Chorus:
+    """The predictions of several versions, one after the other; it remembers who was at work when something went wrong."""
+
+    def __init__(self, predictors: Mapping[int, Predictor], schema: pa.Schema) -> None:
+        self._predictors, self._schema = dict(predictors), schema
+        self.at_work: int | None = None
+
+    def reader(self) -> pa.RecordBatchReader:
+        return pa.RecordBatchReader.from_batches(self._schema, self._batches())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        for version, predictor in self._predictors.items():
+            self.at_work = version
+            yield from predictor.batches()
+        self.at_work = None
+
+
+# --- what labels say -------------------------------------------------------------------------------------------------
+
+
+def compare_shadows(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, *, as_of: datetime, run_id: str
+) -> list[ShadowComparison]:
+    """Compare the champion with each version in its shadow on the rows that both predicted and whose labels are mature.
+
+    A pair is looked at when one more monitoring window has become mature: labels of the share ``gates.label_coverage`` of
+    its rows are known by ``as_of``. What is seen is recorded. A champion that surely does worse than the one before is told
+    of, once, and rolled back where the spec says so and it still is champion.
+
+    Args:
+        folder: the model's folder.
+        lake: predictions and labels are read there.
+        ledger: keeps what was seen.
+        registry: rolls back.
+        as_of: labels known later are not used.
+        run_id: the run.
+
+    Returns:
+        What was seen for the first time.
+    """
+    spec = folder.spec
+    reign = _reign(ledger, spec.name)
+    published, predictions = ledger.published(spec.name, DATASET), ledger.published(spec.name, PREDICTIONS)
+    tables = ledger.published(spec.name, "tables")
+    if reign is None or published is None or predictions is None or tables is None:
+        return []
+    scored = [made for made in ledger.publications(spec.name, DATASET) if made.inputs.get("promotion") == reign.id]
+    seen: list[ShadowComparison] = []
+    for version in sorted({int(version) for made in scored for version in made.inputs["versions"]}):
+        known = ledger.shadow_comparisons(spec.name, promotion=reign.id, version=version)
+        rows = _mature_rows(folder, lake, ledger, reign, version, scored, (predictions, published, tables), as_of)
+        if rows is None or (known and rows.windows <= max(record.windows for record in known)):
+            continue
+        record = _compare(folder, reign, version, rows, as_of=as_of, run_id=run_id)
+        worse = record.outcome == "champion_worse"
+        ledger.record_shadow_comparison(
+            record,
+            alert=of_models.shadow_better(
+                spec.name,
+                champion=reign.version,
+                version=version,
+                former=version == reign.previous,
+                rolls_back=spec.shadow.rollback,
+                reason=record.reason,
+                links=registry.links(spec.name, version),
+            )
+            if worse
+            else None,
+        )
+        log.info("%s", record.reason)
+        seen.append(record)
+    if spec.shadow.rollback and reign.previous is not None:
+        _roll_back(spec, ledger, registry, reign, reign.previous)
+    return seen
+
+
+def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: Promotion, predecessor: int) -> None:
+    """Go back, if any look said so. What an attempt that died has recorded is acted on by the next one."""
+    worse = [
+        record
+        for record in ledger.shadow_comparisons(spec.name, promotion=reign.id, version=predecessor)
+        if record.outcome == "champion_worse"
+    ]
+    if not worse:
+        return
+    try:
+        registry.rollback(
+            spec.name,
+            predecessor,
+            actor=MONITOR,
+            reason=worse[0].reason,
+            run_id=f"{MONITOR}/promotion-{reign.id}",
+            expected=reign.version,
+            evidence={"rows": worse[0].rows, "metrics": worse[0].metrics, **worse[0].comparison},
+        )
+    except (ArtifactRejected, NoChampion, StaleDecision) as error:
+        log.warning("champion %d is not rolled back to version %d: %s", reign.version, predecessor, error)
+
+
+@dataclass(frozen=True)
+class _MatureRows:
+    """Labelled rows that two versions predicted.
+
+    Attributes:
+        interval: from the first to the last mature window.
+        windows: how many windows are mature.
+        rows: the entity's key, its event time and ``label``; what the champion said, and the other one's with the suffix
+            ``_shadow``.
+    """
+
+    interval: Interval
+    windows: int
+    rows: pa.Table
+
+
+def _mature_rows(
+    folder: ModelFolder,
+    lake: Lake,
+    ledger: Ledger,
+    reign: Promotion,
+    version: int,
+    scored: Sequence[Publication],
+    published: tuple[Publication, Publication, Publication],
+    as_of: datetime,
+) -> _MatureRows | None:
+    """The rows of mature windows; None if there are none, or too few."""
+    spec, (predictions, shadows, tables) = folder.spec, published
+    own = [made.interval for made in scored if version in made.inputs["versions"]]
+    when = period(spec.shadow, min(interval.start for interval in own), spec.schedules.window)
+    if when is None:
+        return None
+    span = Interval(min(interval.start for interval in own), max(interval.end for interval in own))
+    identity = list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
+    said = ["prediction", *(["probabilities"] if spec.task == "multiclass_classification" else [])]
+
+    def read(dataset: str, publication: Publication, of: int) -> pa.Table:
+        table = lake.scan(
+            spec.name, dataset, publication.snapshots[dataset], columns=[*identity, *said, "version"], interval=span,
+            event_time=spec.event_time,
+        ).read_all()  # fmt: skip
+        return table.filter(pc.equal(table.column("version"), of)).drop_columns(["version"])
+
+    champions = read(PREDICTIONS, predictions, reign.version)
+    others = read(DATASET, shadows, version)
+    both = champions.join(others, keys=identity, right_suffix="_shadow", join_type="inner")
+    learned = [moment for of in (reign.version, version) if (moment := trained_as_of(ledger.version(spec.name, of)))]
+    moments = both.column(spec.event_time)
+    if learned:
+        both = both.filter(pc.greater_equal(moments, pa.scalar(max(learned), pa.timestamp("us", "UTC"))))
+    labels = read_labels(folder, lake, tables.snapshots, span, as_of=as_of)
+    both = both.join(labels.select([*identity, "label"]), keys=identity, join_type="left outer")
+    if both.num_rows == 0:
+        return None
+    width = spec.schedules.window
+    length = int(width.total_seconds()) * 1_000_000
+    moments = pc.cast(both.column(spec.event_time), pa.int64()).to_numpy()
+    window = (moments - int(when.start.timestamp()) * 1_000_000) // length
+    labelled = pc.is_valid(both.column("label")).to_numpy()
+    count = int(window.max()) + 1
+    total, known = np.bincount(window, minlength=count), np.bincount(window[labelled], minlength=count)
+    # A window that is not over yet may still get rows.
+    over = np.arange(1, count + 1) <= (as_of - when.start) // width
+    mature = (total > 0) & (known >= spec.gates.label_coverage * total) & over
+    kept = both.filter(pa.array(labelled & mature[window])).sort_by([(name, "ascending") for name in identity])
+    if kept.num_rows < spec.gates.min_rows:
+        return None
+    numbers = np.flatnonzero(mature)
+    interval = Interval(when.start + int(numbers[0]) * width, when.start + (int(numbers[-1]) + 1) * width)
+    return _MatureRows(interval, len(numbers), kept)
+
+
+def _compare(
+    folder: ModelFolder, reign: Promotion, version: int, mature: _MatureRows, *, as_of: datetime, run_id: str
+) -> ShadowComparison:
+    spec = _for_a_look(folder.spec)
+    rows, truth = mature.rows, mature.rows.column("label").to_numpy()
+    arena = Arena.of(spec, rows, truth, mature.interval, cost_function(folder))
+    champion, other = _prediction(spec, rows, ""), _prediction(spec, rows, "_shadow")
+    resampled = arena.metrics(other), arena.metrics(champion)
+    compared, _ = compare(arena, other, champion, resampled)
+    verdict = _judge(spec, reign.version, version, compared, rows.num_rows)
+    return ShadowComparison(
+        model=spec.name,
+        promotion_id=reign.id,
+        version=version,
+        windows=mature.windows,
+        champion=reign.version,
+        interval=mature.interval,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        rows=rows.num_rows,
+        metrics={
+            str(which): {name: float(values[0]) for name, values in found.items()}
+            for which, found in zip((version, reign.version), resampled, strict=True)
+        },
+        comparison=asdict(compared),
+        as_of=as_of,
+        run_id=run_id,
+    )
+
+
+def _judge(spec: ModelSpec, champion: int, version: int, compared: Comparison, rows: int) -> ShadowVerdict:
+    return judge(
+        metric=spec.primary_metric,
+        champion=champion,
+        challenger=version,
+        rows=rows,
+        gain=compared.gain,
+        lower=compared.lower,
+        confidence=compared.confidence,
+        problem=compared.problem,
+    )
+
+
+def _for_a_look(spec: ModelSpec) -> ModelSpec:
+    """The spec with what one look of several may be sure of, by blocks of time: predictions bear no features."""
+    resampling = spec.gates.resampling
+    confidence = confidence_of_a_look(resampling.confidence, spec.shadow)
+    changed = {
+        "confidence": confidence,
+        # Enough of them lie beyond the bound to say where it is.
+        "resamples": max(resampling.resamples, math.ceil(20 / (1 - confidence))),
+        "group": resampling.group if resampling.group in spec.entity_table.key else None,
+    }
+    gates = spec.gates.model_copy(update={"resampling": resampling.model_copy(update=changed)})
+    return spec.model_copy(update={"gates": gates})
+
+
+def _prediction(spec: ModelSpec, rows: pa.Table, suffix: str) -> Prediction:
+    """What one of the two said."""
+    said = {"prediction": rows.column(f"prediction{suffix}")}
+    if spec.task == "multiclass_classification":
+        said["probabilities"] = rows.column(f"probabilities{suffix}")
+    probabilities, classes = read_probabilities(pa.table(said))
+    return Prediction(said["prediction"].to_numpy(), None, probabilities, classes)

@@ -1,0 +1,222 @@
+"""What the deployed stack needs beside its servers: secrets, an init job, and answers to "is it well?".
+
+``docker-compose.yaml`` runs these as ``perennial deploy …``. Everything comes by environment variables, a secret never by an
+argument, which every process of a machine can read. Neighbour: :mod:`perennial.stack.embedded`, the same on one machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from sqlalchemy.engine import URL, make_url
+
+from perennial.core import logs
+from perennial.core.errors import SettingsError
+from perennial.core.pools import commands
+from perennial.core.settings import read_settings
+from perennial.operations.identities import ADMIN, PROMOTER, WORKER, make_databases, make_mlflow, share_ledger
+from perennial.stack.environment import write_private
+
+log = logs.get(__name__)
+
+
+#: Fewest characters of a secret; those that :func:`write_secrets` makes have more than 40.
+SHORTEST = 16
+
+
+def _token() -> str:
+    # Letters and digits only: it becomes part of addresses.
+    return secrets.token_hex(24)
+
+
+def _fernet_key() -> str:
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+
+
+#: Every secret of the deployment, and what makes one.
+SECRETS: dict[str, Callable[[], str]] = {
+    "POSTGRES_PASSWORD": _token,
+    "AIRFLOW_DB_PASSWORD": _token,
+    "MLFLOW_DB_PASSWORD": _token,
+    "PERENNIAL_DB_PASSWORD": _token,
+    "PERENNIAL_WORKER_DB_PASSWORD": _token,
+    "PERENNIAL_READER_DB_PASSWORD": _token,
+    "REDIS_PASSWORD": _token,
+    "AIRFLOW_FERNET_KEY": _fernet_key,
+    "AIRFLOW_JWT_SECRET": _token,
+    "AIRFLOW_SESSION_KEY": _token,
+    "AIRFLOW_ADMIN_PASSWORD": _token,
+    "AIRFLOW_WATCHDOG_PASSWORD": _token,
+    "MLFLOW_ADMIN_PASSWORD": _token,
+    "MLFLOW_PROMOTER_PASSWORD": _token,
+    "MLFLOW_WORKER_PASSWORD": _token,
+    "MLFLOW_SESSION_KEY": _token,
+    "GRAFANA_ADMIN_PASSWORD": _token,
+}
+
+
+def write_secrets(file: Path) -> list[str]:
+    """Write a secret for each that the file does not have yet; what it has stays. Nobody else can read it afterwards.
+
+    Args:
+        file: ``.env``, beside ``docker-compose.yaml``.
+
+    Returns:
+        The names of the secrets that were made.
+    """
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    present = set(re.findall(r"(?m)^([A-Z_]+)=.*\S", text))
+    made = [name for name in SECRETS if name not in present]
+    kept = "".join(line for line in text.splitlines(keepends=True) if line.partition("=")[0] not in made)
+    if kept and not kept.endswith("\n"):
+        kept += "\n"
+    write_private(file, kept + "".join(f"{name}={SECRETS[name]()}\n" for name in made))
+    return made
+
+
+def check_secrets(environment: Mapping[str, str]) -> None:
+    """Refuse secrets that protect nothing.
+
+    Raises:
+        SettingsError: one is short or has few different characters, as an example has, or is used twice.
+    """
+    given = {name: environment[name] for name in SECRETS if name in environment}
+    weak = [name for name, value in given.items() if len(value) < SHORTEST or len(set(value)) < SHORTEST // 2]
+    if weak:
+        raise SettingsError(
+            f"{', '.join(weak)}: too weak for a secret; it takes {SHORTEST} characters or more, chosen by chance. Remove the "
+            "line from .env and run make secrets"
+        )
+    twice = sorted(name for name, value in given.items() if list(given.values()).count(value) > 1)
+    if twice:
+        raise SettingsError(
+            f"{', '.join(twice)} are the same; each needs one of its own: remove the lines and run make secrets"
+        )
+
+
+# --- the init job ----------------------------------------------------------------------------------------------------
+
+
+def initialise(environment: Mapping[str, str]) -> None:
+    """Make everything ready that the servers and workers wait for; doing it again changes nothing but passwords.
+
+    In order: secrets are checked; databases and roles; Airflow's schema, roles and users; MLflow's; the ledger and who may
+    write what of it.
+
+    Args:
+        environment: of the service ``init``.
+
+    Raises:
+        SettingsError: a secret is weak, or a step failed.
+    """
+    check_secrets(environment)
+    airflow, mlflow, ledger, worker, reader = (
+        make_url(_given(environment, name))
+        for name in (
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+            "PERENNIAL_MLFLOW_STORE_URL",
+            "PERENNIAL_DATABASE_URL",
+            "PERENNIAL_WORKER_DATABASE_URL",
+            "PERENNIAL_READER_DATABASE_URL",
+        )
+    )
+    server = make_url(_given(environment, "PERENNIAL_POSTGRES_URL"))
+    make_databases(server, owners=[airflow, mlflow, ledger], members=[worker, reader])
+    for step in (
+        ("airflow", "db", "migrate"),
+        ("airflow", "fab-db", "migrate"),
+        (sys.executable, "-m", "perennial.orchestration.users"),
+        *(("airflow", *command) for command in commands(read_settings(environment))),
+    ):
+        log.info("%s", " ".join(step[1:3]))
+        if subprocess.run(step, env=dict(environment), check=False).returncode:  # noqa: S603 - our own commands
+            raise SettingsError(f"{' '.join(step)} failed, see above")
+    passwords = {
+        ADMIN: "MLFLOW_ADMIN_PASSWORD",
+        PROMOTER: "MLFLOW_PROMOTER_PASSWORD",
+        WORKER: "MLFLOW_WORKER_PASSWORD",
+    }
+    make_mlflow(mlflow, {user: _given(environment, name) for user, name in passwords.items()})
+    _migrate_ledger(environment)
+    share_ledger(ledger, worker, reader)
+    _migrate_catalog(environment, worker)
+    log.info("everything is ready")
+
+
+def _given(environment: Mapping[str, str], name: str) -> str:
+    if not environment.get(name):
+        raise SettingsError(f"{name} is not set; docker-compose.yaml sets it for the service")
+    return environment[name]
+
+
+def _migrate_ledger(environment: Mapping[str, str]) -> None:
+    from perennial.ledger.store import Ledger
+
+    Ledger(read_settings(environment).database_url).migrate()
+
+
+def _migrate_catalog(environment: Mapping[str, str], worker: URL) -> None:
+    """By those who write tables, so that the catalog is theirs."""
+    from perennial.lake.catalog import Catalog
+
+    Catalog(worker.render_as_string(hide_password=False), read_settings(environment).warehouse).migrate()
+
+
+# --- MLflow's server -------------------------------------------------------------------------------------------------
+
+
+def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
+    """Become MLflow's server, behind its sign-in.
+
+    Its sign-in reads the address of its database from a file alone, which is written here, for this user only. Everybody who
+    has signed in may read; what a user has made, that user may change.
+    """
+    config = configparser.ConfigParser(interpolation=None)
+    config["mlflow"] = {
+        "default_permission": "READ",
+        "database_uri": _given(environment, "MLFLOW_BACKEND_STORE_URI"),
+        "admin_username": ADMIN,
+        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        # Each request carries the password, and to check it takes longer than most requests: a changed one counts after this.
+        "auth_cache_ttl_seconds": "60",
+    }
+    file = Path(_given(environment, "MLFLOW_AUTH_CONFIG_PATH"))
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+        config.write(stream)
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--serve-artifacts",
+        "--artifacts-destination", _given(environment, "PERENNIAL_MLFLOW_ARTIFACTS"), *arguments,
+    ]  # fmt: skip
+    os.execve(command[0], command, dict(environment))  # noqa: S606 - no shell is wanted
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+def ping(target: str) -> bool:
+    """Whether something of this container is well.
+
+    Args:
+        target: an address that must answer with 200, or ``celery:<name>`` for the worker of that name.
+    """
+    if target.startswith("celery:"):
+        command = [
+            sys.executable, "-m", "celery", "--app", "airflow.providers.celery.executors.celery_executor.app",
+            "inspect", "ping", "--destination", f"{target.removeprefix('celery:')}@{os.uname().nodename}",
+        ]  # fmt: skip
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
+    try:
+        with urlopen(target, timeout=4) as answer:  # noqa: S310 - an address of docker-compose.yaml
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False

@@ -1,0 +1,186 @@
+"""What a deployment no longer needs, removed: one function a thing, each of which may be run at any time and twice.
+
+Nothing is removed that a kept version needs to be trained again, that the ledger sends readers to, or that is young
+enough to belong to a run at work.
+
+Neighbours: :mod:`perennial.lake.publish` removes what is in tables, :mod:`perennial.registry.store` closes runs in MLflow.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from perennial.core import logs
+from perennial.core.settings import Settings
+from perennial.lake.publish import Lake
+from perennial.lake.removal import removing
+from perennial.ledger.store import Ledger
+from perennial.registry.store import Registry
+from perennial.spec.model import ModelSpec
+
+log = logs.get(__name__)
+
+
+#: What has not been touched for this long belongs to no run at work.
+ABANDONED = timedelta(days=1)
+#: MLflow runs that have been open for longer than any fit takes.
+ABANDONED_FIT = timedelta(days=2)
+
+
+def remove_staging(settings: Settings, model: str, *, now: datetime) -> dict[str, int]:
+    """Remove what the tasks of past runs handed to each other.
+
+    Returns:
+        ``runs`` and ``bytes`` removed.
+    """
+    removed = {"runs": 0, "bytes": 0}
+    for folder in _entries(settings.staging / model):
+        newest, size = _newest_and_size(folder)
+        if newest < (now - ABANDONED).timestamp():
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+            else:
+                folder.unlink()
+            removed["runs"] += 1
+            removed["bytes"] += size
+    return removed
+
+
+def remove_reports(settings: Settings, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
+    """Remove drift reports and pages of Data Docs that were written longer ago than ``retention.reports``.
+
+    Returns:
+        ``files`` and ``bytes`` removed.
+    """
+    removed = {"files": 0, "bytes": 0}
+    before = (now - spec.retention.reports).timestamp()
+    # What lies in a folder comes before the folder.
+    for path in sorted((settings.reports / spec.name).rglob("*"), reverse=True):
+        # Drafts of a report that is being written come and go.
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode):
+                # Another process may be about to write into an empty folder that is new.
+                if status.st_mtime < (now - ABANDONED).timestamp() and not any(path.iterdir()):
+                    path.rmdir()
+            elif status.st_mtime < before:
+                path.unlink()
+                removed["files"] += 1
+                removed["bytes"] += status.st_size
+    return removed
+
+
+def forget_quarantine(lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
+    """Drop quarantined rows whose event lies longer ago than ``retention.quarantine``.
+
+    Returns:
+        ``files`` of the table that were removed or written anew.
+    """
+    if "quarantine" not in ledger.head(spec.name, "tables").snapshots:
+        return {"files": 0}
+    return {"files": lake.forget(spec.name, "tables", "quarantine", now - spec.retention.quarantine)}
+
+
+def unpin_old_versions(lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
+    """Let go of the training snapshots of all but the ``retention.versions`` newest versions and the champion.
+
+    A training that never became a version keeps its snapshots as long as it could still be at work: while readers were sent
+    to one of them within ``retention.snapshots``.
+
+    Returns:
+        ``pins`` let go, and ``kept``.
+    """
+    versions = ledger.versions(spec.name)
+    champion = ledger.champion(spec.name)
+    kept = {record.training.get("pin") for record in versions[-spec.retention.versions :]}
+    kept |= {record.training.get("pin") for record in versions if record.version == champion}
+    registered = {record.training.get("pin") for record in versions}
+    recent: set[tuple[str, int]] = set()
+    for dataset in ledger.datasets(spec.name):
+        for table, snapshots in ledger.snapshots_since(spec.name, dataset, now - spec.retention.snapshots).items():
+            recent |= {(table, snapshot) for snapshot in snapshots}
+    done = {"pins": 0, "kept": 0}
+    for name, pinned in lake.pins(spec.name).items():
+        if name in kept or (name not in registered and recent & set(pinned.items())):
+            done["kept"] += 1
+        else:
+            lake.unpin(spec.name, name)
+            done["pins"] += 1
+    return done
+
+
+def tidy_tables(lake: Lake, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
+    """Join small files, let go of snapshots older than ``retention.snapshots``, and remove files that no snapshot names.
+
+    Returns:
+        ``joined`` files, ``snapshots`` let go, ``orphans`` removed.
+    """
+    joined = lake.compact(spec.name)
+    return {
+        "joined": sum(joined.values()),
+        "snapshots": lake.expire(spec.name, now - spec.retention.snapshots),
+        "orphans": lake.remove_orphans(spec.name, now - ABANDONED),
+    }
+
+
+def close_abandoned_runs(registry: Registry, spec: ModelSpec) -> dict[str, int]:
+    """Mark runs in MLflow that their process left open when it was killed.
+
+    Returns:
+        ``runs`` closed.
+    """
+    return {"runs": registry.close_abandoned_runs(spec.name, ABANDONED_FIT)}
+
+
+def tidy_lake(settings: Settings, lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, dict[str, int]]:
+    """What is removed from tables, in the order that lets each step profit from the one before; nothing during a backup.
+
+    Returns:
+        What was done, by function.
+    """
+    with removing(settings) as held:
+        if held is not None:
+            log.info("a backup is being made: nothing is removed from the lake before it ends, or %s", held)
+            return {}
+        return {
+            "forget_quarantine": forget_quarantine(lake, ledger, spec, now=now),
+            "unpin_old_versions": unpin_old_versions(lake, ledger, spec, now=now),
+            "tidy_tables": tidy_tables(lake, spec, now=now),
+        }
+
+
+def maintain(
+    settings: Settings, lake: Lake, ledger: Ledger, registry: Registry, spec: ModelSpec, *, now: datetime
+) -> dict[str, dict[str, int]]:
+    """All of it for one model, in the order that lets each step profit from the one before.
+
+    Returns:
+        What was done, by function.
+    """
+    done = {
+        "remove_staging": remove_staging(settings, spec.name, now=now),
+        "remove_reports": remove_reports(settings, spec, now=now),
+        **tidy_lake(settings, lake, ledger, spec, now=now),
+        "close_abandoned_runs": close_abandoned_runs(registry, spec),
+    }
+    log.info("%s", done)
+    return done
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _newest_and_size(path: Path) -> tuple[float, int]:
+    """When anything in it was last written, and how many bytes it holds. Symbolic links are not followed."""
+    newest, size = path.lstat().st_mtime, 0
+    for below in path.rglob("*") if path.is_dir() and not path.is_symlink() else ():
+        with suppress(FileNotFoundError):
+            status = below.lstat()
+            newest = max(newest, status.st_mtime)
+            size += 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+    return newest, size

@@ -1,0 +1,241 @@
+"""Runs of MLflow: where a candidate's training is logged, with its stored model."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+import mlflow.sklearn
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunInfo, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, Schema, TensorSpec
+
+from perennial.core.errors import TrainingError
+from perennial.model import artifacts
+from perennial.registry.server import Mlflow
+from perennial.spec.model import ModelSpec
+
+#: The tag by which an attempt finds what an earlier attempt at the same thing has logged.
+KEY = "perennial.key"
+#: Longest text of a run's tag or parameter, and of a version's tag, that MLflow takes or people can read.
+MAX_TAG, _MAX_PARAM = 8_000, 6_000
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model's artifact in MLflow: its id there, and the SHA-256 of each of its files."""
+
+    model_id: str
+    manifest: dict[str, str]
+
+
+class CandidateRun:
+    """One run in MLflow, open: where a candidate's training is logged."""
+
+    def __init__(self, client: MlflowClient, info: RunInfo) -> None:
+        self._client = client
+        self.id = str(info.run_id)
+        self._experiment_id = info.experiment_id
+        self._artifacts = info.artifact_uri
+
+    def log(
+        self,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        model_id: str | None = None,
+    ) -> None:
+        """Log in one call. A metric that is not finite is left out: MLflow would give back another number.
+
+        Args:
+            params, metrics, tags: by name.
+            model_id: stored model that the metrics are also shown at.
+        """
+        now = int(time.time() * 1000)
+        self._client.log_batch(
+            self.id,
+            metrics=[
+                Metric(name, value, now, 0, model_id=model_id, run_id=self.id)
+                for name, value in (metrics or {}).items()
+                if math.isfinite(value)
+            ],
+            params=[Param(name, str(value)[:_MAX_PARAM]) for name, value in (params or {}).items()],
+            tags=[RunTag(name, value[:MAX_TAG]) for name, value in (tags or {}).items()],
+        )
+
+    def log_rows(self, name: str, digest: str, source: Mapping[str, Any], *, rows: int, context: str) -> None:
+        """Say which rows went in.
+
+        Args:
+            name: of the rows, for people.
+            digest: their content hash.
+            source: where they can be read again.
+            rows: how many.
+            context: what for: ``training`` or ``evaluation``.
+        """
+        dataset = Dataset(
+            name=name,
+            digest=digest[:36],  # MLflow's column is no wider; the whole hash is in the source
+            source_type="iceberg",
+            source=json.dumps({**source, "content_hash": digest}),
+            profile=json.dumps({"num_rows": rows}),
+        )
+        self._client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def log_files(self, directory: Path, path: str | None = None) -> None:
+        """Upload all files of a directory, below ``path`` of the run's artifacts."""
+        self._client.log_artifacts(self.id, str(directory), path)
+
+    def read_files(self, path: str) -> dict[str, bytes]:
+        """The files below ``path`` of the run's artifacts, by their path relative to it; none if there is no such folder."""
+        # By their address: by the run's id, MLflow would also look through its stored models, with seven requests more.
+        folder = {"artifact_uri": f"{self._artifacts}/{path}", "tracking_uri": self._client.tracking_uri}
+        if not mlflow.artifacts.list_artifacts(**folder):
+            return {}
+        with tempfile.TemporaryDirectory(prefix="perennial-files-") as scratch:
+            top = Path(mlflow.artifacts.download_artifacts(**folder, dst_path=scratch))
+            return {file.relative_to(top).as_posix(): file.read_bytes() for file in sorted(top.rglob("*")) if file.is_file()}
+
+    def log_model(
+        self,
+        spec: ModelSpec,
+        estimator: Any,
+        *,
+        example: pd.DataFrame,
+        reference: pa.Table | None,
+        params: Mapping[str, Any],
+    ) -> StoredModel:
+        """Store a fitted estimator with skops, with signature, example and reference sample.
+
+        Raises:
+            TrainingError: it holds types that are not trusted, so nobody could load it again.
+        """
+        with tempfile.TemporaryDirectory(prefix="perennial-model-") as scratch:
+            directory = Path(scratch) / "model"
+            stored = self._client.create_logged_model(
+                self._experiment_id,
+                name=spec.name,
+                source_run_id=self.id,
+                params={name: str(value) for name, value in params.items()},
+                model_type=spec.task,
+            )
+            try:
+                mlflow.sklearn.save_model(
+                    estimator,
+                    str(directory),
+                    mlflow_model=Model(
+                        artifact_path=stored.artifact_location,
+                        model_id=stored.model_id,
+                        model_uuid=stored.model_id,
+                        run_id=self.id,
+                    ),
+                    # Named, since MLflow would load the model in another process to find them: 8.8 s instead of 0.1 s.
+                    pip_requirements=[f"{name}=={version}" for name, version in artifacts.environment().items()],
+                    serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_SKOPS,
+                    # For people who load it with MLflow; Perennial never reads the list back.
+                    skops_trusted_types=artifacts.trusted_types(spec),
+                    signature=_signature(spec, estimator),
+                    input_example=example,
+                    pyfunc_predict_fn="predict" if spec.task == "regression" else "predict_proba",
+                )
+                if reference is not None:
+                    pq.write_table(reference, directory / artifacts.REFERENCE_FILE, compression="zstd")
+                manifest = artifacts.manifest(directory)
+                self._client.log_model_artifacts(stored.model_id, str(directory))
+            except Exception as error:
+                # Otherwise it stays in MLflow as a model that is for ever about to be stored.
+                self._client.delete_logged_model(stored.model_id)
+                if isinstance(error, MlflowException) and (
+                    unknown := artifacts.untrusted_types(estimator, artifacts.trusted_types(spec))
+                ):
+                    raise TrainingError(
+                        f"{spec.name}: the fitted model holds types that are not trusted: {', '.join(unknown)}. If you know "
+                        "that loading them runs no code you do not trust, name them in training.trusted_types"
+                    ) from error
+                raise
+            self._client.finalize_logged_model(stored.model_id, "READY")
+            self._client.log_outputs(self.id, [LoggedModelOutput(stored.model_id, 0)])
+        return StoredModel(stored.model_id, manifest)
+
+
+def _signature(spec: ModelSpec, estimator: Any) -> ModelSignature:
+    """Numbers as doubles, which can be missing, and categories as strings.
+
+    Inferred from an example, a column that happens to hold whole numbers would be an integer and refuse the first
+    missing value.
+    """
+    inputs: list[Any] = [ColSpec("double", name) for name in spec.features.numeric]
+    inputs += [ColSpec("string", name) for name in spec.features.categorical]
+    shape = (-1,) if spec.task == "regression" else (-1, len(estimator.classes_))
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(np.dtype("float64"), shape)]))
+
+
+class Runs(Mlflow):
+    """Runs of the models' experiments."""
+
+    @contextmanager
+    def open_run(self, model: str, name: str, tags: Mapping[str, str]) -> Iterator[CandidateRun]:
+        """A new run of the model's experiment; it ends as finished, or as failed if an error leaves the block.
+
+        Args:
+            model: the experiment.
+            name: of the run.
+            tags: to find it by.
+        """
+        experiment = self._experiment(model)
+        run = self._client.create_run(experiment, run_name=name, tags=dict(tags))
+        try:
+            yield CandidateRun(self._client, run.info)
+        except BaseException:
+            self._client.set_terminated(run.info.run_id, "FAILED")
+            raise
+        self._client.set_terminated(run.info.run_id, "FINISHED")
+
+    def run(self, mlflow_run_id: str) -> CandidateRun:
+        """A run that was logged before, to add to."""
+        return CandidateRun(self._client, self._client.get_run(mlflow_run_id).info)
+
+    def find_run(self, model: str, key: str) -> dict[str, str] | None:
+        """Tags of the newest finished run whose tag :data:`KEY` is ``key``, a text of letters and digits.
+
+        Others that have it and are still open were left by a process that was killed; they are closed.
+        """
+        finished = None
+        for run in self._client.search_runs(
+            [self._experiment(model)], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time DESC"]
+        ):
+            if run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, "KILLED")
+            elif run.info.status == "FINISHED" and finished is None:
+                finished = dict(run.data.tags)
+        return finished
+
+    def close_abandoned_runs(self, model: str, older_than: timedelta = timedelta(days=2)) -> int:
+        """Close runs that have been open for longer than any fit takes: their process was killed.
+
+        Returns:
+            How many there were.
+        """
+        before = int((datetime.now(UTC) - older_than).timestamp() * 1000)
+        found = self._client.search_runs(
+            [self._experiment(model)], f"attributes.status = 'RUNNING' and attributes.start_time < {before}"
+        )
+        for run in found:
+            self._client.set_terminated(run.info.run_id, "KILLED")
+        return len(found)

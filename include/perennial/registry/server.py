@@ -1,0 +1,124 @@
+"""MLflow's tracking and registry as one client, where its experiments lie, and the addresses at which people see them.
+
+The client is given its addresses, so nothing depends on, or leaves behind, MLflow's process-wide state.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SADeprecationWarning
+
+from perennial.core.errors import PromotionRefused
+from perennial.core.settings import Settings
+from perennial.ledger.store import Ledger
+
+CHAMPION = "champion"
+#: Newest registered version that no decision has been acted on yet; a person who is asked to approve finds it here.
+CHALLENGER = "challenger"
+
+MISSING = "RESOURCE_DOES_NOT_EXIST"
+EXISTS = "RESOURCE_ALREADY_EXISTS"
+
+
+class Mlflow:
+    """MLflow as this deployment has it, led by the ledger; each concern of :mod:`perennial.registry` extends it."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        self._settings = settings
+        self._ledger = ledger
+
+    @property
+    def settings(self) -> Settings:
+        """Of the deployment."""
+        return self._settings
+
+    def migrate(self) -> None:
+        """Create MLflow's tables, if it is a database rather than a server. Several processes may call it at once."""
+        self._client.search_experiments(max_results=1)
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        url = self._settings.mlflow_url
+        with self._alone(), warnings.catch_warnings():
+            # Of MLflow's own tables, when they are mapped first.
+            warnings.simplefilter("ignore", SADeprecationWarning)
+            client = MlflowClient(tracking_uri=url, registry_uri=url)
+            if self._is_database:
+                client.search_registered_models(max_results=1)  # opens the registry's half of the store too
+            return client
+
+    @property
+    def _is_database(self) -> bool:
+        return not self._settings.mlflow_url.startswith(("http://", "https://"))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time: two that first touch a fresh SQLite store break its migration."""
+        if not self._settings.mlflow_url.startswith("sqlite:"):
+            yield
+            return
+        file = Path(make_url(self._settings.mlflow_url).database or "mlflow.db").absolute()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.with_name(f"{file.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _experiment(self, model: str) -> str:
+        """Id of the model's experiment, which is made if there is none."""
+        found = self._client.get_experiment_by_name(model)
+        if found is None:
+            # A server has a place for artifacts of its own; a bare database would put them below the current folder.
+            place = (self._settings.state / "mlflow-artifacts" / model).as_uri() if self._is_database else None
+            try:
+                return str(self._client.create_experiment(model, artifact_location=place))
+            except MlflowException as error:
+                if error.error_code != EXISTS:
+                    raise
+                return self._experiment(model)
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _address(self, path: str) -> str | None:
+        base = self._settings.mlflow_public_url or (None if self._is_database else self._settings.mlflow_url)
+        return f"{base.rstrip('/')}/#/{path}" if base else None
+
+    def run_url(self, mlflow_run_id: str) -> str | None:
+        """Where a person sees a run; None if this deployment has no address for people."""
+        if self._address("") is None:
+            return None
+        experiment = self._client.get_run(mlflow_run_id).info.experiment_id
+        return self._address(f"experiments/{experiment}/runs/{mlflow_run_id}")
+
+    def version_url(self, model: str, version: int) -> str | None:
+        """Where a person sees a version; None if this deployment has no address for people."""
+        return self._address(f"models/{model}/versions/{version}")
+
+    def links(self, model: str, version: int) -> dict[str, str]:
+        """Where a person reads about a version, by name; empty if this deployment has no address for people."""
+        address, record = self.version_url(model, version), self._ledger.version(model, version)
+        found = {"MLflow": address} if address else {}
+        if record is not None and (run := self.run_url(record.mlflow_run_id)):
+            found["Model card"] = f"{run}/artifacts/card/card.html"
+            found["Release report"] = f"{run}/artifacts/card/release.html"
+        return found
+
+    def _links(self, model: str, version: int) -> dict[str, str]:
+        address = self.version_url(model, version)
+        return {"MLflow": address} if address else {}
+
+    def _check_that_it_may_promote(self, model: str) -> None:
+        if not self._settings.may_promote:
+            raise PromotionRefused(
+                f"{model}: this process may not change who is champion (PERENNIAL_MAY_PROMOTE): its task belongs in the queue "
+                "promote, whose workers may"
+            )

@@ -1,0 +1,354 @@
+"""Registered versions: made, described, and loaded once their files are those that the ledger names."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow.artifacts
+import pyarrow as pa
+import pyarrow.parquet as pq
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from perennial.core.errors import ArtifactRejected
+from perennial.evaluation.evidence import Evaluation
+from perennial.evaluation.gates import GateDecision
+from perennial.ledger.records import VersionRecord
+from perennial.model import artifacts
+from perennial.model.artifacts import FeatureList, LoadedModel
+from perennial.registry.server import CHALLENGER, EXISTS, MISSING, Mlflow
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+from perennial.spec.types import Task
+
+if TYPE_CHECKING:
+    from perennial.model.candidate import Fitted, TrainingSet
+
+
+#: How often a tag is written when others write the same one.
+_TAG_ATTEMPTS = 5
+#: How the databases behind MLflow call that: SQLite, PostgreSQL.
+_COLLISIONS = ("IntegrityError", "UniqueViolation")
+_MAX_VERSION_TAG = 5_000
+
+
+def _read_reference(directory: Path) -> pa.Table:
+    file = directory / artifacts.REFERENCE_FILE
+    return pq.read_table(file) if file.exists() else pa.table({})
+
+
+def _check_signature(directory: Path, takes: FeatureList) -> None:
+    """Compare the inputs that an artifact says it takes with those the ledger says it was trained on."""
+    try:
+        signature = Model.load(str(directory)).signature
+        its = {column.name: column.type.name for column in signature.inputs.inputs} if signature else {}
+    # MLflow parses the file with whatever errors its YAML and JSON code has.
+    except Exception as error:
+        raise ArtifactRejected(f"its MLmodel cannot be read: {type(error).__name__}: {error}") from error
+    wanted = {**dict.fromkeys(takes.numeric, "double"), **dict.fromkeys(takes.categorical, "string")}
+    if its != wanted or list(its) != list(wanted):
+        shown = ", ".join(f"{name} {kind}" for name, kind in its.items()) or "nothing"
+        raise ArtifactRejected(
+            f"its signature takes {shown}; it was registered for {', '.join(f'{name} {kind}' for name, kind in wanted.items())}"
+        )
+
+
+def _verdict_tags(evaluation: Evaluation, decision: GateDecision) -> dict[str, str]:
+    return {
+        "perennial.gates": "passed" if decision.promote else "refused",
+        **{f"holdout.{name}": f"{value:.6g}" for name, value in evaluation.candidate.metrics.items()},
+    }
+
+
+def _describe(evaluation: Evaluation, decision: GateDecision) -> str:
+    """A version's description in MLflow, in Markdown."""
+    candidate, metric = evaluation.candidate, evaluation.metric
+    rivals = [*evaluation.baselines, *([evaluation.champion] if evaluation.champion else [])]
+    rows = [
+        f"| {rival.name if rival.role != 'champion' else f'champion, version {rival.version}'} | "
+        f"{f'{rival.metrics[metric]:.6g}' if metric in rival.metrics else rival.error or 'not measured'} |"
+        for rival in [candidate, *rivals]
+    ]
+    gates = [f"- {'passed' if result.passed else '**refused**'} {result.gate}: {result.reason}" for result in decision.results]
+    heading = "All gates passed." if decision.promote else "**Refused by the gates.**"
+    table = [f"| model | {metric} on {evaluation.interval} ({evaluation.rows:,} rows) |", "| --- | --- |", *rows]
+    return "\n".join([heading, "", *table, "", *gates])[:10_000]
+
+
+class Versions(Mlflow):
+    """Versions of registered models, and their files."""
+
+    def register(
+        self,
+        folder: ModelFolder,
+        training_set: TrainingSet,
+        fitted: Fitted,
+        evaluation: Evaluation,
+        decision: GateDecision,
+        *,
+        run_id: str,
+    ) -> int:
+        """Make the chosen candidate a version, in MLflow and in the ledger, whatever the gates said of it.
+
+        Args:
+            folder: what it was trained by.
+            training_set: what it learned from.
+            fitted: the candidate.
+            evaluation, decision: what was measured, and what the gates said.
+            run_id: the run of the orchestration; the same one gives the same version again, judged by the newest evaluation
+                until it is promoted.
+
+        Returns:
+            Its number.
+
+        Raises:
+            PromotionRefused: this process may not promote, nor then say what the gates said.
+        """
+        spec = folder.spec
+        self._check_that_it_may_promote(spec.name)
+        found = self._find_version(spec.name, fitted.mlflow_run_id, run_id)
+        version = found if found is not None else self._create_version(folder, fitted, evaluation, decision, run_id)
+        self._ledger.record_version(
+            VersionRecord(
+                model=spec.name,
+                version=version,
+                mlflow_run_id=fitted.mlflow_run_id,
+                spec_digest=training_set.folder_digest,
+                features_digest=training_set.features_digest,
+                manifest=fitted.manifest,
+                training={
+                    **training_set.to_json(),
+                    "candidate": fitted.candidate,
+                    "params": fitted.params,
+                    "validation": fitted.metrics,
+                    "model_id": fitted.model_id,
+                    "task": spec.task,
+                    "numeric": list(spec.features.numeric),
+                    "categorical": list(spec.features.categorical),
+                    "trusted_types": list(spec.training.trusted_types),
+                },
+                evaluation=evaluation.to_json(),
+                decision=decision.to_json(),
+                code=fitted.code,
+                created_at=datetime.now(UTC),
+            )
+        )
+        if found is not None and self._ledger.record_decision(spec.name, version, evaluation.to_json(), decision.to_json()):
+            # Another attempt of the run, which may have compared it with another champion.
+            self._tag(spec.name, version, _verdict_tags(evaluation, decision))
+            self._client.update_model_version(spec.name, str(version), description=_describe(evaluation, decision))
+        if self._ledger.champion(spec.name) != version:
+            self._client.set_registered_model_alias(spec.name, CHALLENGER, str(version))
+        return version
+
+    def _find_version(self, model: str, mlflow_run_id: str, run_id: str) -> int | None:
+        for found in self._client.search_model_versions(f"name = '{model}' and run_id = '{mlflow_run_id}'"):
+            if found.tags.get("perennial.run_id") == run_id:
+                return int(found.version)
+        return None
+
+    def _create_version(
+        self, folder: ModelFolder, fitted: Fitted, evaluation: Evaluation, decision: GateDecision, run_id: str
+    ) -> int:
+        spec, candidate = folder.spec, evaluation.candidate
+        try:
+            self._client.create_registered_model(
+                spec.name, tags={"perennial.owner": spec.owner, "perennial.task": spec.task}, description=spec.description
+            )
+        except MlflowException as error:
+            if error.error_code != EXISTS:
+                raise
+        tags = {
+            "perennial.status": "candidate",
+            "perennial.candidate": candidate.name,
+            "perennial.holdout": evaluation.interval,
+            "perennial.trained_on": candidate.trained_on or "",
+            "perennial.spec_digest": folder.digest,
+            "perennial.features_digest": folder.features_digest,
+            "perennial.code_commit": str(fitted.code["commit"]),
+            "perennial.run_id": run_id,
+            **_verdict_tags(evaluation, decision),
+        }
+        created = self._client.create_model_version(
+            spec.name,
+            # The artifact's own place: an address such as models:/m-… would be looked up in MLflow's process-wide store.
+            source=self._client.get_logged_model(fitted.model_id).artifact_location,
+            run_id=fitted.mlflow_run_id,
+            model_id=fitted.model_id,
+            tags=tags,
+            description=_describe(evaluation, decision),
+        )
+        if self._is_database:  # a server does this by itself
+            self._client.set_logged_model_tags(
+                fitted.model_id, {"mlflow.modelVersions": json.dumps([{"name": spec.name, "version": created.version}])}
+            )
+        return int(created.version)
+
+    def load(self, model: str, version: int, *, spec: ModelSpec | None = None) -> LoadedModel:
+        """A registered version, once its artifact has been compared with what the ledger says of it.
+
+        Args:
+            model: its name.
+            version: its number.
+            spec: what its folder says now. With it, the version must be fit to be used with the features that are built
+                now, and of its trusted types only those that the spec still names are trusted.
+
+        Raises:
+            ArtifactRejected: the version, a file of it, or a difference is named; nothing of it was loaded.
+        """
+        name = f"{model} version {version}"
+        record = self._ledger.version(model, version)
+        if record is None:
+            raise ArtifactRejected(f"{name} is not in the ledger: Perennial did not register it and cannot vouch for it")
+        training = record.training
+        takes = FeatureList(tuple(training["numeric"]), tuple(training["categorical"]))
+        trusted = set(training["trusted_types"])
+        if spec is not None:
+            trusted &= set(spec.training.trusted_types)
+            kinds = {"numeric": takes.numeric, "categorical": takes.categorical}
+            gone = [feature for kind, its in kinds.items() for feature in its if feature not in getattr(spec.features, kind)]
+            if gone or training["task"] != spec.task:
+                difference = f"the features {', '.join(gone)}" if gone else f"the task {training['task']}"
+                raise ArtifactRejected(
+                    f"{name} was trained for {difference}, which model.yaml no longer has: train a new version"
+                )
+        found = self._version(model, version)
+        if found is None:
+            raise ArtifactRejected(f"{name} was deleted from MLflow; roll back to another version or train a new one")
+        artifacts_of = self._stored_at(training["model_id"])
+        if found.source != artifacts_of or found.run_id != record.mlflow_run_id:
+            raise ArtifactRejected(
+                f"{name}: MLflow says it lies in {found.source!r}, it was registered from {artifacts_of!r} of run "
+                f"{record.mlflow_run_id}: someone changed one of the two"
+            )
+        return self._load(
+            name,
+            version=version,
+            model_id=training["model_id"],
+            manifest=record.manifest,
+            packages=record.code.get("packages", {}),
+            takes=takes,
+            task=training["task"],
+            trained_on=training["window"],
+            features_digest=record.features_digest,
+            trusted=sorted(trusted),
+        )
+
+    def load_fitted(self, spec: ModelSpec, training_set: TrainingSet, fitted: Fitted) -> LoadedModel:
+        """A candidate that was logged and need not be registered, by the manifest that :meth:`CandidateRun.log_model` gave.
+
+        Raises:
+            ArtifactRejected: as in :meth:`load`.
+        """
+        return self._load(
+            f"{spec.name} candidate {fitted.candidate}",
+            version=None,
+            model_id=fitted.model_id,
+            manifest=fitted.manifest,
+            packages=fitted.code["packages"],
+            takes=FeatureList.of(spec),
+            task=spec.task,
+            trained_on=training_set.window,
+            features_digest=training_set.features_digest,
+            trusted=spec.training.trusted_types,
+        )
+
+    def _load(
+        self,
+        name: str,
+        *,
+        version: int | None,
+        model_id: str,
+        manifest: Mapping[str, str],
+        packages: Mapping[str, str],
+        takes: FeatureList,
+        task: Task,
+        trained_on: str,
+        features_digest: str,
+        trusted: list[str],
+    ) -> LoadedModel:
+        with self._checked(name, model_id, manifest) as directory:
+            artifacts.check_environment(packages)
+            _check_signature(directory, takes)
+            estimator = artifacts.load_estimator(directory, [*artifacts.TRUSTED_TYPES, *trusted])
+            sample, size = _read_reference(directory), artifacts.size(directory)
+        return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample, size)
+
+    def reference(self, record: VersionRecord) -> pa.Table:
+        """What :meth:`perennial.model.artifacts.LoadedModel.reference` gives of a version, without loading it.
+
+        Raises:
+            ArtifactRejected: the files are not there, or not those that were registered.
+        """
+        name = f"{record.model} version {record.version}"
+        with self._checked(name, record.training["model_id"], record.manifest) as directory:
+            return _read_reference(directory)
+
+    @contextmanager
+    def _checked(self, name: str, model_id: str, manifest: Mapping[str, str]) -> Iterator[Path]:
+        """A copy of a stored model's files, which are those of the manifest; whatever is rejected meanwhile names the model."""
+        with tempfile.TemporaryDirectory(prefix="perennial-load-") as scratch:
+            try:
+                directory = self.fetch(model_id, Path(scratch))
+                artifacts.check_manifest(directory, manifest)
+                yield directory
+            except ArtifactRejected as error:
+                raise ArtifactRejected(f"{name}: {error}") from error
+
+    def fetch(self, model_id: str, into: Path) -> Path:
+        """The folder of a stored model's files, not yet checked: a copy that nobody else can change while it is.
+
+        Args:
+            model_id: MLflow's, of what was logged.
+            into: folder to put it in.
+
+        Raises:
+            ArtifactRejected: it is not where a model may be, or cannot be fetched.
+        """
+        source = self._stored_at(model_id)
+        artifacts.check_source(source)
+        try:
+            return Path(
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=source, dst_path=str(into), tracking_uri=self._settings.mlflow_url
+                )
+            )
+        except (MlflowException, OSError) as error:
+            raise ArtifactRejected(f"its artifact cannot be fetched from {source}: {error}") from error
+
+    def _stored_at(self, model_id: str) -> str:
+        """Where MLflow says that a stored model's files lie."""
+        try:
+            return str(self._client.get_logged_model(model_id).artifact_location)
+        except MlflowException as error:
+            if error.error_code == MISSING:
+                raise ArtifactRejected(f"MLflow has no stored model {model_id} any more; train a new version") from error
+            raise
+
+    def _version(self, model: str, version: int) -> Any:
+        """MLflow's record of a version; None if it has none, or none any more."""
+        try:
+            return self._client.get_model_version(model, str(version))
+        except MlflowException as error:
+            if error.error_code == MISSING:
+                return None
+            raise
+
+    def _tag(self, model: str, version: int, tags: Mapping[str, str], *, missing_ok: bool = False) -> None:
+        for name, value in tags.items():
+            for attempt in range(1, _TAG_ATTEMPTS + 1):
+                try:
+                    self._client.set_model_version_tag(model, str(version), name, value[:_MAX_VERSION_TAG])
+                    break
+                except MlflowException as error:
+                    if missing_ok and error.error_code == MISSING:
+                        return
+                    # MLflow looks for the tag and then inserts it: of two who do so at once, the second one finds it there.
+                    if not any(collision in str(error) for collision in _COLLISIONS) or attempt == _TAG_ATTEMPTS:
+                        raise

@@ -1,0 +1,53 @@
+"""What a person sees who is asked whether a version may become champion.
+
+Neighbours: :mod:`perennial.evaluation.gates` has decided before anybody is asked; the orchestration asks;
+:class:`perennial.ledger.records.Approval` is what becomes of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def comparison_in_words(
+    version: int, evaluation: Mapping[str, Any], decision: Mapping[str, Any], links: Mapping[str, str]
+) -> str:
+    """Candidate and champion side by side, in Markdown.
+
+    Args:
+        version: the candidate's.
+        evaluation: as the ledger keeps it.
+        decision: of the gates, as the ledger keeps it.
+        links: name to address.
+    """
+    candidate, champion = evaluation["candidate"], evaluation["champion"]
+    rival = f"champion, version {champion['version']}" if champion else "no champion yet"
+    lines = [
+        f"Measured on {evaluation['interval']}, the same {evaluation['rows']:,} rows for both. It passed every gate.",
+        "",
+        *([" · ".join(f"[{name}]({address})" for name, address in links.items()), ""] if links else []),
+        f"| metric | version {version}, {candidate['name']} | {rival} |",
+        "| --- | --- | --- |",
+    ]
+    first = evaluation["metric"]
+    for metric in sorted(candidate["metrics"], key=lambda name: (name != first, name)):
+        name = f"**{metric}**" if metric == first else metric
+        lines.append(f"| {name} | {_number(candidate, metric)} | {_number(champion, metric) if champion else ''} |")
+    compared = evaluation.get("comparison")
+    if compared and compared.get("low") is not None:
+        lines += [
+            "",
+            f"Gain in {first}: {compared['gain']:+.4g}; with {compared['confidence']:.0%} confidence between "
+            f"{compared['low']:+.4g} and {compared['high']:+.4g}.",
+        ]
+    lines += ["", *(f"- **{gate['gate']}**: {gate['reason']}" for gate in decision["results"])]
+    return "\n".join(lines)
+
+
+def _number(contender: Mapping[str, Any], metric: str) -> str:
+    value = contender["metrics"].get(metric)
+    if value is None:
+        return "not measured"
+    bounds = (contender.get("intervals") or {}).get(metric)
+    return f"{value:.4g}" + (f" ({bounds[0]:.4g} to {bounds[1]:.4g})" if bounds else "")

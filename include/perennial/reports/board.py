@@ -1,0 +1,555 @@
+"""The model board: every model of the deployment in one row, the one that needs somebody first.
+
+Pure composition: :meth:`perennial.ledger.store.Ledger.overview` is read, model folders are read, and what they say is put into
+words here. Neighbour: :mod:`perennial.orchestration.board` serves it to people who are signed in to Airflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from urllib.parse import quote
+
+from perennial.alerts.outbox import OutboxEntry
+from perennial.core.errors import SpecError
+from perennial.core.intervals import Interval
+from perennial.ledger.records import Action, Overview, Performance, Promotion, Verdict, VersionRecord
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+from perennial.spec.training import METRICS
+
+#: How far the past of a model goes that its row shows, in monitoring windows.
+WINDOWS = 12
+
+#: How long an alert is counted after it was raised.
+ALERTS_FOR = timedelta(days=7)
+
+#: A critical alert of the last day keeps its model on top, whatever came of it since.
+_FRESH = timedelta(days=1)
+
+#: Alerts are sent every few minutes; one that nobody has even tried to send after this long is not being sent.
+_SENT_WITHIN = timedelta(minutes=30)
+
+Attention = Literal["broken", "critical", "warning", "new", "fine"]
+
+#: The order of rows.
+ATTENTION: tuple[Attention, ...] = ("broken", "critical", "warning", "new", "fine")
+
+#: What a critical verdict means.
+_HARM = {"drift": "drift that matters", "ok": "performance fell far"}
+
+_MADE: dict[Action, str] = {
+    "promote": "by",
+    "rollback": "gone back to by",
+    "adopt": "taken over from",
+    "override": "gates overruled by",
+}
+
+
+@dataclass(frozen=True)
+class Champion:
+    """Who predicts.
+
+    Attributes:
+        since: when it became champion.
+        how: in words.
+        link: its page in MLflow.
+    """
+
+    version: int
+    since: datetime
+    how: str
+    link: str | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict on the newest monitoring window.
+
+    Attributes:
+        severity: ``none``, ``warning`` or ``critical``, see :mod:`perennial.monitoring.impact`.
+        report: page of the report; None if there is none.
+        run: page of the run that judged.
+    """
+
+    verdict: str
+    severity: str
+    window: str
+    reason: str
+    report: str | None
+    run: str | None
+
+
+@dataclass(frozen=True)
+class Window:
+    """One monitoring window of the past.
+
+    Attributes:
+        estimated: the primary metric as it was expected before labels came; None where it could not be estimated.
+        realised: as it was measured once labels had come; None until then.
+    """
+
+    key: str
+    verdict: str | None
+    estimated: float | None
+    realised: float | None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Performance over the newest windows, oldest first.
+
+    Attributes:
+        metric: the primary one.
+        greater_is_better: whether more of it is better.
+        usual: between these it lies on windows like those of the champion's holdout; None if that is not known.
+    """
+
+    metric: str
+    greater_is_better: bool
+    windows: tuple[Window, ...]
+    usual: tuple[float, float] | None
+
+    @property
+    def estimated(self) -> float | None:
+        """The newest there is."""
+        return next((window.estimated for window in reversed(self.windows) if window.estimated is not None), None)
+
+    @property
+    def realised(self) -> float | None:
+        """The newest there is."""
+        return next((window.realised for window in reversed(self.windows) if window.realised is not None), None)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of the newest training.
+
+    Attributes:
+        outcome: ``champion``, ``passed`` (its gates, but it is not champion), ``waiting`` (for an approval), ``refused``.
+        reason: the first; empty if nothing stood against it.
+        link: the version's page in MLflow.
+        run: page of the run that trained it.
+    """
+
+    version: int
+    at: datetime
+    outcome: Literal["champion", "passed", "waiting", "refused"]
+    reason: str
+    link: str | None
+    run: str | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """Alerts.
+
+    Attributes:
+        critical, warning: those that are open, however old, and those of the last :data:`ALERTS_FOR` that nothing closes.
+        undelivered: somebody who is to hear of them has not, although they were to be sent by now.
+        newest: title of the newest that is counted.
+        urgent: title of the newest critical one that is open, or of the last day; empty if there is none.
+    """
+
+    critical: int = 0
+    warning: int = 0
+    undelivered: int = 0
+    newest: str = ""
+    newest_at: datetime | None = None
+    urgent: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model.
+
+    Attributes:
+        attention: how much it needs somebody.
+        why: the reason of that, in a few words; empty if all is well.
+        data_until, predictions_until: end of the newest published interval.
+        refused: the newest interval, if its data were refused and have not been published since.
+        link: page of its DAGs.
+    """
+
+    model: str
+    owner: str
+    description: str
+    attention: Attention
+    why: str
+    link: str
+    champion: Champion | None = None
+    data_until: datetime | None = None
+    predictions_until: datetime | None = None
+    refused: str | None = None
+    judged: Judged | None = None
+    outlook: Outlook | None = None
+    trained: Trained | None = None
+    told: Told = field(default_factory=Told)
+
+
+@dataclass(frozen=True)
+class Board:
+    """What is shown.
+
+    Attributes:
+        at: when it was read.
+        rows: those that need somebody first, then by name.
+    """
+
+    at: datetime
+    rows: tuple[Row, ...]
+
+    def count(self, *kinds: Attention) -> int:
+        """How many rows are of these kinds."""
+        return sum(row.attention in kinds for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; moments as ISO 8601 texts, what is not a finite number as None."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where the pages are that a board links to.
+
+    Attributes:
+        airflow: path before Airflow's own pages, such as ``/``; they lie on the board's own server.
+        reports: path before a report's place below the folder of reports.
+        mlflow: address that a person opens MLflow at; None if there is none.
+    """
+
+    airflow: str = "/"
+    reports: str = "/perennial/reports/"
+    mlflow: str | None = None
+
+    def dags(self, model: str) -> str:
+        return f"{self.airflow}dags?{_query(name_pattern=f'{model}.')}"
+
+    def run(self, dag_id: str, run_id: str) -> str:
+        return f"{self.airflow}dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+
+    def report(self, place: str) -> str:
+        return self.reports + quote(place)
+
+    def version(self, model: str, version: int) -> str | None:
+        return f"{self.mlflow.rstrip('/')}/#/models/{quote(model, safe='')}/versions/{version}" if self.mlflow else None
+
+
+def compose(
+    overview: Overview,
+    folders: Mapping[str, ModelFolder],
+    broken: Mapping[str, SpecError],
+    *,
+    now: datetime,
+    pages: Pages,
+) -> Board:
+    """The board.
+
+    Args:
+        overview: what the ledger knows; models without a folder have no row.
+        folders: the model folders that can be read, of models that whoever looks may see.
+        broken: those that cannot be read, and why.
+        now: the time.
+        pages: where links lead.
+    """
+    rows = [_row(folder.spec, overview, now, pages) for folder in folders.values()]
+    rows += [
+        Row(name, "", "", "broken", _message(str(error), name), pages.dags(name), told=_told(overview, name, now))
+        for name, error in broken.items()
+    ]
+    return Board(now, tuple(sorted(rows, key=lambda row: (ATTENTION.index(row.attention), row.model))))
+
+
+def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Row:
+    model = spec.name
+    published = overview.published.get(model, {})
+    champion = overview.champions.get(model)
+    verdicts = overview.verdicts.get(model, [])
+    refusal = overview.refusals.get(model)
+    data_until, predictions_until = published.get("tables"), published.get("predictions")
+    # A day that was published after all has an end that the newest published one has reached.
+    refused = refusal.interval.key if refusal and (data_until is None or refusal.interval.end > data_until) else None
+    judged = _judged(verdicts[-1], pages) if verdicts else None
+    trained = _trained(spec, overview, champion, pages)
+    told = _told(overview, model, now, has_channel=bool(spec.alerts.everybody))
+    attention, why = _attention(
+        critical=[
+            refused and f"data of {span(refused)} refused",
+            judged and judged.severity == "critical" and _HARM.get(judged.verdict, judged.verdict),
+            trained and trained.outcome == "refused" and not champion and "no champion",
+            told.urgent,
+        ],
+        warning=[
+            judged and judged.verdict != "ok" and f"verdict {judged.verdict}",
+            judged and judged.severity == "warning" and "performance fell",
+            trained and trained.outcome == "waiting" and f"version {trained.version} waits for an approval",
+            champion and _is_behind(data_until, predictions_until) and "predictions are behind the data",
+            told.undelivered and f"{told.undelivered} alerts undelivered",
+        ],
+    )
+    if attention == "fine" and champion is None:
+        attention, why = "new", "not trained yet" if data_until else "no data yet"
+    return Row(
+        model=model,
+        owner=spec.owner,
+        description=spec.description,
+        attention=attention,
+        why=why,
+        link=pages.dags(model),
+        champion=_champion(champion, pages) if champion else None,
+        data_until=data_until,
+        predictions_until=predictions_until,
+        refused=refused,
+        judged=judged,
+        outlook=_outlook(spec, verdicts, overview.performances.get(model, [])),
+        trained=trained,
+        told=told,
+    )
+
+
+def _attention(critical: Sequence[object], warning: Sequence[object]) -> tuple[Attention, str]:
+    """The first reason that holds, those that are critical before the others."""
+    for level, reasons in (("critical", critical), ("warning", warning)):
+        if found := [reason for reason in reasons if reason]:
+            return level, str(found[0])  # type: ignore[return-value]  # both are kinds of attention
+    return "fine", ""
+
+
+def _is_behind(data_until: datetime | None, predictions_until: datetime | None) -> bool:
+    return data_until is not None and (predictions_until is None or predictions_until < data_until)
+
+
+def _champion(promotion: Promotion, pages: Pages) -> Champion:
+    assert promotion.completed_at is not None  # or it would be no champion
+    by = promotion.actor.removeprefix("airflow:")
+    # On the command line a person decides "by hand: NAME".
+    who = "its gates" if by == f"{promotion.model}.train" else by.removeprefix("by hand: ")
+    how = f"{_MADE[promotion.action]} {who}"
+    return Champion(promotion.version, promotion.completed_at, how, pages.version(promotion.model, promotion.version))
+
+
+def _judged(verdict: Verdict, pages: Pages) -> Judged:
+    impact = verdict.details.get("impact") or {}
+    reasons = [*impact.get("reasons", ()), *verdict.reasons]
+    return Judged(
+        verdict=verdict.verdict,
+        severity=str(verdict.details.get("severity") or ("none" if verdict.verdict == "ok" else "warning")),
+        window=verdict.interval.key,
+        reason=str(reasons[0]) if reasons else "",
+        report=pages.report(verdict.report) if verdict.report else None,
+        run=pages.run(f"{verdict.model}.monitor", verdict.run_id),
+    )
+
+
+def _outlook(spec: ModelSpec, verdicts: Sequence[Verdict], performances: Sequence[Performance]) -> Outlook | None:
+    """Estimates and measurements window by window; the verdicts' windows and those only measured, the newest of them."""
+    metric = spec.primary_metric
+    seen: dict[Interval, Window] = {}
+    usual: tuple[float, float] | None = None
+    for verdict in verdicts:
+        estimate = verdict.details.get("estimate") or {}
+        estimated = _number((estimate.get("metrics") or {}).get(metric)) if estimate.get("metric") == metric else None
+        if estimate.get("usual"):
+            low, high = estimate["usual"]
+            usual = (float(low), float(high))
+        seen[verdict.interval] = Window(verdict.interval.key, verdict.verdict, estimated, None)
+    rows: dict[Interval, int] = {}
+    for performance in performances:
+        interval = performance.interval
+        # Where the champion changed within a window, the version that predicted most of it stands for it.
+        if performance.rows <= rows.get(interval, 0):
+            continue
+        rows[interval] = performance.rows
+        before = seen.get(interval)
+        seen[interval] = Window(
+            interval.key,
+            before.verdict if before else None,
+            before.estimated if before else None,
+            _number(performance.metrics.get(metric)),
+        )
+    if not seen:
+        return None
+    return Outlook(metric, METRICS[spec.task][metric], tuple(window for _, window in sorted(seen.items()))[-WINDOWS:], usual)
+
+
+def _trained(spec: ModelSpec, overview: Overview, champion: Promotion | None, pages: Pages) -> Trained | None:
+    versions = overview.versions.get(spec.name, {})
+    if not versions:
+        return None
+    record = versions[max(versions)]
+    decision, answer = record.decision, overview.approvals.get(spec.name)
+    reasons = list(decision.get("reasons") or ())
+    outcome: Literal["champion", "passed", "waiting", "refused"]
+    if champion is not None and champion.version == record.version:
+        outcome = "champion"
+    elif decision.get("promote") is not True:
+        outcome = "refused"
+    elif answer is not None and answer.version == record.version and answer.answer != "approved":
+        outcome, reasons = "refused", [answer.told]
+    else:
+        outcome = "waiting" if spec.promotion == "approval" and not _was_champion(champion, record) else "passed"
+    return Trained(
+        version=record.version,
+        at=record.created_at,
+        outcome=outcome,
+        reason=str(reasons[0]) if reasons else "",
+        link=pages.version(spec.name, record.version),
+        run=_training_run(record, pages),
+    )
+
+
+def _was_champion(champion: Promotion | None, record: VersionRecord) -> bool:
+    """Whether somebody has gone back from the version already, so that nothing is asked about it any more."""
+    return champion is not None and champion.previous == record.version
+
+
+def _training_run(record: VersionRecord, pages: Pages) -> str | None:
+    dag_id, _, run_id = str(record.training.get("run_id") or "").partition("/")
+    return pages.run(dag_id, run_id) if run_id else None
+
+
+def _told(overview: Overview, model: str, now: datetime, *, has_channel: bool = False) -> Told:
+    entries = overview.alerts.get(model, [])
+    counted = [
+        entry
+        for entry in entries
+        if entry.resolved_by is None
+        and entry.alert.kind != "recovered"
+        and (entry.alert.subject is not None or now - entry.created_at < ALERTS_FOR)
+    ]
+    critical = [entry for entry in counted if entry.alert.severity == "critical"]
+    urgent = [entry for entry in critical if entry.alert.subject is not None or now - entry.created_at < _FRESH]
+
+    def title(of: Sequence[OutboxEntry]) -> str:
+        return of[-1].alert.title.removeprefix(f"{model}: ") if of else ""
+
+    return Told(
+        critical=len(critical),
+        warning=len(counted) - len(critical),
+        # What was only just written waits for the sender's next round, as it should; without a channel nothing is sent.
+        undelivered=sum(
+            entry.waits and (entry.attempts > 0 or (has_channel and now - entry.created_at > _SENT_WITHIN)) for entry in entries
+        ),
+        newest=title(counted),
+        newest_at=counted[-1].created_at if counted else None,
+        urgent=title(urgent),
+    )
+
+
+# --- geometry of the sparkline ----------------------------------------------------------------------------------------
+
+#: Size of the drawing, in its own units.
+WIDTH, HEIGHT, _MARGIN = 132.0, 34.0, 4.0
+
+
+@dataclass(frozen=True)
+class Sparkline:
+    """Where the lines of an :class:`Outlook` run, in units of the drawing, the origin at the upper left. Better is higher.
+
+    Attributes:
+        realised, estimated: polylines, one for each stretch without a gap: ``x,y x,y …``.
+        dots: the points of stretches that are too short for a line, and the newest realised one.
+        usual: upper edge and height of the band; None if there is none.
+    """
+
+    realised: tuple[str, ...]
+    estimated: tuple[str, ...]
+    dots: tuple[tuple[float, float], ...]
+    usual: tuple[float, float] | None
+
+
+def sparkline(outlook: Outlook) -> Sparkline | None:
+    """The drawing of an outlook; None if there is no number in it."""
+    realised = [window.realised for window in outlook.windows]
+    estimated = [window.estimated for window in outlook.windows]
+    known = [value for value in (*realised, *estimated) if value is not None]
+    if not known:
+        return None
+    bounds = [*known, *(outlook.usual or ())]
+    low, high = float(min(bounds)), float(max(bounds))
+    span = (high - low) or 1.0
+    step = WIDTH / max(len(outlook.windows), 1)
+
+    def y(value: float) -> float:
+        worse_by = high - value if outlook.greater_is_better else value - low
+        return float(round(_MARGIN + worse_by / span * (HEIGHT - 2 * _MARGIN), 1))
+
+    def stretches(values: Sequence[float | None]) -> list[list[tuple[float, float]]]:
+        found: list[list[tuple[float, float]]] = [[]]
+        for number, value in enumerate(values):
+            if value is None:
+                found.append([])
+            else:
+                found[-1].append((round((number + 0.5) * step, 1), y(value)))
+        return [stretch for stretch in found if stretch]
+
+    def lines(parts: Collection[list[tuple[float, float]]]) -> tuple[str, ...]:
+        return tuple(" ".join(f"{x},{height}" for x, height in part) for part in parts if len(part) > 1)
+
+    measured, expected = stretches(realised), stretches(estimated)
+    dots = [part[0] for part in (*measured, *expected) if len(part) == 1]
+    if measured and measured[-1][-1] not in dots:
+        dots.append(measured[-1][-1])
+    usual = None
+    if outlook.usual:
+        upper, lower = sorted(y(value) for value in outlook.usual)
+        usual = (upper, round(lower - upper, 1))
+    return Sparkline(lines(measured), lines(expected), tuple(dots), usual)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def age(then: datetime, now: datetime) -> str:
+    """How long ago, in its largest unit: ``3 min``, ``5 h``, ``12 d``."""
+    seconds = max((now - then).total_seconds(), 0.0)
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min"
+    return f"{int(seconds // 3600)} h" if seconds < 2 * 86_400 else f"{int(seconds // 86_400):,} d"
+
+
+def last_day(end: datetime) -> str:
+    """The last day, or hour, of what ends there: an interval that ends on the 24th at midnight has the 23rd."""
+    midnight = end.hour == end.minute == end.second == 0
+    return f"{end - timedelta(days=1):%-d %b %Y}" if midnight else f"{end.astimezone(UTC):%-d %b %Y %H:%M}"
+
+
+def span(key: str) -> str:
+    """The days of an interval's key, for people: ``17 - 23 Jun 2013``."""
+    interval = Interval.from_key(key)
+    first, last = interval.start, interval.end - timedelta(microseconds=1)
+    if interval.length < timedelta(days=1):
+        return f"{first:%-d %b %Y %H:%M}"
+    if first.date() == last.date():
+        return f"{last:%-d %b %Y}"
+    shared = "%-d" if (first.year, first.month) == (last.year, last.month) else "%-d %b"
+    return f"{first.strftime(shared)} - {last:%-d %b %Y}"
+
+
+def _message(text: str, folder: str) -> str:
+    """The first line of an error; of the path before it, what is below the folder of all models."""
+    line = next((line for line in text.splitlines() if line.strip()), "no message")
+    before, found, after = line.partition(f"/{folder}/")
+    return f"{folder}/{after}" if found and " " not in before else line
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _query(**values: str) -> str:
+    return "&".join(f"{name}={quote(value, safe='')}" for name, value in values.items())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,474 @@
+"""The model card of a version: what it is, what it was made from, how good it is, and where it is not to be trusted.
+
+Each section says what is recorded. One that would say nothing, or lack its picture, fails the page
+(:meth:`perennial.reports.documents.Document.check`), and with it the promotion. What ``model.yaml`` does not ask for is
+told in words.
+
+Neighbours: :mod:`perennial.reports.dossier` gathers what is recorded, :mod:`perennial.reports.releases` reports what a
+version changes and writes the pages, :mod:`perennial.evaluation.evidence` says what was measured.
+
+References:
+    Mitchell et al.: Model Cards for Model Reporting. FAccT 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from perennial.core.intervals import Interval
+from perennial.reports.documents import Block, Document, Facts, Mark, Points, Section, Table, Words
+from perennial.reports.dossier import Dossier
+from perennial.reports.lineage import training_set
+from perennial.spec.training import METRICS
+
+#: Rows of a table, and lines of a list, that people read.
+MOST = 20
+#: Share of missing values from which a feature is named as a limit.
+MOSTLY_MISSING = 0.5
+
+_YEAR = timedelta(days=365)
+
+
+def model_card(dossier: Dossier) -> Document:
+    """What a version is, what it was made from, how good it is, and where it is not to be trusted."""
+    return Document(
+        kind="Model card",
+        title=dossier.name,
+        lead=dossier.spec.description,
+        mark=standing(dossier),
+        figures=_figures(dossier),
+        sections=[
+            Section("Purpose", [_purpose(dossier)], "description and owner in model.yaml"),
+            Section("Intended use and limits", _limits(dossier), "card.intended_use and card.limits in model.yaml"),
+            decision(dossier),
+            Section("Data", _data(dossier), "the training set in the ledger: snapshots, rows and hashes"),
+            metrics(dossier),
+            slices(dossier),
+            Section(
+                "Calibration and errors",
+                _calibration(dossier),
+                "holdout/calibration.png (or confusion.png, residuals.png) of the run, drawn when the holdout has labels of "
+                "more than one kind and every prediction is finite",
+            ),
+            Section(
+                "Feature importance",
+                _importance(dossier),
+                "validation/importance.json and importance.png of the run, made when the primary metric can be measured on "
+                "the validation rows: make training.validation longer",
+            ),
+            *_probes(dossier),
+            gates(dossier),
+            Section("Code and environment", _code(dossier), "the commit, the packages and the parameters recorded by training"),
+            Section("Lineage", _lineage(dossier), "publications of the tables and features it learned from, in the ledger"),
+        ],
+    )  # fmt: skip
+
+
+def standing(dossier: Dossier) -> Mark:
+    """How things stand with a version, in two words."""
+    if dossier.decisions:
+        return Mark("promoted", "good")
+    if not dossier.passed:
+        return Mark("refused by the gates", "bad")
+    if dossier.approvals:
+        answer = dossier.approvals[-1].answer
+        return Mark(answer, "good" if answer == "approved" else "bad")
+    return Mark("gates passed, waits for approval" if dossier.spec.promotion == "approval" else "gates passed", "good")
+
+
+def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
+    evaluation, metric = dossier.evaluation, dossier.evaluation["metric"]
+    candidate, comparison = evaluation["candidate"], evaluation.get("comparison")
+    figures = []
+    if metric in candidate["metrics"]:
+        figures.append((metric, number(candidate["metrics"][metric]), interval_of(candidate, metric)))
+    if comparison:
+        sure = "" if comparison["low"] is None else f"{number(comparison['low'])} to {number(comparison['high'])}"
+        figures.append((f"gain over version {evaluation['champion']['version']}", number(comparison["gain"]), sure))
+    figures.append(("judged on", f"{evaluation['rows']:,} rows", evaluation["interval"]))
+    figures.append(("learned from", f"{dossier.training['rows']['window']:,} rows", dossier.training["window"]))
+    return figures
+
+
+def number(value: Any) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def interval_of(contender: Mapping[str, Any], metric: str) -> str:
+    """The confidence interval of a metric; nothing if there is none."""
+    ends = (contender.get("intervals") or {}).get(metric)
+    return f"[{number(ends[0])}, {number(ends[1])}]" if ends else ""
+
+
+def _purpose(dossier: Dossier) -> Block:
+    spec = dossier.spec
+    return Facts(
+        [
+            ("what it answers", spec.description),
+            ("owner", spec.owner),
+            ("task", spec.task.replace("_", " ")),
+            ("one prediction for", f"each {', '.join(spec.entity_table.key)} of {spec.entity.table}"),
+            ("asked for at", spec.entity.as_of),
+            ("what comes true", f"{spec.label.sql} (of {spec.label.table})"),
+            ("made on", f"{dossier.record.created_at:%Y-%m-%d %H:%M} UTC"),
+        ]
+    )
+
+
+def _limits(dossier: Dossier) -> list[Block]:
+    spec = dossier.spec
+    use = spec.card.intended_use or (
+        f"The team has not said (card.intended_use in model.yaml). By its spec, it predicts {spec.label.sql!r} for each row of "
+        f"{spec.entity.table} at {spec.entity.as_of!r}, and for nothing else."
+    )
+    not_for = [f"Not made for: {line}" for line in spec.card.not_for]
+    return [Words(use), Points([*not_for, *spec.card.limits, *known_limits(dossier)])]
+
+
+def known_limits(dossier: Dossier) -> list[str]:
+    """What the record itself says about where a version is not to be trusted."""
+    spec, evaluation, training = dossier.spec, dossier.evaluation, dossier.training
+    window, holdout = Interval.from_key(training["window"]), Interval.from_key(training["holdout"])
+    limits = [
+        f"It was judged on {evaluation['interval']} alone ({holdout.length.days} days); how it does at other times is for "
+        "monitoring to tell."
+    ]
+    if window.length < _YEAR:
+        limits.append(
+            f"It learned from {window.length.days} days, {training['window']}: seasons, holidays and events outside are "
+            "unknown to it."
+        )
+    for part, words in (("holdout", "it was judged on"), ("window", "it learned from")):
+        entities, labelled = training["entities"][part], training["labelled"][part]
+        if labelled < entities:
+            limits.append(
+                f"{entities - labelled:,} of {entities:,} rows of what {words} had no label in time "
+                f"({1 - labelled / entities:.1%}); no figure here speaks of them."
+            )
+    if training["rows"]["window"] < training["labelled"]["window"]:
+        limits.append(
+            f"Of {training['labelled']['window']:,} labelled rows it learned from the newest {training['rows']['window']:,} "
+            "(training.max_rows)."
+        )
+    if mostly := [f"{name} ({share:.0%})" for name, share in dossier.missing.items() if share >= MOSTLY_MISSING]:
+        limits.append(f"Mostly missing where it learned: {listed(mostly)}.")
+    if not dossier.missing:
+        limits.append("How much of each feature was missing where it learned is not known: the stored model cannot be loaded.")
+    not_judged = (evaluation.get("slices") or {}).get("not_judged") or []
+    limits += [f"A part that was not judged: {reason}" for reason in not_judged[:MOST]]
+    if len(not_judged) > MOST:
+        limits.append(f"{len(not_judged) - MOST:,} more parts were not judged; the evaluation in MLflow names them.")
+    if not spec.gates.slices.columns:
+        limits.append("No slices are judged one by one: model.yaml names no gates.slices.columns.")
+    if not spec.gates.fairness:
+        limits.append("Whether groups are treated alike is not judged: model.yaml names no gates.fairness.")
+    if dossier.record.code.get("dirty"):
+        limits.append("It was made by code with changes that no commit has.")
+    return limits
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST:,} more" if len(names) > MOST else ""
+    return ", ".join(names[:MOST]) + more
+
+
+def decision(dossier: Dossier) -> Section:
+    """What was decided, and by whom."""
+    results = dossier.record.decision.get("results", [])
+    refused = [result for result in results if not result["passed"]]
+    words = (
+        f"All {len(results)} gates passed."
+        if results and not refused
+        else f"{len(refused)} of {len(results)} gates refused: {listed([result['gate'] for result in refused])}."
+    )
+    compared = dossier.record.decision.get("champion")
+    blocks: list[Block] = [
+        Words(words if results else ""),
+        Facts(
+            [
+                ("compared with", "no champion: it would be the first" if compared is None else f"champion version {compared}"),
+                ("promotion", "when all gates pass" if dossier.spec.promotion == "automatic" else "when a person approves it"),
+                ("owner", dossier.spec.owner),
+            ]
+        ),
+    ]  # fmt: skip
+    told = [*(f"{one.answered_at:%Y-%m-%d %H:%M} UTC: {one.told}" for one in dossier.approvals), *dossier.decisions]
+    blocks.append(Points(told or ["This page was made before anything else was decided."]))
+    return Section("Decision", blocks, "the gates' decision, in the ledger")
+
+
+def _data(dossier: Dossier) -> list[Block]:
+    training = dossier.training
+    parts = [
+        [
+            {"window": "learned from", "holdout": "judged on"}[part],
+            training[part],
+            training["rows"][part],
+            share(training["labelled"][part], training["entities"][part]),
+            ", ".join(f"{name} {count:,}" for name, count in training["classes"][part].items()) or "numbers",
+            training["content"][part],
+        ]
+        for part in ("window", "holdout")
+    ]
+    gaps = [[name, value] for name, value in sorted(dossier.missing.items(), key=lambda pair: -pair[1]) if value >= 0.001]
+    blocks: list[Block] = [
+        Table(["part", "interval", "rows", "labels known", "classes", "SHA-256 of the rows"], parts),
+        Facts(
+            [
+                ("known by", training["as_of"]),
+                ("features", f"{len(training['numeric'])} numeric, {len(training['categorical'])} categorical"),
+                ("how features are made", f"SHA-256 {dossier.record.features_digest}"),
+                ("pinned as", training["pin"]),
+            ]
+        ),
+        Table(["table", "Iceberg snapshot"], [[table, str(snapshot)] for table, snapshot in training["snapshots"].items()]),
+    ]
+    if gaps:
+        blocks.append(
+            Table(["feature", "share missing where it learned"], [[name, f"{value:.1%}"] for name, value in gaps[:MOST]])
+        )
+    return blocks
+
+
+def share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "no rows"
+
+
+def metrics(dossier: Dossier) -> Section:
+    """All contenders by all metrics, with intervals, on the same rows."""
+    evaluation = dossier.evaluation
+    champion = evaluation.get("champion")
+    contenders = [evaluation["candidate"], *([champion] if champion else []), *evaluation["baselines"]]
+    known = METRICS[dossier.spec.task]
+    measured = [metric for metric in known if any(metric in one["metrics"] for one in contenders)]
+    rows = [
+        [
+            metric,
+            "more" if known[metric] else "less",
+            *(
+                f"{number(one['metrics'].get(metric))} {interval_of(one, metric)}".strip() if not one.get("error") else "-"
+                for one in contenders
+            ),
+        ]
+        for metric in measured
+    ]
+    blocks: list[Block] = [
+        Words(
+            f"On the same {evaluation['rows']:,} rows of {evaluation['interval']}, which none of them learned from; in "
+            f"brackets, {dossier.spec.gates.resampling.confidence:.0%} confidence intervals over blocks of rows. The primary "
+            f"metric is {evaluation['metric']}."
+        ),
+        Table(["metric", "better is", *(called(one) for one in contenders)], rows),
+    ]
+    if errors := [f"{called(one)} could not predict: {one['error']}" for one in contenders if one.get("error")]:
+        blocks.append(Points(errors))
+    blocks += dossier.pictures(
+        ("holdout/gain.png", "How sure the gain over the champion is"),
+        ("holdout/roc.png", "ROC curve on the holdout"),
+        ("holdout/precision_recall.png", "Precision and recall on the holdout"),
+    )
+    return Section("Metrics", blocks, "metrics of the candidate on the holdout: it could not predict, or no label is known")
+
+
+def called(contender: Mapping[str, Any]) -> str:
+    return (
+        f"champion, version {contender['version']}"
+        if contender["role"] == "champion"
+        else f"{contender['name']} ({contender['role']})"
+    )
+
+
+def slices(dossier: Dossier) -> Section:
+    """The comparison with the champion within parts of the rows."""
+    found, columns = dossier.evaluation.get("slices"), dossier.spec.gates.slices.columns
+    wanted = f"the comparison by {', '.join(columns)}, which gates.slices.columns asks for: train and evaluate again"
+    if not columns:
+        return Section("Slices", [Words("None are judged: model.yaml names no gates.slices.columns.")], wanted)
+    if dossier.evaluation.get("champion") is None:
+        words = (
+            f"By {', '.join(columns)}, once there is a champion to compare with: slices are judged by what they gain or lose."
+        )
+        return Section("Slices", [Words(words)], wanted)
+    if not found:
+        return Section("Slices", [], wanted)
+    if not found["judged"]:
+        return Section("Slices", [Words("No part has enough rows to be judged:"), Points(found["not_judged"][:MOST])], wanted)
+    judged = sorted(found["judged"], key=lambda one: one["gain"])
+    metric, margin = dossier.evaluation["metric"], dossier.spec.gates.slices.margin
+    rows = [
+        [
+            one["column"],
+            one["value"],
+            one["rows"],
+            one["candidate"],
+            one["champion"],
+            f"{one['gain']:+.4g} ± {one['error']:.2g}",
+            Mark("better", "good") if one["gain"] > 0 else Mark("worse", "bad" if one["gain"] < -margin else "warn"),
+        ]
+        for one in judged[:MOST]
+    ]
+    words = f"{metric} of the candidate and the champion within parts of the rows, those that lose most first"
+    more = f"; {len(judged) - MOST:,} more are in the evaluation in MLflow." if len(judged) > MOST else "."
+    blocks: list[Block] = [
+        Words(words + more),
+        Table(["column", "value", "rows", "candidate", "champion", "gain ± standard error", ""], rows),
+        *dossier.pictures(("holdout/slices.png", "Gain over the champion by slice")),
+    ]
+    if found["not_judged"]:
+        blocks += [Words("Not judged:"), Points(found["not_judged"][:MOST])]
+    return Section("Slices", blocks, wanted)
+
+
+def _calibration(dossier: Dossier) -> list[Block]:
+    evaluation, task = dossier.evaluation, dossier.spec.task
+    if task == "regression":
+        return [Words("Errors against predictions, on the holdout."), dossier.picture("holdout/residuals.png", "Residuals")]
+    if task == "multiclass_classification":
+        return [
+            Words("Which classes are taken for which, on the holdout. Whether probabilities mean what they say is judged for "
+                  "yes-or-no models alone; log_loss above speaks of it."),
+            dossier.picture("holdout/confusion.png", "Confusion matrix"),
+        ]  # fmt: skip
+    champion = evaluation.get("champion") or {}
+    rows = [
+        [
+            name,
+            *(
+                f"{number(one['metrics'].get(name))} {interval_of(one, name)}".strip()
+                for one in (evaluation["candidate"], champion)
+                if one
+            ),
+        ]
+        for name in ("calibration_error", "brier")
+    ]
+    predictions = evaluation["candidate"].get("predictions") or {}
+    trues = evaluation["classes"].get("true", evaluation["classes"].get("True"))
+    return [
+        Words("Whether a probability means what it says: of the rows given 30 %, three in ten should come true."),
+        Table(["", "candidate", *(["champion"] if champion else [])], rows),
+        Facts(
+            [
+                ("mean probability", predictions.get("mean")),
+                ("share that came true", None if trues is None else share(trues, evaluation["rows"])),
+            ]
+        ),
+        dossier.picture("holdout/calibration.png", "Calibration on the holdout"),
+    ]
+
+
+def _importance(dossier: Dossier) -> list[Block]:
+    importance = dossier.importance
+    metric = dossier.evaluation["metric"]
+    return [
+        Words(f"How much worse {metric} is on the validation rows when a feature's values are shuffled. Features that say the "
+              "same share their weight."),
+        Table(["feature", f"drop of {metric}"], [[name, drop] for name, drop in list(importance.items())[:MOST]]),
+        dossier.picture("validation/importance.png", "Permutation importance on the validation rows"),
+    ]  # fmt: skip
+
+
+def _probes(dossier: Dossier) -> Iterator[Section]:
+    """What was tried beside the holdout as it is, as far as it was."""
+    evaluation, metric = dossier.evaluation, dossier.evaluation["metric"]
+    blocks: list[Block] = []
+    if robustness := evaluation.get("robustness"):
+        worst = sorted(
+            {*robustness["noise"], *robustness["missing"]},
+            key=lambda name: abs(robustness["clean"] - robustness["missing"].get(name, robustness["clean"])),
+            reverse=True,
+        )
+        blocks += [
+            Words(f"{metric} is {number(robustness['clean'])} on {robustness['rows']:,} rows; with one feature made worse:"),
+            Table(
+                ["feature", "with noise", "partly missing"],
+                [[name, robustness["noise"].get(name), robustness["missing"].get(name)] for name in worst[:MOST]]
+                or [["none", None, None]],
+            ),
+        ]  # fmt: skip
+    if behaviour := evaluation.get("behaviour"):
+        rows = [
+            [
+                name,
+                None if one["share"] is None else f"{one['share']:.1%} of {one['rows']:,} rows",
+                one["problem"] or "as wanted",
+            ]
+            for name, one in behaviour.items()
+        ]
+        blocks.append(Table(["behaviour test", "behaved", "outcome"], rows))
+    for groups in evaluation.get("groups") or []:
+        rows = [[name, rate] for name, rate in sorted(groups["rates"].items(), key=lambda pair: pair[1])]
+        if rows:
+            blocks.append(Table([groups["column"], f"{groups['rate']} from probability {groups['threshold']:.3g}"], rows))
+        if groups["not_judged"]:
+            blocks.append(Points([f"Too few rows to compare: {listed(groups['not_judged'])}"]))
+    if alone := evaluation.get("alone"):
+        best = sorted(alone.items(), key=lambda pair: -pair[1])[:5]
+        blocks.append(Facts([("best single features", ", ".join(f"{name} {value:.3f}" for name, value in best))]))
+    if operation := evaluation.get("operation"):
+        blocks.append(
+            Facts(
+                [
+                    ("in a clean process", operation["problem"] or "it loads and answers the same"),
+                    ("milliseconds for 1,000 rows", operation["latency"]),
+                    ("seconds to load", operation["load_seconds"]),
+                    ("megabytes", operation["artifact_mb"]),
+                ]
+            )
+        )
+    if blocks:
+        yield Section("Robustness and operation", blocks, "what was tried beside the holdout")
+
+
+def gates(dossier: Dossier) -> Section:
+    """Every gate's word."""
+    results = sorted(dossier.record.decision.get("results", []), key=lambda result: result["passed"])
+    rows = [
+        [result["gate"], Mark("passed", "good") if result["passed"] else Mark("refused", "bad"), result["reason"]]
+        for result in results
+    ]
+    return Section(
+        "Gates", [Table(["gate", "", "what was seen, and what was wanted"], rows)], "results of the gates, in the ledger"
+    )
+
+
+def _code(dossier: Dossier) -> list[Block]:
+    code, training = dossier.record.code, dossier.training
+    dirty = code.get("dirty")
+    state = ", with or without changes" if dirty is None else " and changes that it does not hold" if dirty else ""
+    return [
+        Facts(
+            [
+                ("commit", f"{code.get('commit', 'unknown')}{state}"),
+                ("candidate", training["candidate"]),
+                ("parameters", ", ".join(f"{name} {value}" for name, value in training["params"].items()) or "defaults"),
+                ("seed", str(dossier.spec.training.seed)),
+                ("Python", code.get("python")),
+                ("packages", code.get("packages") or None),
+                ("threads", code.get("threads") or None),
+                ("machine", code.get("machine")),
+                ("model folder", f"SHA-256 {dossier.record.spec_digest}"),
+                ("MLflow run", dossier.run_url or dossier.record.mlflow_run_id),
+                ("stored files", f"{len(dossier.record.manifest)}, each with its SHA-256 in the ledger"),
+                ("made again by", f"perennial reproduce {dossier.record.model} {dossier.record.version}"),
+            ]
+        )
+    ]
+
+
+def _lineage(dossier: Dossier) -> list[Block]:
+    learned = training_set(dossier.history, dossier.record)
+    rows: list[list[Any]] = []
+    for node in learned.leads_to or [learned]:
+        if node.kind == "missing":
+            rows.append([f"not known: {node.name}", None, None])
+        else:
+            files = node.find("file")
+            names = f"{len(files):,}: {files[0].name} … {files[-1].name}" if files else None
+            rows.append([node.name, listed([str(run) for run in node.facts["runs"]]), names])
+    return [
+        Words("What it learned from, as it was published. Where a single prediction came from is told by "
+              f"perennial lineage {dossier.record.model} --prediction KEY."),
+        Table(["what", "published by runs", "source files"], rows),
+    ]  # fmt: skip

@@ -1,0 +1,165 @@
+"""All that is recorded of a version, brought together for the pages that people read about it.
+
+Neighbours: :mod:`perennial.reports.cards` and :mod:`perennial.reports.releases` speak of nothing that is not in here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from perennial.core import logs
+from perennial.core.errors import ArtifactRejected, CardError, PerennialError
+from perennial.ledger.records import Approval, VersionRecord
+from perennial.ledger.store import Ledger
+from perennial.registry.store import Registry
+from perennial.reports.documents import Picture
+from perennial.reports.lineage import History
+from perennial.reports.traces import read_history
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+from perennial.training.reproduce import open_folder
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """A version, and the champion it was compared with.
+
+    Attributes:
+        spec: of the folder it was made by.
+        files: the texts of that folder.
+        record: what the ledger tells of it.
+        artifacts: files of its run in MLflow, by path.
+        missing: share of missing values a feature in a sample of what it learned from; empty if it cannot be loaded.
+        history: where its data came from.
+        approvals: what people answered who were asked about it.
+        decisions: of the ledger, by which it became champion.
+        rival: what the ledger tells of the champion it was compared with; None if there was none.
+        rival_files: the texts of the rival's folder; None if they are not known.
+        rival_artifacts, rival_missing: as for the version.
+        run_url: where people see its run.
+    """
+
+    spec: ModelSpec
+    files: Mapping[str, str]
+    record: VersionRecord
+    artifacts: Mapping[str, bytes]
+    missing: Mapping[str, float]
+    history: History
+    approvals: Sequence[Approval]
+    decisions: Sequence[str]
+    rival: VersionRecord | None
+    rival_files: Mapping[str, str] | None
+    rival_artifacts: Mapping[str, bytes]
+    rival_missing: Mapping[str, float]
+    run_url: str | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.record.model} version {self.record.version}"
+
+    @property
+    def evaluation(self) -> Mapping[str, Any]:
+        return self.record.evaluation
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        return self.record.training
+
+    @property
+    def passed(self) -> bool:
+        return self.record.decision.get("promote") is True
+
+    @property
+    def importance(self) -> dict[str, float]:
+        """Drop of the primary metric a feature when it is shuffled, largest first."""
+        return _importance(self.artifacts)
+
+    @property
+    def rival_importance(self) -> dict[str, float]:
+        return _importance(self.rival_artifacts)
+
+    def picture(self, path: str, caption: str) -> Picture:
+        """A picture of the run; an empty one, which the page refuses, if it is not there."""
+        return Picture(path.replace("/", "-"), caption, self.artifacts.get(path, b""))
+
+    def pictures(self, *wanted: tuple[str, str]) -> list[Picture]:
+        """Those of the pictures that are there."""
+        return [self.picture(path, caption) for path, caption in wanted if path in self.artifacts]
+
+
+def _importance(artifacts: Mapping[str, bytes]) -> dict[str, float]:
+    found: dict[str, float] = json.loads(artifacts.get("validation/importance.json", b"{}"))
+    return found
+
+
+def gather(folder: ModelFolder | None, ledger: Ledger, registry: Registry, model: str, version: int) -> Dossier:
+    """Read what the ledger, MLflow and the model folder tell of a version.
+
+    Args:
+        folder: the model's folder as it is now; None if there is none.
+        ledger: tells of the version.
+        registry: holds its run.
+        model: its name.
+        version: its number.
+
+    Raises:
+        CardError: there is no such version.
+        TrainingError, ArtifactRejected: the folder that the version was made by is not known any more.
+    """
+    record = ledger.version(model, version)
+    if record is None:
+        known = ", ".join(str(other.version) for other in ledger.versions(model)) or "none"
+        raise CardError(f"{model} has no version {version} in the ledger; there are: {known}")
+    compared = record.decision.get("champion")
+    rival = None if compared is None or compared == version else ledger.version(model, compared)
+    with open_folder(record, folder, registry, []) as its_folder:
+        return Dossier(
+            spec=its_folder.spec,
+            files=its_folder.files,
+            record=record,
+            artifacts=_artifacts(registry, record),
+            missing=_missing(registry, record),
+            history=read_history(ledger, its_folder.spec),
+            approvals=ledger.approvals(model, version),
+            decisions=[
+                f"{made.action} on {made.completed_at:%Y-%m-%d %H:%M} UTC, {made.actor}: {made.reason or 'no reason given'}"
+                for made in ledger.promotions(model)
+                if made.version == version and made.completed_at is not None
+            ],
+            rival=rival,
+            rival_files=None if rival is None else _files(rival, folder, registry),
+            rival_artifacts={} if rival is None else _artifacts(registry, rival),
+            rival_missing={} if rival is None else _missing(registry, rival),
+            run_url=registry.run_url(record.mlflow_run_id),
+        )
+
+
+def _artifacts(registry: Registry, record: VersionRecord) -> dict[str, bytes]:
+    run = registry.run(record.mlflow_run_id)
+    return {
+        f"{place}/{name}": content for place in ("validation", "holdout") for name, content in run.read_files(place).items()
+    }
+
+
+def _files(record: VersionRecord, folder: ModelFolder | None, registry: Registry) -> dict[str, str] | None:
+    try:
+        with open_folder(record, folder, registry, []) as its_folder:
+            return its_folder.files
+    except PerennialError as error:
+        log.warning("what changed against version %d is not known in full: %s", record.version, error)
+        return None
+
+
+def _missing(registry: Registry, record: VersionRecord) -> dict[str, float]:
+    try:
+        sample = registry.reference(record)
+    except ArtifactRejected as error:
+        log.warning("how much of each feature is missing is not known: %s", error)
+        return {}
+    features = [*record.training["numeric"], *record.training["categorical"]]
+    return {name: sample[name].null_count / len(sample) for name in features if name in sample.column_names and len(sample)}

@@ -1,0 +1,185 @@
+"""What the ledger answers about champions: who, when, why, on what evidence, over which champion, and by whom.
+
+Neighbours: :mod:`perennial.ledger.store` keeps it all; the command line shows it, as a table for people or as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from perennial.core.errors import ArtifactRejected
+from perennial.ledger.records import Promotion
+from perennial.ledger.store import Ledger
+from perennial.ledger.succession import completed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def history(ledger: Ledger, model: str) -> list[dict[str, Any]]:
+    """Every change of champion, oldest first, as plain values.
+
+    Returns:
+        ``since`` and ``until`` (None: still), ``version``, ``over``, ``action``, ``by``, ``why``, ``run`` and ``evidence``.
+    """
+    made = completed(ledger.promotions(model))
+    return [
+        {
+            "since": _moment(promotion),
+            "until": _moment(made[number]) if number < len(made) else None,
+            "version": promotion.version,
+            "over": promotion.previous,
+            "action": promotion.action,
+            "by": promotion.actor,
+            "why": promotion.reason,
+            "run": promotion.run_id,
+            "evidence": promotion.evidence,
+        }
+        for number, promotion in enumerate(made, start=1)
+    ]
+
+
+def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:
+    """A version's whole story, as plain values: what it learned from, how it was judged, who decided, what became of it.
+
+    Raises:
+        ArtifactRejected: the ledger does not know the version.
+    """
+    record = ledger.version(model, version)
+    if record is None:
+        there = ", ".join(str(known.version) for known in ledger.versions(model)) or "none"
+        raise ArtifactRejected(f"{model} version {version} is not in the ledger; there are: {there}")
+    training, evaluation, decision = record.training, record.evaluation, record.decision
+    changes = history(ledger, model)
+    reigns = [change for change in changes if change["version"] == version]
+    return {
+        "model": model,
+        "version": version,
+        "status": _status(version, changes, decision),
+        "registered_at": record.created_at.isoformat(),
+        "mlflow_run": record.mlflow_run_id,
+        "code": {name: record.code.get(name) for name in ("commit", "dirty", "python")},
+        "spec_digest": record.spec_digest,
+        "trained": {
+            name: training.get(name)
+            for name in ("candidate", "params", "as_of", "window", "holdout", "rows", "labelled", "snapshots", "content")
+        },
+        "judged": {
+            "interval": evaluation.get("interval"),
+            "rows": evaluation.get("rows"),
+            "metric": evaluation.get("metric"),
+            "metrics": (evaluation.get("candidate") or {}).get("metrics", {}),
+            "champion": (evaluation.get("champion") or {}).get("version"),
+            "champion_metrics": (evaluation.get("champion") or {}).get("metrics", {}),
+            "comparison": evaluation.get("comparison"),
+        },
+        "gates": decision.get("results", []),
+        "passed": decision.get("promote") is True,
+        "approvals": [
+            {
+                "answer": approval.answer,
+                "by": approval.approver,
+                "words": approval.words,
+                "at": approval.answered_at.isoformat(),
+                "run": approval.run_id,
+            }
+            for approval in ledger.approvals(model, version)
+        ],
+        "shadows": [
+            {
+                "version": seen.version,
+                "champion": seen.champion,
+                "interval": seen.interval.key,
+                "rows": seen.rows,
+                "outcome": seen.outcome,
+                "reason": seen.reason,
+                "metrics": seen.metrics,
+            }
+            for seen in ledger.shadow_comparisons(model)
+            if version in (seen.version, seen.champion)
+        ],
+        "champion": reigns,
+        "followed_by": [change for change in changes if change["over"] == version],
+    }
+
+
+def _moment(promotion: Promotion) -> str:
+    assert promotion.completed_at is not None  # completed
+    return promotion.completed_at.isoformat(timespec="seconds")
+
+
+def _status(version: int, changes: list[dict[str, Any]], decision: dict[str, Any]) -> str:
+    if changes and changes[-1]["version"] == version:
+        return "champion"
+    if any(change["version"] == version for change in changes):
+        after = [change for change in changes if change["over"] == version][-1]
+        return "rolled back from" if after["action"] == "rollback" else "former champion"
+    return "not promoted" if decision.get("promote") else "refused"
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def show_history(console: Console, model: str, changes: list[dict[str, Any]]) -> None:
+    """Changes of champion as a table, the newest last."""
+    from rich.table import Column, Table
+
+    if not changes:
+        console.print(f"{model} has had no champion yet.")
+        return
+    table = Table("since", Column("version", justify="right"), Column("over", justify="right"), "action", "by", "why")
+    for change in changes:
+        over = "" if change["over"] is None else str(change["over"])
+        table.add_row(_minute(change["since"]), str(change["version"]), over, change["action"], change["by"], change["why"])
+    console.print(table)
+
+
+def show_story(console: Console, story: dict[str, Any]) -> None:
+    """A version's story, section by section."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    trained, judged = story["trained"], story["judged"]
+    content = (trained["content"] or {}).get("window", "unknown")
+
+    def say(text: str) -> None:
+        console.print(escape(text))
+
+    say(f"{story['model']} version {story['version']}: {story['status']}")
+    dirty = ", with uncommitted changes" if story["code"]["dirty"] else ""
+    say(f"  registered {_minute(story['registered_at'])}, MLflow run {story['mlflow_run']}")
+    say(f"  code {story['code']['commit']}{dirty}, spec {story['spec_digest'][:12]}")
+    say("What it learned from")
+    say(f"  {trained['candidate']} with {trained['params']}, as of {trained['as_of']}")
+    say(f"  rows of {trained['window']}: {(trained['rows'] or {}).get('window')}, content {content[:12]}")
+    say(f"  snapshots {', '.join(f'{table} {number}' for table, number in (trained['snapshots'] or {}).items())}")
+    say(f"How it was judged, on {judged['interval']} ({judged['rows']} rows)")
+    rival = "no champion yet" if judged["champion"] is None else f"champion, version {judged['champion']}"
+    metrics = Table("metric", Column(f"version {story['version']}", justify="right"), Column(rival, justify="right"))
+    for metric, value in judged["metrics"].items():
+        other = judged["champion_metrics"].get(metric)
+        metrics.add_row(metric, f"{value:.4g}", "" if other is None else f"{other:.4g}")
+    console.print(metrics)
+    gates = Table("gate", "", "reason")
+    for gate in story["gates"]:
+        gates.add_row(gate["gate"], "passed" if gate["passed"] else "refused", escape(gate["reason"]))
+    console.print(gates)
+    say("Who decided")
+    for approval in story["approvals"]:
+        say(f"  {_minute(approval['at'])} {approval['answer']} by {approval['by'] or 'nobody'}: {approval['words']}")
+    for change in [*story["champion"], *story["followed_by"]]:
+        over = "" if change["over"] is None else f" over {change['over']}"
+        say(
+            f"  {_minute(change['since'])} {change['action']} of version {change['version']}{over} by {change['by']}: "
+            f"{change['why']}"
+        )
+    if not (story["approvals"] or story["champion"]):
+        say("  nobody: it never became champion")
+    if story["shadows"]:
+        say("What labels said")
+        for seen in story["shadows"]:
+            say(f"  {seen['interval']}: {seen['reason']}")
+
+
+def _minute(moment: str) -> str:
+    return moment[:16].replace("T", " ")

@@ -1,0 +1,414 @@
+"""What a version changes against the champion it was compared with; and the pages about it, written and logged.
+
+The report and the model card (:mod:`perennial.reports.cards`) are made right after a version is registered and before it is
+promoted, so that whoever approves it has read them. They lie below ``card/`` of the version's run in MLflow. If one cannot
+be made, the promotion stops: a version of which something is not known is not released.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from perennial.core import logs
+from perennial.core.errors import CardError
+from perennial.core.intervals import Interval
+from perennial.ledger.store import Ledger
+from perennial.registry.store import Registry
+from perennial.reports.cards import (
+    MOST,
+    called,
+    decision,
+    gates,
+    interval_of,
+    listed,
+    metrics,
+    model_card,
+    number,
+    share,
+    slices,
+    standing,
+)
+from perennial.reports.documents import Block, Code, Document, Facts, Mark, Points, Section, Table, Words
+from perennial.reports.dossier import Dossier, gather
+from perennial.spec.folder import ModelFolder
+from perennial.spec.training import METRICS
+
+log = logs.get(__name__)
+
+
+#: Where the pages lie among the artifacts of a version's run.
+PLACE = "card"
+#: Lines of a difference between two files that people read.
+_DIFF = 80
+#: Change of a share of missing values, or of a class, that is worth a look.
+_NOTABLE = 0.05
+
+
+def write_pages(
+    folder: ModelFolder | None, ledger: Ledger, registry: Registry, model: str, version: int, into: Path
+) -> list[Path]:
+    """Write ``card`` and ``release`` as HTML and as Markdown, and their pictures, into a directory.
+
+    Args:
+        folder: the model's folder as it is now; None if there is none.
+        ledger: tells of the version.
+        registry: holds its run.
+        model: its name.
+        version: its number.
+        into: is made if need be.
+
+    Returns:
+        The pages.
+
+    Raises:
+        CardError: there is no such version, or a section would say nothing; nothing is written.
+        TrainingError, ArtifactRejected: the folder that the version was made by is not known any more.
+    """
+    dossier = gather(folder, ledger, registry, model, version)
+    documents = {"card": model_card(dossier), "release": release_report(dossier)}
+    for document in documents.values():
+        document.check()
+    into.mkdir(parents=True, exist_ok=True)
+    pages = []
+    for name, document in documents.items():
+        for ending, text in (("html", document.to_html()), ("md", document.to_markdown())):
+            page = into / f"{name}.{ending}"
+            page.write_text(text, encoding="utf-8")
+            pages.append(page)
+        for picture in document.pictures:
+            (into / picture.name).write_bytes(picture.png)
+    return pages
+
+
+def publish_pages(folder: ModelFolder, ledger: Ledger, registry: Registry, version: int) -> None:
+    """Log a version's card and report to its run in MLflow, in place of earlier ones.
+
+    Of a version that the gates refused, pages that cannot be made are only told of: there is nothing left to stop.
+
+    Raises:
+        CardError, TrainingError, ArtifactRejected: as :func:`write_pages`, of a version that may be promoted.
+    """
+    model = folder.spec.name
+    record = ledger.version(model, version)
+    with tempfile.TemporaryDirectory(prefix="perennial-card-") as scratch:
+        try:
+            write_pages(folder, ledger, registry, model, version, Path(scratch))
+        except CardError as error:
+            if record is None or record.decision.get("promote") is True:
+                raise
+            log.warning("a version that the gates refused has no card: %s", error)
+            return
+        assert record is not None  # there are pages about it
+        registry.run(record.mlflow_run_id).log_files(Path(scratch), PLACE)
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def release_report(dossier: Dossier) -> Document:
+    """What changes if a version takes the champion's place, and what to watch then."""
+    rival = dossier.rival
+    over = f"champion version {rival.version}" if rival else "no champion: it would be the first version to predict"
+    return Document(
+        kind="Release report",
+        title=f"{dossier.name} against {over}",
+        lead=dossier.spec.description,
+        mark=standing(dossier),
+        figures=_figures(dossier),
+        sections=[
+            Section("In short", [Points(_in_short(dossier))], "an evaluation of the version, in the ledger"),
+            decision(dossier),
+            metrics(dossier) if rival is None else _gained_and_lost(dossier),
+            slices(dossier),
+            gates(dossier),
+            Section(
+                "Features, parameters and spec", list(_made_otherwise(dossier)), "the version's own folder, logged with its run"
+            ),
+            Section("Data", list(_data(dossier)), "the training sets of both versions, in the ledger"),
+            Section("What to watch", [Points(to_watch(dossier))], "an evaluation of the version, in the ledger"),
+        ],
+    )
+
+
+def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
+    evaluation, metric = dossier.evaluation, dossier.evaluation["metric"]
+    figures = [
+        (f"{metric} of {called(one)}", number(one["metrics"].get(metric)), interval_of(one, metric))
+        for one in (evaluation["candidate"], evaluation.get("champion"))
+        if one
+    ]
+    if comparison := evaluation.get("comparison"):
+        ends = "" if comparison["low"] is None else f"{number(comparison['low'])} to {number(comparison['high'])}"
+        figures.append(("gain", f"{comparison['gain']:+.4g}", ends))
+    results = dossier.record.decision.get("results", [])
+    passed = sum(result["passed"] for result in results)
+    return [*figures, ("gates passed", f"{passed} of {len(results)}", "")]
+
+
+def _in_short(dossier: Dossier) -> list[str]:
+    evaluation, comparison = dossier.evaluation, dossier.evaluation.get("comparison")
+    candidate, metric = evaluation["candidate"], evaluation["metric"]
+    if candidate.get("error"):
+        return [f"It could not predict: {candidate['error']}"]
+    lines = [f"{metric} is {number(candidate['metrics'].get(metric))} {interval_of(candidate, metric)}".rstrip() + "."]
+    if comparison:
+        sure = comparison["problem"] or (
+            f"with {comparison['confidence']:.0%} confidence it lies between {number(comparison['low'])} and "
+            f"{number(comparison['high'])} ({comparison['resamples']:,} resamples of {comparison['blocks']} blocks by "
+            f"{comparison['block']})"
+        )
+        lines.append(f"The gain over the champion is {comparison['gain']:+.4g}; {sure}.")
+        lines.append(f"{comparison['identical']:.1%} of its predictions are the champion's to the last bit.")
+    elif dossier.rival is None:
+        simple = [f"{called(one)} {number(one['metrics'].get(metric))}" for one in evaluation["baselines"]]
+        lines.append(f"There is no champion yet. On the same rows: {', '.join(simple) or 'no baseline'}.")
+    better, worse = _by_direction(dossier)
+    if better or worse:
+        lines.append(f"Better: {', '.join(better) or 'nothing'}. Worse: {', '.join(worse) or 'nothing'}.")
+    judged = (evaluation.get("slices") or {}).get("judged") or []
+    if judged:
+        lost = [one for one in judged if one["gain"] < 0]
+        lines.append(
+            f"Of {len(judged):,} slices {len(lost):,} lose: {_names(lost)}."
+            if lost
+            else f"None of {len(judged):,} slices loses."
+        )
+    return lines
+
+
+def _by_direction(dossier: Dossier) -> tuple[list[str], list[str]]:
+    """Names of the metrics that got better, and of those that got worse."""
+    gains = {metric: gain for metric, _, _, gain in _gains(dossier)}
+    return [name for name, gain in gains.items() if gain > 0], [name for name, gain in gains.items() if gain < 0]
+
+
+def _gains(dossier: Dossier) -> Iterator[tuple[str, float, float, float]]:
+    """Each metric of both: its name, the champion's, the version's, and how much better the version is."""
+    champion, candidate = dossier.evaluation.get("champion") or {}, dossier.evaluation["candidate"]
+    for metric, greater_is_better in METRICS[dossier.spec.task].items():
+        if metric in champion.get("metrics", {}) and metric in candidate["metrics"]:
+            before, after = champion["metrics"][metric], candidate["metrics"][metric]
+            yield metric, before, after, after - before if greater_is_better else before - after
+
+
+def _names(found: list[dict[str, Any]]) -> str:
+    worst = sorted(found, key=lambda one: one["gain"])
+    return listed([f"{one['column']} {one['value']} ({one['gain']:+.3g})" for one in worst])
+
+
+def _gained_and_lost(dossier: Dossier) -> Section:
+    champion, candidate = dossier.evaluation.get("champion") or {}, dossier.evaluation["candidate"]
+    rows = [
+        [
+            metric,
+            f"{number(before)} {interval_of(champion, metric)}".rstrip(),
+            f"{number(after)} {interval_of(candidate, metric)}".rstrip(),
+            f"{after - before:+.4g}",
+            Mark("better", "good") if gain > 0 else Mark("worse", "warn") if gain < 0 else Mark("the same", "quiet"),
+        ]
+        for metric, before, after, gain in _gains(dossier)
+    ]
+    if not rows and (error := champion.get("error") or candidate.get("error")):
+        return Section("Metrics", [Words(f"Nothing can be compared: {error}")], "")
+    words = (
+        f"On the same {dossier.evaluation['rows']:,} rows of {dossier.evaluation['interval']}. Intervals of two versions may "
+        "overlap although one is surely better: the comparison above is of pairs."
+    )
+    return Section(
+        "Metrics",
+        [
+            Words(words),
+            Table(["metric", "champion", "this version", "difference", ""], rows),
+            *dossier.pictures(
+                ("holdout/gain.png", "How sure the gain over the champion is"), ("holdout/roc.png", "ROC curve on the holdout")
+            ),
+        ],
+        "metrics of both versions on the holdout: one of them could not predict, or no label is known",
+    )
+
+
+def _made_otherwise(dossier: Dossier) -> Iterator[Block]:
+    training, rival = dossier.training, dossier.rival
+    if rival is None:
+        features = [*training["numeric"], *training["categorical"]]
+        yield Facts(
+            [
+                ("candidate", training["candidate"]),
+                ("parameters", ", ".join(f"{name} {value}" for name, value in training["params"].items()) or "defaults"),
+                ("features", f"{len(features)}: {', '.join(features)}"),
+                ("model folder", f"SHA-256 {dossier.record.spec_digest}"),
+            ]
+        )
+        return
+    ours, its = ({*of["numeric"], *of["categorical"]} for of in (training, rival.training))
+    yield Facts(
+        [
+            ("features added", ", ".join(sorted(ours - its)) or "none"),
+            ("features removed", ", ".join(sorted(its - ours)) or "none"),
+            ("how features are made", "the same" if rival.features_digest == dossier.record.features_digest else "changed"),
+            ("candidate", _change(rival.training.get("candidate"), training["candidate"])),
+            ("commit", _change(rival.code.get("commit"), dossier.record.code.get("commit"))),
+            (
+                "packages",
+                ", ".join(_changed(rival.code.get("packages", {}), dossier.record.code.get("packages", {}))) or "the same",
+            ),
+        ]
+    )
+    params = [
+        [name, before, after]
+        for name, (before, after) in _differences(rival.training.get("params", {}), training["params"]).items()
+    ]
+    if params:
+        yield Table(["parameter", "champion", "this version"], params)
+    if dossier.importance and dossier.rival_importance:
+        moved = sorted(
+            ({*dossier.importance} | {*dossier.rival_importance}),
+            key=lambda name: -abs(dossier.importance.get(name, 0.0) - dossier.rival_importance.get(name, 0.0)),
+        )
+        rows = [[name, dossier.rival_importance.get(name), dossier.importance.get(name)] for name in moved[:5]]
+        yield Words("The features whose importance moved most, each on its own validation rows:")
+        yield Table(["feature", "champion", "this version"], rows)
+    if dossier.rival_files is None:
+        yield Words("What changed in the model folder is not known: the champion's files were not kept.")
+    elif dict(dossier.files) == dict(dossier.rival_files):
+        yield Words("The model folder is the same.")
+    else:
+        yield from _folder_changes(dossier.rival_files, dossier.files)
+
+
+def _folder_changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Block]:
+    specs = [_flatten(json.loads(files["model.yaml"])) for files in (before, after)]
+    changed = [[path, old, new] for path, (old, new) in _differences(*specs).items()]
+    if changed:
+        yield Table(["in model.yaml", "champion", "this version"], changed[: 2 * MOST])
+    for name in ("features.sql", "model.py"):
+        lines = list(
+            difflib.unified_diff(
+                before.get(name, "").splitlines(),
+                after.get(name, "").splitlines(),
+                "champion",
+                "this version",
+                lineterm="",
+                n=1,
+            )
+        )
+        if lines:
+            more = [f"… {len(lines) - _DIFF:,} more lines"] if len(lines) > _DIFF else []
+            yield Code(f"{name} changed", "\n".join([*lines[:_DIFF], *more]))
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {
+            place: part for key, below in value.items() for place, part in _flatten(below, f"{path}.{key}".lstrip(".")).items()
+        }
+    return {path: value}
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {
+        name: (before.get(name), after.get(name))
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    }
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {old} → {new}" for name, (old, new) in _differences(before, after).items()]
+
+
+def _change(before: Any, after: Any) -> str:
+    return f"{after} (the same)" if before == after else f"{after}, it was {before}"
+
+
+def _data(dossier: Dossier) -> Iterator[Block]:
+    ours, its = dossier.training, dossier.rival.training if dossier.rival else None
+    columns = ["", *(["champion"] if its else []), "this version"]
+    both = [training for training in (its, ours) if training]
+    rows: list[list[Any]] = [
+        ["learned from", *(training["window"] for training in both)],
+        ["rows", *(training["rows"]["window"] for training in both)],
+        ["labels known", *(share(training["labelled"]["window"], training["entities"]["window"]) for training in both)],
+    ]
+    rows += [[f"share of {name}", *(_show_share(training, name) for training in both)] for name in _classes(both)]
+    yield Table(columns, rows)
+    if its is not None:
+        before, after = (Interval.from_key(training["window"]) for training in (its, ours))
+        if before.overlaps(after):
+            common = Interval(max(before.start, after.start), min(before.end, after.end))
+            yield Words(
+                f"Both learned from {common} ({common.length.days} days), this version alone from the rest of its window."
+            )
+        else:
+            yield Words("No day is common to what the two learned from.")
+    gaps = _moved(dossier.rival_missing, dossier.missing)
+    if gaps:
+        yield Words("Features of which more, or less, was missing:")
+        yield Table(
+            ["feature", "missing, champion", "missing, this version"],
+            [[name, f"{old:.1%}", f"{new:.1%}"] for name, (old, new) in gaps.items()],
+        )
+
+
+def _classes(trainings: list[Any]) -> list[str]:
+    return list(dict.fromkeys(name for training in trainings for name in training["classes"]["window"]))
+
+
+def _show_share(training: Mapping[str, Any], name: str) -> str:
+    counts = training["classes"]["window"]
+    return share(counts.get(name, 0), sum(counts.values()))
+
+
+def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Shares that moved by more than what is worth a look."""
+    return {
+        name: (before[name], after[name]) for name in after if name in before and abs(after[name] - before[name]) > _NOTABLE
+    }
+
+
+def to_watch(dossier: Dossier) -> list[str]:
+    """What a careful colleague would point at: what passed narrowly, got worse, rests on little or has moved."""
+    evaluation = dossier.evaluation
+    watch = [
+        f"Refused by {result['gate']}: {result['reason']}"
+        for result in dossier.record.decision.get("results", [])
+        if not result["passed"]
+    ]
+    _, worse = _by_direction(dossier)
+    if worse:
+        watch.append(f"Worse than the champion's, though other metrics are better: {', '.join(worse)}.")
+    comparison = evaluation.get("comparison") or {}
+    if comparison.get("low") is not None and comparison["low"] <= 0 <= comparison["high"]:
+        watch.append(
+            f"The gain may be none: its interval reaches from {number(comparison['low'])} to {number(comparison['high'])}."
+        )
+    found = evaluation.get("slices") or {}
+    if lost := [one for one in found.get("judged") or [] if one["gain"] < 0]:
+        watch.append(f"Slices that lose, within what the gate allows or chance explains: {_names(lost)}.")
+    if small := found.get("not_judged"):
+        watch.append(f"{len(small):,} slices have too few rows to be judged.")
+    for name, (old, new) in _moved(dossier.rival_missing, dossier.missing).items():
+        watch.append(f"{name} was missing in {old:.0%} of what the champion learned from, now in {new:.0%}.")
+    if dossier.rival is not None:
+        for name in _classes([dossier.training]):
+            before, after = (_count_share(training, name) for training in (dossier.rival.training, dossier.training))
+            if before is not None and after is not None and abs(after - before) > _NOTABLE:
+                watch.append(f"{name} made up {before:.0%} of what the champion learned from, now {after:.0%}.")
+    importance = dossier.importance
+    total = sum(max(drop, 0.0) for drop in importance.values())
+    if total > 0 and (top := max(importance.items(), key=lambda pair: pair[1]))[1] > total / 2:
+        watch.append(f"It leans on one feature, {top[0]}: {top[1] / total:.0%} of all importance. Watch its drift first.")
+    if evaluation["label_coverage"] < 1:
+        watch.append(f"Labels are known for {evaluation['label_coverage']:.1%} of the holdout; the rest may tell otherwise.")
+    every = dossier.spec.schedules.monitor
+    return [*watch, f"Realised {evaluation['metric']} and drift are measured each {every} from its first predictions on."]
+
+
+def _count_share(training: Mapping[str, Any], name: str) -> float | None:
+    counts = training["classes"]["window"]
+    return counts.get(name, 0) / sum(counts.values()) if counts else None

@@ -1,0 +1,149 @@
+"""Lineage of one deployment: read from its ledger and lake, worked out by :mod:`perennial.reports.lineage`, drawn as a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from functools import reduce
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.text import Text
+from rich.tree import Tree
+
+from perennial.core.errors import LineageError
+from perennial.core.intervals import Interval
+from perennial.lake.publish import Lake
+from perennial.ledger.store import Ledger
+from perennial.reports.lineage import History, Node, PredictionRow
+from perennial.scoring.predictor import DATASET as PREDICTIONS
+from perennial.spec.model import ModelSpec
+
+__all__ = ["draw", "find_prediction", "read_history"]
+
+#: Columns that every published prediction has, whatever it is published in; see :mod:`perennial.scoring.publish`.
+_ANSWERS = ("as_of", "prediction", "version", "features_snapshot", "run_id", "predicted_at")
+#: Neighbours of one kind that are drawn before the others are counted.
+_SHOWN = 6
+
+
+def read_history(ledger: Ledger, spec: ModelSpec) -> History:
+    """All that the ledger tells of a model and lineage needs."""
+    datasets = ledger.datasets(spec.name)
+    return History(
+        model=spec.name,
+        publications={dataset: ledger.publications(spec.name, dataset) for dataset in datasets},
+        revisions={dataset: ledger.revisions(spec.name, dataset) for dataset in datasets},
+        versions=ledger.versions(spec.name),
+        promotions=ledger.promotions(spec.name),
+        sources={name: table.source for name, table in spec.tables.items()},
+        timeless=frozenset(name for name, table in spec.tables.items() if table.event_time is None),
+        lookback=spec.features.lookback,
+    )
+
+
+def find_prediction(lake: Lake, ledger: Ledger, spec: ModelSpec, key: Sequence[str], at: Interval | None) -> PredictionRow:
+    """A published prediction, read from the lake.
+
+    Args:
+        lake: where predictions are.
+        ledger: says at which snapshot.
+        spec: of the model.
+        key: values of the entity's key, as texts, in its order; or each as ``column=value``.
+        at: the day of the entity's event time; None searches all of them.
+
+    Raises:
+        LineageError: no prediction, or more than one, is found, or the key is not one.
+    """
+    published = ledger.published(spec.name, PREDICTIONS)
+    if published is None:
+        raise LineageError(f"{spec.name}: no {PREDICTIONS} are published yet; run {spec.name}.score for a day")
+    columns = [*dict.fromkeys([*spec.entity_table.key, spec.event_time, *_ANSWERS])]
+    rows = lake.scan(
+        spec.name, PREDICTIONS, published.snapshots[PREDICTIONS], columns=columns, interval=at, event_time=spec.event_time
+    )
+    wanted = _key(spec, key, rows.schema)
+    found = pa.Table.from_batches(
+        [batch.filter(mask) for batch in rows if (mask := _matches(batch, wanted)).true_count], rows.schema
+    ).to_pylist()
+    named = ", ".join(f"{name} {value}" for name, value in wanted.items())
+    if len(found) != 1:
+        where = f"of {at}" if at else f"among all {PREDICTIONS}"
+        moments = ", ".join(sorted(f"{row[spec.event_time]:%Y-%m-%d %H:%M}" for row in found)[:5])
+        raise LineageError(
+            f"{spec.name}: no prediction of {named} {where} is published"
+            if not found
+            else f"{spec.name}: {len(found)} predictions of {named} are published, at {moments}: say which day by --at"
+        )
+    row = found[0]
+    return PredictionRow(
+        key={name: row[name] for name in spec.entity_table.key},
+        event_time=row[spec.event_time].astimezone(UTC),
+        as_of=row["as_of"].astimezone(UTC),
+        value=row["prediction"],
+        version=row["version"],
+        features_snapshot=row["features_snapshot"],
+        run_id=row["run_id"],
+        predicted_at=row["predicted_at"].astimezone(UTC),
+    )
+
+
+def _key(spec: ModelSpec, given: Sequence[str], schema: pa.Schema) -> dict[str, Any]:
+    names = spec.entity_table.key
+    if len(given) != len(names):
+        raise LineageError(f"{spec.name}: a prediction is named by {', '.join(names)}; {len(given)} values are given")
+    values = dict(zip(names, given, strict=True))
+    for text in given:
+        name, separator, value = text.partition("=")
+        if separator and name in names:
+            values[name] = value
+    try:
+        return {name: pa.scalar(value).cast(schema.field(name).type) for name, value in values.items()}
+    except pa.ArrowInvalid as error:
+        raise LineageError(f"{spec.name}: the key cannot be read: {error}") from error
+
+
+def _matches(batch: pa.RecordBatch, wanted: Mapping[str, Any]) -> pa.BooleanArray:
+    return reduce(pc.and_, (pc.fill_null(pc.equal(batch.column(name), value), False) for name, value in wanted.items()))
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def draw(node: Node) -> Tree:
+    """The tree for a terminal. Values are shown as they are, never as markup; long rows of neighbours are cut short."""
+    tree = Tree(_label(node))
+    _grow(tree, node)
+    return tree
+
+
+def _grow(tree: Tree, node: Node) -> None:
+    for child in node.leads_to[:_SHOWN]:
+        _grow(tree.add(_label(child)), child)
+    if (more := len(node.leads_to) - _SHOWN) > 0:
+        tree.add(Text(f"… {more:,} more; --json tells all", style="dim"))
+
+
+def _label(node: Node) -> Text:
+    if node.kind == "missing":
+        return Text(f"not known: {node.name}", style="yellow")
+    label = Text(node.name, style="bold")
+    shown = {name: _short(value) for name, value in node.facts.items() if name != "name" and _short(value)}
+    for name, value in shown.items():
+        label.append(f"  {name} ", style="dim").append(value, style="not bold")
+    return label
+
+
+def _short(value: Any) -> str:
+    """A fact in a line; what is longer is for --json."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(part)}" for name, part in list(value.items())[:_SHOWN])
+    if isinstance(value, list | tuple):
+        more = f" … {len(value) - 3:,} more" if len(value) > 3 else ""
+        return ", ".join(str(part) for part in value[:3]) + more
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    is_digest = len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
+    return f"{text[:12]}…" if is_digest else text

@@ -1,0 +1,52 @@
+"""Which version scores an interval."""
+
+from __future__ import annotations
+
+from perennial.core import logs
+from perennial.core.errors import NoChampion
+from perennial.core.intervals import Interval
+from perennial.ledger.coverage import trained_as_of
+from perennial.ledger.records import VersionRecord
+from perennial.ledger.store import Ledger
+from perennial.ledger.succession import lineage
+from perennial.registry.store import Registry
+
+log = logs.get(__name__)
+
+
+def resolve_champion(registry: Registry, ledger: Ledger, model: str, interval: Interval) -> int:
+    """The version that is to score an interval, to be asked once a run.
+
+    The champion, unless it was trained as of a time after the interval's start: then it may have learned from the very
+    rows it is to predict, and the newest of its predecessors that cannot have is taken. Predecessors that were rolled
+    back from are passed over. If there is none, it is the champion after all.
+
+    Raises:
+        NoChampion: no version was ever promoted.
+    """
+    champion = registry.champion(model)
+    if champion is None:
+        raise NoChampion(
+            f"{model}: no version has been promoted yet, so {interval} cannot be scored: run {model}.train, or promote a "
+            "registered version by hand"
+        )
+    records = {record.version: record for record in ledger.versions(model)}
+    if _was_trained_before(records.get(champion), interval):
+        return champion
+    for version in reversed(lineage(ledger.promotions(model))):
+        if version != champion and version in records and _was_trained_before(records[version], interval):
+            log.info("version %d scores: champion %d was trained as of a time after %s", version, champion, interval)
+            return version
+    log.warning(
+        "champion %d was trained as of a time after %s begins and no earlier champion can stand in: its predictions may be of "
+        "rows it learned from, and say nothing about how good it is",
+        champion,
+        interval,
+    )
+    return champion
+
+
+def _was_trained_before(record: VersionRecord | None, interval: Interval) -> bool:
+    # Of a version that someone registered by hand nothing is known, and it was made champion all the same.
+    as_of = trained_as_of(record)
+    return as_of is None or as_of <= interval.start

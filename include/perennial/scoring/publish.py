@@ -1,0 +1,225 @@
+"""Champion and features of an interval → published predictions, in bounded memory.
+
+Which version predicts is resolved once a run, by number, and that number is what every prediction records. Predictions go
+to the lake, as the dataset ``predictions``, and are shown in the predictions database (:mod:`perennial.scoring.sink`) once
+they are published there. Predictions that no model in its right mind would make are refused before anything of them can be
+read.
+
+Neighbours: :mod:`perennial.features.publish` publishes what is read here; :mod:`perennial.drift.compare` and
+:mod:`perennial.monitoring.performance` look back at what is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from perennial.core import logs
+from perennial.core.errors import ScoringError
+from perennial.core.intervals import Interval
+from perennial.core.streams import Follower
+from perennial.lake.publish import Lake, TableWrite
+from perennial.ledger.coverage import uncovered
+from perennial.ledger.records import Publication
+from perennial.ledger.store import Ledger
+from perennial.registry.store import Registry
+from perennial.scoring.predictor import DATASET, PROVENANCE, Predictor, Tally, predictions_schema
+from perennial.scoring.sink import PredictionSink
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+
+log = logs.get(__name__)
+
+#: How often the sink is offered newer rows before something must be wrong.
+_SINK_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An interval whose predictions are published and in the predictions database.
+
+    Attributes:
+        version: the version that predicted.
+        rows: predictions, one an entity.
+        publication: the ledger's number for them.
+        features_snapshot: Iceberg snapshot of the features that were read.
+        predictions_snapshot: Iceberg snapshot of the predictions.
+        summary: ``minimum``, ``mean`` and ``maximum`` of numeric predictions; by class, the share predicted, otherwise.
+    """
+
+    model: str
+    interval: Interval
+    version: int
+    rows: int
+    publication: int
+    features_snapshot: int
+    predictions_snapshot: int
+    run_id: str
+    summary: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "interval": self.interval.key}
+
+
+def score(
+    folder: ModelFolder,
+    lake: Lake,
+    ledger: Ledger,
+    registry: Registry,
+    interval: Interval,
+    *,
+    version: int,
+    order: int,
+    run_id: str,
+    sink_url: str,
+) -> Scored:
+    """Predict every entity of an interval and publish the predictions, to the lake and to the predictions database.
+
+    Done twice, at once or after a crash at any point, the tables hold the interval's predictions once. A run that was
+    overtaken by a later one leaves the later one's predictions as they are.
+
+    Args:
+        folder: the model's folder.
+        lake: tables are read and written there.
+        ledger: names the snapshot that features are read at.
+        registry: loads the version.
+        interval: its features must be published.
+        version: from :func:`resolve_champion`.
+        order: the run's rank, from :meth:`Ledger.next_order`.
+        run_id: the run.
+        sink_url: SQLAlchemy URL of the predictions database.
+
+    Raises:
+        ScoringError: features are missing, or the predictions are not fit to be published; nothing was published.
+        ArtifactRejected: the stored model is not what was registered.
+        Superseded: a later run or attempt has taken over; nothing of this one was published.
+    """
+    spec = folder.spec
+    features = published_features(spec, ledger, interval)
+    model = registry.load(spec.name, version, spec=spec)
+    if model.features_digest != folder.features_digest:
+        log.warning("features.sql or the tables' definition changed since version %d was trained", version)
+    predictor = Predictor(spec, lake, model, interval, features.snapshots["features"], run_id)
+    return publish_predictions(spec, lake, ledger, predictor, order=order, sink_url=sink_url)
+
+
+class Predictions(Protocol):
+    """Predictions of an interval that are yet to be published, wherever they were made."""
+
+    interval: Interval
+    version: int
+    features_snapshot: int
+    run_id: str
+    tally: Tally
+
+    def reader(self) -> pa.RecordBatchReader:
+        """All predictions, from the first, with the columns of :func:`predictions_schema`; counted anew by ``tally``."""
+
+
+def publish_predictions(
+    spec: ModelSpec, lake: Lake, ledger: Ledger, predictions: Predictions, *, order: int, sink_url: str
+) -> Scored:
+    """Publish predictions to the lake and to the predictions database, see :func:`score`.
+
+    The predictions database is sent the rows while the lake is, and shows them when the lake has published. If that is not to
+    be or cannot be, it is brought in line from the lake.
+    """
+    interval, version, run_id = predictions.interval, predictions.version, predictions.run_id
+    schema = predictions_schema(spec)
+    sink = PredictionSink(sink_url, spec.name, schema, spec.event_time, shared=PROVENANCE)
+    published: Future[int] = Future()
+
+    def copy(rows: Iterable[pa.RecordBatch]) -> int | None:
+        return sink.write(interval, published.result, rows)
+
+    with Follower(copy) as copying:
+
+        def rows() -> pa.RecordBatchReader:
+            return pa.RecordBatchReader.from_batches(schema, copying.passing(predictions.reader()))
+
+        try:
+            publication = lake.publish(
+                model=spec.name,
+                dataset=DATASET,
+                interval=interval,
+                tables={DATASET: TableWrite(data=rows, event_time=spec.event_time, schema=schema)},
+                order=order,
+                run_id=run_id,
+                inputs={"version": version, "features": predictions.features_snapshot},
+            )
+            newest = ledger.publications(spec.name, DATASET, interval)[-1]
+            if newest.id == publication.id:
+                published.set_result(publication.id)
+        finally:
+            published.cancel()  # unless it is set
+        copied = not published.cancelled() and _is_copied(copying)
+    if not copied:
+        _copy_to_sink(spec, lake, ledger, interval, sink)
+    scored = Scored(
+        model=spec.name,
+        interval=interval,
+        version=version,
+        rows=predictions.tally.rows,
+        publication=publication.id,
+        features_snapshot=predictions.features_snapshot,
+        predictions_snapshot=publication.snapshots[DATASET],
+        run_id=run_id,
+        summary=predictions.tally.summary(),
+    )
+    log.info("version %d predicted %s entities: %s", version, f"{scored.rows:,}", scored.summary)
+    return scored
+
+
+def published_features(spec: ModelSpec, ledger: Ledger, interval: Interval) -> Publication:
+    """The publication whose snapshots the features of an interval are read at.
+
+    Raises:
+        ScoringError: days of the interval have no features.
+    """
+    newest = ledger.published(spec.name, "features")
+    gaps = uncovered(interval, ledger.publications(spec.name, "features", interval))
+    if newest is None or gaps:
+        raise ScoringError(
+            f"{spec.name}, {interval}: no features are published for {', '.join(gap.key for gap in gaps)}: run "
+            f"{spec.name}.ingest for these days first"
+        )
+    return newest
+
+
+def _is_copied(copying: Follower[pa.RecordBatch, int | None]) -> bool:
+    try:
+        return copying.result() is not None
+    # Whatever it is: the same is done again from the lake, and fails for everybody to see if it must.
+    except Exception as error:
+        log.warning("predictions are copied from the lake, as they could not be while they were made: %s", error)
+        return False
+
+
+def _copy_to_sink(spec: ModelSpec, lake: Lake, ledger: Ledger, interval: Interval, sink: PredictionSink) -> None:
+    """Bring the predictions database in line with what is published for the interval now.
+
+    What is copied is the newest publication rather than this run's own: a run that slept while another one published then
+    copies the other's rows, and it does not matter who is last.
+    """
+    for _ in range(_SINK_ATTEMPTS):
+        newest = ledger.published(spec.name, DATASET)
+        assert newest is not None  # this run has published
+        rows = lake.scan(
+            spec.name,
+            DATASET,
+            newest.snapshots[DATASET],
+            columns=predictions_schema(spec).names,
+            interval=interval,
+            event_time=spec.event_time,
+        )
+        if sink.write(interval, newest.id, rows) is not None:
+            return
+    raise ScoringError(
+        f"{spec.name}, {interval}: the predictions database holds rows of a publication that this ledger does not know; the "
+        f"two do not belong together. If the ledger was restored from a backup, drop {spec.name}_predictions and "
+        f"{spec.name}_scored and score again"
+    )

@@ -1,0 +1,292 @@
+"""The predictions database: the table ``<model>_predictions`` that a model's consumers read with plain SQL.
+
+It follows the lake and never leads it: the rows of an interval are shown here after :mod:`perennial.scoring.publish` has
+published them as an Iceberg table. Of which publication an interval's rows are stands in ``<model>_scored`` beside it, and
+rows of an older publication never replace those of a newer one.
+
+Rows are staged in temporary tables of a session first, which may be done before it is known whether they will be published:
+nothing is locked meanwhile, no transaction stays open that would keep a server from tidying up, and rows that are not
+published leave nothing behind. The swap is then made by the server itself. SQLite has one writer at a time. In PostgreSQL
+nobody sees the new rows before they are committed, and the lock is for what they replace. A pooler in front of it must pool
+sessions, not transactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import chain, repeat
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import sqlalchemy as sa
+
+from perennial.core.database import LOCK_WAIT, Database
+from perennial.core.errors import ScoringError
+from perennial.core.intervals import Interval
+
+#: How long PostgreSQL lets a writer that has stopped hold what others wait for.
+IDLE_LIMIT = LOCK_WAIT / 2
+#: Rows that SQLite is sent at once: more take as long, and a row a statement nearly twice as long.
+_ROWS_A_STATEMENT = 50
+_SQL_TYPES: dict[pa.DataType, sa.types.TypeEngine[Any]] = {
+    pa.string(): sa.Text(),
+    pa.large_string(): sa.Text(),
+    pa.int64(): sa.BigInteger(),
+    pa.float64(): sa.Double(),
+    pa.bool_(): sa.Boolean(),
+    pa.timestamp("us", "UTC"): sa.DateTime(timezone=True),
+    pa.date32(): sa.Date(),
+}
+
+
+class PredictionSink:
+    """The tables of one model in the predictions database.
+
+    Args:
+        url: SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg2://…``.
+        model: the model's name.
+        schema: columns of a prediction; they are created on first use.
+        event_time: the column that places a row in an interval.
+        shared: columns, none of floats, whose values many rows have in common, such as the run they are from: they are sent
+            once.
+    """
+
+    def __init__(self, url: str, model: str, schema: pa.Schema, event_time: str, shared: Sequence[str] = ()) -> None:
+        self._database = Database(url)
+        self._engine = self._database.engine
+        self._event_time = event_time
+        self._shared = [name for name in schema.names if name in shared]
+        self._own = [name for name in schema.names if name not in shared]
+        metadata = sa.MetaData()
+        self._table = sa.Table(
+            f"{model}_predictions",
+            metadata,
+            *(sa.Column(field.name, _SQL_TYPES[field.type], nullable=field.nullable) for field in schema),
+            # The name must fit PostgreSQL's 63 characters with the longest model name.
+            sa.Index(f"{model}_predictions_at", event_time),
+        )
+        self._scored = sa.Table(
+            f"{model}_scored",
+            metadata,
+            sa.Column("interval_start", sa.DateTime(timezone=True), primary_key=True),
+            sa.Column("interval_end", sa.DateTime(timezone=True), primary_key=True),
+            sa.Column("publication", sa.BigInteger, nullable=False),
+            sa.Column("rows", sa.BigInteger, nullable=False),
+            sa.Column("written_at", sa.DateTime(timezone=True), nullable=False),
+        )
+        self._metadata = metadata
+        self._staging = sa.MetaData()
+        self._staged = sa.Table(
+            "staged", self._staging, *self._columns(self._own), sa.Column("_said", sa.BigInteger), prefixes=["TEMPORARY"]
+        )
+        self._said = sa.Table(
+            "said",
+            self._staging,
+            sa.Column("_said", sa.Integer, primary_key=True, autoincrement=False),
+            *self._columns(self._shared),
+            prefixes=["TEMPORARY"],
+        )
+
+    def _columns(self, names: Iterable[str]) -> list[sa.Column[Any]]:
+        return [sa.Column(name, self._table.c[name].type, nullable=self._table.c[name].nullable) for name in names]
+
+    def write(self, interval: Interval, publication: int | Callable[[], int], rows: Iterable[pa.RecordBatch]) -> int | None:
+        """Replace the interval's rows with those of a publication, all at once.
+
+        Args:
+            interval: all of its rows are replaced.
+            publication: the ledger's number of the publication that ``rows`` are of. A function is called for it when all
+                rows are staged, and may wait until they are published; what it raises is raised here, and nothing is changed.
+            rows: the interval's predictions, in the sink's schema.
+
+        Returns:
+            How many rows were written; None if a newer publication was here first, in which case nothing was changed.
+
+        Raises:
+            ScoringError: the table there has other columns, or the database refused the rows.
+        """
+        try:
+            with self._engine.connect() as connection:
+                staged = self._stage(connection, rows)
+                number = publication if isinstance(publication, int) else publication()
+                self._create()
+                return self._replace(connection, interval, number, staged)
+        except (sa.exc.DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:  # the rows are sent by the driver itself
+            # The first line alone: what follows may quote data.
+            cause = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
+            raise ScoringError(
+                f"{self._table.name}, {interval}: the predictions database {self._where} refused: {cause}. "
+                "The predictions are published in the lake; score the interval again when it is mended"
+            ) from error
+
+    @property
+    def _where(self) -> str:
+        return self._engine.url.render_as_string(hide_password=True)
+
+    def _create(self) -> None:
+        names = (self._table.name, self._scored.name)
+        with self._database.reading() as connection:
+            found = all(sa.inspect(connection).has_table(name) for name in names)
+        if not found:
+            self._database.create(self._metadata)
+        with self._database.reading() as connection:
+            there = [column["name"] for column in sa.inspect(connection).get_columns(self._table.name)]
+        wanted = [column.name for column in self._table.columns]
+        if sorted(there) != sorted(wanted):
+            raise ScoringError(
+                f"the table {self._table.name} in {self._where} has the columns {', '.join(there)}, but predictions have "
+                f"{', '.join(wanted)}: rename or drop it and score again"
+            )
+
+    def _stage(self, connection: sa.Connection, rows: Iterable[pa.RecordBatch]) -> int:
+        with connection.begin():
+            if not self._database.is_sqlite:
+                connection.exec_driver_sql("SET timezone TO 'UTC'")  # moments are sent without their zone
+            self._staging.create_all(connection, checkfirst=False)
+        written = said = 0
+        for batch in rows:
+            with connection.begin():
+                for same in _by_values(batch, self._shared):
+                    [values] = same.select(self._shared).slice(0, 1).to_pylist()
+                    connection.execute(sa.insert(self._said), {"_said": said, **values})
+                    if self._database.is_sqlite:
+                        self._send_to_sqlite(connection, same.select(self._own), said)
+                    else:
+                        self._send_to_postgresql(connection, same.select(self._own), said)
+                    written, said = written + same.num_rows, said + 1
+        return written
+
+    def _send_to_sqlite(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:
+        columns = [*map(_for_sqlite, rows.columns), repeat(said, rows.num_rows)]
+        width, values = len(columns), list(chain.from_iterable(zip(*columns, strict=True)))
+        row, most = f"({', '.join('?' * width)})", _ROWS_A_STATEMENT * width
+        cursor = connection.connection.cursor()
+        for start in range(0, len(values), most):
+            part = values[start : start + most]
+            cursor.execute(f"INSERT INTO staged VALUES {', '.join([row] * (len(part) // width))}", part)
+        cursor.close()
+
+    def _send_to_postgresql(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:
+        # Texts are quoted and missing values are not, which is how PostgreSQL tells an empty text from none.
+        options = pa.csv.WriteOptions(include_header=False, quoting_style="needed")
+        columns = [*map(_without_zone, rows.columns), pa.repeat(pa.scalar(said), rows.num_rows)]
+        buffer = pa.BufferOutputStream()
+        pa.csv.write_csv(pa.RecordBatch.from_arrays(columns, names=[*rows.schema.names, "_said"]), buffer, options)
+        cursor = connection.connection.cursor()
+        cursor.copy_expert("COPY staged FROM STDIN (FORMAT csv)", pa.BufferReader(buffer.getvalue()), 1 << 20)
+        cursor.close()
+
+    def _replace(self, connection: sa.Connection, interval: Interval, publication: int, rows: int) -> int | None:
+        if self._database.is_sqlite:
+            connection = connection.execution_options(writes=True)
+        with connection.begin() as transaction:
+            if not self._database.is_sqlite:
+                # A writer that is stopped while it holds the lock is cut off by the server, so those behind it go on.
+                for setting, limit in (("idle_in_transaction_session_timeout", IDLE_LIMIT), ("lock_timeout", LOCK_WAIT)):
+                    connection.exec_driver_sql(f"SET LOCAL {setting} = {int(limit.total_seconds() * 1000)}")
+                self._insert(connection)
+                self._lock(connection)
+            if self._holds_newer(connection, interval, publication):
+                transaction.rollback()
+                return None
+            self._swap(connection, interval, publication, rows)
+        return rows
+
+    def _insert(self, connection: sa.Connection) -> None:
+        names = [*self._own, *self._shared]
+        # Nothing is missing on the right; the outer join keeps SQLite from going through all rows for each value.
+        together = self._staged.outerjoin(self._said, self._staged.c["_said"] == self._said.c["_said"])
+        columns = [(self._staged if name in self._own else self._said).c[name] for name in names]
+        connection.execute(sa.insert(self._table).from_select(names, sa.select(*columns).select_from(together)))
+
+    def _lock(self, connection: sa.Connection) -> None:
+        key = f"perennial/sink/{self._table.name}"
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
+
+    def _holds_newer(self, connection: sa.Connection, interval: Interval, publication: int) -> bool:
+        scored = self._scored.c
+        newest = connection.execute(
+            sa.select(sa.func.max(scored.publication)).where(
+                scored.interval_start < self._moment(interval.end), scored.interval_end > self._moment(interval.start)
+            )
+        ).scalar_one()
+        return newest is not None and newest > publication
+
+    def _swap(self, connection: sa.Connection, interval: Interval, publication: int, rows: int) -> None:
+        start, end = self._moment(interval.start), self._moment(interval.end)
+        at, scored = self._table.c[self._event_time], self._scored.c
+        replaced = sa.delete(self._table).where(at >= start, at < end)
+        if self._database.is_sqlite:
+            connection.execute(replaced)
+            self._insert(connection)
+        else:
+            # The rows that this transaction has inserted are to stay.
+            connection.execute(replaced.where(sa.text("xmin <> pg_current_xact_id()::xid")))
+        connection.execute(sa.delete(self._scored).where(scored.interval_start >= start, scored.interval_end <= end))
+        connection.execute(
+            sa.insert(self._scored).values(
+                interval_start=start,
+                interval_end=end,
+                publication=publication,
+                rows=rows,
+                written_at=self._moment(datetime.now(UTC)),
+            )
+        )
+
+    def _moment(self, moment: datetime) -> datetime:
+        return moment.replace(tzinfo=None) if self._database.is_sqlite else moment
+
+
+def newest_publication(url: str, model: str) -> int | None:
+    """The newest publication that predictions of a model were copied from; None if none were."""
+    with Database(url).reading() as connection:
+        if not sa.inspect(connection).has_table(f"{model}_scored"):
+            return None
+        return connection.execute(sa.select(sa.func.max(sa.column("publication"))).select_from(_scored(model))).scalar_one()
+
+
+def forget_newer(url: str, model: str, publication: int) -> int:
+    """Let intervals be written again that were copied from a publication which the ledger, once restored, never made.
+
+    Returns:
+        How many intervals there were.
+    """
+    if (newest := newest_publication(url, model)) is None or newest <= publication:
+        return 0
+    with Database(url).writing("sink", f"{model}_predictions") as connection:
+        return connection.execute(sa.delete(_scored(model)).where(sa.column("publication") > publication)).rowcount
+
+
+def _scored(model: str) -> sa.TableClause:
+    return sa.table(f"{model}_scored", sa.column("publication"))
+
+
+def _by_values(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a batch, those together that have the same values in some columns."""
+    found = pa.Table.from_batches([batch]).group_by(list(columns)).aggregate([]) if columns else None
+    if found is None or found.num_rows <= 1:
+        yield from [batch] if batch.num_rows else []
+        return
+    for values in found.to_pylist():
+        same = pa.repeat(True, batch.num_rows)
+        for name, value in values.items():
+            column = batch.column(name)
+            alike = column.is_null() if value is None else pc.equal(column, pa.scalar(value, column.type))
+            same = pc.and_(same, pc.fill_null(alike, False))
+        yield batch.filter(same)
+
+
+def _for_sqlite(column: pa.Array) -> list[Any]:
+    """Values as SQLAlchemy stores them in SQLite; moments are text in UTC that sorts by time."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        column = pc.cast(_without_zone(column), pa.string())
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _without_zone(column: pa.Array) -> pa.Array:
+    """Moments as those of UTC, which Arrow makes texts of twenty times as fast; anything else as it is."""
+    return pc.cast(column, pa.timestamp("us")) if pa.types.is_timestamp(column.type) else column

@@ -1,0 +1,223 @@
+"""``sources``, ``tables``, ``entity``, ``features`` and ``label`` in ``model.yaml``."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from perennial.spec.types import (
+    FUNCTION,
+    ColumnType,
+    Duration,
+    Identifier,
+    Number,
+    Section,
+    Severity,
+    Share,
+    Sql,
+    Text,
+    sets_apart,
+)
+
+
+class Source(Section):
+    """Where rows come from: exactly one of ``files``, ``sql`` and ``python``.
+
+    Attributes:
+        files: a pattern below the deployment's data folder, or a whole fsspec address. ``%Y``, ``%m``, ``%d`` and ``%H``
+            stand for the time of an interval; ``*`` and ``?`` match as in a shell. Ends in .csv, .csv.gz or .parquet.
+        sql: a query that binds ``:start`` and ``:end``.
+        connection: an Airflow connection id or a SQLAlchemy URL's environment variable, for ``sql``.
+        python: ``model:function``, called with start and end, returns an Arrow table or record batch reader.
+        null_values: texts of a CSV file that stand for no value.
+        delimiter: between the fields of a CSV file.
+        encoding: of a CSV file.
+    """
+
+    files: Text | None = None
+    sql: Sql | None = None
+    connection: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
+    python: Annotated[str, Field(pattern=FUNCTION)] | None = None
+    null_values: list[str] = [""]
+    delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(sets_apart)] = ","
+    encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Source:
+        if sum(kind is not None for kind in (self.files, self.sql, self.python)) != 1:
+            raise ValueError("give exactly one of files, sql and python")
+        if (self.sql is None) != (self.connection is None):
+            raise ValueError("sql and connection go together")
+        if self.files is not None:
+            if not self.files.endswith((".csv", ".csv.gz", ".parquet")):
+                raise ValueError("files must end in .csv, .csv.gz or .parquet")
+            if "://" not in self.files and (self.files.startswith("/") or ".." in Path(self.files).parts):
+                raise ValueError("files must stay below the data folder: no leading / and no ..")
+        if self.sql is not None and not (":start" in self.sql and ":end" in self.sql):
+            raise ValueError("sql must bind :start and :end, or every run would read everything")
+        return self
+
+
+class Column(Section):
+    """One column of a table: its type, where it comes from, and what each of its values must satisfy.
+
+    Attributes:
+        type: what the value is cast to; a value that cannot be cast sends its row to quarantine.
+        sql: an expression over the source's columns (texts, for CSV); by default the source's column of the same name.
+        nullable: whether the value may be missing.
+        min, max: inclusive bounds.
+        values: the only values allowed.
+        matches: a regular expression the whole value must satisfy from its beginning.
+        severity: ``critical`` sends a row that fails to quarantine, ``warning`` only tells.
+    """
+
+    type: ColumnType
+    sql: Sql | None = None
+    nullable: bool = False
+    min: Number | None = None
+    max: Number | None = None
+    values: Annotated[list[str], Field(min_length=1)] | None = None
+    matches: Text | None = None
+    severity: Severity = "critical"
+
+    @model_validator(mode="after")
+    def _checks_fit_the_type(self) -> Column:
+        if (self.min is not None or self.max is not None) and self.type not in ("integer", "float"):
+            raise ValueError(f"min and max are for numbers, this column is a {self.type}")
+        if (self.values is not None or self.matches is not None) and self.type != "string":
+            raise ValueError(f"values and matches are for strings, this column is a {self.type}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        if self.matches is not None:
+            try:
+                re.compile(self.matches)
+            except re.error as error:
+                raise ValueError(f"matches is not a regular expression: {error}") from error
+        return self
+
+
+class RowCount(Section):
+    """How many rows a day must bring.
+
+    Attributes:
+        min, max: rows a day, inclusive; a table without event time counts as one day.
+    """
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Annotated[int, Field(ge=1)] | None = None
+    severity: Severity = "critical"
+
+
+class Freshness(Section):
+    """The newest event may lie at most ``within`` before the interval's end."""
+
+    within: Duration
+    severity: Severity = "critical"
+
+
+class Volume(Section):
+    """Rows a day may differ from the mean of the ``past`` by at most the share ``tolerance``."""
+
+    past: Duration = timedelta(days=28)
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    severity: Severity = "warning"
+
+
+class TableChecks(Section):
+    """What a table's interval must satisfy as a whole."""
+
+    rows: RowCount = RowCount()
+    freshness: Freshness | None = None
+    volume: Volume | None = None
+
+
+class Table(Section):
+    """A table of the lake, fed by one source.
+
+    Attributes:
+        source: the source's name.
+        where: SQL over the source's columns; rows for which it does not hold are not of this table.
+        key: columns that name a row; no two published rows of an interval share one.
+        event_time: the timestamp column that places a row in an interval. A table without one is replaced as a whole.
+        known: SQL over the table's columns, the moment from which a row may be used; ``always`` for a table that no
+            prediction could be too early for.
+        columns: the columns by name.
+        checks: what the interval must satisfy as a whole.
+        tolerance: largest share of rows that may go to quarantine; beyond it the interval is refused.
+    """
+
+    source: Identifier
+    where: Sql | None = None
+    key: Annotated[list[Identifier], Field(min_length=1)]
+    event_time: Identifier | None = None
+    known: Sql
+    columns: Annotated[dict[Identifier, Column], Field(min_length=1)]
+    checks: TableChecks = TableChecks()
+    tolerance: Share = 0.05
+
+    @model_validator(mode="after")
+    def _names_its_columns(self) -> Table:
+        for column in self.key:
+            if column not in self.columns:
+                raise ValueError(f"key names {column}, which is no column of this table")
+        if self.event_time is not None:
+            if self.event_time not in self.columns:
+                raise ValueError(f"event_time names {self.event_time}, which is no column of this table")
+            if self.columns[self.event_time].type != "timestamp" or self.columns[self.event_time].nullable:
+                raise ValueError(f"event_time {self.event_time} must be a timestamp and not nullable")
+        elif self.checks.freshness is not None or self.checks.volume is not None:
+            raise ValueError("freshness and volume need an event_time")
+        return self
+
+
+class Entity(Section):
+    """What is predicted: one prediction for each row of ``table``.
+
+    Attributes:
+        table: the table whose key names a prediction and whose event time places it in an interval.
+        as_of: SQL over that table's columns, the moment the prediction is asked for. Only rows known by then count.
+    """
+
+    table: Identifier
+    as_of: Sql
+
+
+class Features(Section):
+    """The columns ``features.sql`` gives for each entity.
+
+    Attributes:
+        numeric, categorical: feature names.
+        lookback: how far before an interval ``features.sql`` may look; older rows are not offered to it.
+    """
+
+    numeric: list[Identifier] = []
+    categorical: list[Identifier] = []
+    lookback: Duration = timedelta(days=2)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.numeric, *self.categorical]
+
+    @model_validator(mode="after")
+    def _are_distinct(self) -> Features:
+        if not self.names:
+            raise ValueError("name at least one numeric or categorical feature")
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return self
+
+
+class Label(Section):
+    """What was to be predicted, once it is known.
+
+    Attributes:
+        table: a table with the entity's key; the label is known when its row is.
+        sql: SQL over that table's columns; true or false, a class, or a number, as the task has it.
+    """
+
+    table: Identifier
+    sql: Sql

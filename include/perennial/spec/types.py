@@ -1,0 +1,66 @@
+"""The types that the sections of ``model.yaml`` are made of: identifiers, SQL, durations, shares, cron expressions."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
+FUNCTION = r"^model:[A-Za-z_][A-Za-z0-9_]*$"
+_DURATION = r"^[1-9][0-9]{0,4}(m|h|d|w)$"
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+Task = Literal["binary_classification", "multiclass_classification", "regression"]
+Severity = Literal["critical", "warning"]
+ColumnType = Literal["string", "integer", "float", "boolean", "timestamp", "date"]
+
+
+def _no_template(text: str) -> str:
+    if "{{" in text or "{%" in text:
+        raise ValueError("templates are not rendered here; write the value itself")
+    return text
+
+
+def sets_apart(delimiter: str) -> str:
+    if not delimiter.isascii() or delimiter.isalnum() or delimiter in '"\r\n\0':
+        raise ValueError("write one ASCII character that is no letter, digit, quote or line break, such as ; or \\t")
+    return delimiter
+
+
+def _parse_duration(value: Any) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    if not isinstance(value, str) or not re.match(_DURATION, value):
+        raise ValueError("write a whole number and a unit: 90m, 2h, 28d or 12w")
+    return timedelta(**{_UNITS[value[-1]]: int(value[:-1])})
+
+
+def _write_duration(value: timedelta) -> str:
+    minutes = int(value.total_seconds() // 60)
+    for unit, size in (("d", 1440), ("h", 60)):
+        if minutes % size == 0:
+            return f"{minutes // size}{unit}"
+    return f"{minutes}m"
+
+
+Text = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_no_template)]
+Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
+Sql = Text
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_parse_duration),
+    PlainSerializer(_write_duration, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["90m", "2h", "28d", "12w"]}),
+]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$", description="five cron fields, in UTC")]
+
+
+class Section(BaseModel):
+    """Strict: an unknown key, a type that is merely similar, NaN and infinity are all refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

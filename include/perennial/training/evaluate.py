@@ -1,0 +1,154 @@
+"""The best candidate, the baselines and the champion, measured on the holdout that none of them has seen."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from perennial.core.errors import TrainingError
+from perennial.evaluation import plots
+from perennial.evaluation.contest import Contest, Entrant, hold
+from perennial.evaluation.evidence import Contender, Evaluation
+from perennial.evaluation.readiness import CleanProcess
+from perennial.lake.publish import Lake
+from perennial.ledger.store import Ledger
+from perennial.model.candidate import Fitted, TrainingSet
+from perennial.registry.store import Registry
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+from perennial.training.training_set import load_rows
+
+
+def choose(fitted: Sequence[Fitted]) -> Fitted:
+    """The best candidate by its validation score; baselines are never chosen, and the holdout has no say.
+
+    Raises:
+        TrainingError: no candidate has a validation score.
+    """
+    scored = [(candidate.score, candidate) for candidate in fitted if not candidate.baseline and candidate.score is not None]
+    if not scored:
+        names = ", ".join(candidate.candidate for candidate in fitted) or "none"
+        raise TrainingError(f"no candidate has a validation score (fitted: {names}): make training.validation longer")
+    # The first of equals, so that the order in model.yaml decides rather than chance.
+    return max(scored, key=lambda pair: pair[0] if pair[1].greater_is_better else -pair[0])[1]
+
+
+def evaluate_training(
+    folder: ModelFolder,
+    lake: Lake,
+    ledger: Ledger,
+    registry: Registry,
+    training_set: TrainingSet,
+    fitted: Sequence[Fitted],
+    *,
+    run_id: str,
+    staging: Path | None = None,
+) -> Evaluation:
+    """Measure the best candidate by validation, all baselines and the champion on the same holdout rows.
+
+    What each reached is added to its run in MLflow, and pictures that compare them to the candidate's.
+
+    Args:
+        folder: the model's folder.
+        lake: where the rows are.
+        ledger: says what the champion learned from.
+        registry: where the models are.
+        training_set: says which rows.
+        fitted: all candidates of the run.
+        run_id: the run of the orchestration.
+        staging: where :func:`build_training_set` left the rows, if it did.
+    """
+    spec, chosen = folder.spec, choose(fitted)
+    with CleanProcess() as clean, tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
+        rows = load_rows(folder, lake, training_set, "holdout", staging)
+        clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id))
+
+        def entrant(candidate: Fitted, role: Literal["candidate", "baseline"]) -> Entrant:
+            blank = Contender(
+                name=candidate.candidate,
+                role=role,
+                metrics={},
+                rows=rows.num_rows,
+                rows_hash=training_set.content["holdout"],
+                predictions=None,
+                mlflow_run_id=candidate.mlflow_run_id,
+                trained_on=training_set.window,
+            )
+            return Entrant(blank, partial(registry.load_fitted, spec, training_set, candidate))
+
+        outcome = hold(
+            Contest(
+                folder=folder,
+                interval=training_set.interval("holdout"),
+                rows=rows,
+                rows_hash=training_set.content["holdout"],
+                entities=training_set.entities["holdout"],
+                as_of=training_set.as_of,
+                training_classes=training_set.classes["window"],
+                training_coverage=training_set.label_coverage("window"),
+                candidate=entrant(chosen, "candidate"),
+                baselines=[entrant(baseline, "baseline") for baseline in fitted if baseline.baseline],
+                champion=_champion(spec, ledger, registry, training_set, rows.num_rows),
+                run_id=run_id,
+            )
+        )
+        files, holdout = Path(scratch), f"holdout {outcome.evaluation.interval}"
+        plots.draw_predictions(spec.task, outcome.truth, outcome.predictions, files, rows=holdout)
+        plots.draw_comparison(outcome.evaluation, outcome.gains, files, rows=holdout)
+        # Last, since that takes longest.
+        evaluation = replace(outcome.evaluation, operation=clean.wait(outcome.model))
+        _log_evaluation(spec, registry, training_set, chosen, fitted, evaluation, files)
+    return evaluation
+
+
+def _champion(spec: ModelSpec, ledger: Ledger, registry: Registry, training_set: TrainingSet, rows: int) -> Entrant | None:
+    version = registry.champion(spec.name)
+    if version is None:
+        return None
+    record = ledger.version(spec.name, version)
+    blank = Contender(
+        name=str(record.training.get("candidate", "champion")) if record else "champion",
+        role="champion",
+        metrics={},
+        rows=rows,
+        rows_hash=training_set.content["holdout"],
+        predictions=None,
+        version=version,
+        mlflow_run_id=record.mlflow_run_id if record else None,
+        trained_on=record.training.get("window") if record else None,
+    )
+    return Entrant(blank, partial(registry.load, spec.name, version, spec=spec))
+
+
+def _log_evaluation(
+    spec: ModelSpec,
+    registry: Registry,
+    training_set: TrainingSet,
+    chosen: Fitted,
+    fitted: Sequence[Fitted],
+    result: Evaluation,
+    files: Path,
+) -> None:
+    """Log an evaluation to the run of the candidate, with the files that belong to it, and to each run what it reached."""
+    stored = {candidate.mlflow_run_id: candidate.model_id for candidate in fitted}
+    for contender in (result.candidate, *result.baselines):
+        if contender.mlflow_run_id is not None and contender.metrics:
+            metrics = {f"holdout_{name}": value for name, value in contender.metrics.items()}
+            if contender.role == "candidate" and result.champion is not None:
+                metrics |= {f"champion_{name}": value for name, value in result.champion.metrics.items()}
+            registry.run(contender.mlflow_run_id).log(metrics=metrics, model_id=stored[contender.mlflow_run_id])
+    run = registry.run(chosen.mlflow_run_id)
+    run.log_rows(
+        "holdout",
+        result.rows_hash,
+        {"model": spec.name, "interval": result.interval, "snapshots": training_set.snapshots},
+        rows=result.rows,
+        context="evaluation",
+    )
+    (files / "evaluation.json").write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
+    run.log_files(files, "holdout")

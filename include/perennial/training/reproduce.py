@@ -1,0 +1,248 @@
+"""Whether a version can be made again: from its pinned rows, by the folder it was made by, to the same predictions.
+
+The version is fitted once more with the parameters that its search chose, the same seed and as many threads; what it then
+predicts on its holdout is compared to the last bit with what the gates judged. Nothing is stored or published.
+
+Neighbours: :mod:`perennial.training.training_set` reads the rows, :mod:`perennial.training.fit` fits and keeps the folder's
+files with each run, :mod:`perennial.reports.lineage` tells where the rows came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from perennial.core.errors import ArtifactRejected, SnapshotMissing, TrainingError
+from perennial.lake.publish import Lake
+from perennial.ledger.records import VersionRecord
+from perennial.ledger.store import Ledger
+from perennial.model import artifacts
+from perennial.model.artifacts import FeatureList, Prediction
+from perennial.model.candidate import Part, TrainingSet
+from perennial.model.labels import labels_of
+from perennial.registry.store import Registry
+from perennial.spec.folder import ModelFolder, read_model
+from perennial.training.fit import FOLDER, code_state, fit_estimator
+from perennial.training.training_set import load_rows
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of making a version once more.
+
+    Attributes:
+        holdout: key of the interval whose predictions are compared. rows: of the holdout. expected:
+        :attr:`perennial.model.artifacts.Prediction.digest` of what the version predicted when the gates judged it, or,
+            of a version that is older than this record, of what its stored model predicts now.
+        found: the same of the version made again.
+        differing: rows whose prediction differs from the stored model's in any bit; None if that could not be loaded.
+        largest: greatest difference of a probability, or of a predicted number; None as above.
+        changes: what is other now than when the version was made, each a likely reason for a difference.
+        notes: what else a reader should know.
+    """
+
+    model: str
+    version: int
+    holdout: str
+    rows: int
+    expected: str
+    found: str
+    differing: int | None
+    largest: float | None
+    changes: list[str]
+    notes: list[str]
+
+    @property
+    def identical(self) -> bool:
+        return self.expected == self.found
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "identical": self.identical}
+
+    def describe(self) -> str:
+        """For people, in a few lines."""
+        what = f"{self.model} version {self.version}, made again from its pinned rows"
+        where = f"on its holdout {self.holdout} ({self.rows:,} rows)"
+        if self.identical:
+            lines = [f"{what}, predicts the same to the last bit {where}: SHA-256 {self.found}"]
+        else:
+            lines = [f"{what}, predicts otherwise {where}: SHA-256 {self.found}, it was {self.expected}"]
+            if self.differing is not None and self.largest is not None:
+                lines.append(f"{self.differing:,} of {self.rows:,} predictions differ, by {self.largest:.3g} at most")
+            reasons = self.changes or ["nothing that is recorded; does a function of model.py draw numbers without a seed?"]
+            lines += [f"likely reason: {reason}" for reason in reasons]
+        lines += [f"although {change}" for change in self.changes if self.identical]
+        return "\n".join([*lines, *self.notes])
+
+
+def reproduce(
+    model: str, version: int, lake: Lake, ledger: Ledger, registry: Registry, *, folder: ModelFolder | None
+) -> Reproduction:
+    """Make a version once more and compare.
+
+    Args:
+        model: its name.
+        version: its number.
+        lake: holds its pinned rows.
+        ledger: says what it was made from.
+        registry: holds the stored model, and the files of the folder it was made by.
+        folder: the model's folder as it is now, used if it is what the version was made by; None if there is none.
+
+    Raises:
+        TrainingError: there is no such version, its rows are no longer what they were, or its folder is gone.
+        SnapshotMissing: its snapshots were let go.
+        ArtifactRejected: the folder's files in MLflow are not those it was made by.
+    """
+    record = ledger.version(model, version)
+    if record is None:
+        known = ", ".join(str(other.version) for other in ledger.versions(model)) or "none"
+        raise TrainingError(f"{model} has no version {version} in the ledger; there are: {known}")
+    training_set = TrainingSet(**{field.name: record.training[field.name] for field in fields(TrainingSet)})
+    notes: list[str] = []
+    with open_folder(record, folder, registry, notes) as its_folder:
+        # The folder has been compared already, by whichever digests were kept.
+        training_set = replace(training_set, folder_digest=its_folder.digest)
+        takes = FeatureList(tuple(record.training["numeric"]), tuple(record.training["categorical"]))
+        with _threads_of(record):
+            changes = _changes(record.code, code_state(folder or its_folder))
+            window, holdout = (_rows(its_folder, lake, training_set, part) for part in ("window", "holdout"))
+            estimator = fit_estimator(
+                its_folder, record.training["candidate"], record.training["params"], takes.frame(window), labels_of(window)
+            )
+            again = artifacts.predict(its_folder.spec.task, estimator, takes.frame(holdout))
+            stored = _stored(registry, record, holdout, notes)
+    recorded = ((record.evaluation.get("candidate") or {}).get("predictions") or {}).get("digest")
+    if recorded is None and stored is None:
+        raise TrainingError(f"{model} version {version} has nothing to be compared with: {'; '.join(notes)}")
+    if recorded is not None and stored is not None and recorded != stored.digest:
+        notes.append("the stored model itself predicts otherwise here than when the gates judged it: it is not the training")
+    differing, largest = _compare(again, stored) if stored is not None else (None, None)
+    return Reproduction(
+        model=model,
+        version=version,
+        holdout=training_set.holdout,
+        rows=holdout.num_rows,
+        expected=recorded if recorded is not None else stored.digest if stored is not None else "",
+        found=again.digest,
+        differing=differing,
+        largest=largest,
+        changes=changes,
+        notes=notes,
+    )
+
+
+@contextmanager
+def open_folder(
+    record: VersionRecord, folder: ModelFolder | None, registry: Registry, notes: list[str]
+) -> Iterator[ModelFolder]:
+    """The folder a version was made by: as it is now, or else the files that were logged with its run.
+
+    Args:
+        record: of the version.
+        folder: as it is now; None if there is none.
+        registry: holds the logged files.
+        notes: is told what was used if it is not the folder.
+
+    Raises:
+        TrainingError: the folder was another one then, and no copy of it was kept.
+        ArtifactRejected: the copy is not what the ledger speaks of.
+    """
+    if folder is not None and folder.digest == record.spec_digest:
+        yield folder
+        return
+    name, kept = f"{record.model} version {record.version}", record.code.get("files")
+    if not kept:
+        raise TrainingError(
+            f"{name} was made by another model folder than there is now, and no copy of that was kept: check out commit "
+            f"{record.code.get('commit', 'unknown')} of the folder and try again"
+        )
+    if folder is None:
+        notes.append("there is no readable model folder now; the files logged with the version were used")
+    else:
+        changed = [file for file in {**kept, **folder.files} if kept.get(file) != _sha256(folder.files.get(file))]
+        # With the same files, it is Perennial that reads more out of them than it did.
+        what = f"{', '.join(changed)} changed" if changed else "what Perennial reads in the folder changed"
+        notes.append(f"{what} since the version was made; the files logged with it were used")
+    with tempfile.TemporaryDirectory(prefix="perennial-folder-") as scratch:
+        place = Path(scratch) / record.model
+        place.mkdir()
+        for file, text in registry.run(record.mlflow_run_id).read_files(FOLDER).items():
+            if file not in kept or hashlib.sha256(text).hexdigest() != kept[file]:
+                raise ArtifactRejected(f"{name}: {FOLDER}/{file} in MLflow is not the file that the ledger speaks of")
+            (place / file).write_bytes(text)
+        if missing := [file for file in kept if not (place / file).exists()]:
+            raise ArtifactRejected(f"{name}: {', '.join(missing)} is no longer in MLflow, below {FOLDER}/ of its run")
+        yield read_model(place)
+
+
+def _sha256(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _threads_of(record: VersionRecord) -> Iterator[None]:
+    with threadpool_limits(limits=record.code.get("threads")):
+        yield
+
+
+def _rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part) -> Any:
+    try:
+        return load_rows(folder, lake, training_set, part)
+    except SnapshotMissing as error:
+        raise SnapshotMissing(
+            f"{error}. The rows of a version are kept while it is champion or among the newest retention.versions "
+            f"({folder.spec.retention.versions})"
+        ) from error
+
+
+def _stored(registry: Registry, record: VersionRecord, holdout: Any, notes: list[str]) -> Prediction | None:
+    """What the stored model says of the holdout; None, and a note, if it cannot be loaded."""
+    try:
+        return registry.load(record.model, record.version).predict(holdout)
+    except ArtifactRejected as error:
+        notes.append(f"the stored model cannot be loaded, so rows cannot be compared one by one: {error}")
+        return None
+
+
+def _compare(again: Prediction, stored: Prediction) -> tuple[int, float | None]:
+    """How many rows differ, and by how much at most."""
+    ours, its = (one.values if one.probabilities is None else one.probabilities for one in (again, stored))
+    if ours.shape != its.shape or again.classes != stored.classes:
+        return len(again), None
+    distance = np.abs(ours - its).reshape(len(ours), -1)
+    return int((distance != 0).any(axis=1).sum()), float(distance.max(initial=0.0))
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is other now than then, of all that :func:`perennial.training.fit.code_state` knows."""
+    changes = [
+        f"{what} was {then.get(key)}, it is {now.get(key)}"
+        for key, what in (("commit", "the commit"), ("python", "Python"), ("machine", "the machine's kind"))
+        if then.get(key) != now.get(key)
+    ]
+    changes += [
+        f"the code held changes that no commit has {when}"
+        for when, state in (("when it was made", then), ("now", now))
+        if state.get("dirty")
+    ]
+    before, after = then.get("packages", {}), now.get("packages", {})
+    changes += [
+        f"{package} was {before.get(package, 'unknown')}, it is {after.get(package, 'gone')}"
+        for package in sorted({*before, *after})
+        if before.get(package) != after.get(package)
+    ]
+    threads = then.get("threads")
+    if not threads:
+        changes.append("how many threads computed it is not recorded")
+    elif threads != now.get("threads") or max(threads.values()) > (os.cpu_count() or 1):
+        changes.append(f"it was computed with threads {threads}, this process has {now.get('threads')}")
+    return changes

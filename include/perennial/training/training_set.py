@@ -1,0 +1,237 @@
+"""Which rows a training learns from and is judged on, pinned so that they can be read again.
+
+A training set is a few snapshot ids, two intervals and a content hash: :func:`build_training_set` says what it is, and
+:func:`load_rows` reads its rows, the same ones each time. Neighbour: :mod:`perennial.training.fit`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from perennial.core import logs
+from perennial.core.errors import TrainingError
+from perennial.core.files import replacing
+from perennial.core.intervals import Interval, utc
+from perennial.features.labels import read_labels
+from perennial.features.publish import ensure_features
+from perennial.lake.publish import Lake
+from perennial.ledger.store import Ledger
+from perennial.model.candidate import Part, TrainingSet
+from perennial.model.labels import LABEL, count_classes
+from perennial.spec.folder import ModelFolder
+from perennial.spec.model import ModelSpec
+
+log = logs.get(__name__)
+
+#: Where in the features read the row of a label's entity is.
+_PLACE = "_place"
+
+
+def build_training_set(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of: datetime, run_id: str, staging: Path | None = None
+) -> TrainingSet:
+    """Pin what a training learns from, as it was known at ``as_of``.
+
+    Args:
+        folder: the model's folder.
+        lake: where the rows are; the snapshots are pinned there.
+        ledger: says which snapshots are published.
+        as_of: the end of the holdout.
+        run_id: the run; it names the pin.
+        staging: folder to leave the rows in, for :func:`load_rows`; None: nowhere.
+
+    Raises:
+        TrainingError: nothing is published, there are too few rows, or labels of one kind alone; it says what to do.
+    """
+    spec, as_of = folder.spec, utc(as_of)
+    border = as_of - spec.training.holdout
+    window, holdout = Interval(border - spec.training.window, border), Interval(border, as_of)
+    # Published features may be of an earlier features.sql; nothing is learned from those.
+    ensure_features(folder, lake, ledger, Interval(window.start, holdout.end), run_id=run_id)
+    snapshots = _snapshots(folder, ledger)
+    asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
+    used: dict[Part, pa.Table] = {}
+    labelled: dict[str, int] = {}
+    entities: dict[str, int] = {}
+    with ThreadPoolExecutor(1) as beside:  # rows are left while others are read, and while they are hashed
+        for part, (interval, known_by) in asked.items():
+            rows, entities[part] = _read_rows(folder, lake, snapshots, interval, labels_known_by=known_by)
+            labelled[part], used[part] = rows.num_rows, _newest(spec, rows, part)
+            if staging is not None:
+                beside.submit(_leave, used[part], _staged(staging, part))
+        training_set = TrainingSet(
+            model=spec.name,
+            run_id=run_id,
+            as_of=as_of.isoformat(),
+            window=window.key,
+            holdout=holdout.key,
+            snapshots=snapshots,
+            pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
+            folder_digest=folder.digest,
+            features_digest=folder.features_digest,
+            rows={part: rows.num_rows for part, rows in used.items()},
+            labelled=labelled,
+            entities=entities,
+            classes={part: count_classes(spec, rows) for part, rows in used.items()},
+            content={part: content_hash(rows) for part, rows in used.items()},
+        )
+    _check_window(spec, training_set, used["window"])
+    lake.pin(spec.name, snapshots, training_set.pin)
+    log.info(
+        "the training set has %s rows of %s and %s of the holdout %s; labels are known for %.1f %% and %.1f %%",
+        f"{training_set.rows['window']:,}",
+        window,
+        f"{training_set.rows['holdout']:,}",
+        holdout,
+        100 * training_set.label_coverage("window"),
+        100 * training_set.label_coverage("holdout"),
+    )
+    return training_set
+
+
+def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part, staging: Path | None = None) -> pa.Table:
+    """The labelled rows of a part: entity key, event time, features, ``label``; ordered by event time and key.
+
+    Args:
+        folder: the model's folder.
+        lake: where the rows are.
+        training_set: says which.
+        part: window or holdout.
+        staging: where they were left as well. They are taken from there if they are the rows that were pinned, which saves
+            reading and joining them again; from the lake otherwise, as by a worker on another machine.
+
+    Raises:
+        TrainingError: the model folder has changed since they were pinned, or they are not the rows that were pinned.
+    """
+    name = training_set.model
+    if folder.digest != training_set.folder_digest:
+        raise TrainingError(
+            f"{name}: the model folder changed after the training set of run {training_set.run_id} was pinned; start a new run"
+        )
+    if staging is not None and (left := _left(_staged(staging, part))) is not None:
+        if content_hash(left) == training_set.content[part]:
+            return left
+        log.warning("the rows left in %s are not those that were pinned; they are read from the lake", staging)
+    holdout = training_set.interval("holdout")
+    known_by = holdout.start if part == "window" else holdout.end
+    labelled, _ = _read_rows(folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by)
+    rows = _newest(folder.spec, labelled, part)
+    if content_hash(rows) != training_set.content[part]:
+        raise TrainingError(
+            f"{name}: the rows of {training_set.interval(part)} are not those that run {training_set.run_id} pinned, though "
+            "the snapshots are the same: the lake's files were changed by hand. Start a new run"
+        )
+    return rows
+
+
+def _staged(staging: Path, part: Part) -> Path:
+    return staging / f"training-{part}.arrow"
+
+
+def _leave(rows: pa.Table, file: Path) -> None:
+    """Write rows where other tasks of the run find them, if that can be done; a file that is there is whole."""
+    try:
+        with replacing(file) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+    except OSError as error:
+        log.warning("the rows cannot be left in %s, so each task reads them from the lake: %s", file.parent, error)
+
+
+def _left(file: Path) -> pa.Table | None:
+    """Rows that were left in a file, in the memory that the system has of it; None if they cannot be read."""
+    try:
+        with pa.memory_map(str(file)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowInvalid):  # no such file among them
+        return None
+
+
+def content_hash(rows: pa.Table) -> str:
+    """SHA-256 of a table's values and column names, the same however the table is cut into chunks or stored."""
+    digest = hashlib.sha256()
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        digest.update(f"{name}\0{column.type}\0{len(column)}\0".encode())
+        values = column.combine_chunks()
+        digest.update(np.packbits(values.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+        if pa.types.is_string(values.type):
+            texts = pc.fill_null(values, "")
+            digest.update(pc.binary_length(texts).to_numpy(zero_copy_only=False).tobytes())
+            _, offsets, content = texts.buffers()
+            if content is not None:
+                bounds = np.frombuffer(offsets, dtype=np.int32)[[texts.offset, texts.offset + len(texts)]]
+                digest.update(memoryview(content)[bounds[0] : bounds[1]])
+        else:
+            # What lies below a null is whatever it was before; a NaN has many forms.
+            plain = pc.fill_null(values, pa.scalar(0).cast(values.type)) if values.null_count else values
+            numbers = plain.to_numpy(zero_copy_only=False)
+            if numbers.dtype.kind == "f" and (missing := np.isnan(numbers)).any():
+                numbers = np.where(missing, np.nan, numbers)
+            digest.update(np.ascontiguousarray(numbers).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _snapshots(folder: ModelFolder, ledger: Ledger) -> dict[str, int]:
+    spec = folder.spec
+    features, tables = ledger.published(spec.name, "features"), ledger.published(spec.name, "tables")
+    if features is None or tables is None:
+        raise TrainingError(f"{spec.name}: nothing is published yet; run {spec.name}.ingest for a range of past days first")
+    needed = sorted({spec.label.table, spec.entity.table})
+    return {"features": features.snapshots["features"], **{table: tables.snapshots[table] for table in needed}}
+
+
+def _read_rows(
+    folder: ModelFolder, lake: Lake, snapshots: Mapping[str, int], interval: Interval, *, labels_known_by: datetime
+) -> tuple[pa.Table, int]:
+    """Labelled rows of an interval, and how many entities it has."""
+    spec = folder.spec
+    key = [*spec.entity_table.key, *([] if spec.event_time in spec.entity_table.key else [spec.event_time])]
+    features = lake.scan(
+        spec.name,
+        "features",
+        snapshots["features"],
+        columns=[*key, *spec.features.names],
+        interval=interval,
+        event_time=spec.event_time,
+    ).read_all()
+    # Only keys are joined and ordered; each label says where the features of its entity are.
+    entities = features.select(key).append_column(_PLACE, pa.array(np.arange(features.num_rows)))
+    labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by, entities=entities)
+    place = labels.column(_PLACE).combine_chunks()
+    with ThreadPoolExecutor(pa.cpu_count()) as threads:  # a column is copied by one of them, and only while it is in one piece
+        columns = list(threads.map(lambda column: column.combine_chunks().take(place), features.columns))
+    rows = pa.Table.from_arrays(columns, schema=features.schema).append_column(LABEL, labels.column(LABEL).combine_chunks())
+    return rows, features.num_rows
+
+
+def _newest(spec: ModelSpec, rows: pa.Table, part: Part) -> pa.Table:
+    """What ``max_rows`` leaves to learn from; models are compared on all rows of the holdout."""
+    return rows if part == "holdout" else rows.slice(max(0, rows.num_rows - spec.training.max_rows))
+
+
+def _check_window(spec: ModelSpec, training_set: TrainingSet, window: pa.Table) -> None:
+    rows, entities = training_set.rows["window"], training_set.entities["window"]
+    if rows < spec.training.min_rows:
+        raise TrainingError(
+            f"{spec.name}: {rows:,} labelled rows of {entities:,} in {training_set.window}, training.min_rows is "
+            f"{spec.training.min_rows:,}: ingest more past days, or make training.window longer"
+        )
+    classes = training_set.classes["window"]
+    if spec.task != "regression" and len(classes) < 2:
+        only = next(iter(classes))
+        raise TrainingError(
+            f"{spec.name}: all {rows:,} labels in {training_set.window} are {only}, so there is nothing to learn: make "
+            "training.window longer, or look at label.sql"
+        )
+    if spec.task == "regression" and (bad := rows - pc.sum(pc.is_finite(window.column(LABEL))).as_py()):
+        raise TrainingError(
+            f"{spec.name}: {bad:,} labels in {training_set.window} are NaN or infinite: let label.sql give NULL where there is "
+            "no label"
+        )

@@ -1,0 +1,249 @@
+"""What is measured of the models, from what the ledger says: true also when nothing runs, and after every restart.
+
+The watchdog computes :class:`Figures` at each look and shows them to Prometheus (:mod:`perennial.watchdog.process`). Airflow
+measures its own scheduler, executor and tasks by StatsD; ``monitoring/`` has what reads both.
+
+Labels are model, stage, dataset, verdict and the like: as many series as there are models, not as there are runs or days.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.registry import Collector
+
+from perennial.alerts.outbox import Backlog
+from perennial.core.intervals import utc
+from perennial.ledger.records import Overview, Publication
+from perennial.watchdog.rules import AREAS
+
+VERDICTS = ("ok", "drift", "unknown")
+
+#: What the rows of a dataset are called in ``perennial_rows_total``. Those of tables are told by the checks.
+_ROWS = {"features": "features", "predictions": "scored"}
+
+
+class Past:
+    """What was published so far, each publication counted once.
+
+    A day that is published again counts again: it is work that was done.
+
+    Attributes:
+        rows: by model and stage.
+        published_at: by model and dataset, when it was published last.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], int] = {}
+        self.published_at: dict[tuple[str, str], datetime] = {}
+
+    def add(self, publication: Publication) -> None:
+        """Count a publication."""
+        model, dataset, at = publication.model, publication.dataset, publication.published_at
+        self.published_at[model, dataset] = max(at, self.published_at.get((model, dataset), at))
+        if dataset in _ROWS:
+            self._count(model, _ROWS[dataset], sum(publication.rows.values()))
+        elif dataset == "tables":
+            for counted in publication.inputs.get("rows", {}).values():
+                for stage in ("read", "published", "quarantined"):
+                    self._count(model, stage, counted[stage])
+
+    def _count(self, model: str, stage: str, rows: int) -> None:
+        self.rows[model, stage] = self.rows.get((model, stage), 0) + rows
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is shown.
+
+    Attributes:
+        looked_at: when the look began.
+        look_seconds: how long it took.
+        metrics: the primary metric of each model that has a sound folder.
+        past: what was published so far.
+        overview: of the ledger; None if it cannot be read.
+        backlog: alerts that wait to be sent; None likewise.
+        seconds: by DAG, how long its newest successful run took.
+        components: whether each part of Airflow is well; empty if Airflow does not answer.
+        airflow: whether it answers.
+        incidents: open ones, by area.
+    """
+
+    looked_at: datetime
+    look_seconds: float
+    metrics: Mapping[str, str]
+    past: Past
+    overview: Overview | None
+    backlog: Backlog | None
+    seconds: Mapping[str, float]
+    components: Mapping[str, bool]
+    airflow: bool
+    incidents: Mapping[str, int]
+
+
+def families(figures: Figures) -> list[Metric]:
+    """The figures as Prometheus knows them."""
+    gauges = [
+        _gauge("perennial_watch_look_timestamp_seconds", "When the watchdog looked last.", figures.looked_at.timestamp()),
+        _gauge("perennial_watch_look_duration_seconds", "How long its look took.", figures.look_seconds),
+        _gauge("perennial_ledger_up", "1 if the ledger can be read.", float(figures.overview is not None)),
+        _gauge("perennial_airflow_up", "1 if Airflow's API answers.", float(figures.airflow)),
+    ]
+    if figures.backlog is not None:
+        since = figures.backlog.since
+        gauges += [
+            _gauge("perennial_alerts_waiting", "Alerts that wait for delivery.", figures.backlog.count),
+            _gauge(
+                "perennial_alerts_oldest_waiting_seconds",
+                "How long the oldest of them has waited; 0 if none waits.",
+                (figures.looked_at - since).total_seconds() if since is not None else 0.0,
+            ),
+        ]
+    up = GaugeMetricFamily("perennial_airflow_component_up", "1 if this part of Airflow is well.", labels=["component"])
+    for component, well in figures.components.items():
+        up.add_metric([component], float(well))
+    incidents = GaugeMetricFamily("perennial_incidents", "What the watchdog has found and is not over.", labels=["area"])
+    for area in sorted(AREAS):
+        incidents.add_metric([area], figures.incidents.get(area, 0))
+    rows = CounterMetricFamily(
+        "perennial_rows", "Rows read, quarantined, published, made features of, and scored.", labels=["model", "stage"]
+    )
+    for (model, stage), number in figures.past.rows.items():
+        rows.add_metric([model, stage], number)
+    runs = GaugeMetricFamily("perennial_run_seconds", "How long the newest ended run took.", labels=["model", "stage"])
+    for dag_id, seconds in figures.seconds.items():
+        model, _, stage = dag_id.partition(".")
+        runs.add_metric([model, stage], seconds)
+    at = GaugeMetricFamily(
+        "perennial_published_timestamp_seconds", "When a dataset was published last.", labels=["model", "dataset"]
+    )
+    for (model, dataset), moment in figures.past.published_at.items():
+        at.add_metric([model, dataset], moment.timestamp())
+    return [*gauges, up, incidents, rows, runs, at, *(_of_models(figures, figures.overview) if figures.overview else ())]
+
+
+def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:
+    until = GaugeMetricFamily(
+        "perennial_published_until_timestamp_seconds", "Where the newest published interval ends.", labels=["model", "dataset"]
+    )
+    verdict = GaugeMetricFamily("perennial_verdict", "1 for the verdict on the newest window.", labels=["model", "verdict"])
+    version = GaugeMetricFamily(
+        "perennial_version", "Number of the champion and of the newest version.", labels=["model", "which"]
+    )
+    passed = GaugeMetricFamily("perennial_newest_version_passed", "1 if the newest version passed its gates.", labels=["model"])
+    since = GaugeMetricFamily("perennial_champion_since_timestamp_seconds", "When the champion became it.", labels=["model"])
+    trained = GaugeMetricFamily(
+        "perennial_champion_trained_until_timestamp_seconds", "Nothing later was learned from.", labels=["model"]
+    )
+    measured = GaugeMetricFamily(
+        "perennial_measured_until_timestamp_seconds", "End of the newest window whose labels sufficed.", labels=["model"]
+    )
+    realised = GaugeMetricFamily("perennial_realised", "The primary metric of that window.", labels=["model", "metric"])
+    for model, metric in figures.metrics.items():
+        for dataset, end in overview.published.get(model, {}).items():
+            until.add_metric([model, dataset], end.timestamp())
+        for judged in overview.verdicts.get(model, ())[-1:]:
+            for name in VERDICTS:
+                verdict.add_metric([model, name], float(judged.verdict == name))
+        versions = overview.versions.get(model, {})
+        if versions:
+            newest = versions[max(versions)]
+            version.add_metric([model, "newest"], newest.version)
+            passed.add_metric([model], float(bool(newest.decision.get("promote"))))
+        if (made := overview.champions.get(model)) is not None:
+            version.add_metric([model, "champion"], made.version)
+            if made.completed_at is not None:
+                since.add_metric([model], made.completed_at.timestamp())
+            if (learned := trained_until(overview, model)) is not None:
+                trained.add_metric([model], learned.timestamp())
+        for window in overview.performances.get(model, ())[-1:]:
+            measured.add_metric([model], window.interval.end.timestamp())
+            if metric in window.metrics:
+                realised.add_metric([model, metric], window.metrics[metric])
+    yield from (until, verdict, version, passed, since, trained, measured, realised)
+
+
+def trained_until(overview: Overview, model: str) -> datetime | None:
+    """What the model's champion has not learned from, since it came later; None if nothing is recorded of that."""
+    made = overview.champions.get(model)
+    record = overview.versions.get(model, {}).get(made.version) if made is not None else None
+    as_of = record.training.get("as_of") if record is not None else None
+    return utc(as_of) if as_of is not None else None
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, meaning, value=value)
+
+
+# --- shown to Prometheus ---------------------------------------------------------------------------------------------
+
+
+class _Shown(Collector):
+    def __init__(self) -> None:
+        self.metrics: list[Metric] = []
+
+    def collect(self) -> Iterable[Metric]:
+        return self.metrics
+
+
+class Exhibition:
+    """An HTTP server with ``/metrics`` for Prometheus and ``/health`` for whoever keeps the watchdog alive.
+
+    Args:
+        host: to listen on.
+        port: to listen on; 0 for any that is free.
+        fresh: seconds after which figures are so old that ``/health`` answers 503.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, host: str, port: int, *, fresh: float) -> None:
+        self._shown = _Shown()
+        self._fresh = fresh
+        self._seen_at = time.monotonic()
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self._shown)
+        self._metrics = make_wsgi_app(registry)
+        self._server: WSGIServer = make_server(host, port, self._answer, ThreadingWSGIServer, _Quiet)
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_port)
+
+    def show(self, figures: Figures) -> None:
+        """Show these from now on."""
+        self._shown.metrics = families(figures)
+        self._seen_at = time.monotonic()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        match environ["PATH_INFO"]:
+            case "/metrics":
+                answer: Iterable[bytes] = self._metrics(environ, start)
+                return answer
+            case "/health":
+                age = time.monotonic() - self._seen_at
+                start("200 OK" if age <= self._fresh else "503 Service Unavailable", [("Content-Type", "text/plain")])
+                return [f"the last look was {age:.0f} s ago\n".encode()]
+            case _:
+                start("404 Not Found", [("Content-Type", "text/plain")])
+                return [b"/metrics and /health are here\n"]
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name there
+        """A line for each scrape helps nobody."""

@@ -1,0 +1,459 @@
+"""The watchdog: a process of its own that looks at Airflow and the ledger every half minute and tells what is wrong.
+
+It depends on nothing that it watches: Airflow is asked by its REST API, as a user who may only look, and what it finds goes
+into the ledger's outbox. While the ledger does not answer it waits, and tells of that afterwards.
+
+Neighbours: :mod:`perennial.watchdog.rules` decides what is wrong, :mod:`perennial.watchdog.figures` shows figures to
+Prometheus; ``perennial watch`` runs this, beside the embedded stack and as a service of the deployed one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from perennial.alerts import of_operation
+from perennial.alerts.alert import EVERYBODY, Alert
+from perennial.alerts.outbox import Backlog
+from perennial.core import logs
+from perennial.core.errors import PerennialError, SettingsError, SpecError, StackError
+from perennial.core.settings import Settings
+from perennial.ledger.records import Overview, Publication
+from perennial.ledger.store import Ledger
+from perennial.spec.folder import THRESHOLDS_FILE, read_model
+from perennial.spec.model import ModelSpec
+from perennial.stack.airflow_api import AirflowApi, DagRun
+from perennial.watchdog.figures import Exhibition, Figures, Past, trained_until
+from perennial.watchdog.rules import (
+    RESTART,
+    WAITING,
+    AirflowState,
+    Champion,
+    FailedTask,
+    Known,
+    Look,
+    ModelState,
+    OpenRun,
+    Published,
+    confirm,
+    look,
+)
+
+log = logs.get(__name__)
+
+
+#: The user that the watchdog is in Airflow; it may look and no more.
+USER = "watchdog"
+
+#: What is done less often than each look: asking Airflow what it answers at length, and sending alerts for others.
+SELDOM = timedelta(minutes=5)
+
+#: How far back the first look goes, and by how much each look overlaps with the one before.
+FIRST = timedelta(days=1)
+OVERLAP = timedelta(minutes=10)
+
+#: After this long without the ledger the process ends; whoever keeps it alive starts it anew.
+GIVE_UP = timedelta(minutes=10)
+
+#: Seconds that sending may take.
+_SENDING = 120
+
+#: Publications kept of a dataset: those of two months of days, and some published again.
+_KEPT = 100
+
+#: Publications that are read again at each look: one with a lower number may become visible after one with a higher.
+_AGAIN = 100
+
+#: Publications that are read at once.
+_PAGE = 1000
+
+#: Runs that are looked into, one call each, at one look; and how long one is open before it is.
+_LOOKED_INTO = 20
+_OLD = timedelta(hours=1)
+
+#: The parts of Airflow that are looked after.
+COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+
+#: What the watchdog's subjects begin with in the outbox.
+_TOPIC = "watch"
+
+
+class WatchSettings(BaseModel):
+    """What the environment says of the watchdog.
+
+    Attributes:
+        airflow_url: of Airflow's REST API.
+        password: of the user ``watchdog`` there.
+        every: seconds from one look to the next.
+        host, port: where metrics and health are shown.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    airflow_url: str = Field(pattern=r"^https?://[^\s@]+$")
+    password: str = Field(min_length=1)
+    every: float = Field(default=30, gt=0, le=3600)
+    host: str = "127.0.0.1"
+    port: int = Field(default=9464, ge=0, le=65535)
+
+
+_VARIABLES = {
+    "airflow_url": "PERENNIAL_AIRFLOW_URL",
+    "password": "AIRFLOW_WATCHDOG_PASSWORD",
+    "every": "PERENNIAL_WATCH_EVERY",
+    "host": "PERENNIAL_WATCH_HOST",
+    "port": "PERENNIAL_WATCH_PORT",
+}
+
+
+def read_watch_settings(environment: Mapping[str, str]) -> WatchSettings:
+    """The watchdog's settings.
+
+    Raises:
+        SettingsError: a variable is missing or unusable; the message names it and quotes no value.
+    """
+    given = {name: environment[variable] for name, variable in _VARIABLES.items() if environment.get(variable)}
+    try:
+        return WatchSettings.model_validate(given)
+    except ValidationError as error:
+        problems = "; ".join(f"{_VARIABLES[str(problem['loc'][0])]}: {problem['msg']}" for problem in error.errors())
+        raise SettingsError(f"the watchdog cannot start: {problems} (see .env.example)") from error
+
+
+class Watch:
+    """The watchdog.
+
+    Args:
+        settings: of the deployment: where models and ledger are.
+        given: its own.
+        send: sends alerts whose sender is overdue; by default a process of its own does.
+
+    Raises:
+        SettingsError: its port is taken.
+    """
+
+    def __init__(self, settings: Settings, given: WatchSettings, *, send: Callable[[], None] | None = None) -> None:
+        self._given = given
+        self._send = send or _send
+        self._sent_at: datetime | None = None
+        self._ledger = Ledger(settings.database_url)
+        self._airflow = _Airflow(AirflowApi(given.airflow_url, USER, given.password, patience=20))
+        self._folders = _Folders(settings.models)
+        self._past = _Past()
+        self._since: dict[str, datetime] = {}
+        self._told: set[str] = set()
+        self._ledger_lost_at: datetime | None = None
+        self._stopping = threading.Event()
+        try:
+            self._exhibition = Exhibition(given.host, given.port, fresh=3 * given.every + _SENDING)
+        except OSError as error:
+            raise SettingsError(
+                f"the watchdog cannot show metrics on {given.host}:{given.port}: {error.strerror}; name another port by "
+                f"{_VARIABLES['port']}"
+            ) from error
+
+    @property
+    def port(self) -> int:
+        """Where metrics and health are shown."""
+        return self._exhibition.port
+
+    def run(self) -> None:
+        """Look again and again until :meth:`stop`.
+
+        Raises:
+            StackError: the ledger has not answered for long.
+        """
+        log.info("looking at %s every %g s; metrics on port %d", self._given.airflow_url, self._given.every, self.port)
+        try:
+            while not self._stopping.is_set():
+                began = time.monotonic()
+                self.look(datetime.now(UTC))
+                self._stopping.wait(max(0.0, self._given.every - (time.monotonic() - began)))
+        finally:
+            self._exhibition.close()
+
+    def stop(self) -> None:
+        """End after the look that is under way."""
+        self._stopping.set()
+
+    def look(self, now: datetime) -> None:
+        """Look once, tell what is wrong and what is over, and show figures.
+
+        Raises:
+            StackError: the ledger has not answered for long.
+        """
+        began = time.monotonic()
+        specs, unreadable = self._folders.read()
+        airflow = self._airflow.read(specs, now)
+        overview, backlog, open_subjects = None, None, frozenset[str]()
+        try:
+            self._past.read(self._ledger)
+            overview = self._ledger.overview(windows=1, alerts_since=now)
+            backlog = self._backlog(now)
+            known = Known(
+                now=now,
+                models={name: self._past.state(spec, overview) for name, spec in specs.items()},
+                airflow=airflow,
+                silence=self._airflow.silence,
+                paused=self._airflow.paused,
+                waiting=backlog.count,
+                oldest_waiting=backlog.since,
+                unreadable=unreadable,
+            )
+            open_subjects = self._tell(look(known), now)
+            self._ledger_answers(now)
+        except (sa.exc.SQLAlchemyError, PerennialError) as error:
+            self._ledger_is_silent(now, error)
+        self._exhibition.show(
+            Figures(
+                looked_at=now,
+                look_seconds=time.monotonic() - began,
+                metrics={name: spec.primary_metric for name, spec in specs.items()},
+                past=self._past.figures,
+                overview=overview,
+                backlog=backlog,
+                seconds=self._airflow.seconds,
+                components={name: name not in airflow.components for name in COMPONENTS} if airflow else {},
+                airflow=airflow is not None,
+                incidents=Counter(subject.partition("/")[0] for subject in open_subjects),
+            )
+        )
+
+    def _tell(self, found: Look, now: datetime) -> frozenset[str]:
+        """Write what is new and what is over into the outbox; the subjects that are open afterwards."""
+        before = frozenset(subject.removeprefix(f"{_TOPIC}/") for subject in self._ledger.open_subjects(_TOPIC))
+        told, over, self._since = confirm(found, self._since, before, now)
+        happened = {finding.key for finding in told.values() if finding.key is not None}
+        self._told &= happened
+        if happened - self._told:
+            # What its own callback has told is not told again, also if it has been well again since.
+            self._told |= happened & {entry.key for entry in self._ledger.alerts(since=now - FIRST - OVERLAP)}
+        for subject, finding in told.items():
+            if finding.key is None:
+                self._record(replace(finding.alert, subject=f"{_TOPIC}/{subject}"), None)
+            elif finding.key not in self._told:
+                self._record(finding.alert, finding.key)
+        self._told |= happened
+        for subject in over:
+            self._ledger.resolve(f"{_TOPIC}/{subject}", "The watchdog looked again.")
+            log.info("%s is over", subject)
+        return (before | {subject for subject, finding in told.items() if finding.key is None}) - over
+
+    def _record(self, alert: Alert, key: str | None) -> None:
+        if self._ledger.record_alert(alert, key):
+            log.warning("%s", alert.title)
+
+    def _backlog(self, now: datetime) -> Backlog:
+        """What waits to be sent, after what is overdue was sent."""
+        backlog = self._ledger.outbox.backlog()
+        overdue = backlog.since is not None and now - backlog.since > WAITING
+        if overdue and (self._sent_at is None or now - self._sent_at >= SELDOM):
+            self._sent_at = now
+            self._send()
+            backlog = self._ledger.outbox.backlog()
+        return backlog
+
+    def _ledger_answers(self, now: datetime) -> None:
+        since, self._ledger_lost_at = self._ledger_lost_at, None
+        if since is not None and now - since > RESTART:
+            alert = of_operation.ledger_was_silent(EVERYBODY, since=since, until=now)
+            self._ledger.record_alert(alert, f"{alert.kind}/{since.isoformat()}")
+
+    def _ledger_is_silent(self, now: datetime, error: Exception) -> None:
+        self._ledger_lost_at = self._ledger_lost_at or now
+        # Its text may name the address.
+        log.warning("the ledger does not answer: %s", type(error).__name__)
+        if now - self._ledger_lost_at > GIVE_UP:
+            raise StackError(f"the ledger has not answered since {self._ledger_lost_at.isoformat()}") from error
+
+
+def _send() -> None:
+    command = [sys.executable, "-m", "perennial.orchestration.stand_in"]
+    try:
+        subprocess.run(command, timeout=_SENDING, check=True, stdin=subprocess.DEVNULL)  # noqa: S603 - our own module
+    except (OSError, subprocess.SubprocessError) as error:
+        log.error("alerts are overdue and could not be sent: %s", type(error).__name__)
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+class _Folders:
+    """The model folders, read again when a file of theirs has changed."""
+
+    def __init__(self, models: Path) -> None:
+        self._models = models
+        self._read: dict[str, tuple[tuple[int, ...], ModelSpec | None]] = {}
+
+    def read(self) -> tuple[dict[str, ModelSpec], frozenset[str]]:
+        """The specs of sound folders, and the names of broken ones."""
+        found: dict[str, tuple[tuple[int, ...], ModelSpec | None]] = {}
+        for file in sorted(self._models.glob("*/model.yaml")):
+            folder = file.parent
+            stamp = tuple(_changed(folder / name) for name in ("model.yaml", "features.sql", "model.py", THRESHOLDS_FILE))
+            before = self._read.get(folder.name)
+            found[folder.name] = before if before is not None and before[0] == stamp else (stamp, _read_spec(folder))
+        self._read = found
+        specs = {name: spec for name, (_, spec) in found.items() if spec is not None}
+        return specs, frozenset(found) - frozenset(specs)
+
+
+def _changed(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _read_spec(folder: Path) -> ModelSpec | None:
+    try:
+        return read_model(folder).spec
+    except SpecError:  # Airflow shows it as an import error, which is one of the things looked for
+        return None
+
+
+class _Airflow:
+    """What is asked of Airflow, and remembered from look to look.
+
+    Attributes:
+        paused: whether each DAG is paused, as last heard; None before.
+        seconds: by DAG, how long its newest successful run took.
+        silence: why Airflow did not answer last.
+    """
+
+    def __init__(self, api: AirflowApi) -> None:
+        self.paused: dict[str, bool] | None = None
+        self.seconds: dict[str, float] = {}
+        self.silence = ""
+        self._api = api
+        self._paused_at: datetime | None = None
+        self._since: datetime | None = None
+        self._without_failed_task: dict[DagRun, bool] = {}
+
+    def read(self, models: Collection[str], now: datetime) -> AirflowState | None:
+        """What Airflow says now; None if it does not answer."""
+        try:
+            if self._paused_at is None or now - self._paused_at >= SELDOM:
+                self.paused, self._paused_at = self._api.paused(), now
+            since = self._since or now - FIRST
+            state = AirflowState(
+                components=self._api.unhealthy(),
+                import_errors=self._api.import_errors(),
+                open_runs=self._open_runs(now),
+                **self._failures({*models, EVERYBODY}, since),
+            )
+            for run in self._api.runs_in(["success"], changed_since=since):
+                self.seconds[run.dag_id] = run.seconds
+        except StackError as error:
+            self.silence = str(error)
+            return None
+        self._since = now - OVERLAP
+        return state
+
+    def _failures(self, ours: Collection[str], since: datetime) -> dict[str, Any]:
+        runs = {(run.dag_id, run.run_id): run for run in self._api.runs_in(["failed"], changed_since=since)}
+        runs = {key: run for key, run in runs.items() if key[0].partition(".")[0] in ours}
+        tasks = []
+        for task in self._api.failed_tasks(since):
+            if task.dag_id.partition(".")[0] in ours:
+                key = task.dag_id, task.run_id
+                runs[key] = runs.get(key) or self._api.run(*key)
+                tasks.append(FailedTask(task, runs[key]))
+        told = {(failed.task.dag_id, failed.task.run_id) for failed in tasks}
+        for run in [run for key, run in runs.items() if key not in told and run not in self._without_failed_task][
+            :_LOOKED_INTO
+        ]:
+            self._without_failed_task[run] = not any(task.state == "failed" for task in self._api.task_instances(run))
+        self._without_failed_task = {run: bare for run, bare in self._without_failed_task.items() if run in runs.values()}
+        return {"failed_tasks": tasks, "failed_runs": [run for run, bare in self._without_failed_task.items() if bare]}
+
+    def _open_runs(self, now: datetime) -> list[OpenRun]:
+        """Runs that have been open for an hour; for those that run, whether they only wait for a person."""
+        old = [run for run in self._api.runs_in(["running", "queued"]) if now - (run.started_at or run.queued_at or now) > _OLD]
+        asking = {run.dag_id for run in [run for run in old if run.started_at][:_LOOKED_INTO] if self._asks(run)}
+        # A run that is queued behind one that asks waits for the same person.
+        return [OpenRun(run, asks=run.dag_id in asking) for run in old]
+
+    def _asks(self, run: DagRun) -> bool:
+        states = {task.state for task in self._api.task_instances(run)}
+        return "awaiting_input" in states and not states & {"running", "queued", "scheduled"}
+
+
+class _Past:
+    """What was published, followed from the first publication on: of each dataset the newest, and figures of all.
+
+    Attributes:
+        figures: rows so far and when each dataset was published last.
+    """
+
+    def __init__(self) -> None:
+        self.figures = Past()
+        self._newest: dict[tuple[str, str], list[Published]] = {}
+        self._first: dict[str, datetime] = {}
+        self._last = 0
+        self._seen: set[int] = set()
+
+    def read(self, ledger: Ledger) -> None:
+        """Read what has been published since the last time."""
+        number = max(0, self._last - _AGAIN)
+        while page := ledger.publications_after(number, _PAGE):
+            for publication in page:
+                if publication.id not in self._seen:
+                    self._add(publication)
+            number = page[-1].id
+            if len(page) < _PAGE:
+                break
+        self._last = max(self._last, number)
+        self._seen = {seen for seen in self._seen if seen > self._last - _AGAIN}
+
+    def _add(self, publication: Publication) -> None:
+        self._seen.add(publication.id)
+        self.figures.add(publication)
+        if publication.dataset == "tables":
+            first = self._first.get(publication.model, publication.published_at)
+            self._first[publication.model] = min(first, publication.published_at)
+        newest = self._newest.setdefault((publication.model, publication.dataset), [])
+        newest.append(
+            Published(
+                publication.interval,
+                publication.published_at,
+                sum(publication.rows.values()),
+                publication.inputs.get("version"),
+            )
+        )
+        if len(newest) > 2 * _KEPT:
+            newest.sort(key=lambda published: published.interval.end)
+            del newest[:-_KEPT]
+
+    def state(self, spec: ModelSpec, overview: Overview) -> ModelState:
+        """A model as the ledger knows it."""
+        name = spec.name
+        made, versions = overview.champions.get(name), overview.versions.get(name, {})
+        verdicts, measured = overview.verdicts.get(name, []), overview.performances.get(name, [])
+        refusal = overview.refusals.get(name)
+        champion = None
+        if made is not None and made.completed_at is not None:
+            champion = Champion(made.version, made.completed_at, trained_until(overview, name))
+        return ModelState(
+            spec=spec,
+            tables=self._newest.get((name, "tables"), ()),
+            features=self._newest.get((name, "features"), ()),
+            predictions=self._newest.get((name, "predictions"), ()),
+            first_published_at=self._first.get(name),
+            refused=[] if refusal is None else [refusal.interval],
+            champion=champion,
+            judged_until=max((verdict.interval.end for verdict in verdicts), default=None),
+            measured_until=max((window.interval.end for window in measured), default=None),
+            tried_at=versions[max(versions)].created_at if versions else None,
+        )

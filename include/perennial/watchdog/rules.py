@@ -1,0 +1,501 @@
+"""What is wrong, told from what is known: no callback speaks for a process that was killed, or a run that never started.
+
+Every function here is pure. :mod:`perennial.watchdog.process` reads Airflow and the ledger, asks :func:`look`, and writes what
+it says into the outbox; :mod:`perennial.alerts.of_models` has the words.
+
+A finding holds until a later look no longer makes it. A look that could not see a part of the world (Airflow does not
+answer) says nothing about that part: what was found there before stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal, get_args
+
+from croniter import CroniterError, croniter
+
+from perennial.alerts import of_operation
+from perennial.alerts.alert import EVERYBODY, Alert, failure, failure_key
+from perennial.core.intervals import Interval
+from perennial.spec.model import ModelSpec
+from perennial.spec.operation import Watch
+
+if TYPE_CHECKING:
+    from perennial.stack.airflow_api import DagRun, TaskInstance
+
+
+#: What is over within this time was a restart, or a person at work, and nobody is told.
+RESTART = timedelta(minutes=2)
+HAND = timedelta(minutes=15)
+
+#: Airflow takes a component for dead half a minute after its last heartbeat; a restart takes less than this on top.
+HEARTBEAT = timedelta(seconds=30)
+
+#: A failed task's own callback knows the error, and has this long to tell.
+CALLBACK = timedelta(seconds=30)
+
+#: Alerts are sent every five minutes. What waits this long, the watchdog sends; and people are told of what waits after that.
+WAITING = timedelta(minutes=15)
+STRANDED = timedelta(hours=1)
+
+#: A stage starts within minutes of what it waits for; scoring or monitoring of a window may take this long.
+STAGE = timedelta(hours=3)
+
+#: The stages that wait for each other. While one of them is on, the others are meant to be.
+_CHAIN = ("ingest", "train", "score", "monitor")
+
+_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
+
+
+# --- what is known ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Published:
+    """An interval of a dataset that is published.
+
+    Attributes:
+        interval: what is published.
+        at: when it was.
+        rows: how many, of all tables.
+        version: of predictions, who made them.
+    """
+
+    interval: Interval
+    at: datetime
+    rows: int = 0
+    version: int | None = None
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A model's champion.
+
+    Attributes:
+        version: its number.
+        since: when it became champion.
+        trained_until: what happened later it has not learned from; None if nothing is recorded of it.
+    """
+
+    version: int
+    since: datetime
+    trained_until: datetime | None
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What the ledger says of a model.
+
+    Attributes:
+        spec: its spec.
+        tables, features, predictions: the newest publications of each, as many as months have days at least.
+        first_published_at: when the first interval of tables was published; None before.
+        refused: intervals whose data were refused lately.
+        champion: None before the first.
+        judged_until: end of the newest window with a drift verdict.
+        measured_until: end of the newest window with a realised performance.
+        tried_at: when the newest version was registered.
+    """
+
+    spec: ModelSpec
+    tables: Sequence[Published] = ()
+    features: Sequence[Published] = ()
+    predictions: Sequence[Published] = ()
+    first_published_at: datetime | None = None
+    refused: Collection[Interval] = ()
+    champion: Champion | None = None
+    judged_until: datetime | None = None
+    measured_until: datetime | None = None
+    tried_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class FailedTask:
+    """A task that failed for good.
+
+    Attributes:
+        task: the task.
+        run: its run.
+    """
+
+    task: TaskInstance
+    run: DagRun
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that is queued or runs for long.
+
+    Attributes:
+        run: the run.
+        asks: whether it only waits for a person's approval.
+    """
+
+    run: DagRun
+    asks: bool = False
+
+
+@dataclass(frozen=True)
+class AirflowState:
+    """What Airflow's REST API says.
+
+    Attributes:
+        components: the last heartbeat of each component that is not healthy; None if it never had one.
+        import_errors: the message of each DAG file that cannot be read.
+        failed_tasks: tasks that failed for good lately.
+        failed_runs: runs that failed lately although none of their tasks did.
+        open_runs: runs that may be stuck.
+    """
+
+    components: Mapping[str, datetime | None] = field(default_factory=dict)
+    import_errors: Mapping[str, str] = field(default_factory=dict)
+    failed_tasks: Sequence[FailedTask] = ()
+    failed_runs: Sequence[DagRun] = ()
+    open_runs: Sequence[OpenRun] = ()
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that a look rests on.
+
+    Attributes:
+        now: the time.
+        models: by name.
+        airflow: None if it does not answer.
+        silence: why it does not.
+        paused: whether a DAG is paused, by its id, as last heard; None if it was never heard.
+        oldest_waiting: since when the oldest alert has waited for delivery; None if none waits.
+        waiting: how many wait.
+        unreadable: models whose folder is broken, so that nothing is known of them.
+    """
+
+    now: datetime
+    models: Mapping[str, ModelState]
+    airflow: AirflowState | None
+    silence: str = ""
+    paused: Mapping[str, bool] | None = None
+    oldest_waiting: datetime | None = None
+    waiting: int = 0
+    unreadable: Collection[str] = ()
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong.
+
+    Attributes:
+        subject: what it is about; the same from look to look, and of no other finding.
+        alert: what people are told.
+        lasting: how long it has to be found before they are.
+        key: of something that happened, such as the death of a task, which is not over when it is not found again: the alert's
+            key in the outbox, the one that the task's own callback would have used.
+    """
+
+    subject: str
+    alert: Alert
+    lasting: timedelta = timedelta()
+    key: str | None = None
+
+
+Area = Literal["airflow", "components", "runs", "dags", "paused", "models", "outbox"]
+AREAS: tuple[Area, ...] = get_args(Area)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look found.
+
+    Attributes:
+        findings: by subject, each once.
+        seen: the areas that were seen: a subject begins with its area, and what is not found there any more is over.
+        unseen: models that were not; their name follows the area.
+    """
+
+    findings: Mapping[str, Finding]
+    seen: frozenset[Area]
+    unseen: frozenset[str] = frozenset()
+
+    def is_over(self, subject: str) -> bool:
+        """Whether what was found about ``subject`` before is gone."""
+        area, _, rest = subject.partition("/")
+        return area in self.seen and rest.partition("/")[0] not in self.unseen and subject not in self.findings
+
+
+def look(known: Known) -> Look:
+    """Find what is wrong."""
+    looks: dict[Area, Callable[[Known], Iterable[Finding]]] = {"airflow": _airflow, "outbox": _outbox}
+    if known.airflow is not None:
+        looks |= {"components": _components, "runs": _runs, "dags": _dags}
+    if known.paused is not None:
+        looks |= {"paused": _paused, "models": _models}
+    found = [finding for find in looks.values() for finding in find(known)]
+    return Look({finding.subject: finding for finding in found}, frozenset(looks), frozenset(known.unreadable))
+
+
+def confirm(
+    found: Look, since: Mapping[str, datetime], open_subjects: Collection[str], now: datetime
+) -> tuple[dict[str, Finding], set[str], dict[str, datetime]]:
+    """What people are told after a look.
+
+    Args:
+        found: the look.
+        since: when each subject was first found, as the look before returned it.
+        open_subjects: what they were told of, and not yet that it is over.
+        now: the time.
+
+    Returns:
+        What they are told of, what they are told is over, and ``since`` for the look after.
+    """
+    firsts = {subject: first for subject, first in since.items() if not found.is_over(subject)}
+    firsts |= {subject: now for subject in found.findings if subject not in firsts}
+    told = {
+        subject: finding
+        for subject, finding in found.findings.items()
+        if subject not in open_subjects and now - firsts[subject] >= finding.lasting
+    }
+    return told, {subject for subject in open_subjects if found.is_over(subject)}, firsts
+
+
+# --- Airflow ---------------------------------------------------------------------------------------------------------
+
+
+def _airflow(known: Known) -> Iterator[Finding]:
+    if known.airflow is None:
+        yield Finding("airflow/api", of_operation.airflow_silent(EVERYBODY, reason=known.silence), RESTART)
+
+
+def _components(known: Known) -> Iterator[Finding]:
+    assert known.airflow is not None
+    for name, heartbeat in sorted(known.airflow.components.items()):
+        yield Finding(
+            f"components/{name}", of_operation.component_down(EVERYBODY, component=name, heartbeat=heartbeat), HEARTBEAT
+        )
+
+
+def _dags(known: Known) -> Iterator[Finding]:
+    assert known.airflow is not None
+    if known.airflow.import_errors:
+        yield Finding("dags/import_errors", of_operation.import_errors(EVERYBODY, errors=known.airflow.import_errors), RESTART)
+
+
+def _paused(known: Known) -> Iterator[Finding]:
+    for name in sorted(known.models):
+        stages = {stage: (known.paused or {}).get(f"{name}.{stage}") for stage in _CHAIN}
+        off = [stage for stage, paused in stages.items() if paused]
+        if off and not all(paused is not False for paused in stages.values()):
+            yield Finding(f"paused/{name}", of_operation.paused(name, stages=off), HAND)
+
+
+def _runs(known: Known) -> Iterator[Finding]:
+    assert known.airflow is not None
+    for failed in known.airflow.failed_tasks:
+        task, run = failed.task, failed.run
+        model = _model(known, task.dag_id)
+        if model is None or (task.ended_at is not None and known.now - task.ended_at < CALLBACK):
+            continue
+        key = failure_key(task.dag_id, task.run_id, task.task_id, task.map_index)
+        alert = of_operation.task_died(
+            model,
+            stage=_stage(task.dag_id),
+            task=task.task_id,
+            run_id=task.run_id,
+            interval=_partition(run),
+            subject=failure(task.dag_id, task.task_id, task.map_index),
+        )
+        yield Finding(f"runs/task/{key}", alert, key=key)
+    for run in known.airflow.failed_runs:
+        model = _model(known, run.dag_id)
+        if model is None or (run.ended_at and known.now - run.ended_at < CALLBACK):
+            continue
+        key = f"run_failed:{run.dag_id}:{run.run_id}"
+        yield Finding(
+            f"runs/run/{key}",
+            of_operation.run_ended(model, stage=_stage(run.dag_id), run_id=run.run_id, interval=_partition(run)),
+            key=key,
+        )
+    for opened in known.airflow.open_runs:
+        run, model = opened.run, _model(known, opened.run.dag_id)
+        if model is None or opened.asks:
+            continue
+        state = known.models.get(model)
+        limit = (state.spec.watch if state else Watch()).run
+        began = run.started_at or run.queued_at
+        if began is not None and known.now - began > limit:
+            alert = of_operation.run_stuck(
+                model, stage=_stage(run.dag_id), run_id=run.run_id, state=run.state, since=began, interval=_partition(run)
+            )
+            yield Finding(f"runs/stuck/{run.dag_id}/{run.run_id}", alert)
+
+
+def _model(known: Known, dag_id: str) -> str | None:
+    """Whose DAG it is; None if it is none of ours."""
+    name = dag_id.partition(".")[0]
+    return name if name in known.models or name == EVERYBODY else None
+
+
+def _stage(dag_id: str) -> str:
+    return dag_id.partition(".")[2]
+
+
+def _partition(run: DagRun) -> Interval | None:
+    return Interval.day(run.partition_key) if run.partition_key else None
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def expected(cron: str, moment: datetime) -> tuple[datetime, Interval] | None:
+    """The newest tick of ``cron`` that lies before ``moment``, and the UTC day that it ingests: that of the tick before.
+
+    None for what Airflow takes for no cron either, and says so of the DAG.
+    """
+    try:
+        tick = croniter(cron, moment).get_prev(datetime)
+        before = croniter(cron, tick).get_prev(datetime)
+    except CroniterError:
+        return None
+    return tick, Interval.day(before.date())
+
+
+def _models(known: Known) -> Iterator[Finding]:
+    for name, state in sorted(known.models.items()):
+        on = {stage for stage in _CHAIN if (known.paused or {}).get(f"{name}.{stage}") is False}
+        for stage, find in (("ingest", _silent), ("score", _unscored), ("monitor", _unmonitored), ("train", _untrained)):
+            if stage in on:
+                yield from find(name, state, known.now)
+        if "score" in on:
+            yield from _stale(name, state)
+        if "monitor" in on:
+            yield from _unlabelled(name, state)
+
+
+def _silent(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
+    due = expected(state.spec.schedules.ingest, now - state.spec.watch.late)
+    if due is None or state.first_published_at is None:
+        return
+    tick, day = due
+    # Nobody waited for it before the model had begun to publish. A refusal has an alert of its own.
+    if state.first_published_at > tick or any(day.overlaps(bad) for bad in state.refused):
+        return
+    missing = [
+        dataset for dataset, there in (("tables", state.tables), ("features", state.features)) if not _covers(there, day)
+    ]
+    if missing:
+        yield Finding(f"models/{name}/silent", of_operation.silent(name, day, tick=tick, missing=missing))
+
+
+def _unscored(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
+    if state.champion is None:
+        return
+    scored_until = max((there.interval.end for there in state.predictions), default=None)
+    late = [
+        there.interval
+        for there in state.features
+        if there.at > state.champion.since
+        and now - there.at > STAGE
+        and (scored_until is None or there.interval.end > scored_until)
+        and not _covers(state.predictions, there.interval)
+    ]
+    if late:
+        span = Interval(min(interval.start for interval in late), max(interval.end for interval in late))
+        yield Finding(f"models/{name}/unscored", of_operation.unscored(name, span, version=state.champion.version))
+
+
+def _unmonitored(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
+    window = _newest_whole(state.predictions, state.spec.schedules.monitor)
+    if window is None or (state.judged_until is not None and state.judged_until >= window.end):
+        return
+    if now - max(there.at for there in state.predictions if there.interval.overlaps(window)) > STAGE:
+        yield Finding(f"models/{name}/unmonitored", of_operation.unmonitored(name, window))
+
+
+def _untrained(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
+    # Before the first version, a person trains when there is history enough.
+    if state.spec.schedules.train == "never" or state.tried_at is None:
+        return
+    window = _newest_whole(state.features, state.spec.schedules.train)
+    if window is None:
+        return
+    complete = max(there.at for there in state.features if there.interval.overlaps(window))
+    asked = state.spec.approval.within if state.spec.promotion == "approval" else timedelta()
+    if state.tried_at < complete and now - complete > timedelta(days=1) + asked:
+        yield Finding(f"models/{name}/untrained", of_operation.untrained(name, window, tried_at=state.tried_at))
+
+
+def _stale(name: str, state: ModelState) -> Iterator[Finding]:
+    if state.champion is None or state.champion.trained_until is None or not state.features:
+        return
+    newest = max(there.interval.end for there in state.features)
+    # In the time of the data: one that scores an old year again is not stale for it.
+    age = newest - state.champion.trained_until
+    if age > state.spec.watch.champion:
+        alert = of_operation.champion_stale(name, version=state.champion.version, age=age, limit=state.spec.watch.champion)
+        yield Finding(f"models/{name}/stale", alert)
+
+
+def _unlabelled(name: str, state: ModelState) -> Iterator[Finding]:
+    if state.champion is None or state.judged_until is None:
+        return
+    due = state.judged_until - state.spec.watch.labels
+    window = _newest_whole(state.predictions, state.spec.schedules.monitor, until=due)
+    if window is None or (state.measured_until is not None and state.measured_until >= window.end):
+        return
+    there = [published for published in state.predictions if published.interval.overlaps(window)]
+    # Those of a version that learned from the window, and windows of few rows, are never measured.
+    learned = state.champion.trained_until
+    if (
+        sum(published.rows for published in there) >= state.spec.gates.min_rows
+        and all(published.version == state.champion.version for published in there)
+        and (learned is None or learned <= window.start)
+    ):
+        alert = of_operation.labels_late(
+            name, window, version=state.champion.version, limit=state.spec.watch.labels, share=state.spec.gates.label_coverage
+        )
+        yield Finding(f"models/{name}/unlabelled", alert)
+
+
+def _covers(there: Iterable[Published], wanted: Interval) -> bool:
+    """Whether the publications leave no moment of ``wanted`` out."""
+    reached = wanted.start
+    for interval in sorted(published.interval for published in there if published.interval.overlaps(wanted)):
+        if interval.start > reached:
+            return False
+        reached = max(reached, interval.end)
+    return reached >= wanted.end
+
+
+def _newest_whole(there: Sequence[Published], window: str, *, until: datetime | None = None) -> Interval | None:
+    """The newest UTC day, week (from Monday) or month that is published whole and ends by ``until``."""
+    end = max((published.interval.end for published in there), default=None)
+    start = min((published.interval.start for published in there), default=None)
+    if end is None or start is None:
+        return None
+    candidate = _last_window(min(end, until) if until is not None else end, window)
+    while candidate.start >= start:
+        if _covers(there, candidate):
+            return candidate
+        candidate = _last_window(candidate.start, window)
+    return None
+
+
+def _last_window(by: datetime, window: str) -> Interval:
+    """The newest day, week or month that ends by ``by``."""
+    if window == "month":
+        end = by.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        return Interval((end - timedelta(days=1)).replace(day=1), end)
+    length = timedelta(days=7 if window == "week" else 1)
+    end = _MONDAY + (by - _MONDAY) // length * length
+    return Interval(end - length, end)
+
+
+# --- the outbox ------------------------------------------------------------------------------------------------------
+
+
+def _outbox(known: Known) -> Iterator[Finding]:
+    if known.oldest_waiting is not None and known.now - known.oldest_waiting > STRANDED:
+        yield Finding("outbox/waiting", of_operation.alerts_waiting(EVERYBODY, count=known.waiting, since=known.oldest_waiting))

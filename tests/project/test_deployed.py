@@ -1,0 +1,184 @@
+"""The deployed stack: its secrets, and the rules that docker-compose.yaml and the image are held to."""
+
+from __future__ import annotations
+
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial.core.errors import SettingsError
+from perennial.core.settings import PROJECT
+from perennial.operations.deployed import SECRETS, check_secrets, write_secrets
+from tests.composed import COMPOSE, read_compose
+
+GIVEN = {name: make() for name, make in SECRETS.items()}
+SERVICES = read_compose(GIVEN)["services"]
+#: Which secrets each service may know, by the name in ``.env``.
+ALLOWED = {
+    "postgres": {"POSTGRES_PASSWORD"},
+    "redis": {"REDIS_PASSWORD"},
+    "init": set(SECRETS),
+    "api": {
+        "AIRFLOW_DB_PASSWORD",
+        "AIRFLOW_FERNET_KEY",
+        "AIRFLOW_JWT_SECRET",
+        "AIRFLOW_SESSION_KEY",
+        "PERENNIAL_READER_DB_PASSWORD",
+    },
+    "execution": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "AIRFLOW_SESSION_KEY"},
+    "scheduler": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_JWT_SECRET", "REDIS_PASSWORD"},
+    "dag-processor": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "PERENNIAL_WORKER_DB_PASSWORD"},
+    "triggerer": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET"},
+    "worker": {"REDIS_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
+    "trainer": {"REDIS_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
+    "promoter": {"REDIS_PASSWORD", "PERENNIAL_DB_PASSWORD", "MLFLOW_PROMOTER_PASSWORD"},
+    "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
+    "watch": {"AIRFLOW_WATCHDOG_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD"},
+    "statsd": set(),
+    "prometheus": set(),
+    "grafana": {"GRAFANA_ADMIN_PASSWORD"},
+}
+ALLOWED |= {"scheduler-second": ALLOWED["scheduler"], "worker-more": ALLOWED["worker"]}
+
+
+def test_secrets_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("PERENNIAL_AIRFLOW_PORT=8090\nREDIS_PASSWORD=\nMLFLOW_DB_PASSWORD=kept-as-it-was-given")
+
+    made = write_secrets(file)
+
+    text = file.read_text()
+    assert set(made) == set(SECRETS) - {"MLFLOW_DB_PASSWORD"}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "PERENNIAL_AIRFLOW_PORT=8090\n" in text
+    assert "MLFLOW_DB_PASSWORD=kept-as-it-was-given\n" in text
+    assert text.count("REDIS_PASSWORD=") == 1
+    assert write_secrets(file) == []
+    assert file.read_text() == text
+
+
+def test_generated_secrets_are_good_enough() -> None:
+    check_secrets(GIVEN)
+
+
+@pytest.mark.parametrize("weak", ["", "changeme", "password12345", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "airflow"])
+def test_a_weak_secret_is_refused_by_name(weak: str) -> None:
+    with pytest.raises(SettingsError, match="REDIS_PASSWORD: too weak"):
+        check_secrets({**GIVEN, "REDIS_PASSWORD": weak})
+
+
+def test_a_secret_that_serves_twice_is_refused() -> None:
+    with pytest.raises(SettingsError, match="AIRFLOW_DB_PASSWORD, REDIS_PASSWORD are the same"):
+        check_secrets({**GIVEN, "REDIS_PASSWORD": GIVEN["AIRFLOW_DB_PASSWORD"]})
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_nothing_starts_without_each_secret(name: str) -> None:
+    with pytest.raises(KeyError, match=f"{name}: run make secrets"):
+        read_compose({**GIVEN, name: ""})
+
+
+def test_the_example_of_env_names_every_variable_of_compose_and_holds_no_secret() -> None:
+    example = (PROJECT / ".env.example").read_text()
+    used = set(re.findall(r"\$\{([A-Z_]+)", COMPOSE.read_text()))
+    assert {name for name in used if not re.search(rf"(?m)^#{name}=", example)} == set()
+    assert all(re.search(rf"(?m)^#{name}=$", example) for name in SECRETS)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_given_as_little_as_it_can_do_with(name: str) -> None:
+    service: dict[str, Any] = SERVICES[name]
+
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
+    assert "privileged" not in service
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not str(service["user"]).startswith(("0", "root"))
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    assert service["restart"] == ("no" if name == "init" else "unless-stopped")
+    assert name == "init" or service["healthcheck"]["test"]
+    assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert not any("docker.sock" in str(volume) for volume in service.get("volumes", []))
+    folders = [str(volume) for volume in service.get("volumes", []) if str(volume).startswith(".")]
+    assert all(folder.endswith(":ro") for folder in folders)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_knows_the_secrets_it_needs_and_no_other(name: str) -> None:
+    seen = " ".join(str(value) for value in SERVICES[name]["environment"].values())
+    told = {secret for secret, value in GIVEN.items() if value in seen}
+
+    assert told == ALLOWED[name]
+    assert not any(value in str(SERVICES[name].get("command")) for value in GIVEN.values())
+
+
+@pytest.mark.parametrize("name", ["worker", "trainer", "promoter"])
+def test_workers_have_no_address_of_airflows_database(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+    assert not [variable for variable in environment if variable.startswith("AIRFLOW__DATABASE__")]
+    assert "/airflow" not in str(environment["PERENNIAL_DATABASE_URL"])
+    assert str(environment["AIRFLOW__CELERY__RESULT_BACKEND"]).startswith("redis://")
+
+
+def test_the_promoter_alone_may_change_who_is_champion() -> None:
+    may = {name for name, service in SERVICES.items() if service["environment"].get("PERENNIAL_MAY_PROMOTE") == "true"}
+    owns = {
+        name
+        for name, service in SERVICES.items()
+        if "//perennial:" in str(service["environment"].get("PERENNIAL_DATABASE_URL"))
+    }
+    assert may == owns == {"init", "promoter"}
+
+
+def test_each_queue_has_workers() -> None:
+    from perennial.orchestration.dags import LIGHT, PROMOTE
+
+    served = {
+        queue
+        for service in SERVICES.values()
+        if "--queues" in (command := service.get("command", []))
+        for queue in command[command.index("--queues") + 1].split(",")
+    }
+    assert served == {LIGHT, PROMOTE, "train", "score"}
+
+
+def test_the_file_keeps_to_the_compose_specification() -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_databases_and_broker_are_reached_from_inside_alone() -> None:
+    networks = read_compose(GIVEN)["networks"]
+    assert networks["inside"]["internal"] is True
+    for name in ("postgres", "redis", "execution", "prometheus", "statsd"):
+        assert SERVICES[name]["networks"] == ["inside"]
+        assert "ports" not in SERVICES[name]
+
+
+def test_images_of_others_are_pinned_by_digest() -> None:
+    digest = re.compile(r"@sha256:[0-9a-f]{64}$")
+    for service in SERVICES.values():
+        assert digest.search(service["image"]) or service["image"].startswith("perennial:")
+    bases = re.findall(r"(?m)^ARG PYTHON=(\S+)$", (PROJECT / "Dockerfile").read_text())
+    assert len(bases) == 1
+    assert digest.search(bases[0])
+
+
+def test_the_image_runs_as_nobody_in_particular() -> None:
+    users = re.findall(r"(?m)^USER (\S+)$", (PROJECT / "Dockerfile").read_text())
+    assert users[-1:] == ["50000:50000"]
+
+
+def test_the_page_on_security_speaks_of_each_service() -> None:
+    page = (PROJECT / "docs" / "security.md").read_text()
+    assert [name for name in SERVICES if not re.search(rf"(?m)^\|[^|]*`{name}`[^|]*\|", page)] == []

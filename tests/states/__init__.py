@@ -1,0 +1,1 @@
+"""States that earlier releases left behind, and the way to open them: see ``README.md``."""

@@ -1,0 +1,162 @@
+"""What may be expected of a window before its labels come, and how it compares with what came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from perennial.core.intervals import Interval
+from perennial.monitoring.estimation import Outcomes, beside_realised, estimate, from_binary, from_classes
+
+NONE = np.empty((0, 0))
+
+
+def binary(rows: int, seed: int, *, shift: float = 0.0, distort: float = 1.0) -> tuple[Outcomes, np.ndarray]:
+    """Rows whose true probability is known; the model says it ``distort`` times as far from even odds."""
+    random = np.random.default_rng(seed)
+    score = random.normal(shift, 1.5, rows)
+    labels = random.random(rows) < 1 / (1 + np.exp(-score))
+    said = 1 / (1 + np.exp(-distort * score))
+    days = np.sort(random.integers(0, 14, rows))
+    return from_binary(said, labels, days), labels
+
+
+def unlabelled(given: Outcomes) -> Outcomes:
+    return Outcomes(given.probabilities, given.classes, None, given.days)
+
+
+@pytest.mark.parametrize("shift", [0.0, -2.0])
+@pytest.mark.parametrize("distort", [1.0, 3.0])
+def test_the_estimate_meets_what_comes(shift: float, distort: float) -> None:
+    reference, _ = binary(6_000, 1, distort=distort)
+    window, labels = binary(6_000, 2, shift=shift, distort=distort)
+    found = estimate("binary_classification", "roc_auc", reference, unlabelled(window), seed=1)
+    said = window.probabilities[:, 1]
+    assert found.value == pytest.approx(sk.roc_auc_score(labels, said), abs=0.025)
+    assert found.metrics["log_loss"] == pytest.approx(sk.log_loss(labels, said), abs=0.06)
+    assert found.metrics["brier"] == pytest.approx(sk.brier_score_loss(labels, said), abs=0.02)
+    yes = said >= 0.5
+    assert found.confusion["true_positive"] == pytest.approx(np.mean(yes & labels), abs=0.02)
+    assert sum(found.confusion.values()) == pytest.approx(1)
+
+
+def test_bands_hold_what_comes_and_what_is_usual() -> None:
+    reference, _ = binary(4_000, 1)
+    inside = 0
+    for seed in range(10, 20):
+        window, labels = binary(1_500, seed)
+        found = estimate("binary_classification", "roc_auc", reference, unlabelled(window), seed=1)
+        assert found.band is not None
+        assert found.usual is not None
+        inside += found.band[0] <= sk.roc_auc_score(labels, window.probabilities[:, 1]) <= found.band[1]
+    assert inside >= 7
+
+
+def test_a_changed_concept_is_not_seen_before_labels() -> None:
+    """The limit of the method, which is why realised performance stands beside it."""
+    reference, _ = binary(4_000, 1)
+    window, labels = binary(4_000, 2)
+    found = estimate("binary_classification", "roc_auc", reference, unlabelled(window), seed=1)
+    assert sk.roc_auc_score(~labels, window.probabilities[:, 1]) < 0.3 < 0.75 < found.value
+
+
+def classes(rows: int, seed: int) -> tuple[Outcomes, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet([0.6, 0.8, 1.0], rows)
+    labels = np.array([random.choice(3, p=row) for row in probabilities])
+    names = ("high", "low", "middle")
+    return from_classes(probabilities, names, np.array(names)[labels]), labels, probabilities
+
+
+def test_several_classes_are_estimated_too() -> None:
+    reference, _, _ = classes(3_000, 1)
+    window, labels, said = classes(3_000, 2)
+    cost = {"asked": 0}
+
+    def costs(truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        cost["asked"] += 1
+        return (truth != answers).astype(float) * 2
+
+    found = estimate("multiclass_classification", "log_loss", reference, unlabelled(window), seed=1, cost=costs)
+    assert found.metrics["log_loss"] == pytest.approx(sk.log_loss(labels, said), abs=0.05)
+    assert found.metrics["accuracy"] == pytest.approx(sk.accuracy_score(labels, said.argmax(axis=1)), abs=0.03)
+    assert found.metrics["balanced_accuracy"] == pytest.approx(
+        sk.balanced_accuracy_score(labels, said.argmax(axis=1)), abs=0.03
+    )
+    assert found.metrics["cost"] == pytest.approx(2 * (1 - found.metrics["accuracy"]))
+
+
+def test_classes_are_matched_by_name() -> None:
+    reference, _, _ = classes(2_000, 1)
+    window, _, _ = classes(2_000, 2)
+    turned = from_classes(window.probabilities[:, ::-1], window.classes[::-1])
+    first, second = (
+        estimate("multiclass_classification", "log_loss", reference, one, seed=1) for one in (unlabelled(window), turned)
+    )
+    assert first.metrics == pytest.approx(second.metrics)
+
+
+@pytest.mark.parametrize(
+    ("task", "reference", "window", "reason"),
+    [
+        ("regression", Outcomes(NONE, ()), Outcomes(NONE, ()), "does not say how sure it is"),
+        ("binary_classification", binary(150, 1)[0], binary(300, 2)[0], "the reference has 150 rows"),
+        ("binary_classification", Outcomes(NONE, ()), binary(300, 2)[0], "the reference has 0 rows"),
+        ("binary_classification", from_binary(np.full(300, 0.5), np.ones(300)), binary(300, 2)[0], "all labels"),
+        ("binary_classification", binary(300, 1)[0], from_binary(np.array([0.1, np.nan])), "not finite"),
+        ("binary_classification", binary(300, 1)[0], from_binary(np.empty(0)), "there are no predictions"),
+        ("multiclass_classification", classes(300, 1)[0], from_classes(np.full((9, 1), 1.0), ["new"]), "of new"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_estimated_says_why(task: Any, reference: Outcomes, window: Outcomes, reason: str) -> None:
+    found = estimate(task, "log_loss", reference, window, seed=1)
+    assert reason in found.reason
+    assert found.metrics == {}
+    assert np.isnan(found.value)
+
+
+# --- estimated and realised, side by side -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    interval: Interval
+    version: int | None
+    verdict: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    interval: Interval
+    version: int
+    metrics: dict[str, float]
+    coverage: float = 0.9
+    rows: int = 500
+
+
+FIRST, SECOND = Interval.of("2013-04-01", "2013-04-08"), Interval.of("2013-04-08", "2013-04-15")
+
+
+def test_windows_are_joined_by_version() -> None:
+    said = {"metric": "roc_auc", "metrics": {"roc_auc": 0.7}, "band": [0.6, 0.8]}
+    verdicts = [
+        Judged(SECOND, 2, "drift", {"estimate": said, "severity": "warning"}),
+        Judged(FIRST, 1, "ok", {"estimate": said}),
+        Judged(Interval.day("2013-05-01"), None, "unknown"),
+    ]
+    performances = [Measured(FIRST, 1, {"roc_auc": 0.65}), Measured(FIRST, 2, {"roc_auc": 0.5}, coverage=0.3)]
+    first, other, second = beside_realised(verdicts, performances, "roc_auc", label_coverage=0.8)
+    assert (first.version, first.estimated, first.band, first.realised, first.mature) == (1, 0.7, (0.6, 0.8), 0.65, True)
+    assert (other.version, other.estimated, other.realised, other.mature, other.verdict) == (2, None, 0.5, False, None)
+    assert (second.realised, second.coverage, second.verdict, second.severity) == (None, None, "drift", "warning")
+
+
+def test_an_estimate_of_another_metric_is_not_shown_beside_this_one() -> None:
+    said = {"metric": "log_loss", "metrics": {"log_loss": 0.7, "roc_auc": 0.7}}
+    (window,) = beside_realised([Judged(FIRST, 1, "ok", {"estimate": said})], [], "roc_auc", label_coverage=0.8)
+    assert window.estimated is None

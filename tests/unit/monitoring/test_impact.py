@@ -1,0 +1,107 @@
+"""When drift is a warning, when it is critical, and when it is nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+
+from perennial.core.intervals import Interval
+from perennial.monitoring.impact import Bound, weigh
+from perennial.spec.monitoring import Retraining
+
+WINDOW = Interval.of("2013-05-06", "2013-05-13")
+POLICY = Retraining(alarms=2, of=3)
+BOUND = Bound("roc_auc", 0.7, True, "the near end of its interval")
+
+
+@dataclass(frozen=True)
+class Judged:
+    interval: Interval
+    verdict: str
+    version: int | None = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    interval: Interval
+    version: int
+    metrics: dict[str, float]
+
+
+def before(weeks: int) -> Interval:
+    return Interval(WINDOW.start - timedelta(weeks=weeks), WINDOW.end - timedelta(weeks=weeks))
+
+
+def measured(auc: float, weeks: int = 1, version: int = 3) -> Measured:
+    return Measured(before(weeks), version, {"roc_auc": auc})
+
+
+def test_drift_alone_is_a_warning() -> None:
+    found = weigh(POLICY, "drift", WINDOW, estimated=0.75, performances=[measured(0.74)], version=3, bound=BOUND)
+    assert (found.severity, found.persistent, found.fallen) == ("warning", False, ())
+
+
+def test_drift_that_lasts_is_critical() -> None:
+    found = weigh(POLICY, "drift", WINDOW, version=3, verdicts=[Judged(before(2), "drift"), Judged(before(1), "ok")])
+    assert (found.severity, found.persistent) == ("critical", True)
+    assert found.reasons == ("2 of the last 3 windows drifted (2 make it persistent)",)
+
+
+def test_drift_long_ago_or_of_other_windows_does_not_last() -> None:
+    day = Interval.day("2013-05-05")
+    earlier = [Judged(before(3), "drift"), Judged(day, "drift"), Judged(WINDOW, "drift")]
+    assert weigh(POLICY, "drift", WINDOW, version=3, verdicts=earlier).severity == "warning"
+
+
+def test_drift_from_what_the_version_before_had_learned_does_not_last() -> None:
+    earlier = [Judged(before(1), "drift", version=2), Judged(before(2), "drift", version=2)]
+    assert weigh(POLICY, "drift", WINDOW, version=3, verdicts=earlier).severity == "warning"
+
+
+def test_drift_with_falling_estimated_performance_is_critical() -> None:
+    found = weigh(POLICY, "drift", WINDOW, estimated=0.69, bound=BOUND)
+    assert (found.severity, found.fallen) == ("critical", ("estimated",))
+    assert found.reasons[-1] == "estimated roc_auc is 0.69, worse than 0.7, the near end of its interval"
+
+
+def test_drift_with_falling_realised_performance_is_critical() -> None:
+    found = weigh(POLICY, "drift", WINDOW, performances=[measured(0.6), measured(0.8, weeks=2)], version=3, bound=BOUND)
+    assert (found.severity, found.fallen) == ("critical", ("realised",))
+
+
+def test_what_was_worse_and_is_no_more_has_not_fallen() -> None:
+    found = weigh(POLICY, "drift", WINDOW, performances=[measured(0.8), measured(0.6, weeks=2)], version=3, bound=BOUND)
+    assert (found.severity, found.fallen) == ("warning", ())
+
+
+def test_the_performance_of_another_version_does_not_matter() -> None:
+    assert weigh(POLICY, "drift", WINDOW, performances=[measured(0.1, version=2)], version=3, bound=BOUND).fallen == ()
+
+
+def test_less_of_a_loss_is_better() -> None:
+    bound = Bound("log_loss", 0.5, False, "its holdout")
+    assert weigh(POLICY, "drift", WINDOW, estimated=0.4, bound=bound).fallen == ()
+    assert weigh(POLICY, "drift", WINDOW, estimated=0.6, bound=bound).fallen == ("estimated",)
+
+
+def test_realised_performance_that_falls_without_drift_is_told_and_becomes_critical_when_it_lasts() -> None:
+    once = weigh(POLICY, "ok", WINDOW, performances=[measured(0.6), measured(0.8, weeks=2)], version=3, bound=BOUND)
+    twice = weigh(POLICY, "ok", WINDOW, performances=[measured(0.6), measured(0.6, weeks=2)], version=3, bound=BOUND)
+    assert (once.severity, twice.severity) == ("warning", "critical")
+
+
+def test_an_estimate_alone_does_not_alarm_where_nothing_drifted() -> None:
+    assert weigh(POLICY, "ok", WINDOW, estimated=0.1, bound=BOUND).severity == "none"
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+def test_what_is_not_known_has_not_fallen(value: float | None) -> None:
+    assert weigh(POLICY, "drift", WINDOW, estimated=value, bound=BOUND).fallen == ()
+
+
+def test_what_is_unknown_is_a_warning_and_never_persistent() -> None:
+    found = weigh(POLICY, "unknown", WINDOW, version=3, verdicts=[Judged(before(1), "drift"), Judged(before(2), "drift")])
+    assert (found.severity, found.persistent) == ("warning", False)

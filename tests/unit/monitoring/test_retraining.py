@@ -1,0 +1,342 @@
+"""When monitoring asks for a retraining, and what holds it back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perennial.core.intervals import Interval
+from perennial.monitoring.retraining import BUDGET_SPAN, RetrainingDecision, Training, decide_retraining, retraining_run_id
+from perennial.spec.monitoring import Retraining
+
+WEEK = timedelta(days=7)
+START = datetime(2013, 3, 4, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    interval: Interval
+    verdict: str
+    version: int | None = 1
+
+
+@dataclass(frozen=True)
+class Performance:
+    interval: Interval
+    version: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    window_end: datetime
+    asked: bool = True
+    cause: str = "drift"
+    reason: str = "because"
+
+
+@dataclass
+class Loop:
+    """The ledger's part in the loop: it keeps each first answer and gives it back."""
+
+    policy: Retraining
+    verdicts: list[Verdict] = field(default_factory=list)
+    decisions: list[Asked] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
+
+    def decide(self, window_end: datetime, *, promoted: bool | None = None) -> RetrainingDecision:
+        """The decision; an ask leads to a version, promoted or not, or to none at all (None)."""
+        decision = decide_retraining(
+            self.policy,
+            window_end=window_end,
+            verdicts=self.verdicts,
+            decisions=self.decisions,
+            trainings=self.trainings,
+        )
+        if all(past.window_end != window_end for past in self.decisions):
+            self.decisions.append(Asked(window_end, decision.ask, decision.cause, decision.reason))
+            if decision.ask and promoted is not None:
+                self.trainings.append(Training(window_end, promoted))
+        return decision
+
+    @property
+    def asked(self) -> list[datetime]:
+        return sorted(past.window_end for past in self.decisions if past.asked)
+
+
+def windows(*verdicts: str, length: timedelta = WEEK) -> list[Verdict]:
+    """Verdicts of windows that follow each other, oldest first."""
+    return [Verdict(Interval(START + n * length, START + (n + 1) * length), verdict) for n, verdict in enumerate(verdicts)]
+
+
+def decide(*verdicts: str, policy: Retraining | None = None, **given: object) -> RetrainingDecision:
+    made = windows(*verdicts)
+    return decide_retraining(policy or Retraining(), window_end=made[-1].interval.end, verdicts=made, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "ask"),
+    [
+        (["drift", "drift"], True),
+        (["drift", "ok", "drift"], True),
+        (["drift", "unknown", "drift"], True),
+        (["ok", "ok", "drift"], False),
+        (["drift", "drift", "ok"], False),
+        (["drift", "drift", "unknown"], False),
+        (["drift", "ok", "ok", "drift"], False),
+        (["unknown", "unknown", "unknown"], False),
+    ],
+)
+def test_enough_of_the_last_windows_and_the_newest_must_alarm(verdicts: list[str], ask: bool) -> None:
+    assert decide(*verdicts).ask is ask
+
+
+def test_windows_long_ago_do_not_count_as_the_last_ones() -> None:
+    old, new = windows("drift")[0], Verdict(Interval(START + 20 * WEEK, START + 21 * WEEK), "drift")
+    assert not decide_retraining(Retraining(), window_end=new.interval.end, verdicts=[old, new]).ask
+
+
+def test_a_window_without_verdict_is_not_asked_about() -> None:
+    decision = decide_retraining(Retraining(alarms=1), window_end=START + 2 * WEEK, verdicts=windows("drift"))
+    assert not decision.ask
+    assert "no drift verdict for the window that ends 2013-03-18" in decision.reason
+
+
+def test_later_windows_do_not_change_the_answer_of_an_earlier_one() -> None:
+    verdicts = windows("ok", "drift", "drift")
+    assert not decide_retraining(Retraining(), window_end=START + 2 * WEEK, verdicts=verdicts).ask
+
+
+def test_switched_off_drift_never_asks() -> None:
+    assert not decide("drift", "drift", policy=Retraining(on_drift=False)).ask
+
+
+def test_the_cooldown_holds_an_alarm_back_and_says_so() -> None:
+    end = START + 2 * WEEK
+    decision = decide("drift", "drift", decisions=[Asked(end - timedelta(days=13))])
+    assert (decision.ask, decision.cause) == (False, "drift")
+    assert "the last retraining asked for was as of 2013-03-05, and the cooldown is 14 days" in decision.reason
+    assert decide("drift", "drift", decisions=[Asked(end - timedelta(days=14))]).ask
+
+
+def test_the_cooldown_counts_from_trainings_that_others_began() -> None:
+    end = START + 2 * WEEK
+    assert not decide("drift", "drift", trainings=[Training(end - timedelta(days=1))]).ask
+    assert decide("drift", "drift", trainings=[Training(end - timedelta(days=15))]).ask
+
+
+def test_a_declined_retraining_starts_no_cooldown() -> None:
+    assert decide("drift", "drift", decisions=[Asked(START + WEEK, asked=False)]).ask
+
+
+def test_a_training_under_way_holds_an_alarm_back() -> None:
+    decision = decide("drift", "drift", open_run=True)
+    assert not decision.ask
+    assert "already under way" in decision.reason
+
+
+def test_the_budget_of_thirty_days_holds_an_alarm_back() -> None:
+    policy = Retraining(cooldown=timedelta(days=1), budget=2)
+    end = START + 2 * WEEK
+    spent = [Asked(end - timedelta(days=20)), Asked(end - timedelta(days=29))]
+    decision = decide("drift", "drift", policy=policy, decisions=spent)
+    assert not decision.ask
+    assert "the budget of 2 trainings in 30 days is used up" in decision.reason
+    assert decide("drift", "drift", policy=policy, decisions=[spent[0], Asked(end - timedelta(days=30))]).ask
+
+
+def test_trainings_of_the_calendar_count_against_the_budget() -> None:
+    policy = Retraining(cooldown=timedelta(days=1), budget=2)
+    end = START + 2 * WEEK
+    calendar = [Training(end - timedelta(days=days), promoted=True) for days in (8, 15)]
+    assert not decide("drift", "drift", policy=policy, trainings=calendar).ask
+    assert decide("drift", "drift", policy=policy, trainings=calendar[:1]).ask
+
+
+def test_a_training_that_was_asked_for_counts_once() -> None:
+    policy = Retraining(cooldown=timedelta(days=1), budget=2)
+    end = START + 2 * WEEK
+    past = end - timedelta(days=10)
+    assert decide("drift", "drift", policy=policy, decisions=[Asked(past)], trainings=[Training(past, promoted=True)]).ask
+
+
+def test_a_window_judged_after_a_later_training_does_not_ask() -> None:
+    decision = decide("drift", "drift", trainings=[Training(START + 6 * WEEK, promoted=True)])
+    assert not decision.ask
+
+
+def test_drift_from_what_the_version_before_had_learned_does_not_count() -> None:
+    first, second = windows("drift", "drift")
+    moved = [first, Verdict(second.interval, "drift", version=2)]
+    assert not decide_retraining(Retraining(), window_end=second.interval.end, verdicts=moved).ask
+
+
+def test_asks_that_led_to_no_promotion_trip_the_breaker_and_a_promotion_closes_it() -> None:
+    end = START + 2 * WEEK
+    policy = Retraining(breaker=2)
+    vain = [Asked(end - timedelta(days=days)) for days in (120, 80)]
+    refused = [Training(past.window_end) for past in vain]
+
+    tripped = decide("drift", "drift", policy=policy, decisions=vain, trainings=refused)
+
+    assert (tripped.ask, tripped.breaker) == (False, True)
+    assert "the last 2 retrainings asked for" in tripped.reason
+    assert "led to no promotion" in tripped.reason
+    closed = [*refused, Training(end - timedelta(days=40), promoted=True)]
+    assert decide("drift", "drift", policy=policy, decisions=vain, trainings=closed).ask
+
+
+def test_asks_that_were_lost_trip_the_breaker_too() -> None:
+    end = START + 2 * WEEK
+    vain = [Asked(end - timedelta(days=days)) for days in (120, 80, 50)]
+    assert decide("drift", "drift", decisions=vain).breaker
+
+
+def test_without_a_budget_monitoring_never_asks() -> None:
+    assert not decide("drift", "drift", policy=Retraining(budget=0)).ask
+
+
+# --- performance -----------------------------------------------------------------------------------------------------
+
+POLICY = Retraining(on_drift=False, on_performance=0.05)
+
+
+def measured(*metrics: float, version: int = 3, name: str = "roc_auc") -> list[Performance]:
+    return [
+        Performance(verdict.interval, version, {name: metric})
+        for verdict, metric in zip(windows(*["ok"] * len(metrics)), metrics, strict=True)
+    ]
+
+
+def on_performance(records: list[Performance], policy: Retraining = POLICY, **given: object) -> RetrainingDecision:
+    arguments: dict[str, object] = {"champion": 3, "holdout_metrics": {3: 0.72}, "metric": "roc_auc", **given}
+    # Labels come late: the window that is judged is newer than any that can be measured.
+    return decide_retraining(policy, window_end=START + 6 * WEEK, verdicts=[], performances=records, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "ask"),
+    [([0.66, 0.66], True), ([0.66, 0.72, 0.66], True), ([0.66, 0.66, 0.72], False), ([0.70, 0.70], False), ([0.66], False)],
+)
+def test_a_drop_below_the_versions_own_holdout_alarms(metrics: list[float], ask: bool) -> None:
+    decision = on_performance(measured(*metrics))
+    assert decision.ask is ask
+    assert decision.cause == ("performance" if ask else "none")
+
+
+def test_a_rise_of_a_loss_alarms() -> None:
+    policy = Retraining(on_performance=0.1)
+    rose, fell = measured(0.9, 0.9, name="rmse"), measured(0.4, 0.4, name="rmse")
+    given = {"metric": "rmse", "task": "regression", "holdout_metrics": {3: 0.7}}
+    assert on_performance(rose, policy, **given).ask
+    assert not on_performance(fell, policy, **given).ask
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), None])
+def test_a_holdout_that_is_not_known_never_alarms(value: float | None) -> None:
+    metrics = {} if value is None else {3: value}
+    assert not on_performance(measured(0.1, 0.1), holdout_metrics=metrics).ask
+
+
+def test_a_metric_that_could_not_be_measured_never_alarms() -> None:
+    assert not on_performance(measured(float("nan"), float("nan"))).ask
+    assert not on_performance(measured(0.1, 0.1, name="log_loss")).ask
+
+
+def test_the_performance_of_a_former_champion_does_not_count() -> None:
+    assert not on_performance(measured(0.6, 0.6, version=2), holdout_metrics={2: 0.72, 3: 0.72}).ask
+
+
+def test_windows_that_were_answered_do_not_ask_again() -> None:
+    assert not on_performance(measured(0.6, 0.6), decisions=[Asked(START + 3 * WEEK)]).ask
+
+
+def test_drift_is_the_cause_when_both_alarm_and_both_are_told() -> None:
+    decision = decide(
+        "drift", "drift", policy=Retraining(on_performance=0.05), performances=measured(0.6, 0.6), champion=3,
+        holdout_metrics={3: 0.72}, metric="roc_auc",
+    )  # fmt: skip
+    assert (decision.ask, decision.cause) == (True, "drift")
+    assert "windows drifted" in decision.reason
+    assert "roc_auc was worse" in decision.reason
+
+
+# --- the loop cannot run away ----------------------------------------------------------------------------------------
+
+policies = st.builds(
+    Retraining,
+    alarms=st.just(1),
+    of=st.integers(1, 4),
+    cooldown=st.integers(1, 40).map(lambda days: timedelta(days=days)),
+    budget=st.integers(0, 4),
+    breaker=st.integers(1, 4),
+)
+histories = st.lists(st.sampled_from(["ok", "drift", "drift", "unknown"]), min_size=1, max_size=60)
+
+
+@st.composite
+def loops(draw: st.DrawFn) -> Loop:
+    """A loop that was asked about its windows in any order, some of them more than once."""
+    length = timedelta(days=draw(st.sampled_from([1, 7])))
+    loop = Loop(draw(policies), windows(*draw(histories), length=length))
+    ends = [verdict.interval.end for verdict in loop.verdicts]
+    for end in draw(st.lists(st.sampled_from(ends), max_size=80)) + draw(st.permutations(ends)):
+        loop.decide(end, promoted=draw(st.sampled_from([None, False, True, True])))
+    return loop
+
+
+@given(loops())
+@settings(max_examples=150, deadline=None)
+def test_any_thirty_days_see_no_more_than_the_budget(loop: Loop) -> None:
+    for first in loop.asked:
+        assert len([end for end in loop.asked if first <= end < first + BUDGET_SPAN]) <= loop.policy.budget
+
+
+@given(loops())
+@settings(max_examples=150, deadline=None)
+def test_two_asks_are_never_within_the_cooldown(loop: Loop) -> None:
+    for earlier, later in pairwise(loop.asked):
+        assert later - earlier >= loop.policy.cooldown
+
+
+@given(loops())
+@settings(max_examples=150, deadline=None)
+def test_no_more_asks_than_the_breaker_allows_lead_to_no_promotion(loop: Loop) -> None:
+    promoted = {training.as_of for training in loop.trainings if training.promoted}
+    vain = 0
+    for end in loop.asked:
+        vain = 0 if end in promoted else vain + 1
+        assert vain <= loop.policy.breaker
+
+
+@given(loops(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_asking_twice_for_a_window_gives_the_same_answer(loop: Loop, data: st.DataObject) -> None:
+    past = data.draw(st.sampled_from(loop.decisions))
+    loop.verdicts.append(Verdict(Interval(past.window_end - WEEK, past.window_end), "drift"))
+    assert loop.decide(past.window_end) == RetrainingDecision(past.asked, past.cause, past.reason)  # type: ignore[arg-type]
+
+
+@given(policies, st.lists(st.sampled_from(["ok", "unknown"]), min_size=1, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_what_is_unknown_never_asks(policy: Retraining, verdicts: list[str]) -> None:
+    loop = Loop(policy, windows(*verdicts))
+    for verdict in loop.verdicts:
+        assert not loop.decide(verdict.interval.end).ask
+
+
+def test_a_window_has_one_run_id_and_others_have_others() -> None:
+    ids = {retraining_run_id(model, START + n * WEEK) for model in ("a", "b") for n in range(3)}
+    assert len(ids) == 6
+    assert retraining_run_id("a", START) == retraining_run_id("a", START.astimezone()) == "retrain__a__2013-03-04T000000Z"
+
+
+def test_a_decision_survives_json() -> None:
+    decision = decide("drift", "drift")
+    assert RetrainingDecision.from_json(json.loads(json.dumps(decision.to_json()))) == decision

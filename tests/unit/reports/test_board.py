@@ -1,0 +1,389 @@
+"""What the model board says of models, and that it stays one look at the ledger however many there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from perennial.alerts import of_operation
+from perennial.core.errors import SpecError
+from perennial.core.intervals import Interval, utc
+from perennial.core.settings import PROJECT, Settings
+from perennial.ledger.records import Approval, VersionRecord
+from perennial.ledger.store import Ledger
+from perennial.reports import board
+from perennial.reports.board import Board, Outlook, Pages, Row, Window
+from perennial.spec.folder import ModelFolder, read_model
+
+ENERGY = read_model(PROJECT / "tests" / "models" / "energy_load")
+#: When the board is looked at: rows of the ledger are written now.
+LATER = timedelta(minutes=5)
+PAGES = Pages(mlflow="http://mlflow.test/")
+
+
+def folder_of(name: str, **spec: Any) -> ModelFolder:
+    return ENERGY.model_copy(update={"spec": ENERGY.spec.model_copy(update={"name": name, **spec})})
+
+
+def look(ledger: Ledger, *folders: ModelFolder, broken: dict[str, SpecError] | None = None, after: timedelta = LATER) -> Board:
+    now = datetime.now(UTC) + after
+    overview = ledger.overview(windows=board.WINDOWS, alerts_since=now - board.ALERTS_FOR)
+    return board.compose(overview, {one.spec.name: one for one in folders}, broken or {}, now=now, pages=PAGES)
+
+
+def row_of(ledger: Ledger, folder: ModelFolder = ENERGY, *, after: timedelta = LATER) -> Row:
+    (row,) = look(ledger, folder, after=after).rows
+    return row
+
+
+def publish(ledger: Ledger, dataset: str, day: str, model: str = "energy_load") -> None:
+    interval = Interval.day(day)
+    order = ledger.next_order(model, dataset, interval, f"run-{day}")
+    claim = ledger.claim(model, dataset, interval, order=order, run_id=f"run-{day}")
+    base = ledger.head(model, dataset)
+    assert ledger.commit(claim, base=base, snapshots={"t": 1}, hashes={"t": "a"}, rows={"t": 1}, inputs={})
+
+
+def register(ledger: Ledger, version: int, *, reasons: tuple[str, ...] = (), model: str = "energy_load") -> None:
+    decision = {"promote": not reasons, "reasons": list(reasons), "results": []}
+    training = {"as_of": "2024-01-17T00:00:00+00:00", "run_id": f"{model}.train/manual__1+x"}
+    ledger.record_version(VersionRecord(model, version, "m", "s", "f", {}, training, {}, decision, {}, datetime.now(UTC)))
+
+
+def promote(ledger: Ledger, version: int, *, over: int | None = None, actor: str = "airflow:energy_load.train",
+            action: Any = "promote", model: str = "energy_load") -> None:  # fmt: skip
+    made = ledger.intend_promotion(
+        model=model, version=version, expected=over, action=action, reason="better", actor=actor, run_id=None, evidence={}
+    )
+    ledger.complete_promotion(made.id)
+
+
+def judge(ledger: Ledger, day: str, verdict: Any = "ok", *, severity: str = "none", estimated: float | None = None,
+          model: str = "energy_load") -> None:  # fmt: skip
+    estimate = {"metric": "rmse", "metrics": {"rmse": estimated}, "usual": [1.0, 3.0]} if estimated is not None else None
+    ledger.record_verdict(
+        model=model, interval=Interval.day(day), version=1, verdict=verdict, reasons=["0 of 3 features drifted"],
+        details={"severity": severity, "impact": {"reasons": ["rmse is 9, worse than 3"] if severity != "none" else []},
+                 "estimate": estimate},
+        report=f"{model}/drift/{day}/report.html", run_id="manual__judge/1",
+    )  # fmt: skip
+
+
+def measure(ledger: Ledger, day: str, value: float, *, version: int = 1, rows: int = 50) -> None:
+    ledger.record_performance(
+        model="energy_load", interval=Interval.day(day), version=version, metrics={"rmse": value}, rows=rows, coverage=1.0,
+        as_of=utc(day), run_id="r",
+    )  # fmt: skip
+
+
+@contextmanager
+def statements(ledger: Ledger) -> Iterator[list[str]]:
+    seen: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        seen.append(statement)
+
+    engine = ledger._database.engine
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+
+
+# --- what a row says -------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_data_is_new_and_not_in_trouble(ledger: Ledger) -> None:
+    row = row_of(ledger)
+    assert (row.attention, row.why, row.champion, row.trained, row.judged, row.outlook) == (
+        "new", "no data yet", None, None, None, None,
+    )  # fmt: skip
+    publish(ledger, "tables", "2024-01-01")
+    assert row_of(ledger).why == "not trained yet"
+
+
+def test_a_healthy_model_tells_who_predicts_since_when_and_how_well(ledger: Ledger) -> None:
+    for dataset in ("tables", "features", "predictions"):
+        publish(ledger, dataset, "2024-01-19")
+    register(ledger, 1)
+    promote(ledger, 1)
+    judge(ledger, "2024-01-18", estimated=2.0)
+    judge(ledger, "2024-01-19", estimated=2.5)
+    measure(ledger, "2024-01-18", 2.25)
+    row = row_of(ledger)
+    assert (row.attention, row.why) == ("fine", "")
+    assert row.champion is not None
+    assert (row.champion.version, row.champion.how) == (1, "by its gates")
+    assert row.champion.link == "http://mlflow.test/#/models/energy_load/versions/1"
+    assert row.data_until == row.predictions_until == utc("2024-01-20")
+    assert row.judged is not None
+    assert row.judged.report == "/perennial/reports/energy_load/drift/2024-01-19/report.html"
+    assert row.judged.run == "/dags/energy_load.monitor/runs/manual__judge%2F1"
+    assert row.outlook == Outlook(
+        "rmse", False, (Window("2024-01-18", "ok", 2.0, 2.25), Window("2024-01-19", "ok", 2.5, None)), (1.0, 3.0)
+    )
+    assert (row.outlook.realised, row.outlook.estimated) == (2.25, 2.5)
+    assert row.trained is not None
+    assert (row.trained.outcome, row.trained.reason) == ("champion", "")
+    assert row.trained.run == "/dags/energy_load.train/runs/manual__1%2Bx"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "severity", "attention", "why"),
+    [
+        ("drift", "critical", "critical", "drift that matters"),
+        ("drift", "warning", "warning", "verdict drift"),
+        ("unknown", "warning", "warning", "verdict unknown"),
+        ("ok", "warning", "warning", "performance fell"),
+        ("ok", "critical", "critical", "performance fell far"),
+    ],
+)
+def test_the_newest_verdict_decides_how_much_attention_a_model_needs(
+    verdict: str, severity: str, attention: str, why: str, ledger: Ledger
+) -> None:
+    register(ledger, 1)
+    promote(ledger, 1)
+    judge(ledger, "2024-01-18", "drift", severity="critical")
+    judge(ledger, "2024-01-19", verdict, severity=severity)
+    row = row_of(ledger)
+    assert (row.attention, row.why) == (attention, why)
+    assert row.judged is not None
+    assert row.judged.reason == "rmse is 9, worse than 3", "what makes it matter comes first"
+
+
+def test_refused_data_are_told_until_they_are_published_after_all(ledger: Ledger) -> None:
+    publish(ledger, "tables", "2024-01-18")
+    ledger.record_refusal(
+        model="energy_load", interval=Interval.day("2024-01-19"), run_id="r", reasons=["empty"], rows={"hours": 0}
+    )
+    assert (row_of(ledger).attention, row_of(ledger).why) == ("critical", "data of 19 Jan 2024 refused")
+    publish(ledger, "tables", "2024-01-19")
+    assert row_of(ledger).refused is None
+
+
+def test_predictions_that_are_behind_the_data_are_told(ledger: Ledger) -> None:
+    register(ledger, 1)
+    promote(ledger, 1)
+    publish(ledger, "tables", "2024-01-19")
+    publish(ledger, "predictions", "2024-01-18")
+    assert row_of(ledger).why == "predictions are behind the data"
+    publish(ledger, "predictions", "2024-01-19")
+    assert row_of(ledger).attention == "fine"
+
+
+def test_the_last_training_tells_what_came_of_it_with_its_first_reason(ledger: Ledger) -> None:
+    register(ledger, 1, reasons=("rmse is 9", "and late"))
+    row = row_of(ledger)
+    assert row.trained is not None
+    assert (row.trained.outcome, row.trained.reason, row.attention, row.why) == (
+        "refused",
+        "rmse is 9",
+        "critical",
+        "no champion",
+    )
+    register(ledger, 2)
+    assert (trained := row_of(ledger).trained) is not None
+    assert (trained.version, trained.outcome) == (2, "passed")
+
+
+def test_a_version_that_waits_for_an_approval_is_told_until_somebody_answers(ledger: Ledger) -> None:
+    asking = folder_of("energy_load", promotion="approval")
+    register(ledger, 1)
+    promote(ledger, 1, actor="airflow:ann", action="override")
+    register(ledger, 2)
+    row = row_of(ledger, asking)
+    assert row.champion is not None
+    assert row.champion.how == "gates overruled by ann"
+    assert (row.attention, row.why) == ("warning", "version 2 waits for an approval")
+    ledger.record_approval(Approval("energy_load", 2, "refused", "airflow:ann", "too slow", datetime.now(UTC), "t"))
+    assert (row := row_of(ledger, asking)).trained is not None
+    assert (row.attention, row.trained.outcome, row.trained.reason) == ("fine", "refused", "refused by airflow:ann: too slow")
+
+
+def test_alerts_are_counted_for_a_week_and_undelivered_ones_until_they_are_delivered(ledger: Ledger) -> None:
+    slack = folder_of("energy_load", alerts=ENERGY.spec.alerts.model_copy(update={"slack": "team"}))
+    failed = of_operation.run_failed("energy_load", stage="ingest", run_id="r", interval=None, error="no file")
+    ledger.record_alert(failed, "a")
+    row = row_of(ledger, slack)
+    assert (row.told.critical, row.told.warning, row.told.undelivered) == (1, 0, 0), "the sender's next round is yet to come"
+    assert (row.attention, row.why) == ("critical", "ingest failed")
+    row = row_of(ledger, slack, after=timedelta(days=2))
+    assert (row.told.critical, row.told.undelivered, row.attention) == (1, 1, "warning")
+    assert row_of(ledger, after=timedelta(days=2)).told.undelivered == 0, "a model without channels sends nothing"
+    assert row_of(ledger, slack, after=timedelta(days=30)).told.critical == 0
+    ledger.outbox.route(lambda alert: [], datetime.now(UTC))
+    assert row_of(ledger, slack, after=timedelta(days=2)).told.undelivered == 0
+
+
+def test_an_open_alert_keeps_its_model_on_top_until_it_is_well_again(ledger: Ledger) -> None:
+    failed = of_operation.run_failed("energy_load", stage="ingest", run_id="r", interval=None, error="no file")
+    ledger.record_alert(dataclasses.replace(failed, subject="energy_load/run/ingest"), "a")
+    assert row_of(ledger, after=timedelta(days=30)).why == "ingest failed"
+    assert ledger.resolve("energy_load/run/ingest", "it ran")
+    row = row_of(ledger)
+    assert (row.attention, row.told.critical, row.told.warning, row.told.newest) == ("new", 0, 0, "")
+
+
+def test_of_a_window_in_which_the_champion_changed_the_version_of_most_rows_is_shown(ledger: Ledger) -> None:
+    measure(ledger, "2024-01-18", 9.0, version=2, rows=10)
+    measure(ledger, "2024-01-18", 2.0, version=1, rows=40)
+    outlook = row_of(ledger).outlook
+    assert outlook is not None
+    assert [window.realised for window in outlook.windows] == [2.0]
+
+
+def test_a_row_shows_the_newest_windows_alone(ledger: Ledger) -> None:
+    days = [f"2024-01-{day:02}" for day in range(1, 21)]
+    for day in days:
+        judge(ledger, day, estimated=float("nan") if day.endswith("20") else 2.0)
+        measure(ledger, day, 2.0)
+    outlook = row_of(ledger).outlook
+    assert outlook is not None
+    assert [window.key for window in outlook.windows] == days[-board.WINDOWS :]
+    assert outlook.windows[-1].estimated is None, "what is no number is not shown as one"
+
+
+# --- all rows --------------------------------------------------------------------------------------------------------
+
+
+def test_what_needs_somebody_comes_first(ledger: Ledger) -> None:
+    register(ledger, 1, model="drifted")
+    promote(ledger, 1, model="drifted")
+    judge(ledger, "2024-01-19", "drift", severity="warning", model="drifted")
+    register(ledger, 1, model="calm")
+    promote(ledger, 1, model="calm")
+    register(ledger, 1, reasons=("bad",), model="orphan")
+    broken = {"churn": SpecError("/srv/models/churn/model.yaml:4: task: 'guess' is none")}
+    found = look(ledger, *(folder_of(name) for name in ("calm", "drifted", "fresh", "orphan")), broken=broken)
+    assert [(row.model, row.attention) for row in found.rows] == [
+        ("churn", "broken"), ("orphan", "critical"), ("drifted", "warning"), ("fresh", "new"), ("calm", "fine"),
+    ]  # fmt: skip
+    assert found.rows[0].why == "churn/model.yaml:4: task: 'guess' is none"
+    assert found.count("broken", "critical") == 2
+
+
+def test_the_board_as_json_holds_plain_values_alone(ledger: Ledger) -> None:
+    register(ledger, 1)
+    promote(ledger, 1)
+    measure(ledger, "2024-01-18", float("inf"))
+    plain = look(ledger, ENERGY).to_json()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["rows"][0]["champion"]["version"] == 1
+
+
+def test_a_hundred_models_take_as_many_queries_as_one(ledger: Ledger) -> None:
+    def fill(model: str) -> None:
+        register(ledger, 1, model=model)
+        judge(ledger, "2024-01-19", model=model)
+
+    fill("energy_load")
+    with statements(ledger) as of_one:
+        look(ledger, ENERGY)
+    folders = [folder_of(f"model_{number:03}") for number in range(100)]
+    for folder in folders:
+        fill(folder.spec.name)
+    with statements(ledger) as of_all:
+        found = look(ledger, *folders)
+    assert len(of_all) == len(of_one) < 15
+    assert all(row.judged and row.trained for row in found.rows)
+
+
+def test_the_board_wants_no_more_than_to_select(settings_on_each_database: Settings) -> None:
+    url = settings_on_each_database.database_url
+    ledger = Ledger(url)
+    ledger.migrate()
+    register(ledger, 1)
+    promote(ledger, 1)
+    if url.startswith("sqlite"):
+        # A transaction of the reading kind takes no lock that a writer would notice.
+        with ledger._database.writing("other"):
+            assert row_of(Ledger(url)).champion is not None
+        return
+    admin = sa.create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql("CREATE ROLE board_reader LOGIN PASSWORD 'board'")
+        try:
+            connection.exec_driver_sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO board_reader")
+            reader = Ledger(sa.make_url(url).set(username="board_reader", password="board").render_as_string(False))
+            assert row_of(reader).champion is not None
+            with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+                register(reader, 2)
+        finally:
+            connection.exec_driver_sql("DROP OWNED BY board_reader")
+            connection.exec_driver_sql("DROP ROLE board_reader")
+
+
+# --- drawing and words -----------------------------------------------------------------------------------------------
+
+
+def outlook_of(*values: float | None, usual: tuple[float, float] | None = None) -> Outlook:
+    return Outlook(
+        "auc", True, tuple(Window(f"2024-01-{day + 1:02}", "ok", None, value) for day, value in enumerate(values)), usual
+    )
+
+
+def test_better_is_higher_and_a_gap_is_not_bridged() -> None:
+    drawing = board.sparkline(outlook_of(0.7, 0.8, None, 0.9, 0.6, usual=(0.5, 1.0)))
+    assert drawing is not None
+    assert len(drawing.realised) == 2
+    heights = [[float(point.split(",")[1]) for point in line.split()] for line in drawing.realised]
+    assert heights[0][0] > heights[0][1] > heights[1][0] < heights[1][1], "the origin is at the top"
+    assert all(0 <= height <= board.HEIGHT for line in heights for height in line)
+    assert drawing.usual == (4.0, board.HEIGHT - 8)
+
+
+def test_of_an_error_less_is_drawn_higher() -> None:
+    drawing = board.sparkline(dataclasses.replace(outlook_of(2.0, 3.0, usual=(1.0, 2.5)), greater_is_better=False))
+    assert drawing is not None
+    first, second = (float(point.split(",")[1]) for point in drawing.realised[0].split())
+    assert first < second
+    assert drawing.usual == (4.0, 19.5)
+
+
+def test_values_that_are_alone_or_all_the_same_can_be_drawn() -> None:
+    assert board.sparkline(outlook_of(None, None)) is None
+    alone = board.sparkline(outlook_of(None, 0.5, None))
+    assert alone is not None
+    assert (alone.realised, len(alone.dots)) == ((), 1)
+    same = board.sparkline(outlook_of(0.5, 0.5))
+    assert same is not None
+    assert len(same.realised) == 1
+
+
+@pytest.mark.parametrize(
+    ("ago", "words"),
+    [
+        ({"seconds": -5}, "0 min"), ({"minutes": 59}, "59 min"), ({"hours": 47}, "47 h"), ({"days": 2}, "2 d"),
+        ({"days": 1234}, "1,234 d"),
+    ],
+)  # fmt: skip
+def test_an_age_is_told_in_its_largest_unit(ago: dict[str, int], words: str) -> None:
+    now = datetime(2024, 1, 1, tzinfo=UTC)
+    assert board.age(now - timedelta(**ago), now) == words
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("2024-01-19", "19 Jan 2024"),
+        ("2024-01-15--2024-01-22", "15 - 21 Jan 2024"),
+        ("2024-01-29--2024-02-05", "29 Jan - 4 Feb 2024"),
+        ("2024-01-19T05:00:00.000000Z--2024-01-19T06:00:00.000000Z", "19 Jan 2024 05:00"),
+    ],
+)
+def test_an_interval_is_told_by_its_days(key: str, words: str) -> None:
+    assert board.span(key) == words
+
+
+def test_data_until_midnight_are_those_of_the_day_before() -> None:
+    assert board.last_day(utc("2024-01-20")) == "19 Jan 2024"
+    assert board.last_day(utc("2024-01-20T05:00:00Z")) == "20 Jan 2024 05:00"

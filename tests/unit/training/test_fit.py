@@ -1,0 +1,644 @@
+"""From published rows to a measured candidate: the same rows each time, no look at the holdout, and errors that help."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from mlflow import MlflowClient
+from sklearn.pipeline import Pipeline
+from threadpoolctl import threadpool_limits
+
+from perennial.core.errors import TrainingError
+from perennial.core.intervals import Interval
+from perennial.core.settings import Settings
+from perennial.evaluation.evidence import Evaluation
+from perennial.evaluation.gates import GateDecision, decide
+from perennial.lake.publish import Lake
+from perennial.ledger.store import Ledger
+from perennial.model.candidate import Fitted, TrainingSet
+from perennial.model.estimators import combinations, make_estimator
+from perennial.registry.store import Registry
+from perennial.spec.folder import ModelFolder
+from perennial.spec.training import METRICS
+from perennial.training import fit
+from perennial.training.evaluate import choose, evaluate_training
+from perennial.training.fit import fit_candidate, fit_estimator
+from perennial.training.training_set import build_training_set, content_hash, load_rows
+from tests.unit import synthetic
+
+DAYS = 25
+PERIOD = Interval(synthetic.START, synthetic.START + timedelta(days=DAYS))
+AS_OF = PERIOD.end
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Boosters on a few rows; with more threads than free cores they would wait for each other most of the time."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic.make_template(tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture
+def registry(settings: Settings, ledger: Ledger, empty_store: Path) -> Registry:
+    synthetic.copy_store(empty_store, settings)
+    return Registry(settings, ledger)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ModelFolder:
+    return synthetic.write_folder(tmp_path / "models")
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    return synthetic.make_rows(DAYS)
+
+
+def build(folder: ModelFolder, lake: Lake, ledger: Ledger, run_id: str = "run-1", staging: Path | None = None) -> TrainingSet:
+    return build_training_set(folder, lake, ledger, as_of=AS_OF, run_id=run_id, staging=staging)
+
+
+def publish(lake: Lake, ledger: Ledger, rows: pd.DataFrame, interval: Interval = PERIOD, run_id: str = "ingest") -> None:
+    synthetic.publish_tables(lake, ledger, rows, interval, run_id=run_id)
+
+
+def fit_all(
+    folder: ModelFolder, lake: Lake, registry: Registry, training_set: TrainingSet, run_id: str = "run-1"
+) -> list[Fitted]:
+    return [
+        fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id) for candidate in folder.spec.candidates
+    ]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A deployment in which one training has led to the first champion."""
+
+    folder: ModelFolder
+    settings: Settings
+    lake: Lake
+    ledger: Ledger
+    registry: Registry
+    training_set: TrainingSet
+    fitted: list[Fitted]
+    evaluation: Evaluation
+    decision: GateDecision
+    version: int
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.settings.mlflow_url, registry_uri=self.settings.mlflow_url)
+
+    @property
+    def parts(self) -> tuple[Lake, Ledger, Registry]:
+        return self.lake, self.ledger, self.registry
+
+    def evaluate(self, fitted: list[Fitted], run_id: str = "run-2") -> Evaluation:
+        return evaluate_training(self.folder, *self.parts, self.training_set, fitted, run_id=run_id)
+
+
+def train(state: Path, empty_store: Path, task: str) -> Trained:
+    """Go the whole way, from rows to a champion."""
+    settings = synthetic.deployment(state)
+    synthetic.copy_store(empty_store, settings)
+    ledger = Ledger(settings.database_url)
+    lake, registry = Lake(settings, ledger), Registry(settings, ledger)
+    folder = synthetic.write_folder(settings.models, task)
+    publish(lake, ledger, synthetic.make_rows(DAYS))
+    training_set = build(folder, lake, ledger)
+    fitted = fit_all(folder, lake, registry, training_set)
+    evaluation = evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id="run-1")
+    decision = decide(evaluation, folder.spec.gates)
+    version = registry.register(folder, training_set, choose(fitted), evaluation, decision, run_id="run-1")
+    registry.promote(
+        "toy", version, expected=evaluation.champion_version, reason="", actor="", run_id="run-1", evidence=decision.to_json()
+    )
+    return Trained(folder, settings, lake, ledger, registry, training_set, fitted, evaluation, decision, version)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Trained:
+    """For tests that leave it as it is, or only add to it."""
+    with threadpool_limits(1):
+        return train(tmp_path_factory.mktemp("trained"), empty_store, "binary_classification")
+
+
+# --- the training set ------------------------------------------------------------------------------------------------
+
+
+def test_window_and_holdout_meet_and_labels_are_those_known_in_time(trained: Trained) -> None:
+    training_set = trained.training_set
+    assert (training_set.window, training_set.holdout) == ("2013-03-01--2013-03-21", "2013-03-21--2013-03-26")
+    assert training_set.entities == {"window": 20 * 60, "holdout": 5 * 60}
+    # Rows come every 20 minutes until 19:40, and the label an hour later: all are known by midnight.
+    assert training_set.rows == training_set.labelled == training_set.entities
+    assert sum(training_set.classes["window"].values()) == training_set.rows["window"]
+    assert set(training_set.snapshots) == {"features", "visits", "outcomes"}
+
+
+def test_rows_are_the_same_each_time_and_in_the_same_order(trained: Trained) -> None:
+    first, again = (load_rows(trained.folder, trained.lake, trained.training_set, "window") for _ in range(2))
+    assert first.equals(again)
+    assert first.column_names == ["visit", "moment", "x", "noise", "kind", "label"]
+    assert first["moment"].to_pylist() == sorted(first["moment"].to_pylist())
+    assert content_hash(first) == trained.training_set.content["window"]
+
+
+def test_a_changed_model_folder_does_not_go_on_with_an_old_training_set(trained: Trained, tmp_path: Path) -> None:
+    changed = synthetic.write_folder(tmp_path, change="max_iter: 30 => max_iter: 31")
+    with pytest.raises(TrainingError, match="changed after the training set of run run-1 was pinned"):
+        load_rows(changed, trained.lake, trained.training_set, "window")
+
+
+def test_other_rows_than_the_pinned_ones_are_noticed(trained: Trained) -> None:
+    other = replace(trained.training_set, content={**trained.training_set.content, "window": "0" * 64})
+    with pytest.raises(TrainingError, match="are not those that run run-1 pinned"):
+        load_rows(trained.folder, trained.lake, other, "window")
+
+
+def test_rows_that_a_run_has_left_need_not_be_read_again(trained: Trained, lake: Lake, tmp_path: Path) -> None:
+    from_lake = load_rows(trained.folder, trained.lake, trained.training_set, "window")
+    training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path / "left")
+    nothing_published = lake
+    assert load_rows(trained.folder, nothing_published, training_set, "window", tmp_path / "left").equals(from_lake)
+
+
+@pytest.mark.parametrize("harm", ["other rows", "half a file", "no file"])
+def test_what_was_left_is_only_learned_from_if_it_is_what_was_pinned(trained: Trained, tmp_path: Path, harm: str) -> None:
+    training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path)
+    holdout, file = (tmp_path / f"training-{part}.arrow" for part in ("holdout", "window"))
+    match harm:
+        case "other rows":
+            shutil.copyfile(holdout, file)
+        case "half a file":
+            os.truncate(file, file.stat().st_size // 2)
+        case "no file":
+            file.unlink()
+    from_lake = load_rows(trained.folder, trained.lake, training_set, "window")
+    assert load_rows(trained.folder, trained.lake, training_set, "window", tmp_path).equals(from_lake)
+
+
+def test_a_run_that_can_leave_nothing_reads_its_rows_again(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path / "file" / "below")
+    assert load_rows(trained.folder, trained.lake, training_set, "window", tmp_path / "file" / "below").num_rows == 1_200
+
+
+def test_a_label_that_came_after_the_border_is_not_learned_from(
+    tmp_path: Path, lake: Lake, ledger: Ledger, rows: pd.DataFrame
+) -> None:
+    # Labels take a day and an hour: those of the window's last day are known in the holdout only.
+    folder = synthetic.write_folder(tmp_path / "models")
+    rows["known_after"] = timedelta(hours=25)
+    publish(lake, ledger, rows)
+    training_set = build(folder, lake, ledger)
+    assert training_set.rows["window"] < training_set.entities["window"] == 20 * 60
+    window = load_rows(folder, lake, training_set, "window")
+    assert max(window["moment"].to_pylist()) + timedelta(hours=25) <= training_set.interval("holdout").start
+    holdout = load_rows(folder, lake, training_set, "holdout")
+    assert max(holdout["moment"].to_pylist()) + timedelta(hours=25) <= AS_OF
+    assert training_set.label_coverage("holdout") == pytest.approx(holdout.num_rows / 300)
+
+
+def test_the_hash_depends_on_the_rows_and_not_on_how_they_came(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, rows: pd.DataFrame
+) -> None:
+    publish(lake, ledger, rows)
+    whole = build(folder, lake, ledger)
+    # The same rows once more, shuffled, a few days at a time, the later ones first.
+    for first in (20, 10, 0):
+        days = Interval(PERIOD.start + timedelta(days=first), PERIOD.start + timedelta(days=min(first + 10, DAYS)))
+        part = rows[(rows["moment"] >= days.start) & (rows["moment"] < days.end)].sample(frac=1, random_state=1)
+        publish(lake, ledger, part, days, run_id=f"again-{first}")
+    again = build(folder, lake, ledger, "run-2")
+    assert again.snapshots != whole.snapshots
+    assert again.content == whole.content
+    rows.loc[7, "x"] += 1e-9
+    publish(lake, ledger, rows, run_id="corrected")
+    assert build(folder, lake, ledger, "run-3").content["window"] != whole.content["window"]
+
+
+def test_a_training_set_is_read_as_it_was_pinned_after_newer_rows_are_published(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, rows: pd.DataFrame
+) -> None:
+    publish(lake, ledger, rows)
+    training_set = build(folder, lake, ledger)
+    before = load_rows(folder, lake, training_set, "window")
+    publish(lake, ledger, rows.assign(x=0.0, y=-rows["y"]), run_id="later")
+    assert build(folder, lake, ledger, "run-2").content != training_set.content
+    assert load_rows(folder, lake, training_set, "window").equals(before)
+    assert training_set.pin in lake.pins("toy")
+
+
+def test_the_newest_rows_are_kept_when_there_are_more_than_max_rows(
+    tmp_path: Path, lake: Lake, ledger: Ledger, rows: pd.DataFrame
+) -> None:
+    folder = synthetic.write_folder(tmp_path / "models", change="min_rows: 100 => min_rows: 100, max_rows: 300")
+    publish(lake, ledger, rows)
+    training_set = build(folder, lake, ledger)
+    window = load_rows(folder, lake, training_set, "window")
+    assert window.num_rows == training_set.rows["window"] == 300
+    assert min(window["moment"].to_pylist()) >= training_set.interval("window").end - timedelta(days=5)
+
+
+def test_nothing_published_says_what_to_run(folder: ModelFolder, lake: Lake, ledger: Ledger) -> None:
+    with pytest.raises(TrainingError, match=r"run toy\.ingest"):
+        build(folder, lake, ledger)
+
+
+def test_too_few_rows_say_how_many_and_what_to_do(folder: ModelFolder, lake: Lake, ledger: Ledger, rows: pd.DataFrame) -> None:
+    publish(lake, ledger, rows.iloc[::60].reset_index(drop=True))
+    with pytest.raises(
+        TrainingError, match=r"20 labelled rows of 20 in 2013-03-01--2013-03-21, training\.min_rows is 100: ingest"
+    ):
+        build(folder, lake, ledger)
+
+
+def test_labels_of_one_class_say_which(folder: ModelFolder, lake: Lake, ledger: Ledger, rows: pd.DataFrame) -> None:
+    publish(lake, ledger, rows.assign(y=0.0))
+    with pytest.raises(TrainingError, match=r"all 1,200 labels in 2013-03-01--2013-03-21 are false"):
+        build(folder, lake, ledger)
+
+
+def test_a_number_that_is_no_label_is_an_error(tmp_path: Path, lake: Lake, ledger: Ledger, rows: pd.DataFrame) -> None:
+    infinite = 'sql: "y" => sql: "CASE WHEN y > 1 THEN y / 0 ELSE y END"'
+    folder = synthetic.write_folder(tmp_path / "models", "regression", change=infinite)
+    publish(lake, ledger, rows)
+    with pytest.raises(TrainingError, match=r"\d+ labels in 2013-03-01--2013-03-21 are NaN or infinite"):
+        build(folder, lake, ledger)
+
+
+def test_the_hash_tells_null_from_nought_and_one_text_from_two() -> None:
+    def hashed(values: Any, kind: pa.DataType) -> str:
+        return content_hash(pa.table({"a": pa.array(values, kind)}))
+
+    assert hashed([None, 1.0], pa.float64()) != hashed([0.0, 1.0], pa.float64())
+    assert hashed([None, "a"], pa.string()) != hashed(["", "a"], pa.string())
+    assert hashed(["ab", "c"], pa.string()) != hashed(["a", "bc"], pa.string())
+    assert hashed([True, False], pa.bool_()) != hashed([False, True], pa.bool_())
+    assert hashed([1, 2], pa.int64()) != hashed([1.0, 2.0], pa.float64())
+    pieces = pa.table({"a": pa.chunked_array([["a"], [None, "b"]])})
+    assert (
+        content_hash(pieces)
+        == content_hash(pieces.combine_chunks())
+        == content_hash(pa.table({"a": ["z", "a", None, "b"]}).slice(1))
+    )
+    other_nan = pa.array(np.array([0x7FF8000000000001], dtype=np.uint64).view(np.float64))
+    assert content_hash(pa.table({"a": other_nan})) == hashed([np.nan], pa.float64())
+
+
+# --- estimators ------------------------------------------------------------------------------------------------------
+
+CODE = """
+    from sklearn.dummy import DummyClassifier
+    from sklearn.ensemble import ExtraTreesClassifier
+    from sklearn.impute import SimpleImputer
+    from sklearn.compose import make_column_transformer
+    from sklearn.pipeline import make_pipeline
+
+    def trees(**params):
+        return ExtraTreesClassifier(**params)
+
+    def whole(**params):
+        return make_pipeline(make_column_transformer((SimpleImputer(), ["x", "noise"])), DummyClassifier())
+
+    def nothing(**params):
+        return 42
+
+    def broken(**params):
+        raise RuntimeError("no such machine")
+"""
+
+
+def with_estimator(models: Path, estimator: str) -> ModelFolder:
+    return synthetic.write_folder(models, code=CODE, change=f"estimator: gradient_boosting => estimator: {estimator}")
+
+
+def test_an_estimator_of_model_py_is_given_what_it_can_take_and_the_seed(tmp_path: Path) -> None:
+    folder = with_estimator(tmp_path / "models", "model:trees")
+    made = make_estimator(folder, "boosting", {"n_estimators": 5})
+    assert [type(step).__name__ for _, step in made.steps] == ["ColumnTransformer", "ExtraTreesClassifier"]
+    assert made[-1].random_state == folder.spec.training.seed
+    assert made[0].transformers[0][1] == "passthrough"
+    whole = make_estimator(with_estimator(tmp_path / "models", "model:whole"), "boosting", {})
+    assert [type(step).__name__ for _, step in whole.steps] == ["ColumnTransformer", "DummyClassifier"]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "word"),
+    [("model:nothing", "gave a int"), ("model:broken", "no such machine"), ("linear_regression", "numbers")],
+)
+def test_what_gives_no_estimator_is_an_error_that_names_the_candidate(estimator: str, word: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=word):
+        make_estimator(with_estimator(tmp_path / "models", estimator), "boosting", {})
+
+
+def test_parameters_that_do_not_fit_are_an_error(folder: ModelFolder) -> None:
+    with pytest.raises(TrainingError, match="candidate boosting cannot be made with leaves=3"):
+        make_estimator(folder, "boosting", {"leaves": 3})
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_every_built_in_estimator_takes_missing_and_unknown_values(task: str, tmp_path: Path) -> None:
+    folder = synthetic.write_folder(tmp_path / "models", task)
+    frame = pd.DataFrame({"x": [1.0, np.nan, 3.0, 4.0] * 10, "noise": 1.0, "kind": ["a", None, "b", "a"] * 10})
+    truth: Any = {
+        "binary_classification": np.array([True, False] * 20),
+        "multiclass_classification": np.array(["a", "b"] * 20, dtype=object),
+        "regression": np.arange(40.0),
+    }[task]
+    later = pd.DataFrame({"x": [np.nan], "noise": [np.nan], "kind": ["never seen"]})
+    nothing = frame.assign(noise=np.nan, kind=None)
+    for name in folder.spec.candidates:
+        fitted = make_estimator(folder, name, {}).fit(frame, truth)
+        assert isinstance(fitted, Pipeline)
+        assert len(fitted.predict(later)) == 1
+        assert len(fit_estimator(folder, name, {}, nothing, truth).predict(later)) == 1
+
+
+def test_a_small_search_space_is_tried_whole_and_a_large_one_by_seeded_draws(tmp_path: Path) -> None:
+    small = synthetic.write_folder(tmp_path / "small")
+    assert combinations(small, "boosting") == [{"max_iter": 30, "max_leaf_nodes": leaves} for leaves in (4, 8)]
+    assert combinations(small, "prior") == [{}]
+    large = synthetic.write_folder(
+        tmp_path / "large", change=f"max_leaf_nodes: [4, 8] => max_leaf_nodes: {list(range(2, 40))}, max_depth: [1, 2, 3]"
+    )
+    drawn = combinations(large, "boosting")
+    assert len(drawn) == large.spec.training.trials == 8
+    assert len({json.dumps(params) for params in drawn}) == 8
+    assert drawn == combinations(large, "boosting")
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_candidate_is_one_run_that_answers_what_it_came_from(trained: Trained) -> None:
+    client, fitted = trained.client, choose(trained.fitted)
+    query = "tags.`perennial.run_id` = 'run-1' and tags.`perennial.candidate` = 'boosting'"
+    [run] = client.search_runs([client.get_experiment_by_name("toy").experiment_id], query)
+    assert run.info.run_id == fitted.mlflow_run_id
+    assert run.info.status == "FINISHED"
+    leaves = str(fitted.params["max_leaf_nodes"])
+    assert run.data.params == {"estimator": "gradient_boosting", "max_iter": "30", "max_leaf_nodes": leaves}
+    assert run.data.metrics["validation_roc_auc"] == pytest.approx(fitted.score)
+    assert run.data.metrics["trials"] == 2
+    assert run.data.tags["perennial.spec_digest"] == trained.folder.digest
+    assert json.loads(run.data.tags["perennial.snapshots"]) == trained.training_set.snapshots
+    assert run.data.tags["mlflow.source.git.commit"] == fitted.code["commit"]
+    hashes = {json.loads(given.dataset.source)["content_hash"] for given in run.inputs.dataset_inputs}
+    assert hashes == set(trained.training_set.content.values())
+    assert [output.model_id for output in run.outputs.model_outputs] == [fitted.model_id]
+    names = ("roc.png", "precision_recall.png", "calibration.png", "importance.png", "importance.json", "trials.json")
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "validation")}
+    assert files == {f"validation/{name}" for name in names}
+
+
+def test_only_the_chosen_candidate_becomes_a_version(trained: Trained) -> None:
+    versions = trained.client.search_model_versions("name = 'toy'")
+    assert [found.run_id for found in versions] == [choose(trained.fitted).mlflow_run_id]
+
+
+def test_the_importance_of_features_is_measured(trained: Trained, tmp_path: Path) -> None:
+    run_id = choose(trained.fitted).mlflow_run_id
+    file = trained.client.download_artifacts(run_id, "validation/importance.json", str(tmp_path))
+    importance = json.loads(Path(file).read_text())
+    assert next(iter(importance)) == "x"
+    assert importance["x"] > 0.1 > abs(importance["noise"])
+
+
+def test_the_same_training_gives_the_same_model(trained: Trained) -> None:
+    folder, training_set, registry = trained.folder, trained.training_set, trained.registry
+    first = choose(trained.fitted)
+    again = fit_candidate(folder, "boosting", training_set, trained.lake, registry, run_id="once more")
+    assert first.mlflow_run_id != again.mlflow_run_id
+    assert first.params == again.params
+    assert first.score == again.score
+    holdout = load_rows(folder, trained.lake, training_set, "holdout")
+    one, other = (registry.load_fitted(folder.spec, training_set, fitted).predict(holdout) for fitted in (first, again))
+    assert (one.values == other.values).all()
+
+
+def test_a_retry_takes_what_an_earlier_attempt_of_its_run_has_logged(trained: Trained) -> None:
+    first = choose(trained.fitted)
+    again = fit_candidate(trained.folder, "boosting", trained.training_set, trained.lake, trained.registry, run_id="run-1")
+    assert again == first
+
+
+def test_the_search_takes_the_best_on_the_validation_rows_and_refits_on_all(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(lake, ledger, rows)
+    training_set = build(folder, lake, ledger)
+    seen: list[tuple[dict[str, Any], int]] = []
+    real = fit_estimator
+
+    def counting(folder: ModelFolder, name: str, params: Any, frame: pd.DataFrame, truth: Any) -> Any:
+        seen.append((dict(params), len(frame)))
+        return real(folder, name, params, frame, truth)
+
+    monkeypatch.setattr(fit, "fit_estimator", counting)
+    fitted = fit_candidate(folder, "boosting", training_set, lake, registry, run_id="run-1")
+    assert [size for _, size in seen] == [15 * 60, 15 * 60, 20 * 60]
+    assert seen[-1][0] == fitted.params
+    assert fitted.score is not None
+    assert fitted.score > 0.8
+
+
+def test_the_reference_has_predictions_only_for_rows_the_model_had_not_seen(
+    tmp_path: Path, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame
+) -> None:
+    folder = synthetic.write_folder(
+        tmp_path / "models", change="gates: {min_rows: 50} => drift: {sample: 400}\ngates: {min_rows: 50}"
+    )
+    publish(lake, ledger, rows)
+    training_set = build(folder, lake, ledger)
+    fitted = fit_candidate(folder, "boosting", training_set, lake, registry, run_id="run-1")
+    reference = registry.load_fitted(folder.spec, training_set, fitted).reference()
+    assert reference.num_rows == 400
+    assert reference.column_names == ["x", "noise", "kind", "label", "moment", "prediction"]
+    predicted = 400 - reference["prediction"].null_count
+    assert 60 < predicted < 140  # about a quarter of the window is validation
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_every_task_goes_from_rows_to_a_champion(
+    task: str, tmp_path: Path, empty_store: Path, request: pytest.FixtureRequest
+) -> None:
+    if task == "binary_classification":
+        done: Trained = request.getfixturevalue("trained")
+    else:
+        done = train(tmp_path, empty_store, task)
+    evaluation, folder, chosen = done.evaluation, done.folder, choose(done.fitted)
+    assert done.decision.promote, done.decision.reasons
+    assert evaluation.candidate.name == "boosting"
+    assert [baseline.name for baseline in evaluation.baselines] == [
+        name for name in folder.spec.candidates if name != "boosting"
+    ]
+    assert set(evaluation.candidate.metrics) == set(METRICS[task]) - {"cost"}
+    assert evaluation.champion is None
+    assert done.registry.champion("toy") == done.version
+    loaded = done.registry.load("toy", done.version, spec=folder.spec)
+    holdout = load_rows(folder, done.lake, done.training_set, "holdout")
+    assert len(loaded.predict(holdout)) == holdout.num_rows
+    probabilities = ["probabilities"] if task == "multiclass_classification" else []
+    assert loaded.reference().column_names == ["x", "noise", "kind", "label", "moment", *probabilities, "prediction"]
+    # The next training meets it, on the same rows.
+    again = done.evaluate(done.fitted)
+    assert again.champion is not None
+    assert again.champion.version == done.version
+    assert again.champion.metrics == again.candidate.metrics
+    assert {contender.rows_hash for contender in [again.candidate, *again.baselines, again.champion]} == {again.rows_hash}
+    assert not decide(again, folder.spec.gates).promote  # the same model is no better
+    logged = done.client.get_run(chosen.mlflow_run_id).data.metrics
+    metric = folder.spec.primary_metric
+    assert logged[f"holdout_{metric}"] == logged[f"champion_{metric}"] == pytest.approx(evaluation.candidate.metrics[metric])
+    files = {file.path for file in done.client.list_artifacts(chosen.mlflow_run_id, "holdout")}
+    assert "holdout/evaluation.json" in files
+    assert any(file.endswith(".png") for file in files)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ("max_iter: 30 => max_iter: -1", "failed with every combination"),
+        ("estimator: gradient_boosting => estimator: model:broken", "no such machine"),
+    ],
+)
+def test_a_candidate_that_cannot_be_fitted_says_why_and_leaves_no_run(
+    change: str,
+    word: str,
+    tmp_path: Path,
+    lake: Lake,
+    ledger: Ledger,
+    registry: Registry,
+    rows: pd.DataFrame,
+) -> None:
+    folder = synthetic.write_folder(tmp_path / "models", code=CODE, change=change)
+    publish(lake, ledger, rows)
+    training_set = build(folder, lake, ledger)
+    with pytest.raises(TrainingError, match=word):
+        fit_candidate(folder, "boosting", training_set, lake, registry, run_id="run-1")
+    assert registry._client.search_runs([registry._experiment("toy")]) == []
+
+
+def test_a_combination_that_fails_does_not_end_the_search(
+    tmp_path: Path, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame
+) -> None:
+    folder = synthetic.write_folder(tmp_path / "models", change="max_leaf_nodes: [4, 8] => max_leaf_nodes: [-4, 8]")
+    publish(lake, ledger, rows)
+    fitted = fit_candidate(folder, "boosting", build(folder, lake, ledger), lake, registry, run_id="run-1")
+    assert fitted.params["max_leaf_nodes"] == 8
+
+
+def test_a_validation_part_that_cannot_validate_says_what_to_change(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame
+) -> None:
+    validation = (rows["moment"] >= PERIOD.start + timedelta(days=15)) & (rows["moment"] < PERIOD.start + timedelta(days=20))
+    publish(lake, ledger, rows.assign(y=rows["y"].where(~validation, 0.0)))
+    with pytest.raises(
+        TrainingError, match=r"all 300 labels of the window from 2013-03-16 on are False.*training\.validation longer"
+    ):
+        fit_candidate(folder, "boosting", build(folder, lake, ledger), lake, registry, run_id="run-1")
+
+
+# --- choosing and evaluating -----------------------------------------------------------------------------------------
+
+
+def fitted_of(name: str, score: float | None, *, baseline: bool = False, greater_is_better: bool = True) -> Fitted:
+    return Fitted(name, baseline, {}, {}, score, greater_is_better, "run", "m-1", {}, {}, {})
+
+
+def test_the_best_by_validation_is_chosen_and_never_a_baseline() -> None:
+    given = [fitted_of("prior", 0.9, baseline=True), fitted_of("a", 0.7), fitted_of("b", 0.8), fitted_of("c", None)]
+    assert choose(given).candidate == "b"
+    lower = [fitted_of("a", 0.7, greater_is_better=False), fitted_of("b", 0.8, greater_is_better=False)]
+    assert choose(lower).candidate == "a"
+    assert choose([fitted_of("first", 0.7), fitted_of("second", 0.7)]).candidate == "first"
+    with pytest.raises(TrainingError, match="no candidate has a validation score"):
+        choose([fitted_of("prior", 0.9, baseline=True), fitted_of("c", None)])
+
+
+def test_a_champion_that_cannot_be_loaded_refuses_the_candidate_and_says_why(trained: Trained) -> None:
+    again = fit_all(trained.folder, trained.lake, trained.registry, trained.training_set, "run-2")
+    artifacts = trained.settings.state / "mlflow-artifacts"
+    [file] = artifacts.rglob(f"{choose(trained.fitted).model_id}/artifacts/model.skops")
+    content = file.read_bytes()
+    file.unlink()
+    try:
+        evaluation = trained.evaluate(again)
+    finally:
+        file.write_bytes(content)
+    assert evaluation.champion is not None
+    assert "model.skops is missing" in (evaluation.champion.error or "")
+    decision = decide(evaluation, trained.folder.spec.gates)
+    assert not decision.promote
+    assert decision.champion == trained.version
+    assert any("model.skops is missing" in reason for reason in decision.reasons)
+
+
+def test_a_candidate_whose_artifact_was_changed_is_not_evaluated(trained: Trained) -> None:
+    forged = [replace(candidate, manifest={**candidate.manifest, "model.skops": "0" * 64}) for candidate in trained.fitted]
+    evaluation = trained.evaluate(forged)
+    assert evaluation.candidate.predictions is None
+    assert not decide(evaluation, trained.folder.spec.gates).promote
+
+
+def test_infinite_features_of_the_holdout_are_refused_by_the_gates(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def harmed(*arguments: Any) -> pa.Table:
+        # The feature store refuses infinite values; a table that someone else wrote may hold them.
+        loaded = load_rows(*arguments)
+        noise = loaded["noise"].to_numpy().copy()
+        noise[:7] = np.inf
+        return loaded.set_column(loaded.column_names.index("noise"), "noise", pa.array(noise))
+
+    monkeypatch.setattr("perennial.training.evaluate.load_rows", harmed)
+    evaluation = trained.evaluate(trained.fitted)
+    assert evaluation.not_finite_inputs == {"noise": 7}
+    decision = decide(evaluation, trained.folder.spec.gates)
+    assert not decision.promote
+    assert any("noise in 7 rows" in reason for reason in decision.reasons)
+
+
+def test_what_is_handed_between_tasks_survives_json_and_is_small(trained: Trained) -> None:
+    plain = json.dumps(trained.training_set.to_json())
+    assert TrainingSet.from_json(json.loads(plain)) == trained.training_set
+    assert len(plain) < 2_000
+    for fitted in trained.fitted:
+        plain = json.dumps(fitted.to_json())
+        assert Fitted.from_json(json.loads(plain)) == fitted
+        assert len(plain) < 4_000
+    plain = json.dumps(trained.evaluation.to_json())
+    assert Evaluation.from_json(json.loads(plain)) == trained.evaluation
+    assert len(plain) < 8_000
+
+
+def test_a_holdout_without_labels_is_refused_by_the_gates(
+    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame
+) -> None:
+    rows["known_after"] = timedelta(hours=1)
+    late = rows["moment"] >= PERIOD.start + timedelta(days=20)
+    rows.loc[late, "known_after"] = timedelta(days=30)
+    publish(lake, ledger, rows)
+    training_set = build(folder, lake, ledger)
+    fitted = fit_all(folder, lake, registry, training_set)
+    evaluation = evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id="run-1")
+    assert evaluation.rows == 0
+    decision = decide(evaluation, folder.spec.gates)
+    assert not decision.promote
+    assert "labels are known for 0 of 300 rows" in decision.reasons[0]

@@ -1,0 +1,342 @@
+"""What the watchdog finds wrong, and when people are told."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perennial.alerts.alert import failure, failure_key
+from perennial.core.intervals import Interval, utc
+from perennial.core.settings import PROJECT
+from perennial.spec.folder import read_model
+from perennial.spec.model import ModelSpec
+from perennial.stack.airflow_api import DagRun, TaskInstance
+from perennial.watchdog.rules import (
+    AirflowState,
+    Champion,
+    FailedTask,
+    Finding,
+    Known,
+    Look,
+    ModelState,
+    OpenRun,
+    Published,
+    confirm,
+    expected,
+    look,
+)
+
+MODEL = "energy_load"  # scored and monitored each day, trained by hand alone
+NOW = datetime(2024, 5, 15, 12, tzinfo=UTC)  # a Wednesday
+TODAY = utc("2024-05-15")
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+STAGES = ("ingest", "train", "score", "monitor", "maintain", "promote", "rollback")
+
+
+@lru_cache
+def spec() -> ModelSpec:
+    return read_model(PROJECT / "tests" / "models" / MODEL).spec
+
+
+def weekly() -> ModelSpec:
+    return spec().model_copy(update={"schedules": spec().schedules.model_copy(update={"train": "week", "monitor": "week"})})
+
+
+def days(first: int, last: int, *, rows: int = 120, version: int | None = None) -> list[Published]:
+    """Days counted from today, each published at three in the morning of the next."""
+    return [
+        Published(Interval(TODAY + n * DAY, TODAY + (n + 1) * DAY), TODAY + (n + 1) * DAY + 3 * HOUR, rows, version)
+        for n in range(first, last)
+    ]
+
+
+def well() -> ModelState:
+    """A model of which everything up to yesterday is there."""
+    return ModelState(
+        spec=spec(),
+        tables=days(-30, 0),
+        features=days(-30, 0),
+        predictions=days(-20, 0, version=1),
+        first_published_at=NOW - 30 * DAY,
+        champion=Champion(1, NOW - 20 * DAY, TODAY - 21 * DAY),
+        judged_until=TODAY,
+        measured_until=TODAY - DAY,
+        tried_at=NOW - 20 * DAY,
+    )
+
+
+def known(state: ModelState | None = None, airflow: AirflowState | None = None, *, off: Collection[str] = ()) -> Known:
+    paused = {f"{MODEL}.{stage}": stage in off for stage in STAGES}
+    return Known(NOW, {MODEL: state or well()}, airflow or AirflowState(), paused=paused)
+
+
+def found(known: Known) -> set[str]:
+    return set(look(known).findings)
+
+
+def run(dag: str = f"{MODEL}.score", **more: object) -> DagRun:
+    values = {
+        "dag_id": dag,
+        "run_id": "r1",
+        "state": "running",
+        "run_type": "manual",
+        "partition_key": None,
+        "queued_at": NOW - 7 * HOUR,
+        "started_at": NOW - 7 * HOUR,
+        "ended_at": None,
+    }
+    return DagRun(**{**values, **more})  # type: ignore[arg-type]
+
+
+def test_nothing_is_found_where_all_is_well() -> None:
+    assert found(known()) == set()
+
+
+# --- Airflow ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_api_that_does_not_answer_is_found_and_nothing_is_said_of_what_it_hides() -> None:
+    seen = look(replace(known(), airflow=None, silence="connection refused", paused=None))
+
+    assert set(seen.findings) == {"airflow/api"}
+    assert not seen.is_over(f"models/{MODEL}/silent")
+    assert not seen.is_over("components/scheduler")
+    assert "connection refused" in seen.findings["airflow/api"].alert.text
+
+
+def test_a_part_of_airflow_without_a_heartbeat_is_found() -> None:
+    seen = look(known(airflow=AirflowState(components={"scheduler": NOW - HOUR, "triggerer": None})))
+
+    assert set(seen.findings) == {"components/scheduler", "components/triggerer"}
+    assert "2024-05-15 11:00:00" in seen.findings["components/scheduler"].alert.text
+
+
+def test_a_broken_dag_file_is_told_by_the_last_line_of_its_error() -> None:
+    errors = {"dags/train.py": "Traceback\n  File x, line 1, in secret_rows\nSpecError: model.yaml:3: unknown key\n"}
+    told = look(known(airflow=AirflowState(import_errors=errors))).findings["dags/import_errors"].alert.text
+
+    assert "dags/train.py: SpecError: model.yaml:3: unknown key" in told
+    assert "secret_rows" not in told
+
+
+def test_a_task_that_failed_is_told_under_the_key_of_its_own_callback_once_that_had_its_time() -> None:
+    task = TaskInstance(f"{MODEL}.score", "r1", "predict", -1, "failed", 1, ended_at=NOW - timedelta(seconds=31))
+    failed = FailedTask(task, run(partition_key="2024-05-14"))
+
+    [finding] = look(known(airflow=AirflowState(failed_tasks=[failed]))).findings.values()
+
+    assert finding.key == failure_key(f"{MODEL}.score", "r1", "predict", -1)
+    assert finding.alert.subject == f"{failure(f'{MODEL}.score', 'predict', -1)}/2024-05-14"
+    assert finding.alert.kind == "run_failed"
+    early = replace(failed, task=replace(task, ended_at=NOW - timedelta(seconds=29)))
+    assert found(known(airflow=AirflowState(failed_tasks=[early]))) == set()
+
+
+def test_a_run_that_failed_without_a_failed_task_is_told() -> None:
+    ended = run(state="failed", ended_at=NOW - HOUR, partition_key="2024-05-14")
+    [finding] = look(known(airflow=AirflowState(failed_runs=[ended]))).findings.values()
+    assert finding.key == f"run_failed:{MODEL}.score:r1"
+    assert "2024-05-14" in finding.alert.title
+
+
+def test_dags_of_others_are_none_of_our_business() -> None:
+    airflow = AirflowState(
+        failed_tasks=[FailedTask(TaskInstance("theirs", "r1", "t", -1, "failed", 1, NOW - HOUR), run("theirs"))],
+        failed_runs=[run("theirs.etl", state="failed", ended_at=NOW - HOUR)],
+        open_runs=[OpenRun(run("theirs.etl"))],
+    )
+    assert found(known(airflow=airflow)) == set()
+
+
+@pytest.mark.parametrize(
+    ("opened", "stuck"),
+    [
+        (OpenRun(run(started_at=NOW - 7 * HOUR)), True),
+        (OpenRun(run(started_at=NOW - 5 * HOUR)), False),
+        (OpenRun(run(state="queued", started_at=None, queued_at=NOW - 7 * HOUR)), True),
+        (OpenRun(run(started_at=NOW - 70 * HOUR), asks=True), False),
+        (OpenRun(run("perennial.notify", started_at=NOW - 7 * HOUR)), True),
+    ],
+    ids=["runs too long", "runs", "is queued too long", "waits for a person", "is nobody's model"],
+)
+def test_a_run_is_stuck_when_it_takes_longer_than_it_may(opened: OpenRun, stuck: bool) -> None:
+    assert bool(found(known(airflow=AirflowState(open_runs=[opened])))) is stuck
+
+
+def test_a_stage_that_is_off_while_others_are_on_is_found_and_one_that_is_off_with_all_is_not() -> None:
+    assert f"paused/{MODEL}" in found(known(off={"score"}))
+    assert found(known(off=STAGES)) == set()
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cron", "tick", "day"),
+    [
+        ("0 2 * * *", "2024-05-15T02:00:00+00:00", "2024-05-14"),
+        ("0 13 * * *", "2024-05-14T13:00:00+00:00", "2024-05-13"),
+        ("0 2 * * 1", "2024-05-13T02:00:00+00:00", "2024-05-06"),
+    ],
+)
+def test_the_day_that_is_due_is_that_of_the_tick_before(cron: str, tick: str, day: str) -> None:
+    assert expected(cron, NOW) == (utc(tick), Interval.day(day))
+
+
+def test_airflow_takes_the_same_day_for_due() -> None:
+    from airflow.timetables.trigger import CronPartitionTimetable
+
+    timetable = CronPartitionTimetable("0 2 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d")
+    due = expected("0 2 * * *", NOW)
+    assert due is not None
+    assert timetable._get_partition_info(run_date=due[0])[1] == due[1].key
+
+
+def test_what_is_no_cron_is_left_to_airflow() -> None:
+    assert expected("0 2 31 2 *", NOW) is None
+
+
+def test_a_model_is_silent_when_the_day_that_was_due_is_not_there_in_time() -> None:
+    late = replace(well(), tables=days(-30, -1), features=days(-30, -1), predictions=days(-20, -1), judged_until=TODAY - DAY)
+
+    assert found(known(late)) == {f"models/{MODEL}/silent"}
+    # Six hours after the tick at two it is not late yet.
+    assert found(replace(known(late), now=utc("2024-05-15T07:59:00Z"))) == set()
+    assert found(known(late, off={"ingest"})) == {f"paused/{MODEL}"}
+    assert found(known(replace(late, refused=[Interval.day("2024-05-14")]))) == set()
+    assert found(known(replace(late, first_published_at=utc("2024-05-15T02:01:00Z")))) == set()
+
+
+def test_nothing_is_due_of_a_model_that_never_published() -> None:
+    assert found(known(ModelState(spec=spec()))) == set()
+
+
+def test_features_that_nobody_scores_are_found() -> None:
+    state = replace(well(), predictions=days(-20, -2, version=1), judged_until=TODAY - 2 * DAY)
+    seen = look(known(state)).findings
+
+    assert set(seen) == {f"models/{MODEL}/unscored"}
+    assert "2024-05-13--2024-05-15" in seen[f"models/{MODEL}/unscored"].alert.title
+    assert found(known(replace(state, champion=None))) == set()
+
+
+def test_history_that_was_there_before_the_champion_need_not_be_scored() -> None:
+    state = replace(well(), predictions=[], judged_until=None, measured_until=None)
+    assert found(known(replace(state, champion=Champion(1, NOW - HOUR, TODAY - DAY)))) == set()
+
+
+def test_a_window_that_is_scored_whole_and_not_judged_is_found() -> None:
+    state = replace(well(), judged_until=TODAY - DAY)
+    assert found(known(state)) == {f"models/{MODEL}/unmonitored"}
+    # A week is whole on Sunday: the last ended on the 13th.
+    assert found(known(replace(state, spec=weekly(), judged_until=utc("2024-05-13"), tried_at=NOW))) == set()
+    assert found(known(replace(state, spec=weekly(), judged_until=utc("2024-05-06"), tried_at=NOW))) == {
+        f"models/{MODEL}/unmonitored"
+    }
+
+
+def test_a_week_that_the_calendar_should_have_trained_on_is_found_a_day_later() -> None:
+    state = replace(well(), spec=weekly(), judged_until=utc("2024-05-13"))
+    before, after = utc("2024-05-13T02:00:00Z"), utc("2024-05-13T04:00:00Z")
+
+    assert found(known(replace(state, tried_at=before))) == {f"models/{MODEL}/untrained"}
+    assert found(known(replace(state, tried_at=after))) == set()
+    assert found(known(replace(state, tried_at=None))) == set()
+    assert found(replace(known(replace(state, tried_at=before)), now=utc("2024-05-14T02:00:00Z"))) == set()
+
+
+def test_a_champion_is_stale_in_the_time_of_its_data() -> None:
+    state = replace(well(), champion=Champion(1, NOW - DAY, TODAY - 183 * DAY))
+    assert found(known(state)) == {f"models/{MODEL}/stale"}
+    assert found(known(replace(state, champion=Champion(1, NOW - 900 * DAY, TODAY - 181 * DAY)))) == set()
+
+
+def test_labels_are_late_when_a_window_cannot_be_measured_a_week_after() -> None:
+    state = replace(well(), measured_until=TODAY - 8 * DAY)
+    assert found(known(state)) == {f"models/{MODEL}/unlabelled"}
+    assert found(known(replace(state, measured_until=TODAY - 7 * DAY))) == set()
+    # What can never be measured is not waited for.
+    assert found(known(replace(state, predictions=days(-20, 0, rows=3, version=1)))) == set()
+    assert found(known(replace(state, champion=Champion(1, NOW - DAY, TODAY - DAY)))) == set()
+    assert found(known(replace(state, champion=Champion(2, NOW - DAY, TODAY - 21 * DAY)))) == set()
+
+
+def test_alerts_that_nobody_sends_are_found() -> None:
+    assert found(replace(known(), waiting=3, oldest_waiting=NOW - 2 * HOUR)) == {"outbox/waiting"}
+    assert found(replace(known(), waiting=3, oldest_waiting=NOW - HOUR / 2)) == set()
+
+
+@given(
+    st.sets(st.integers(-40, -1)),
+    st.sets(st.integers(-40, -1)),
+    st.one_of(st.none(), st.integers(-40, 0)),
+    st.sampled_from(["day", "week", "month"]),
+)
+def test_any_history_can_be_looked_at_and_each_finding_is_of_the_model(
+    published: set[int], scored: set[int], judged: int | None, train: str
+) -> None:
+    schedules = spec().schedules.model_copy(update={"train": "never" if train == "day" else train, "monitor": "week"})
+    state = replace(
+        well(),
+        spec=spec().model_copy(update={"schedules": schedules}),
+        tables=[day for n in sorted(published) for day in days(n, n + 1)],
+        features=[day for n in sorted(published) for day in days(n, n + 1)],
+        predictions=[day for n in sorted(scored & published) for day in days(n, n + 1, version=1)],
+        judged_until=None if judged is None else TODAY + judged * DAY,
+    )
+    seen = found(known(state))
+
+    assert all(subject.startswith(f"models/{MODEL}/") for subject in seen)
+    # Yesterday is due, and is there or is missed.
+    assert (f"models/{MODEL}/silent" in seen) == (-1 not in published)
+
+
+# --- when people are told --------------------------------------------------------------------------------------------
+
+
+def seen(*subjects: str, lasting: timedelta = timedelta(), areas: Collection[str] = ("airflow", "models")) -> Look:
+    alert = look(replace(known(), airflow=None, silence="x")).findings["airflow/api"].alert
+    return Look({subject: Finding(subject, alert, lasting) for subject in subjects}, frozenset(areas))  # type: ignore[arg-type]
+
+
+def test_what_does_not_last_is_not_told() -> None:
+    told, over, since = confirm(seen("airflow/api", lasting=2 * HOUR), {}, set(), NOW)
+    assert (told, over) == ({}, set())
+    told, _, since = confirm(seen("airflow/api", lasting=2 * HOUR), since, set(), NOW + 2 * HOUR)
+    assert set(told) == {"airflow/api"}
+    _, _, since = confirm(seen(), since, set(), NOW + 3 * HOUR)
+    assert since == {}
+
+
+def test_what_could_not_be_seen_is_not_over() -> None:
+    _, over, since = confirm(seen(areas=["airflow"]), {"models/a/silent": NOW}, {"models/a/silent"}, NOW + HOUR)
+    assert over == set()
+    assert since == {"models/a/silent": NOW}
+
+
+def test_a_model_whose_folder_broke_is_not_well_for_that() -> None:
+    broken = look(replace(known(), models={}, unreadable={MODEL}))
+    assert not broken.is_over(f"models/{MODEL}/silent")
+    assert look(replace(known(), models={})).is_over(f"models/{MODEL}/silent")
+
+
+@given(st.lists(st.tuples(st.sets(st.sampled_from(["models/a/silent", "models/b/stale", "airflow/api"])), st.booleans())))
+def test_each_incident_is_told_once_and_ends_once(looks: list[tuple[set[str], bool]]) -> None:
+    since: dict[str, datetime] = {}
+    opened: set[str] = set()
+    for n, (subjects, blind) in enumerate(looks):
+        areas = ["models"] if blind else ["airflow", "models"]
+        there = {subject for subject in subjects if not (blind and subject == "airflow/api")}
+        told, over, since = confirm(seen(*there, areas=areas), since, opened, NOW + n * HOUR)
+        assert not set(told) & opened
+        assert over <= opened
+        assert not over & there
+        opened = (opened | set(told)) - over
+        # What is open is there, or could not be seen.
+        assert opened - there <= ({"airflow/api"} if blind else set())
