@@ -19,7 +19,7 @@ pytestmark = pytest.mark.stack
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 TYPED = [found for page in PAGES for found in re.findall(r"(?m)^\.venv/bin/perennial (.+)$", page.read_text())]
-#: These need a stack that is stopped, or a folder of their own: tests/unit/test_backup.py rehearses them.
+#: These need a stack that is stopped, or a folder of their own: tests/unit/operations/test_backup.py rehearses them.
 REHEARSED = {"backup", "restore"}
 COMMANDS = [command for command in dict.fromkeys(TYPED) if command.split()[0] not in REHEARSED]
 

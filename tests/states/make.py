@@ -34,12 +34,13 @@ os.environ.update(
     {"LOGNAME": "operator", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "GX_ANALYTICS_ENABLED": "false"}
 )
 
-from perennial import by_hand
-from perennial.deployment import Deployment
 from perennial.errors import IntervalRefused
 from perennial.intervals import Interval, utc
-from perennial.ledger import Approval
 from perennial.settings import PROJECT, Settings, read_settings
+
+from perennial import by_hand
+from perennial.deployment import Deployment
+from perennial.ledger import Approval
 
 DAYS = [utc("2024-01-01") + timedelta(days=number) for number in range(36)]
 #: Days whose orders are dearer than all before, a day on which hardly anybody ordered, and a day whose outcomes came broken.

@@ -2,7 +2,7 @@
 
 Each negative control makes a candidate from an honest one, wrong in one way, and names the gate that must refuse it for
 just that. The positive control is a true improvement of a stated size. They are of binary classification and work on any
-:class:`~perennial.evaluation.contest.Contest`; ``tests/unit/test_controls.py`` runs them on real flights, and
+:class:`~perennial.evaluation.contest.Contest`; ``tests/unit/evaluation/test_controls.py`` runs them on real flights, and
 ``benchmarks/gates.py`` counts how often chance decides otherwise.
 
 References:

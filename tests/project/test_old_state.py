@@ -14,18 +14,31 @@ from typing import Any
 
 import pytest
 
-from perennial.agreement import verify
-from perennial.board import WINDOWS, Pages, compose
-from perennial.by_hand import card, explain, history, ingest, lineage, monitor, outlook, promote, rollback, score, tidy, train
-from perennial.cli import main
+from perennial.cli.by_hand import (
+    card,
+    explain,
+    history,
+    ingest,
+    lineage,
+    monitor,
+    outlook,
+    promote,
+    rollback,
+    score,
+    tidy,
+    train,
+)
+from perennial.cli.main import main
+from perennial.core.errors import PromotionRefused
+from perennial.core.intervals import Interval, utc
+from perennial.core.settings import Settings, read_settings
+from perennial.core.settings import settings as settings_of_the_process
 from perennial.deployment import Deployment
-from perennial.errors import PromotionRefused
-from perennial.intervals import Interval, utc
-from perennial.ledger import Ledger
-from perennial.migrations import revisions
-from perennial.reproduction import reproduce
-from perennial.settings import Settings, read_settings
-from perennial.settings import settings as settings_of_the_process
+from perennial.ledger.migrations import revisions
+from perennial.ledger.store import Ledger
+from perennial.operations.agreement import verify
+from perennial.reports.board import WINDOWS, Pages, compose
+from perennial.training.reproduce import reproduce
 from tests.states.unpack import unpack
 
 #: By whose code the state was made, and the ledger's revision at the time.
