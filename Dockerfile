@@ -7,10 +7,12 @@ ENV UV_LINK_MODE=copy PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/perennial
 RUN python -m venv /opt/venv
 COPY requirements-bootstrap.lock requirements.lock ./
-# Every package is checked against its hash. The bytecode is compiled here, since nothing can be written later.
+# What runs, and nothing that only tests need. Every package is checked against its hash. The bytecode is compiled here, since
+# nothing can be written later.
 RUN /opt/venv/bin/pip install --quiet --only-binary :all: --require-hashes -r requirements-bootstrap.lock \
-    && /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --compile-bytecode -r requirements.lock
-COPY pyproject.toml README.md ./
+    && /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --no-deps \
+        --compile-bytecode -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
 COPY include/perennial include/perennial
 RUN /opt/venv/bin/uv pip install --python /opt/venv/bin/python --no-deps --no-build-isolation -e . \
     && /opt/venv/bin/python -m compileall -q include/perennial

@@ -1,19 +1,25 @@
 # Needs Python 3.11 to 3.13 and make, nothing else. PYTHON=/path/to/python3.12 chooses one.
 
 BIN := .venv/bin
+# What runs, what tests and develops beside it, and what makes the lock files are installed when they are needed.
 READY := .venv/ready
+READY_DEV := .venv/ready-dev
+READY_UV := .venv/ready-uv
 
 # Without compiled bytecode every process would compile every import anew, which triples the start of Airflow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test lint bench docs secrets
+.PHONY: help up demo test lint lock lock-check hooks bench docs secrets
 .NOTPARALLEL:
 
 help:
 	@echo 'make up      the stack, for your own models in include/models; Ctrl-C stops it'
 	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end'
 	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
-	@echo 'make lint    ruff, mypy, import rules'
+	@echo 'make lint    ruff, mypy, import rules, spelling'
+	@echo 'make lock    requirements.lock and requirements-dev.lock, from pyproject.toml; UPGRADE=all, or'
+	@echo '             UPGRADE="mlflow duckdb" takes newer versions; make lock-check only compares'
+	@echo 'make hooks   the same checks before each commit'
 	@echo 'make secrets .env for docker compose, with a generated value for each secret'
 	@echo 'make docs    docs/dags.md, made from the DAGs'
 	@echo 'make bench   the benchmarks and their table; ARGS="score drift" some of them'
@@ -26,7 +32,7 @@ demo: $(READY)
 
 # A file to a process; tests wait for other processes much of their time. What needs a whole stack has the machine to itself.
 PROCESSES = $(shell expr $$(nproc) + 1)
-test: $(READY)
+test: $(READY_DEV)
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
@@ -34,11 +40,21 @@ else
 	$(BIN)/pytest tests/e2e tests/browser
 endif
 
-lint: $(READY)
+lint: $(READY_DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+lock: $(READY_UV)
+	@sh scripts/lock.sh $(UPGRADE)
+
+lock-check: $(READY_UV)
+	@sh scripts/lock.sh --check
+
+hooks: $(READY_DEV)
+	@$(BIN)/pre-commit install
 
 secrets: $(READY)
 	@$(BIN)/perennial deploy secrets
@@ -46,9 +62,17 @@ secrets: $(READY)
 docs: $(READY)
 	@$(BIN)/python scripts/dags_page.py
 
-bench: $(READY)
+bench: $(READY_DEV)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 $(READY): requirements.lock requirements-bootstrap.lock pyproject.toml scripts/install.sh
 	@PYTHON='$(PYTHON)' sh scripts/install.sh
+	@touch $@
+
+$(READY_DEV): $(READY) requirements-dev.lock
+	@PYTHON='$(PYTHON)' sh scripts/install.sh dev
+	@touch $@
+
+$(READY_UV): requirements-bootstrap.lock scripts/install.sh
+	@PYTHON='$(PYTHON)' sh scripts/install.sh uv
 	@touch $@

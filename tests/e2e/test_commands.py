@@ -20,6 +20,7 @@ from perennial.stack.processes import marked
 from tests.living import free_ports
 
 PROGRAMS = ("sh", "echo", "dirname", "make", "touch")
+LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-bootstrap.lock")
 
 
 def perennial(*arguments: str, state: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +39,7 @@ def perennial(*arguments: str, state: Path, **variables: str) -> subprocess.Comp
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What `make` needs of a fresh checkout."""
-    for name in ("Makefile", "requirements.lock", "requirements-bootstrap.lock", "pyproject.toml", "scripts"):
+    for name in ("Makefile", *LOCKS, "pyproject.toml", "scripts"):
         source = PROJECT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     return tmp_path
@@ -91,7 +92,7 @@ def test_an_interpreter_that_is_named_but_does_not_fit_is_named_in_the_answer(ch
 
 
 def test_no_index_address_is_in_the_locks() -> None:
-    for name in ("requirements.lock", "requirements-bootstrap.lock"):
+    for name in LOCKS:
         text = (PROJECT / name).read_text()
         assert "://" not in re.sub(r"^#.*$", "", text, flags=re.MULTILINE), name
         pins = re.findall(r"^[a-z0-9].*?==", text, flags=re.MULTILINE)

@@ -18,7 +18,7 @@ from tests.composed import COMPOSE
 #: All documents but the changelog, which speaks of what was.
 PAGES = sorted(
     [
-        *(PROJECT / page for page in ("README.md", "ARCHITECTURE.md")),
+        *(PROJECT / page for page in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")),
         *(
             page
             for folder in ("benchmarks", "deploy", "docs", "examples", "include")
