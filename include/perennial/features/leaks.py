@@ -70,9 +70,9 @@ def find(folder: ModelFolder, tables: Mapping[str, pa.Table], interval: Interval
     """Compute the features of a sample again and again, each time with other rows where nobody could have known them.
 
     Args:
-        folder: the model's. tables: rows of the tables that ``features.sql`` names, as
-        :func:`perennial.features.point_in_time.compute` takes them, from
-            ``lookback`` and :data:`MARGIN` before the interval to :data:`MARGIN` after it.
+        folder: the model's.
+        tables: rows of the tables that ``features.sql`` names, as :func:`perennial.features.point_in_time.compute`
+            takes them, from ``lookback`` and :data:`MARGIN` before the interval to :data:`MARGIN` after it.
         interval: the sample.
         moments: at how many of the sample's as-of times, evenly chosen, everything later is changed. An entity that asks
             just then is where a feature that looks only minutes ahead gives itself away.

@@ -135,9 +135,12 @@ def find_leaks(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interv
     """Look for features that change when rows change that were not known when they were asked for.
 
     Args:
-        folder: the model's. lake: holds the tables. ledger: says which snapshots are published. interval: a sample; a busy
-        day will do. The tables of its neighbouring days are read too. moments: at how many as-of times of the sample
-        everything known later is changed, see :func:`perennial.features.leaks.find`.
+        folder: the model's.
+        lake: holds the tables.
+        ledger: says which snapshots are published.
+        interval: a sample; a busy day will do. The tables of its neighbouring days are read too.
+        moments: at how many as-of times of the sample everything known later is changed, see
+            :func:`perennial.features.leaks.find`.
 
     Returns:
         The leaks, none if there are none.

@@ -50,9 +50,10 @@ class DriftVerdict:
     """A verdict as it is recorded.
 
     Attributes:
-        version: the version that made most of the interval's predictions; None if there are none. reasons: in words and
-        numbers, the weightiest first. details: rows, snapshots, what was found of each column, ``estimate``
-        (:class:`perennial.monitoring.estimation.Estimate`),
+        version: the version that made most of the interval's predictions; None if there are none.
+        reasons: in words and numbers, the weightiest first.
+        details: rows, snapshots, what was found of each column, ``estimate``
+            (:class:`perennial.monitoring.estimation.Estimate`),
             ``severity`` and ``impact`` (:class:`perennial.monitoring.impact.Impact`).
         report: path of the HTML report, relative to the folder of reports; None if there is none.
         report_url: address a person can open it at.

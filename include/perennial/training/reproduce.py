@@ -40,9 +40,10 @@ class Reproduction:
     """What came of making a version once more.
 
     Attributes:
-        holdout: key of the interval whose predictions are compared. rows: of the holdout. expected:
-        :attr:`perennial.model.artifacts.Prediction.digest` of what the version predicted when the gates judged it, or,
-            of a version that is older than this record, of what its stored model predicts now.
+        holdout: key of the interval whose predictions are compared.
+        rows: of the holdout.
+        expected: :attr:`perennial.model.artifacts.Prediction.digest` of what the version predicted when the gates
+            judged it, or, of a version that is older than this record, of what its stored model predicts now.
         found: the same of the version made again.
         differing: rows whose prediction differs from the stored model's in any bit; None if that could not be loaded.
         largest: greatest difference of a probability, or of a predicted number; None as above.
