@@ -321,7 +321,7 @@ def test_what_could_not_be_seen_is_not_over() -> None:
 
 
 def test_a_model_whose_folder_broke_is_not_well_for_that() -> None:
-    broken = look(replace(known(), models={}, unreadable={MODEL}))
+    broken = look(replace(known(), models={}, unreadable={MODEL: "model.yaml:3: unknown key"}))
     assert not broken.is_over(f"models/{MODEL}/silent")
     assert look(replace(known(), models={})).is_over(f"models/{MODEL}/silent")
 
