@@ -30,9 +30,9 @@ INTRODUCTION = """\
 
 # The DAGs
 
-Each file in `dags/` makes one DAG per model; the last two on this page make one for all models, and none. `make docs` makes this
-page from the DAGs, and a test fails when it is out of date (`tests/dags/test_dags_page.py`). The texts are those that Airflow
-shows on each DAG's page.
+Each file in `dags/` makes one DAG per model; of the last two on this page, one makes a DAG for all models, and one none.
+`make docs` makes this page from the DAGs, and a test fails when it is out of date (`tests/dags/test_dags_page.py`). The texts
+are those that Airflow shows on each DAG's page.
 
 Times, tables and tasks are those of the example, `flight_delay`. `schedules` in `model.yaml` sets when a model's DAGs start,
 and each of its tables has its own `check_` task. With `promotion: approval`, the train DAG has one more task before
