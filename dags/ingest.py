@@ -21,7 +21,7 @@ correction: they are published as one. History is loaded in parts by `<model>.lo
 from airflow.sdk import chain
 
 from perennial.orchestration import assets
-from perennial.orchestration.dags import day, models, report_broken_models, stage, switch
+from perennial.orchestration.dags import day, models, stage, switch
 from perennial.orchestration.ingest import build_features, check_task_id, land_and_check, publish_tables
 
 for model in models():
@@ -42,5 +42,3 @@ for model in models():
         published = publish_tables(model=model.name, checked=checked)
         features = build_features.override(outlets=[assets.features(model.name)])(model=model.name)
         chain(published, features)
-
-report_broken_models()

@@ -118,18 +118,48 @@ def component_down(model: str, *, component: str, heartbeat: datetime | None) ->
     )
 
 
+def _last_line(error: str) -> str:
+    """The last line of an error that says something. Those before may quote data."""
+    return next((line for line in reversed(error.splitlines()) if line.strip()), "")
+
+
 def import_errors(model: str, *, errors: Mapping[str, str]) -> Alert:
-    """DAG files, or model folders they read, are broken. Only the last line of each error is told."""
-    said = {file: next((line for line in reversed(text.splitlines()) if line.strip()), "") for file, text in errors.items()}
+    """DAG files are broken. Only the last line of each error is told.
+
+    Args:
+        errors: the error of each file.
+    """
     return Alert(
         model=model,
         severity="critical",
         kind="import_errors",
-        title="A DAG or a model folder cannot be read",
+        title="A DAG file cannot be read",
         text=as_text(
-            "What is named here has no DAGs, and does not run:",
-            [f"{file}: {line}" for file, line in sorted(said.items())],
-            "`perennial check MODEL` shows what is wrong with a model's folder; the other models are not touched.",
+            "Airflow neither schedules nor triggers the DAGs of these files, of any model:",
+            [f"{file}: {_last_line(text)}" for file, text in sorted(errors.items())],
+            "Airflow's page of DAGs has the whole error. Correct the file; its DAGs return when Airflow has read it again.",
+        ),
+    )
+
+
+def broken_folder(model: str, *, error: str, broken: str | None = None) -> Alert:
+    """The folder of a model cannot be read.
+
+    Args:
+        error: what is wrong with it: the first line is told, or the last where it is Airflow's, which says which model it is.
+        broken: name of the model; None where Airflow says it.
+    """
+    first = next(iter(error.splitlines()), "")
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="import_errors",
+        title=f"The folder of {broken} cannot be read" if broken else "Airflow cannot read a model's folder",
+        text=as_text(
+            f"{broken or 'The model'} has no DAGs until its folder is corrected, so it does not run. Other models run on:",
+            [first if broken else _last_line(error)],
+            f"`perennial check {broken or 'MODEL'}` tells everything that is wrong with it. Its DAGs return when Airflow has "
+            "read it again.",
         ),
     )
 

@@ -35,7 +35,7 @@ from perennial.core.settings import settings
 from perennial.ledger.store import Ledger
 from perennial.reports import board
 from perennial.reports.board import Board, Pages
-from perennial.spec.folder import ModelFolder, read_model
+from perennial.spec.folder import ModelFolder, model_folders, read_model
 
 log = logs.get(__name__)
 
@@ -219,8 +219,7 @@ def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecEr
     """As :func:`perennial.spec.folder.read_models`; a folder is only read again once one of its files has changed."""
     sound: dict[str, ModelFolder] = {}
     broken: dict[str, SpecError] = {}
-    for file in sorted(models.glob("*/model.yaml")):
-        folder = file.parent
+    for folder in model_folders(models):
         found = _read_folder(folder, _stamp(folder))
         if isinstance(found, SpecError):
             broken[folder.name] = found
@@ -230,9 +229,13 @@ def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecEr
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    with os.scandir(folder) as entries:
-        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-    return tuple(sorted((name, found.st_mtime_ns, found.st_size) for name, found in files))
+    try:
+        with os.scandir(folder) as entries:
+            files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    except OSError:  # broken; it has files, and so another stamp, once it can be read
+        return ()
+    # The time of change, since leave to read a file leaves its contents as they were.
+    return tuple(sorted((name, found.st_ctime_ns, found.st_size) for name, found in files))
 
 
 @lru_cache(maxsize=2048)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +18,9 @@ from perennial.spec.strict_yaml import parse_yaml, read_text
 
 #: Where ``perennial calibrate`` keeps what it found, beside ``model.yaml``.
 THRESHOLDS_FILE = "drift.yaml"
+
+#: Most bytes of ``model.py``: Python takes a minute to parse a megabyte of the worst code, and Airflow waits half of one.
+MAX_CODE = 100_000
 
 
 class ModelFolder(BaseModel):
@@ -68,15 +72,23 @@ def read_model(folder: Path) -> ModelFolder:
     Raises:
         SpecError: with every problem found, a line each: file, line, what is wrong, what would be right.
     """
+    try:
+        return _read_model(folder)
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        # Whatever a folder makes of its reader: who reads all folders goes on with the others.
+        raise SpecError(f"{folder}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _read_model(folder: Path) -> ModelFolder:
     file = folder / "model.yaml"
     spec = validate(ModelSpec, file, *parse_yaml(file))
     if spec.name != folder.name:
         raise SpecError(f"{file}: name is {spec.name}, but its folder is {folder.name}; make them the same")
     features = folder / "features.sql"
     code_file = folder / "model.py"
-    if not features.is_file():
+    if not os.path.lexists(features):
         raise SpecError(f"{features}: missing; write a SELECT that gives {', '.join(spec.features.names)} for each entity")
-    code = read_text(code_file) if code_file.is_file() else ""
+    code = read_text(code_file, MAX_CODE) if os.path.lexists(code_file) else ""
     _check_functions(file, spec, code_file, code)
     return ModelFolder(
         path=folder, spec=spec, features_sql=read_text(features), code=code, thresholds=_read_thresholds(folder, spec)
@@ -85,7 +97,7 @@ def read_model(folder: Path) -> ModelFolder:
 
 def _read_thresholds(folder: Path, spec: ModelSpec) -> DriftThresholds | None:
     file = folder / THRESHOLDS_FILE
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
     value, lines = parse_yaml(file)
     thresholds = validate(DriftThresholds, file, value, lines)
@@ -115,6 +127,39 @@ def _read_thresholds(folder: Path, spec: ModelSpec) -> DriftThresholds | None:
     return thresholds
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder is meant as a model's: it has something named ``model.yaml``, or nobody may look.
+
+    A name that cannot be printed, such as one that is not UTF-8, could be told to nobody: it is no model's.
+    """
+    if not folder.name.isprintable():
+        return False
+    try:
+        (folder / "model.yaml").lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
+
+
+def model_folders(models: Path) -> list[Path]:
+    """All that is meant as a model's folder, sound or broken, by name.
+
+    Args:
+        models: where they lie. There are none where it does not exist.
+
+    Raises:
+        SpecError: it cannot be read.
+    """
+    try:
+        return sorted(folder for folder in models.iterdir() if is_model_folder(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SpecError(f"{models}: cannot be read: {error.strerror}") from error
+
+
 def read_models(models: Path, only: str | None = None) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
     """The model folders of a deployment: the good ones by name, and the error of each broken one by folder name.
 
@@ -124,11 +169,11 @@ def read_models(models: Path, only: str | None = None) -> tuple[dict[str, ModelF
     """
     good: dict[str, ModelFolder] = {}
     broken: dict[str, SpecError] = {}
-    for file in sorted(models.glob("*/model.yaml")) if only is None else [models / only / "model.yaml"]:
+    for folder in model_folders(models) if only is None else [models / only]:
         try:
-            good[file.parent.name] = read_model(file.parent)
+            good[folder.name] = read_model(folder)
         except SpecError as error:
-            broken[file.parent.name] = error
+            broken[folder.name] = error
     return good, broken
 
 
@@ -144,6 +189,8 @@ def _check_functions(file: Path, spec: ModelSpec, code_file: Path, code: str) ->
         defined = {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     except (SyntaxError, ValueError) as error:
         raise SpecError(f"{code_file}:{getattr(error, 'lineno', 1)}: not Python: {error}") from error
+    except (RecursionError, MemoryError) as error:  # what Python's parser makes of nesting that is too deep for it
+        raise SpecError(f"{code_file}: nested too deeply for Python") from error
     for place, reference in wanted.items():
         function = reference.removeprefix("model:")
         if function != reference and function not in defined:

@@ -30,11 +30,13 @@ class ModelSpec(Section):
     """Everything a team says about one model."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
-    owner: Text
+    # Airflow keeps 2,000 characters of it.
+    owner: Annotated[Text, Field(max_length=500)]
     description: Text
     task: Task
     sources: Annotated[dict[Identifier, Source], Field(min_length=1)]
-    tables: Annotated[dict[Identifier, Table], Field(min_length=1)]
+    # Each has a task in DAGs of one file with those of all models.
+    tables: Annotated[dict[Identifier, Table], Field(min_length=1, max_length=100)]
     entity: Entity
     features: Features
     label: Label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,9 @@ from pydantic import ValidationError
 from perennial.core.errors import SpecError
 from perennial.spec.strict_yaml import YamlPath
 from perennial.spec.types import IDENTIFIER, Section
+
+#: Most problems of a file that are told.
+MAX_MESSAGES = 100
 
 
 class _LocatedError(ValueError):
@@ -37,7 +41,9 @@ def validate(kind: type[SectionT], file: Path, value: Any, lines: dict[YamlPath,
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise SpecError("\n".join(_messages(file, error, lines))) from error
+        messages = list(islice(_messages(file, error, lines), MAX_MESSAGES))
+        more = error.error_count() - len(messages)
+        raise SpecError("\n".join([*messages, *([f"{file}: … and {more:,} more"] if more else [])])) from error
 
 
 def _messages(file: Path, error: ValidationError, lines: dict[YamlPath, int]) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from perennial.core.errors import SpecError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+#: Of mappings, lists and scalars. A thousand columns and features take some 15,000; a million take seconds for each DAG file.
+MAX_NODES = 50_000
+#: Neither PostgreSQL nor what Airflow's processes tell each other has room for these.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 #: That of libyaml, where PyYAML was built with it, is ten times as fast: Airflow reads all models for each DAG file.
@@ -34,7 +40,7 @@ def parse_yaml(file: Path) -> tuple[Any, dict[YamlPath, int]]:
     """
     text = read_text(file)
     try:
-        depth = 0
+        depth = nodes = 0
         for event in yaml.parse(text, Loader=_LOADER):
             line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
@@ -43,6 +49,11 @@ def parse_yaml(file: Path) -> tuple[Any, dict[YamlPath, int]]:
             # Before anything recurses into it: in C there is no RecursionError.
             if depth > MAX_DEPTH:
                 raise SpecError(f"{file}:{line}: nested deeper than {MAX_DEPTH} levels")
+            nodes += isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.AliasEvent)
+            if nodes > MAX_NODES:
+                raise SpecError(f"{file}:{line}: more than {MAX_NODES:,} values")
+            if isinstance(event, yaml.ScalarEvent) and _UNSTORABLE.search(event.value):
+                raise SpecError(f"{file}:{line}: a text with a NUL character, or with half of a surrogate pair")
         node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -59,11 +70,25 @@ def parse_yaml(file: Path) -> tuple[Any, dict[YamlPath, int]]:
     return _construct(file, node, (), lines), lines
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path, limit: int = MAX_BYTES) -> str:
+    """The text of a file that may be anything: a pipe is not waited for, and a device not opened.
+
+    Args:
+        file: the file.
+        limit: the most bytes that it may have.
+
+    Raises:
+        SpecError: it is no regular file, is too large, or cannot be read as UTF-8.
+    """
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise SpecError(f"{file}: larger than {MAX_BYTES:,} bytes")
-        return file.read_text(encoding="utf-8")
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise SpecError(f"{file}: not a regular file")
+        # Not blocking: it may have become a pipe since.
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+            content = opened.read(limit + 1) or b""
+        if len(content) > limit:
+            raise SpecError(f"{file}: larger than {limit:,} bytes")
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise SpecError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

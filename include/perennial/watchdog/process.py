@@ -31,7 +31,7 @@ from perennial.core.errors import PerennialError, SettingsError, SpecError, Stac
 from perennial.core.settings import Settings
 from perennial.ledger.records import Overview, Publication
 from perennial.ledger.store import Ledger
-from perennial.spec.folder import THRESHOLDS_FILE, read_model
+from perennial.spec.folder import THRESHOLDS_FILE, model_folders, read_model
 from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.watchdog.figures import Exhibition, Figures, Past, trained_until
@@ -294,33 +294,37 @@ class _Folders:
 
     def __init__(self, models: Path) -> None:
         self._models = models
-        self._read: dict[str, tuple[tuple[int, ...], ModelSpec | None]] = {}
+        self._read: dict[str, tuple[tuple[int, ...], ModelSpec | SpecError]] = {}
 
-    def read(self) -> tuple[dict[str, ModelSpec], frozenset[str]]:
-        """The specs of sound folders, and the names of broken ones."""
-        found: dict[str, tuple[tuple[int, ...], ModelSpec | None]] = {}
-        for file in sorted(self._models.glob("*/model.yaml")):
-            folder = file.parent
+    def read(self) -> tuple[dict[str, ModelSpec], dict[str, str]]:
+        """The specs of sound folders, and what is wrong with each broken one."""
+        found: dict[str, tuple[tuple[int, ...], ModelSpec | SpecError]] = {}
+        try:
+            folders = model_folders(self._models)
+        except SpecError as error:
+            return {}, dict.fromkeys(self._read, str(error))
+        for folder in folders:
             stamp = tuple(_changed(folder / name) for name in ("model.yaml", "features.sql", "model.py", THRESHOLDS_FILE))
             before = self._read.get(folder.name)
             found[folder.name] = before if before is not None and before[0] == stamp else (stamp, _read_spec(folder))
         self._read = found
-        specs = {name: spec for name, (_, spec) in found.items() if spec is not None}
-        return specs, frozenset(found) - frozenset(specs)
+        specs = {name: spec for name, (_, spec) in found.items() if isinstance(spec, ModelSpec)}
+        return specs, {name: str(error) for name, (_, error) in found.items() if isinstance(error, SpecError)}
 
 
 def _changed(file: Path) -> int:
     try:
-        return file.stat().st_mtime_ns
+        # Not when it was written: leave to read a file leaves that as it was.
+        return file.stat().st_ctime_ns
     except OSError:
         return 0
 
 
-def _read_spec(folder: Path) -> ModelSpec | None:
+def _read_spec(folder: Path) -> ModelSpec | SpecError:
     try:
         return read_model(folder).spec
-    except SpecError:  # Airflow shows it as an import error, which is one of the things looked for
-        return None
+    except SpecError as error:
+        return error
 
 
 class _Airflow:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from perennial.stack.airflow_api import DagRun, TaskInstance
 
 
+#: The DAG file without a DAG, whose import error says which model folders are broken.
+BROKEN_MODELS = "broken_models.py"
+
 #: What is over within this time was a restart, or a person at work, and nobody is told.
 RESTART = timedelta(minutes=2)
 HAND = timedelta(minutes=15)
@@ -168,7 +171,7 @@ class Known:
         paused: whether a DAG is paused, by its id, as last heard; None if it was never heard.
         oldest_waiting: since when the oldest alert has waited for delivery; None if none waits.
         waiting: how many wait.
-        unreadable: models whose folder is broken, so that nothing is known of them.
+        unreadable: models whose folder is broken, so that nothing is known of them, and what is wrong with it.
     """
 
     now: datetime
@@ -178,7 +181,7 @@ class Known:
     paused: Mapping[str, bool] | None = None
     oldest_waiting: datetime | None = None
     waiting: int = 0
-    unreadable: Collection[str] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ class Finding:
     key: str | None = None
 
 
-Area = Literal["airflow", "components", "runs", "dags", "paused", "models", "outbox"]
+Area = Literal["airflow", "components", "runs", "dags", "folders", "paused", "models", "outbox"]
 AREAS: tuple[Area, ...] = get_args(Area)
 
 
@@ -228,7 +231,11 @@ class Look:
 
 def look(known: Known) -> Look:
     """Find what is wrong."""
-    looks: dict[Area, Callable[[Known], Iterable[Finding]]] = {"airflow": _airflow, "outbox": _outbox}
+    looks: dict[Area, Callable[[Known], Iterable[Finding]]] = {
+        "airflow": _airflow,
+        "folders": _folders,
+        "outbox": _outbox,
+    }
     if known.airflow is not None:
         looks |= {"components": _components, "runs": _runs, "dags": _dags}
     if known.paused is not None:
@@ -279,8 +286,20 @@ def _components(known: Known) -> Iterator[Finding]:
 
 def _dags(known: Known) -> Iterator[Finding]:
     assert known.airflow is not None
-    if known.airflow.import_errors:
-        yield Finding("dags/import_errors", of_operation.import_errors(EVERYBODY, errors=known.airflow.import_errors), RESTART)
+    errors = dict(known.airflow.import_errors)
+    reports = [file for file in errors if file.rpartition("/")[2] == BROKEN_MODELS]
+    said = [errors.pop(file) for file in reports]
+    if errors:
+        yield Finding("dags/import_errors", of_operation.import_errors(EVERYBODY, errors=errors), RESTART)
+    # Airflow may be unable to read what can be read from here; or it has not read yet what was just corrected.
+    if said and not known.unreadable:
+        yield Finding("dags/broken_models", of_operation.broken_folder(EVERYBODY, error=said[0]), HAND)
+
+
+def _folders(known: Known) -> Iterator[Finding]:
+    # To everybody: whom the model's own folder names is not known.
+    for name, error in sorted(known.unreadable.items()):
+        yield Finding(f"folders/{name}", of_operation.broken_folder(EVERYBODY, broken=name, error=error), RESTART)
 
 
 def _paused(known: Known) -> Iterator[Finding]:
