@@ -404,7 +404,9 @@ def test_too_few_matched_rows_are_a_reason() -> None:
 def test_the_bound_is_the_surest_there_is() -> None:
     binary = make_spec()
     without = evaluation_of(0.8)
-    holdout = dataclasses.replace(without, candidate=dataclasses.replace(without.candidate, intervals={"roc_auc": [0.77, 0.83]}))
+    holdout = dataclasses.replace(
+        without, candidate=dataclasses.replace(without.candidate, intervals={"roc_auc": [0.77, 0.83]})
+    )
     asked = make_spec("retraining: {on_performance: 0.05}")
     known = Estimate("roc_auc", usual=[0.7, 0.9])
 
