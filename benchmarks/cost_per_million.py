@@ -87,7 +87,7 @@ def train(state: str) -> Callable[[], int]:
     def run() -> int:
         prepared.train_champion(parts.settings, TRAINED_AT)
         [version] = parts.ledger.versions(MODEL)
-        return int(version.training["rows"]["window"])
+        return version.training.rows["window"]
 
     return run
 

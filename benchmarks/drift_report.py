@@ -57,7 +57,7 @@ def judged(state: str, days: int) -> Callable[[], Any]:
         found = judge_drift(
             folder, parts.lake, parts.ledger, parts.registry, interval, directory=parts.settings.reports, run_id="benchmark"
         )
-        return {"verdict": found.verdict, "reasons": found.reasons[:2], "rows": found.details["rows"]}
+        return {"verdict": found.verdict, "reasons": found.reasons[:2], "rows": found.details.to_json()["rows"]}
 
     return run
 

@@ -43,9 +43,9 @@ from benchmarks.flight_delay import YEAR, flight_delay, labelled_features, read_
 from benchmarks.measuring import keep
 from perennial.core.intervals import Interval, utc
 from perennial.evaluation.comparison import Arena, compare
-from perennial.evaluation.evidence import Contender, Evaluation
 from perennial.evaluation.gates import decide
 from perennial.evaluation.resampling import resample
+from perennial.evidence.evaluation import Contender, Evaluation
 from perennial.model.artifacts import FeatureList, Prediction
 from perennial.model.estimators import make_estimator
 from perennial.spec.data import Features

@@ -340,7 +340,7 @@ class Perennial(System):
             [one for one in ledger.publications(MODEL, dataset, interval) if one.interval == interval]
             for dataset in ("tables", "features")
         )
-        [version] = [one for one in ledger.versions(MODEL) if str(one.training["as_of"]) == interval.end.isoformat()]
+        [version] = [one for one in ledger.versions(MODEL) if one.training.as_of == interval.end.isoformat()]
         [verdict] = [one for one in ledger.verdicts(MODEL, limit=1000) if one.interval == interval]
         assert verdict.report is not None
         assert (settings.reports / verdict.report).stat().st_size > 1_000_000
@@ -353,8 +353,8 @@ class Perennial(System):
         return {
             **{table: tables.rows[table] for table in TABLES},
             "features": features.rows["features"],
-            "training": version.training["rows"]["window"],
-            "holdout": version.training["rows"]["holdout"],
+            "training": version.training.rows["window"],
+            "holdout": version.training.rows["holdout"],
             "predictions": predictions,
         }
 

@@ -150,7 +150,7 @@ class _Replay:
             conf = {"as_of": HISTORY.end.date().isoformat(), "cause": "first training"}
             self._wait_for(self._api.trigger(f"{MODEL}.train", conf=conf, note="the first champion"), status)
         if self._ledger.champion(MODEL) is None:
-            reasons = "; ".join(str(reason) for reason in self._ledger.versions(MODEL)[-1].decision["reasons"])
+            reasons = "; ".join(self._ledger.versions(MODEL)[-1].decision.reasons)
             raise StackError(f"the first version of {MODEL} was refused: {reasons}")
         self._console.print(f"first champion: version {self._ledger.champion(MODEL)}, {self.seconds['first training']:.1f} s")
 

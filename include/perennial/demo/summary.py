@@ -40,10 +40,10 @@ def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
     if interval in verdicts:
         words.append(f"verdict {verdicts[interval]}")
     for record in ledger.versions(model):
-        if interval.start < utc(record.training["as_of"]) <= interval.end:
-            decided = "promoted" if record.decision["promote"] else "refused"
-            metric = record.evaluation["metric"]
-            value = _three_digits(record.evaluation["candidate"]["metrics"], metric)
+        if interval.start < utc(record.training.as_of) <= interval.end:
+            decided = "promoted" if record.decision.promote else "refused"
+            metric = record.evaluation.metric
+            value = _three_digits(record.evaluation.candidate.metrics, metric)
             words.append(f"version {record.version} {decided} ({metric} {value})")
     return ", ".join(words)
 
@@ -96,9 +96,9 @@ def summarise(
             for promotion in promotions
         ],
         "refusals": [
-            {"version": record.version, "reasons": record.decision["reasons"]}
+            {"version": record.version, "reasons": record.decision.reasons}
             for record in versions
-            if not record.decision["promote"]
+            if not record.decision.promote
         ],
         "champion": ledger.champion(model),
         "predictions": _predictions(stack.settings.predictions_url, model),
@@ -198,20 +198,20 @@ def _rows(publications: Sequence[Publication]) -> dict[str, dict[str, int]]:
 
 def _version(record: VersionRecord, promotions: Sequence[Promotion]) -> dict[str, Any]:
     evaluation = record.evaluation
-    champion = evaluation["champion"]
+    champion = evaluation.champion
     return {
         "version": record.version,
-        "candidate": record.training["candidate"],
-        "params": record.training["params"],
-        "as_of": record.training["as_of"],
-        "run": evaluation["run_id"],
+        "candidate": record.training.candidate,
+        "params": record.training.params,
+        "as_of": record.training.as_of,
+        "run": evaluation.run_id,
         "mlflow_run": record.mlflow_run_id,
-        "holdout": evaluation["interval"],
-        "rows": evaluation["rows"],
-        "metric": evaluation["metric"],
-        "metrics": evaluation["candidate"]["metrics"],
-        "champion": None if champion is None else {"version": champion["version"], "metrics": champion["metrics"]},
-        "baselines": {baseline["name"]: baseline["metrics"] for baseline in evaluation["baselines"]},
+        "holdout": evaluation.interval,
+        "rows": evaluation.rows,
+        "metric": evaluation.metric,
+        "metrics": evaluation.candidate.metrics,
+        "champion": None if champion is None else {"version": champion.version, "metrics": champion.metrics},
+        "baselines": {baseline.name: baseline.metrics for baseline in evaluation.baselines},
         "promoted": any(promotion.version == record.version for promotion in promotions),
     }
 

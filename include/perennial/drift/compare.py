@@ -32,7 +32,8 @@ from perennial.core.intervals import Interval
 from perennial.core.redaction import redact
 from perennial.core.text import UNSAFE
 from perennial.drift.distances import HUGE, MAX_CATEGORIES, MIN_VALUES, is_number, prepare
-from perennial.drift.findings import ColumnDrift, DriftComparison, Kind, Status
+from perennial.drift.findings import DriftComparison
+from perennial.evidence.verdict import ColumnDrift, Kind, Status
 from perennial.ledger.records import VerdictName
 from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perennial.core import logs
 from perennial.core.files import replacing
@@ -18,6 +18,7 @@ from perennial.core.text import UNSAFE
 
 if TYPE_CHECKING:
     from perennial.drift.findings import DriftComparison
+    from perennial.evidence.verdict import Estimate, VerdictDetails
 
 log = logs.get(__name__)
 
@@ -36,7 +37,7 @@ def write_report(
     interval: Interval,
     version: int | None,
     comparison: DriftComparison,
-    details: Mapping[str, Any],
+    details: VerdictDetails,
     folder: Path,
 ) -> bool:
     """Write ``report.html`` and ``evidently.json``, if there is anything to show, and ``verdict.json``; say if there was."""
@@ -44,7 +45,7 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
         verdict = {
             "model": model, "interval": interval.key, "version": version, "verdict": comparison.verdict,
-            "reasons": comparison.reasons, "details": details,
+            "reasons": comparison.reasons, "details": details.to_json(),
         }  # fmt: skip
         _replace(folder / "verdict.json", json.dumps(verdict, indent=2, default=str))
         if comparison.snapshot is None:
@@ -68,12 +69,10 @@ def _replace(file: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def _banner(
-    model: str, interval: Interval, version: int | None, comparison: DriftComparison, details: Mapping[str, Any]
-) -> str:
+def _banner(model: str, interval: Interval, version: int | None, comparison: DriftComparison, details: VerdictDetails) -> str:
     """The verdict and a table of all columns, above Evidently's page, which knows of those alone that it was asked about."""
     items = "".join(f"<li>{_as_text(reason)}</li>" for reason in comparison.reasons)
-    weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.get("estimate"))))
+    weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.estimate)))
     rows = "".join(
         f"<tr><td>{_as_text(column.column)}</td><td>{_STATUS[column.status]}</td>"
         f"<td>{'' if column.score is None else f'{column.score:.3f}'}</td><td>{column.threshold:g}</td>"
@@ -81,7 +80,7 @@ def _banner(
         f"<td>{column.missing:.1%}</td><td>{column.reference_missing:.1%}</td></tr>"
         for column in sorted(comparison.columns, key=lambda column: -(column.score or 0) / column.threshold)
     )
-    calibrated = details.get("calibrated")
+    calibrated = details.calibrated
     source = f"Thresholds: drift.yaml of {_as_text(calibrated)}." if calibrated else "Thresholds: those of model.yaml."
     return (
         "<style>.perennial{font-family:sans-serif;max-width:1200px;margin:24px auto;padding:1px 24px;"
@@ -95,26 +94,25 @@ def _banner(
     )
 
 
-def _impact(details: Mapping[str, Any]) -> Iterator[str]:
-    severity, found = details.get("severity", "none"), details.get("impact") or {}
+def _impact(details: VerdictDetails) -> Iterator[str]:
+    severity = details.severity or "none"
     if severity != "none":
-        reasons = "; ".join(found.get("reasons", ()))
+        reasons = "; ".join(details.impact.reasons if details.impact else ())
         yield f"<b>{_as_text(severity.capitalize())}</b>{f': {_as_text(reasons)}' if reasons else ''}."
 
 
-def _estimate(found: Mapping[str, Any] | None) -> Iterator[str]:
-    if not found:
+def _estimate(found: Estimate | None) -> Iterator[str]:
+    if found is None:
         return
-    if found["reason"]:
-        yield f"Performance without labels: {_as_text(found['reason'])}."
+    if found.reason:
+        yield f"Performance without labels: {_as_text(found.reason)}."
         return
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
-    band, usual = found["band"], found["usual"]
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items())
     said = [f"Estimated before labels: {numbers}."]
-    if band:
-        said.append(f"{found['metric']} probably lies between {band[0]:.4g} and {band[1]:.4g}.")
-    if usual:
-        said.append(f"Usual in training: {usual[0]:.4g} to {usual[1]:.4g}.")
+    if found.band:
+        said.append(f"{found.metric} probably lies between {found.band[0]:.4g} and {found.band[1]:.4g}.")
+    if found.usual:
+        said.append(f"Usual in training: {found.usual[0]:.4g} to {found.usual[1]:.4g}.")
     yield _as_text(" ".join(said))
 
 

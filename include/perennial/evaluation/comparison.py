@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from perennial.core.intervals import Interval
-from perennial.evaluation.evidence import GainOverChampion, Groups, Slice, Slices
 from perennial.evaluation.resampling import FEWEST_BLOCKS, Blocks, Floats, draw, find_blocks, resample, spread, too_few
+from perennial.evidence.evaluation import GainOverChampion, Groups, Slice, Slices
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import CostFunction, answer_threshold
 from perennial.spec.gates import FairnessGate

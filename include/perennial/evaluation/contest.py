@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from perennial.core.errors import PerennialError
 from perennial.core.intervals import Interval
 from perennial.evaluation.comparison import Arena, compare, compare_slices, intervals, rate_groups
-from perennial.evaluation.evidence import Contender, Evaluation
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction, summarise
 from perennial.evaluation.probes import probe_behaviour, probe_robustness, score_alone
+from perennial.evidence.evaluation import Contender, Evaluation
 from perennial.model.artifacts import LoadedModel, Prediction
 from perennial.model.costs import CostFunction, cost_function
 from perennial.model.labels import count_classes, labels_of
@@ -54,7 +54,7 @@ class Contest:
         rows_hash: their content hash.
         entities: rows that a prediction is due for, labelled or not.
         as_of: ISO time; no label was known later.
-        training_classes, training_coverage: see :class:`perennial.evaluation.evidence.Evaluation`.
+        training_classes, training_coverage: see :class:`perennial.evidence.evaluation.Evaluation`.
         candidate: who may become champion.
         baselines: whom it must beat.
         champion: whom it would replace; None while there is none.

@@ -8,14 +8,13 @@ refuses. :mod:`perennial.evaluation.controls` holds candidates that must not pas
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from scipy.special import stdtr
 
 from perennial.core.intervals import Interval, utc
-from perennial.evaluation.evidence import Contender, Evaluation, Slice
+from perennial.evidence.decision import GateDecision, GateResult
+from perennial.evidence.evaluation import Contender, Evaluation, Slice
 from perennial.spec.gates import Behaviour, FairnessGate, Gates
 from perennial.spec.training import METRICS
 
@@ -27,50 +26,6 @@ _SAME_ANSWER = 1e-9
 
 #: Most names in a sentence.
 _MOST_NAMED = 5
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """One gate's word: ``reason`` says what was seen and what was wanted, whether it passed or not."""
-
-    gate: str
-    passed: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class GateDecision:
-    """Whether a candidate may become champion.
-
-    Attributes:
-        promote: every gate passed.
-        results: of all gates, in order; none is left out because an earlier one refused.
-        candidate: its name in ``model.yaml``.
-        champion: the version the candidate was compared with.
-    """
-
-    promote: bool
-    results: list[GateResult]
-    candidate: str
-    champion: int | None
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why it was refused; empty if it was not."""
-        return [result.reason for result in self.results if not result.passed]
-
-    @property
-    def refused_by(self) -> list[str]:
-        """The gates that refused."""
-        return [result.gate for result in self.results if not result.passed]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "reasons": self.reasons}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> GateDecision:
-        fields = {name: part for name, part in value.items() if name != "reasons"}
-        return cls(**{**fields, "results": [GateResult(**result) for result in fields["results"]]})
 
 
 def decide(evaluation: Evaluation, gates: Gates) -> GateDecision:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from perennial.evaluation.evidence import PredictionSummary
 from perennial.evaluation.resampling import CALIBRATION_BINS, Blocks, calibration_bins, resample
+from perennial.evidence.evaluation import PredictionSummary
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import CostFunction
 from perennial.spec.training import METRICS

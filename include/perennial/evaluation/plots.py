@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import auc, confusion_matrix, precision_recall_curve, roc_curve
 
-from perennial.evaluation.evidence import Evaluation
 from perennial.evaluation.resampling import CALIBRATION_BINS, calibration_bins
+from perennial.evidence.evaluation import Evaluation
 from perennial.model.artifacts import Prediction
 from perennial.spec.types import Task
 

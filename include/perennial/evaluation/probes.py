@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from perennial.core.errors import PerennialError, ScoringError, SpecError
-from perennial.evaluation.evidence import Behaved, Robustness
+from perennial.evidence.evaluation import Behaved, Robustness
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel, Prediction
 from perennial.spec.code import folder_function

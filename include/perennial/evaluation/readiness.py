@@ -26,7 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from perennial.core.errors import ArtifactRejected, PerennialError
-from perennial.evaluation.evidence import Operation
+from perennial.evidence.evaluation import Operation
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel, Prediction
 from perennial.spec.model import ModelSpec
@@ -81,7 +81,7 @@ class CleanProcess:
             request = {
                 "artifact": str(fetch(copy)),
                 "manifest": fitted.manifest,
-                "packages": fitted.code["packages"],
+                "packages": fitted.code.packages,
                 "trusted": [*artifacts.TRUSTED_TYPES, *spec.training.trusted_types],
                 "task": spec.task,
                 "numeric": spec.features.numeric,

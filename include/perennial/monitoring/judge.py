@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +26,8 @@ from perennial.drift.compare import NOT_FEATURES, PREDICTION, compare, first_lin
 from perennial.drift.findings import DriftComparison
 from perennial.drift.page import write_report
 from perennial.drift.sampling import take_sample
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.verdict import ComparedRows, Estimate, Impact, VerdictDetails
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import VerdictName, VersionRecord
@@ -34,8 +36,7 @@ from perennial.model.artifacts import LoadedModel
 from perennial.model.costs import answer_threshold, cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring import estimation, impact
-from perennial.monitoring.estimation import Estimate
-from perennial.monitoring.impact import Bound, Impact
+from perennial.monitoring.impact import Bound
 from perennial.registry.runs import CandidateRun
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
@@ -52,9 +53,7 @@ class DriftVerdict:
     Attributes:
         version: the version that made most of the interval's predictions; None if there are none.
         reasons: in words and numbers, the weightiest first.
-        details: rows, snapshots, what was found of each column, ``estimate``
-            (:class:`perennial.monitoring.estimation.Estimate`),
-            ``severity`` and ``impact`` (:class:`perennial.monitoring.impact.Impact`).
+        details: the measurements behind it.
         report: path of the HTML report, relative to the folder of reports; None if there is none.
         report_url: address a person can open it at.
         run_url: address of the version's MLflow run.
@@ -65,17 +64,27 @@ class DriftVerdict:
     version: int | None
     verdict: VerdictName
     reasons: list[str]
-    details: dict[str, Any]
+    details: VerdictDetails
     report: str | None
     report_url: str | None
     run_url: str | None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "interval": self.interval.key}
+        return {**asdict(self), "interval": self.interval.key, "details": self.details.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DriftVerdict:
-        return cls(**{**value, "interval": Interval.from_key(value["interval"])})
+        typed = {"interval": Interval.from_key(value["interval"]), "details": VerdictDetails.from_json(value["details"])}
+        return cls(**{**value, **typed})
+
+
+@dataclass
+class _Seen:
+    """What a comparison has come to, also where it failed then: the same as in :class:`VerdictDetails`."""
+
+    snapshots: dict[str, int] = field(default_factory=dict)
+    version: int | None = None
+    rows: ComparedRows | None = None
 
 
 def report_folder(model: str, interval: Interval) -> Path:
@@ -108,25 +117,28 @@ def judge_drift(
         run_id: the run.
     """
     spec = folder.spec
-    details: dict[str, Any] = {}
+    seen = _Seen()
     version: int | None = None
     estimate: Estimate | None = None
     try:
-        version, comparison, estimate = _compare_interval(folder, lake, ledger, registry, interval, details)
+        version, comparison, estimate = _compare_interval(folder, lake, ledger, registry, interval, seen)
     except Exception as error:
         log.exception("drift could not be judged")
-        version = details.get("version")
+        version = seen.version
         comparison = DriftComparison("unknown", [f"the comparison failed, {first_line(error)}"])
     record = ledger.version(spec.name, version) if version is not None else None
     weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
-    details.update(
+    details = VerdictDetails(
+        snapshots=seen.snapshots,
+        version=seen.version,
+        rows=seen.rows,
         share=comparison.share,
         share_threshold=spec.drift.share,
         calibrated=folder.thresholds.computed_at if folder.thresholds else None,
-        columns=[{**asdict(column), "drifted": column.drifted} for column in comparison.columns],
-        estimate=estimate.to_json() if estimate else None,
+        columns=comparison.columns,
+        estimate=estimate,
         severity=weight.severity,
-        impact=weight.to_json(),
+        impact=weight,
     )
     place = report_folder(spec.name, interval)
     written = write_report(spec.name, interval, version, comparison, details, directory / place)
@@ -191,7 +203,7 @@ def _weigh(
     )
 
 
-def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: Estimate | None) -> Bound | None:
+def performance_bound(spec: ModelSpec, evaluation: Evaluation, estimate: Estimate | None) -> Bound | None:
     """What the primary metric must not get worse than.
 
     The near end of the confidence interval that the version had on its own holdout; else its value there less
@@ -199,13 +211,12 @@ def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: 
 
     Args:
         spec: of the model.
-        evaluation: of the version, as the ledger keeps it.
+        evaluation: of the version.
         estimate: of the window.
     """
     metric = spec.primary_metric
     greater = METRICS[spec.task][metric]
-    holdout = evaluation.get("candidate", {})
-    value, ends = holdout.get("metrics", {}).get(metric), holdout.get("intervals", {}).get(metric)
+    value, ends = evaluation.candidate.metrics.get(metric), evaluation.candidate.intervals.get(metric)
 
     def bound(number: float, source: str) -> Bound | None:
         return Bound(metric, number, greater, source) if math.isfinite(number) else None
@@ -221,7 +232,7 @@ def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: 
 
 
 def _compare_interval(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval, details: dict[str, Any]
+    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval, seen: _Seen
 ) -> tuple[int | None, DriftComparison, Estimate | None]:
     spec = folder.spec
     key, size, seed = list(spec.entity_table.key), spec.drift.sample, spec.training.seed
@@ -231,7 +242,7 @@ def _compare_interval(
         if publication is None or not ledger.publications(spec.name, dataset, interval):
             return None, DriftComparison("unknown", [f"no {dataset} are published for {interval}"]), None
         published[dataset] = publication.snapshots[dataset]
-    details["snapshots"] = published
+    seen.snapshots = published
 
     def sample(dataset: str, wanted: Iterable[str]) -> tuple[pa.Table, int]:
         # A window may have many more rows than are compared: of them, no column is read in vain.
@@ -248,7 +259,7 @@ def _compare_interval(
     made_by = Counter(predictions.column("version").to_pylist())
     # Of two versions that made as many, the newer one.
     version = max(made_by, key=lambda number: (made_by[number], number))
-    details["version"] = version
+    seen.version = version
     logs.resolved(version=version)
     predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
     model = registry.load(spec.name, version)
@@ -256,17 +267,17 @@ def _compare_interval(
     features, entities = sample("features", [name for name in reference.column_names if name not in NOT_FEATURES])
     # In the order of time, as Evidently draws them.
     features = features.sort_by(spec.event_time)
-    details["rows"] = {
-        "features": entities,
-        "predictions": predicted,
-        "features_compared": features.num_rows,
-        "predictions_compared": predictions.num_rows,
-        "reference": reference.num_rows,
-    }
+    seen.rows = ComparedRows(
+        features=entities,
+        predictions=predicted,
+        features_compared=features.num_rows,
+        predictions_compared=predictions.num_rows,
+        reference=reference.num_rows,
+    )
     alike = match_reference(spec.drift, reference, spec.event_time, interval)
     if isinstance(alike, str):
         return version, DriftComparison("unknown", [alike]), None
-    details["rows"]["reference_compared"] = alike.num_rows
+    seen.rows = replace(seen.rows, reference_compared=alike.num_rows)
     comparison = compare(
         spec.drift,
         features,

@@ -24,7 +24,7 @@ from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, NoChampion, PerennialError, StaleDecision
 from perennial.core.intervals import Interval
 from perennial.evaluation.comparison import Arena, compare
-from perennial.evaluation.evidence import GainOverChampion
+from perennial.evidence.evaluation import GainOverChampion
 from perennial.features.labels import read_labels
 from perennial.lake.publish import Lake, TableWrite
 from perennial.ledger.coverage import trained_as_of
@@ -90,8 +90,8 @@ def _challengers(spec: ModelSpec, ledger: Ledger, reign: Promotion, records: Map
         promoted = {made.version for made in completed(promotions)}
         answers = {approval.version: approval.answer for approval in ledger.approvals(spec.name)}
         for version, record in sorted(records.items(), reverse=True):
-            refused = record.decision.get("promote") is not True or answers.get(version) in ("refused", "expired")
-            if version not in promoted and refused and record.decision.get("champion") == reign.version:
+            refused = not record.decision.promote or answers.get(version) in ("refused", "expired")
+            if version not in promoted and refused and record.decision.champion == reign.version:
                 found.append(Challenger(version, "refused", trained_as_of(record), _loss(spec, record)))
     return found
 
@@ -99,10 +99,10 @@ def _challengers(spec: ModelSpec, ledger: Ledger, reign: Promotion, records: Map
 def _loss(spec: ModelSpec, record: VersionRecord) -> float:
     """By how much a candidate's primary metric was worse than the champion's; NaN if one of the two is not known."""
     its, champions = (
-        (record.evaluation.get(who) or {}).get("metrics", {}).get(spec.primary_metric, math.nan)
-        for who in ("candidate", "champion")
+        math.nan if contender is None else contender.metrics.get(spec.primary_metric, math.nan)
+        for contender in (record.evaluation.candidate, record.evaluation.champion)
     )
-    return float(champions - its if METRICS[spec.task][spec.primary_metric] else its - champions)
+    return champions - its if METRICS[spec.task][spec.primary_metric] else its - champions
 
 
 def _began(spec: ModelSpec, ledger: Ledger, reign: Promotion, as_of: datetime | None) -> datetime | None:
@@ -299,7 +299,7 @@ def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: Promo
             reason=worse[0].reason,
             run_id=f"{MONITOR}/promotion-{reign.id}",
             expected=reign.version,
-            evidence={"rows": worse[0].rows, "metrics": worse[0].metrics, **worse[0].comparison},
+            evidence={"rows": worse[0].rows, "metrics": worse[0].metrics, **worse[0].comparison.to_json()},
         )
     except (ArtifactRejected, NoChampion, StaleDecision) as error:
         log.warning("champion %d is not rolled back to version %d: %s", reign.version, predecessor, error)
@@ -401,7 +401,7 @@ def _compare(
             str(which): {name: float(values[0]) for name, values in found.items()}
             for which, found in zip((version, reign.version), resampled, strict=True)
         },
-        comparison=asdict(compared),
+        comparison=compared,
         as_of=as_of,
         run_id=run_id,
     )

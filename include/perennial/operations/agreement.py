@@ -142,7 +142,7 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
     except ArtifactRejected as error:
         yield f"{error}: restore MLflow's artifacts from a backup, or roll back"
     record = parts.ledger.version(model, champion)
-    pin = record.training.get("pin") if record else None
+    pin = record.training.pin if record else None
     if pin not in parts.lake.pins(model):
         yield f"{model} version {champion}: the rows that it was trained on are not pinned as {pin}; it cannot be made again"
 

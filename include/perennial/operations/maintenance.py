@@ -96,9 +96,9 @@ def unpin_old_versions(lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: date
     """
     versions = ledger.versions(spec.name)
     champion = ledger.champion(spec.name)
-    kept = {record.training.get("pin") for record in versions[-spec.retention.versions :]}
-    kept |= {record.training.get("pin") for record in versions if record.version == champion}
-    registered = {record.training.get("pin") for record in versions}
+    kept = {record.training.pin for record in versions[-spec.retention.versions :]}
+    kept |= {record.training.pin for record in versions if record.version == champion}
+    registered = {record.training.pin for record in versions}
     recent: set[tuple[str, int]] = set()
     for dataset in ledger.datasets(spec.name):
         for table, snapshots in ledger.snapshots_since(spec.name, dataset, now - spec.retention.snapshots).items():

@@ -29,7 +29,7 @@ def build_training_set(model: str, window: Window) -> dict[str, Any]:
 @task(multiple_outputs=False)
 def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> dict[str, Any]:
     """Search a candidate's parameters, fit it, and log it to MLflow."""
-    from perennial.model.candidate import TrainingSet
+    from perennial.evidence.training import TrainingSet
     from perennial.training.fit import fit_candidate as fit
 
     with stage_run(model) as run:
@@ -50,7 +50,8 @@ def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> d
 @task(multiple_outputs=False)
 def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]]) -> dict[str, Any]:
     """Judge the best candidate, the baselines and the champion on the same newest, untouched interval."""
-    from perennial.model.candidate import Fitted, TrainingSet
+    from perennial.evidence.training import TrainingSet
+    from perennial.model.candidate import Fitted
     from perennial.training.evaluate import evaluate_training
 
     with stage_run(model) as run:
@@ -73,9 +74,10 @@ def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
     """Let the gates decide, and register the version with the decision, its evidence, its card and its release report."""
-    from perennial.evaluation.evidence import Evaluation
     from perennial.evaluation.gates import decide
-    from perennial.model.candidate import Fitted, TrainingSet
+    from perennial.evidence.evaluation import Evaluation
+    from perennial.evidence.training import TrainingSet
+    from perennial.model.candidate import Fitted
     from perennial.reports.approval import comparison_in_words
     from perennial.reports.releases import publish_pages
     from perennial.training.evaluate import choose
@@ -117,7 +119,7 @@ def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any]
     """
     from perennial.core.errors import StaleDecision
     from perennial.core.intervals import utc
-    from perennial.evaluation.gates import GateDecision
+    from perennial.evidence.decision import GateDecision
     from perennial.ledger.records import Approval
 
     with stage_run(model) as run:

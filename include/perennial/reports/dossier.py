@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, CardError, PerennialError
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.training import TrainingRecord
 from perennial.ledger.records import Approval, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.registry.store import Registry
@@ -63,16 +64,16 @@ class Dossier:
         return f"{self.record.model} version {self.record.version}"
 
     @property
-    def evaluation(self) -> Mapping[str, Any]:
+    def evaluation(self) -> Evaluation:
         return self.record.evaluation
 
     @property
-    def training(self) -> Mapping[str, Any]:
+    def training(self) -> TrainingRecord:
         return self.record.training
 
     @property
     def passed(self) -> bool:
-        return self.record.decision.get("promote") is True
+        return self.record.decision.promote
 
     @property
     def importance(self) -> dict[str, float]:
@@ -115,7 +116,7 @@ def gather(folder: ModelFolder | None, ledger: Ledger, registry: Registry, model
     if record is None:
         known = ", ".join(str(other.version) for other in ledger.versions(model)) or "none"
         raise CardError(f"{model} has no version {version} in the ledger; there are: {known}")
-    compared = record.decision.get("champion")
+    compared = record.decision.champion
     rival = None if compared is None or compared == version else ledger.version(model, compared)
     with open_folder(record, folder, registry, []) as its_folder:
         return Dossier(
@@ -161,5 +162,5 @@ def _missing(registry: Registry, record: VersionRecord) -> dict[str, float]:
     except ArtifactRejected as error:
         log.warning("how much of each feature is missing is not known: %s", error)
         return {}
-    features = [*record.training["numeric"], *record.training["categorical"]]
-    return {name: sample[name].null_count / len(sample) for name in features if name in sample.column_names and len(sample)}
+    names = [name for name in record.training.features if name in sample.column_names]
+    return {name: sample[name].null_count / len(sample) for name in names if len(sample)}

@@ -13,11 +13,12 @@ from typing import Literal
 from perennial.core.errors import TrainingError
 from perennial.evaluation import plots
 from perennial.evaluation.contest import Contest, Entrant, hold
-from perennial.evaluation.evidence import Contender, Evaluation
 from perennial.evaluation.readiness import CleanProcess
+from perennial.evidence.evaluation import Contender, Evaluation
+from perennial.evidence.training import TrainingSet
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
-from perennial.model.candidate import Fitted, TrainingSet
+from perennial.model.candidate import Fitted
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -112,7 +113,7 @@ def _champion(spec: ModelSpec, ledger: Ledger, registry: Registry, training_set:
         return None
     record = ledger.version(spec.name, version)
     blank = Contender(
-        name=str(record.training.get("candidate", "champion")) if record else "champion",
+        name=(record.training.candidate if record else "") or "champion",
         role="champion",
         metrics={},
         rows=rows,
@@ -120,7 +121,7 @@ def _champion(spec: ModelSpec, ledger: Ledger, registry: Registry, training_set:
         predictions=None,
         version=version,
         mlflow_run_id=record.mlflow_run_id if record else None,
-        trained_on=record.training.get("window") if record else None,
+        trained_on=(record.training.window or None) if record else None,
     )
     return Entrant(blank, partial(registry.load, spec.name, version, spec=spec))
 

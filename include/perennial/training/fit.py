@@ -33,10 +33,11 @@ from perennial.core import logs
 from perennial.core.errors import ScoringError, TrainingError
 from perennial.evaluation import plots
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction
+from perennial.evidence.training import CodeState, TrainingSet
 from perennial.lake.publish import Lake
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, Prediction
-from perennial.model.candidate import Fitted, TrainingSet
+from perennial.model.candidate import Fitted
 from perennial.model.costs import cost_function
 from perennial.model.estimators import combinations, make_estimator, show_params
 from perennial.model.labels import LABEL, labels_of
@@ -134,11 +135,11 @@ def fit_candidate(
         "perennial.spec_digest": folder.digest,
         "perennial.features_digest": training_set.features_digest,
         "perennial.snapshots": json.dumps(training_set.snapshots, sort_keys=True),
-        "perennial.code_dirty": str(code["dirty"]).lower(),
+        "perennial.code_dirty": str(code.dirty).lower(),
         # The names MLflow's own pages show.
         "mlflow.source.type": "JOB",
         "mlflow.source.name": f"perennial train {spec.name}",
-        "mlflow.source.git.commit": code["commit"],
+        "mlflow.source.git.commit": code.commit,
         "mlflow.user": spec.owner,
     }
     with registry.open_run(spec.name, candidate, tags) as run, tempfile.TemporaryDirectory(prefix="perennial-fit-") as scratch:
@@ -325,14 +326,8 @@ def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth:
     return dict(sorted(zip(rows.columns, drops.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
-def code_state(folder: ModelFolder) -> dict[str, Any]:
-    """All that decides what a fit computes beside its rows and parameters, as far as this process can tell.
-
-    Returns:
-        ``commit`` of the model's folder (``unknown`` outside a repository) and ``dirty``, whether anything differs from it
-        (None if unknown); ``files``: SHA-256 of each of :attr:`ModelFolder.files`; ``python``, ``packages``, ``machine``;
-        ``threads`` by ``openmp`` and ``blas``, since sums that are made in another order may differ in their last bits.
-    """
+def code_state(folder: ModelFolder) -> CodeState:
+    """All that decides what a fit computes beside its rows and parameters, as far as this process can tell."""
     commit, dirty = "unknown", None
     git = shutil.which("git")
     if git is not None:
@@ -341,12 +336,12 @@ def code_state(folder: ModelFolder) -> dict[str, Any]:
         if head.returncode == 0:
             commit = head.stdout.strip()
             dirty = bool(ask([git, "status", "--porcelain"]).stdout.strip())
-    return {
-        "commit": commit,
-        "dirty": dirty,
-        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in folder.files.items()},
-        "python": platform.python_version(),
-        "packages": artifacts.environment(),
-        "machine": platform.machine(),
-        "threads": {pool["user_api"]: pool["num_threads"] for pool in threadpool_info()},
-    }
+    return CodeState(
+        commit=commit,
+        dirty=dirty,
+        files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in folder.files.items()},
+        python=platform.python_version(),
+        packages=artifacts.environment(),
+        machine=platform.machine(),
+        threads={pool["user_api"]: pool["num_threads"] for pool in threadpool_info()},
+    )

@@ -20,11 +20,11 @@ from perennial.core import logs
 from perennial.core.errors import TrainingError
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval, utc
+from perennial.evidence.training import Part, TrainingSet
 from perennial.features.labels import read_labels
 from perennial.features.publish import ensure_features
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
-from perennial.model.candidate import Part, TrainingSet
 from perennial.model.labels import LABEL, count_classes
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec

@@ -22,7 +22,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from perennial.alerts.outbox import Backlog
-from perennial.core.intervals import utc
+from perennial.ledger.coverage import trained_as_of
 from perennial.ledger.records import Overview, Publication
 from perennial.watchdog.rules import AREAS
 
@@ -158,7 +158,7 @@ def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:
         if versions:
             newest = versions[max(versions)]
             version.add_metric([model, "newest"], newest.version)
-            passed.add_metric([model], float(bool(newest.decision.get("promote"))))
+            passed.add_metric([model], float(newest.decision.promote))
         if (made := overview.champions.get(model)) is not None:
             version.add_metric([model, "champion"], made.version)
             if made.completed_at is not None:
@@ -175,9 +175,7 @@ def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:
 def trained_until(overview: Overview, model: str) -> datetime | None:
     """What the model's champion has not learned from, since it came later; None if nothing is recorded of that."""
     made = overview.champions.get(model)
-    record = overview.versions.get(model, {}).get(made.version) if made is not None else None
-    as_of = record.training.get("as_of") if record is not None else None
-    return utc(as_of) if as_of is not None else None
+    return trained_as_of(overview.versions.get(model, {}).get(made.version)) if made is not None else None
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

@@ -12,6 +12,7 @@ from perennial.alerts.alert import Alert, linking
 from perennial.alerts.outbox import ChannelState, Lease, Outbox
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
+from perennial.evidence.verdict import VerdictDetails
 from perennial.ledger.store import Ledger
 
 MODEL = "flight_delay"
@@ -39,7 +40,8 @@ def drift(interval: Interval = DAY) -> Alert:
 
 def judge(ledger: Ledger, interval: Interval, verdict: str, alert: Alert | None = None) -> None:
     ledger.record_verdict(
-        model=MODEL, interval=interval, version=1, verdict=verdict, reasons=[], details={}, report=None, run_id="r", alert=alert
+        model=MODEL, interval=interval, version=1, verdict=verdict, reasons=[], details=VerdictDetails(), report=None,
+        run_id="r", alert=alert,
     )  # type: ignore[arg-type]  # fmt: skip
 
 

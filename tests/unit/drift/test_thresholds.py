@@ -280,7 +280,7 @@ def test_the_commands_set_thresholds_and_show_what_was_expected_and_came(
     judged = judge_drift(
         folder, world.lake, world.ledger, world.registry, WEEK, directory=world.settings.reports, run_id="monitor"
     )
-    assert judged.details["calibrated"] == folder.thresholds.computed_at
-    found = {column["column"]: column["threshold"] for column in judged.details["columns"]}
+    assert judged.details.calibrated == folder.thresholds.computed_at
+    found = {column.column: column.threshold for column in judged.details.columns}
     assert found["x"] == folder.thresholds.columns["x"].distance
     assert re.search(r"2013-04-01--2013-04-08 +1 +0\.\d+ ±0\.\d+ +ok", say("performance", "toy"))

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perennial.evaluation.evidence import (
+from perennial.evaluation.gates import decide, holm
+from perennial.evidence.decision import GateDecision
+from perennial.evidence.evaluation import (
     Behaved,
     Contender,
     Evaluation,
@@ -23,7 +25,6 @@ from perennial.evaluation.evidence import (
     Slice,
     Slices,
 )
-from perennial.evaluation.gates import GateDecision, decide, holm
 from perennial.spec.gates import Gates
 from tests.unit.synthetic import with_evidence
 

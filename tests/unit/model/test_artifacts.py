@@ -204,7 +204,7 @@ def test_a_type_that_the_folder_no_longer_trusts_is_not_trusted(
     assert record is not None
     amend(
         ledger, monkeypatch,
-        manifest=artifacts.manifest(stored), training={**record.training, "trusted_types": ["posix.getcwd"]},
+        manifest=artifacts.manifest(stored), training=replace(record.training, trusted_types=["posix.getcwd"]),
     )  # fmt: skip
     assert isinstance(registry.load("toy", 1).estimator, FunctionTransformer)
     with pytest.raises(ArtifactRejected, match=r"not trusted: posix\.getcwd"):
@@ -253,8 +253,8 @@ def test_a_model_of_another_scikit_learn_is_rejected_with_what_to_do(
 ) -> None:
     record = ledger.version("toy", 1)
     assert record is not None
-    packages = {**record.code["packages"], "scikit-learn": "1.8.0"}
-    amend(ledger, monkeypatch, code={**record.code, "packages": packages})
+    packages = {**record.code.packages, "scikit-learn": "1.8.0"}
+    amend(ledger, monkeypatch, code=replace(record.code, packages=packages))
     with pytest.raises(ArtifactRejected, match=r"saved with scikit-learn 1\.8\.0 and this is .*train a new version"):
         registry.load("toy", 1)
 

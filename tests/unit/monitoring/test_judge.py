@@ -19,15 +19,15 @@ from mlflow import MlflowClient
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.drift.compare import Report, compare, match_reference
-from perennial.drift.findings import ColumnDrift, DriftComparison
+from perennial.drift.findings import DriftComparison
 from perennial.drift.sampling import take_sample
+from perennial.evidence.verdict import ColumnDrift, Estimate
 from perennial.monitoring import estimation
-from perennial.monitoring.estimation import Estimate
 from perennial.monitoring.judge import DriftVerdict, judge_drift, performance_bound, read_outlook
 from perennial.spec.model import ModelSpec
 from perennial.spec.monitoring import Drift, DriftThresholds
 from tests.unit.monitored import WEEK, World, make_world
-from tests.unit.synthetic import MODEL
+from tests.unit.synthetic import MODEL, evaluation_of
 
 # Evidently, once :mod:`perennial.drift.compare` has imported it without its warnings.
 from evidently.core.report import Snapshot  # isort: skip
@@ -403,8 +403,10 @@ def test_too_few_matched_rows_are_a_reason() -> None:
 
 def test_the_bound_is_the_surest_there_is() -> None:
     binary = make_spec()
-    holdout = {"candidate": {"metrics": {"roc_auc": 0.8}, "intervals": {"roc_auc": [0.77, 0.83]}}}
-    without = {"candidate": {"metrics": {"roc_auc": 0.8}}}
+    without = evaluation_of(0.8)
+    holdout = dataclasses.replace(
+        without, candidate=dataclasses.replace(without.candidate, intervals={"roc_auc": [0.77, 0.83]})
+    )
     asked = make_spec("retraining: {on_performance: 0.05}")
     known = Estimate("roc_auc", usual=[0.7, 0.9])
 
@@ -416,7 +418,7 @@ def test_the_bound_is_the_surest_there_is() -> None:
     assert value(asked, without, known) == 0.75
     assert value(binary, without, known) == 0.7
     assert value(binary, without, None) is None
-    assert value(asked, {"candidate": {"metrics": {"roc_auc": math.nan}}}, None) is None
+    assert value(asked, evaluation_of(math.nan), None) is None
 
 
 # --- the sample ------------------------------------------------------------------------------------------------------
@@ -489,10 +491,11 @@ def test_a_stable_week_is_recorded_as_ok_with_its_report(world: World) -> None:
     assert (verdict.verdict, verdict.version) == ("ok", version)
     (recorded,) = world.ledger.verdicts("toy")
     assert (recorded.verdict, recorded.version, recorded.reasons) == ("ok", version, verdict.reasons)
-    assert recorded.details["rows"]["features"] == recorded.details["rows"]["predictions"] == 420
-    found = {column["column"]: column for column in recorded.details["columns"]}
+    assert recorded.details.rows is not None
+    assert recorded.details.rows.features == recorded.details.rows.predictions == 420
+    found = {column.column: column for column in recorded.details.columns}
     assert set(found) == {"prediction", "x", "noise", "kind"}
-    assert all(isinstance(column["score"], float) and not column["drifted"] for column in found.values())
+    assert all(isinstance(column.score, float) and not column.drifted for column in found.values())
     assert verdict.report == recorded.report == "toy/drift/2013-04-01--2013-04-08/report.html"
     folder = (world.settings.reports / verdict.report).parent
     assert {path.name for path in folder.iterdir()} == {"report.html", "evidently.json", "verdict.json"}
@@ -620,7 +623,7 @@ def test_drift_is_a_warning_at_first_and_critical_once_it_lasts(world: World) ->
         world.publish(week, change=move, seed=seed)
         world.score(version, week)
     first, then = judge_interval(world), judge_interval(world, second)
-    assert (first.details["severity"], then.details["severity"]) == ("warning", "critical")
+    assert (first.details.severity, then.details.severity) == ("warning", "critical")
     assert severities(world) == ["warning", "critical"]
     assert "<b>Critical</b>: 2 of the last 3 windows drifted" in (world.settings.reports / str(then.report)).read_text()
 
@@ -630,13 +633,14 @@ def test_performance_is_estimated_before_labels_and_drawn_beside_what_came(world
     version = world.register()
     world.score(version, WEEK)
     verdict = judge_interval(world)
-    estimate = verdict.details["estimate"]
-    assert estimate["reason"] == ""
-    assert 0.5 < estimate["metrics"]["roc_auc"] <= 1
-    assert {"log_loss", "brier", "average_precision"} <= set(estimate["metrics"])
+    estimate = verdict.details.estimate
+    assert estimate is not None
+    assert estimate.reason == ""
+    assert 0.5 < estimate.metrics["roc_auc"] <= 1
+    assert {"log_loss", "brier", "average_precision"} <= set(estimate.metrics)
     assert "Estimated before labels: roc_auc" in (world.settings.reports / str(verdict.report)).read_text()
     (window,) = read_outlook(world.folder.spec, world.ledger)
-    assert (window.estimated, window.realised, window.verdict) == (estimate["metrics"]["roc_auc"], None, "ok")
+    assert (window.estimated, window.realised, window.verdict) == (estimate.metrics["roc_auc"], None, "ok")
     record = world.ledger.version("toy", version)
     assert record is not None
     logged = MlflowClient(tracking_uri=world.settings.mlflow_url).list_artifacts(record.mlflow_run_id, "performance")
@@ -652,7 +656,8 @@ def test_an_estimate_that_fails_takes_nothing_from_the_verdict(world: World, mon
     world.score(world.register(), WEEK)
     verdict = judge_interval(world)
     assert verdict.verdict == "ok"
-    assert verdict.details["estimate"]["reason"] == "the estimate failed, ZeroDivisionError: inside"
+    assert verdict.details.estimate is not None
+    assert verdict.details.estimate.reason == "the estimate failed, ZeroDivisionError: inside"
 
 
 def test_a_regression_says_that_nothing_is_estimated(tmp_path: Path, settings: Settings) -> None:
@@ -661,7 +666,8 @@ def test_a_regression_says_that_nothing_is_estimated(tmp_path: Path, settings: S
     world.score(world.register(), WEEK)
     verdict = judge_interval(world)
     assert verdict.verdict in ("ok", "drift")
-    assert verdict.details["estimate"]["reason"].startswith("a regression does not say how sure it is")
+    assert verdict.details.estimate is not None
+    assert verdict.details.estimate.reason.startswith("a regression does not say how sure it is")
 
 
 def test_realised_performance_that_fell_is_told_although_nothing_drifted(world: World) -> None:
@@ -674,7 +680,7 @@ def test_realised_performance_that_fell_is_told_although_nothing_drifted(world: 
         as_of=WEEK.end, run_id="monitor",
     )  # fmt: skip
     verdict = judge_interval(world)
-    assert (verdict.verdict, verdict.details["severity"]) == ("ok", "warning")
+    assert (verdict.verdict, verdict.details.severity) == ("ok", "warning")
     assert alerts(world) == ["performance_fell"]
 
 

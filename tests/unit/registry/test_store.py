@@ -108,11 +108,11 @@ def test_a_version_answers_what_it_came_from(registry: Registry, folder: ModelFo
     record = ledger.version("toy", version)
     assert record is not None
     assert record.spec_digest == folder.digest
-    assert record.training["snapshots"] == {"features": 1, "outcomes": 2}
-    assert record.training["content"]["window"] == "a" * 64
-    assert record.training["as_of"] == "2013-03-26T00:00:00+00:00"
-    assert record.evaluation["candidate"]["metrics"] == {"roc_auc": 0.7}
-    assert record.decision == decision.to_json()
+    assert record.training.snapshots == {"features": 1, "outcomes": 2}
+    assert record.training.content["window"] == "a" * 64
+    assert record.training.as_of == "2013-03-26T00:00:00+00:00"
+    assert record.evaluation.candidate.metrics == {"roc_auc": 0.7}
+    assert record.decision == decision
     assert {"commit", "dirty", "python", "packages"} <= set(record.code)
     assert {"MLmodel", "model.skops", "reference.parquet"} <= set(record.manifest)
 
@@ -502,13 +502,13 @@ def test_a_candidate_that_is_compared_anew_is_judged_by_the_newest_comparison(
         )
     record = ledger.version("toy", version)
     assert record is not None
-    assert record.decision["promote"] is False
+    assert record.decision.promote is False
     assert client.get_model_version("toy", str(version)).tags["perennial.gates"] == "refused"
     # What a promotion rested on stays.
     ledger.intend_promotion(
         model="toy", version=version, expected=three[-1], action="override", reason="", actor="", run_id=None, evidence={}
     )
-    assert not ledger.record_decision("toy", version, {}, {})
+    assert not ledger.record_decision("toy", version, evaluation, decision)
 
 
 # --- rollback --------------------------------------------------------------------------------------------------------

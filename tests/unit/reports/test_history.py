@@ -11,6 +11,8 @@ from rich.console import Console
 
 from perennial.core.errors import ArtifactRejected
 from perennial.core.intervals import Interval
+from perennial.evidence.evaluation import GainOverChampion
+from perennial.evidence.training import CodeState, TrainingRecord
 from perennial.ledger.records import Approval, ShadowComparison, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.reports.approval import comparison_in_words
@@ -28,17 +30,20 @@ def told(ledger: Ledger) -> Ledger:
         ledger.record_version(
             VersionRecord(
                 MODEL, version, f"run-{version}", "s" * 64, "f" * 64, {},
-                {"candidate": "boosting", "params": {"max_iter": 5}, "as_of": "2013-03-26T00:00:00+00:00",
-                 "window": "2013-03-01--2013-03-21", "rows": {"window": 300}, "snapshots": {"features": 1},
-                 "content": {"window": "a" * 64}},
-                evaluation.to_json(), synthetic.judge(evaluation).to_json(), {"commit": "abc", "dirty": True},
+                TrainingRecord.from_json(
+                    {"candidate": "boosting", "params": {"max_iter": 5}, "as_of": "2013-03-26T00:00:00+00:00",
+                     "window": "2013-03-01--2013-03-21", "rows": {"window": 300}, "snapshots": {"features": 1},
+                     "content": {"window": "a" * 64}}
+                ),
+                evaluation, synthetic.judge(evaluation), CodeState(commit="abc", dirty=True),
                 datetime(2013, 3, 26, version, tzinfo=UTC),
             )
         )  # fmt: skip
     ledger.record_shadow_comparison(
         ShadowComparison(
             MODEL, 2, 1, 1, 2, Interval.of("2013-04-01", "2013-04-08"), "champion_worse", "version 1 did better", 420,
-            {"1": {"roc_auc": 0.8}, "2": {"roc_auc": 0.6}}, {"gain": 0.2}, datetime(2013, 4, 9, tzinfo=UTC), "monitor",
+            {"1": {"roc_auc": 0.8}, "2": {"roc_auc": 0.6}}, GainOverChampion.from_json({"gain": 0.2}),
+            datetime(2013, 4, 9, tzinfo=UTC), "monitor",
         )
     )  # fmt: skip
     ledger.record_approval(

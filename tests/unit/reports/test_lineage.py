@@ -180,7 +180,7 @@ def test_a_version_is_traced_to_its_own_training_set(world: World) -> None:
     assert learned.name == "1,200 rows of 2013-03-01--2013-03-21, judged on 300 of 2013-03-21--2013-03-26"
     record = world.ledger.version("toy", 1)
     assert record is not None
-    assert learned.facts["content"] == record.training["content"]
+    assert learned.facts["content"] == record.training.content
     names = [child.name for child in learned.leads_to]
     assert names == [
         "features: 1 publication of 2013-03-01--2013-03-26",

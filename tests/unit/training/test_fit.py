@@ -22,11 +22,13 @@ from threadpoolctl import threadpool_limits
 from perennial.core.errors import TrainingError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
-from perennial.evaluation.evidence import Evaluation
-from perennial.evaluation.gates import GateDecision, decide
+from perennial.evaluation.gates import decide
+from perennial.evidence.decision import GateDecision
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.training import TrainingSet
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
-from perennial.model.candidate import Fitted, TrainingSet
+from perennial.model.candidate import Fitted
 from perennial.model.estimators import combinations, make_estimator
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
@@ -400,7 +402,7 @@ def test_a_candidate_is_one_run_that_answers_what_it_came_from(trained: Trained)
     assert run.data.metrics["trials"] == 2
     assert run.data.tags["perennial.spec_digest"] == trained.folder.digest
     assert json.loads(run.data.tags["perennial.snapshots"]) == trained.training_set.snapshots
-    assert run.data.tags["mlflow.source.git.commit"] == fitted.code["commit"]
+    assert run.data.tags["mlflow.source.git.commit"] == fitted.code.commit
     hashes = {json.loads(given.dataset.source)["content_hash"] for given in run.inputs.dataset_inputs}
     assert hashes == set(trained.training_set.content.values())
     assert [output.model_id for output in run.outputs.model_outputs] == [fitted.model_id]
