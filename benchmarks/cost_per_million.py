@@ -104,7 +104,7 @@ def score(state: str) -> Callable[[], int]:
         version, rows = resolve_champion(parts.registry, ledger, MODEL, ALL), 0
         for part in ALL.parts(PART, 64):
             rows += score(
-                folder, parts.lake, ledger, parts.registry, part, version=version,
+                folder, parts, part, version=version,
                 order=ledger.next_order(MODEL, DATASET, part, "benchmark"), run_id="benchmark",
                 sink_url=parts.settings.predictions_url,
             ).rows  # fmt: skip

@@ -214,7 +214,7 @@ def test_raw_rows_are_followed_to_features_versions_and_predictions(world: World
 def test_maintenance_does_not_break_the_thread(world: World, tmp_path: Path) -> None:
     visit = world.predictions(SCORED)[0]["visit"]
     before = trace(world, visit).to_json()
-    maintain(world.settings, world.lake, world.ledger, world.registry, world.folder.spec, now=NOW + timedelta(days=400))
+    maintain(world.deployment, world.folder.spec, now=NOW + timedelta(days=400))
     assert trace(world, visit).to_json() == before
 
 
