@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import sqlalchemy as sa
-
 from perennial.core import logs
 from perennial.core.errors import SettingsError, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.deployment import Deployment
-from perennial.reports.lineage import Node
 from perennial.spec.folder import ModelFolder
 from perennial.spec.monitoring import DriftThresholds
 from perennial.stages.run import StageRun
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from perennial.drift.thresholds import Progress
     from perennial.monitoring.estimation import WindowOutlook
+    from perennial.reports.lineage import Node
     from perennial.stages.controls import ControlsReport
 
 
@@ -283,4 +283,6 @@ def _connect(name: str) -> sa.Engine:
     """The database whose SQLAlchemy URL the variable of that name holds; Airflow's connections are Airflow's."""
     if "://" not in (url := os.environ.get(name, "")):
         raise SettingsError(f"connection {name}: outside Airflow it is the environment variable {name}, with a SQLAlchemy URL")
+    import sqlalchemy as sa
+
     return sa.create_engine(url, hide_parameters=True)

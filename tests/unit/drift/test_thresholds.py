@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.cli import main
+from perennial.cli import command, main, questions
 from perennial.core.errors import CalibrationError, NoChampion, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings, read_settings
@@ -257,7 +257,8 @@ def test_the_commands_set_thresholds_and_show_what_was_expected_and_came(
     }
     for name, value in named.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(main, "settings", lambda: read_settings(os.environ))
+    for module in (command, questions):
+        monkeypatch.setattr(module, "settings", lambda: read_settings(os.environ))
 
     def say(*arguments: str) -> str:
         with pytest.raises(SystemExit) as left:

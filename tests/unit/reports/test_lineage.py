@@ -257,7 +257,7 @@ def test_files_are_found_by_name_and_hash(tmp_path: Path) -> None:
 def test_the_command_draws_a_tree_and_writes_json(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("perennial.cli.main.settings", lambda: world.settings)
+    monkeypatch.setattr("perennial.cli.questions.settings", lambda: world.settings)
     visit = world.predictions(SCORED)[0]["visit"]
     for arguments in (["--prediction", visit, "--at", "2013-03-26"], ["--interval", "2013-03-21", "2013-03-22"]):
         with pytest.raises(SystemExit) as ended:
