@@ -239,9 +239,9 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     from perennial.features.publish import build_features, find_leaks
 
     day = Interval(published.interval.end - timedelta(days=1), published.interval.end)
-    built = build_features(folder, parts.lake, parts.ledger, day)
+    built = build_features(folder, parts.lake, day)
     found.append(f"features of {day}: {built.rows:,} rows")
-    leaks = find_leaks(folder, parts.lake, parts.ledger, day)
+    leaks = find_leaks(folder, parts.lake, day)
     found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on what was not known when it was asked for."]
     return "\n".join(found), not leaks
 

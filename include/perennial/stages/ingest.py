@@ -64,8 +64,7 @@ def publish_tables(run: StageRun, interval: Interval, checked: Sequence[CheckRes
     if interval.end < whole.end:
         tables = {name: table for name, table in tables.items() if table.event_time}
     results = [result for result in checked if result.table in tables]
-    lake, ledger = run.deployment.lake, run.deployment.ledger
-    return publish_interval(run.folder, lake, ledger, interval, results, tables=tables, run_id=run.run_id)
+    return publish_interval(run.folder, run.deployment.lake, interval, results, tables=tables, run_id=run.run_id)
 
 
 def build_features(run: StageRun, interval: Interval) -> Publication:
@@ -79,9 +78,9 @@ def build_features(run: StageRun, interval: Interval) -> Publication:
     lake, ledger = run.deployment.lake, run.deployment.ledger
     order = ledger.next_order(run.model, "features", interval, run.run_id)
     try:
-        return publish_features(run.folder, lake, ledger, interval, order=order, run_id=run.run_id)
+        return publish_features(run.folder, lake, interval, order=order, run_id=run.run_id)
     except Superseded:
-        ensure_features(run.folder, lake, ledger, interval, run_id=run.run_id)
+        ensure_features(run.folder, lake, interval, run_id=run.run_id)
         return ledger.publications(run.model, "features", interval)[-1]
 
 

@@ -57,7 +57,7 @@ def build_training_set(
     border = as_of - spec.training.holdout
     window, holdout = Interval(border - spec.training.window, border), Interval(border, as_of)
     # Published features may be of an earlier features.sql; nothing is learned from those.
-    ensure_features(folder, lake, ledger, Interval(window.start, holdout.end), run_id=run_id)
+    ensure_features(folder, lake, Interval(window.start, holdout.end), run_id=run_id)
     snapshots = _snapshots(folder, ledger)
     asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
     used: dict[Part, pa.Table] = {}

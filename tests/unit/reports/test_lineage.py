@@ -144,11 +144,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         synthetic.publish_tables(world.lake, world.ledger, of_part, part, run_id=f"ingest-{part.key}")
     with threadpool_limits(1):
         by_hand.train(world.settings, "toy", PERIOD.end)
-        ensure_features(world.folder, world.lake, world.ledger, SCORED, run_id="features")
+        ensure_features(world.folder, world.lake, SCORED, run_id="features")
         world.score(1, SCORED)
         backfill = synthetic.make_rows(1, seed=9, start=days(25, 26).start)
         synthetic.publish_tables(world.lake, world.ledger, backfill, days(25, 26), run_id="backfill")
-        ensure_features(world.folder, world.lake, world.ledger, SCORED, run_id="features again")
+        ensure_features(world.folder, world.lake, SCORED, run_id="features again")
     return world
 
 

@@ -185,7 +185,7 @@ def test_a_version_that_was_deleted_is_compared_by_its_hash_until_its_snapshots_
     assert record is not None
     rows = synthetic.make_rows(DAYS, seed=3)
     synthetic.publish_tables(world.lake, world.ledger, rows, PERIOD, run_id="again")
-    ensure_features(world.folder, world.lake, world.ledger, PERIOD, run_id="again")
+    ensure_features(world.folder, world.lake, PERIOD, run_id="again")
     world.lake.unpin("toy", record.training["pin"])
     maintain(world.deployment, world.folder.spec, now=LATER)
     with pytest.raises(SnapshotMissing, match=r"among the newest retention\.versions \(20\)"):
