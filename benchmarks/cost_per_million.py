@@ -51,14 +51,14 @@ def ingest(state: str) -> Callable[[], int]:
     from perennial.ingestion.publish import publish_interval
 
     parts = prepared.deployment(state)
-    folder, lake, ledger = parts.model(MODEL), parts.lake, parts.ledger
+    folder, lake = parts.model(MODEL), parts.lake
 
     def run() -> int:
         rows = 0
         for part in ALL.parts(PART, 64):
             staging = parts.settings.staging / part.key
             results = [prepared.land_and_check(parts, folder, table, part, staging) for table in folder.spec.tables]
-            rows += publish_interval(folder, lake, ledger, part, results, run_id="benchmark").rows["flights"]
+            rows += publish_interval(folder, lake, part, results, run_id="benchmark").rows["flights"]
             shutil.rmtree(staging)
         return rows
 
@@ -75,7 +75,7 @@ def features(state: str) -> Callable[[], int]:
         rows = 0
         for part in ALL.parts(PART, 64):
             order = ledger.next_order(MODEL, "features", part, "benchmark")
-            rows += publish_features(folder, lake, ledger, part, order=order, run_id="benchmark").rows["features"]
+            rows += publish_features(folder, lake, part, order=order, run_id="benchmark").rows["features"]
         return rows
 
     return run
@@ -104,7 +104,7 @@ def score(state: str) -> Callable[[], int]:
         version, rows = resolve_champion(parts.registry, ledger, MODEL, ALL), 0
         for part in ALL.parts(PART, 64):
             rows += score(
-                folder, parts.lake, ledger, parts.registry, part, version=version,
+                folder, parts, part, version=version,
                 order=ledger.next_order(MODEL, DATASET, part, "benchmark"), run_id="benchmark",
                 sink_url=parts.settings.predictions_url,
             ).rows  # fmt: skip

@@ -54,9 +54,7 @@ def judged(state: str, days: int) -> Callable[[], Any]:
     folder, interval = parts.model(MODEL), Interval(DAYS.start, DAYS.start + timedelta(days=days))
 
     def run() -> Any:
-        found = judge_drift(
-            folder, parts.lake, parts.ledger, parts.registry, interval, directory=parts.settings.reports, run_id="benchmark"
-        )
+        found = judge_drift(folder, parts, interval, directory=parts.settings.reports, run_id="benchmark")
         return {"verdict": found.verdict, "reasons": found.reasons[:2], "rows": found.details.to_json()["rows"]}
 
     return run
@@ -177,7 +175,7 @@ def state() -> Path:
     def make(folder: Path) -> None:
         parts = prepared.with_champion(folder)
         score(
-            parts.model(MODEL), parts.lake, parts.ledger, parts.registry, DAYS, version=CHAMPION,
+            parts.model(MODEL), parts, DAYS, version=CHAMPION,
             order=parts.ledger.next_order(MODEL, DATASET, DAYS, "benchmark"), run_id="benchmark",
             sink_url=parts.settings.predictions_url,
         )  # fmt: skip

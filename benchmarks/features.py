@@ -97,7 +97,7 @@ def ours(state: str, kept: str = "") -> Callable[[], Any]:
     point_in_time.select = timed
 
     def run() -> Any:
-        with build_features(folder, parts.lake, parts.ledger, DAYS) as features:
+        with build_features(folder, parts.lake, DAYS) as features:
             found = features.reader().read_all()
         if kept:
             _keep(found.to_pandas(), kept)

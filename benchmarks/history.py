@@ -54,7 +54,7 @@ def load(days: int, days_per_part: int) -> Callable[[], Any]:
             # A table without event time is published with the part that ends last.
             results += timeless if part == cut[-1] else []
             names = {result.table for result in results}
-            done = publish_interval(folder, lake, ledger, part, results, tables=names, run_id="benchmark")
+            done = publish_interval(folder, lake, part, results, tables=names, run_id="benchmark")
             for name, count in done.rows.items():
                 rows[name] = rows.get(name, 0) + count
         return {**rows, "publications": len(cut)}

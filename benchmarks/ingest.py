@@ -53,7 +53,7 @@ def ours(years: int) -> Callable[[], Any]:
     def ingest() -> dict[str, int]:
         parts.ledger.next_order(MODEL, "tables", interval, "benchmark")
         checked = prepared.land_and_check(parts, folder, TABLE, interval, staging)
-        return publish_interval(folder, parts.lake, parts.ledger, interval, [checked], tables={TABLE}, run_id="benchmark").rows
+        return publish_interval(folder, parts.lake, interval, [checked], tables={TABLE}, run_id="benchmark").rows
 
     return ingest
 

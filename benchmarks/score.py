@@ -97,6 +97,8 @@ def ours(years: int, sink: str | None = None) -> Callable[[], Any]:
     url = sink or f"sqlite:///{parts.settings.state / 'predictions.db'}"
     if sink:
         drop_tables(url)
+    # The champion is stored elsewhere.
+    vars(parts)["registry"] = trained.registry
     folder, interval = parts.model(MODEL), prepared.span(years)
     version = trained.ledger.champion(MODEL)
     assert version is not None
@@ -104,7 +106,7 @@ def ours(years: int, sink: str | None = None) -> Callable[[], Any]:
     def run() -> int:
         order = parts.ledger.next_order(MODEL, DATASET, interval, "measured")
         return score(
-            folder, parts.lake, parts.ledger, trained.registry, interval,
+            folder, parts, interval,
             version=version, order=order, run_id="measured", sink_url=url,
         ).rows  # fmt: skip
 

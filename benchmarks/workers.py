@@ -81,7 +81,7 @@ def score_parts(first: str, count: str, step: str) -> None:
     for part in parts()[int(first) : int(count) : int(step)]:
         order = ledger.next_order(MODEL, DATASET, part, f"bare-{step}")
         score(
-            folder, deployment.lake, ledger, deployment.registry, part, version=1, order=order, run_id=f"bare-{step}",
+            folder, deployment, part, version=1, order=order, run_id=f"bare-{step}",
             sink_url=settings().predictions_url,
         )  # fmt: skip
 

@@ -33,11 +33,9 @@ from perennial.core import logs
 from perennial.core.errors import CalibrationError, NoChampion
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval
+from perennial.deployment import Deployment
 from perennial.drift.distances import prepare_all
 from perennial.drift.sampling import take_sample
-from perennial.lake.publish import Lake
-from perennial.ledger.store import Ledger
-from perennial.registry.store import Registry
 from perennial.spec.folder import THRESHOLDS_FILE, ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
@@ -347,9 +345,7 @@ def _share(which: NDArray[np.bool_], counts: NDArray[np.float64]) -> float:
 # --- from the lake, and to the folder ---------------------------------------------------------------------------------
 
 
-def read_history(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval | None = None
-) -> StableHistory:
+def read_history(folder: ModelFolder, deployment: Deployment, interval: Interval | None = None) -> StableHistory:
     """Published features of the past, as the champion would predict them.
 
     One version predicts all of them, since predictions of different versions differ for another reason than drift. It has
@@ -357,16 +353,14 @@ def read_history(
 
     Args:
         folder: the model's folder.
-        lake: where the features are.
-        ledger: says which are published.
-        registry: has the champion.
+        deployment: where the features and the champion are.
         interval: what was stable; None: all that is published.
 
     Raises:
         CalibrationError: no features are published there.
         NoChampion: nobody predicts yet.
     """
-    spec = folder.spec
+    spec, ledger, registry = folder.spec, deployment.ledger, deployment.registry
     published, intervals = ledger.published(spec.name, "features"), ledger.publications(spec.name, "features", interval)
     if published is None or not intervals:
         raise CalibrationError(f"{spec.name}: no features are published{f' for {interval}' if interval else ''}; ingest first")
@@ -376,7 +370,7 @@ def read_history(
     if version is None:
         raise NoChampion(f"{spec.name} has no champion, whose predictions are compared too: train first")
     snapshot = published.snapshots["features"]
-    reader = lake.scan(spec.name, "features", snapshot, interval=interval, event_time=spec.event_time)
+    reader = deployment.lake.scan(spec.name, "features", snapshot, interval=interval, event_time=spec.event_time)
     rows, total = take_sample(reader, list(spec.entity_table.key), size=MAX_ROWS, seed=spec.training.seed)
     if total > rows.num_rows:
         log.info("%s of %s rows of history are replayed", f"{rows.num_rows:,}", f"{total:,}")

@@ -1,9 +1,10 @@
 """Candidates that no gate may let pass, and improvements that must: what a deployment can test its own gates with.
 
 Each negative control makes a candidate from an honest one, wrong in one way, and names the gate that must refuse it for
-just that. The positive control is a true improvement of a stated size. They are of binary classification and work on any
-:class:`~perennial.evaluation.contest.Contest`; ``tests/unit/evaluation/test_controls.py`` runs them on real flights, and
-``benchmarks/gates.py`` counts how often chance decides otherwise.
+just that. The positive control is a true improvement of a stated size. They work on any
+:class:`~perennial.evaluation.contest.Contest`, most of them of binary classification alone. ``perennial controls`` tries a
+model's gates with them (:mod:`perennial.stages.controls`); ``tests/unit/evaluation/test_controls.py`` runs them on real
+flights, and ``benchmarks/gates.py`` counts how often chance decides otherwise.
 
 References:
     Lipsitch, Tchetgen Tchetgen, Cohen: Negative Controls: A Tool for Detecting Confounding and Bias in Observational Studies.
@@ -62,10 +63,12 @@ class Control:
     Attributes:
         gate: which must refuse it.
         make: the contest with the candidate made wrong.
+        lacks: what the contest lacks for it, in words; None if it can be made.
     """
 
     gate: str
     make: Callable[[Honest], Contest]
+    lacks: Callable[[Honest], str | None]
 
 
 class Altered:
@@ -103,12 +106,12 @@ def broken_in_a_slice(honest: Honest, column: str | None = None, value: str | No
 
     Args:
         honest: the contest.
-        column, value: which rows; by default the fourth most frequent value of the first column in ``gates.slices``.
+        column, value: which rows; by default the fourth most frequent value of the first column in ``gates.slices``, of
+            those with rows enough to be judged.
     """
     column = column or honest.contest.folder.spec.gates.slices.columns[0]
     if value is None:
-        counted = pc.value_counts(pc.cast(honest.contest.rows.column(column), pa.string())).to_pylist()
-        value = sorted(counted, key=lambda entry: -entry["counts"])[min(3, len(counted) - 1)]["values"]
+        value = _judged_slices(honest.contest, column)[:4][-1]
 
     def turn_round(frame: pd.DataFrame, probability: Floats) -> Floats:
         inside = (frame[column].astype(str) == value).to_numpy()
@@ -117,6 +120,14 @@ def broken_in_a_slice(honest: Honest, column: str | None = None, value: str | No
         return expit(odds)  # type: ignore[no-any-return]
 
     return _altered(honest.contest, turn_round)
+
+
+def _judged_slices(contest: Contest, column: str) -> list[str]:
+    """The values of a column that have rows enough for the gate on slices, the most frequent first."""
+    counted = pc.value_counts(pc.cast(contest.rows.column(column), pa.string())).to_pylist()
+    least = contest.folder.spec.gates.slices.min_rows
+    judged = [entry for entry in counted if entry["values"] is not None and entry["counts"] >= least]
+    return [str(entry["values"]) for entry in sorted(judged, key=lambda entry: -entry["counts"])]
 
 
 def miscalibrated(honest: Honest) -> Contest:
@@ -189,20 +200,47 @@ def fragile(honest: Honest) -> Contest:
     return _altered(honest.contest, guess)
 
 
+def _nothing(_: Honest) -> str | None:
+    return None
+
+
+def _probabilities(honest: Honest) -> str | None:
+    task = honest.contest.folder.spec.task
+    if task == "binary_classification":
+        return None
+    return f"it changes the probabilities of a binary classifier, and the task is {task.replace('_', ' ')}"
+
+
+def _a_numeric_feature(honest: Honest) -> str | None:
+    without = None if honest.contest.folder.spec.features.numeric else "the model has no numeric feature"
+    return _probabilities(honest) or without
+
+
+def _a_slice(honest: Honest) -> str | None:
+    slices = honest.contest.folder.spec.gates.slices
+    if missing := _probabilities(honest):
+        return missing
+    if not slices.columns:
+        return "gates.slices names no column, so no slice is looked at"
+    if not _judged_slices(honest.contest, slices.columns[0]):
+        return f"no value of {slices.columns[0]} has gates.slices.min_rows ({slices.min_rows:,}) rows"
+    return None
+
+
 #: Each with the gate that must refuse it, whatever others say.
 NEGATIVE = {
-    "an identical copy": Control("champion", identical_copy),
-    "a degraded model": Control("champion", degraded),
-    "one broken in a single slice": Control("slices", broken_in_a_slice),
-    "a miscalibrated one": Control("calibration.error", miscalibrated),
-    "a leaky one": Control("leak", leaky),
-    "a constant": Control("predictions", constant),
-    "NaN": Control("predictions", not_finite),
-    "one trained on shuffled labels": Control("baseline", shuffled_labels),
-    "one trained on stale data": Control("fresh_training", stale),
-    "one that has seen the holdout": Control("untouched_holdout", seen_the_holdout),
-    "one whose metrics are for other rows": Control("same_rows", other_rows),
-    "a fragile one": Control("robustness.noise", fragile),
+    "an identical copy": Control("champion", identical_copy, _nothing),
+    "a degraded model": Control("champion", degraded, _probabilities),
+    "one broken in a single slice": Control("slices", broken_in_a_slice, _a_slice),
+    "a miscalibrated one": Control("calibration.error", miscalibrated, _probabilities),
+    "a leaky one": Control("leak", leaky, _a_numeric_feature),
+    "a constant": Control("predictions", constant, _probabilities),
+    "NaN": Control("predictions", not_finite, _probabilities),
+    "one trained on shuffled labels": Control("baseline", shuffled_labels, _nothing),
+    "one trained on stale data": Control("fresh_training", stale, _nothing),
+    "one that has seen the holdout": Control("untouched_holdout", seen_the_holdout, _nothing),
+    "one whose metrics are for other rows": Control("same_rows", other_rows, _nothing),
+    "a fragile one": Control("robustness.noise", fragile, _a_numeric_feature),
 }
 
 

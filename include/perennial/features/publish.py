@@ -33,14 +33,13 @@ _DAY = timedelta(days=1)
 
 
 def build_features(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, snapshots: Mapping[str, int] | None = None
+    folder: ModelFolder, lake: Lake, interval: Interval, *, snapshots: Mapping[str, int] | None = None
 ) -> BuiltFeatures:
     """Compute the features of an interval's entities from the lake's tables, without publishing them.
 
     Args:
         folder: the model's.
-        lake: holds the tables.
-        ledger: says which snapshots are published.
+        lake: holds the tables; its ledger says which snapshots are published.
         interval: whose event times lie in it is an entity.
         snapshots: by table, what to read instead of what is published now.
 
@@ -48,7 +47,7 @@ def build_features(
         SnapshotMissing: a table that the features need was not published, or lacks a column of the spec.
         SpecError: see :func:`perennial.features.point_in_time.compute`.
     """
-    given = dict(snapshots) if snapshots is not None else published_tables(folder, ledger).snapshots
+    given = dict(snapshots) if snapshots is not None else published_tables(folder, lake.ledger).snapshots
     visible = visible_to(folder, interval)
     tables = {name: scan(folder, lake, name, given, within=visible) for name in needed_tables(folder)}
     return compute(folder, tables, interval, snapshots={name: given[name] for name in tables})
@@ -59,15 +58,12 @@ def visible_to(folder: ModelFolder, interval: Interval) -> Interval:
     return Interval(interval.start - folder.spec.features.lookback, interval.end)
 
 
-def publish_features(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, order: int, run_id: str
-) -> Publication:
+def publish_features(folder: ModelFolder, lake: Lake, interval: Interval, *, order: int, run_id: str) -> Publication:
     """Compute the features of an interval and publish them, in place of those that were published for it.
 
     Args:
         folder: the model's.
-        lake: holds the tables.
-        ledger: says which snapshots are published.
+        lake: holds the tables; its ledger says which snapshots are published.
         interval: its days.
         order: from :meth:`perennial.ledger.store.Ledger.next_order`, taken when the run started.
         run_id: the run, the same for all its attempts.
@@ -76,8 +72,8 @@ def publish_features(
         SnapshotMissing, SpecError: see :func:`build_features`.
         Superseded: a later run has published an overlapping interval.
     """
-    tables = published_tables(folder, ledger)
-    with build_features(folder, lake, ledger, interval, snapshots=tables.snapshots) as built:
+    tables = published_tables(folder, lake.ledger)
+    with build_features(folder, lake, interval, snapshots=tables.snapshots) as built:
         return lake.publish(
             model=folder.spec.name,
             dataset=DATASET,
@@ -94,7 +90,7 @@ def publish_features(
         )
 
 
-def ensure_features(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, run_id: str) -> list[Publication]:
+def ensure_features(folder: ModelFolder, lake: Lake, interval: Interval, *, run_id: str) -> list[Publication]:
     """Build again whatever features of an interval are not what the published tables and the model folder would give now.
 
     Those are the days that have tables and no features; whose features an earlier ``features.sql`` or spec made; and
@@ -103,8 +99,7 @@ def ensure_features(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: I
 
     Args:
         folder: the model's.
-        lake: holds the tables.
-        ledger: says what is published.
+        lake: holds the tables; its ledger says what is published.
         interval: each day that it touches is looked at.
         run_id: the run on whose behalf it is done.
 
@@ -117,27 +112,26 @@ def ensure_features(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: I
     """
     done = []
     refused: Superseded | None = None
-    for stretch in _stretches(_outdated(folder, ledger, interval)):
-        order = ledger.next_order(folder.spec.name, DATASET, stretch, run_id)
+    for stretch in _stretches(_outdated(folder, lake.ledger, interval)):
+        order = lake.ledger.next_order(folder.spec.name, DATASET, stretch, run_id)
         try:
-            done.append(publish_features(folder, lake, ledger, stretch, order=order, run_id=run_id))
+            done.append(publish_features(folder, lake, stretch, order=order, run_id=run_id))
         except Superseded as error:
             refused = error
     # Whoever came later has mostly done the same work.
-    if refused is not None and _outdated(folder, ledger, interval):
+    if refused is not None and _outdated(folder, lake.ledger, interval):
         raise refused
     if done:
         log.info("features of %s: %d stretches of days were not up to date and are built again", interval, len(done))
     return done
 
 
-def find_leaks(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, moments: int = 8) -> list[Leak]:
+def find_leaks(folder: ModelFolder, lake: Lake, interval: Interval, *, moments: int = 8) -> list[Leak]:
     """Look for features that change when rows change that were not known when they were asked for.
 
     Args:
         folder: the model's.
-        lake: holds the tables.
-        ledger: says which snapshots are published.
+        lake: holds the tables; its ledger says which snapshots are published.
         interval: a sample; a busy day will do. The tables of its neighbouring days are read too.
         moments: at how many as-of times of the sample everything known later is changed, see
             :func:`perennial.features.leaks.find`.
@@ -148,7 +142,7 @@ def find_leaks(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interv
     Raises:
         SnapshotMissing, SpecError: see :func:`build_features`.
     """
-    snapshots = published_tables(folder, ledger).snapshots
+    snapshots = published_tables(folder, lake.ledger).snapshots
     wide = Interval(interval.start - folder.spec.features.lookback - leaks.MARGIN, interval.end + leaks.MARGIN)
     names = needed_tables(folder)
     tables = {name: scan(folder, lake, name, snapshots, within=wide).read_all() for name in names}

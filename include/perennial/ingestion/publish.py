@@ -88,7 +88,6 @@ def past_rows_per_day(ledger: Ledger, spec: ModelSpec, table: str, interval: Int
 def publish_interval(
     folder: ModelFolder,
     lake: Lake,
-    ledger: Ledger,
     interval: Interval,
     results: Sequence[CheckResult],
     *,
@@ -113,7 +112,7 @@ def publish_interval(
     reasons += [f"{result.table}: {reason}" for result in results if result.refused for reason in result.reasons]
     if reasons:
         rows = {result.table: result.rows_in for result in results}
-        ledger.record_refusal(
+        lake.ledger.record_refusal(
             model=model,
             interval=interval,
             run_id=run_id,
@@ -132,7 +131,7 @@ def publish_interval(
         dataset=DATASET,
         interval=interval,
         tables=ingest_writes(folder, list(results)),
-        order=ledger.next_order(model, DATASET, interval, run_id),
+        order=lake.ledger.next_order(model, DATASET, interval, run_id),
         run_id=run_id,
         inputs={
             "spec": folder.spec.digest,

@@ -87,6 +87,11 @@ class Lake:
         self._ledger = ledger
         self._catalog = Catalog(settings.catalog_url, settings.warehouse)
 
+    @property
+    def ledger(self) -> Ledger:
+        """What says which of its snapshots are published."""
+        return self._ledger
+
     # --- publishing --------------------------------------------------------------------------------------------------
 
     def publish(

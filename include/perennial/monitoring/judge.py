@@ -22,13 +22,13 @@ from perennial.alerts import of_models
 from perennial.alerts.alert import Alert
 from perennial.core import logs
 from perennial.core.intervals import Interval
+from perennial.deployment import Deployment
 from perennial.drift.compare import NOT_FEATURES, PREDICTION, compare, first_line, match_reference
 from perennial.drift.findings import DriftComparison
 from perennial.drift.page import write_report
 from perennial.drift.sampling import take_sample
 from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.verdict import ComparedRows, Estimate, Impact, VerdictDetails
-from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import VerdictName, VersionRecord
 from perennial.ledger.store import Ledger
@@ -94,9 +94,7 @@ def report_folder(model: str, interval: Interval) -> Path:
 
 def judge_drift(
     folder: ModelFolder,
-    lake: Lake,
-    ledger: Ledger,
-    registry: Registry,
+    deployment: Deployment,
     interval: Interval,
     *,
     directory: Path,
@@ -109,19 +107,17 @@ def judge_drift(
 
     Args:
         folder: the model's folder.
-        lake: features and predictions are read there.
-        ledger: says what is published, and keeps the verdict.
-        registry: has the training reference of the version that predicted.
+        deployment: features and predictions are read there; its ledger keeps the verdict.
         interval: the monitoring window.
         directory: the deployment's folder of reports; the report is written below :func:`report_folder` of it.
         run_id: the run.
     """
-    spec = folder.spec
+    spec, ledger = folder.spec, deployment.ledger
     seen = _Seen()
     version: int | None = None
     estimate: Estimate | None = None
     try:
-        version, comparison, estimate = _compare_interval(folder, lake, ledger, registry, interval, seen)
+        version, comparison, estimate = _compare_interval(folder, deployment, interval, seen)
     except Exception as error:
         log.exception("drift could not be judged")
         version = seen.version
@@ -142,7 +138,7 @@ def judge_drift(
     )
     place = report_folder(spec.name, interval)
     written = write_report(spec.name, interval, version, comparison, details, directory / place)
-    run, run_url = _find_run(registry, record)
+    run, run_url = _find_run(deployment.registry, record)
     report_url = f"{run_url}/artifacts/drift/{interval.key}/report.html" if run_url and written else None
     links = {name: url for name, url in (("Drift report", report_url), ("MLflow run", run_url)) if url}
     report = (place / "report.html").as_posix() if written else None
@@ -232,9 +228,9 @@ def performance_bound(spec: ModelSpec, evaluation: Evaluation, estimate: Estimat
 
 
 def _compare_interval(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval, seen: _Seen
+    folder: ModelFolder, deployment: Deployment, interval: Interval, seen: _Seen
 ) -> tuple[int | None, DriftComparison, Estimate | None]:
-    spec = folder.spec
+    spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     key, size, seed = list(spec.entity_table.key), spec.drift.sample, spec.training.seed
     published = {}
     for dataset in ("predictions", "features"):
@@ -262,7 +258,7 @@ def _compare_interval(
     seen.version = version
     logs.resolved(version=version)
     predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
-    model = registry.load(spec.name, version)
+    model = deployment.registry.load(spec.name, version)
     reference = model.reference()
     features, entities = sample("features", [name for name in reference.column_names if name not in NOT_FEATURES])
     # In the order of time, as Evidently draws them.

@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 
 from perennial.core import logs
 from perennial.core.intervals import Interval, utc
+from perennial.deployment import Deployment
 from perennial.evaluation.metrics import evaluate
 from perennial.features.labels import read_labels
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import trained_as_of
 from perennial.ledger.records import Performance, Publication
-from perennial.ledger.store import Ledger
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.scoring.predictor import DATASET
@@ -64,7 +64,7 @@ class Realised:
 
 
 def measure_performance(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, as_of: datetime, run_id: str
+    folder: ModelFolder, deployment: Deployment, interval: Interval, *, as_of: datetime, run_id: str
 ) -> list[Realised]:
     """Measure the windows up to the end of ``interval`` that can be measured now and could not, or less well, before.
 
@@ -75,8 +75,7 @@ def measure_performance(
 
     Args:
         folder: the model's folder.
-        lake: predictions and labels are read there.
-        ledger: says what is published, and keeps the measurements.
+        deployment: predictions and labels are read there; its ledger keeps the measurements.
         interval: the monitoring window.
         as_of: labels known later are not used.
         run_id: the run.
@@ -84,7 +83,7 @@ def measure_performance(
     Returns:
         What was measured, oldest window first; empty when there is nothing new.
     """
-    spec = folder.spec
+    spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     predictions, tables = ledger.published(spec.name, DATASET), ledger.published(spec.name, "tables")
     if predictions is None or tables is None:
         log.info("nothing to measure: no predictions are published yet")

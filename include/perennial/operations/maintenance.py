@@ -16,6 +16,7 @@ from pathlib import Path
 
 from perennial.core import logs
 from perennial.core.settings import Settings
+from perennial.deployment import Deployment
 from perennial.lake.publish import Lake
 from perennial.lake.removal import removing
 from perennial.ledger.store import Ledger
@@ -136,13 +137,14 @@ def close_abandoned_runs(registry: Registry, spec: ModelSpec) -> dict[str, int]:
     return {"runs": registry.close_abandoned_runs(spec.name, ABANDONED_FIT)}
 
 
-def tidy_lake(settings: Settings, lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, dict[str, int]]:
+def tidy_lake(deployment: Deployment, spec: ModelSpec, *, now: datetime) -> dict[str, dict[str, int]]:
     """What is removed from tables, in the order that lets each step profit from the one before; nothing during a backup.
 
     Returns:
         What was done, by function.
     """
-    with removing(settings) as held:
+    lake, ledger = deployment.lake, deployment.ledger
+    with removing(deployment.settings) as held:
         if held is not None:
             log.info("a backup is being made: nothing is removed from the lake before it ends, or %s", held)
             return {}
@@ -153,19 +155,17 @@ def tidy_lake(settings: Settings, lake: Lake, ledger: Ledger, spec: ModelSpec, *
         }
 
 
-def maintain(
-    settings: Settings, lake: Lake, ledger: Ledger, registry: Registry, spec: ModelSpec, *, now: datetime
-) -> dict[str, dict[str, int]]:
+def maintain(deployment: Deployment, spec: ModelSpec, *, now: datetime) -> dict[str, dict[str, int]]:
     """All of it for one model, in the order that lets each step profit from the one before.
 
     Returns:
         What was done, by function.
     """
     done = {
-        "remove_staging": remove_staging(settings, spec.name, now=now),
-        "remove_reports": remove_reports(settings, spec, now=now),
-        **tidy_lake(settings, lake, ledger, spec, now=now),
-        "close_abandoned_runs": close_abandoned_runs(registry, spec),
+        "remove_staging": remove_staging(deployment.settings, spec.name, now=now),
+        "remove_reports": remove_reports(deployment.settings, spec, now=now),
+        **tidy_lake(deployment, spec, now=now),
+        "close_abandoned_runs": close_abandoned_runs(deployment.registry, spec),
     }
     log.info("%s", done)
     return done

@@ -28,6 +28,12 @@ for name in (
     "perennial.orchestration.score",
     "perennial.orchestration.train",
     "perennial.scoring.publish",
+    "perennial.stages.ingest",
+    "perennial.stages.maintain",
+    "perennial.stages.monitor",
+    "perennial.stages.promote",
+    "perennial.stages.score",
+    "perennial.stages.train",
     "perennial.training.evaluate",
     "perennial.training.fit",
 ):

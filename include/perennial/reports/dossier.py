@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, CardError, PerennialError
+from perennial.deployment import Deployment
 from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.training import TrainingRecord
 from perennial.ledger.records import Approval, VersionRecord
-from perennial.ledger.store import Ledger
 from perennial.registry.store import Registry
 from perennial.reports.documents import Picture
 from perennial.reports.lineage import ModelHistory
@@ -98,13 +98,12 @@ def _importance(artifacts: Mapping[str, bytes]) -> dict[str, float]:
     return found
 
 
-def gather(folder: ModelFolder | None, ledger: Ledger, registry: Registry, model: str, version: int) -> Dossier:
+def gather(folder: ModelFolder | None, deployment: Deployment, model: str, version: int) -> Dossier:
     """Read what the ledger, MLflow and the model folder tell of a version.
 
     Args:
         folder: the model's folder as it is now; None if there is none.
-        ledger: tells of the version.
-        registry: holds its run.
+        deployment: its ledger tells of the version, its registry holds the version's run.
         model: its name.
         version: its number.
 
@@ -112,6 +111,7 @@ def gather(folder: ModelFolder | None, ledger: Ledger, registry: Registry, model
         CardError: there is no such version.
         TrainingError, ArtifactRejected: the folder that the version was made by is not known any more.
     """
+    ledger, registry = deployment.ledger, deployment.registry
     record = ledger.version(model, version)
     if record is None:
         known = ", ".join(str(other.version) for other in ledger.versions(model)) or "none"

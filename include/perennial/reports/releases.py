@@ -17,10 +17,9 @@ from typing import Any
 from perennial.core import logs
 from perennial.core.errors import CardError
 from perennial.core.intervals import Interval
+from perennial.deployment import Deployment
 from perennial.evidence.evaluation import Slice
 from perennial.evidence.training import TrainingRecord
-from perennial.ledger.store import Ledger
-from perennial.registry.store import Registry
 from perennial.reports.cards import (
     MOST,
     called,
@@ -51,15 +50,12 @@ _DIFF = 80
 _NOTABLE = 0.05
 
 
-def write_pages(
-    folder: ModelFolder | None, ledger: Ledger, registry: Registry, model: str, version: int, into: Path
-) -> list[Path]:
+def write_pages(folder: ModelFolder | None, deployment: Deployment, model: str, version: int, into: Path) -> list[Path]:
     """Write ``card`` and ``release`` as HTML and as Markdown, and their pictures, into a directory.
 
     Args:
         folder: the model's folder as it is now; None if there is none.
-        ledger: tells of the version.
-        registry: holds its run.
+        deployment: its ledger tells of the version, its registry holds the version's run.
         model: its name.
         version: its number.
         into: is made if need be.
@@ -71,7 +67,7 @@ def write_pages(
         CardError: there is no such version, or a section would say nothing; nothing is written.
         TrainingError, ArtifactRejected: the folder that the version was made by is not known any more.
     """
-    dossier = gather(folder, ledger, registry, model, version)
+    dossier = gather(folder, deployment, model, version)
     documents = {"card": model_card(dossier), "release": release_report(dossier)}
     for document in documents.values():
         document.check()
@@ -87,7 +83,7 @@ def write_pages(
     return pages
 
 
-def publish_pages(folder: ModelFolder, ledger: Ledger, registry: Registry, version: int) -> None:
+def publish_pages(folder: ModelFolder, deployment: Deployment, version: int) -> None:
     """Log a version's card and report to its run in MLflow, in place of earlier ones.
 
     Of a version that the gates refused, pages that cannot be made are only told of: there is nothing left to stop.
@@ -96,17 +92,17 @@ def publish_pages(folder: ModelFolder, ledger: Ledger, registry: Registry, versi
         CardError, TrainingError, ArtifactRejected: as :func:`write_pages`, of a version that may be promoted.
     """
     model = folder.spec.name
-    record = ledger.version(model, version)
+    record = deployment.ledger.version(model, version)
     with tempfile.TemporaryDirectory(prefix="perennial-card-") as scratch:
         try:
-            write_pages(folder, ledger, registry, model, version, Path(scratch))
+            write_pages(folder, deployment, model, version, Path(scratch))
         except CardError as error:
             if record is None or record.decision.promote:
                 raise
             log.warning("a version that the gates refused has no card: %s", error)
             return
         assert record is not None  # there are pages about it
-        registry.run(record.mlflow_run_id).log_files(Path(scratch), PLACE)
+        deployment.registry.run(record.mlflow_run_id).log_files(Path(scratch), PLACE)
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from perennial.core.errors import ArtifactRejected, SnapshotMissing, TrainingError
+from perennial.deployment import Deployment
 from perennial.evidence.training import CodeState, Part, TrainingSet
 from perennial.lake.publish import Lake
 from perennial.ledger.records import VersionRecord
-from perennial.ledger.store import Ledger
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, Prediction
 from perennial.model.labels import labels_of
@@ -85,17 +85,13 @@ class Reproduction:
         return "\n".join([*lines, *self.notes])
 
 
-def reproduce(
-    model: str, version: int, lake: Lake, ledger: Ledger, registry: Registry, *, folder: ModelFolder | None
-) -> Reproduction:
+def reproduce(model: str, version: int, deployment: Deployment, *, folder: ModelFolder | None) -> Reproduction:
     """Make a version once more and compare.
 
     Args:
         model: its name.
         version: its number.
-        lake: holds its pinned rows.
-        ledger: says what it was made from.
-        registry: holds the stored model, and the files of the folder it was made by.
+        deployment: holds its pinned rows, the stored model, and the files of the folder it was made by.
         folder: the model's folder as it is now, used if it is what the version was made by; None if there is none.
 
     Raises:
@@ -103,6 +99,7 @@ def reproduce(
         SnapshotMissing: its snapshots were let go.
         ArtifactRejected: the folder's files in MLflow are not those it was made by.
     """
+    lake, ledger, registry = deployment.lake, deployment.ledger, deployment.registry
     record = ledger.version(model, version)
     if record is None:
         known = ", ".join(str(other.version) for other in ledger.versions(model)) or "none"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from perennial.core import logs
 from perennial.core.errors import TrainingError
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval, utc
+from perennial.deployment import Deployment
 from perennial.evidence.training import Part, TrainingSet
 from perennial.features.labels import read_labels
 from perennial.features.publish import ensure_features
@@ -36,14 +39,13 @@ _PLACE = "_place"
 
 
 def build_training_set(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of: datetime, run_id: str, staging: Path | None = None
+    folder: ModelFolder, deployment: Deployment, *, as_of: datetime, run_id: str, staging: Path | None = None
 ) -> TrainingSet:
     """Pin what a training learns from, as it was known at ``as_of``.
 
     Args:
         folder: the model's folder.
-        lake: where the rows are; the snapshots are pinned there.
-        ledger: says which snapshots are published.
+        deployment: where the rows are; the snapshots are pinned in its lake.
         as_of: the end of the holdout.
         run_id: the run; it names the pin.
         staging: folder to leave the rows in, for :func:`load_rows`; None: nowhere.
@@ -51,22 +53,24 @@ def build_training_set(
     Raises:
         TrainingError: nothing is published, there are too few rows, or labels of one kind alone; it says what to do.
     """
-    spec, as_of = folder.spec, utc(as_of)
+    spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
     border = as_of - spec.training.holdout
     window, holdout = Interval(border - spec.training.window, border), Interval(border, as_of)
     # Published features may be of an earlier features.sql; nothing is learned from those.
-    ensure_features(folder, lake, ledger, Interval(window.start, holdout.end), run_id=run_id)
+    ensure_features(folder, lake, Interval(window.start, holdout.end), run_id=run_id)
     snapshots = _snapshots(folder, ledger)
     asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
     used: dict[Part, pa.Table] = {}
     labelled: dict[str, int] = {}
     entities: dict[str, int] = {}
+    leaving: list[Future[None]] = []
     with ThreadPoolExecutor(1) as beside:  # rows are left while others are read, and while they are hashed
         for part, (interval, known_by) in asked.items():
             rows, entities[part] = _read_rows(folder, lake, snapshots, interval, labels_known_by=known_by)
             labelled[part], used[part] = rows.num_rows, _newest(spec, rows, part)
             if staging is not None:
-                beside.submit(_leave, used[part], _staged(staging, part))
+                leave = partial(_leave, used[part], _staged(staging, part))
+                leaving.append(beside.submit(copy_context().run, leave))
         training_set = TrainingSet(
             model=spec.name,
             run_id=run_id,
@@ -83,6 +87,8 @@ def build_training_set(
             classes={part: count_classes(spec, rows) for part, rows in used.items()},
             content={part: content_hash(rows) for part, rows in used.items()},
         )
+    for left in leaving:
+        left.result()
     _check_window(spec, training_set, used["window"])
     lake.pin(spec.name, snapshots, training_set.pin)
     log.info(
@@ -137,7 +143,7 @@ def _staged(staging: Path, part: Part) -> Path:
 
 
 def _leave(rows: pa.Table, file: Path) -> None:
-    """Write rows where other tasks of the run find them, if that can be done; a file that is there is whole."""
+    """Write rows where other tasks of the run find them, if the disk lets it; a file that is there is whole."""
     try:
         with replacing(file) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
             writer.write_table(rows)

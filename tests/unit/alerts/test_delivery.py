@@ -578,7 +578,7 @@ def test_a_person_at_a_terminal_sees_what_waits_and_why(
     world: World, web: Slack, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("perennial.cli.main.settings", lambda: settings)
+    monkeypatch.setattr("perennial.cli.questions.settings", lambda: settings)
     web.answers = [OK, answer(410, b"channel_is_archived")]
     world.drift()
     world.send()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.cli import main
+from perennial.cli import command, main, questions
 from perennial.core.errors import CalibrationError, NoChampion, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings, read_settings
@@ -228,13 +228,13 @@ def test_a_file_that_does_not_fit_is_refused_with_its_line(world: World, old: st
 def test_history_is_read_as_the_champion_predicts_it(world: World) -> None:
     span = Interval.of("2013-04-01", "2013-05-27")
     with pytest.raises(CalibrationError, match="no features are published"):
-        read_history(world.folder, world.lake, world.ledger, world.registry)
+        read_history(world.folder, world.deployment)
     world.publish(span, rows_a_day=20)
     with pytest.raises(NoChampion):
-        read_history(world.folder, world.lake, world.ledger, world.registry)
+        read_history(world.folder, world.deployment)
     version = world.register()
     world.promote(version)
-    found = read_history(world.folder, world.lake, world.ledger, world.registry)
+    found = read_history(world.folder, world.deployment)
     assert (found.rows.num_rows, found.interval, found.version) == (56 * 20, span, version)
     assert found.rows.column_names == ["x", "noise", "kind", "prediction"]
     assert (np.diff(found.moments) >= np.timedelta64(0)).all()
@@ -257,7 +257,8 @@ def test_the_commands_set_thresholds_and_show_what_was_expected_and_came(
     }
     for name, value in named.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(main, "settings", lambda: read_settings(os.environ))
+    for module in (command, questions):
+        monkeypatch.setattr(module, "settings", lambda: read_settings(os.environ))
 
     def say(*arguments: str) -> str:
         with pytest.raises(SystemExit) as left:
@@ -277,9 +278,7 @@ def test_the_commands_set_thresholds_and_show_what_was_expected_and_came(
     assert folder.thresholds.version == version
 
     world.score(version, WEEK)
-    judged = judge_drift(
-        folder, world.lake, world.ledger, world.registry, WEEK, directory=world.settings.reports, run_id="monitor"
-    )
+    judged = judge_drift(folder, world.deployment, WEEK, directory=world.settings.reports, run_id="monitor")
     assert judged.details.calibrated == folder.thresholds.computed_at
     found = {column.column: column.threshold for column in judged.details.columns}
     assert found["x"] == folder.thresholds.columns["x"].distance

@@ -462,9 +462,7 @@ def world(tmp_path: Path, settings: Settings) -> World:
 
 
 def judge_interval(world: World, interval: Interval = WEEK) -> DriftVerdict:
-    return judge_drift(
-        world.folder, world.lake, world.ledger, world.registry, interval, directory=world.settings.reports, run_id="monitor"
-    )
+    return judge_drift(world.folder, world.deployment, interval, directory=world.settings.reports, run_id="monitor")
 
 
 def make_spec(more: str = "") -> ModelSpec:

@@ -30,7 +30,7 @@ def world(tmp_path: Path, settings: Settings) -> World:
 
 
 def measure(world: World, interval: Interval = WEEK, as_of: datetime = LATE) -> list[Realised]:
-    return measure_performance(world.folder, world.lake, world.ledger, interval, as_of=as_of, run_id="monitor")
+    return measure_performance(world.folder, world.deployment, interval, as_of=as_of, run_id="monitor")
 
 
 def known_after(days: float) -> object:

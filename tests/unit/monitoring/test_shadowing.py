@@ -53,7 +53,7 @@ def score_all(world: World, version: int, interval: Interval = WEEK, *more: int)
         return None
     run_id = f"score-{interval.key}"
     return score_shadows(
-        world.folder, world.lake, world.ledger, world.registry, interval, champion=version, versions=versions,
+        world.folder, world.deployment, interval, champion=version, versions=versions,
         features_snapshot=scored.features_snapshot, run_id=run_id,
         order=world.ledger.next_order("toy", "shadows", interval, run_id),
     )  # fmt: skip
@@ -68,7 +68,7 @@ def shadow_rows(world: World, interval: Interval = WEEK) -> list[dict[str, Any]]
 
 
 def compare(world: World, as_of: datetime = LATE) -> list[ShadowComparison]:
-    return compare_shadows(world.folder, world.lake, world.ledger, world.registry, as_of=as_of, run_id="monitor")
+    return compare_shadows(world.folder, world.deployment, as_of=as_of, run_id="monitor")
 
 
 def told(world: World) -> list[tuple[str, str]]:

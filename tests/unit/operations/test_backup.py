@@ -93,7 +93,7 @@ def test_what_is_restored_agrees_and_goes_on_although_work_went_on_while_it_was_
         if source.name == "perennial.db":  # the ledger's copy knows nothing of this
             world.promote(2)
             world.register("2013-03-28", seed=3)
-        assert tidy_lake(world.settings, world.lake, world.ledger, world.folder.spec, now=NOW + timedelta(days=400)) == {}
+        assert tidy_lake(world.deployment, world.folder.spec, now=NOW + timedelta(days=400)) == {}
         return digest
 
     monkeypatch.setattr(backup, "_copy_database", copy_and_work_on)

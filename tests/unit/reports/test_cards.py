@@ -82,7 +82,7 @@ def run_of(world: World, version: int) -> CandidateRun:
 
 
 def dossier(world: World, version: int = 2) -> Dossier:
-    return gather(world.folder, world.ledger, world.registry, "toy", version)
+    return gather(world.folder, world.deployment, "toy", version)
 
 
 def section(document: Document, title: str) -> str:
@@ -242,7 +242,7 @@ def test_a_refused_version_without_a_card_is_only_told_of(world: World, caplog: 
     content = picture.read_bytes()
     picture.unlink()
     try:
-        publish_pages(world.folder, world.ledger, world.registry, 2)
+        publish_pages(world.folder, world.deployment, 2)
     finally:
         picture.write_bytes(content)
     assert "a version that the gates refused has no card: toy version 2: the model card has nothing to show in" in caplog.text
@@ -256,10 +256,10 @@ def test_a_page_is_written_by_hand_with_what_was_decided_since(world: World, tmp
     card = (tmp_path / "pages" / "card.md").read_text()
     assert "**promoted**" in card
     before = run_of(world, 1).read_files("card")["card.md"].decode()
-    publish_pages(world.folder, world.ledger, world.registry, 1)
+    publish_pages(world.folder, world.deployment, 1)
     assert run_of(world, 1).read_files("card")["card.md"].decode() == card != before
     with pytest.raises(CardError, match="toy has no version 9 in the ledger; there are: 1, 2"):
-        write_pages(None, world.ledger, world.registry, "toy", 9, tmp_path)
+        write_pages(None, world.deployment, "toy", 9, tmp_path)
 
 
 @pytest.mark.parametrize("task", ["multiclass_classification", "regression"])

@@ -55,7 +55,7 @@ def train(settings: Settings) -> None:
 
 
 def again(world: World, version: int = 1, folder: ModelFolder | None = None) -> Reproduction:
-    return reproduce("toy", version, world.lake, world.ledger, world.registry, folder=folder or world.folder)
+    return reproduce("toy", version, world.deployment, folder=folder or world.folder)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_late_backfill_and_maintenance_leave_the_old_training_set_as_it_was(tm
     unchanged(world, pinned, before)
 
     # Compaction, expiry and removal of orphans, a year later.
-    done = maintain(world.settings, world.lake, world.ledger, world.registry, world.folder.spec, now=LATER)
+    done = maintain(world.deployment, world.folder.spec, now=LATER)
     assert done["tidy_tables"]["joined"] >= 16
     assert done["tidy_tables"]["snapshots"] > 0
     assert done["tidy_tables"]["orphans"] > 0
@@ -130,7 +130,7 @@ def test_a_version_is_made_again_by_the_folder_it_was_made_by_after_that_was_edi
 
 
 def test_a_folder_that_is_gone_is_no_obstacle(world: World) -> None:
-    made = reproduce("toy", 1, world.lake, world.ledger, world.registry, folder=None)
+    made = reproduce("toy", 1, world.deployment, folder=None)
     assert made.identical
     assert made.notes == ["there is no readable model folder now; the files logged with the version were used"]
 
@@ -188,9 +188,9 @@ def test_a_version_that_was_deleted_is_compared_by_its_hash_until_its_snapshots_
     assert record is not None
     rows = synthetic.make_rows(DAYS, seed=3)
     synthetic.publish_tables(world.lake, world.ledger, rows, PERIOD, run_id="again")
-    ensure_features(world.folder, world.lake, world.ledger, PERIOD, run_id="again")
+    ensure_features(world.folder, world.lake, PERIOD, run_id="again")
     world.lake.unpin("toy", record.training.pin)
-    maintain(world.settings, world.lake, world.ledger, world.registry, world.folder.spec, now=LATER)
+    maintain(world.deployment, world.folder.spec, now=LATER)
     with pytest.raises(SnapshotMissing, match=r"among the newest retention\.versions \(20\)"):
         again(world)
 
