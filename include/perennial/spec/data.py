@@ -7,16 +7,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from perennial.alerts.alert import Severity
+from perennial.spec.names import is_unknown, listed
+from perennial.spec.sections import Found, Section, check, check_each
 from perennial.spec.types import (
     FUNCTION,
     ColumnType,
     Duration,
     Identifier,
     Number,
-    Section,
     Share,
     Sql,
     Text,
@@ -46,20 +47,28 @@ class Source(Section):
     delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(sets_apart)] = ","
     encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
 
-    @model_validator(mode="after")
-    def _is_one_kind(self) -> Source:
+    @check
+    def _is_one_kind(self) -> Found:
         if sum(kind is not None for kind in (self.files, self.sql, self.python)) != 1:
-            raise ValueError("give exactly one of files, sql and python")
+            yield (), "give exactly one of files, sql and python"
+
+    @check
+    def _queries_a_database(self) -> Found:
         if (self.sql is None) != (self.connection is None):
-            raise ValueError("sql and connection go together")
+            yield (), f"{'sql' if self.connection is None else 'connection'} is given alone; give both sql and connection"
+
+    @check
+    def _reads_known_files(self) -> Found:
         if self.files is not None:
             if not self.files.endswith((".csv", ".csv.gz", ".parquet")):
-                raise ValueError("files must end in .csv, .csv.gz or .parquet")
+                yield ("files",), "must end in .csv, .csv.gz or .parquet"
             if "://" not in self.files and (self.files.startswith("/") or ".." in Path(self.files).parts):
-                raise ValueError("files must stay below the data folder: no leading / and no ..")
+                yield ("files",), "must stay below the data folder; write no leading / and no .."
+
+    @check
+    def _reads_one_interval(self) -> Found:
         if self.sql is not None and not (":start" in self.sql and ":end" in self.sql):
-            raise ValueError("sql must bind :start and :end, or every run would read everything")
-        return self
+            yield ("sql",), "must bind :start and :end; otherwise every run would read everything"
 
 
 class Column(Section):
@@ -84,20 +93,28 @@ class Column(Section):
     matches: Text | None = None
     severity: Severity = "critical"
 
-    @model_validator(mode="after")
-    def _checks_fit_the_type(self) -> Column:
+    @check
+    def _bounds_are_for_numbers(self) -> Found:
         if (self.min is not None or self.max is not None) and self.type not in ("integer", "float"):
-            raise ValueError(f"min and max are for numbers, this column is a {self.type}")
+            yield (), f"min and max are for integer and float columns, the type of this one is {self.type}; remove them"
+
+    @check
+    def _patterns_are_for_strings(self) -> Found:
         if (self.values is not None or self.matches is not None) and self.type != "string":
-            raise ValueError(f"values and matches are for strings, this column is a {self.type}")
+            yield (), f"values and matches are for string columns, the type of this one is {self.type}; remove them"
+
+    @check
+    def _bounds_leave_room(self) -> Found:
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+            yield (), f"min {self.min:g} is above max {self.max:g}"
+
+    @check
+    def _matches_a_regular_expression(self) -> Found:
         if self.matches is not None:
             try:
                 re.compile(self.matches)
             except re.error as error:
-                raise ValueError(f"matches is not a regular expression: {error}") from error
-        return self
+                yield ("matches",), f"is not a regular expression: {error}"
 
 
 class RowCount(Section):
@@ -110,6 +127,11 @@ class RowCount(Section):
     min: Annotated[int, Field(ge=0)] = 1
     max: Annotated[int, Field(ge=1)] | None = None
     severity: Severity = "critical"
+
+    @check
+    def _bounds_leave_room(self) -> Found:
+        if self.max is not None and self.min > self.max:
+            yield (), f"min {self.min} is above max {self.max}"
 
 
 class Freshness(Section):
@@ -159,19 +181,28 @@ class Table(Section):
     checks: TableChecks = TableChecks()
     tolerance: Share = 0.05
 
-    @model_validator(mode="after")
-    def _names_its_columns(self) -> Table:
-        for column in self.key:
-            if column not in self.columns:
-                raise ValueError(f"key names {column}, which is no column of this table")
-        if self.event_time is not None:
-            if self.event_time not in self.columns:
-                raise ValueError(f"event_time names {self.event_time}, which is no column of this table")
-            if self.columns[self.event_time].type != "timestamp" or self.columns[self.event_time].nullable:
-                raise ValueError(f"event_time {self.event_time} must be a timestamp and not nullable")
-        elif self.checks.freshness is not None or self.checks.volume is not None:
-            raise ValueError("freshness and volume need an event_time")
-        return self
+    @check_each("key")
+    def _key_names_columns(self, _: int, column: str) -> Found:
+        if is_unknown(column, self.columns):
+            yield (), f"{column} is no column of this table; its columns are {listed(self.columns)}"
+
+    @check
+    def _event_time_is_a_column(self) -> Found:
+        if self.event_time is not None and is_unknown(self.event_time, self.columns):
+            yield ("event_time",), f"{self.event_time} is no column of this table; its columns are {listed(self.columns)}"
+
+    @check
+    def _event_time_is_a_timestamp(self) -> Found:
+        column = self.columns.get(self.event_time) if self.event_time is not None else None
+        if column is not None and (column.type != "timestamp" or column.nullable):
+            yield ("event_time",), f"column {self.event_time} must be a timestamp and not nullable"
+
+    @check
+    def _checks_over_time_have_an_event_time(self) -> Found:
+        if self.event_time is None:
+            for name in ("freshness", "volume"):
+                if getattr(self.checks, name) is not None:
+                    yield ("checks", name), "requires an event_time; name the table's, or remove this check"
 
 
 class Entity(Section):
@@ -202,13 +233,12 @@ class Features(Section):
     def names(self) -> list[str]:
         return [*self.numeric, *self.categorical]
 
-    @model_validator(mode="after")
-    def _are_distinct(self) -> Features:
+    @check
+    def _are_distinct(self) -> Found:
         if not self.names:
-            raise ValueError("name at least one numeric or categorical feature")
-        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
-            raise ValueError(f"named twice: {', '.join(twice)}")
-        return self
+            yield (), "name at least one numeric or categorical feature"
+        if twice := {name for name in self.names if self.names.count(name) > 1}:
+            yield (), f"named more than once: {listed(twice)}"
 
 
 class Label(Section):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from perennial.spec.types import FUNCTION, Duration, Identifier, Number, Section, Share, Text
+from perennial.spec.sections import Found, Section, check, check_each
+from perennial.spec.types import FUNCTION, Duration, Identifier, Number, Share, Text
 
 
 class Resampling(Section):
@@ -41,11 +42,10 @@ class ChampionGate(Section):
     mode: Literal["better", "not_worse"] = "better"
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
-    @model_validator(mode="after")
-    def _not_worse_has_a_margin(self) -> ChampionGate:
+    @check
+    def _not_worse_has_a_margin(self) -> Found:
         if self.mode == "not_worse" and self.margin == 0:
-            raise ValueError("not_worse needs a margin above 0: how much worse would still be good enough?")
-        return self
+            yield (), "mode not_worse requires a margin above 0; say how much worse is still good enough"
 
 
 class SlicesGate(Section):
@@ -137,13 +137,15 @@ class Behaviour(Section):
     share: Share = 0.95
     function: Annotated[str, Field(pattern=FUNCTION)] | None = None
 
-    @model_validator(mode="after")
-    def _is_one_kind(self) -> Behaviour:
+    @check
+    def _is_one_kind(self) -> Found:
         if (self.feature is None) == (self.function is None):
-            raise ValueError("give either feature or function")
+            yield (), "give either feature or function"
+
+    @check
+    def _changes_the_feature(self) -> Found:
         if self.feature is not None and (self.add is None) == (self.value is None):
-            raise ValueError("say how the feature changes: either add or value")
-        return self
+            yield (), "give either add or value; it says how the feature changes"
 
 
 class OperationGate(Section):
@@ -198,6 +200,11 @@ class Gates(Section):
     stale_after: Duration = timedelta(days=7)
     min_rows: Annotated[int, Field(ge=1)] = 200
     label_coverage: Share = 0.8
+
+    @check_each("at_least")
+    def _bounds_leave_room(self, metric: str, lowest: float) -> Found:
+        if lowest > self.at_most.get(metric, lowest):
+            yield (), f"{lowest:g} is above the {self.at_most[metric]:g} of at_most"
 
 
 class ApprovalPolicy(Section):

@@ -6,9 +6,10 @@ import math
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from perennial.spec.types import Duration, Identifier, Section, Share, Text
+from perennial.spec.sections import Found, Section, check
+from perennial.spec.types import Duration, Identifier, Share, Text
 
 
 class Shadow(Section):
@@ -129,8 +130,7 @@ class RetrainingPolicy(Section):
     budget: Annotated[int, Field(ge=0)] = 2
     breaker: Annotated[int, Field(ge=1)] = 3
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> RetrainingPolicy:
+    @check
+    def _alarms_can_be_reached(self) -> Found:
         if self.alarms > self.of:
-            raise ValueError(f"alarms {self.alarms} of the last {self.of} windows can never be reached")
-        return self
+            yield (), f"{self.alarms} alarms can never occur in the last {self.of} windows; lower alarms, or raise of"

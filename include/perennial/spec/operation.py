@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from perennial.alerts.alert import Alert, Kind, Severity
-from perennial.spec.types import Cron, Duration, Section, Text
+from perennial.spec.sections import Found, Section, check
+from perennial.spec.types import Cron, Duration, Text
 
 
 class Schedules(Section):
@@ -49,11 +50,10 @@ class Route(Section):
     severity: Severity = "warning"
     kinds: list[Kind] = []
 
-    @model_validator(mode="after")
-    def _channel_of_slack(self) -> Self:
+    @check
+    def _channel_has_a_connection(self) -> Found:
         if self.channel is not None and self.slack is None:
-            raise ValueError("channel is one of Slack: name its connection under slack")
-        return self
+            yield ("channel",), "requires a Slack connection; name it under slack"
 
     @property
     def channels(self) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from perennial.spec.types import FUNCTION, Duration, Identifier, Number, Section, Share
+from perennial.spec.sections import Found, Section, check
+from perennial.spec.types import FUNCTION, Duration, Identifier, Number, Share
 
 #: Estimators that need no ``model.py``; :mod:`perennial.training.fit` makes them.
 BUILT_IN_ESTIMATORS = ("prior", "logistic_regression", "linear_regression", "gradient_boosting")
@@ -55,11 +56,10 @@ class Training(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2013
     trusted_types: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]] = []
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Training:
+    @check
+    def _validation_is_part_of_the_window(self) -> Found:
         if self.validation >= self.window:
-            raise ValueError("validation must be shorter than window, of which it is the newest part")
-        return self
+            yield (), "validation is the newest part of window; it must be shorter"
 
 
 #: For each task: the metrics it has, the primary one first, and whether more of it is better. ``cost`` is there where
@@ -82,11 +82,11 @@ class OutcomeCosts(Section):
     false_negative: Number = 1.0
     true_negative: Number = 0.0
 
-    @model_validator(mode="after")
-    def _wrong_answers_cost_more(self) -> OutcomeCosts:
-        if self.false_positive <= self.true_negative or self.false_negative <= self.true_positive:
-            raise ValueError("a wrong answer must cost more than the right one, or there is nothing to decide")
-        return self
+    @check
+    def _wrong_answers_cost_more(self) -> Found:
+        for wrong, right in (("false_positive", "true_negative"), ("false_negative", "true_positive")):
+            if getattr(self, wrong) <= getattr(self, right):
+                yield (), f"{wrong} must cost more than {right}; otherwise there is nothing to decide"
 
     @property
     def threshold(self) -> float:
@@ -113,10 +113,12 @@ class Cost(Section):
     matrix: dict[str, dict[str, Number]] | None = None
     function: Annotated[str, Field(pattern=FUNCTION)] | None = None
 
-    @model_validator(mode="after")
-    def _is_one_kind(self) -> Cost:
+    @check
+    def _is_one_kind(self) -> Found:
         if sum(kind is not None for kind in (self.outcomes, self.matrix, self.function)) != 1:
-            raise ValueError("give exactly one of outcomes, matrix and function")
+            yield (), "give exactly one of outcomes, matrix and function"
+
+    @check
+    def _threshold_is_for_outcomes(self) -> Found:
         if self.threshold is not None and self.outcomes is None:
-            raise ValueError("threshold goes with outcomes")
-        return self
+            yield ("threshold",), "requires outcomes; give their costs, or remove threshold"

@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
 FUNCTION = r"^model:[A-Za-z_][A-Za-z0-9_]*$"
@@ -57,9 +57,3 @@ Duration = Annotated[
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$", description="five cron fields, in UTC")]
-
-
-class Section(BaseModel):
-    """Strict: an unknown key, a type that is merely similar, NaN and infinity are all refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
