@@ -20,5 +20,5 @@ def is_unknown(name: str, known: Collection[str]) -> bool:
     A reference to a name that is no identifier, such as ``trips`` to a table ``Trips``, is known: what is to be changed is
     the name, which is reported already.
     """
-    broken = [other for other in known if not re.match(IDENTIFIER, other)]
-    return name not in known and not get_close_matches(name, broken, n=1)
+    broken = [other.lower() for other in known if not re.match(IDENTIFIER, other)]
+    return name not in known and not get_close_matches(name.lower(), broken, n=1)
