@@ -15,7 +15,7 @@ from perennial.spec.model import ModelSpec
 from perennial.spec.monitoring import DriftThresholds
 from perennial.spec.problems import Problem, YamlPath
 from perennial.spec.sections import Section, Unreadable
-from perennial.spec.types import FUNCTION, IDENTIFIER
+from perennial.spec.types import IDENTIFIER
 
 
 def defined_functions(code: str) -> set[str]:
@@ -30,7 +30,7 @@ def defined_functions(code: str) -> set[str]:
 def function_problems(spec: ModelSpec, defined: set[str]) -> Iterator[Problem]:
     """Each reference ``model:function`` of a spec whose function ``model.py`` does not define."""
     for path, reference in _references(spec):
-        if isinstance(reference, str) and re.match(FUNCTION, reference):
+        if isinstance(reference, str) and reference.startswith("model:"):
             name = reference.removeprefix("model:")
             if name not in defined:
                 yield Problem(path, f"names {reference}, but model.py defines no function {name}; define it there")

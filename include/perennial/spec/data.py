@@ -13,11 +13,13 @@ from perennial.alerts.alert import Severity
 from perennial.spec.names import is_unknown, listed
 from perennial.spec.sections import Found, Section, check, check_each
 from perennial.spec.types import (
-    FUNCTION,
     ColumnType,
+    ConnectionId,
     Duration,
+    Function,
     Identifier,
     Number,
+    Positive,
     Share,
     Sql,
     Text,
@@ -41,8 +43,8 @@ class Source(Section):
 
     files: Text | None = None
     sql: Sql | None = None
-    connection: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
-    python: Annotated[str, Field(pattern=FUNCTION)] | None = None
+    connection: ConnectionId | None = None
+    python: Function | None = None
     null_values: list[str] = [""]
     delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(sets_apart)] = ","
     encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
@@ -145,7 +147,7 @@ class Volume(Section):
     """Rows a day may differ from the mean of the ``past`` by at most the share ``tolerance``."""
 
     past: Duration = timedelta(days=28)
-    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    tolerance: Positive = 0.5
     severity: Severity = "warning"
 
 
@@ -237,7 +239,7 @@ class Features(Section):
     def _are_distinct(self) -> Found:
         if not self.names:
             yield (), "name at least one numeric or categorical feature"
-        if twice := {name for name in self.names if self.names.count(name) > 1}:
+        if twice := {name for name in self.names if name and self.names.count(name) > 1}:
             yield (), f"named more than once: {listed(twice)}"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from perennial.spec.sections import Found, Section, check, check_each
-from perennial.spec.types import FUNCTION, Duration, Identifier, Number, Share, Text
+from perennial.spec.types import Duration, Function, Identifier, NotNegative, Number, Positive, PositiveShare, Seed, Share, Text
 
 
 class Resampling(Section):
@@ -27,7 +27,7 @@ class Resampling(Section):
     group: Identifier | None = None
     resamples: Annotated[int, Field(ge=200, le=100_000)] = 1_000
     confidence: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2013
+    seed: Seed = 2013
 
 
 class ChampionGate(Section):
@@ -40,7 +40,7 @@ class ChampionGate(Section):
     """
 
     mode: Literal["better", "not_worse"] = "better"
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    margin: NotNegative = 0.0
 
     @check
     def _not_worse_has_a_margin(self) -> Found:
@@ -58,7 +58,7 @@ class SlicesGate(Section):
     """
 
     columns: list[Identifier] = []
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
+    margin: NotNegative = 0.02
     min_rows: Annotated[int, Field(ge=20)] = 200
 
 
@@ -90,7 +90,7 @@ class CalibrationGate(Section):
     """
 
     error: Share | None = 0.15
-    brier_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.005
+    brier_margin: NotNegative | None = 0.005
 
 
 class RobustnessGate(Section):
@@ -108,10 +108,10 @@ class RobustnessGate(Section):
         rows: most rows it is measured on, seeded.
     """
 
-    noise: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.05
-    missing: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
-    noise_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
-    missing_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.35
+    noise: PositiveShare = 0.05
+    missing: PositiveShare = 0.1
+    noise_drop: NotNegative | None = 0.1
+    missing_drop: NotNegative | None = 0.35
     rows: Annotated[int, Field(ge=100)] = 2_000
 
 
@@ -133,9 +133,9 @@ class Behaviour(Section):
     add: Number | None = None
     value: Number | str | None = None
     expect: Literal["same", "higher", "lower"] = "same"
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    tolerance: NotNegative = 0.01
     share: Share = 0.95
-    function: Annotated[str, Field(pattern=FUNCTION)] | None = None
+    function: Function | None = None
 
     @check
     def _is_one_kind(self) -> Found:
@@ -156,8 +156,8 @@ class OperationGate(Section):
         artifact_mb: largest artifact, in megabytes.
     """
 
-    latency: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2_000.0
-    artifact_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0
+    latency: Positive = 2_000.0
+    artifact_mb: Positive = 500.0
 
 
 class Gates(Section):
@@ -186,7 +186,7 @@ class Gates(Section):
     metric: str | None = None
     at_least: dict[str, Number] = {}
     at_most: dict[str, Number] = {}
-    baseline_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    baseline_margin: NotNegative = 0.0
     resampling: Resampling = Resampling()
     champion: ChampionGate = ChampionGate()
     slices: SlicesGate = SlicesGate()

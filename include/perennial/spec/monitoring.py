@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from perennial.spec.sections import Found, Section, check
-from perennial.spec.types import Duration, Identifier, Share, Text
+from perennial.spec.types import Duration, Identifier, NotNegative, Positive, PositiveShare, Share, Text
 
 
 class Shadow(Section):
@@ -23,7 +23,7 @@ class Shadow(Section):
     """
 
     windows: Annotated[int, Field(ge=0, le=520)] = 4
-    close: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    close: NotNegative | None = None
     rollback: bool = False
 
 
@@ -45,14 +45,14 @@ class Drift(Section):
         min_rows: fewest rows a verdict may rest on; below it the verdict is ``unknown``.
     """
 
-    numeric_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
-    categorical_threshold: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.15
-    prediction_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.35
-    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    numeric_threshold: Positive = 0.25
+    categorical_threshold: PositiveShare = 0.15
+    prediction_threshold: Positive = 0.35
+    share: PositiveShare | None = None
     max_missing: Share = 0.5
     max_new_categories: Share = 0.05
     match: Literal["none", "weekday", "month"] = "none"
-    false_alarms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    false_alarms: Positive = 1.0
     sample: Annotated[int, Field(ge=100)] = 20_000
     min_rows: Annotated[int, Field(ge=1)] = 200
 
@@ -74,8 +74,8 @@ class Threshold(Section):
         missing: difference between the shares of missing values.
     """
 
-    distance: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    missing: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    distance: Positive
+    missing: PositiveShare
 
 
 class DriftThresholds(Section):
@@ -103,8 +103,8 @@ class DriftThresholds(Section):
     match: Literal["none", "weekday", "month"] = "none"
     replays: Annotated[int, Field(ge=1)]
     seed: int
-    false_alarms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    expected: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    false_alarms: Positive
+    expected: NotNegative
     columns: Annotated[dict[Identifier, Threshold], Field(min_length=1)]
 
 
@@ -123,7 +123,7 @@ class RetrainingPolicy(Section):
     """
 
     on_drift: bool = True
-    on_performance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    on_performance: Positive | None = None
     alarms: Annotated[int, Field(ge=1)] = 2
     of: Annotated[int, Field(ge=1)] = 3
     cooldown: Duration = timedelta(days=14)

@@ -17,8 +17,8 @@ def listed(names: Iterable[str]) -> str:
 def is_unknown(name: str, known: Collection[str]) -> bool:
     """Whether a reference is to none of the known names.
 
-    A reference to a name that is no identifier, such as ``trips`` to a table ``Trips``, is known: what is to be changed is
-    the name, which is reported already.
+    A reference to a name that is broken itself, such as ``trips`` to a table ``Trips``, counts as known: the name has to be
+    changed, and is reported already. An empty name may be any.
     """
     broken = [other.lower() for other in known if not re.match(IDENTIFIER, other)]
-    return name not in known and not get_close_matches(name.lower(), broken, n=1)
+    return name not in known and "" not in known and not get_close_matches(name.lower(), broken, n=1)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from perennial.alerts.alert import Alert, Kind, Severity
 from perennial.spec.sections import Found, Section, check
-from perennial.spec.types import Cron, Duration, Text
+from perennial.spec.types import ConnectionId, Cron, Duration, Text
 
 
 class Schedules(Section):
@@ -44,7 +44,7 @@ class Route(Section):
         kinds: the kinds of alerts that are sent (``docs/alerts.md``); none: all.
     """
 
-    slack: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
+    slack: ConnectionId | None = None
     channel: Annotated[str, Field(pattern=r"^#?[^\s#:<>|&]{1,80}$")] | None = None
     email: list[Annotated[str, Field(pattern=r"^[^@\s<>,;]+@[^@\s<>,;]+$")]] = []
     severity: Severity = "warning"

@@ -21,15 +21,18 @@ def readable_part(kind: type[SectionT], value: Any) -> SectionT:
         kind: the section's class.
         value: what the file says, usually a mapping in which something is broken.
     """
+    given = value if isinstance(value, dict) else {}
+    # An unknown key may be an optional field that is misspelt.
+    all_known = value is given and given.keys() <= kind.model_fields.keys()
     readable: dict[str, Any] = {}
     broken = set()
     for name, field in kind.model_fields.items():
-        try:
-            if not isinstance(value, dict) or (name not in value and field.is_required()):
-                raise Unreadable(name)
-            if name in value:
-                readable[name] = _readable(field.rebuild_annotation(), value[name])
-        except Unreadable:
+        if name in given:
+            try:
+                readable[name] = _readable(field.rebuild_annotation(), given[name])
+            except Unreadable:
+                broken.add(name)
+        elif field.is_required() or not all_known:
             broken.add(name)
     section = kind.model_construct(**readable)
     for name in broken:
@@ -46,9 +49,9 @@ def _readable(annotation: Any, value: Any) -> Any:
         annotation = next((kind for kind in get_args(annotation) if _is_section(kind)), annotation)
     if _is_section(annotation):
         return readable_part(annotation, value)
-    if get_origin(annotation) is dict and isinstance(value, dict):
+    if get_origin(annotation) is dict and isinstance(value, dict) and value:
         return dict(_readable_items(get_args(annotation)[1], value))
-    if get_origin(annotation) is list and isinstance(value, list):
+    if get_origin(annotation) is list and isinstance(value, list) and value:
         return [_readable_or_text(get_args(annotation)[0], item) for item in value]
     raise Unreadable
 
@@ -64,8 +67,8 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _readable_or_text(annotation: Any, value: Any) -> Any:
-    """Positions count, so a broken item of a list keeps its place. It stands as its text."""
+    """Positions count, so a broken item of a list keeps its place. It stands as its text, empty if it is none."""
     try:
         return _readable(annotation, value)
     except Unreadable:
-        return str(value)
+        return value if isinstance(value, str) else ""

@@ -8,10 +8,11 @@ from typing import Annotated
 from pydantic import Field
 
 from perennial.spec.sections import Found, Section, check
-from perennial.spec.types import FUNCTION, Duration, Identifier, Number, Share
+from perennial.spec.types import Duration, Function, Identifier, Number, Seed, Share
 
 #: Estimators that need no ``model.py``; :mod:`perennial.training.fit` makes them.
 BUILT_IN_ESTIMATORS = ("prior", "logistic_regression", "linear_regression", "gradient_boosting")
+ESTIMATOR = rf"^({'|'.join(BUILT_IN_ESTIMATORS)}|model:[A-Za-z_]\w*)$"
 
 
 class Candidate(Section):
@@ -25,9 +26,7 @@ class Candidate(Section):
         baseline: a candidate that others must beat and that is never promoted over them.
     """
 
-    estimator: Annotated[
-        str, Field(pattern=r"^(prior|logistic_regression|linear_regression|gradient_boosting|model:[A-Za-z_]\w*)$")
-    ]
+    estimator: Annotated[str, Field(pattern=ESTIMATOR)]
     params: dict[Identifier, bool | int | Number | str | None] = {}
     search: dict[Identifier, Annotated[list[bool | int | Number | str | None], Field(min_length=1)]] = {}
     baseline: bool = False
@@ -53,7 +52,7 @@ class Training(Section):
     trials: Annotated[int, Field(ge=1, le=1000)] = 8
     max_rows: Annotated[int, Field(ge=100)] = 5_000_000
     min_rows: Annotated[int, Field(ge=10)] = 100
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2013
+    seed: Seed = 2013
     trusted_types: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]] = []
 
     @check
@@ -111,7 +110,7 @@ class Cost(Section):
     outcomes: OutcomeCosts | None = None
     threshold: Share | None = None
     matrix: dict[str, dict[str, Number]] | None = None
-    function: Annotated[str, Field(pattern=FUNCTION)] | None = None
+    function: Function | None = None
 
     @check
     def _is_one_kind(self) -> Found:

@@ -54,6 +54,12 @@ Duration = Annotated[
     PlainSerializer(_write_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["90m", "2h", "28d", "12w"]}),
 ]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PositiveShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Function = Annotated[str, Field(pattern=FUNCTION)]
+ConnectionId = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
 Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$", description="five cron fields, in UTC")]

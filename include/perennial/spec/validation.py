@@ -14,7 +14,7 @@ from perennial.spec.partial import readable_part
 from perennial.spec.problems import Problem, YamlPath
 from perennial.spec.sections import INCONSISTENT, Section, nested_problems
 from perennial.spec.strict_yaml import REFUSED, Document
-from perennial.spec.types import IDENTIFIER
+from perennial.spec.types import FUNCTION, IDENTIFIER
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -90,6 +90,10 @@ def _explain(error: Any) -> str:
             return f"{_shown(error)} is not an identifier: lower-case letters, digits and _, not beginning with a digit"
         case "finite_number":
             return "must be a finite number, not NaN or infinity"
+        case "string_pattern_mismatch" if context.get("pattern") == FUNCTION:
+            return f"{_shown(error)} is no function of model.py; write model: and its name, such as model:score"
+        case "too_short":
+            return f"must have at least {context['min_length']} item{'s' if context['min_length'] > 1 else ''}"
         case "literal_error":
             return f"{_shown(error)} is none of {context['expected']}"
         case _ if kind in _TYPES:
