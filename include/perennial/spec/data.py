@@ -31,14 +31,15 @@ class Source(Section):
     """Where rows come from: exactly one of ``files``, ``sql`` and ``python``.
 
     Attributes:
-        files: a pattern below the deployment's data folder, or a whole fsspec address. ``%Y``, ``%m``, ``%d`` and ``%H``
-            stand for the time of an interval; ``*`` and ``?`` match as in a shell. Ends in .csv, .csv.gz or .parquet.
-        sql: a query that binds ``:start`` and ``:end``.
-        connection: an Airflow connection id or a SQLAlchemy URL's environment variable, for ``sql``.
-        python: ``model:function``, called with start and end, returns an Arrow table or record batch reader.
-        null_values: texts of a CSV file that stand for no value.
-        delimiter: between the fields of a CSV file.
-        encoding: of a CSV file.
+        files: a pattern below the deployment's data folder, or a complete fsspec address. ``%Y``, ``%m``, ``%d`` and ``%H``
+            stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .csv.gz or .parquet.
+        sql: a query that binds ``:start`` and ``:end``. Requires ``connection``.
+        connection: the database of ``sql``: an Airflow connection id, or the name of an environment variable that holds a
+            SQLAlchemy URL.
+        python: ``model:function``. It is called with start and end, and returns an Arrow table or record batch reader.
+        null_values: texts of a CSV file that mean a missing value.
+        delimiter: the character between the fields of a CSV file.
+        encoding: the encoding of a CSV file.
     """
 
     files: Text | None = None
@@ -77,13 +78,13 @@ class Column(Section):
     """One column of a table: its type, where it comes from, and what each of its values must satisfy.
 
     Attributes:
-        type: what the value is cast to; a value that cannot be cast sends its row to quarantine.
-        sql: an expression over the source's columns (texts, for CSV); by default the source's column of the same name.
+        type: what the value is cast to. A row with a value that cannot be cast goes to quarantine.
+        sql: an expression over the source's columns, which are texts for CSV. Default: the source's column of the same name.
         nullable: whether the value may be missing.
-        min, max: inclusive bounds.
+        min, max: bounds of a number, inclusive.
         values: the only values allowed.
-        matches: a regular expression the whole value must satisfy from its beginning.
-        severity: ``critical`` sends a row that fails to quarantine, ``warning`` only tells.
+        matches: a regular expression that the beginning of the value must match. End it with ``$`` to match the whole value.
+        severity: ``critical`` sends a row that fails these checks to quarantine. ``warning`` only reports it.
     """
 
     type: ColumnType
@@ -120,10 +121,12 @@ class Column(Section):
 
 
 class RowCount(Section):
-    """How many rows a day must bring.
+    """How many rows must come in per day, those that go to quarantine included.
 
     Attributes:
-        min, max: rows a day, inclusive; a table without event time counts as one day.
+        min, max: rows per day, inclusive. For a part of a day, min is reduced to that part. A table without event time
+            counts as one day.
+        severity: ``critical`` refuses the interval, ``warning`` only reports it.
     """
 
     min: Annotated[int, Field(ge=0)] = 1
@@ -137,14 +140,25 @@ class RowCount(Section):
 
 
 class Freshness(Section):
-    """The newest event may lie at most ``within`` before the interval's end."""
+    """How old the newest row may be.
+
+    Attributes:
+        within: longest time from the newest event to the interval's end.
+        severity: ``critical`` refuses the interval, ``warning`` only reports it.
+    """
 
     within: Duration
     severity: Severity = "critical"
 
 
 class Volume(Section):
-    """Rows a day may differ from the mean of the ``past`` by at most the share ``tolerance``."""
+    """By how much the rows per day may differ from the past. Rows in quarantine do not count.
+
+    Attributes:
+        past: the time before the interval whose mean is compared with.
+        tolerance: largest difference, as a share of that mean.
+        severity: ``critical`` refuses the interval, ``warning`` only reports it.
+    """
 
     past: Duration = timedelta(days=28)
     tolerance: Positive = 0.5
@@ -152,7 +166,13 @@ class Volume(Section):
 
 
 class TableChecks(Section):
-    """What a table's interval must satisfy as a whole."""
+    """What the rows of an interval must satisfy together.
+
+    Attributes:
+        rows: how many rows must come in per day.
+        freshness: how old the newest row may be. None: not checked.
+        volume: by how much the rows per day may differ from the past. None: not checked.
+    """
 
     rows: RowCount = RowCount()
     freshness: Freshness | None = None
@@ -164,14 +184,13 @@ class Table(Section):
 
     Attributes:
         source: the source's name.
-        where: SQL over the source's columns; rows for which it does not hold are not of this table.
-        key: columns that name a row; no two published rows of an interval share one.
+        where: SQL over the source's columns. Only rows for which it is true belong to this table.
+        key: columns that identify a row. No two published rows of an interval have the same key.
         event_time: the timestamp column that places a row in an interval. A table without one is replaced as a whole.
-        known: SQL over the table's columns, the moment from which a row may be used; ``always`` for a table that no
-            prediction could be too early for.
+        known: SQL over the table's columns: the moment from which a row may be used. ``always``: at any time.
         columns: the columns by name.
-        checks: what the interval must satisfy as a whole.
-        tolerance: largest share of rows that may go to quarantine; beyond it the interval is refused.
+        checks: what the rows of an interval must satisfy together.
+        tolerance: largest share of rows that may go to quarantine. If more do, the interval is refused.
     """
 
     source: Identifier
@@ -211,8 +230,9 @@ class Entity(Section):
     """What is predicted: one prediction for each row of ``table``.
 
     Attributes:
-        table: the table whose key names a prediction and whose event time places it in an interval.
-        as_of: SQL over that table's columns, the moment the prediction is asked for. Only rows known by then count.
+        table: the table whose key identifies a prediction, and whose event time places it in an interval.
+        as_of: SQL over that table's columns: the moment for which the prediction is made. Features use only rows that are
+            known by then.
     """
 
     table: Identifier
@@ -220,11 +240,11 @@ class Entity(Section):
 
 
 class Features(Section):
-    """The columns ``features.sql`` gives for each entity.
+    """The columns that ``features.sql`` gives for each entity.
 
     Attributes:
         numeric, categorical: feature names.
-        lookback: how far before an interval ``features.sql`` may look; older rows are not offered to it.
+        lookback: how far before an interval ``features.sql`` can look. It does not see older rows.
     """
 
     numeric: list[Identifier] = []
@@ -244,11 +264,11 @@ class Features(Section):
 
 
 class Label(Section):
-    """What was to be predicted, once it is known.
+    """What really happened, as soon as it is known.
 
     Attributes:
-        table: a table with the entity's key; the label is known when its row is.
-        sql: SQL over that table's columns; true or false, a class, or a number, as the task has it.
+        table: a table with the entity's key. The label is known when its row is known.
+        sql: SQL over that table's columns: true or false, a class, or a number, depending on the task.
     """
 
     table: Identifier

@@ -1,4 +1,4 @@
-"""A model's folder, read: its spec, its SQL, its thresholds, and the digests of what features and models depend on."""
+"""Reads a model's folder: its spec, its SQL, its code, its thresholds; and makes the digests that identify them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from perennial.spec.validation import examine
 
 T = TypeVar("T")
 
-#: Where ``perennial calibrate`` keeps what it found, beside ``model.yaml``.
+#: The file beside ``model.yaml`` to which ``perennial calibrate`` writes thresholds.
 THRESHOLDS_FILE = "drift.yaml"
 
 
 class ModelFolder(BaseModel):
-    """A model's folder, read.
+    """What the files of a model's folder say.
 
     Attributes:
         path: the folder.
         spec: what ``model.yaml`` says.
         features_sql: text of ``features.sql``.
-        code: text of ``model.py``; empty if there is none.
-        thresholds: what ``drift.yaml`` says; None if there is none. Monitoring alone goes by them, so they are in no digest:
-            a model stays the same, and a training that is under way goes on, when they are calibrated anew.
+        code: text of ``model.py``, empty if there is none.
+        thresholds: what ``drift.yaml`` says, None if there is none. Only monitoring uses them, so they are in no digest: a
+            new calibration changes no model and stops no training.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,23 +46,23 @@ class ModelFolder(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the spec's meaning, the feature SQL and the code: the identity of what would be run."""
+        """SHA-256 of the spec's meaning, the feature SQL and the code. It identifies what would run."""
         return hashlib.sha256("\0".join((self.spec.digest, self.features_sql, self.code)).encode()).hexdigest()
 
     @property
     def files(self) -> dict[str, str]:
-        """What the digest speaks of, as the texts of files from which :func:`read_model` gives the same folder.
+        """What the digest covers, as texts by file name. :func:`read_model` reads the same folder from them.
 
-        ``model.yaml`` is the spec's meaning, defaults included, without comments.
+        ``model.yaml`` is the spec's meaning: defaults included, comments left out.
         """
-        # JSON is YAML in which every text is quoted.
+        # JSON is YAML. It quotes every text.
         spec = json.dumps(self.spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
         code = {"model.py": self.code} if self.code else {}
         return {"model.yaml": spec, "features.sql": self.features_sql, **code}
 
     @property
     def features_digest(self) -> str:
-        """SHA-256 over all that decides a feature's value: two rows with the same one were made the same way."""
+        """SHA-256 of everything that decides a feature's value. Rows with the same digest were made in the same way."""
         spec = self.spec.model_dump(mode="json", include={"sources", "tables", "entity", "features"})
         return hashlib.sha256((json.dumps(spec, sort_keys=True) + self.features_sql).encode()).hexdigest()
 
@@ -96,11 +96,14 @@ def read_model(folder: Path) -> ModelFolder:
 
 
 def read_models(models: Path, only: str | None = None) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
-    """The model folders of a deployment: the good ones by name, and the error of each broken one by folder name.
+    """Read the model folders of a deployment.
 
     Args:
-        models: where they lie.
-        only: name of the one to read; None: all.
+        models: the folder that holds them.
+        only: name of the one to read. None: all.
+
+    Returns:
+        The good folders by name, and the error of each broken one by name. An error has a line for each problem.
     """
     good: dict[str, ModelFolder] = {}
     broken: dict[str, SpecError] = {}

@@ -1,11 +1,11 @@
 """What a model folder says: ``model.yaml``, read strictly and validated.
 
 A folder ``include/models/<name>/`` holds ``model.yaml`` (this module), ``features.sql`` (:mod:`perennial.features.publish`)
-and, where YAML cannot say it, ``model.py`` (:mod:`perennial.spec.code`). Reading a spec imports nothing heavy and runs
-nothing of the folder, since Airflow does it whenever DAGs are parsed.
+and, for what YAML cannot say, ``model.py`` (:mod:`perennial.spec.code`). Reading a spec imports nothing heavy and runs nothing
+of the folder, because Airflow reads it whenever it parses DAGs.
 
-SQL expressions in a spec are DuckDB's and run with the rights of the team that wrote them; names (columns, tables,
-sources) are identifiers and nothing else.
+SQL expressions in a spec are DuckDB's and run with the rights of the team that wrote them. Names of columns, tables and
+sources must be identifiers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,33 @@ _PERENNIALS_TABLES = {"features", "predictions", "shadows", "quarantine", "entit
 
 
 class ModelSpec(Section):
-    """Everything a team says about one model."""
+    """Everything that a team says about one model.
+
+    Attributes:
+        name: the model's name, which is that of its folder.
+        owner: who is responsible for it.
+        description: what it predicts, for people.
+        task: what kind of prediction it makes.
+        sources: where rows come from, by name.
+        tables: the tables of the lake, by name.
+        entity: what is predicted.
+        features: what the model sees.
+        label: what really happened.
+        candidates: ways to make a model, by name. At least one is a baseline, and at least one is not.
+        training: what a version learns from.
+        cost: what predictions cost the business. None: the metric ``cost`` is not measured.
+        gates: what a candidate must pass to become champion.
+        promotion: ``automatic``, or ``approval`` by a person after the gates.
+        approval: who approves.
+        shadow: versions that score beside the champion.
+        drift: when features or predictions count as drifted.
+        retraining: when monitoring asks for a new version.
+        schedules: when the stages run.
+        alerts: who receives which alerts.
+        watch: when the watchdog calls something late, stuck or stale.
+        retention: how long things are kept.
+        card: what only people know for a model card.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
     owner: Text
@@ -219,7 +245,7 @@ class ModelSpec(Section):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the spec's meaning; comments and order of keys do not change it."""
+        """SHA-256 of the spec's meaning. Comments and the order of keys do not change it."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 

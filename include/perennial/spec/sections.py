@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
+from perennial.spec.descriptions import fields_of, summary_of
 from perennial.spec.problems import Problem, YamlPath
 
 #: How pydantic names a problem that a check found, in contrast to a field that is wrong in itself.
@@ -85,6 +87,17 @@ class Section(BaseModel):
         if found:
             raise ValidationError.from_exception_data(type(self).__name__, found)
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        own = handler.resolve_ref_schema(schema)
+        own["description"] = summary_of(cls)
+        described = fields_of(cls)
+        for name, field in own["properties"].items():
+            if name in described:
+                field["description"] = described[name]
+        return schema
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).model_fields:

@@ -1,4 +1,4 @@
-"""The types that the sections of ``model.yaml`` are made of: identifiers, SQL, durations, shares, cron expressions."""
+"""The types of the fields of ``model.yaml``: identifiers, SQL, durations, numbers, shares, cron expressions."""
 
 from __future__ import annotations
 
@@ -62,4 +62,4 @@ PositiveShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Function = Annotated[str, Field(pattern=FUNCTION)]
 ConnectionId = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
-Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$", description="five cron fields, in UTC")]
+Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$")]

@@ -1,4 +1,4 @@
-"""A YAML document as a section: all its problems at once, in words that say what to write instead."""
+"""Reads a YAML document as a section, and finds all its problems at once, in words that say what to write instead."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from perennial.spec.partial import readable_part
 from perennial.spec.problems import Problem, YamlPath
 from perennial.spec.sections import INCONSISTENT, Section, nested_problems
 from perennial.spec.strict_yaml import REFUSED, Document
+from perennial.spec.training import BUILT_IN_ESTIMATORS, ESTIMATOR
 from perennial.spec.types import FUNCTION, IDENTIFIER
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -26,6 +27,11 @@ _TYPES = {
     "list_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+}
+_PATTERNS = {
+    IDENTIFIER: "not an identifier: lower-case letters, digits and _, not beginning with a digit",
+    FUNCTION: "no function of model.py; write model: and its name, such as model:score",
+    ESTIMATOR: f"no estimator; write {', '.join(BUILT_IN_ESTIMATORS)} or model: and the name of a function of model.py",
 }
 
 
@@ -86,12 +92,10 @@ def _explain(error: Any) -> str:
         case "string_type":
             quotes = "; put it in quotes" if isinstance(error["input"], bool | int | float) else ""
             return f"must be a text, this is {_shown(error)}{quotes}"
-        case "string_pattern_mismatch" if context.get("pattern") == IDENTIFIER:
-            return f"{_shown(error)} is not an identifier: lower-case letters, digits and _, not beginning with a digit"
+        case "string_pattern_mismatch" if context["pattern"] in _PATTERNS:
+            return f"{_shown(error)} is {_PATTERNS[context['pattern']]}"
         case "finite_number":
             return "must be a finite number, not NaN or infinity"
-        case "string_pattern_mismatch" if context.get("pattern") == FUNCTION:
-            return f"{_shown(error)} is no function of model.py; write model: and its name, such as model:score"
         case "too_short":
             return f"must have at least {context['min_length']} item{'s' if context['min_length'] > 1 else ''}"
         case "literal_error":

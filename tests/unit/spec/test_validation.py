@@ -67,7 +67,8 @@ def test_a_value_that_may_be_of_several_types_is_one_message(tmp_path: Path) -> 
     text += "  behaviour: {still: {feature: distance, value: {a: 1}}}\n"
 
     assert problems(tmp_path, text) == [
-        "model.yaml:23: candidates.boosting.params.depth: must be true or false, a whole number, a number or a text, this is [1]",
+        "model.yaml:23: candidates.boosting.params.depth: must be true or false, a whole number, a number or a text, "
+        "this is [1]",
         "model.yaml:23: candidates.boosting.params.rate: must be a finite number, not NaN or infinity",
         'model.yaml:26: gates.behaviour.still.value: must be a number or a text, this is {"a": 1}',
     ]
