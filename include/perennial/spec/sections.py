@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
 from typing import Any, Self
 
@@ -73,10 +74,8 @@ class Section(BaseModel):
 
     def problems(self) -> Iterator[Problem]:
         """What the section's own checks find."""
-        for kind in type(self).__mro__:
-            for member in vars(kind).values():
-                if isinstance(member, _Check):
-                    yield from member.problems(self)
+        for one in _checks_of(type(self)):
+            yield from one.problems(self)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -103,6 +102,11 @@ class Section(BaseModel):
         if name in type(self).model_fields:
             raise Unreadable(name)
         return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from type checkers
+
+
+@cache
+def _checks_of(kind: type[Section]) -> list[_Check]:
+    return [member for base in kind.__mro__ for member in vars(base).values() if isinstance(member, _Check)]
 
 
 def nested_problems(section: Section, path: YamlPath = ()) -> Iterator[Problem]:

@@ -69,7 +69,8 @@ def _path(found: Any, document: Document) -> YamlPath:
 
 
 def _field_problems(broken: Sequence[tuple[YamlPath, Any]]) -> Iterator[Problem]:
-    for path, group in groupby(broken, key=lambda pair: pair[0]):
+    # A broken key and its broken value have one path.
+    for (path, _), group in groupby(broken, key=lambda pair: (pair[0], "[key]" in pair[1]["loc"])):
         errors = [error for _, error in group if error["input"] is not REFUSED]
         # A value that may be of several types has one error for each of them.
         wrong_types = [error for error in errors if error["type"] in _TYPES]

@@ -74,6 +74,16 @@ def test_a_value_that_may_be_of_several_types_is_one_message(tmp_path: Path) -> 
     ]
 
 
+def test_a_broken_key_does_not_hide_its_broken_value(tmp_path: Path) -> None:
+    text = changed("minutes: {type: integer, min: 0, nullable: true}", "Minutes: integer")
+
+    assert problems(tmp_path, text) == [
+        'model.yaml:16: tables.trips.columns.Minutes: "Minutes" is not an identifier: lower-case letters, digits and _, '
+        "not beginning with a digit",
+        'model.yaml:16: tables.trips.columns.Minutes: must be a mapping, this is "integer"',
+    ]
+
+
 def test_problems_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = changed("task: binary_classification\n", "") + "task: guess\nshadow: {windows: -1}\n"
 
