@@ -78,5 +78,5 @@ def schema(_: argparse.Namespace) -> int:
     from perennial.spec.model import json_schema
 
     file = settings().models / "model.schema.json"
-    file.write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return tell(str(file))

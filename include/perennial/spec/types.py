@@ -1,4 +1,4 @@
-"""The types that the sections of ``model.yaml`` are made of: identifiers, SQL, durations, shares, cron expressions."""
+"""The types of the fields of ``model.yaml``: identifiers, SQL, durations, numbers, shares, cron expressions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from croniter import CroniterError, croniter
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
 FUNCTION = r"^model:[A-Za-z_][A-Za-z0-9_]*$"
@@ -68,12 +68,12 @@ Duration = Annotated[
     PlainSerializer(_write_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["90m", "2h", "28d", "12w"]}),
 ]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$", description="five cron fields, in UTC"), AfterValidator(_ticks)]
-
-
-class Section(BaseModel):
-    """Strict: an unknown key, a type that is merely similar, NaN and infinity are all refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PositiveShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Function = Annotated[str, Field(pattern=FUNCTION)]
+ConnectionId = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$"), AfterValidator(_ticks)]

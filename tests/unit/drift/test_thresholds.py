@@ -205,9 +205,9 @@ def test_what_is_written_is_read_and_changes_nothing_else(world: World) -> None:
     [
         ("  x: {", "  y: {", r"drift.yaml:\d+: columns.y: y is no feature; delete the file and run `perennial calibrate toy`"),
         ("  x: {", "  y: {", r"columns: x has no threshold; delete the file"),
-        ("window: week", "window: day", r"drift.yaml:\d+: window: thresholds are for day, model.yaml says week"),
-        ("distance: 0.5", "distance: -0.5", r"drift.yaml:\d+: columns.x.distance: input should be greater than 0"),
-        ("distance: 0.5", "distance: .nan", "a finite number is wanted"),
+        ("window: week", "window: day", r"drift.yaml:\d+: window: thresholds are for day, but schedules.monitor .* is week"),
+        ("distance: 0.5", "distance: -0.5", r"drift.yaml:\d+: columns.x.distance: must be greater than 0"),
+        ("distance: 0.5", "distance: .nan", "must be a finite number"),
         ("distance: 0.5", "distanse: 0.5", r"columns.x.distanse: unknown key"),
         ("missing: 0.1", "missing: 2", "less than or equal to 1"),
         ("seed: 1", "seed: 1\nseed: 2", "the key seed is given twice"),
