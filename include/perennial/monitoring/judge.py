@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,26 +107,20 @@ def judge_drift(
         run_id: the run.
     """
     spec = folder.spec
-    details: dict[str, Any] = {}
-    version: int | None = None
-    estimate: Estimate | None = None
-    try:
-        version, comparison, estimate = _compare_interval(folder, lake, ledger, registry, interval, details)
-    except Exception as error:
-        log.exception("drift could not be judged")
-        version = details.get("version")
-        comparison = DriftComparison("unknown", [f"the comparison failed, {first_line(error)}"])
+    found = _compare_interval(folder, lake, ledger, registry, interval)
+    version, comparison, estimate = found.version, found.comparison, found.estimate
     record = ledger.version(spec.name, version) if version is not None else None
     weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
-    details.update(
-        share=comparison.share,
-        share_threshold=spec.drift.share,
-        calibrated=folder.thresholds.computed_at if folder.thresholds else None,
-        columns=[{**asdict(column), "drifted": column.drifted} for column in comparison.columns],
-        estimate=estimate.to_json() if estimate else None,
-        severity=weight.severity,
-        impact=weight.to_json(),
-    )
+    details = {
+        **found.details,
+        "share": comparison.share,
+        "share_threshold": spec.drift.share,
+        "calibrated": folder.thresholds.computed_at if folder.thresholds else None,
+        "columns": [{**asdict(column), "drifted": column.drifted} for column in comparison.columns],
+        "estimate": estimate.to_json() if estimate else None,
+        "severity": weight.severity,
+        "impact": weight.to_json(),
+    }
     place = report_folder(spec.name, interval)
     written = write_report(spec.name, interval, version, comparison, details, directory / place)
     run, run_url = _find_run(registry, record)
@@ -219,72 +213,99 @@ def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: 
     return None
 
 
-def _compare_interval(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval, details: dict[str, Any]
-) -> tuple[int | None, DriftComparison, Estimate | None]:
+@dataclass(frozen=True)
+class _Found:
+    """What was found of a window.
+
+    Attributes:
+        comparison: of the columns.
+        version: the version that made most of the predictions; None if there are none.
+        details: ``snapshots``, ``version`` and ``rows``, as far as they were read.
+        estimate: of the performance; None if nothing was compared.
+    """
+
+    comparison: DriftComparison
+    version: int | None
+    details: dict[str, Any]
+    estimate: Estimate | None = None
+
+
+def _compare_interval(folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval) -> _Found:
+    """Compare a window with the training reference. What prevents the comparison becomes its reason."""
     spec = folder.spec
-    key, size, seed = list(spec.entity_table.key), spec.drift.sample, spec.training.seed
-    published = {}
-    for dataset in ("predictions", "features"):
-        publication = ledger.published(spec.name, dataset)
-        if publication is None or not ledger.publications(spec.name, dataset, interval):
-            return None, DriftComparison("unknown", [f"no {dataset} are published for {interval}"]), None
-        published[dataset] = publication.snapshots[dataset]
-    details["snapshots"] = published
+    version: int | None = None
+    details: dict[str, Any] = {}
 
-    def sample(dataset: str, wanted: Iterable[str]) -> tuple[pa.Table, int]:
-        # A window may have many more rows than are compared: of them, no column is read in vain.
-        there = lake.columns(spec.name, dataset, published[dataset])
-        columns = [name for name in dict.fromkeys([*key, spec.event_time, *wanted]) if name in there]
-        reader = lake.scan(
-            spec.name, dataset, published[dataset], columns=columns, interval=interval, event_time=spec.event_time
-        )
-        return take_sample(reader, key, size=size, seed=seed)
+    def unknown(reason: str) -> _Found:
+        return _Found(DriftComparison("unknown", [reason]), version, details)
 
-    predictions, predicted = sample("predictions", [PREDICTION, "probabilities", "version"])
-    if not predicted:
-        return None, DriftComparison("unknown", [f"{interval} has no predictions"]), None
-    made_by = Counter(predictions.column("version").to_pylist())
-    # Of two versions that made as many, the newer one.
-    version = max(made_by, key=lambda number: (made_by[number], number))
-    details["version"] = version
-    logs.resolved(version=version)
-    predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
-    model = registry.load(spec.name, version)
-    reference = model.reference()
-    features, entities = sample("features", [name for name in reference.column_names if name not in NOT_FEATURES])
-    # In the order of time, as Evidently draws them.
-    features = features.sort_by(spec.event_time)
-    details["rows"] = {
-        "features": entities,
-        "predictions": predicted,
-        "features_compared": features.num_rows,
-        "predictions_compared": predictions.num_rows,
-        "reference": reference.num_rows,
-    }
-    alike = match_reference(spec.drift, reference, spec.event_time, interval)
-    if isinstance(alike, str):
-        return version, DriftComparison("unknown", [alike]), None
-    details["rows"]["reference_compared"] = alike.num_rows
-    comparison = compare(
-        spec.drift,
-        features,
-        predictions,
-        # Beside them, it says when its rows were.
-        alike.select([name for name in alike.column_names if name in NOT_FEATURES or name in model.features]),
-        folder.thresholds,
-    )
-    notes = []
+    try:
+        published = {}
+        for dataset in ("predictions", "features"):
+            publication = ledger.published(spec.name, dataset)
+            if publication is None or not ledger.publications(spec.name, dataset, interval):
+                return unknown(f"no {dataset} are published for {interval}")
+            published[dataset] = publication.snapshots[dataset]
+        details["snapshots"] = published
+        said = [PREDICTION, "probabilities", "version"]
+        predictions, predicted = _sample(spec, lake, "predictions", published["predictions"], interval, said)
+        if not predicted:
+            return unknown(f"{interval} has no predictions")
+        made_by = Counter(predictions.column("version").to_pylist())
+        # If two versions made equally many, the newer one counts.
+        details["version"] = version = max(made_by, key=lambda number: (made_by[number], number))
+        logs.resolved(version=version)
+        predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
+        model = registry.load(spec.name, version)
+        reference = model.reference()
+        names = [name for name in reference.column_names if name not in NOT_FEATURES]
+        features, entities = _sample(spec, lake, "features", published["features"], interval, names)
+        # Evidently draws the rows in this order, so it must be the order of time.
+        features = features.sort_by(spec.event_time)
+        details["rows"] = {
+            "features": entities,
+            "predictions": predicted,
+            "features_compared": features.num_rows,
+            "predictions_compared": predictions.num_rows,
+            "reference": reference.num_rows,
+        }
+        alike = match_reference(spec.drift, reference, spec.event_time, interval)
+        if isinstance(alike, str):
+            return unknown(alike)
+        details["rows"]["reference_compared"] = alike.num_rows
+        # The reference also has the event time, which is not compared.
+        compared = [name for name in alike.column_names if name in NOT_FEATURES or name in model.features]
+        comparison = compare(spec.drift, features, predictions, alike.select(compared), folder.thresholds)
+        gaps = uncovered(interval, ledger.publications(spec.name, "predictions", interval))
+        reasons = [*comparison.reasons, *_left_out(made_by, version, gaps)]
+        estimate = _estimate(folder, model, predictions, reference)
+        return _Found(replace(comparison, reasons=reasons), version, details, estimate)
+    except Exception as error:
+        log.exception("drift could not be judged")
+        return unknown(f"the comparison failed, {first_line(error)}")
+
+
+def _sample(
+    spec: ModelSpec, lake: Lake, dataset: str, snapshot: int, interval: Interval, wanted: Iterable[str]
+) -> tuple[pa.Table, int]:
+    """A sample of a window's rows, and how many rows the window has. Only the columns that are needed are read."""
+    key = list(spec.entity_table.key)
+    there = lake.columns(spec.name, dataset, snapshot)
+    columns = [name for name in dict.fromkeys([*key, spec.event_time, *wanted]) if name in there]
+    reader = lake.scan(spec.name, dataset, snapshot, columns=columns, interval=interval, event_time=spec.event_time)
+    return take_sample(reader, key, size=spec.drift.sample, seed=spec.training.seed)
+
+
+def _left_out(made_by: Counter[int], version: int, gaps: Sequence[Interval]) -> Iterator[str]:
+    """Sentences about predictions of the window that were not compared: those of other versions, and missing ones."""
     if len(made_by) > 1:
         others = ", ".join(str(number) for number in sorted(made_by) if number != version)
-        notes.append(
+        yield (
             f"compared with version {version}, which made {made_by[version] / sum(made_by.values()):.0%} of the predictions; "
             f"the others, by version {others}, were left out"
         )
-    if gaps := uncovered(interval, ledger.publications(spec.name, "predictions", interval)):
-        notes.append(f"no predictions are published for {', '.join(gap.key for gap in gaps)}")
-    estimate = _estimate(folder, model, predictions, reference)
-    return version, replace(comparison, reasons=[*comparison.reasons, *notes]), estimate
+    if gaps:
+        yield f"no predictions are published for {', '.join(gap.key for gap in gaps)}"
 
 
 def _estimate(folder: ModelFolder, model: LoadedModel, predictions: pa.Table, reference: pa.Table) -> Estimate:
