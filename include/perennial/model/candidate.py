@@ -1,4 +1,4 @@
-"""A training set and a fitted candidate: what training hands to evaluation, the registry and the ledger."""
+"""A training set and a fitted candidate, as training passes them to evaluation, the registry and the ledger."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from perennial.core.intervals import Interval
 
 @dataclass(frozen=True)
 class Fitted:
-    """A candidate, fitted and logged; small enough to hand from task to task.
+    """A candidate that was fitted and logged. It is small enough to pass from task to task.
 
     Attributes:
         candidate: its name in ``model.yaml``.
-        baseline: whether it only stands for what must be beaten.
+        baseline: whether it is only a baseline that other candidates must beat.
         params: the parameters it was fitted with.
-        metrics: on the validation part, of the same settings fitted without it.
-        score: the primary one of them; None if it is not defined there.
-        greater_is_better: whether more of ``score`` is better.
-        mlflow_run_id, model_id, manifest: where it was logged, and the SHA-256 of each file.
-        code: of the process that fitted it, see :func:`code_state`.
-        seconds: of the search and of the final fit.
+        metrics: metrics on the validation part, of a model with the same settings that was fitted without this part.
+        score: the primary metric of ``metrics``; None if it is not defined there.
+        greater_is_better: whether a greater ``score`` is better.
+        mlflow_run_id: its MLflow run.
+        model_id: its model in MLflow.
+        manifest: SHA-256 of each of its files.
+        code: the code and packages of the process that fitted it.
+        seconds: duration of the search and of the final fit.
     """
 
     candidate: str
@@ -39,7 +41,7 @@ class Fitted:
 
     @property
     def model_uri(self) -> str:
-        """What MLflow's own tools load it by."""
+        """The address by which MLflow's own tools load it."""
         return f"models:/{self.model_id}"
 
     def to_json(self) -> dict[str, Any]:
@@ -55,21 +57,22 @@ Part = Literal["window", "holdout"]
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Which rows a training learns from and is judged on; small enough to hand from task to task.
+    """The rows that a training fits and evaluates on. It is small enough to pass from task to task.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         run_id: the run that pinned it.
-        as_of: ISO time; nothing known later was used.
-        window: key of the interval that is learned from. Its labels are those known when the holdout began.
-        holdout: key of the newest interval, which models are compared on. Its labels are those known at ``as_of``.
-        snapshots: Iceberg snapshot by table: ``features``, and the tables that labels are read from.
+        as_of: ISO time. Nothing that was known later was used.
+        window: key of the interval to train on. Its labels are those known when the holdout began.
+        holdout: key of the newest interval, on which models are compared. Its labels are those known at ``as_of``.
+        snapshots: Iceberg snapshots by table: ``features``, and the tables that labels are read from.
         pin: name under which the lake keeps the snapshots.
-        folder_digest, features_digest: of the model folder, see :class:`perennial.spec.folder.ModelFolder`.
-        rows: rows a part that are used: the labelled ones, of the window the newest ``max_rows``.
-        labelled, entities: rows a part whose label was known in time, and rows that have a prediction due.
-        classes: labelled rows a class a part; empty for regression.
-        content: SHA-256 a part over the labelled rows, independent of how they are stored.
+        folder_digest, features_digest: digests of the model folder, see :class:`perennial.spec.folder.ModelFolder`.
+        rows: used rows per part: the labelled rows, at most the newest ``max_rows`` of the window.
+        labelled: rows per part whose label was known in time.
+        entities: rows per part, labelled or not.
+        classes: labelled rows per part and class; empty for regression.
+        content: SHA-256 per part over the labelled rows, independent of how they are stored.
     """
 
     model: str

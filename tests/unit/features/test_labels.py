@@ -72,10 +72,10 @@ def test_labels_are_what_the_task_wants(
     ("task", "sql", "message"),
     [
         ("binary_classification", "reasn > 0", r"label\.sql: .*reasn"),
-        ("binary_classification", "reason + 3", r"label\.sql: gives 3, but binary_classification wants true or false"),
-        ("binary_classification", "order_id", r"label\.sql: gives VARCHAR, but binary_classification wants true or false"),
-        ("regression", "order_id", r"label\.sql: gives VARCHAR, but regression wants a number"),
-        ("multiclass_classification", "reason * 0.5", r"label\.sql: gives DECIMAL.* wants a class as text"),
+        ("binary_classification", "reason + 3", r"label\.sql: gives 3, but binary_classification requires true or false"),
+        ("binary_classification", "order_id", r"label\.sql: gives VARCHAR, but binary_classification requires true or false"),
+        ("regression", "order_id", r"label\.sql: gives VARCHAR, but regression requires a number"),
+        ("multiclass_classification", "reason * 0.5", r"label\.sql: gives DECIMAL.* requires a class as text"),
     ],
 )
 def test_a_wrong_label_is_an_error_that_names_it(
@@ -95,5 +95,5 @@ def test_two_labels_of_an_entity_are_an_error(tmp_path: Path, lake: Lake, ledger
     tables["returned"] = pa.concat_tables([tables["returned"], tables["returned"].slice(0, 1)])
     ingest_tables(lake, ledger, folder, FIRST, tables)
 
-    with pytest.raises(SpecError, match=r"1 rows of returned in 2013-04-01 are second labels"):
+    with pytest.raises(SpecError, match=r"1 rows of returned in 2013-04-01 repeat a label"):
         labels(folder, lake, ledger, hours(48))

@@ -45,7 +45,7 @@ def test_a_feature_that_knows_too_much_is_found_with_the_table(
     (leak,) = leaks.find(folder, sampled(folder), FIRST)
 
     assert (leak.feature, leak.cause, leak.tables) == ("sent_back", "later rows", tables)
-    assert "were not known then" in str(leak)
+    assert "were not known yet" in str(leak)
 
 
 def test_only_the_feature_that_leaks_is_named(tmp_path: Path) -> None:

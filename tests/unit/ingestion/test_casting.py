@@ -74,10 +74,10 @@ def test_typed_values_become_the_specs_types_where_nothing_is_lost(case: str, tm
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"place": [1.0]}, "place is a DOUBLE cannot become the type string without a decision; write it as `sql` at"),
-        ({"n": [[1]]}, "n is a BIGINT[] cannot become the type integer"),
-        ({"begun": [1364796000]}, "begun is a BIGINT cannot become the type timestamp"),
-        ({"place": [b"\xff"]}, "place is a BLOB cannot become the type string"),
+        ({"place": [1.0]}, "place has the type DOUBLE, which cannot become string without a decision; write it as `sql` at"),
+        ({"n": [[1]]}, "n has the type BIGINT[], which cannot become integer"),
+        ({"begun": [1364796000]}, "begun has the type BIGINT, which cannot become timestamp"),
+        ({"place": [b"\xff"]}, "place has the type BLOB, which cannot become string"),
     ],
     ids=["float as text", "list", "seconds since 1970", "bytes"],
 )
@@ -120,8 +120,8 @@ def test_where_leaves_rows_out_before_they_are_counted(tmp_path: Path) -> None:
 
     assert done.column("id") == ["a"]
     assert done.faults == {
-        "trips/2013-04-01.csv:5": ["where: n::INT > 0 cannot be told for this row"],
-        "trips/2013-04-01.csv:6": ["the row has 2 fields where the header has 5"],
+        "trips/2013-04-01.csv:5": ["where: n::INT > 0 cannot be computed for this row"],
+        "trips/2013-04-01.csv:6": ["the row has 2 fields, but the header has 5"],
     }
     assert done.result.rows_in == 3
 
@@ -141,17 +141,17 @@ def test_an_expression_sees_the_file_and_not_the_columns_made_of_it(tmp_path: Pa
     [
         (SourceError, "there is no column plaza; there are: 'id, begun, place, n, x'; is it now called place?",
          {"columns": {"place": {"type": "string", "sql": "upper(plaza)"}}}),
-        (SpecError, "tables.trips.columns.m.sql: not an expression that can be used here: Binder Error",
+        (SpecError, "tables.trips.columns.m.sql: this expression cannot be used here: Binder Error",
          {"columns": {"m": {"type": "integer", "sql": "n + INTERVAL 1 DAY"}}}),
-        (SpecError, "tables.trips.columns.m.sql: not an expression that can be used here: Parser Error",
+        (SpecError, "tables.trips.columns.m.sql: this expression cannot be used here: Parser Error",
          {"columns": {"m": {"type": "integer", "sql": "n +"}}}),
-        (SpecError, "tables.trips.columns.m.sql: not an expression that can be used here: Binder Error: TRY",
+        (SpecError, "tables.trips.columns.m.sql: this expression cannot be used here: Binder Error: TRY",
          {"columns": {"m": {"type": "float", "sql": "random()"}}}),
-        (SpecError, "tables.trips.columns.m.sql: gives a INTEGER[] cannot become the type integer",
+        (SpecError, "tables.trips.columns.m.sql: the result has the type INTEGER[], which cannot become integer",
          {"columns": {"m": {"type": "integer", "sql": "[1]"}}}),
-        (SpecError, "tables.trips.where: not an expression that can be used here", {"table": {"where": "nothing(n)"}}),
+        (SpecError, "tables.trips.where: this expression cannot be used here", {"table": {"where": "nothing(n)"}}),
         (SpecError, "tables.trips.known: no column later; there are id, begun, place, n, x", {"table": {"known": "later"}}),
-        (SpecError, "tables.trips.columns.m.sql: not an expression that can be used here",
+        (SpecError, "tables.trips.columns.m.sql: this expression cannot be used here",
          {"columns": {"m": {"type": "string", "sql": "(SELECT content FROM read_text('/etc/hostname'))"}}}),
     ],
     ids=["no such column", "types", "syntax", "volatile", "a list", "where", "known", "another file"],

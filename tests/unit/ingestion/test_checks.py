@@ -81,7 +81,7 @@ def test_each_day_must_bring_its_rows(tmp_path: Path) -> None:
 
     assert not one.result.refused
     assert two.result.refused
-    assert two.result.reasons == ["2013-04-02: 0 rows came in where at least 2 are wanted"]
+    assert two.result.reasons == ["2013-04-02: 0 rows arrived; at least 2 are required"]
 
 
 def test_a_part_of_a_day_need_not_bring_a_days_rows(tmp_path: Path) -> None:
@@ -92,20 +92,20 @@ def test_a_part_of_a_day_need_not_bring_a_days_rows(tmp_path: Path) -> None:
     half = ingest(folder, tmp_path, Interval.of("2013-04-01T06:00:00Z", "2013-04-01T18:00:00Z"))
 
     assert not quarter.result.refused
-    assert half.result.reasons == ["2013-04-01: 2 rows came in where at least 4 are wanted"]
+    assert half.result.reasons == ["2013-04-01: 2 rows arrived; at least 4 are required"]
 
 
 def test_too_many_rows_are_refused(tmp_path: Path) -> None:
     done = checked(tmp_path, row("a"), row("b"), row("c"), table={"checks": {"rows": {"max": 2}}})
 
-    assert done.result.reasons == ["2013-04-01: 3 rows came in where at most 2 are wanted"]
+    assert done.result.reasons == ["2013-04-01: 3 rows arrived; at most 2 are required"]
 
 
 def test_a_count_that_only_warns_publishes(tmp_path: Path) -> None:
     done = checked(tmp_path, row("a"), table={"checks": {"rows": {"min": 2, "severity": "warning"}}})
 
     assert done.column("id") == ["a"]
-    assert done.result.warnings == ["2013-04-01: 1 rows came in where at least 2 are wanted"]
+    assert done.result.warnings == ["2013-04-01: 1 rows arrived; at least 2 are required"]
 
 
 def test_events_must_reach_near_the_end(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_events_must_reach_near_the_end(tmp_path: Path) -> None:
     assert stale.result.reasons == [
         "the newest event is of 2013-04-01 22:59 UTC, more than 1:00:00 before the end of 2013-04-01"
     ]
-    assert none.result.reasons == ["there is no event at all, so none within 1:00:00 of the end of 2013-04-01"]
+    assert none.result.reasons == ["there is no event, so there is none within 1:00:00 of the end of 2013-04-01"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_volume_that_is_critical_refuses(tmp_path: Path) -> None:
 
     done = ingest(folder, tmp_path, past_rows_per_day=900)
 
-    assert done.result.reasons == ["2 sound rows a day differ by more than 10% from the 900 of the past 28 days"]
+    assert done.result.reasons == ["2 valid rows per day differ by more than 10% from the 900 per day of the past 28 days"]
 
 
 def test_a_table_without_event_time_counts_as_one_day(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_table_without_event_time_counts_as_one_day(tmp_path: Path) -> None:
     empty = ingest(folder, tmp_path)
 
     assert done.column("id") == ["a", "b"]
-    assert empty.result.reasons == ["2013-04-01: 0 rows came in where at least 2 are wanted"]
+    assert empty.result.reasons == ["2013-04-01: 0 rows arrived; at least 2 are required"]
     assert ingest_writes(folder, [done.result])["trips"].event_time is None
 
 
@@ -202,7 +202,7 @@ def test_a_refused_table_is_not_written(tmp_path: Path) -> None:
     folder = trips(tmp_path)
     result = ingest(folder, tmp_path).result
 
-    with pytest.raises(IntervalRefused, match="trips: table trips: 2013-04-01: 0 rows came in where at least 1 are wanted"):
+    with pytest.raises(IntervalRefused, match="trips: table trips: 2013-04-01: 0 rows arrived; at least 1 are required"):
         ingest_writes(folder, [result])
 
 
@@ -290,6 +290,6 @@ def test_a_day_of_nothing_but_a_header_is_refused_unless_the_spec_allows_it(tmp_
     allowed = ingest(trips(tmp_path, table={"checks": {"rows": {"min": 0}}}), tmp_path)
 
     assert refused.result.refused
-    assert refused.result.reasons == ["2013-04-01: 0 rows came in where at least 1 are wanted"]
+    assert refused.result.reasons == ["2013-04-01: 0 rows arrived; at least 1 are required"]
     assert not allowed.result.refused
     assert allowed.published == []

@@ -144,10 +144,10 @@ def test_a_file_whose_meaning_is_plain_is_accepted_as_meant(case: str, tmp_path:
 @pytest.mark.parametrize(
     ("content", "notice"),
     [
-        (HEADER + row() + HEADER, f"{FILE}: the header stands again on line 3; left out"),
+        (HEADER + row() + HEADER, f"{FILE}: the header is repeated on line 3; left out"),
         (HEADER.rstrip() + ",\n" + row().rstrip() + ",\n", f"{FILE}:1: 1 columns without a name are left out"),
-        ("more," + HEADER + "M," + row(), "columns that no table names are left out: more"),
-        (gzip.compress((HEADER + row()).encode()), f"{FILE}: read as gzip, which it is, whatever its name says"),
+        ("more," + HEADER + "M," + row(), "columns that no table mentions are left out: more"),
+        (gzip.compress((HEADER + row()).encode()), f"{FILE}: read as gzip: the content says so, although the name does not"),
         ((HEADER + row()).encode("utf-16"), f"{FILE}: read as UTF-16, as its byte order mark says, not as utf-8"),
     ],
     ids=["header again", "unnamed column", "extra column", "gzip named .csv", "utf-16"],
@@ -175,7 +175,7 @@ def test_utf_8_read_as_latin_1_is_noticed(tmp_path: Path) -> None:
 
     done = ingest(trips(tmp_path, source={"files": "trips/%Y-%m-%d.csv", "encoding": "latin-1"}), tmp_path)
 
-    assert done.landed.notices == [f"{FILE}: read as latin-1, yet it is sound UTF-8; is `encoding: latin-1` right?"]
+    assert done.landed.notices == [f"{FILE}: read as latin-1, but it is valid UTF-8; is `encoding: latin-1` right?"]
 
 
 def test_null_values_stand_for_no_value_only_where_the_source_names_them(tmp_path: Path) -> None:
@@ -201,8 +201,8 @@ def test_ten_thousand_columns_leave_those_that_are_named(tmp_path: Path) -> None
 
 
 REJECTED: dict[str, tuple[bytes | str, str]] = {
-    "empty": ("", f"{FILE}: empty, not even a header"),
-    "blank lines alone": ("\n\r\n\n", f"{FILE}: empty, not even a header"),
+    "empty": ("", f"{FILE}: empty, without a header"),
+    "blank lines alone": ("\n\r\n\n", f"{FILE}: empty, without a header"),
     "no header": (row() + row("b"), f"{FILE}:1: there is no column id; there are: 'a, 2013-04-01T06:00:00Z, EWR, 1, 0.5'"),
     "an HTML error page": ("<!doctype html><h1>502</h1>", f"{FILE}: not CSV but a page of markup, perhaps an error page"),
     "a JSON error": ('{"error": "no"}', f"{FILE}: not CSV but JSON, perhaps an error message"),
@@ -210,29 +210,29 @@ REJECTED: dict[str, tuple[bytes | str, str]] = {
     "an Excel workbook": (b"PK\x03\x04rest", f"{FILE}: not CSV but a zip archive or an Excel workbook; export it as CSV"),
     "all rows long": (
         HEADER + (row().rstrip() + ",\n") * 9,
-        f"{FILE}:1: every row has 6 fields where the header has 5",
+        f"{FILE}:1: every row has 6 fields, but the header has 5",
     ),
     "duplicate header": ("id,begun,place,n,n\n", f"{FILE}:1: the header names 'n' twice"),
-    "headers that differ in case alone": ("id,begun,place,n,x,N\n", f"{FILE}:1: 'n' and 'N' differ in case alone"),
+    "headers that differ only in case": ("id,begun,place,n,x,N\n", f"{FILE}:1: 'n' and 'N' differ only in case"),
     "a column renamed": (
         HEADER.replace("place", "placed") + row(),
         "there is no column place; there are: 'id, begun, placed, n, x'; is it now called placed?",
     ),
     "a column missing": ("id,begun,n,x\n", f"{FILE}:1: there is no column place; there are: 'id, begun, n, x'"),
-    "another delimiter": ((HEADER + row()).replace(",", ";"), "are the fields set apart by ';'? Then write `delimiter`"),
+    "another delimiter": ((HEADER + row()).replace(",", ";"), "are the fields separated by ';'? Then set `delimiter`"),
     "Latin-1 as UTF-8": ((HEADER + row(place="Zürich")).encode("latin-1"), f"{FILE}:2: not utf-8 (byte 0xfc)"),
     "UTF-16 without a mark": ((HEADER + row()).encode("utf-16-le"), f"{FILE}:1: there is no column id"),
-    "an unterminated quote": (HEADER + row(place='"EWR') + row("b"), f"{FILE}:2: a quote that is opened in the row"),
+    "an unterminated quote": (HEADER + row(place='"EWR') + row("b"), f"{FILE}:2: a quote that opens in this row"),
     "an unterminated quote before a quoted field": (
         HEADER + row() + row("b", place='"EWR') + row("c") + row("d", place='"LGA"'),
-        f"{FILE}:3: a quote that is opened in the row of this line is never closed",
+        f"{FILE}:3: a quote that opens in this row is never closed",
     ),
     "stray quotes in two rows": (
         HEADER + row() + row("b", place='5" wide') + row("c") + row("d", place='7" wide'),
-        f"{FILE}:3: a quote stands inside a field that is not quoted, or is never closed",
+        f"{FILE}:3: a quote inside an unquoted field, or a quote that is never closed",
     ),
     "a field longer than a row may be": (HEADER + row(place="E" * (9 << 20)), f"{FILE}:2: the row that begins here is longer"),
-    "gzip cut": (gzip.compress((HEADER + row() * 99).encode())[:-9], f"{FILE}: cut: its gzip ends early; deliver it again"),
+    "gzip cut": (gzip.compress((HEADER + row() * 99).encode())[:-9], f"{FILE}: truncated: its gzip ends early"),
     "gzip damaged": (gzip.compress((HEADER + row()).encode())[:-8] + b"12345678", f"{FILE}: damaged: CRC check failed"),
 }  # fmt: skip
 

@@ -43,7 +43,9 @@ def test_plain_text_named_gzip_is_accepted_with_a_notice(tmp_path: Path) -> None
     done = ingest(trips(tmp_path, source={"files": "trips/%Y-%m-%d.csv.gz"}), tmp_path)
 
     assert done.published == [GOOD]
-    assert done.landed.notices == ["trips/2013-04-01.csv.gz: read as plain text, which it is, whatever its name says"]
+    assert done.landed.notices == [
+        "trips/2013-04-01.csv.gz: read as plain text: the content says so, although the name does not"
+    ]
 
 
 def test_gzip_of_several_members_is_read_whole(tmp_path: Path) -> None:
@@ -92,13 +94,13 @@ def test_yesterdays_content_under_todays_name_is_not_todays_data(tmp_path: Path)
 def test_a_missing_file_is_named_with_the_pattern_that_wants_it(tmp_path: Path) -> None:
     write(tmp_path, HEADER + row(), "trips/2013-03-31.csv")
 
-    rejects(tmp_path, f"trips/2013-04-01.csv: there is no such file below {tmp_path / 'data'}, as `files: trips/%Y-%m-%d.csv`")
+    rejects(tmp_path, f"trips/2013-04-01.csv: there is no such file below {tmp_path / 'data'} (`files: trips/%Y-%m-%d.csv`")
 
 
 def test_csv_named_parquet_is_rejected(tmp_path: Path) -> None:
     write(tmp_path, HEADER + row(), "trips/2013-04-01.parquet")
 
-    rejects(tmp_path, "not Parquet, whatever its name says", source={"files": "trips/%Y-%m-%d.parquet"})
+    rejects(tmp_path, "not Parquet, although its name says so", source={"files": "trips/%Y-%m-%d.parquet"})
 
 
 def test_parquet_cut_is_rejected(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_a_zip_bomb_is_rejected_before_it_has_gone_off(tmp_path: Path, monkeypat
     monkeypatch.setattr(files, "BOMB_FROM", 1 << 20)
     write(tmp_path, gzip.compress((HEADER + row() * 200_000).encode()))
 
-    rejects(tmp_path, f"{FILE}: holds more than {BOMB_RATIO} times its size, like a bomb")
+    rejects(tmp_path, f"{FILE}: it expands to more than {BOMB_RATIO} times its size")
 
 
 def test_a_symbolic_link_out_of_the_data_folder_is_rejected(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_a_symbolic_link_out_of_the_data_folder_is_rejected(tmp_path: Path) -> N
     (tmp_path / "data" / "trips").mkdir(parents=True)
     (tmp_path / "data" / FILE).symlink_to(secret)
 
-    rejects(tmp_path, f"{FILE}: leads out of the data folder")
+    rejects(tmp_path, f"{FILE}: it leads out of the data folder")
 
 
 def test_a_folder_that_is_a_link_out_of_the_data_folder_is_rejected(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_a_folder_that_is_a_link_out_of_the_data_folder_is_rejected(tmp_path: Pa
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "trips").symlink_to(tmp_path / "elsewhere")
 
-    rejects(tmp_path, f"{FILE}: leads out of the data folder")
+    rejects(tmp_path, f"{FILE}: it leads out of the data folder")
 
 
 def test_a_symbolic_link_within_the_data_folder_is_read(tmp_path: Path) -> None:
@@ -164,14 +166,14 @@ def test_what_is_no_regular_file_is_rejected_without_waiting(make: Callable[[Pat
     (tmp_path / "data" / "trips").mkdir(parents=True)
     make(tmp_path / "data" / FILE)
 
-    rejects(tmp_path, f"{FILE}: not a regular file but a {kind}")
+    rejects(tmp_path, f"{FILE}: this is a {kind}, not a regular file")
 
 
 def test_a_device_is_rejected(tmp_path: Path) -> None:
     device = tmp_path / "endless.csv"
     device.symlink_to("/dev/zero")
 
-    rejects(tmp_path, "endless.csv: not a regular file but a device", source={"files": f"file://{device}"})
+    rejects(tmp_path, "endless.csv: this is a device, not a regular file", source={"files": f"file://{device}"})
 
 
 def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +187,9 @@ def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path: Path, monkey
 
     monkeypatch.setattr(landing, "bind", append_and_bind)
 
-    rejects(tmp_path, f"{FILE}: changed while it was read; write it under another name and rename it when it is complete")
+    rejects(
+        tmp_path, f"{FILE}: the file changed while it was read; write it under another name, and rename it when it is complete"
+    )
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
@@ -255,7 +259,7 @@ def test_remote_parquet_and_patterns_are_read(tmp_path: Path, memory: Any) -> No
 
 def test_a_remote_file_that_is_missing_is_rejected(tmp_path: Path, memory: Any) -> None:
     rejects(
-        tmp_path, "memory://bucket/2013-04-01.csv: there is no such file, as `files: memory://bucket/%Y-%m-%d.csv`",
+        tmp_path, "memory://bucket/2013-04-01.csv: there is no such file (`files: memory://bucket/%Y-%m-%d.csv`",
         source={"files": "memory://bucket/%Y-%m-%d.csv"},
     )  # fmt: skip
 

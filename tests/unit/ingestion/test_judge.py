@@ -26,19 +26,19 @@ from tests.unit.landing import (
 
 PLAIN_NUMBER = "is not a plain whole number"
 HIDDEN = "holds a character that is invisible, changes the direction of the text, or controls a terminal"
-NO_TIME = "is not a time in ISO 8601, such as 2013-04-01T06:00:00Z, that exists"
+NO_TIME = "is not an existing time in ISO 8601, such as 2013-04-01T06:00:00Z"
 
 QUARANTINED: dict[str, tuple[str, str]] = {
-    "short row": ("b,2013-04-01T06:00:00Z,EWR\n", "the row has 3 fields where the header has 5"),
-    "long row": (row("b", x="0.5,7"), "the row has 6 fields where the header has 5"),
-    "last line cut": ("b,2013-04-01T06:0", "the row has 2 fields where the header has 5"),
+    "short row": ("b,2013-04-01T06:00:00Z,EWR\n", "the row has 3 fields, but the header has 5"),
+    "long row": (row("b", x="0.5,7"), "the row has 6 fields, but the header has 5"),
+    "last line cut": ("b,2013-04-01T06:0", "the row has 2 fields, but the header has 5"),
     "last line cut inside its last value": (
         row("b", x="0.512")[:-3],
         "the last line has no line end, so its last value may be cut; end the file with a line break",
     ),
     "a stray quote": (
         row("b", place='5" x 7"'),
-        "a quote stands inside a field that is not quoted, or text after a closing quote",
+        "a quote inside an unquoted field, or text after a closing quote",
     ),
     "a NUL inside a number": (row("b", n="1\x002"), f"n: '1\\u00002' {PLAIN_NUMBER}"),
     "a NUL inside a text": (row("b", place="E\0R"), f"place: 'E\\u0000R' {HIDDEN}"),
@@ -158,7 +158,7 @@ def test_a_row_is_quarantined_with_every_reason(tmp_path: Path) -> None:
     assert done.faults == {
         f"{FILE}:3": [
             "id: missing",
-            "place: 'lga' is none of EWR, LGA",
+            "place: 'lga' is not one of EWR, LGA",
             "place: 'lga' does not match ^[A-Z]{3}$",
             f"n: 'x' {PLAIN_NUMBER}",
             "x: '1e999' is too large for a 64-bit float",

@@ -127,7 +127,7 @@ def test_a_query_cannot_write_to_postgresql(postgres: str, tmp_path: Path) -> No
     ("sql", "message"),
     [
         ("SELECT * FROM nowhere WHERE :start < :end", "source files: the query failed: "),
-        ("SELECT id, n, begun, place, x, n FROM trips WHERE :start < :end", "the query gives the column n twice; name it"),
+        ("SELECT id, n, begun, place, x, n FROM trips WHERE :start < :end", "the query gives the column n twice; rename"),
         ("SELECT id, begun, n, x FROM trips WHERE :start < :end", "the query: there is no column place"),
     ],
     ids=["no table", "a column twice", "a column missing"],
@@ -146,7 +146,7 @@ def test_a_database_column_of_mixed_types_is_rejected(tmp_path: Path) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("INSERT INTO trips SELECT 'b', begun, place, 'many', x FROM trips"))
 
-    message = "the query's column n is of no one type; CAST it"
+    message = "the query's column n has values of several types; CAST it"
     rejects(tmp_path, message, source=QUERY, connect={"shop": engine}.__getitem__)
 
 
@@ -197,7 +197,7 @@ def test_a_python_function_gives_the_intervals_rows(function: str, tmp_path: Pat
     [
         ("torn", "model:torn raised "),
         ("raising", "model:raising raised KeyError: 'token'"),
-        ("frame", "model:frame gives a list; an Arrow table or record batch reader is wanted"),
+        ("frame", "model:frame gives a list; it must give an Arrow table or record batch reader"),
         ("twice", "model:twice gives the column id twice"),
     ],
 )

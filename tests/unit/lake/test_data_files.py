@@ -50,7 +50,7 @@ def test_other_types_are_cast_or_refused(publisher: Publisher) -> None:
     publisher.publish(DAY, "a", near=write(near, "moment"))
     assert publisher.rows("near") == [{"moment": DAY.start, "text": "a", "code": "x", "whole": 3, "number": 0.5}]
     far = pa.table({"moment": pa.array([datetime(2013, 4, 1)], pa.timestamp("us"))})  # noqa: DTZ001
-    with pytest.raises(ValueError, match="timestamp must have a zone"):
+    with pytest.raises(ValueError, match="timestamp must have a time zone"):
         publisher.publish(DAY, "b", far=write(far, "moment"))
 
 

@@ -203,7 +203,7 @@ def test_what_is_not_there_is_named(publisher: Publisher) -> None:
     with pytest.raises(SnapshotMissing, match="there is no table flights"):
         publisher.lake.scan(MODEL, "flights", 1)
     publication = publisher.publish(DAY, "a")
-    with pytest.raises(SnapshotMissing, match="snapshot 1 is not in the lake"):
+    with pytest.raises(SnapshotMissing, match="snapshot 1 is no longer in the lake"):
         publisher.lake.scan(MODEL, "flights", 1)
     with pytest.raises(ValueError, match="table flights has no column delay"):
         publisher.lake.scan(MODEL, "flights", publication.snapshots["flights"], columns=["delay"])

@@ -381,7 +381,7 @@ def test_a_binary_model_predicts_the_probability_of_true_whatever_the_order_of_i
     model.estimator.classes_ = (True, False)
     assert model.predict(ROWS).values.tolist() == [0.2] * 3
     model.estimator.classes_ = (0, 1)
-    with pytest.raises(ScoringError, match="but not True"):
+    with pytest.raises(ScoringError, match="and not True"):
         model.predict(ROWS)
 
 
