@@ -96,6 +96,11 @@ class Interval:
         """The UTC days that lie wholly inside, oldest first."""
         return self.windows(_DAY)
 
+    def touched_days(self) -> list[Interval]:
+        """The UTC days that the interval touches, oldest first."""
+        last = window_start(self.end - timedelta(microseconds=1), _DAY)
+        return Interval(window_start(self.start, _DAY), last + _DAY).days()
+
     def windows(self, length: timedelta) -> list[Interval]:
         """The UTC days or ISO weeks that lie wholly inside, oldest first.
 

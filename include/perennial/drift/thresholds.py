@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,7 +33,7 @@ from perennial.core import logs
 from perennial.core.errors import CalibrationError, NoChampion
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval
-from perennial.drift.distances import prepare_all
+from perennial.drift.distances import PreparedColumn, prepare_all
 from perennial.drift.sampling import take_sample
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
@@ -204,37 +204,16 @@ def calibrate(
     """
     columns = prepare_all(history.rows, history.rows.column_names)
     names = list(columns)
-    day_of, weekday, month = _calendar(history.moments)
-    days = len(weekday)
+    calendar = _calendar(history.moments)
+    days = len(calendar[1])
     if days < LEAST_WINDOWS * geometry.window:
         raise CalibrationError(
             f"history has {days} days; thresholds need at least {LEAST_WINDOWS * geometry.window} "
             f"({LEAST_WINDOWS} monitoring windows): load more history, or wait for it"
         )
-    found = np.full((replays, 2, len(names)), np.nan)  # per replay: distance and change of the share missing
-    strange = np.zeros((replays, len(names)))
-    starts = np.zeros(replays, dtype=np.int64)
-
-    def replay(number: int) -> None:
-        random = np.random.default_rng([seed, number])
-        drawn = draw(days, geometry, random)
-        starts[number] = drawn.start
-        alike = _alike(policy, drawn.window, weekday, month)
-        window = _thin(drawn.window[day_of].astype(np.float64), policy.sample, random)
-        reference = _thin((drawn.reference * alike)[day_of].astype(np.float64), policy.sample, random)
-        unseen = _thin((drawn.unseen * alike)[day_of].astype(np.float64), policy.sample, random)
-        if min(window.sum(), reference.sum()) < policy.min_rows:
-            return
-        for place, name in enumerate(names):
-            column, known = columns[name], unseen if name == _PREDICTION else reference
-            if known.any():
-                found[number, 0, place] = column.distance(window, known)
-                found[number, 1, place] = abs(_share(column.absent, window) - _share(column.absent, known))
-                strange[number, place] = column.strange(window, known)
-
-    with ThreadPoolExecutor() as pool:  # sorting, counting and adding release the GIL
-        for running in progress([pool.submit(replay, number) for number in range(replays)]):
-            running.result()
+    found, strange, starts = _compare_replays(
+        policy, geometry, columns, calendar, seed=seed, replays=replays, progress=progress
+    )
     usable = np.isfinite(found[:, 0]).any(axis=1)
     if usable.sum() < replays / 2:
         raise CalibrationError(
@@ -259,6 +238,59 @@ def calibrate(
             for place, name in enumerate(names)
         },
     )
+
+
+def _compare_replays(
+    policy: Drift,
+    geometry: Geometry,
+    columns: Mapping[str, PreparedColumn],
+    calendar: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    *,
+    seed: int,
+    replays: int,
+    progress: Progress,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Compare windows of history with earlier rows.
+
+    Args:
+        policy: ``drift`` of the spec.
+        geometry: of the model.
+        columns: by name, the columns of history.
+        calendar: from :func:`_calendar`.
+        seed: seed of the draws.
+        replays: number of windows.
+        progress: see :data:`Progress`.
+
+    Returns:
+        Replays by two (distance, change of the share missing) by columns, NaN where nothing was compared; replays by columns,
+        the share of values in new categories; and the first day of each replay's window.
+    """
+    day_of, weekday, month = calendar
+    found = np.full((replays, 2, len(columns)), np.nan)
+    strange = np.zeros((replays, len(columns)))
+    starts = np.zeros(replays, dtype=np.int64)
+
+    def replay(number: int) -> None:
+        random = np.random.default_rng([seed, number])
+        drawn = draw(len(weekday), geometry, random)
+        starts[number] = drawn.start
+        alike = _alike(policy, drawn.window, weekday, month)
+        window = _thin(drawn.window[day_of].astype(np.float64), policy.sample, random)
+        reference = _thin((drawn.reference * alike)[day_of].astype(np.float64), policy.sample, random)
+        unseen = _thin((drawn.unseen * alike)[day_of].astype(np.float64), policy.sample, random)
+        if min(window.sum(), reference.sum()) < policy.min_rows:
+            return
+        for place, (name, column) in enumerate(columns.items()):
+            known = unseen if name == _PREDICTION else reference
+            if known.any():
+                found[number, 0, place] = column.distance(window, known)
+                found[number, 1, place] = abs(_share(column.absent, window) - _share(column.absent, known))
+                strange[number, place] = column.strange(window, known)
+
+    with ThreadPoolExecutor() as pool:  # sorting, counting and adding release the GIL
+        for running in progress([pool.submit(replay, number) for number in range(replays)]):
+            running.result()
+    return found, strange, starts
 
 
 def _stretch(

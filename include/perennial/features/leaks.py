@@ -130,7 +130,7 @@ def _later(
         return list(_differences(spec, asked, got, "later rows"))
 
     for altered in (
-        {name: _without_later(rows, moment) for name, rows in tables.items()},
+        {name: rows.filter(_known(rows, moment)) for name, rows in tables.items()},
         {name: _with_other_later(connection, folder, name, rows, moment) for name, rows in tables.items()},
     ):
         leaks = differences(altered)
@@ -200,11 +200,6 @@ def _merge(leaks: Sequence[Leak]) -> list[Leak]:
 
 
 # --- other rows ----------------------------------------------------------------------------------------------------------
-
-
-def _without_later(rows: pa.Table, moment: datetime) -> pa.Table:
-    """Only the rows known by ``moment``."""
-    return rows.filter(_known(rows, moment))
 
 
 def _with_other_later(

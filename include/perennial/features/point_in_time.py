@@ -28,7 +28,7 @@ import pyarrow as pa
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import literal, quoted
-from perennial.lake.schema import KNOWN, published_schema
+from perennial.lake.schema import KNOWN, MOMENT, published_schema
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
@@ -89,7 +89,7 @@ def feature_schema(spec: ModelSpec) -> pa.Schema:
     return pa.schema(
         [
             *(published.field(name) for name in _identity(spec)),
-            ("as_of", pa.timestamp("us", "UTC")),
+            ("as_of", MOMENT),
             *((name, pa.float64()) for name in spec.features.numeric),
             *((name, pa.string()) for name in spec.features.categorical),
         ]

@@ -157,13 +157,13 @@ def find_leaks(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interv
 def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[Interval]:
     """The days that :func:`ensure_features` rebuilds."""
     lookback = folder.spec.features.lookback
-    days = _days(interval)
+    days = interval.touched_days()
     read = Interval(days[0].start - lookback, days[-1].end)
     tables = ledger.publications(folder.spec.name, TABLES, read)
     changes = list(_changes(folder, tables))
-    with_tables = {day for publication in tables for day in _days(publication.interval)}
+    with_tables = {day for publication in tables for day in publication.interval.touched_days()}
     features = ledger.publications(folder.spec.name, DATASET, interval)
-    newest_of = {day: publication for publication in features for day in _days(publication.interval)}
+    newest_of = {day: publication for publication in features for day in publication.interval.touched_days()}
     digest = folder.features_digest
     outdated = []
     for day in days:
@@ -192,12 +192,6 @@ def _changes(folder: ModelFolder, publications: Sequence[Publication]) -> Iterat
         if content.get(publication.interval) != now:
             yield publication.id, publication.interval
         content[publication.interval] = now
-
-
-def _days(interval: Interval) -> list[Interval]:
-    """The UTC days that an interval touches."""
-    midnight = interval.start.replace(hour=0, minute=0, second=0, microsecond=0)
-    return Interval(midnight, max(interval.end + _DAY - timedelta(microseconds=1), midnight + _DAY)).days()
 
 
 def _stretches(days: Sequence[Interval]) -> Iterator[Interval]:

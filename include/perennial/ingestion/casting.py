@@ -35,7 +35,7 @@ from perennial.core.errors import PerennialError, SourceError, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
-from perennial.lake.schema import KNOWN, published_schema
+from perennial.lake.schema import KNOWN, MOMENT, published_schema
 from perennial.spec.data import Column, Table
 from perennial.spec.folder import ModelFolder
 
@@ -47,8 +47,8 @@ LANDED_EXTRAS = pa.schema(
         (POSITION, pa.string()),
         (FAULT, pa.string()),
         (RAW, pa.string()),
-        (FROM, pa.timestamp("us", "UTC")),
-        (UNTIL, pa.timestamp("us", "UTC")),
+        (FROM, MOMENT),
+        (UNTIL, MOMENT),
     ]
 )
 ROW, ROW_FAULT, KNOWN_FAULT = "_row", "_row_fault", "_known_fault"
@@ -126,7 +126,7 @@ def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str
         for column, spec in table.columns.items():
             found[column] = types[f"columns.{column}.sql"]
             if _value(spec, found[column], "x") is None:
-                fault = f"has the type {_plain(found[column])}, which cannot become {spec.type} without a decision"
+                fault = f"has the type {_short(found[column], 40)}, which cannot become {spec.type} without a decision"
                 if spec.sql is None:
                     raise SourceError(f"{place}: {column} {fault}; write it as `sql` at {where}.columns.{column}")
                 raise SpecError(f"{where}.columns.{column}.sql: the result {fault}; cast it")
@@ -199,19 +199,8 @@ def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: P
     # 1: it holds. 0: it does not hold, or is NULL. NULL: it cannot be computed.
     where = "1" if table.where is None else f"TRY(CASE WHEN (\n{table.where}\n)::BOOLEAN THEN 1 ELSE 0 END)"
     where_fault = literal(f"where: {_short(table.where or '')} cannot be computed for this row")
-    tried, values, faults = [], [], []
-    for n, (column, spec) in enumerate(table.columns.items()):
-        tried.append(f'{_tried(spec.sql) if spec.sql else f"struct_pack(v := {quoted(column)})"} AS "_t{n}"')
-        raw, kind = f'"_t{n}".v', types[column]
-        value = _value(spec, kind, raw)
-        assert value is not None  # bind
-        values.append(f'CASE WHEN {ROW_FAULT} IS NULL THEN {value} END AS "_v{n}"')
-        faults.append(
-            f"""CASE WHEN {ROW_FAULT} IS NOT NULL THEN NULL
-            WHEN "_t{n}" IS NULL THEN {literal(f"{column}: {_short(spec.sql or column)} cannot be computed for this row")}
-            WHEN {_is_missing(kind, raw)} THEN NULL
-            {_why_not(column, spec, kind, raw, f'"_v{n}"')} END AS "_f{n}\""""
-        )
+    casts = [_cast(n, column, spec, types[column]) for n, (column, spec) in enumerate(table.columns.items())]
+    tried, values, faults = (", ".join(parts) for parts in zip(*casts, strict=True))
     in_interval, outside = "true", {}
     if table.event_time is not None:
         event, n = quoted(table.event_time), names.index(table.event_time)
@@ -237,12 +226,12 @@ def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: P
         ), tried AS (
             SELECT {ROW}, {POSITION}, {FROM}, {UNTIL},
                 coalesce({FAULT}, CASE WHEN _holds IS NULL THEN {where_fault} END) AS {ROW_FAULT},
-                {", ".join(tried)}
+                {tried}
             FROM chosen WHERE _holds IS NULL OR _holds = 1 OR {FAULT} IS NOT NULL
         ), cast_once AS (
-            SELECT *, {", ".join(values)} FROM tried
+            SELECT *, {values} FROM tried
         ), explained AS (
-            SELECT *, {", ".join(faults)} FROM cast_once
+            SELECT *, {faults} FROM cast_once
         ), typed AS (
             SELECT {ROW}, {POSITION}, {ROW_FAULT}, {", ".join(renamed)} FROM explained
         ), known AS (
@@ -256,22 +245,30 @@ def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: P
     """
 
 
+def _cast(n: int, column: str, spec: Column, kind: str) -> tuple[str, str, str]:
+    """SQL of a column's expression ``_t<n>``, of its cast value ``_v<n>``, and of its fault ``_f<n>``."""
+    raw = f'"_t{n}".v'
+    value = _value(spec, kind, raw)
+    assert value is not None  # bind has checked it
+    fault = f"""CASE WHEN {ROW_FAULT} IS NOT NULL THEN NULL
+        WHEN "_t{n}" IS NULL THEN {literal(f"{column}: {_short(spec.sql or column)} cannot be computed for this row")}
+        WHEN ({raw} IS NULL{f" OR isnan({raw})" if kind in _FLOATS else ""}) THEN NULL
+        {_why_not(column, spec, kind, raw, f'"_v{n}"')} END AS "_f{n}\""""
+    return (
+        f'{_tried(spec.sql) if spec.sql else f"struct_pack(v := {quoted(column)})"} AS "_t{n}"',
+        f'CASE WHEN {ROW_FAULT} IS NULL THEN {value} END AS "_v{n}"',
+        fault,
+    )
+
+
 def _tried(sql: str) -> str:
     """NULL where the expression raises, else a struct with its value ``v``, which may be NULL too."""
     return f"TRY(struct_pack(v := (\n{sql}\n)))"
 
 
-def _short(sql: str) -> str:
+def _short(sql: str, most: int = 80) -> str:
     text = " ".join(sql.split())
-    return text if len(text) <= 80 else text[:79] + "…"
-
-
-def _plain(kind: str) -> str:
-    return kind if len(kind) <= 40 else kind[:39] + "…"
-
-
-def _is_missing(kind: str, raw: str) -> str:
-    return f"({raw} IS NULL OR isnan({raw}))" if kind in _FLOATS else f"{raw} IS NULL"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _is_in_range(moment: str) -> str:

@@ -40,7 +40,7 @@ from perennial.ingestion.judge import BATCH_ROWS, SHOWN, JudgedRows, judge, judg
 from perennial.ingestion.sources import Landed
 from perennial.ingestion.suite import Check, CheckTally, whole
 from perennial.lake.publish import TableWrite
-from perennial.lake.schema import published_schema
+from perennial.lake.schema import MOMENT, published_schema
 from perennial.spec.data import Table
 from perennial.spec.folder import ModelFolder
 
@@ -55,8 +55,8 @@ QUARANTINE_SCHEMA = pa.schema(
         ("reasons", pa.list_(pa.string())),
         ("row", pa.string()),
         ("run_id", pa.string()),
-        ("_event_time", pa.timestamp("us", "UTC")),
-        ("quarantined_at", pa.timestamp("us", "UTC")),
+        ("_event_time", MOMENT),
+        ("quarantined_at", MOMENT),
     ]
 )
 
@@ -166,10 +166,15 @@ def check(
         data_docs=str(page),
         files=landed.files,
     )
+    _log(result)
+    return result
+
+
+def _log(result: CheckResult) -> None:
     for line in result.reasons:
-        log.log(logging.ERROR if result.refused else logging.WARNING, "%s: %s", landed.table, line)
+        log.log(logging.ERROR if result.refused else logging.WARNING, "%s: %s", result.table, line)
     for line in result.warnings:
-        log.warning("%s: %s", landed.table, line)
+        log.warning("%s: %s", result.table, line)
     log.info(
         "checked %s: %d rows in, %d published, %d quarantined",
         result.table,
@@ -177,7 +182,6 @@ def check(
         result.rows_published,
         result.rows_quarantined,
     )
-    return result
 
 
 def ingest_writes(folder: ModelFolder, results: Sequence[CheckResult]) -> dict[str, TableWrite]:
@@ -319,7 +323,10 @@ def _rows_a_day(
                 f"SELECT date_trunc('day', {event})::DATE, count(*) FROM typed WHERE {event} IS NOT NULL GROUP BY 1"
             ).fetchall()
         )
-        counts = {day: (share, found.get(day, 0)) for day, share in _days(interval)}
+        counts = {}
+        for day in interval.touched_days():
+            share = (min(day.end, interval.end) - max(day.start, interval.start)) / day.length
+            counts[day.start.date()] = share, found.get(day.start.date(), 0)
     frame = pd.DataFrame(index=[str(day) for day in counts])
     checks = []
     for share in dict.fromkeys(share for share, _ in counts.values()):
@@ -334,13 +341,3 @@ def _rows_a_day(
 
         checks.append(whole(name, least, wanted.max, wanted.severity, explain))
     return frame, checks
-
-
-def _days(interval: Interval) -> Iterator[tuple[date, float]]:
-    """The UTC days that the interval touches, and the share of each that lies in it."""
-    start = interval.start
-    while start < interval.end:
-        midnight = start.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-        end = min(midnight, interval.end)
-        yield start.date(), (end - start) / timedelta(days=1)
-        start = end

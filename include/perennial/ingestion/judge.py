@@ -31,7 +31,7 @@ from perennial.core.text import visible
 from perennial.ingestion.casting import KNOWN_FAULT, ROW, ROW_FAULT
 from perennial.ingestion.delimited import POSITION
 from perennial.ingestion.suite import BROKEN, COPIES, UNTOLD, Check, CheckTally, row_checks, unreadable
-from perennial.lake.schema import published_schema
+from perennial.lake.schema import MOMENT, published_schema
 from perennial.spec.data import Table
 
 #: Number of values per column that Great Expectations judges at a time, and of rows that are written at a time.
@@ -307,7 +307,7 @@ def _write_bad(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Seq
 
     The tallies get the counts and examples.
     """
-    schema = pa.schema([(ROW, pa.int64()), ("reasons", pa.list_(pa.string())), ("event", pa.timestamp("us", "UTC"))])
+    schema = pa.schema([(ROW, pa.int64()), ("reasons", pa.list_(pa.string())), ("event", MOMENT)])
     event = f"t.{quoted(table.event_time)}" if table.event_time else "NULL::TIMESTAMPTZ"
     found = connection.sql(f"""
         SELECT f.{ROW}, list(f.number ORDER BY f.number) AS numbers, list(f.shown ORDER BY f.number) AS shown,

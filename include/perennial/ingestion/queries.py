@@ -15,6 +15,7 @@ from perennial.core.errors import PerennialError, SourceError
 from perennial.core.intervals import Interval
 from perennial.core.text import one_line
 from perennial.ingestion.landing import ARROW_ROWS, LandingWriter, positioned
+from perennial.lake.schema import MOMENT
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 
@@ -74,7 +75,7 @@ def land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, write
 #: The types of PostgreSQL's columns by number, for columns that have no value yet.
 _POSTGRESQL: dict[object, pa.DataType] = {
     16: pa.bool_(), 20: pa.int64(), 21: pa.int64(), 23: pa.int64(), 25: pa.string(), 700: pa.float64(), 701: pa.float64(),
-    1042: pa.string(), 1043: pa.string(), 1082: pa.date32(), 1114: pa.timestamp("us"), 1184: pa.timestamp("us", "UTC"),
+    1042: pa.string(), 1043: pa.string(), 1082: pa.date32(), 1114: pa.timestamp("us"), 1184: MOMENT,
 }  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def _array(values: Sequence[Any], column: str, kind: pa.DataType) -> pa.Array:
     if pa.types.is_null(array.type):
         return array.cast(kind)
     if pa.types.is_timestamp(array.type) and array.type.tz is not None:
-        return array.cast(pa.timestamp("us", "UTC"))
+        return array.cast(MOMENT)
     return array
 
 

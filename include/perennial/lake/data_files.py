@@ -29,6 +29,7 @@ from pyiceberg.types import LongType
 from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
+from perennial.lake.schema import KNOWN, MOMENT
 
 log = logs.get(__name__)
 
@@ -144,7 +145,7 @@ def discard(table: Table, files: Iterable[DataFile]) -> None:
 
 def known_by(moment: datetime) -> BooleanExpression:
     """A filter for the rows that were known at a moment."""
-    return LessThanOrEqual(term=Reference("_known_at"), value=literal(moment))
+    return LessThanOrEqual(term=Reference(KNOWN), value=literal(moment))
 
 
 def plain_type(given: pa.DataType) -> pa.DataType:
@@ -164,7 +165,7 @@ def plain_type(given: pa.DataType) -> pa.DataType:
     if pa.types.is_floating(given):
         return pa.float64()
     if pa.types.is_timestamp(given) and given.tz is not None:
-        return pa.timestamp("us", tz="UTC")
+        return MOMENT
     if pa.types.is_list(given) or pa.types.is_large_list(given):
         return pa.list_(plain_type(given.value_type))
     raise ValueError(f"a column of the type {given} cannot be kept; a timestamp must have a time zone")

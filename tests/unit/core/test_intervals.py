@@ -52,3 +52,9 @@ def test_windows_are_the_whole_weeks_inside() -> None:
     ]
     assert Interval.of("2013-04-02", "2013-04-08").windows(7 * DAY) == []
     assert Interval.of("2013-04-01T06:00:00Z", "2013-04-03T06:00:00Z").windows(DAY) == [Interval.day("2013-04-02")]
+
+
+def test_touched_days_are_whole_days() -> None:
+    assert Interval.of("2013-04-01", "2013-04-03").touched_days() == Interval.of("2013-04-01", "2013-04-03").days()
+    part = Interval.of("2013-04-01T23:59:00Z", "2013-04-02T00:00:01Z")
+    assert part.touched_days() == [Interval.day("2013-04-01"), Interval.day("2013-04-02")]
