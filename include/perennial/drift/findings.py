@@ -1,4 +1,4 @@
-"""What a comparison found: each column's distance and status, and the verdict they add up to."""
+"""What a comparison found: the distance and status of each column, and the verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page a person opens to see why a window was judged as it was: the verdict, above Evidently's own report.
+"""The page that explains the verdict on a window: the verdict and all columns, above Evidently's own report.
 
 Neighbour: :mod:`perennial.drift.compare` judges.
 """
@@ -40,7 +40,21 @@ def write_report(
     details: VerdictDetails,
     folder: Path,
 ) -> bool:
-    """Write ``report.html`` and ``evidently.json``, if there is anything to show, and ``verdict.json``; say if there was."""
+    """Write ``verdict.json``, and ``report.html`` and ``evidently.json`` if Evidently gave a report.
+
+    An error is logged, and does not change the verdict.
+
+    Args:
+        model: name of the model.
+        interval: the monitoring window.
+        version: the version that was compared; None if there is none.
+        comparison: what was found.
+        details: of the verdict, as the ledger keeps them.
+        folder: where the files are written. It is created if it does not exist.
+
+    Returns:
+        Whether ``report.html`` was written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         verdict = {
@@ -49,7 +63,7 @@ def write_report(
         }  # fmt: skip
         _replace(folder / "verdict.json", json.dumps(verdict, indent=2, default=str))
         if comparison.snapshot is None:
-            # One of an earlier attempt would contradict the verdict.
+            # A report of an earlier attempt would contradict the verdict.
             for name in ("report.html", "evidently.json"):
                 (folder / name).unlink(missing_ok=True)
             return False
@@ -70,7 +84,7 @@ def _replace(file: Path, text: str) -> None:
 
 
 def _banner(model: str, interval: Interval, version: int | None, comparison: DriftComparison, details: VerdictDetails) -> str:
-    """The verdict and a table of all columns, above Evidently's page, which knows of those alone that it was asked about."""
+    """The verdict and a table of all columns. Evidently's page shows only the columns that it was called for."""
     items = "".join(f"<li>{_as_text(reason)}</li>" for reason in comparison.reasons)
     weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.estimate)))
     rows = "".join(

@@ -11,18 +11,20 @@ from perennial.evidence.training import CodeState
 
 @dataclass(frozen=True)
 class Fitted:
-    """A candidate, fitted and logged; small enough to hand from task to task.
+    """A candidate that was fitted and logged. It is small enough to pass from task to task.
 
     Attributes:
         candidate: its name in ``model.yaml``.
-        baseline: whether it only stands for what must be beaten.
+        baseline: whether it is only a baseline that other candidates must beat.
         params: the parameters it was fitted with.
-        metrics: on the validation part, of the same settings fitted without it.
-        score: the primary one of them; None if it is not defined there.
-        greater_is_better: whether more of ``score`` is better.
-        mlflow_run_id, model_id, manifest: where it was logged, and the SHA-256 of each file.
-        code: of the process that fitted it.
-        seconds: of the search and of the final fit.
+        metrics: metrics on the validation part, of a model with the same settings that was fitted without this part.
+        score: the primary metric of ``metrics``; None if it is not defined there.
+        greater_is_better: whether a greater ``score`` is better.
+        mlflow_run_id: its MLflow run.
+        model_id: its model in MLflow.
+        manifest: SHA-256 of each of its files.
+        code: the code and packages of the process that fitted it.
+        seconds: duration of the search and of the final fit.
     """
 
     candidate: str
@@ -39,7 +41,7 @@ class Fitted:
 
     @property
     def model_uri(self) -> str:
-        """What MLflow's own tools load it by."""
+        """The address by which MLflow's own tools load it."""
         return f"models:/{self.model_id}"
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ from perennial.drift.page import write_report
 from perennial.drift.sampling import take_sample
 from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.verdict import ComparedRows, Estimate, Impact, VerdictDetails
+from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import VerdictName, VersionRecord
 from perennial.ledger.store import Ledger
@@ -78,15 +79,6 @@ class DriftVerdict:
         return cls(**{**value, **typed})
 
 
-@dataclass
-class _Seen:
-    """What a comparison has come to, also where it failed then: the same as in :class:`VerdictDetails`."""
-
-    snapshots: dict[str, int] = field(default_factory=dict)
-    version: int | None = None
-    rows: ComparedRows | None = None
-
-
 def report_folder(model: str, interval: Interval) -> Path:
     """Where the reports of an interval lie, relative to the deployment's folder of reports."""
     return Path(model) / "drift" / interval.key
@@ -113,21 +105,14 @@ def judge_drift(
         run_id: the run.
     """
     spec, ledger = folder.spec, deployment.ledger
-    seen = _Seen()
-    version: int | None = None
-    estimate: Estimate | None = None
-    try:
-        version, comparison, estimate = _compare_interval(folder, deployment, interval, seen)
-    except Exception as error:
-        log.exception("drift could not be judged")
-        version = seen.version
-        comparison = DriftComparison("unknown", [f"the comparison failed, {first_line(error)}"])
+    found = _compare_interval(folder, deployment, interval)
+    version, comparison, estimate = found.version, found.comparison, found.estimate
     record = ledger.version(spec.name, version) if version is not None else None
     weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
     details = VerdictDetails(
-        snapshots=seen.snapshots,
-        version=seen.version,
-        rows=seen.rows,
+        snapshots=found.snapshots,
+        version=version,
+        rows=found.rows,
         share=comparison.share,
         share_threshold=spec.drift.share,
         calibrated=folder.thresholds.computed_at if folder.thresholds else None,
@@ -227,72 +212,102 @@ def performance_bound(spec: ModelSpec, evaluation: Evaluation, estimate: Estimat
     return None
 
 
-def _compare_interval(
-    folder: ModelFolder, deployment: Deployment, interval: Interval, seen: _Seen
-) -> tuple[int | None, DriftComparison, Estimate | None]:
+@dataclass(frozen=True)
+class _Found:
+    """What was found of a window.
+
+    Attributes:
+        comparison: of the columns.
+        version: the version that made most of the predictions; None if there are none.
+        snapshots: by dataset, the snapshot that was read.
+        rows: how many rows there were and were compared; None if no rows were read.
+        estimate: of the performance; None if nothing was compared.
+    """
+
+    comparison: DriftComparison
+    version: int | None = None
+    snapshots: dict[str, int] = field(default_factory=dict)
+    rows: ComparedRows | None = None
+    estimate: Estimate | None = None
+
+
+def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Interval) -> _Found:
+    """Compare a window with the training reference. What prevents the comparison becomes its reason."""
     spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
-    key, size, seed = list(spec.entity_table.key), spec.drift.sample, spec.training.seed
-    published = {}
-    for dataset in ("predictions", "features"):
-        publication = ledger.published(spec.name, dataset)
-        if publication is None or not ledger.publications(spec.name, dataset, interval):
-            return None, DriftComparison("unknown", [f"no {dataset} are published for {interval}"]), None
-        published[dataset] = publication.snapshots[dataset]
-    seen.snapshots = published
+    found = _Found(DriftComparison("unknown", []))
 
-    def sample(dataset: str, wanted: Iterable[str]) -> tuple[pa.Table, int]:
-        # A window may have many more rows than are compared: of them, no column is read in vain.
-        there = lake.columns(spec.name, dataset, published[dataset])
-        columns = [name for name in dict.fromkeys([*key, spec.event_time, *wanted]) if name in there]
-        reader = lake.scan(
-            spec.name, dataset, published[dataset], columns=columns, interval=interval, event_time=spec.event_time
+    def unknown(reason: str) -> _Found:
+        return replace(found, comparison=DriftComparison("unknown", [reason]))
+
+    try:
+        published = {}
+        for dataset in ("predictions", "features"):
+            publication = ledger.published(spec.name, dataset)
+            if publication is None or not ledger.publications(spec.name, dataset, interval):
+                return unknown(f"no {dataset} are published for {interval}")
+            published[dataset] = publication.snapshots[dataset]
+        found = replace(found, snapshots=published)
+        said = [PREDICTION, "probabilities", "version"]
+        predictions, predicted = _sample(spec, lake, "predictions", published["predictions"], interval, said)
+        if not predicted:
+            return unknown(f"{interval} has no predictions")
+        made_by = Counter(predictions.column("version").to_pylist())
+        # If two versions made equally many, the newer one counts.
+        version = max(made_by, key=lambda number: (made_by[number], number))
+        found = replace(found, version=version)
+        logs.resolved(version=version)
+        predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
+        model = deployment.registry.load(spec.name, version)
+        reference = model.reference()
+        names = [name for name in reference.column_names if name not in NOT_FEATURES]
+        features, entities = _sample(spec, lake, "features", published["features"], interval, names)
+        # Evidently draws the rows in this order, so it must be the order of time.
+        features = features.sort_by(spec.event_time)
+        rows = ComparedRows(
+            features=entities,
+            predictions=predicted,
+            features_compared=features.num_rows,
+            predictions_compared=predictions.num_rows,
+            reference=reference.num_rows,
         )
-        return take_sample(reader, key, size=size, seed=seed)
+        found = replace(found, rows=rows)
+        alike = match_reference(spec.drift, reference, spec.event_time, interval)
+        if isinstance(alike, str):
+            return unknown(alike)
+        found = replace(found, rows=replace(rows, reference_compared=alike.num_rows))
+        # The reference also has the event time, which is not compared.
+        compared = [name for name in alike.column_names if name in NOT_FEATURES or name in model.features]
+        comparison = compare(spec.drift, features, predictions, alike.select(compared), folder.thresholds)
+        gaps = uncovered(interval, ledger.publications(spec.name, "predictions", interval))
+        reasons = [*comparison.reasons, *_left_out(made_by, version, gaps)]
+        estimate = _estimate(folder, model, predictions, reference)
+        return replace(found, comparison=replace(comparison, reasons=reasons), estimate=estimate)
+    except Exception as error:
+        log.exception("drift could not be judged")
+        return unknown(f"the comparison failed, {first_line(error)}")
 
-    predictions, predicted = sample("predictions", [PREDICTION, "probabilities", "version"])
-    if not predicted:
-        return None, DriftComparison("unknown", [f"{interval} has no predictions"]), None
-    made_by = Counter(predictions.column("version").to_pylist())
-    # Of two versions that made as many, the newer one.
-    version = max(made_by, key=lambda number: (made_by[number], number))
-    seen.version = version
-    logs.resolved(version=version)
-    predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
-    model = deployment.registry.load(spec.name, version)
-    reference = model.reference()
-    features, entities = sample("features", [name for name in reference.column_names if name not in NOT_FEATURES])
-    # In the order of time, as Evidently draws them.
-    features = features.sort_by(spec.event_time)
-    seen.rows = ComparedRows(
-        features=entities,
-        predictions=predicted,
-        features_compared=features.num_rows,
-        predictions_compared=predictions.num_rows,
-        reference=reference.num_rows,
-    )
-    alike = match_reference(spec.drift, reference, spec.event_time, interval)
-    if isinstance(alike, str):
-        return version, DriftComparison("unknown", [alike]), None
-    seen.rows = replace(seen.rows, reference_compared=alike.num_rows)
-    comparison = compare(
-        spec.drift,
-        features,
-        predictions,
-        # Beside them, it says when its rows were.
-        alike.select([name for name in alike.column_names if name in NOT_FEATURES or name in model.features]),
-        folder.thresholds,
-    )
-    notes = []
+
+def _sample(
+    spec: ModelSpec, lake: Lake, dataset: str, snapshot: int, interval: Interval, wanted: Iterable[str]
+) -> tuple[pa.Table, int]:
+    """A sample of a window's rows, and how many rows the window has. Only the columns that are needed are read."""
+    key = list(spec.entity_table.key)
+    there = lake.columns(spec.name, dataset, snapshot)
+    columns = [name for name in dict.fromkeys([*key, spec.event_time, *wanted]) if name in there]
+    reader = lake.scan(spec.name, dataset, snapshot, columns=columns, interval=interval, event_time=spec.event_time)
+    return take_sample(reader, key, size=spec.drift.sample, seed=spec.training.seed)
+
+
+def _left_out(made_by: Counter[int], version: int, gaps: Sequence[Interval]) -> Iterator[str]:
+    """Sentences about predictions of the window that were not compared: those of other versions, and missing ones."""
     if len(made_by) > 1:
         others = ", ".join(str(number) for number in sorted(made_by) if number != version)
-        notes.append(
+        yield (
             f"compared with version {version}, which made {made_by[version] / sum(made_by.values()):.0%} of the predictions; "
             f"the others, by version {others}, were left out"
         )
-    if gaps := uncovered(interval, ledger.publications(spec.name, "predictions", interval)):
-        notes.append(f"no predictions are published for {', '.join(gap.key for gap in gaps)}")
-    estimate = _estimate(folder, model, predictions, reference)
-    return version, replace(comparison, reasons=[*comparison.reasons, *notes]), estimate
+    if gaps:
+        yield f"no predictions are published for {', '.join(gap.key for gap in gaps)}"
 
 
 def _estimate(folder: ModelFolder, model: LoadedModel, predictions: pa.Table, reference: pa.Table) -> Estimate:

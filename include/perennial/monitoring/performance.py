@@ -9,7 +9,7 @@ Neighbours: :mod:`perennial.monitoring.retraining` weighs what is measured here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -88,7 +88,8 @@ def measure_performance(
     if predictions is None or tables is None:
         log.info("nothing to measure: no predictions are published yet")
         return []
-    windows = list(_windows(spec, interval))
+    earliest = min(interval.start, interval.end - spec.training.window)
+    windows = Interval(earliest, interval.end).windows(spec.schedules.window)
     if not windows:
         return []
     span = Interval(windows[0].start, windows[-1].end)
@@ -167,17 +168,6 @@ def _newest_labels(
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER = np.iinfo(np.int64).min
-
-
-def _windows(spec: ModelSpec, interval: Interval) -> Iterator[Interval]:
-    """Whole days or ISO weeks, which begin on a Monday, oldest first."""
-    length = spec.schedules.window
-    earliest = min(interval.start, interval.end - spec.training.window)
-    monday = datetime(1970, 1, 5, tzinfo=UTC)
-    start = monday + -((monday - earliest) // length) * length
-    while start + length <= interval.end:
-        yield Interval(start, start + length)
-        start += length
 
 
 def _read_predictions(spec: ModelSpec, lake: Lake, published: Publication, window: Interval) -> pa.Table:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, get_args
 
 from croniter import CroniterError, croniter
 
 from perennial.alerts import of_operation
 from perennial.alerts.alert import EVERYBODY, Alert, failure, failure_key
-from perennial.core.intervals import Interval
+from perennial.core.intervals import Interval, window_start
 from perennial.spec.model import ModelSpec
 from perennial.spec.operation import WatchLimits
 
@@ -48,8 +48,6 @@ STAGE = timedelta(hours=3)
 
 #: The stages that wait for each other. While one of them is on, the others are meant to be.
 _CHAIN = ("ingest", "train", "score", "monitor")
-
-_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 
 
 # --- what is known ---------------------------------------------------------------------------------------------------
@@ -508,7 +506,7 @@ def _last_window(by: datetime, window: str) -> Interval:
         end = by.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
         return Interval((end - timedelta(days=1)).replace(day=1), end)
     length = timedelta(days=7 if window == "week" else 1)
-    end = _MONDAY + (by - _MONDAY) // length * length
+    end = window_start(by, length)
     return Interval(end - length, end)
 
 

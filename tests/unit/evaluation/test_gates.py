@@ -119,7 +119,7 @@ def test_a_copy_of_the_champion_is_called_one() -> None:
     given = evaluation(champion=contender("champion", 0.70))
     assert given.comparison is not None
     copy = replace(given, comparison=replace(given.comparison, identical=1.0))
-    assert "predicts the very same as champion version 3" in refusals(decide(copy, Gates()))["champion"]
+    assert "predicts the same as champion version 3" in refusals(decide(copy, Gates()))["champion"]
     assert decide(copy, NOT_WORSE).promote
 
 
@@ -255,7 +255,7 @@ def test_a_champion_that_learned_from_the_holdout_is_no_fair_rival() -> None:
 
 def test_a_candidate_that_learned_from_the_holdout_is_refused() -> None:
     learned = contender(trained_on="2013-02-01--2013-04-10")
-    assert "boosting learned from" in refusals(decide(evaluation(candidate=learned), Gates()))["untouched_holdout"]
+    assert "boosting was trained on" in refusals(decide(evaluation(candidate=learned), Gates()))["untouched_holdout"]
 
 
 def test_a_candidate_of_stale_rows_is_refused_with_the_days_between() -> None:
@@ -423,7 +423,7 @@ def test_a_mean_prediction_far_from_the_share_learned_from_refuses(mean: float |
         (Robustness(100, 0.7, 0.5, {"x": 0.67, "y": 0.69}, {}, {}), "noise", "x, the worst of 2 features"),
         (Robustness(100, 0.7, 0.5, {}, {"x": 0.62}, {}), "missing", "40.0% of its lead"),
         (Robustness(100, 0.7, 0.5, {}, {}, {"missing x": "Input contains NaN"}), "missing", "Input contains NaN"),
-        (Robustness(100, 0.45, 0.5, {"x": 0.45}, {}, {}), "noise", "knows nothing that could be lost"),
+        (Robustness(100, 0.45, 0.5, {"x": 0.45}, {}, {}), "noise", "has no lead that worse inputs could reduce"),
         (Robustness(100, 0.7, 0.5, {"x": math.nan}, {}, {}), "noise", "not a number"),
     ],
 )

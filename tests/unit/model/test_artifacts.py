@@ -371,7 +371,7 @@ ROWS = pa.table({"x": [1.0, None, 3.0], "kind": ["a", None, "c"]})
     ],
 )
 def test_a_wrong_number_of_predictions_is_an_error(task: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ScoringError, match=r"toy version 1: the model gave predictions of shape"):
+    with pytest.raises(ScoringError, match=r"toy version 1: the model gave predictions of the shape"):
         model_of(np.zeros(shape), task).predict(ROWS)
 
 
@@ -381,7 +381,7 @@ def test_a_binary_model_predicts_the_probability_of_true_whatever_the_order_of_i
     model.estimator.classes_ = (True, False)
     assert model.predict(ROWS).values.tolist() == [0.2] * 3
     model.estimator.classes_ = (0, 1)
-    with pytest.raises(ScoringError, match="but not True"):
+    with pytest.raises(ScoringError, match="and not True"):
         model.predict(ROWS)
 
 
@@ -400,7 +400,7 @@ def test_missing_features_are_named() -> None:
 
 
 def test_a_feature_that_cannot_be_a_number_is_named() -> None:
-    with pytest.raises(ScoringError, match="feature x is a string"):
+    with pytest.raises(ScoringError, match="feature x has the type string"):
         model_of(np.zeros((3, 2))).predict(pa.table({"x": ["1,5", "a", "b"], "kind": ["a", "b", "c"]}))
 
 

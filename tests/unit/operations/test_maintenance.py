@@ -203,7 +203,7 @@ def test_a_backup_waits_for_a_removal_that_is_under_way(world: World, monkeypatc
     monkeypatch.setattr(removal, "PATIENCE", timedelta(0))
     with removing(world.settings) as held:
         assert held is None
-        with pytest.raises(BackupError, match="have been removed for"):
+        with pytest.raises(BackupError, match="has been running for"):
             hold(world.settings, NOW + timedelta(hours=1))
     with removing(world.settings) as held:
         assert held is None, "nor does it hold anything then"
