@@ -1,8 +1,8 @@
 """Scoring: what a champion's predictions cost beyond the estimator's own, and whether memory and time stay in proportion.
 
-Ours is ``scoring.score``: the champion is loaded by its manifest, the features are read from the lake, and the predictions are
-checked, published to the lake and copied to the predictions database; each repetition begins with a lake and a database
-without predictions. Beside it:
+Ours is :func:`perennial.scoring.publish.score`: it loads the champion by its manifest, reads the features from the lake, checks
+the predictions, publishes them to the lake and copies them to the predictions database. Each repetition begins with a lake and
+a database without predictions. Beside it:
 
 - the limit: ``predict_proba`` of the same estimator on the same rows, already in memory as one DataFrame.
 - what a database takes by itself to show as many rows at once: one ``INSERT`` of them from a temporary table, and its commit.
@@ -133,7 +133,7 @@ def shown(url: str) -> Callable[[], Any]:
     predictions = sa.Table(f"{MODEL}_predictions", sa.MetaData(), autoload_with=connection)
     table = predictions.to_metadata(sa.MetaData(), name="shown")
     for index in table.indexes:
-        index.name = "shown_at"
+        index.name = sa.quoted_name("shown_at", quote=None)
     table.drop(connection, checkfirst=True)
     table.create(connection)
     connection.exec_driver_sql(f"CREATE TEMPORARY TABLE staged AS SELECT * FROM {MODEL}_predictions")
@@ -251,8 +251,8 @@ def measure(told: Told, years: int, repeat: int, only: Sequence[str], postgres: 
         more = run("score ten times the rows, PostgreSQL", ours, 1, years=10 * years, sink=postgres)
         claim = f"score {10 * years * prepared.FLIGHTS / 1e6:.0f} M rows to lake and PostgreSQL"
         told.add(Line(claim, size, seconds(more), seconds(deployed), goal=11))
-        peaks = [[one.peak_mb for one in taken] for taken in (more, deployed)]
-        told.add(Line("peak memory of it", size, *peaks, unit="MB", goal=1.2))
+        peak, usual_peak = ([one.peak_mb for one in taken] for taken in (more, deployed))
+        told.add(Line("peak memory of it", size, peak, usual_peak, unit="MB", goal=1.2))
 
 
 def main() -> None:

@@ -474,7 +474,7 @@ def measure(system: System, rows: dict[str, dict[str, int]]) -> dict[str, list[f
 
 
 def busy() -> float:
-    """Seconds that the machine's processors have worked."""
+    """Seconds that the machine's processors have worked since it started."""
     times = psutil.cpu_times()
     return float(times.user + times.system + times.nice)
 
@@ -487,9 +487,10 @@ def check_rows(system: System, week: str, expected: dict[str, dict[str, int]]) -
 
 def main(names: list[str]) -> None:
     kinds = {kind.__name__.lower(): kind for kind in (Perennial, Dagster, Metaflow, ZenML, Airflow)}
-    told, rows = Told("peers"), {}
+    told = Told("peers")
+    rows: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        systems = {name: kind(Path(folder)) for name, kind in kinds.items() if not names or name in names}
+        systems: dict[str, System] = {name: kind(Path(folder)) for name, kind in kinds.items() if not names or name in names}
         found = {name: prepare(system, rows) for name, system in systems.items()}
         for name, system in systems.items():
             found[name] |= measure(system, rows)
