@@ -21,7 +21,7 @@ correction: they are published as one. History is loaded in parts by `<model>.lo
 from airflow.sdk import chain
 
 from perennial.orchestration import assets
-from perennial.orchestration.dags import day, models, report_broken_models, stage, switch
+from perennial.orchestration.dags import day, models, report_broken_models, result, stage, switch
 from perennial.orchestration.ingest import build_features, check_task_id, land_and_check, publish_tables
 
 for model in models():
@@ -37,7 +37,8 @@ for model in models():
         },
     ):
         checked = [
-            land_and_check.override(task_id=check_task_id(table))(model=model.name, table=table) for table in model.tables
+            result(land_and_check.override(task_id=check_task_id(table))(model=model.name, table=table))
+            for table in model.tables
         ]
         published = publish_tables(model=model.name, checked=checked)
         features = build_features.override(outlets=[assets.features(model.name)])(model=model.name)
