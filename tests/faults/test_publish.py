@@ -336,5 +336,5 @@ def test_processes_that_first_touch_the_lake_together_all_publish(house_on_each_
         process.join(90)
     assert [process.exitcode for process in processes[1:]] == [0] * len(days)
     assert processes[0].exitcode in (0, SUPERSEDED)
-    expected = {day.start.date(): f"run-{n}" for n, day in enumerate(days)}
+    expected: dict[date | str, str] = {day.start.date(): f"run-{n}" for n, day in enumerate(days)}
     assert house.sources() == {**expected, days[0].start.date(): "again", "fleet": "run-3"}
