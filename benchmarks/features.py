@@ -158,7 +158,7 @@ def mean_over(asked: pd.DataFrame, rows: pd.DataFrame, by: list[str], value: str
 
 
 def _moments(values: pd.Series[Any]) -> pd.Series[Any]:
-    # Subtracting a timedelta changes the unit to nanoseconds, and merge_asof wants the same on both sides.
+    # Subtracting a timedelta changes the unit to nanoseconds, and merge_asof requires the same on both sides.
     return values.astype("datetime64[us, UTC]")
 
 

@@ -7,9 +7,9 @@ after each. Three kinds of trial in which the candidate is truly no better:
 - another draw: the same estimator on training days that were drawn anew, with replacement;
 - swapped by day: of two quite different models, a coin decides each day who plays the candidate.
 
-Of the first two, the candidate is the one that is worse over all eight weeks, be it by little; in the third nobody is better.
-A fourth has no goal and shows a limit: were the same model ahead for whole weeks by chance (swapped by week), days would not
-be the right blocks, and ``gates.resampling.block`` should be ``7d``.
+Of the first two, the candidate is the one that is worse over all eight weeks, if only by a little; in the third neither is
+better. A fourth has no goal and shows a limit: if the same model were ahead for whole weeks by chance (swapped by week), days
+would not be the right blocks, and ``gates.resampling.block`` should be ``7d``.
 
 And two in which it is better by a stated area under the ROC curve, over the eight weeks: the weaker one has noise in its
 log-odds (an improvement in every row alike), or is drawn towards a model that lacks the features of what happened just before

@@ -1,8 +1,8 @@
 """Ingestion: what it takes beyond reading the source and Great Expectations' own work, and whether memory stays flat.
 
-Ours lands, casts, checks, parts and publishes the table ``flights`` of the example, as its tasks do: ten years of it, a gzipped
-CSV file a day, as one interval, into an empty lake. In ten years some rows share their keys, since a leap day repeats the day
-before; each way has to find the same ones. Beside it:
+Ours lands, casts, checks, parts and publishes the table ``flights`` of the example, as its tasks do: ten years of it, one
+gzipped CSV file per day, as one interval, into an empty lake. In ten years some rows share their keys, since a leap day repeats
+the day before; each way has to find the same ones. Beside it:
 
 - the limit: the same files read by DuckDB, which was faster than pyarrow and pandas, into the same columns, and the same
   expectations judged by Great Expectations as fast as it does with a verdict on each row: in frames of 100,000 rows, with
@@ -127,7 +127,7 @@ def _judged(frames: Iterator[pd.DataFrame], *, unique: bool) -> dict[str, int]:
     ]
     rows = failing = 0
     for frame in frames:
-        # A context a frame, since it keeps every frame that it was ever given.
+        # A new context for each frame, since a context keeps every frame that it was ever given.
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         asset = context.data_sources.add_pandas("files").add_dataframe_asset("rows")

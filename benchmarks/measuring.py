@@ -1,4 +1,4 @@
-"""How a claim is measured: pieces in processes of their own, one after the other, medians, the ratio last, and all of it kept.
+"""How a claim is measured: each piece in a process of its own, one after the other. Medians and their ratio are kept.
 
 A piece is a function of a benchmark that prepares and returns what is to be timed::
 

@@ -5,7 +5,7 @@ the predictions, publishes them to the lake and copies them to the predictions d
 a database without predictions. Beside it:
 
 - the limit: ``predict_proba`` of the same estimator on the same rows, already in memory as one DataFrame.
-- what a database takes by itself to show as many rows at once: one ``INSERT`` of them from a temporary table, and its commit.
+- what a database alone takes to show as many rows at once: one ``INSERT`` of them from a temporary table, and its commit.
 - the usual way: ``pandas.read_sql``, ``mlflow.pyfunc``, ``DataFrame.to_sql``, chunk by chunk; features and predictions lie in
   SQLite, as ours do.
 - ten times as many rows.
@@ -229,7 +229,7 @@ def measure(told: Told, years: int, repeat: int, only: Sequence[str], postgres: 
             claim = f"score {size}: features from the lake, champion, predictions to lake and {sink}"
             told.add(Line(claim, "predict_proba alone, rows in memory", seconds(taken), seconds(alone), goal=1.3))
         for sink, taken in sinks:
-            # Whoever shows all rows or none cannot begin before the last one is predicted.
+            # A way that shows all rows or none cannot begin before the last one is predicted.
             least = statistics.median(seconds(alone)) + statistics.median(seconds(swaps[sink]))
             told.add(Line(f"score {size} to lake and {sink}", "predict_proba, then one INSERT in it", seconds(taken), [least]))
     if "usual" in only:

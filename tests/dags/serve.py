@@ -1,7 +1,7 @@
 """Airflow's own API server with the project's plugins, on a fresh database. Run in a process of its own.
 
-Prints the routes that the plugins add, as JSON, then serves until it is ended. Whose sign-in it has says the environment:
-``AIRFLOW__CORE__AUTH_MANAGER``.
+Prints the routes that the plugins add, as JSON, then serves until it is ended. The environment says which sign-in
+it has: ``AIRFLOW__CORE__AUTH_MANAGER``.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ SUPERSEDED = 3
 
 
 def tables(interval: Interval, source: str) -> dict[str, TableWrite]:
-    """Two tables with a row an hour, and one without event time, whose rows all name their source."""
+    """Two tables with one row per hour, and one without event time, whose rows all name their source."""
     hours = [interval.start + timedelta(hours=n) for n in range(interval.length // timedelta(hours=1))]
     hourly = pa.table([hours, [source] * len(hours), hours], schema=HOURLY)
     fleet = pa.table([["N1", "N2"], [source] * 2], schema=FLEET)
@@ -224,7 +224,7 @@ def check_killed_attempt(house: House, fault: Fault, published: bool) -> None:
     now = "killed" if published else "before"
     day, next_day = DAY.start.date(), NEXT_DAY.start.date()
     assert house.sources() == {day: now, "fleet": now}
-    # What it has left is not taken along by whoever publishes next.
+    # The next one that publishes does not take along what it has left.
     house.publish(NEXT_DAY, "other")
     assert house.sources() == {day: now, next_day: "other", "fleet": "other"}
     house.publish(DAY, "killed")
