@@ -12,6 +12,7 @@ from perennial.alerts.alert import Alert, linking
 from perennial.alerts.outbox import ChannelState, Lease, Outbox
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
+from perennial.ledger.records import VerdictName
 from perennial.ledger.store import Ledger
 
 MODEL = "flight_delay"
@@ -37,10 +38,10 @@ def drift(interval: Interval = DAY) -> Alert:
     return of_models.drift(MODEL, interval, version=1, reasons=["moved"])
 
 
-def judge(ledger: Ledger, interval: Interval, verdict: str, alert: Alert | None = None) -> None:
+def judge(ledger: Ledger, interval: Interval, verdict: VerdictName, alert: Alert | None = None) -> None:
     ledger.record_verdict(
         model=MODEL, interval=interval, version=1, verdict=verdict, reasons=[], details={}, report=None, run_id="r", alert=alert
-    )  # type: ignore[arg-type]  # fmt: skip
+    )
 
 
 def keys(outbox: Outbox, channel: str) -> list[str]:
