@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from perennial.core.errors import SourceError, SpecError
 from perennial.core.intervals import Interval
-from perennial.ingestion import landing, queries
+from perennial.ingestion import casting, landing, queries
 from perennial.ingestion.sources import land
 from perennial.spec.code import folder_function
 from tests.unit.landing import COLUMNS, DAY, HEADER, ingest, no_connection, row, sqlite, trips, write
@@ -224,7 +224,7 @@ def test_a_remote_file_that_changes_while_it_is_read_is_rejected(
     tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory.pipe("/bucket/all.csv", (HEADER + row()).encode())
-    bind = landing.bind
+    bind = casting.bind
 
     def replace_and_bind(*arguments: Any) -> Any:
         memory.pipe("/bucket/all.csv", (HEADER + row() + row("b")).encode())
