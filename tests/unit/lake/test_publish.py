@@ -85,8 +85,9 @@ class Publisher:
         published = self.ledger.published(self.model, "tables")
         if published is None or table not in published.snapshots:
             return []
-        rows = self.lake.scan(self.model, table, published.snapshots[table], **choice).read_all()
-        return rows.sort_by(rows.schema.names[0]).to_pylist()
+        found = self.lake.scan(self.model, table, published.snapshots[table], **choice).read_all()
+        rows: list[dict[str, Any]] = found.sort_by(found.schema.names[0]).to_pylist()
+        return rows
 
     def sources(self) -> dict[date, set[str]]:
         """Which runs the flights of each day come from; a day whose rows are not all there once fails."""
@@ -358,7 +359,12 @@ def test_files_are_on_the_disk_before_the_catalog_names_them(
 ) -> None:
     synced: set[int] = set()
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), fsync(handle))[1])
+
+    def watched(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
     publisher.publish(DAY, "a")
     files = [path for path in Path(settings.warehouse).rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".parquet", ".avro", ".json"}
