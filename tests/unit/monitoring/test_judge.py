@@ -14,11 +14,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import yaml
+from evidently import Report
 from mlflow import MlflowClient
 
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
-from perennial.drift.compare import Report, compare, match_reference
+from perennial.drift.compare import compare, match_reference
 from perennial.drift.findings import ColumnDrift, DriftComparison
 from perennial.drift.sampling import take_sample
 from perennial.monitoring import estimation
@@ -137,13 +138,13 @@ def test_predicted_classes_are_compared_as_categories() -> None:
 
 
 def nan_share(share: float) -> np.ndarray:
-    values = features()["n0"].copy()
+    values: np.ndarray = features()["n0"].copy()
     values[: int(share * ROWS)] = np.nan
     return values
 
 
 def inf_share(share: float) -> np.ndarray:
-    values = features()["n0"].copy()
+    values: np.ndarray = features()["n0"].copy()
     values[: int(share * ROWS)] = np.inf
     return values
 
