@@ -11,7 +11,7 @@ from rich.console import Console
 
 from perennial.core.errors import ArtifactRejected
 from perennial.core.intervals import Interval
-from perennial.ledger.records import Approval, ShadowComparison, VersionRecord
+from perennial.ledger.records import Action, Approval, ShadowComparison, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.reports.approval import comparison_in_words
 from perennial.reports.history import explain, history, show_history, show_story
@@ -44,7 +44,10 @@ def told(ledger: Ledger) -> Ledger:
     ledger.record_approval(
         Approval(MODEL, 2, "approved", "airflow:ann", "[bold]fine[/]", datetime(2013, 3, 26, 4, tzinfo=UTC), "toy.train/run")
     )
-    for version, over, action, why in ((1, None, "promote", "first"), (2, 1, "promote", "better"), (1, 2, "rollback", "worse")):
+    made_so_far: tuple[tuple[int, int | None, Action, str], ...] = (
+        (1, None, "promote", "first"), (2, 1, "promote", "better"), (1, 2, "rollback", "worse"),
+    )  # fmt: skip
+    for version, over, action, why in made_so_far:
         made = ledger.intend_promotion(
             model=MODEL, version=version, expected=over, action=action, reason=why, actor=f"{action}r", run_id=None,
             evidence={"auc": 0.7},
