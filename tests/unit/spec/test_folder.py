@@ -74,7 +74,7 @@ def changed(old: str, new: str) -> str:
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
-BROKEN = {
+BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     "a Python tag": (
         changed("owner: operations", "owner: !!python/object/apply:os.system [id]"),
         ["model.yaml:2: the tag tag:yaml.org,2002:python/object/apply:os.system is not allowed; write a plain value"],
