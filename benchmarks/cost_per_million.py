@@ -1,11 +1,11 @@
 """What a million rows cost, stage by stage: processor time, time, and memory, on the flights repeated with shifted years.
 
-The flights of 2013 are repeated as those of 2014 and 2015 (336,776 flights, hourly weather, aircraft, a year), a file a day as
-in the example's landing zone; a copy's keys and times are its own, see :mod:`benchmarks.prepared`. Each stage runs in a process
-of its own, as a task of Airflow would run it, in parts of four weeks; what a worker has imported before it forks is imported
-before the clock starts. One process works at a time.
+The flights of 2013 are repeated as those of 2014 and 2015 (336,776 flights, hourly weather and aircraft per year), one file per
+day as in the example's landing zone; a copy's keys and times are its own, see :mod:`benchmarks.prepared`. Each stage runs in a
+process of its own, as a task of Airflow would run it, in parts of four weeks; what a worker has imported before it forks is
+imported before the clock starts. One process works at a time.
 
-A row is a flight: what its stage does beside (three tables are made of flights, weather joins in) is in its cost. Training
+A row is a flight: what else its stage does (it makes three tables of flights, and joins the weather) is in its cost. Training
 takes the last 330 days before its holdout, with the model's own candidates and search; monitoring eight weeks, one by one.
 
     python -m benchmarks.cost_per_million

@@ -1,7 +1,7 @@
 """What the retraining policy is worth: 2013 on the flights under four of them, week by week, each decided from what was known.
 
-Every policy begins with the champion trained as of 1 April and scores each of the 39 weeks that follow with whoever is champion
-then. After each week it may train, as of the week's end, on the three months before:
+Every policy begins with the champion trained as of 1 April and scores each of the 39 weeks that follow with the champion of
+that week. After each week it may train, as of the week's end, on the three months before:
 
 - ``never``: the first champion serves to the end.
 - ``weekly``: trained each week and promoted as it comes, without gates.
@@ -9,7 +9,7 @@ then. After each week it may train, as of the week's end, on the three months be
 - ``perennial``: the example as it is: by its calendar, by monitoring under its policy, promoted if the gates let it.
 
 The real functions do all of it on a lake, a ledger and an MLflow store of each policy's own; only Airflow is left out. When the
-year is over, the predictions are compared with the labels: area under the ROC curve, log loss and the cost a flight by the
+year is over, the predictions are compared with the labels: area under the ROC curve, log loss and the cost per flight by the
 example's ``cost``. Compute is processor time of the policy's trainings and verdicts, evaluation and card included where the
 policy looks at them; scoring is the same for all.
 

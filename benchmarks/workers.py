@@ -190,7 +190,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        {"fill": fill, "score_parts": score_parts}[sys.argv[1]](*sys.argv[2:])
+        pieces: dict[str, Callable[..., None]] = {"fill": fill, "score_parts": score_parts}
+        pieces[sys.argv[1]](*sys.argv[2:])
         sys.stdout.flush()
         # Threads of libraries would be waited for.
         os._exit(0)

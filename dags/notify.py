@@ -4,7 +4,7 @@
 Every alert is first a row of the ledger, written with what caused it. Each minute this DAG sends what waits, to the Slack
 channels and the addresses that the alert's model names in `model.yaml`, or else the environment (`PERENNIAL_ALERTS_…`),
 through Airflow's connections. What a channel does not take is tried again, after a longer wait each time, and never lost;
-many at once become a digest; what is well again is told, too. One channel that is down keeps nothing from the others.
+many at once become a digest; a recovery is told, too. One channel that is down keeps nothing from the others.
 
 There is one such DAG for all models, and none while nobody names a channel. `docs/alerts.md` says what each alert means.
 

@@ -110,7 +110,7 @@ def test_the_watchdogs_word_on_a_killed_task_is_resolved_too(ledger: Ledger) -> 
     )  # fmt: skip
     ledger.record_alert(died, failure_key("m.score", "asset_triggered__1", "predict", None))
     alert_of_failure(context())
-    assert kinds(ledger) == ["run_failed"], "whoever comes second says nothing"
+    assert kinds(ledger) == ["run_failed"], "the second one says nothing"
     resolve_failure(context(tries=2))
     assert kinds(ledger) == ["run_failed", "recovered"]
 

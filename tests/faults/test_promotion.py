@@ -135,7 +135,7 @@ def test_sixteen_promoters_at_once_round_after_round_move_the_alias_as_the_ledge
     watch(place)
     start, end = processes.Barrier(PROMOTERS), processes.Barrier(PROMOTERS)
     for number in range(PROMOTERS):
-        child = processes.Process(target=_promote_again_and_again, args=(place, number, start, end))
+        child: BaseProcess = processes.Process(target=_promote_again_and_again, args=(place, number, start, end))
         child.start()
         children.append(child)
     for child in children:

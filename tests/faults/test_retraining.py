@@ -91,8 +91,8 @@ def test_a_hundred_alarms_and_twenty_crashes_give_one_retraining_a_window(
             child.join(_PATIENCE)
             assert child.exitcode in (0, -signal.SIGKILL)
         while not answers.empty():
-            week, run_id = answers.get()
-            told[week].add(run_id)
+            key, run_id = answers.get()
+            told[key].add(run_id)
 
     assert [child.exitcode for child in children].count(-signal.SIGKILL) == 20
     decisions = ledger.retrainings("toy")

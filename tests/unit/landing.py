@@ -51,7 +51,7 @@ def trips(
     code: str = "",
 ) -> ModelFolder:
     """The folder of a model ``trips`` below ``path``, whose parts may be given in another way."""
-    spec = {
+    spec: dict[str, Any] = {
         "name": "trips",
         "owner": "tests",
         "description": "Is a trip late?",

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Param, get_parsing_context
+from airflow.sdk import DAG, Param, XComArg, get_parsing_context
 from airflow.sdk.bases.timetable import BaseTimetable
 
 from perennial.core.errors import SpecError
@@ -190,6 +190,18 @@ def common(
         params=dict(params or {}),
         tags={"perennial", *tags},
     )
+
+
+def result(of: XComArg) -> Any:
+    """What a task returns, to be passed to another task.
+
+    The call of a task gives a reference, and Airflow passes the task that takes it what the first one returned. Airflow's types
+    do not say what that is: to the type checker it may be anything.
+
+    Args:
+        of: what the call of the task gave.
+    """
+    return of
 
 
 def _field(default: object, **schema: Any) -> Param:

@@ -38,7 +38,7 @@ def drift(interval: Interval = DAY) -> Alert:
     return of_models.drift(MODEL, interval, version=1, reasons=["moved"])
 
 
-def judge(ledger: Ledger, interval: Interval, verdict: str, alert: Alert | None = None) -> None:
+def judge(ledger: Ledger, interval: Interval, verdict: VerdictName, alert: Alert | None = None) -> None:
     ledger.record_verdict(
         model=MODEL, interval=interval, version=1, verdict=verdict, reasons=[], details=VerdictDetails(), report=None,
         run_id="r", alert=alert,

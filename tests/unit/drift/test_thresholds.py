@@ -17,11 +17,11 @@ from perennial.cli import command, main, questions
 from perennial.core.errors import CalibrationError, NoChampion, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings, read_settings
-from perennial.drift import thresholds
+from perennial.drift.distances import prepare_all
 from perennial.drift.thresholds import Geometry, StableHistory, calibrate, draw, read_history, write
 from perennial.monitoring.judge import judge_drift
 from perennial.spec.folder import ModelFolder, read_model
-from perennial.spec.monitoring import Drift
+from perennial.spec.monitoring import Drift, DriftThresholds
 from tests.unit.monitored import WEEK, World, make_world
 
 DAYS, ROWS = 140, 60
@@ -48,7 +48,7 @@ def history(days: int = DAYS, *, seed: int = 1, wander: float = 0.3, columns: in
 
 def alarms(found: Any, policy: Drift, fresh: StableHistory, *, windows: int = 100) -> float:
     """Share of windows of a history that thresholds of another one call drift."""
-    again = thresholds.prepare_all(fresh.rows, fresh.rows.column_names)
+    again = prepare_all(fresh.rows, fresh.rows.column_names)
     day = (fresh.moments - fresh.moments[0]).astype("timedelta64[D]").astype(int)
     random = np.random.default_rng(99)
     raised = 0
@@ -182,7 +182,7 @@ def world(tmp_path: Path, settings: Settings) -> World:
 
 def kept(folder: ModelFolder) -> str:
     columns = {name: {"distance": 0.5, "missing": 0.1} for name in ("x", "noise", "kind", "prediction")}
-    found = thresholds.DriftThresholds.model_validate(
+    found = DriftThresholds.model_validate(
         {
             "computed_at": "2013-04-01T00:00:00Z", "history": "2013-01-01--2013-04-01", "window": "week", "replays": 300,
             "seed": 1, "false_alarms": 1.0, "expected": 0.9, "columns": columns,

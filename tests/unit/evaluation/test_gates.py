@@ -190,12 +190,12 @@ def test_a_baseline_that_failed_refuses_since_it_might_have_been_the_best() -> N
 @pytest.mark.parametrize("role", ["candidate", "baseline", "champion"])
 def test_a_metric_that_is_missing_or_not_finite_refuses(role: str, value: float | None) -> None:
     metrics = {} if value is None else {"roc_auc": value}
-    broken: dict[str, Any] = {
+    broken: dict[str, dict[str, Any]] = {
         "candidate": {"candidate": contender(metrics=metrics)},
         "baseline": {"baselines": [contender("baseline", 0.5), contender("baseline", metrics=metrics)]},
         "champion": {"champion": contender("champion", metrics=metrics)},
-    }[role]
-    decision = decide(evaluation(**broken), Gates())
+    }
+    decision = decide(evaluation(**broken[role]), Gates())
     assert not decision.promote
     assert any("roc_auc" in reason for reason in decision.reasons)
 
@@ -231,12 +231,12 @@ def test_less_is_better_for_a_loss() -> None:
 @pytest.mark.parametrize("role", ["candidate", "baseline", "champion"])
 def test_a_comparison_on_different_rows_is_refused(role: str) -> None:
     other = "b" * 64
-    changed: dict[str, Any] = {
+    changed: dict[str, dict[str, Any]] = {
         "candidate": {"candidate": contender(rows_hash=other)},
         "baseline": {"baselines": [contender("baseline", 0.5, rows_hash=other)]},
         "champion": {"champion": contender("champion", 0.6, rows_hash=other)},
-    }[role]
-    decision = decide(evaluation(**changed), Gates())
+    }
+    decision = decide(evaluation(**changed[role]), Gates())
     assert "other rows" in refusals(decision)["same_rows"]
 
 
@@ -313,7 +313,7 @@ def test_evidence_that_is_missing_refuses(part: str) -> None:
             "behaviour": {"later_is_worse": {"feature": "hour", "add": 1, "expect": "higher"}},
         }
     )
-    whole = {
+    whole: dict[str, Any] = {
         "slices": Slices([one_slice()], []),
         "groups": [Groups("origin", "selection_rate", 0.5, {"JFK": 0.2, "LGA": 0.19}, [])],
         "behaviour": {"later_is_worse": Behaved(0.99, 100)},

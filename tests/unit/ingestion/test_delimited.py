@@ -60,7 +60,7 @@ def test_whatever_is_written_soundly_is_read_back_in_any_blocks(
 ) -> None:
     stream = io.StringIO(newline="")
     # With other line ends than the usual, Python's writer leaves lone carriage returns unquoted.
-    quoting = csv.QUOTE_MINIMAL if line_end == "\r\n" else csv.QUOTE_ALL
+    quoting: Literal[0, 1] = csv.QUOTE_MINIMAL if line_end == "\r\n" else csv.QUOTE_ALL
     writer = csv.writer(stream, delimiter=delimiter, lineterminator=line_end, quoting=quoting)
     writer.writerow(["x", "y", "z"])
     lines = []

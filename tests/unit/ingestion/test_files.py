@@ -18,7 +18,7 @@ import pytest
 
 from perennial.core.errors import SourceError
 from perennial.core.intervals import Interval
-from perennial.ingestion import files, landing
+from perennial.ingestion import casting, files, landing
 from perennial.ingestion.files import BOMB_RATIO
 from perennial.ingestion.sources import land
 from tests.unit.landing import (
@@ -178,7 +178,7 @@ def test_a_device_is_rejected(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path, HEADER + row())
-    bind = landing.bind
+    bind = casting.bind
 
     def append_and_bind(*arguments: Any) -> Any:
         with file.open("a") as stream:

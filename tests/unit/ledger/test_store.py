@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
+from typing import Any
 
 import pytest
 
@@ -259,11 +260,13 @@ def test_promotion_decided_against_another_champion_is_refused(ledger: Ledger) -
 
 
 def test_promotion_waits_for_the_open_one(ledger: Ledger) -> None:
-    intent = {"model": MODEL, "action": "promote", "reason": "better", "actor": "gates", "expected": None, "evidence": {}}
-    first = ledger.intend_promotion(**intent, version=1, run_id="a")  # type: ignore[arg-type]
+    intent: dict[str, Any] = {
+        "model": MODEL, "action": "promote", "reason": "better", "actor": "gates", "expected": None, "evidence": {},
+    }  # fmt: skip
+    first = ledger.intend_promotion(**intent, version=1, run_id="a")
     with pytest.raises(StaleDecision, match="while the promotion of version 1"):
-        ledger.intend_promotion(**intent, version=2, run_id="b")  # type: ignore[arg-type]
-    assert ledger.intend_promotion(**intent, version=1, run_id="a") == first  # type: ignore[arg-type]
+        ledger.intend_promotion(**intent, version=2, run_id="b")
+    assert ledger.intend_promotion(**intent, version=1, run_id="a") == first
     ledger.withdraw_promotion(first.id)
     with pytest.raises(StaleDecision, match="was withdrawn"):
         ledger.complete_promotion(first.id)

@@ -217,9 +217,10 @@ def test_a_model_of_untrusted_types_is_not_stored_in_the_first_place(
     with pytest.raises(TrainingError, match=r"posix\.getcwd.*training\.trusted_types"):
         synthetic.log_candidate(registry, folder, estimator=_Classes(FunctionTransformer(func=os.getcwd)))
     client = MlflowClient(tracking_uri=settings.mlflow_url, registry_uri=settings.mlflow_url)
-    experiment = client.get_experiment_by_name("toy").experiment_id
-    assert list(client.search_logged_models([experiment])) == []
-    assert [run.info.status for run in client.search_runs([experiment])] == ["FAILED"]
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    assert list(client.search_logged_models([experiment.experiment_id])) == []
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
 
 
 class _Classes(FunctionTransformer):  # type: ignore[misc]  # scikit-learn has no types

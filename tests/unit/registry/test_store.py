@@ -122,7 +122,7 @@ def test_people_find_in_mlflow_what_they_look_for(registry: Registry, folder: Mo
     found = client.get_model_version("toy", str(version))
     assert found.tags["perennial.status"] == "candidate"
     assert found.tags["holdout.roc_auc"] == "0.7"
-    assert "All gates passed" in found.description
+    assert "All gates passed" in str(found.description)
     assert client.get_registered_model("toy").description == folder.spec.description
     assert aliases(client) == {CHALLENGER: version}
     promote(registry, version, None)
@@ -156,7 +156,7 @@ def test_a_refused_version_says_why_and_people_are_told(
     found = client.get_model_version("toy", str(version))
     assert found.tags["perennial.status"] == "refused"
     assert "0.45" in found.tags["perennial.refused_because"]
-    assert "Refused" in found.description
+    assert "Refused" in str(found.description)
     assert aliases(client) == {}
     told = [entry.alert.kind for entry in ledger.alerts()]
     assert told == ["promotion_refused"]
@@ -660,7 +660,9 @@ def test_an_infinite_metric_is_left_out_rather_than_read_back_as_another_number(
 def test_a_deleted_experiment_is_restored(registry: Registry, client: MlflowClient) -> None:
     with registry.open_run("toy", "boosting", {}):
         pass
-    client.delete_experiment(client.get_experiment_by_name("toy").experiment_id)
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
     with registry.open_run("toy", "boosting", {}) as run:
         run.log(metrics={"good": 1.0})
 
@@ -698,6 +700,7 @@ def test_processes_that_first_touch_a_fresh_store_do_not_break_it(settings: Sett
     assert [process.exitcode for process in processes] == [0, 0, 0]
     client = MlflowClient(tracking_uri=settings.mlflow_url, registry_uri=settings.mlflow_url)
     experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id])) == 3
 
 

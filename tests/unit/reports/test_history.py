@@ -49,7 +49,10 @@ def told(ledger: Ledger) -> Ledger:
     ledger.record_approval(
         Approval(MODEL, 2, "approved", "airflow:ann", "[bold]fine[/]", datetime(2013, 3, 26, 4, tzinfo=UTC), "toy.train/run")
     )
-    for version, over, action, why in ((1, None, "promote", "first"), (2, 1, "promote", "better"), (1, 2, "rollback", "worse")):
+    made_so_far: tuple[tuple[int, int | None, Action, str], ...] = (
+        (1, None, "promote", "first"), (2, 1, "promote", "better"), (1, 2, "rollback", "worse"),
+    )  # fmt: skip
+    for version, over, action, why in made_so_far:
         made = ledger.intend_promotion(
             model=MODEL, version=version, expected=over, action=action, reason=why, actor=f"{action}r", run_id=None,
             evidence={"auc": 0.7},

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from perennial.evidence.evaluation import Evaluation
 
 from perennial.cli import by_hand
 from perennial.core.errors import PromotionRefused, StaleDecision
-from perennial.ledger.records import VersionRecord
+from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.training import TrainingSet
+from perennial.ledger.records import VersionRecord
 from perennial.model.candidate import Fitted
 from perennial.reports import releases
 from perennial.stages import promote, train

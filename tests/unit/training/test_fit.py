@@ -404,7 +404,11 @@ def test_a_small_search_space_is_tried_whole_and_a_large_one_by_seeded_draws(tmp
 def test_a_candidate_is_one_run_that_answers_what_it_came_from(trained: Trained) -> None:
     client, fitted = trained.client, choose(trained.fitted)
     query = "tags.`perennial.run_id` = 'run-1' and tags.`perennial.candidate` = 'boosting'"
-    [run] = client.search_runs([client.get_experiment_by_name("toy").experiment_id], query)
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id], query)
+    assert run.inputs is not None
+    assert run.outputs is not None
     assert run.info.run_id == fitted.mlflow_run_id
     assert run.info.status == "FINISHED"
     leaves = str(fitted.params["max_leaf_nodes"])

@@ -191,12 +191,13 @@ def test_the_day_that_is_due_is_that_of_the_tick_before(cron: str, tick: str, da
 
 
 def test_airflow_takes_the_same_day_for_due() -> None:
+    from airflow.sdk.timezone import coerce_datetime
     from airflow.timetables.trigger import CronPartitionTimetable
 
     timetable = CronPartitionTimetable("0 2 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d")
     due = expected("0 2 * * *", NOW)
     assert due is not None
-    assert timetable._get_partition_info(run_date=due[0])[1] == due[1].key
+    assert timetable._get_partition_info(run_date=coerce_datetime(due[0]))[1] == due[1].key
 
 
 def test_what_is_no_cron_is_left_to_airflow() -> None:
