@@ -17,8 +17,6 @@ from unittest.mock import MagicMock
 from airflow.sdk.execution_time.coordinator import get_coordinator_manager
 from airflow.sdk.execution_time.supervisor import ActivitySubprocess
 
-from perennial.orchestration import coordinator
-
 in_vain = 0
 
 
@@ -43,7 +41,7 @@ client = MagicMock()
 client.task_instances.start.return_value = SimpleNamespace(should_retry=False, start_date=None)
 arguments: dict[str, Any] = {"target": target, "selector": Selector()}
 start = ActivitySubprocess.start.__func__
-coordinator._Task.start = classmethod(lambda cls, **given: start(cls, **given, **arguments))
+ActivitySubprocess.start = classmethod(lambda cls, **given: start(cls, **given, **arguments))
 done = (
     get_coordinator_manager()
     .for_queue("score")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from perennial.core import logs
 from perennial.core.errors import PerennialError, StackError
 from perennial.core.intervals import Interval, utc
+from perennial.core.private_parts import Subcommands
 from perennial.core.settings import PROJECT, Settings, settings
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_deploy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_deploy(commands: Subcommands) -> None:
     """What ``docker-compose.yaml`` and the Makefile call."""
     steps = commands.add_parser("deploy", help="the deployed stack: secrets, init job, MLflow's server, health").add_subparsers(
         required=True, metavar="step"

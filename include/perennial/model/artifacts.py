@@ -28,15 +28,12 @@ import skops.io
 from numpy.typing import NDArray
 
 from perennial.core.errors import ArtifactRejected, ScoringError
+from perennial.core.private_parts import TREE_TYPES
 from perennial.spec.model import ModelSpec
 from perennial.spec.types import Task
 
 #: What stored models hold beyond the types skops trusts by itself. Each only keeps numbers.
-TRUSTED_TYPES = (
-    "numpy.dtype",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
+TRUSTED_TYPES = ("numpy.dtype", *TREE_TYPES)
 
 #: Packages whose versions decide what a stored model computes; kept with every version.
 PACKAGES = ("scikit-learn", "numpy", "scipy", "pandas", "skops", "mlflow")

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from perennial.core import logs
+from perennial.core.private_parts import migrate_mlflow
 
 log = logs.get(__name__)
 
@@ -143,16 +144,12 @@ def make_mlflow(url: URL, passwords: Mapping[str, str]) -> None:
         url: its database, as its owner.
         passwords: of the users ``admin``, ``promoter`` and ``worker``.
     """
-    # Untyped, and private in part: the commands that do the same take the address as an argument.
+    # Untyped.
     tables: Any = import_module("mlflow.store.db.utils")
     store: Any = import_module("mlflow.server.auth.sqlalchemy_store").SqlAlchemyStore()
     workspace = import_module("mlflow.utils.workspace_utils").DEFAULT_WORKSPACE_NAME
     address = url.render_as_string(hide_password=False)
-    engine = tables.create_sqlalchemy_engine_with_retry(address)
-    if sa.inspect(engine).has_table("alembic_version"):
-        tables._upgrade_db(engine)
-    else:
-        tables._initialize_tables(engine)
+    migrate_mlflow(tables.create_sqlalchemy_engine_with_retry(address))
     store.init_db(address)
     roles = {role.name: role for role in store.list_roles([workspace])}
     for name, wanted in MLFLOW_ROLES.items():

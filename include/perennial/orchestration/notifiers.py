@@ -18,6 +18,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from perennial.alerts.alert import EVERYBODY, Alert
 from perennial.core import logs
 from perennial.core.errors import NotDelivered
+from perennial.core.private_parts import oauth2_token
 from perennial.core.settings import Settings
 from perennial.deployment import Deployment
 from perennial.orchestration.runs import deployment
@@ -189,7 +190,7 @@ def _mail(address: str) -> Mail:
         raise NotDelivered(f"connection {SMTP} lacks {'from_email in its extra' if found.host else 'a host'}", mend=True)
     try:
         # The hook fetches a token of OAuth 2 here if the connection says how.
-        token = hook._get_oauth2_token() if hook.auth_type == "oauth2" else None
+        token = oauth2_token(hook) if hook.auth_type == "oauth2" else None
     except Exception as error:
         raise NotDelivered(f"connection {SMTP}: there is no OAuth 2 token for it: {type(error).__name__}") from error
     return Mail(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from perennial.core.private_parts import let_mlflow_read_the_installed_packages
+
 for name in (
     # Searches all modules that are there already, and so is quicker the earlier it comes.
     "skops.io",
@@ -36,5 +38,5 @@ for name in (
 # The first use of SQLAlchemy's mappers, which the lake's catalog makes, has Airflow import all of its models.
 import_module("sqlalchemy.orm").configure_mappers()
 
-# The first model that MLflow stores in a process has it read what each installed package holds; it remembers.
-import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(["mlflow"])
+# Otherwise the first task that stores a model would wait for it.
+let_mlflow_read_the_installed_packages()

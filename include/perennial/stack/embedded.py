@@ -37,7 +37,8 @@ from perennial.stack.processes import Processes, end, last_words, marked
 #: Less than this, and the first model may not fit.
 ROOM = 1_000_000_000
 
-#: What Airflow's processes share. Internals of Airflow: one that goes away costs a second, nothing else.
+#: What Airflow's processes share: modules to import, and a function to call. If a later Airflow lacks one of its modules,
+#: each process takes longer to start, and works all the same.
 IMPORTED_AHEAD = (
     "airflow.__main__",
     "airflow.api_fastapi.app",
@@ -50,7 +51,7 @@ IMPORTED_AHEAD = (
     "airflow.cli.commands.scheduler_command",
     "airflow.cli.commands.triggerer_command",
     "airflow.executors.local_executor",
-    "perennial.stack.clock",
+    "perennial.core.private_parts:let_sqlite_tell_fractions_of_seconds",
 )
 
 #: What tasks need. Workers are forked from the scheduler, and so have it at once; a change of these modules takes effect when

@@ -57,7 +57,7 @@ class Launcher:
 
     Args:
         program: the package that is run as by ``python -m``.
-        modules: imported ahead; those that cannot be are passed over.
+        modules: imported ahead; those that cannot be imported are skipped. ``module:function`` is also called.
         environment: of the launcher and all it starts.
         log: its own log file.
     """
@@ -204,7 +204,10 @@ def _import(modules: Sequence[str]) -> None:
         warnings.simplefilter("ignore")
         for module in modules:
             try:
-                importlib.import_module(module)
+                name, _, function = module.partition(":")
+                found = importlib.import_module(name)
+                if function:
+                    getattr(found, function)()
             except ImportError as error:
                 print(f"{module} is not imported ahead: {error}", file=sys.stderr)  # noqa: T201
     logging.disable(logging.NOTSET)
