@@ -1,4 +1,4 @@
-"""What takes long to import, imported: a worker's parent process imports this before it forks, so that no task has to."""
+"""Imports what takes long to import. A worker's parent process imports this before it forks, so that no task waits for it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ for name in (
     "pyiceberg.catalog.sql",
     "pyiceberg.io.pyarrow",
     "duckdb",
+    "perennial.alerts.delivery",
     "perennial.features.publish",
     "perennial.ingestion.publish",
     "perennial.ingestion.sources",
@@ -26,9 +27,13 @@ for name in (
     "perennial.operations.maintenance",
     "perennial.orchestration.ingest",
     "perennial.orchestration.monitor",
+    "perennial.orchestration.notifiers",
     "perennial.orchestration.operate",
     "perennial.orchestration.score",
     "perennial.orchestration.train",
+    "perennial.reports.approval",
+    "perennial.reports.releases",
+    "perennial.scoring.champion",
     "perennial.scoring.publish",
     "perennial.training.evaluate",
     "perennial.training.fit",
