@@ -297,7 +297,7 @@ def test_a_task_that_was_killed_and_a_scheduler_that_hangs_are_told_by_the_watch
 
     assert sorted(told()[before:]) == [
         "component_down: Airflow's scheduler is down",
-        "recovered: perennial: well again: Airflow's scheduler is down",
+        "recovered: perennial: recovered: Airflow's scheduler is down",
         "run_failed: energy_load: score failed",
     ]
 

@@ -331,7 +331,7 @@ def test_a_mail_says_it_in_text_and_in_html_and_a_recovery_answers_it(world: Wor
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert well["In-Reply-To"] == well["References"] == wrong["Message-ID"]
-    assert well["Subject"] == f"{MODEL}: well again: lasting or harmful drift in 2013-04-01"
+    assert well["Subject"] == f"{MODEL}: recovered: lasting or harmful drift in 2013-04-01"
     assert wrong["Bcc"] is None
 
 
@@ -469,7 +469,7 @@ def test_after_an_outage_people_get_a_digest(world: World, web: Slack) -> None:
     assert world.later(hours=1).send() == DeliveryResult(delivered=500)
     [said] = web.said
     assert f"CRITICAL: {MODEL}: 500 times drift" in said
-    assert "and 490 before these" in said
+    assert "and 490 earlier ones" in said
     assert "Open the report." in said, "what to do is told as for one"
 
 
@@ -491,7 +491,7 @@ def test_what_got_well_before_it_was_told_is_one_message_that_says_both(world: W
     world.ledger.resolve(f"{refused_data(MODEL, 'tables')}/{DAY.key}", "2013-04-01 is published.")
     assert world.send() == DeliveryResult(delivered=3)
     [said] = web.said
-    for words in ("well again", "2013-04-01 is published", "12 rows", "told 2 times"):
+    for words in ("recovered", "2013-04-01 is published", "12 rows", "reported 2 times"):
         assert words in said
     assert world.waiting() == []
 
@@ -522,7 +522,7 @@ def test_a_lost_channel_is_told_of_through_the_others_and_so_is_its_return(world
     assert subjects == [
         f"CRITICAL: {MODEL}: lasting or harmful drift in 2013-04-01",
         "CRITICAL: slack:team takes no alerts",
-        "perennial: well again: slack:team takes no alerts",
+        "perennial: recovered: slack:team takes no alerts",
     ]
     lost = words_of(mail.taken[1][1], "plain")
     assert "HTTP 404, no_service" in lost

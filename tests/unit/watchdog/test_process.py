@@ -200,7 +200,7 @@ def test_a_run_that_was_ended_without_a_failed_task_is_told(embedded: Settings, 
     watch.look(NOW + 3 * MINUTE)
 
     [entry] = Ledger(embedded.database_url).alerts()
-    assert entry.alert.title == f"{MODEL}: train was ended"
+    assert entry.alert.title == f"{MODEL}: train was stopped"
 
 
 def test_a_stuck_run_is_told_and_one_that_waits_for_a_person_is_not(embedded: Settings, airflow: AirflowStandIn) -> None:
