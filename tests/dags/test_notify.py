@@ -159,7 +159,7 @@ def test_a_channel_that_a_model_names_no_more_is_given_up(sender: Sender, ledger
     spec = models / MODEL / "model.yaml"
     spec.write_text(spec.read_text().replace("alerts: {slack: gone}", ""))
     assert sender(at_once=True) == {"failed": 1}
-    assert "nobody names the channel" in str(ledger.alerts()[0].deliveries[0].error)
+    assert "neither a model nor the environment names the channel" in str(ledger.alerts()[0].deliveries[0].error)
     assert sender(at_once=True) == {"unaddressed": 1}, "that it recovered is told nobody"
 
 

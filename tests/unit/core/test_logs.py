@@ -108,7 +108,7 @@ def test_airflow_writes_the_fields_of_each_level_as_keys_of_their_own(tmp_path: 
     program = f"""
 from airflow.sdk.log import configure_logging
 configure_logging(output=open({str(file)!r}, "wb", buffering=0), json_output=True, log_level="DEBUG")
-from perennial import logs
+from perennial.core import logs
 with logs.context(model="flights", interval="2013-04-01", run="r1", version=7):
     for level in {LEVELS}:
         getattr(logs.get("perennial.x"), level)("said %s", level)

@@ -170,7 +170,7 @@ def test_a_task_that_was_killed_is_told_once(deployed: Settings, airflow: Airflo
 
     [entry] = Ledger(deployed.database_url).alerts()
     assert (entry.alert.kind, entry.alert.severity, entry.alert.model) == ("run_failed", "critical", MODEL)
-    assert "without a word" in entry.alert.text
+    assert "without an error message" in entry.alert.text
     assert "2024-05-14" in entry.alert.title
 
 
@@ -389,5 +389,5 @@ def test_the_process_is_light_shows_its_health_and_ends_when_told(embedded: Sett
         memory = psutil.Process(process.pid).memory_info().rss
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 130
-    assert '"event": "looking at http://127.0.0.1' in said
+    assert '"event": "checking http://127.0.0.1' in said
     assert memory < 120_000_000
