@@ -255,7 +255,7 @@ def test_a_component_that_dies_is_told_and_started_again(running: Running, title
     victim.kill()
 
     assert soon(lambda: (found := running.component(title)) is not None and found.pid != victim.pid)
-    assert soon(lambda: "was killed by signal 9 and is started again" in running.output.read_text())
+    assert soon(lambda: "was killed by signal 9 and was restarted" in running.output.read_text())
 
 
 def test_a_run_survives_the_death_of_the_scheduler(running: Running, tmp_path: Path) -> None:

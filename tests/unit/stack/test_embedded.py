@@ -276,7 +276,7 @@ def test_a_process_that_dies_is_told_and_started_again(kept: Processes, said: li
 
     assert soon(lambda: kept.pid("sleeper") != first and psutil.pid_exists(kept.pid("sleeper")))
     assert soon(lambda: has_ended(orphan)), "what it had started would work beside its successor"
-    assert said[0].startswith("sleeper was killed by signal 9 and is started again; its log is ")
+    assert said[0].startswith("sleeper was killed by signal 9 and was restarted; its log is ")
     assert kept.failure is None
 
 
