@@ -44,8 +44,7 @@ def settle(parts: Deployment, now: datetime) -> list[str]:
     """
     withheld = parts.ledger.outbox.withhold(now, reason="it waited when the restored backup was made")
     done = [
-        f"not sent, because it may have been sent after the backup: {entry.alert.title} "
-        f"({entry.created_at:%Y-%m-%d %H:%M} UTC)"
+        f"not sent, because it may have been sent after the backup: {entry.alert.title} ({entry.created_at:%Y-%m-%d %H:%M} UTC)"
         for entry in withheld
     ]
     for model in parts.ledger.models():
@@ -58,9 +57,7 @@ def settle(parts: Deployment, now: datetime) -> list[str]:
             )
         newest = max((made.id for made in parts.ledger.publications(model, "predictions")), default=0)
         if newer := sink.forget_newer(parts.settings.predictions_url, model, newest):
-            done.append(
-                f"{model}: {newer} intervals of {model}_predictions are newer than the ledger and were removed: score them again"
-            )
+            done.append(f"{model}: {newer} intervals of {model}_predictions are newer than the ledger: score them again")
     return done
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -28,12 +29,11 @@ from typing import Any
 
 from sqlalchemy.engine import make_url
 
-from perennial.core import logs
 from perennial.core.errors import BackupError
 from perennial.core.settings import Settings
 from perennial.lake import removal
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: If the backup's process dies, files of the lake are removed again after this long.

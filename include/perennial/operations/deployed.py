@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import configparser
+import logging
 import os
 import re
 import secrets
@@ -20,14 +21,13 @@ from urllib.request import urlopen
 
 from sqlalchemy.engine import URL, make_url
 
-from perennial.core import logs
 from perennial.core.errors import SettingsError
 from perennial.core.pools import commands
 from perennial.core.settings import read_settings
 from perennial.operations.identities import ADMIN, PROMOTER, WORKER, make_databases, make_mlflow, share_ledger
 from perennial.stack.environment import write_private
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Fewest characters of a secret; those that :func:`write_secrets` makes have more than 40.
@@ -99,9 +99,7 @@ def check_secrets(environment: Mapping[str, str]) -> None:
         )
     twice = sorted(name for name, value in given.items() if list(given.values()).count(value) > 1)
     if twice:
-        raise SettingsError(
-            f"{', '.join(twice)} are the same, and must differ: remove the lines and run make secrets"
-        )
+        raise SettingsError(f"{', '.join(twice)} are the same, and must differ: remove the lines and run make secrets")
 
 
 # --- the init job ----------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """The identities in the deployed stack's databases and in MLflow, and their rights. The init job sets them.
 
 Everything that decides which version is champion belongs to the promoter: in the ledger the tables :data:`DECISIONS`, in MLflow
-the registered models. Workers read them; they write what they measure. Neighbours: :mod:`perennial.operations.deployed` calls this;
+the registered models. Workers read them, and write measurements. Neighbours: :mod:`perennial.operations.deployed` calls this;
 :mod:`perennial.orchestration.users` has Airflow's roles.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,10 +16,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from perennial.core import logs
 from perennial.core.private_parts import migrate_mlflow
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Tables of the ledger that say which version is champion, and why. Only their owner, the promoter, writes them.

@@ -7,13 +7,13 @@ Neighbours: :mod:`perennial.lake.publish` removes what is in tables, :mod:`peren
 
 from __future__ import annotations
 
+import logging
 import shutil
 import stat
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from perennial.core import logs
 from perennial.core.settings import Settings
 from perennial.lake.publish import Lake
 from perennial.lake.removal import removing
@@ -21,7 +21,7 @@ from perennial.ledger.store import Ledger
 from perennial.registry.store import Registry
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Files that have not changed for this long belong to no current run.
