@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import ssl
 import traceback
@@ -25,10 +26,9 @@ import aiosmtplib
 import httpx
 
 from perennial.alerts.messages import Message, for_mail, for_slack
-from perennial.core import logs
 from perennial.core.errors import NotDelivered
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Longest time for one message, from the name's look-up to the last byte.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,10 +23,9 @@ from perennial.alerts.alert import Alert
 from perennial.alerts.channels import DEADLINE
 from perennial.alerts.messages import Message, compose, in_fewest_words
 from perennial.alerts.outbox import Lease, Outbox, Waiting
-from perennial.core import logs
 from perennial.core.errors import NotDelivered
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: The delay after the first failure of a channel. Each further failure doubles it, up to ``LONGEST_WAIT``.

@@ -229,7 +229,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _mrkdwn(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escape(text, quote=False)
 
 
 def _in_angles(address: str) -> str:

@@ -24,11 +24,6 @@ FORMAT = "PERENNIAL_LOG_FORMAT"
 FIELDS = ("model", "interval", "run", "version")
 
 
-def get(name: str) -> logging.Logger:
-    """A logger; its lines carry the fields of :func:`context`."""
-    return logging.getLogger(name)
-
-
 @contextmanager
 def context(**fields: object) -> Iterator[None]:
     """Add fields (``model``, ``interval``, ``run``, …) to each line logged inside; those that are None are left out."""

@@ -12,6 +12,7 @@ of the window, :mod:`perennial.monitoring.impact` whether it matters, :mod:`pere
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections import Counter
@@ -27,7 +28,6 @@ from evidently import DataDefinition, Dataset, Report
 from evidently.metrics import ValueDrift
 from numpy.typing import NDArray
 
-from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.core.redaction import redact
 from perennial.core.text import UNSAFE
@@ -36,7 +36,7 @@ from perennial.drift.findings import ColumnDrift, DriftComparison, Kind, Status
 from perennial.ledger.records import VerdictName
 from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Below this standard deviation Evidently divides by it rather than by the deviation, and sees nothing.

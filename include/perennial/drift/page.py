@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial.core import logs
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval
 from perennial.core.text import UNSAFE
@@ -19,7 +19,7 @@ from perennial.core.text import UNSAFE
 if TYPE_CHECKING:
     from perennial.drift.findings import DriftComparison
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 _COLORS = {"ok": "#1a7f37", "drift": "#b35900", "unknown": "#57606a"}

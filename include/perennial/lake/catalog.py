@@ -15,6 +15,7 @@ What it does that PyIceberg 0.12 leaves open:
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -38,7 +39,6 @@ from pyiceberg.table import FileScanTask, Table, Transaction
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.update.snapshot import ManageSnapshots
 
-from perennial.core import logs
 from perennial.core.database import LOCK_WAIT, Database
 from perennial.core.errors import SnapshotMissing, SpecError
 from perennial.core.private_parts import MetadataOncePerUpdate, use_engine
@@ -57,7 +57,7 @@ from perennial.lake.data_files import (
     plain_schema,
 )
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 _T = TypeVar("_T")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,11 +26,10 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.typedef import EMPTY_DICT, Properties, Record
 from pyiceberg.types import LongType
 
-from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Rows are gathered to this many before they are hashed and written, so that row groups are worth reading.

@@ -8,6 +8,7 @@ Neighbours: :mod:`perennial.reports.board` composes what is shown; ``plugins/per
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -29,7 +30,6 @@ from fastapi.responses import JSONResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.exc import SQLAlchemyError
 
-from perennial.core import logs
 from perennial.core.errors import PerennialError, SpecError
 from perennial.core.settings import settings
 from perennial.ledger.store import Ledger
@@ -37,7 +37,7 @@ from perennial.reports import board
 from perennial.reports.board import Board, Pages
 from perennial.spec.folder import ModelFolder, read_model
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Where Airflow mounts :data:`app`.

@@ -5,14 +5,15 @@ An error in a callback is logged, and never fails the task.
 
 from __future__ import annotations
 
+import logging
+
 from airflow.sdk import Context
 
 from perennial.alerts import of_operation
 from perennial.alerts.alert import failure, failure_key
-from perennial.core import logs
 from perennial.core.intervals import Interval
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 def alert_of_failure(context: Context) -> None:

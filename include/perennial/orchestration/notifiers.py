@@ -6,6 +6,7 @@ finds connections in its environment alone (``AIRFLOW_CONN_<ID>``).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,6 @@ from airflow.sdk import Connection, get_current_context, task
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from perennial.alerts.alert import EVERYBODY, Alert
-from perennial.core import logs
 from perennial.core.errors import NotDelivered
 from perennial.core.private_parts import oauth2_token
 from perennial.core.settings import Settings
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from perennial.alerts.channels import Channel, Mail
     from perennial.alerts.delivery import DeliveryResult
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: The id of Airflow's connection to the mail server.

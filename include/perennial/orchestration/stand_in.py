@@ -6,12 +6,13 @@ environment alone (``AIRFLOW_CONN_<ID>``), and leaves channels with other connec
 
 from __future__ import annotations
 
-from perennial.core import logs
+import logging
+
 from perennial.orchestration.notifiers import deliver
 from perennial.orchestration.runs import deployment
 from perennial.watchdog.rules import WAITING
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 def main() -> None:

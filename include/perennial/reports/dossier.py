@@ -6,11 +6,11 @@ Neighbours: :mod:`perennial.reports.cards` and :mod:`perennial.reports.releases`
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, CardError, PerennialError
 from perennial.ledger.records import Approval, VersionRecord
 from perennial.ledger.store import Ledger
@@ -22,7 +22,7 @@ from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.training.reproduce import open_folder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

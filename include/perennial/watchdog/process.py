@@ -9,6 +9,7 @@ Prometheus. ``perennial watch`` runs this, beside the embedded stack and as a se
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
@@ -26,7 +27,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from perennial.alerts import of_operation
 from perennial.alerts.alert import EVERYBODY, Alert
 from perennial.alerts.outbox import Backlog
-from perennial.core import logs
 from perennial.core.errors import PerennialError, SettingsError, SpecError, StackError
 from perennial.core.settings import Settings
 from perennial.ledger.records import Overview, Publication
@@ -50,7 +50,7 @@ from perennial.watchdog.rules import (
     look,
 )
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: The watchdog's user in Airflow, who may only read.
