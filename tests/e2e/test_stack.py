@@ -243,7 +243,7 @@ def test_a_stack_on_the_same_ports_says_which_is_taken(running: Running, tmp_pat
     )
 
     assert second.returncode == 1
-    assert f"port {running.given['PERENNIAL_AIRFLOW_PORT']}, where Airflow would listen, is in use" in second.stderr
+    assert f"another program uses port {running.given['PERENNIAL_AIRFLOW_PORT']}, which Airflow needs" in second.stderr
     assert "PERENNIAL_AIRFLOW_PORT=" in second.stderr
 
 

@@ -177,7 +177,7 @@ def test_a_damaged_backup_is_named_and_nothing_of_it_restored(
 
 def test_nothing_is_restored_over_what_is_there(world: World, tmp_path: Path) -> None:
     make_backup(world.settings, tmp_path / "backup", {}, now=NOW)
-    with pytest.raises(BackupError, match=r"perennial\.db.*Move it out of the way"):
+    with pytest.raises(BackupError, match=r"perennial\.db.*Move them away first"):
         restore_backup(world.settings, tmp_path / "backup", {})
     assert problems(world) == []
 
@@ -245,8 +245,8 @@ def test_a_list_of_files_that_is_missing_is_named(world: World) -> None:
 def test_an_alias_that_differs_is_named(world: World) -> None:
     world.registry._client.set_registered_model_alias("toy", "champion", "2")
     assert problems(world) == [
-        "toy: the ledger says that version 1 is champion, MLflow's alias says version 2: after a restore run perennial verify "
-        "--settle; else the next run of maintain brings them in line"
+        "toy: the ledger's champion is version 1, but MLflow's alias points to version 2: after a restore, run perennial verify "
+        "--settle; otherwise the next run of maintain moves the alias"
     ]
 
 

@@ -169,7 +169,7 @@ def taken() -> Iterator[int]:
     ],
 )
 def test_a_port_in_use_is_named_with_the_variable_that_chooses_another(taken: int, server: str, variable: str) -> None:
-    with pytest.raises(StackError, match=rf"port {taken}, where {server} would listen, is in use.*{variable}=\d+"):
+    with pytest.raises(StackError, match=rf"another program uses port {taken}, which {server} needs.*{variable}=\d+"):
         choose_ports({**free_ports(), variable: str(taken)})
 
 
@@ -338,8 +338,7 @@ def test_nothing_outlives_a_stack_that_is_killed(tmp_path: Path, family: str, pr
     script = textwrap.dedent(f"""
         import os, sys, time
         from pathlib import Path
-        from perennial.stack import processes
-from perennial.stack.processes import Processes
+        from perennial.stack.processes import Processes
         kept = Processes({family!r}, "napper", [], os.environ, Path({str(tmp_path / "logs")!r}), print)
         kept.start("sleeper", sys.executable, "-m", "napper")
         time.sleep(600)
