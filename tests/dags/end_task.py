@@ -17,8 +17,7 @@ from unittest.mock import MagicMock, patch
 
 from airflow.sdk.api.datamodels._generated import TaskInstance
 from airflow.sdk.execution_time.coordinator import get_coordinator_manager
-
-from perennial.orchestration import coordinator
+from airflow.sdk.execution_time.supervisor import ActivitySubprocess
 
 in_vain = 0
 
@@ -45,7 +44,7 @@ client.task_instances.start.return_value = SimpleNamespace(should_retry=False, s
 task = TaskInstance(
     id=uuid.uuid4(), task_id="end", dag_id="toy.score", run_id="run", try_number=1, dag_version_id=uuid.uuid4(), queue="score"
 )
-with patch.object(coordinator._Task, "start", partial(coordinator._Task.start, target=target, selector=Selector())):
+with patch.object(ActivitySubprocess, "start", partial(ActivitySubprocess.start, target=target, selector=Selector())):
     done = (
         get_coordinator_manager()
         .for_queue("score")

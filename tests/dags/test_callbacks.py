@@ -125,5 +125,5 @@ def test_an_outbox_that_cannot_be_written_fails_no_task(settings: Settings, capl
     (settings.state / "perennial.db").write_bytes(b"this is no database, and never was one" * 100)
     alert_of_failure(context())
     resolve_failure(context(tries=2))
-    assert "the alert of predict could not be recorded" in caplog.text
-    assert "that predict succeeded could not be recorded" in caplog.text
+    assert "the alert about task predict could not be recorded" in caplog.text
+    assert "the recovery of task predict could not be recorded" in caplog.text

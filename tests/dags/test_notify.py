@@ -149,7 +149,7 @@ def test_a_connection_that_is_missing_is_told_through_the_other_channel_until_it
         sender.connections["TEAM_SLACK"] = webhook(web.port)
         assert sender(at_once=True) == {"delivered": 1}
         assert sender(ahead=1) == {"delivered": 1}
-    assert mail.taken[-1][1]["Subject"] == "perennial: well again: slack:team_slack takes no alerts"
+    assert mail.taken[-1][1]["Subject"] == "perennial: recovered: slack:team_slack takes no alerts"
 
 
 def test_a_channel_that_a_model_names_no_more_is_given_up(sender: Sender, ledger: Ledger, models: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_channel_that_a_model_names_no_more_is_given_up(sender: Sender, ledger
     spec = models / MODEL / "model.yaml"
     spec.write_text(spec.read_text().replace("alerts: {slack: gone}", ""))
     assert sender(at_once=True) == {"failed": 1}
-    assert "nobody names the channel" in str(ledger.alerts()[0].deliveries[0].error)
+    assert "neither a model nor the environment names the channel" in str(ledger.alerts()[0].deliveries[0].error)
     assert sender(at_once=True) == {"unaddressed": 1}, "that it recovered is told nobody"
 
 

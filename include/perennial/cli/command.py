@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import StackError
 from perennial.core.intervals import Interval, utc
+from perennial.core.private_parts import Subcommands
 from perennial.core.settings import PROJECT, Settings, settings
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Command:
     defaults: Mapping[str, Any] | None = None
     steps: tuple[Command, ...] = ()
 
-    def add(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def add(self, commands: Subcommands) -> None:
         parser = commands.add_parser(self.name, help=self.summary)
         for one in self.arguments:
             one.add(parser)

@@ -92,7 +92,7 @@ def _entries(entries: Sequence[OutboxEntry]) -> Table:
 
     table = Table("since (UTC)", "", "what", "channels")
     for entry in entries:
-        word = "well again" if entry.alert.kind == "recovered" else entry.alert.severity
+        word = "recovered" if entry.alert.kind == "recovered" else entry.alert.severity
         channels = "waits to be routed" if entry.routed_at is None else "\n".join(map(str, entry.deliveries))
         table.add_row(f"{entry.created_at:%Y-%m-%d %H:%M}", word, entry.alert.title, channels or "nobody is named")
     return table

@@ -1,4 +1,4 @@
-"""What came of the demo: a week in words, the table at the end, and ``summary.json``.
+"""The results of the demo: a line per week, the table at the end, and ``summary.json``.
 
 All of it is read from where it is kept: the ledger, the predictions database, Airflow's own list of runs.
 """
@@ -24,7 +24,7 @@ _KINDS = ("read", "published", "quarantined")
 
 
 def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
-    """What was read, predicted, judged and learnt for an interval."""
+    """What was read, predicted, judged and trained for an interval, in words."""
     words = []
     rows = _rows(_newest(ledger.publications(model, "tables", interval)))
     read, quarantined = (sum(table[kind] for table in rows.values()) for kind in ("read", "quarantined"))
@@ -51,7 +51,7 @@ def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
 def summarise(
     stack: Stack, model: str, weeks: Sequence[Interval], seconds: Mapping[str, float], runs: Sequence[DagRun]
 ) -> dict[str, Any]:
-    """Everything that ``summary.json`` says.
+    """The content of ``summary.json``.
 
     Args:
         stack: that it happened on.
@@ -140,7 +140,7 @@ def summarise(
 
 
 def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
-    """The tables at the end, and where to look further."""
+    """The tables at the end, with the addresses of the UIs."""
     metric = next((version["metric"] for version in summary["versions"]), "metric")
     console.print(_weeks(summary, metric))
     tables = Table("table", *(Column(kind, justify="right") for kind in _KINDS))
@@ -151,7 +151,7 @@ def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
     addresses = summary["addresses"]
     for line in (
         f"{summary['predictions']['rows']:,} predictions, {len(summary['versions'])} versions, "
-        f"{len(summary['promotions'])} promotions, {len(summary['refusals'])} refusals, {asked} retrainings asked for by "
+        f"{len(summary['promotions'])} promotions, {len(summary['refusals'])} refusals, {asked} retrainings requested by "
         f"monitoring, {sum(run['runs'] for run in summary['runs'].values())} Airflow runs, {summary['seconds']['all']:.0f} s",
         f"Airflow       {addresses['airflow']}   sign in as {addresses['user']}, password {addresses['password']}",
         f"MLflow        {addresses['mlflow']}",
@@ -184,7 +184,7 @@ def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
 
 
 def _newest(publications: Sequence[Publication]) -> list[Publication]:
-    """One publication an interval: the newest."""
+    """The newest publication of each interval."""
     return list({publication.interval: publication for publication in publications}.values())
 
 

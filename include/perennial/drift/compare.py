@@ -11,6 +11,7 @@ the verdict. :mod:`perennial.drift.page` writes the page.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections import Counter
@@ -26,7 +27,6 @@ from evidently import DataDefinition, Dataset, Report
 from evidently.metrics import ValueDrift
 from numpy.typing import NDArray
 
-from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.core.redaction import redact
 from perennial.core.text import UNSAFE
@@ -36,7 +36,7 @@ from perennial.evidence.verdict import ColumnDrift, Kind, Status
 from perennial.ledger.records import VerdictName
 from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: If the standard deviation is below this, Evidently divides by this number instead, and finds no drift.

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perennial.core import logs
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval
 from perennial.core.text import UNSAFE
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from perennial.drift.findings import DriftComparison
     from perennial.evidence.verdict import Estimate, VerdictDetails
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 _COLORS = {"ok": "#1a7f37", "drift": "#b35900", "unknown": "#57606a"}

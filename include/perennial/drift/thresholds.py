@@ -16,6 +16,7 @@ References:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,6 @@ import yaml
 from numpy.typing import NDArray
 from scipy import stats
 
-from perennial.core import logs
 from perennial.core.errors import CalibrationError, NoChampion
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval
@@ -40,7 +40,7 @@ from perennial.spec.folder import THRESHOLDS_FILE, ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Number of windows that are compared. It is enough to count one alarm per hundred windows.

@@ -7,12 +7,12 @@ features that are published here.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from operator import itemgetter
 
-from perennial.core import logs
 from perennial.core.errors import Superseded
 from perennial.core.intervals import Interval
 from perennial.features import leaks
@@ -24,7 +24,7 @@ from perennial.ledger.records import Publication
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import ModelFolder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: The most days that are rebuilt in one publication.

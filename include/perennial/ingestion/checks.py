@@ -29,7 +29,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perennial.core import logs
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
@@ -44,7 +43,7 @@ from perennial.lake.schema import MOMENT, published_schema
 from perennial.spec.data import Table
 from perennial.spec.folder import ModelFolder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 QUARANTINE = "quarantine"

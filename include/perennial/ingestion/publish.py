@@ -6,6 +6,7 @@ Neighbours: :mod:`perennial.ingestion.sources` lands each table. :mod:`perennial
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial.alerts import of_models
-from perennial.core import logs
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
@@ -26,7 +26,7 @@ from perennial.ledger.store import Ledger
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: The ledger's name for the raw tables of a model and its quarantine.

@@ -11,6 +11,7 @@ writes. :mod:`perennial.ingestion.casting` says what raw values become.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from perennial.core import logs
 from perennial.core.errors import PerennialError
 from perennial.core.intervals import Interval
 from perennial.ingestion.files import land_files
@@ -27,7 +27,7 @@ from perennial.ingestion.landing import LandingWriter
 from perennial.ingestion.queries import land_python, land_sql
 from perennial.spec.folder import ModelFolder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,12 @@ from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, schema_to_pyarrow
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table, Transaction
-from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.update.snapshot import ManageSnapshots
 
-from perennial.core import logs
 from perennial.core.database import LOCK_WAIT, Database
 from perennial.core.errors import SnapshotMissing, SpecError
+from perennial.core.private_parts import MetadataOncePerUpdate, use_engine
 from perennial.core.streams import ahead
 from perennial.lake.data_files import (
     FILE_BYTES,
@@ -58,11 +57,8 @@ from perennial.lake.data_files import (
     plain_schema,
 )
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
-
-# It logs each file that it opens.
-logging.getLogger("pyiceberg.io").setLevel(logging.WARNING)
 
 _T = TypeVar("_T")
 
@@ -125,8 +121,7 @@ class Catalog:
         catalog = SqlCatalog("perennial", uri=self._url, **properties)
         if database.is_sqlite:
             # This engine waits longer than five seconds for other writers, and leaves no connection open.
-            catalog.engine.dispose()
-            catalog.engine = database.engine
+            use_engine(catalog, database.engine)
         return catalog
 
     def tables(self, model: str) -> list[str]:
@@ -428,14 +423,8 @@ class Catalog:
         return len(old - named)
 
 
-class _Transaction(Transaction):
-    _derived: tuple[object, TableMetadata] | None = None
-
-    @property
-    def table_metadata(self) -> TableMetadata:
-        if self._derived is None or self._derived[0] is not self._updates:
-            self._derived = self._updates, super().table_metadata
-        return self._derived[1]
+class _Transaction(MetadataOncePerUpdate, Transaction):
+    pass
 
 
 def _named_files(table: Table) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 from pyiceberg.conversions import from_bytes
 from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan, LessThanOrEqual, Reference
 from pyiceberg.expressions.literals import literal
@@ -23,15 +23,14 @@ from pyiceberg.io.pyarrow import ParquetFormatWriter, PyArrowFile, PyArrowFileIO
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table
-from pyiceberg.typedef import Record
+from pyiceberg.typedef import EMPTY_DICT, Properties, Record
 from pyiceberg.types import LongType
 
-from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
 from perennial.lake.schema import KNOWN, MOMENT
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Rows are gathered to chunks of this size before they are hashed and written. So row groups are not too small.
@@ -50,8 +49,17 @@ class DurableFileIO(PyArrowFileIO):
     power failure.
     """
 
-    def _initialize_local_fs(self) -> pafs.FileSystem:
-        return _DurableFileSystem()
+    def __init__(self, properties: Properties = EMPTY_DICT) -> None:
+        super().__init__(properties)
+        self._write_durably()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._write_durably()
+
+    def _write_durably(self) -> None:
+        opened, local = self.fs_by_scheme, _DurableFileSystem()
+        self.fs_by_scheme = lambda scheme, host: local if scheme == "file" else opened(scheme, host)
 
 
 class _DurableFileSystem(PyArrowLocalFileSystem):

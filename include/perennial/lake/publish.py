@@ -20,6 +20,7 @@ processor time for a day of 3,000 rows, 0.65 s for 300,000 rows), and saved a re
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table, Transaction
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 
-from perennial.core import logs
 from perennial.core.errors import Superseded
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
@@ -43,7 +43,7 @@ from perennial.lake.data_files import known_by as _known_by
 from perennial.ledger.records import Claim, Head, Publication
 from perennial.ledger.store import Ledger
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 _ATTEMPT = "attempt-"

@@ -28,15 +28,12 @@ import skops.io
 from numpy.typing import NDArray
 
 from perennial.core.errors import ArtifactRejected, ScoringError
+from perennial.core.private_parts import TREE_TYPES
 from perennial.spec.model import ModelSpec
 from perennial.spec.types import Task
 
 #: Types in stored models that skops does not trust itself. They hold only numbers.
-TRUSTED_TYPES = (
-    "numpy.dtype",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
+TRUSTED_TYPES = ("numpy.dtype", *TREE_TYPES)
 
 #: Packages whose versions decide what a stored model computes. Their versions are kept with every model version.
 PACKAGES = ("scikit-learn", "numpy", "scipy", "pandas", "skops", "mlflow")

@@ -9,6 +9,7 @@ Neighbours: :mod:`perennial.monitoring.retraining` weighs what is measured here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perennial.core import logs
 from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
 from perennial.evaluation.metrics import evaluate
@@ -32,7 +32,7 @@ from perennial.scoring.predictor import DATASET
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ it said.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perennial.alerts import of_models
-from perennial.core import logs
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval
 from perennial.ledger.coverage import trained_as_of
@@ -20,7 +20,7 @@ from perennial.ledger.store import Ledger
 from perennial.monitoring.retraining import PastTraining, RetrainingDecision, decide_retraining, retraining_run_id
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: How often a decision is made again because another window of the model was decided in between.

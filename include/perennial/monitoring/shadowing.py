@@ -9,6 +9,7 @@ Neighbours: :mod:`perennial.monitoring.shadow` decides who scores and what a com
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perennial.alerts import of_models
-from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, NoChampion, PerennialError, StaleDecision
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
@@ -43,7 +43,7 @@ from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Names of the dataset and of its one table.

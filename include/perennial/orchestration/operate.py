@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from airflow.sdk import task
 
-from perennial.core import logs
 from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import Run, stage_run
 from perennial.stages import maintain, promote
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 @task(multiple_outputs=False)

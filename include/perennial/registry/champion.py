@@ -7,6 +7,7 @@ the ledger before and after: what a process that was put to sleep in between wri
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,7 +18,6 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from perennial.alerts import of_models
-from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, NoChampion, PromotionRefused, StaleDecision
 from perennial.evidence.decision import GateDecision
 from perennial.ledger.records import Action, Approval, Promotion
@@ -26,7 +26,7 @@ from perennial.registry.server import CHALLENGER, CHAMPION, MISSING
 from perennial.registry.versions import Versions
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 #: How often :meth:`Registry.reconcile` reads again when others keep changing what it reads.
 _READS = 5

@@ -6,10 +6,10 @@ Neighbours: :mod:`perennial.reports.cards` and :mod:`perennial.reports.releases`
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, CardError, PerennialError
 from perennial.deployment import Deployment
 from perennial.evidence.evaluation import Evaluation
@@ -23,7 +23,7 @@ from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.training.reproduce import open_folder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from perennial.core import logs
 from perennial.core.errors import CardError
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
@@ -39,7 +39,7 @@ from perennial.reports.dossier import Dossier, gather
 from perennial.spec.folder import ModelFolder
 from perennial.spec.training import METRICS
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Where the pages lie among the artifacts of a version's run.

@@ -11,6 +11,7 @@ Neighbours: :mod:`perennial.features.publish` publishes what is read here; :mod:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,6 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from perennial.core import logs
 from perennial.core.errors import ScoringError
 from perennial.core.intervals import Interval
 from perennial.core.streams import Follower
@@ -32,7 +32,7 @@ from perennial.scoring.sink import PredictionSink
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 #: How often the sink is offered newer rows before something must be wrong.
 _SINK_ATTEMPTS = 10

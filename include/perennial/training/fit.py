@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import shutil
 import subprocess
@@ -29,7 +30,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info
 
-from perennial.core import logs
 from perennial.core.errors import ScoringError, TrainingError
 from perennial.deployment import Deployment
 from perennial.evaluation import plots
@@ -48,7 +48,7 @@ from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
 from perennial.training.training_set import load_rows
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Rows on which the importance of features is measured, and about how often they are predicted: together less than half a

@@ -7,6 +7,7 @@ A training set is a few snapshot ids, two intervals and a content hash: :func:`b
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
@@ -18,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perennial.core import logs
 from perennial.core.errors import TrainingError
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval, utc
@@ -32,7 +32,7 @@ from perennial.model.labels import LABEL, count_classes
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 #: Where in the features read the row of a label's entity is.
 _PLACE = "_place"

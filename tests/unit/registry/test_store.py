@@ -373,7 +373,7 @@ def test_an_alias_moved_by_hand_to_a_refused_version_is_put_back_and_people_are_
     assert [made.action for made in ledger.promotions("toy")] == ["promote"] * 3
     *_, told = ledger.alerts()
     assert (told.alert.kind, told.alert.severity) == ("alias_put_back", "warning")
-    assert f"points to version {three[-1]} again" in told.alert.text
+    assert f"moved it back to version {three[-1]}" in told.alert.text
     assert f"perennial promote toy {refused} --override REASON" in told.alert.text
     assert "0.45" in told.alert.text
 
