@@ -16,7 +16,8 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.table import Transaction, update_table_metadata
+from pyiceberg.table import Transaction
+from pyiceberg.table.update import update_table_metadata
 from sqlalchemy.pool import NullPool
 
 from perennial.core import private_parts

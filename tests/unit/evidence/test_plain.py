@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -36,12 +35,11 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
-@cache
 def of(hint: Any) -> st.SearchStrategy[Any]:
     """Any values of a type, in small collections."""
     if hint in VALUES:
         return VALUES[hint]
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return st.builds(hint, **{name: of(get_type_hints(hint)[name]) for name in (field.name for field in fields(hint))})
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:

@@ -69,7 +69,8 @@ class Publisher:
         if published is None or table not in published.snapshots:
             return []
         rows = self.lake.scan(self.model, table, published.snapshots[table], **choice).read_all()
-        return rows.sort_by(rows.schema.names[0]).to_pylist()
+        found: list[dict[str, Any]] = rows.sort_by(rows.schema.names[0]).to_pylist()
+        return found
 
     def sources(self) -> dict[date, set[str]]:
         """Which runs the flights of each day come from; a day whose rows are not all there once fails."""

@@ -21,7 +21,7 @@ from perennial.evidence.decision import GateDecision, GateResult
 from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.training import CodeState, TrainingRecord
 from perennial.evidence.verdict import Estimate, Impact, VerdictDetails, VerdictSeverity
-from perennial.ledger.records import Approval, VersionRecord
+from perennial.ledger.records import Approval, VerdictName, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.reports import board
 from perennial.reports.board import Board, Outlook, Pages, Row, Window
@@ -156,7 +156,7 @@ def test_a_healthy_model_tells_who_predicts_since_when_and_how_well(ledger: Ledg
     ],
 )
 def test_the_newest_verdict_decides_how_much_attention_a_model_needs(
-    verdict: str, severity: str, attention: str, why: str, ledger: Ledger
+    verdict: VerdictName, severity: VerdictSeverity, attention: str, why: str, ledger: Ledger
 ) -> None:
     register(ledger, 1)
     promote(ledger, 1)
