@@ -245,8 +245,8 @@ def test_a_list_of_files_that_is_missing_is_named(world: World) -> None:
 def test_an_alias_that_differs_is_named(world: World) -> None:
     world.registry._client.set_registered_model_alias("toy", "champion", "2")
     assert problems(world) == [
-        "toy: the ledger's champion is version 1, but MLflow's alias points to version 2: after a restore, run perennial verify "
-        "--settle; otherwise the next run of maintain moves the alias"
+        "toy: the ledger's champion is version 1, but MLflow's alias points to version 2: after a restore, run perennial "
+        "verify --settle; otherwise the next run of maintain moves the alias"
     ]
 
 
