@@ -104,7 +104,7 @@ def decide_promotion(
             "decision": decision.to_json(),
             "expected": judged.champion_version,
             "links": links,
-            "comparison": comparison_in_words(version, judged.to_json(), decision.to_json(), links),
+            "comparison": comparison_in_words(version, judged, decision, links),
         }
 
 

@@ -176,7 +176,7 @@ def test_a_champion_that_surely_does_worse_is_told_of_once(tmp_path: Path, setti
     assert found.interval == WEEK
     metric = world.folder.spec.primary_metric
     assert found.metrics[str(old)][metric] != found.metrics[str(new)][metric]
-    assert found.comparison["confidence"] == pytest.approx(1 - 0.05 / 3)
+    assert found.comparison.confidence == pytest.approx(1 - 0.05 / 3)
     assert compare(world) == []
     assert world.ledger.shadow_comparisons("toy") == [found]
     assert told(world) == [("shadow_better", "critical")]
