@@ -97,7 +97,7 @@ def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[
         decision=decision,
         expected=evaluation.champion_version,
         links=links,
-        comparison=comparison_in_words(version, evaluation.to_json(), decision.to_json(), links),
+        comparison=comparison_in_words(version, evaluation, decision, links),
     )
 
 

@@ -112,9 +112,7 @@ def test_an_unknown_version_is_told_with_those_there_are(told: Ledger) -> None:
 
 def test_who_is_asked_sees_both_side_by_side_and_where_to_read_on() -> None:
     evaluation = synthetic.evaluation_of(0.7)
-    words = comparison_in_words(
-        4, evaluation.to_json(), synthetic.judge(evaluation).to_json(), {"Model card": "http://ml/card.html"}
-    )
+    words = comparison_in_words(4, evaluation, synthetic.judge(evaluation), {"Model card": "http://ml/card.html"})
     assert "| **roc_auc** | 0.7 |" in words
     assert "no champion yet" in words
     assert "- **baseline**: roc_auc of boosting is 0.7" in words
