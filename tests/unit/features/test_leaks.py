@@ -93,5 +93,5 @@ def test_leaks_are_looked_for_in_published_tables(tmp_path: Path, lake: Lake, le
     ingest(lake, ledger, folder, april(1, 5))
     leaky = history(tmp_path, HISTORY.replace("returned._known_at", "returned.placed"))
 
-    assert find_leaks(folder, lake, ledger, april(4, 4), moments=3) == []
-    assert [leak.feature for leak in find_leaks(leaky, lake, ledger, april(4, 4), moments=3)] == ["sent_back"]
+    assert find_leaks(folder, lake, april(4, 4), moments=3) == []
+    assert [leak.feature for leak in find_leaks(leaky, lake, april(4, 4), moments=3)] == ["sent_back"]

@@ -127,7 +127,7 @@ def test_a_refused_candidate_that_came_close_scores_too(world: World) -> None:
         version = world.register("2013-03-31", seed=seed)
         evaluation = synthetic.evaluation_of(auc, champion=rival)
         decision = replace(synthetic.judge(evaluation), promote=False)
-        assert world.ledger.record_decision("toy", version, evaluation.to_json(), decision.to_json())
+        assert world.ledger.record_decision("toy", version, evaluation, decision)
     assert resolve_shadows(world.folder.spec, world.ledger, DAY, champion=champion) == [2]
 
 
@@ -176,7 +176,7 @@ def test_a_champion_that_surely_does_worse_is_told_of_once(tmp_path: Path, setti
     assert found.interval == WEEK
     metric = world.folder.spec.primary_metric
     assert found.metrics[str(old)][metric] != found.metrics[str(new)][metric]
-    assert found.comparison["confidence"] == pytest.approx(1 - 0.05 / 3)
+    assert found.comparison.confidence == pytest.approx(1 - 0.05 / 3)
     assert compare(world) == []
     assert world.ledger.shadow_comparisons("toy") == [found]
     assert told(world) == [("shadow_better", "critical")]

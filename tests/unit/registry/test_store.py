@@ -113,7 +113,7 @@ def test_a_version_answers_what_it_came_from(registry: Registry, folder: ModelFo
     assert record.training.as_of == "2013-03-26T00:00:00+00:00"
     assert record.evaluation.candidate.metrics == {"roc_auc": 0.7}
     assert record.decision == decision
-    assert {"commit", "dirty", "python", "packages"} <= set(record.code)
+    assert {"commit", "dirty", "python", "packages"} <= set(record.code.to_json())
     assert {"MLmodel", "model.skops", "reference.parquet"} <= set(record.manifest)
 
 

@@ -16,7 +16,7 @@ from perennial.core.errors import SpecError
 from perennial.spec.folder import MAX_CODE, model_folders, read_model, read_models
 from perennial.spec.problems import MAX_MESSAGES
 from perennial.spec.strict_yaml import MAX_BYTES
-from tests.unit.spec.test_folder import GOOD, write
+from tests.unit.spec.late import GOOD, write
 
 #: Of processor time. Far above what any of these takes, far below the 30 s that Airflow waits for a DAG file.
 SECONDS = 5
@@ -56,7 +56,7 @@ def _latin_1(file: Path) -> None:
     file.write_bytes(b"caf\xe9")
 
 
-ODD = {
+ODD: dict[Callable[[Path], None], str] = {
     _pipe: "not a regular file",
     _device: "not a regular file",
     _directory: "not a regular file",

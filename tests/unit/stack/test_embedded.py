@@ -337,8 +337,7 @@ def test_nothing_outlives_a_stack_that_is_killed(tmp_path: Path, family: str, pr
     script = textwrap.dedent(f"""
         import os, sys, time
         from pathlib import Path
-        from perennial.stack import processes
-from perennial.stack.processes import Processes
+        from perennial.stack.processes import Processes
         kept = Processes({family!r}, "napper", [], os.environ, Path({str(tmp_path / "logs")!r}), print)
         kept.start("sleeper", sys.executable, "-m", "napper")
         time.sleep(600)

@@ -26,7 +26,7 @@ def typed(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         main(["controls", "toy"])
     assert isinstance(left.value.code, int), left.value.code
     lines = capsys.readouterr().out.splitlines()
-    return left.value.code, dict(line.partition(": ")[::2] for line in lines)  # type: ignore[misc]
+    return left.value.code, dict(line.partition(": ")[::2] for line in lines)
 
 
 def test_the_gates_as_they_come_refuse_every_control(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perennial.core.errors import PromotionRefused
-from perennial.evaluation.gates import GateDecision
+from perennial.evidence.decision import GateDecision
 from perennial.stages.promote import Decided, announce_question, promote_by_hand, promote_champion
 from perennial.stages.run import StageRun
 from tests.unit import synthetic

@@ -56,9 +56,9 @@ def left_behind(world: World) -> dict[str, Any]:
     [promotion] = world.ledger.promotions("toy")
     return {
         "training": known(version, "training", {"run_id", "pin", "snapshots", "seconds", "model_id"}),
-        "metrics": version.evaluation["candidate"]["metrics"],
-        "predictions": version.evaluation["candidate"]["predictions"],
-        "gates": [(result["gate"], result["passed"]) for result in version.decision["results"]],
+        "metrics": version.evaluation.candidate.metrics,
+        "predictions": version.evaluation.candidate.predictions,
+        "gates": [(result.gate, result.passed) for result in version.decision.results],
         "promotion": (
             promotion.version,
             promotion.previous,

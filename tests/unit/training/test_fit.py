@@ -26,7 +26,7 @@ from perennial.deployment import Deployment
 from perennial.evaluation.gates import decide
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import Evaluation
-from perennial.evidence.training import TrainingSet
+from perennial.evidence.training import CodeState, TrainingSet
 from perennial.lake.publish import Lake
 from perennial.model.candidate import Fitted
 from perennial.model.estimators import combinations, make_estimator
@@ -242,7 +242,7 @@ def test_the_hash_depends_on_the_rows_and_not_on_how_they_came(
     again = build(folder, deployment, "run-2")
     assert again.snapshots != whole.snapshots
     assert again.content == whole.content
-    rows.loc[7, "x"] += 1e-9
+    rows.loc[7:7, "x"] += 1e-9
     publish(deployment, rows, run_id="corrected")
     assert build(folder, deployment, "run-3").content["window"] != whole.content["window"]
 
@@ -575,7 +575,7 @@ def test_a_validation_part_that_cannot_validate_says_what_to_change(
 
 
 def fitted_of(name: str, score: float | None, *, baseline: bool = False, greater_is_better: bool = True) -> Fitted:
-    return Fitted(name, baseline, {}, {}, score, greater_is_better, "run", "m-1", {}, {}, {})
+    return Fitted(name, baseline, {}, {}, score, greater_is_better, "run", "m-1", {}, CodeState(), {})
 
 
 def test_the_best_by_validation_is_chosen_and_never_a_baseline() -> None:
