@@ -13,6 +13,7 @@ from perennial.alerts.outbox import ChannelState, Lease, Outbox
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.evidence.verdict import VerdictDetails
+from perennial.ledger.records import VerdictName
 from perennial.ledger.store import Ledger
 
 MODEL = "flight_delay"
@@ -42,7 +43,7 @@ def judge(ledger: Ledger, interval: Interval, verdict: VerdictName, alert: Alert
     ledger.record_verdict(
         model=MODEL, interval=interval, version=1, verdict=verdict, reasons=[], details=VerdictDetails(), report=None,
         run_id="r", alert=alert,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def keys(outbox: Outbox, channel: str) -> list[str]:

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from evidently import Report
 
 from perennial.core.intervals import Interval
-from perennial.drift.compare import Report, compare, match_reference
-from perennial.drift.findings import ColumnDrift, DriftComparison
+from perennial.drift.compare import compare, match_reference
+from perennial.drift.findings import DriftComparison
+from perennial.evidence.verdict import ColumnDrift
 from perennial.spec.monitoring import Drift, DriftThresholds
 from tests.unit.monitored import WEEK
 
@@ -122,13 +124,13 @@ def test_predicted_classes_are_compared_as_categories() -> None:
 
 
 def nan_share(share: float) -> np.ndarray:
-    values = features()["n0"].copy()
+    values: np.ndarray = features()["n0"].copy()
     values[: int(share * ROWS)] = np.nan
     return values
 
 
 def inf_share(share: float) -> np.ndarray:
-    values = features()["n0"].copy()
+    values: np.ndarray = features()["n0"].copy()
     values[: int(share * ROWS)] = np.inf
     return values
 

@@ -108,16 +108,16 @@ def tables_of(folder: ModelFolder, placed: list[float], **other: list[Any]) -> d
     Args:
         other: columns of ``orders`` that shall hold something else.
     """
-    orders = [
+    orders: list[dict[str, Any]] = [
         {"order_id": f"o{at:g}", "placed": hours(at), "customer": "ab"[n % 2], "amount": float(at)}
         for n, at in enumerate(placed)
     ]
     orders = [{**row, **{name: values[n] for name, values in other.items()}} for n, row in enumerate(orders)]
-    back = [
+    back: list[dict[str, Any]] = [
         {"order_id": row["order_id"], "placed": row["placed"], "sent_back": row["placed"] + timedelta(hours=5), "reason": n % 2}
         for n, row in enumerate(orders)
     ]
-    people = [{"customer": "a", "city": "Ålesund"}, {"customer": "b", "city": None}]
+    people: list[dict[str, Any]] = [{"customer": "a", "city": "Ålesund"}, {"customer": "b", "city": None}]
     return {
         "orders": table(folder, "orders", orders, [row["placed"] for row in orders]),
         "returned": table(folder, "returned", back, [row["sent_back"] for row in back]),

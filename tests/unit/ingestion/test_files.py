@@ -268,7 +268,7 @@ def test_a_remote_file_that_changes_while_it_is_read_is_rejected(
     tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory.pipe("/bucket/all.csv", (HEADER + row()).encode())
-    bind = landing.bind
+    bind = casting.bind
 
     def replace_and_bind(*arguments: Any) -> Any:
         memory.pipe("/bucket/all.csv", (HEADER + row() + row("b")).encode())

@@ -68,8 +68,9 @@ class Publisher:
         published = self.ledger.published(self.model, "tables")
         if published is None or table not in published.snapshots:
             return []
-        rows = self.lake.scan(self.model, table, published.snapshots[table], **choice).read_all()
-        return rows.sort_by(rows.schema.names[0]).to_pylist()
+        found = self.lake.scan(self.model, table, published.snapshots[table], **choice).read_all()
+        rows: list[dict[str, Any]] = found.sort_by(found.schema.names[0]).to_pylist()
+        return rows
 
     def sources(self) -> dict[date, set[str]]:
         """Which runs the flights of each day come from; a day whose rows are not all there once fails."""

@@ -137,7 +137,12 @@ def test_files_are_on_the_disk_before_the_catalog_names_them(
 ) -> None:
     synced: set[int] = set()
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), fsync(handle))[1])
+
+    def watched(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
     publisher.publish(DAY, "a")
     files = [path for path in Path(settings.warehouse).rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".parquet", ".avro", ".json"}

@@ -156,7 +156,7 @@ def test_a_healthy_model_tells_who_predicts_since_when_and_how_well(ledger: Ledg
     ],
 )
 def test_the_newest_verdict_decides_how_much_attention_a_model_needs(
-    verdict: str, severity: str, attention: str, why: str, ledger: Ledger
+    verdict: str, severity: VerdictSeverity, attention: str, why: str, ledger: Ledger
 ) -> None:
     register(ledger, 1)
     promote(ledger, 1)

@@ -13,7 +13,7 @@ from perennial.core.errors import ArtifactRejected
 from perennial.core.intervals import Interval
 from perennial.evidence.evaluation import GainOverChampion
 from perennial.evidence.training import CodeState, TrainingRecord
-from perennial.ledger.records import Approval, ShadowComparison, VersionRecord
+from perennial.ledger.records import Action, Approval, ShadowComparison, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.reports.approval import comparison_in_words
 from perennial.reports.history import explain, history, show_history, show_story

@@ -12,7 +12,7 @@ from tests.unit.spec.late import GOOD, changed, problems, read
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 REPEATED = "anchors and aliases (& and *) are not allowed here; repeat the value"
 
-BROKEN = {
+BROKEN: dict[str, tuple[str | bytes, list[str]]] = {
     "a Python tag": (
         changed("owner: operations", "owner: !!python/object/apply:os.system [id]"),
         ["model.yaml:2: the tag tag:yaml.org,2002:python/object/apply:os.system is not allowed; write a plain value"],
