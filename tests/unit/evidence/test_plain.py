@@ -60,7 +60,7 @@ def through_json(value: Any) -> Any:
 @given(data=st.data())
 def test_what_is_written_is_read_the_same(kind: type[Evidence], data: st.DataObject) -> None:
     # A class has a hash; mypy takes the __hash__ of its dataclass for it.
-    evidence = data.draw(of(kind))  # type: ignore[arg-type]
+    evidence = data.draw(of(kind))
     # Compared by what they show, since NaN equals nothing.
     assert repr(kind.from_json(evidence.to_json())) == repr(evidence)
     assert repr(kind.from_json(through_json(evidence.to_json()))) == repr(evidence)
@@ -71,7 +71,7 @@ def test_what_is_written_is_read_the_same(kind: type[Evidence], data: st.DataObj
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_row_that_lacks_anything_is_read(kind: type[Evidence], data: st.DataObject) -> None:
-    whole = through_json(data.draw(of(kind)).to_json())  # type: ignore[arg-type]  # as above
+    whole = through_json(data.draw(of(kind)).to_json())
     lost = data.draw(st.sets(st.sampled_from(sorted(whole))))
     less = {name: value for name, value in whole.items() if name not in lost}
     again = kind.from_json(through_json(kind.from_json(less).to_json()))
