@@ -233,7 +233,9 @@ def test_a_task_of_a_model_whose_folder_broke_says_why_it_fails(tmp_path: Path) 
     parsed = parse(PROJECT / "dags" / "ingest.py", models, tmp_path / "airflow", given)
 
     [message] = parsed["import_errors"].values()
-    assert message.splitlines()[-1].endswith("name is flight_delay, but its folder is broken; make them the same")
+    assert message.splitlines()[-1].endswith(
+        "model.yaml:2: name: is flight_delay, but the folder is broken; make them the same"
+    )
 
 
 def test_a_worker_reads_the_model_of_its_task_alone(tmp_path: Path) -> None:

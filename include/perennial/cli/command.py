@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from perennial.core.errors import StackError
 from perennial.core.intervals import Interval, utc
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 Action = Callable[[argparse.Namespace], int]
 
 
+class TakesArguments(Protocol):
+    """A parser, or a group of its arguments."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """As :meth:`argparse.ArgumentParser.add_argument`."""
+
+
 @dataclass(frozen=True)
 class Argument:
     """An argument of a command, as ``add_argument`` takes it."""
@@ -30,7 +37,7 @@ class Argument:
     names: tuple[str, ...]
     options: Mapping[str, Any]
 
-    def add(self, parser: argparse._ActionsContainer) -> None:
+    def add(self, parser: TakesArguments) -> None:
         parser.add_argument(*self.names, **self.options)
 
 
@@ -40,7 +47,7 @@ class OneOf:
 
     arguments: tuple[Argument, ...]
 
-    def add(self, parser: argparse._ActionsContainer) -> None:
+    def add(self, parser: argparse.ArgumentParser) -> None:
         group = parser.add_mutually_exclusive_group(required=True)
         for one in self.arguments:
             one.add(group)

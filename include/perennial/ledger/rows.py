@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import sqlalchemy as sa
 
 from perennial.core.database import Database
 from perennial.core.intervals import Interval
 from perennial.evidence.plain import Evidence
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from perennial.ledger.records import Approval, ShadowComparison, VersionRecord
 
 RecordT = TypeVar("RecordT")
 
@@ -34,7 +32,7 @@ def as_record(kind: type[RecordT], row: Mapping[str, Any] | sa.RowMapping) -> Re
     return kind(**values)
 
 
-def as_columns(record: DataclassInstance) -> dict[str, Any]:
+def as_columns(record: Approval | ShadowComparison | VersionRecord) -> dict[str, Any]:
     """The inverse of :func:`as_record`; evidence that says nothing is an empty mapping."""
     values = {field.name: as_column(getattr(record, field.name)) for field in fields(record)}
     if isinstance(interval := values.pop("interval", None), Interval):

@@ -31,6 +31,7 @@ DECORATORS = {
     "app.exception_handler",
     "app.get",
     "cache",
+    "command",
     "contextmanager",
     "dataclass",
     "lru_cache",
