@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perennial.cli import endings
 from perennial.core import logs
 from perennial.core.errors import PerennialError, StackError
 from perennial.core.intervals import Interval, utc
@@ -175,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         "--settle", action="store_true", help="after a restore, before all else: let the others follow the ledger"
     )
     command.set_defaults(command=_verify)
+    endings.add_to(commands, _living_settings)
     _add_deploy(commands)
     return parser
 

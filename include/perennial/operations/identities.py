@@ -21,7 +21,7 @@ log = logs.get(__name__)
 
 
 #: Tables of the ledger that say who is champion and on what evidence: written by their owner, the promoter, alone.
-DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "alembic_version")
+DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "alembic_version")
 
 #: MLflow's users beside ``admin``.
 PROMOTER, WORKER = "promoter", "worker"
