@@ -189,9 +189,10 @@ def calibrate(
 def outlook(settings: Settings, model: str) -> tuple[str, list[WindowOutlook]]:
     """The primary metric, and what was expected of each window and what came, oldest first."""
     from perennial.monitoring.estimation import beside_realised
+    from perennial.operations.remembered import remembered
 
     with _run(settings, model, None) as (parts, _):
-        spec = parts.model(model).spec
+        spec = remembered(parts, model).spec
         windows = beside_realised(
             parts.ledger.verdicts(model, limit=1_000),
             parts.ledger.performances(model),
@@ -229,11 +230,12 @@ def lineage(
         at: the day of its event time; None looks for it in all of them.
         interval: of raw rows.
     """
+    from perennial.operations.remembered import remembered
     from perennial.reports.lineage import trace_back, trace_forward
     from perennial.reports.traces import find_prediction, read_history
 
     with _run(settings, model, interval or at) as (parts, _):
-        spec = parts.model(model).spec
+        spec = remembered(parts, model).spec
         history = read_history(parts.ledger, spec)
         if interval is not None:
             return trace_forward(history, interval)
@@ -242,11 +244,12 @@ def lineage(
 
 def card(settings: Settings, model: str, version: int, out: Path | None) -> str:
     """Write a version's model card and release report anew, with what has been decided since, to MLflow or a folder."""
+    from perennial.operations.remembered import remembered
     from perennial.reports.releases import publish_pages, write_pages
 
     with _run(settings, model, None) as (parts, _):
         if out is None:
-            publish_pages(parts.model(model), parts.ledger, parts.registry, version)
+            publish_pages(remembered(parts, model), parts.ledger, parts.registry, version)
             return f"{model} version {version}: card/card.html and card/release.html of its run in MLflow"
         folder: ModelFolder | None = None
         with suppress(SpecError):  # a version outlives its folder
@@ -276,7 +279,9 @@ def history(settings: Settings, model: str) -> list[dict[str, Any]]:
     from perennial.reports.history import history
 
     with _run(settings, model, None) as (parts, _):
-        return history(parts.ledger, parts.model(model).spec.name)
+        if model not in parts.ledger.models():  # a model outlives its folder
+            parts.model(model)
+        return history(parts.ledger, model)
 
 
 def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
@@ -290,9 +295,10 @@ def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
 def tidy(settings: Settings, model: str) -> str:
     """Remove what is older than the retention, tidy the tables, close what the dead left open."""
     from perennial.operations.maintenance import maintain
+    from perennial.operations.remembered import remembered
 
     with _run(settings, model, None) as (parts, _):
-        spec = parts.model(model).spec
+        spec = remembered(parts, model).spec
         done = maintain(settings, parts.lake, parts.ledger, parts.registry, spec, now=datetime.now(UTC))
     return "\n".join(
         f"{step}: {', '.join(f'{name} {count}' for name, count in counts.items())}" for step, counts in done.items()

@@ -1,6 +1,7 @@
-"""The commands that end things: ``forget`` an entity.
+"""The commands that end things: ``forget`` an entity, ``retire`` a model.
 
-Neighbours: :mod:`perennial.cli.main` registers them; :mod:`perennial.operations.forget` does the work.
+Neighbours: :mod:`perennial.cli.main` registers them; :mod:`perennial.operations.forget` and
+:mod:`perennial.operations.retire` do the work.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], living
     command.add_argument("--yes", action="store_true", help="do not ask")
     command.set_defaults(command=lambda chosen: _forget(chosen, living_settings()))
 
+    command = commands.add_parser("retire", help="end a model: no DAGs, no champion, no open alerts; its history stays")
+    command.add_argument("model")
+    command.add_argument("--reason", required=True, help="goes into the ledger")
+    command.add_argument("--mark", action="store_true", help="write `retired: true` into its model.yaml first")
+    command.add_argument("--drop-lake", action="store_true", help="remove its tables, features and predictions from the lake")
+    command.add_argument("--yes", action="store_true", help="do not ask before the lake is removed")
+    command.set_defaults(command=lambda chosen: _retire(chosen, living_settings()))
+
 
 def _pair(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
@@ -47,12 +56,13 @@ def _forget(chosen: argparse.Namespace, settings: Settings) -> int:
     from perennial.cli import by_hand
     from perennial.deployment import Deployment
     from perennial.operations.forget import Forgetting, describe, entity_of
+    from perennial.operations.remembered import remembered
 
     key = None if chosen.key is None else dict(_read(chosen.key))
     column = None if chosen.column is None else dict(_read([chosen.column]))
     parts = Deployment(settings)
     parts.ledger.migrate_own()
-    work = Forgetting(parts, entity_of(parts.model(chosen.model).spec, key=key, column=column))
+    work = Forgetting(parts, entity_of(remembered(parts, chosen.model).spec, key=key, column=column))
     found = work.survey()
     _tell(*found.describe())
     if chosen.dry_run:
@@ -61,6 +71,20 @@ def _forget(chosen: argparse.Namespace, settings: Settings) -> int:
         return _tell("Nothing was changed.") or 1
     done = work.run(actor=by_hand._actor(), reason=chosen.reason, say=_tell)
     return 0 if done is None else _tell(*describe(done))
+
+
+def _retire(chosen: argparse.Namespace, settings: Settings) -> int:
+    from perennial.cli import by_hand
+    from perennial.deployment import Deployment
+    from perennial.operations.retire import mark_retired, retire
+
+    parts = Deployment(settings)
+    parts.ledger.migrate_own()
+    if chosen.drop_lake and not (chosen.yes or _agrees(f"The lake of {chosen.model} cannot be brought back. Remove it?")):
+        return _tell("Nothing was changed.") or 1
+    if chosen.mark and mark_retired(parts, chosen.model):
+        _tell(f"{chosen.model}/model.yaml says retired: true; its DAGs go when Airflow reads it again")
+    return _tell(*retire(parts, chosen.model, actor=by_hand._actor(), reason=chosen.reason, drop_lake=chosen.drop_lake))
 
 
 def _read(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -501,10 +501,11 @@ class Catalog:
             found = self._catalog.load_table((model, table))
         except NoSuchTableError:
             return
-        self._catalog.drop_table((model, table))
         if isinstance(found.io, PyArrowFileIO):
             scheme, host, root = found.io.parse_location(found.location(), found.io.properties)
             found.io.fs_by_scheme(scheme, host).delete_dir_contents(root, missing_dir_ok=True)
+        # Last, so that what was cut off is found again.
+        self._catalog.drop_table((model, table))
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from perennial.ledger.observations import Observations
 from perennial.ledger.overview import Overviews
 from perennial.ledger.promotions import Promotions
 from perennial.ledger.publications import Publications
+from perennial.ledger.retirements import Retirements
 
 
-class Ledger(Publications, Promotions, Observations, Erasures, AlertTables, Overviews):
+class Ledger(Publications, Promotions, Observations, Erasures, Retirements, AlertTables, Overviews):
     """The operational database.
 
     Holds no open connection between calls, so it may be shared by threads and survives a fork.

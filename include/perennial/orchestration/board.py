@@ -216,7 +216,10 @@ def _readable() -> Iterator[None]:
 
 
 def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
-    """As :func:`perennial.spec.folder.read_models`; a folder is only read again once one of its files has changed."""
+    """As :func:`perennial.spec.folder.read_models`, without retired models.
+
+    A folder is only read again once one of its files has changed.
+    """
     sound: dict[str, ModelFolder] = {}
     broken: dict[str, SpecError] = {}
     for file in sorted(models.glob("*/model.yaml")):
@@ -224,7 +227,7 @@ def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecEr
         found = _read_folder(folder, _stamp(folder))
         if isinstance(found, SpecError):
             broken[folder.name] = found
-        else:
+        elif not found.spec.retired:
             sound[folder.name] = found
     return sound, broken
 

@@ -48,9 +48,9 @@ RUN_LIMIT = timedelta(hours=12)
 
 
 def models() -> list[ModelSpec]:
-    """The models that have a sound folder, by name."""
+    """The models that have a sound folder and are not retired, by name."""
     sound, _ = _folders()
-    return [folder.spec for _, folder in sorted(sound.items())]
+    return [folder.spec for _, folder in sorted(sound.items()) if not folder.spec.retired]
 
 
 def report_broken_models() -> None:

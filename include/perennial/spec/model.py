@@ -27,7 +27,10 @@ from perennial.spec.types import Identifier, Section, Task, Text
 
 
 class ModelSpec(Section):
-    """Everything a team says about one model."""
+    """Everything a team says about one model.
+
+    ``retired`` says that the model has ended: it has no DAGs and nobody watches over it (``perennial retire``).
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
     owner: Text
@@ -52,6 +55,7 @@ class ModelSpec(Section):
     watch: WatchLimits = WatchLimits()
     retention: Retention = Retention()
     card: Card = Card()
+    retired: bool = False
 
     @model_validator(mode="after")
     def _holds_together(self) -> ModelSpec:
@@ -151,8 +155,9 @@ class ModelSpec(Section):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the spec's meaning; comments and order of keys do not change it."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the spec's meaning; comments and order of keys do not change it, nor does the end of the model."""
+        meaning = self.model_dump(mode="json", exclude={"retired": True})
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
 def json_schema() -> dict[str, Any]:

@@ -297,7 +297,7 @@ class _Folders:
         self._read: dict[str, tuple[tuple[int, ...], ModelSpec | None]] = {}
 
     def read(self) -> tuple[dict[str, ModelSpec], frozenset[str]]:
-        """The specs of sound folders, and the names of broken ones."""
+        """The specs of sound folders but those of retired models, and the names of broken ones."""
         found: dict[str, tuple[tuple[int, ...], ModelSpec | None]] = {}
         for file in sorted(self._models.glob("*/model.yaml")):
             folder = file.parent
@@ -306,7 +306,7 @@ class _Folders:
             found[folder.name] = before if before is not None and before[0] == stamp else (stamp, _read_spec(folder))
         self._read = found
         specs = {name: spec for name, (_, spec) in found.items() if spec is not None}
-        return specs, frozenset(found) - frozenset(specs)
+        return {name: spec for name, spec in specs.items() if not spec.retired}, frozenset(found) - frozenset(specs)
 
 
 def _changed(file: Path) -> int:

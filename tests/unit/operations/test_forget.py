@@ -26,7 +26,7 @@ from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.operations.agreement import verify
 from perennial.operations.forget import Forgetting, describe, entity_of
-from perennial.scoring import sink_erasure
+from perennial.registry.store import Registry
 from perennial.training.reproduce import reproduce
 from tests.faults.signals import processes, trap
 from tests.states.unpack import unpack
@@ -68,7 +68,7 @@ def holders(folder: Path, *values: str) -> list[str]:
         content = file.read_bytes()
         held = any(value.encode() in content for value in values)
         if file.suffix == ".parquet":
-            cells = {str(cell) for column in pq.read_table(file).columns for cell in column.unique().to_pylist()}
+            cells = {str(cell) for column in pq.read_table(file).columns for cell in column.to_pylist()}
             held |= any(value in cell for value in values for cell in cells)
         if held:
             found.append(file.relative_to(folder).as_posix())
@@ -370,7 +370,7 @@ def test_nothing_is_erased_while_a_backup_is_made_or_others_remove(world: World,
 STEPS: dict[str, tuple[Any, str, str]] = {
     "before the files": (Ledger, "note_erasure", "after"),
     "between sample and manifest": (Ledger, "replace_manifest", "before"),
-    "before the predictions database": (sink_erasure, "erase", "before"),
+    "before the predictions database": (Registry, "erase_samples", "after"),
     "after readers are sent on": (Ledger, "move", "after"),
     "between snapshots and files": (Eraser, "remove", "before"),
     "at the end": (Ledger, "complete_erasure", "before"),
