@@ -23,10 +23,11 @@ from perennial.ledger.observations import Observations
 from perennial.ledger.overview import Overviews
 from perennial.ledger.promotions import Promotions
 from perennial.ledger.publications import Publications
+from perennial.ledger.removals import Removals
 from perennial.ledger.retirements import Retirements
 
 
-class Ledger(Publications, Promotions, Observations, Erasures, Retirements, AlertTables, Overviews):
+class Ledger(Publications, Promotions, Observations, Erasures, Removals, Retirements, AlertTables, Overviews):
     """The operational database.
 
     Holds no open connection between calls, so it may be shared by threads and survives a fork.

@@ -111,8 +111,7 @@ def _of_lake(parts: Deployment, model: str) -> Iterator[str]:
                 # Fewer rows than were published, as it should be.
                 if any(one.asked_at > newest.published_at and one.rows.get(table) for one in erasures):
                     continue
-                # The lake of a model that was retired.
-                if not parts.ledger.head(model, dataset).snapshots:
+                if parts.ledger.removed(model, dataset, newest.interval):
                     continue
                 if table not in lost and (problem := _content(parts, newest, table)) is not None:
                     yield problem

@@ -110,6 +110,8 @@ def _drop_lake(parts: Deployment, model: str, retirement: int) -> str:
     with removing_alone(parts.settings):
         ledger.revoke_claims(model, datetime.now(UTC))
         for dataset in ledger.datasets(model):
+            ends = [made.interval.end for made in ledger.publications(model, dataset)]
+            ledger.record_removal(model, dataset, max(ends), {})
             # Readers are sent nowhere before anything is removed; who ingests again begins anew.
             while (head := ledger.head(model, dataset)).snapshots:
                 ledger.move(model, dataset, base=head, snapshots={})

@@ -155,8 +155,8 @@ class ModelSpec(Section):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the spec's meaning; comments and order of keys do not change it, nor does the end of the model."""
-        meaning = self.model_dump(mode="json", exclude={"retired": True})
+        """SHA-256 of the spec's meaning: comments and order of keys do not change it, nor what is removed when, or the end."""
+        meaning = self.model_dump(mode="json", exclude={"retired": True, "retention": {"tables", "features", "predictions"}})
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 

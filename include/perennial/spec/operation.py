@@ -105,12 +105,18 @@ class Retention(Section):
         quarantine: quarantined rows.
         reports: drift reports and Data Docs.
         versions: how many of the newest registered versions keep their training snapshots pinned.
+        tables: rows of raw tables, by their event time; None: for ever. What kept versions learned from is kept all the same.
+        features: the same of features.
+        predictions: the same of predictions, in the lake, in ``<model>_predictions``, and of versions in the shadow.
     """
 
     snapshots: Duration = timedelta(days=30)
     quarantine: Duration = timedelta(days=365)
     reports: Duration = timedelta(days=365)
     versions: Annotated[int, Field(ge=2)] = 20
+    tables: Duration | None = None
+    features: Duration | None = None
+    predictions: Duration | None = None
 
 
 class Card(Section):
