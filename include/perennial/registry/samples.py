@@ -19,7 +19,6 @@ from typing import Any
 import mlflow.artifacts
 import pyarrow as pa
 import pyarrow.parquet as pq
-from mlflow.exceptions import MlflowException
 
 from perennial.model import artifacts
 from perennial.registry.versions import Versions
@@ -128,16 +127,14 @@ class Samples(Versions):
         source = self._stored_at(model_id)
         artifacts.check_source(source)
         with tempfile.TemporaryDirectory(prefix="perennial-samples-") as scratch:
-            try:
-                listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._settings.mlflow_url)
-                if name not in {Path(file.path).name for file in listed}:
-                    return None
-                place = mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{source.rstrip('/')}/{name}", dst_path=scratch, tracking_uri=self._settings.mlflow_url
-                )
-                return Path(place).read_bytes()
-            except (MlflowException, OSError):
+            # What cannot be looked at raises: it must not pass for a model without samples.
+            listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._settings.mlflow_url)
+            if name not in {Path(file.path).name for file in listed}:
                 return None
+            place = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{source.rstrip('/')}/{name}", dst_path=scratch, tracking_uri=self._settings.mlflow_url
+            )
+            return Path(place).read_bytes()
 
 
 def _plain(value: Any) -> Any:
