@@ -1,11 +1,11 @@
 """What a million rows cost, stage by stage: processor time, time, and memory, on the flights repeated with shifted years.
 
-The flights of 2013 are repeated as those of 2014 and 2015 (336,776 flights, hourly weather, aircraft, a year), a file a day as
-in the example's landing zone; a copy's keys and times are its own, see :mod:`benchmarks.prepared`. Each stage runs in a process
-of its own, as a task of Airflow would run it, in parts of four weeks; what a worker has imported before it forks is imported
-before the clock starts. One process works at a time.
+The flights of 2013 are repeated as those of 2014 and 2015 (336,776 flights, hourly weather and aircraft per year), one file per
+day as in the example's landing zone; a copy's keys and times are its own, see :mod:`benchmarks.prepared`. Each stage runs in a
+process of its own, as a task of Airflow would run it, in parts of four weeks; what a worker has imported before it forks is
+imported before the clock starts. One process works at a time.
 
-A row is a flight: what its stage does beside (three tables are made of flights, weather joins in) is in its cost. Training
+A row is a flight: what else its stage does (it makes three tables of flights, and joins the weather) is in its cost. Training
 takes the last 330 days before its holdout, with the model's own candidates and search; monitoring eight weeks, one by one.
 
     python -m benchmarks.cost_per_million
@@ -51,14 +51,14 @@ def ingest(state: str) -> Callable[[], int]:
     from perennial.ingestion.publish import publish_interval
 
     parts = prepared.deployment(state)
-    folder, lake, ledger = parts.model(MODEL), parts.lake, parts.ledger
+    folder, lake = parts.model(MODEL), parts.lake
 
     def run() -> int:
         rows = 0
         for part in ALL.parts(PART, 64):
             staging = parts.settings.staging / part.key
             results = [prepared.land_and_check(parts, folder, table, part, staging) for table in folder.spec.tables]
-            rows += publish_interval(folder, lake, ledger, part, results, run_id="benchmark").rows["flights"]
+            rows += publish_interval(folder, lake, part, results, run_id="benchmark").rows["flights"]
             shutil.rmtree(staging)
         return rows
 
@@ -75,7 +75,7 @@ def features(state: str) -> Callable[[], int]:
         rows = 0
         for part in ALL.parts(PART, 64):
             order = ledger.next_order(MODEL, "features", part, "benchmark")
-            rows += publish_features(folder, lake, ledger, part, order=order, run_id="benchmark").rows["features"]
+            rows += publish_features(folder, lake, part, order=order, run_id="benchmark").rows["features"]
         return rows
 
     return run
@@ -87,7 +87,7 @@ def train(state: str) -> Callable[[], int]:
     def run() -> int:
         prepared.train_champion(parts.settings, TRAINED_AT)
         [version] = parts.ledger.versions(MODEL)
-        return int(version.training["rows"]["window"])
+        return version.training.rows["window"]
 
     return run
 
@@ -104,7 +104,7 @@ def score(state: str) -> Callable[[], int]:
         version, rows = resolve_champion(parts.registry, ledger, MODEL, ALL), 0
         for part in ALL.parts(PART, 64):
             rows += score(
-                folder, parts.lake, ledger, parts.registry, part, version=version,
+                folder, parts, part, version=version,
                 order=ledger.next_order(MODEL, DATASET, part, "benchmark"), run_id="benchmark",
                 sink_url=parts.settings.predictions_url,
             ).rows  # fmt: skip

@@ -81,7 +81,7 @@ def _set(rows: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def _numbers(rows: pa.Table, name: str) -> NDArray[np.float64]:
-    return pc.cast(rows[name], pa.float64()).to_numpy().astype(np.float64)
+    return np.array(pc.cast(rows[name], pa.float64()), dtype=np.float64)
 
 
 def _mean(rows: pa.Table, _: np.random.Generator) -> pa.Table:
@@ -284,7 +284,7 @@ def main() -> None:
 
     delays: dict[str, dict[str, float]] = {}
     for name, change in CHANGES.items():
-        hits = {"perennial": [], "evidently": []}
+        hits: dict[str, list[int]] = {"perennial": [], "evidently": []}
         for number in range(CHANGED):
             random = np.random.default_rng([SEED, number, 1])
             reference, windows = world.stream(1_000 + number, 2)
@@ -300,7 +300,6 @@ def main() -> None:
             for side, said in (("perennial", ours), ("evidently", theirs)):
                 hits[side].append(1 if said[0] else 2 if said[1] else 3)
         delays[name] = {
-            "size": change.size,
             **{f"{side}_{what}": float(np.mean(np.array(found) <= most)) for side, found in hits.items()
                for what, most in (("first", 1), ("two", 2))},
         }  # fmt: skip
@@ -316,7 +315,7 @@ def main() -> None:
         how = " (by labels)" if name == "concept shift" else ""
         table.add_row(
             name + how,
-            row["size"],
+            CHANGES[name].size,
             f"{row['perennial_first']:.0%}",
             f"{row['perennial_two']:.0%}",
             f"{row['evidently_two']:.0%}",
@@ -332,7 +331,8 @@ def main() -> None:
     report = {
         "windows": many, "streams": STREAMS, "changed_streams": CHANGED, "seed": SEED, "alarms": alarms, "unknown": unknown,
         "a_year": {side: round(count / many * WEEKS, 2) for side, count in alarms.items()},
-        "budget_a_year": POLICY.false_alarms, "expected_a_year": thresholds.expected, "changes": delays, "goals": goals,
+        "budget_a_year": POLICY.false_alarms, "expected_a_year": thresholds.expected,
+        "changes": {name: {"size": CHANGES[name].size, **row} for name, row in delays.items()}, "goals": goals,
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     keep("drift", report)

@@ -3,12 +3,13 @@
 What is timed is :func:`perennial.monitoring.judge.judge_drift`, all of the task: reading features and predictions of the
 window from the lake, sampling both (20,000 rows of each, by a seeded hash of their keys), loading the champion with its
 reference, comparing 31 columns by Evidently, estimating the performance, writing the report, and recording the verdict in
-the ledger, the report in MLflow. A window of ten million rows is to take at most three times as long; its memory is shown
-beside.
+the ledger, the report in MLflow. The goal: a window of ten million rows takes at most three times as long. Its memory is
+shown beside.
 
 The verdict of a sample is compared with the verdict on all rows, over fifty seeds of the sampling and several windows: the
 year as it was, which is ``ok`` by the thresholds that history was calibrated to, and others that were changed. All ten
-million keys are sampled for each seed. A year is there thirty times, so that the distances of all rows are those of one year.
+million keys are sampled for each seed. One year is repeated thirty times, so that the distances of all rows are those of
+one year.
 
 Beside it, without a goal: Evidently's own report of all rows, for one year; of the thirty it would take thirty times as long.
 
@@ -54,10 +55,8 @@ def judged(state: str, days: int) -> Callable[[], Any]:
     folder, interval = parts.model(MODEL), Interval(DAYS.start, DAYS.start + timedelta(days=days))
 
     def run() -> Any:
-        found = judge_drift(
-            folder, parts.lake, parts.ledger, parts.registry, interval, directory=parts.settings.reports, run_id="benchmark"
-        )
-        return {"verdict": found.verdict, "reasons": found.reasons[:2], "rows": found.details["rows"]}
+        found = judge_drift(folder, parts, interval, directory=parts.settings.reports, run_id="benchmark")
+        return {"verdict": found.verdict, "reasons": found.reasons[:2], "rows": found.details.to_json()["rows"]}
 
     return run
 
@@ -177,7 +176,7 @@ def state() -> Path:
     def make(folder: Path) -> None:
         parts = prepared.with_champion(folder)
         score(
-            parts.model(MODEL), parts.lake, parts.ledger, parts.registry, DAYS, version=CHAMPION,
+            parts.model(MODEL), parts, DAYS, version=CHAMPION,
             order=parts.ledger.next_order(MODEL, DATASET, DAYS, "benchmark"), run_id="benchmark",
             sink_url=parts.settings.predictions_url,
         )  # fmt: skip

@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import yaml
@@ -73,7 +74,7 @@ SELECT * FROM airports JOIN carriers USING (flight_id) JOIN destinations USING (
 def ours(state: str, kept: str = "") -> Callable[[], Any]:
     from perennial.features import point_in_time
     from perennial.features.publish import build_features
-    from perennial.spec.folder import read_model
+    from perennial.spec.folder import ModelFolder, read_model
 
     parts = prepared.deployment(state)
     spec = yaml.safe_load((Path(state) / "models" / MODEL / "model.yaml").read_text())
@@ -89,15 +90,15 @@ def ours(state: str, kept: str = "") -> Callable[[], Any]:
     spent: list[float] = []
     select = point_in_time.select
 
-    def timed(*arguments: Any) -> None:
+    def timed(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> None:
         began = time.perf_counter()
-        select(*arguments)
+        select(connection, folder)
         spent.append(time.perf_counter() - began)
 
     point_in_time.select = timed
 
     def run() -> Any:
-        with build_features(folder, parts.lake, parts.ledger, DAYS) as features:
+        with build_features(folder, parts.lake, DAYS) as features:
             found = features.reader().read_all()
         if kept:
             _keep(found.to_pandas(), kept)
@@ -115,10 +116,14 @@ def pandas(state: str, kept: str = "") -> Callable[[], Any]:
         for name in ("flights", "departures", "arrivals")
     }
 
+    def read(table: str, *columns: str) -> pd.DataFrame:
+        # pandas takes a list of files too, by PyArrow; its stubs know of one file only.
+        return pd.read_parquet(files[table], columns=list(columns))  # type: ignore[call-overload,no-any-return]
+
     def run() -> Any:
-        flights = pd.read_parquet(files["flights"], columns=["flight_id", "scheduled_departure", "origin", "carrier", "dest"])
-        departures = pd.read_parquet(files["departures"], columns=["flight_id", "_known_at", "dep_delay"])
-        arrivals = pd.read_parquet(files["arrivals"], columns=["flight_id", "_known_at", "arr_delay"])
+        flights = read("flights", "flight_id", "scheduled_departure", "origin", "carrier", "dest")
+        departures = read("departures", "flight_id", "_known_at", "dep_delay")
+        arrivals = read("arrivals", "flight_id", "_known_at", "arr_delay")
         found = by_merge_asof(flights, departures, arrivals)
         if kept:
             _keep(found, kept)
@@ -153,7 +158,7 @@ def mean_over(asked: pd.DataFrame, rows: pd.DataFrame, by: list[str], value: str
 
 
 def _moments(values: pd.Series[Any]) -> pd.Series[Any]:
-    # Subtracting a timedelta changes the unit to nanoseconds, and merge_asof wants the same on both sides.
+    # Subtracting a timedelta changes the unit to nanoseconds, and merge_asof requires the same on both sides.
     return values.astype("datetime64[us, UTC]")
 
 

@@ -7,9 +7,9 @@ after each. Three kinds of trial in which the candidate is truly no better:
 - another draw: the same estimator on training days that were drawn anew, with replacement;
 - swapped by day: of two quite different models, a coin decides each day who plays the candidate.
 
-Of the first two, the candidate is the one that is worse over all eight weeks, be it by little; in the third nobody is better.
-A fourth has no goal and shows a limit: were the same model ahead for whole weeks by chance (swapped by week), days would not
-be the right blocks, and ``gates.resampling.block`` should be ``7d``.
+Of the first two, the candidate is the one that is worse over all eight weeks, if only by a little; in the third neither is
+better. A fourth has no goal and shows a limit: if the same model were ahead for whole weeks by chance (swapped by week), days
+would not be the right blocks, and ``gates.resampling.block`` should be ``7d``.
 
 And two in which it is better by a stated area under the ROC curve, over the eight weeks: the weaker one has noise in its
 log-odds (an improvement in every row alike), or is drawn towards a model that lacks the features of what happened just before
@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +43,9 @@ from benchmarks.flight_delay import YEAR, flight_delay, labelled_features, read_
 from benchmarks.measuring import keep
 from perennial.core.intervals import Interval, utc
 from perennial.evaluation.comparison import Arena, compare
-from perennial.evaluation.evidence import Contender, Evaluation
 from perennial.evaluation.gates import decide
 from perennial.evaluation.resampling import resample
+from perennial.evidence.evaluation import Contender, Evaluation
 from perennial.model.artifacts import FeatureList, Prediction
 from perennial.model.estimators import make_estimator
 from perennial.spec.data import Features
@@ -151,13 +151,15 @@ def same(moment: Moment, kind: str, generator: np.random.Generator) -> tuple[Flo
 def better(moment: Moment, kind: str, effect: float, seed: int) -> tuple[Floats, Floats]:
     """A candidate that is better by ``effect`` over all eight weeks."""
     model = moment.odds["model"]
-    if kind == "in every row alike":
-        direction = np.random.default_rng(seed).normal(size=len(model))
-        weaken, most = (lambda amount: model + amount * direction), 10.0
-    else:
-        weaken, most = (lambda amount: (1 - amount) * model + amount * moment.odds["without news"]), 1.0
+    noise = np.random.default_rng(seed).normal(size=len(model))
+
+    def weaken(amount: float) -> Floats:
+        if kind == "in every row alike":
+            return model + amount * noise
+        return (1 - amount) * model + amount * moment.odds["without news"]
+
     whole = roc_auc_score(moment.truth, model)
-    low, high = 0.0, most
+    low, high = 0.0, 10.0 if kind == "in every row alike" else 1.0
     for _ in range(12):
         middle = (low + high) / 2
         low, high = (middle, high) if whole - roc_auc_score(moment.truth, weaken(middle)) < effect else (low, middle)
@@ -181,13 +183,13 @@ def promotes(
     spec = folder.spec.model_copy(update={"gates": gates})
     rows, truth = moment.rows.filter(pa.array(inside)), moment.truth[inside]
     arena = Arena.of(spec, rows, truth, interval, None)
-    predictions = [Prediction(expit(odds[inside]), None, None, ()) for odds in (candidate, champion)]
-    ours, its = (resample(spec.task, ["roc_auc"], truth, prediction, arena.blocks, arena.weights) for prediction in predictions)
-    found, _ = compare(arena, *predictions, (ours, its))
+    new, old = (Prediction(expit(odds[inside]), None, None, ()) for odds in (candidate, champion))
+    ours, its = (resample(spec.task, ["roc_auc"], truth, prediction, arena.blocks, arena.weights) for prediction in (new, old))
+    found, _ = compare(arena, new, old, (ours, its))
 
-    def contender(value: float, champion: bool) -> Contender:
-        role = "champion" if champion else "candidate"
-        return Contender("boosting", role, {"roc_auc": value}, len(truth), "rows", None, version=1 if champion else None)
+    def contender(role: Literal["candidate", "champion"], value: float) -> Contender:
+        version = 1 if role == "champion" else None
+        return Contender("boosting", role, {"roc_auc": value}, len(truth), "rows", None, version=version)
 
     evaluation = Evaluation(
         model=spec.name,
@@ -199,9 +201,9 @@ def promotes(
         rows_hash="rows",
         classes={},
         not_finite_inputs={},
-        candidate=contender(float(ours["roc_auc"][0]), False),
+        candidate=contender("candidate", float(ours["roc_auc"][0])),
         baselines=[],
-        champion=contender(float(its["roc_auc"][0]), True),
+        champion=contender("champion", float(its["roc_auc"][0])),
         comparison=found,
     )
     return "champion" not in decide(evaluation, gates).refused_by, found.gain >= 0, found.gain
@@ -291,8 +293,9 @@ def main() -> None:
     print(f"hold{'':<4}{'what':<17} {'trial':<21} {'effect':<10} {'gate':<22} {'goal':<15}{'>=':>7}")
     lines = run(folder, moments)
     own = folder.spec.training.holdout.days
+    goals = meets_goals(lines, own)
     report = {
-        "goals_met": meets_goals(lines, own),
+        "goals_met": goals,
         "holdout_of_the_example_days": own,
         "resamples": folder.spec.gates.resampling.resamples,
         "confidence": folder.spec.gates.resampling.confidence,
@@ -300,7 +303,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - began, 1),
         "lines": lines,
     }
-    met = "; ".join(f"{goal}: {'met' if met else 'missed'}" for goal, met in report["goals_met"].items())
+    met = "; ".join(f"{goal}: {'met' if met else 'missed'}" for goal, met in goals.items())
     print(f"\n{met}; the example's holdout has {own} days")
     keep("gates", report)
 

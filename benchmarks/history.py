@@ -1,12 +1,12 @@
 """History: a year of daily partitions, loaded as a range, beside the same rows written at once.
 
-The landing zone has a file a day. Each way ends with the same rows of all five tables in the lake, read, checked and published
-by the functions that the tasks call, in one warm process and one after the other, without features:
+The landing zone has one file per day. Each way ends with the same rows of all five tables in the lake, read, checked and
+published by the functions that the tasks call, in one warm process and one after the other, without features:
 
 - ours: the range as ``<model>.load`` cuts it, in parts of 91 days, each published on its own; the table without event
   time is read once.
 - the limit: the year as one interval, one publication.
-- the naive backfill: a publication a day, which is what ``<model>.ingest`` does day by day; four weeks of the year only.
+- the naive backfill: one publication per day, as ``<model>.ingest`` makes them; four weeks of the year only.
 
     python -m benchmarks.history                # all of it
     python -m benchmarks.history --days 14      # a small one, which is told and not kept
@@ -54,7 +54,7 @@ def load(days: int, days_per_part: int) -> Callable[[], Any]:
             # A table without event time is published with the part that ends last.
             results += timeless if part == cut[-1] else []
             names = {result.table for result in results}
-            done = publish_interval(folder, lake, ledger, part, results, tables=names, run_id="benchmark")
+            done = publish_interval(folder, lake, part, results, tables=names, run_id="benchmark")
             for name, count in done.rows.items():
                 rows[name] = rows.get(name, 0) + count
         return {**rows, "publications": len(cut)}

@@ -1,8 +1,8 @@
 """Ingestion: what it takes beyond reading the source and Great Expectations' own work, and whether memory stays flat.
 
-Ours lands, casts, checks, parts and publishes the table ``flights`` of the example, as its tasks do: ten years of it, a gzipped
-CSV file a day, as one interval, into an empty lake. In ten years some rows share their keys, since a leap day repeats the day
-before; each way has to find the same ones. Beside it:
+Ours lands, casts, checks, parts and publishes the table ``flights`` of the example, as its tasks do: ten years of it, one
+gzipped CSV file per day, as one interval, into an empty lake. In ten years some rows share their keys, since a leap day repeats
+the day before; each way has to find the same ones. Beside it:
 
 - the limit: the same files read by DuckDB, which was faster than pyarrow and pandas, into the same columns, and the same
   expectations judged by Great Expectations as fast as it does with a verdict on each row: in frames of 100,000 rows, with
@@ -53,7 +53,7 @@ def ours(years: int) -> Callable[[], Any]:
     def ingest() -> dict[str, int]:
         parts.ledger.next_order(MODEL, "tables", interval, "benchmark")
         checked = prepared.land_and_check(parts, folder, TABLE, interval, staging)
-        return publish_interval(folder, parts.lake, parts.ledger, interval, [checked], tables={TABLE}, run_id="benchmark").rows
+        return publish_interval(folder, parts.lake, interval, [checked], tables={TABLE}, run_id="benchmark").rows
 
     return ingest
 
@@ -95,7 +95,7 @@ def plain(years: int) -> Callable[[], Any]:
         rows = pd.concat([pd.read_csv(file, keep_default_na=False, na_values=["", "NA"]) for file in files], ignore_index=True)
         text = rows.astype(dict.fromkeys(("year", "month", "day", "flight"), str))
         frame = rows[["carrier", "flight", "tailnum", "origin", "dest", "distance"]].assign(
-            flight_id=text["year"].str.cat([text[name] for name in ("month", "day", "carrier", "flight", "origin")], sep="-"),
+            flight_id=text["year"].str.cat(text[["month", "day", "carrier", "flight", "origin"]], sep="-"),
             scheduled_departure=pd.to_datetime(rows["time_hour"]) + pd.to_timedelta(rows["minute"], "min"),
             scheduled_minutes=rows["hour"] * 60 + rows["minute"],
             weekday=pd.to_datetime(rows[["year", "month", "day"]]).dt.isocalendar().day,
@@ -109,6 +109,7 @@ def _judged(frames: Iterator[pd.DataFrame], *, unique: bool) -> dict[str, int]:
     """The expectations of the example's ``model.yaml``, on frame after frame; gives how many rows pass, and how many do not."""
     import great_expectations as gx
     from great_expectations import expectations as gxe
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     required = ("flight_id", "scheduled_departure", "carrier", "flight", "origin", "dest", "distance", "scheduled_minutes")
     expectations = [
@@ -126,9 +127,9 @@ def _judged(frames: Iterator[pd.DataFrame], *, unique: bool) -> dict[str, int]:
     ]
     rows = failing = 0
     for frame in frames:
-        # A context a frame, since it keeps every frame that it was ever given.
+        # A new context for each frame, since a context keeps every frame that it was ever given.
         context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = {"globally": False}
+        context.variables.progress_bars = ProgressBarsConfig(globally=False)
         asset = context.data_sources.add_pandas("files").add_dataframe_asset("rows")
         batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
         result = batch.validate(

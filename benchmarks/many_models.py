@@ -200,7 +200,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def usage(state: Path) -> dict[str, tuple[float, int]]:
     """By component, processor seconds so far, and bytes that are its own: what it shares with others is not counted."""
-    found = {}
+    found: dict[str, tuple[float, int]] = {}
     for process in marked(f"{state}#"):
         try:
             title = " ".join(process.cmdline()[:3])

@@ -1,4 +1,4 @@
-"""How a claim is measured: pieces in processes of their own, one after the other, medians, the ratio last, and all of it kept.
+"""How a claim is measured: each piece in a process of its own, one after the other. Medians and their ratio are kept.
 
 A piece is a function of a benchmark that prepares and returns what is to be timed::
 
@@ -96,7 +96,10 @@ def apart(piece: Callable[..., Callable[[], Any]], *, repeat: int = 1, **argumen
 def _module(piece: Callable[..., Any]) -> str:
     if piece.__module__ != "__main__":
         return piece.__module__
-    return str(importlib.import_module("__main__").__spec__.name)
+    # Set by `python -m`, by which the scripts here are started.
+    spec = importlib.import_module("__main__").__spec__
+    assert spec is not None
+    return spec.name
 
 
 def _run(target: str, arguments: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ def deployment(state: str | Path) -> Deployment:
 
 
 def made(name: str, make: Callable[[Path], Any]) -> Path:
-    """A folder of :data:`KEPT` that is made once; others who want it wait.
+    """A folder of :data:`KEPT` that is made once; a process that needs it meanwhile waits.
 
     It is made where it stays, since a lake knows its own address; a mark beside it tells that it is whole.
     """
@@ -71,7 +71,7 @@ def made(name: str, make: Callable[[Path], Any]) -> Path:
 
 
 def landing_zone(years: int) -> Path:
-    """A file a day of flights and of weather, and the aircraft, as in the example's landing zone."""
+    """One file per day of flights and of weather, and the aircraft, as in the example's landing zone."""
 
     def make(folder: Path) -> None:
         write_landing_zone(folder, DAYS)

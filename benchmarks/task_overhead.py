@@ -2,8 +2,8 @@
 
 Ours is the embedded stack that ``make up`` starts. Beside it stands Airflow as its documentation sets it up: each component a
 command of its own (``api-server``, ``scheduler``, ``dag-processor``, ``triggerer``), LocalExecutor, PostgreSQL as metadata
-database, which the documentation wants for anything but a trial. Nothing else is set but where things are, that examples are
-not loaded, and that nobody is told of its use. Both run the same DAG file: a chain of tasks, so that there is one at a time.
+database, which the documentation requires for anything but a trial. Nothing else is set but where things are, that examples are
+not loaded, and that no usage data are sent. Both run the same DAG file: a chain of tasks, so that there is one at a time.
 Moments are those of the REST API.
 
     python -m benchmarks.task_overhead

@@ -46,15 +46,15 @@ def ours(state: str) -> Callable[[], Any]:
     from perennial.training.training_set import build_training_set
 
     parts = prepared.deployment(state)
-    folder, lake, ledger, registry = parts.model(MODEL), parts.lake, parts.ledger, parts.registry
+    folder = parts.model(MODEL)
     run_id = f"benchmark-{uuid4().hex}"
     # Whoever is the first to touch MLflow's store makes its tables.
-    registry.find_run(MODEL, uuid4().hex)
+    parts.registry.find_run(MODEL, uuid4().hex)
 
     def run() -> Any:
         staging = parts.settings.staging / MODEL / run_id
-        training_set = build_training_set(folder, lake, ledger, as_of=AS_OF, run_id=run_id, staging=staging)
-        fitted = fit_candidate(folder, CANDIDATE, training_set, lake, registry, run_id=run_id, staging=staging)
+        training_set = build_training_set(folder, parts, as_of=AS_OF, run_id=run_id, staging=staging)
+        fitted = fit_candidate(folder, CANDIDATE, training_set, parts, run_id=run_id, staging=staging)
         return {
             "rows": training_set.rows["window"], "params": fitted.params, "score": fitted.score, "seconds": fitted.seconds,
         }  # fmt: skip
@@ -73,7 +73,7 @@ def bare(state: str, params: dict[str, Any]) -> Callable[[], Any]:
 
     parts = prepared.deployment(state)
     folder = parts.model(MODEL)
-    training_set = build_training_set(folder, parts.lake, parts.ledger, as_of=AS_OF, run_id=f"benchmark-{uuid4().hex}")
+    training_set = build_training_set(folder, parts, as_of=AS_OF, run_id=f"benchmark-{uuid4().hex}")
     rows = load_rows(folder, parts.lake, training_set, "window")
     frame, truth = FeatureList.of(folder.spec).frame(rows), labels_of(rows)
     border = training_set.interval("window").end - folder.spec.training.validation

@@ -1,7 +1,7 @@
 """What the retraining policy is worth: 2013 on the flights under four of them, week by week, each decided from what was known.
 
-Every policy begins with the champion trained as of 1 April and scores each of the 39 weeks that follow with whoever is champion
-then. After each week it may train, as of the week's end, on the three months before:
+Every policy begins with the champion trained as of 1 April and scores each of the 39 weeks that follow with the champion of
+that week. After each week it may train, as of the week's end, on the three months before:
 
 - ``never``: the first champion serves to the end.
 - ``weekly``: trained each week and promoted as it comes, without gates.
@@ -9,7 +9,7 @@ then. After each week it may train, as of the week's end, on the three months be
 - ``perennial``: the example as it is: by its calendar, by monitoring under its policy, promoted if the gates let it.
 
 The real functions do all of it on a lake, a ledger and an MLflow store of each policy's own; only Airflow is left out. When the
-year is over, the predictions are compared with the labels: area under the ROC curve, log loss and the cost a flight by the
+year is over, the predictions are compared with the labels: area under the ROC curve, log loss and the cost per flight by the
 example's ``cost``. Compute is processor time of the policy's trainings and verdicts, evaluation and card included where the
 policy looks at them; scoring is the same for all.
 
@@ -117,9 +117,7 @@ def replay(policy: str, data: Path, weeks: int) -> Outcome:
 def _score(settings: Settings, parts: Deployment, week: Interval, version: int) -> None:
     score(
         parts.model(MODEL),
-        parts.lake,
-        parts.ledger,
-        parts.registry,
+        parts,
         week,
         version=version,
         order=parts.ledger.next_order(MODEL, DATASET, week, "replay"),
@@ -140,7 +138,7 @@ def _after(policy: str, settings: Settings, parts: Deployment, week: Interval, o
         folder = parts.model(MODEL)
         due = _due(folder.spec, week)
         with _timed(outcome, "monitor"):
-            measure_performance(folder, parts.lake, parts.ledger, week, as_of=week.end, run_id="replay")
+            measure_performance(folder, parts, week, as_of=week.end, run_id="replay")
             request = requests.request_retraining(
                 folder.spec, parts.ledger, week, run_id="replay", training_under_way=due is not None
             )
@@ -159,24 +157,19 @@ def _due(spec: ModelSpec, week: Interval) -> datetime | None:
 
 def _judge(settings: Settings, parts: Deployment, week: Interval, outcome: Outcome) -> str:
     with _timed(outcome, "monitor"):
-        verdict = judge_drift(
-            parts.model(MODEL), parts.lake, parts.ledger, parts.registry, week, directory=settings.reports, run_id="replay"
-        )
+        verdict = judge_drift(parts.model(MODEL), parts, week, directory=settings.reports, run_id="replay")
     outcome.alarms = (outcome.alarms or 0) + (verdict.verdict == "drift")
     return verdict.verdict
 
 
 def _train_and_promote(parts: Deployment, week: Interval, outcome: Outcome) -> None:
     """Train as of the week's end and promote whatever comes of it; the evaluation it does not look at is not on its bill."""
-    folder, lake, ledger, registry = parts.model(MODEL), parts.lake, parts.ledger, parts.registry
+    folder, registry = parts.model(MODEL), parts.registry
     run_id = f"replay-{week.key}"
     with _timed(outcome, "train"):
-        training_set = build_training_set(folder, lake, ledger, as_of=week.end, run_id=run_id)
-        fitted = [
-            fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id)
-            for candidate in folder.spec.candidates
-        ]
-    evaluation = evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id=run_id)
+        training_set = build_training_set(folder, parts, as_of=week.end, run_id=run_id)
+        fitted = [fit_candidate(folder, candidate, training_set, parts, run_id=run_id) for candidate in folder.spec.candidates]
+    evaluation = evaluate_training(folder, parts, training_set, fitted, run_id=run_id)
     decision = decide(evaluation, folder.spec.gates)
     version = registry.register(folder, training_set, choose(fitted), evaluation, decision, run_id=run_id)
     registry.promote_by_hand(folder.spec, version, override="the policy promotes what it trains", actor="benchmark")

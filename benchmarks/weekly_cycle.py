@@ -1,6 +1,6 @@
 """What Airflow adds to a model's week: the cycle as it is operated, beside the same functions in one warm process.
 
-A week of the example, trained weekly: seven runs of ``ingest``, one a day (5 tables landed, checked and published, then
+A week of the example, trained weekly: seven runs of ``ingest``, one per day (5 tables landed, checked and published, then
 features), what follows from each (a run of ``score``), and once the week is whole a run of ``monitor`` and one of ``train``
 (3 candidates, evaluation, gates, card).
 

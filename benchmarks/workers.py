@@ -81,7 +81,7 @@ def score_parts(first: str, count: str, step: str) -> None:
     for part in parts()[int(first) : int(count) : int(step)]:
         order = ledger.next_order(MODEL, DATASET, part, f"bare-{step}")
         score(
-            folder, deployment.lake, ledger, deployment.registry, part, version=1, order=order, run_id=f"bare-{step}",
+            folder, deployment, part, version=1, order=order, run_id=f"bare-{step}",
             sink_url=settings().predictions_url,
         )  # fmt: skip
 
@@ -190,7 +190,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        {"fill": fill, "score_parts": score_parts}[sys.argv[1]](*sys.argv[2:])
+        pieces: dict[str, Callable[..., None]] = {"fill": fill, "score_parts": score_parts}
+        pieces[sys.argv[1]](*sys.argv[2:])
         sys.stdout.flush()
         # Threads of libraries would be waited for.
         os._exit(0)

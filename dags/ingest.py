@@ -6,14 +6,14 @@ fail a critical check go to the **quarantine** table with every reason; the rest
 are published as one, and readers see the old state until the very last step. Then the features of the interval are
 computed, each row from what was known at its own as-of time, and every day is announced to scoring, monitoring and training.
 
-Runs by itself each day for the day before. By hand: give `start` and `end` for days that belong together, such as those of a
-correction: they are published as one. History is loaded in parts by `<model>.load`.
+Runs automatically each day, for the day before. By hand: give `start` and `end` for days that belong together, such as those
+of a correction: they are published as one. History is loaded in parts by `<model>.load`.
 
 ## When it fails
 - **check_… is red**: the message names the check, the column and the share of rows. Nothing of the interval was published;
   what was published before stays. Look at the Data Docs under `var/reports/<model>/checks`. Mend the source, then clear
   the failed tasks. If the data are right and the check is wrong, change `model.yaml` and clear them.
-- **"… was expected"**: the source has not delivered. The task has tried again by itself; clear it once the file is there.
+- **"… was expected"**: the source has not delivered. The task has tried again several times; clear it once the file is there.
 - **Superseded**: a newer run of the same days has taken over. Nothing to do.
 - You may ignore a failure if a later run for the same days has succeeded.
 """
@@ -21,7 +21,7 @@ correction: they are published as one. History is loaded in parts by `<model>.lo
 from airflow.sdk import chain
 
 from perennial.orchestration import assets
-from perennial.orchestration.dags import day, models, report_broken_models, stage, switch
+from perennial.orchestration.dags import day, models, result, stage, switch
 from perennial.orchestration.ingest import build_features, check_task_id, land_and_check, publish_tables
 
 for model in models():
@@ -37,10 +37,9 @@ for model in models():
         },
     ):
         checked = [
-            land_and_check.override(task_id=check_task_id(table))(model=model.name, table=table) for table in model.tables
+            result(land_and_check.override(task_id=check_task_id(table))(model=model.name, table=table))
+            for table in model.tables
         ]
         published = publish_tables(model=model.name, checked=checked)
         features = build_features.override(outlets=[assets.features(model.name)])(model=model.name)
         chain(published, features)
-
-report_broken_models()

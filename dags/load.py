@@ -17,16 +17,16 @@ work waits for no load: a load takes only as many workers as its pool and `PEREN
 - Loading the same range again is always safe.
 """
 
-from airflow.sdk import chain, task_group
+from airflow.sdk import XComArg, chain, task_group
 
 from perennial.orchestration import assets
-from perennial.orchestration.dags import day, days_per_part, models, parts_at_once, stage, switch
+from perennial.orchestration.dags import day, days_per_part, models, parts_at_once, result, stage, switch
 from perennial.orchestration.ingest import build_features, check_task_id, land_and_check, publish_tables, split_range
 from perennial.spec.model import ModelSpec
 
 
 @task_group
-def load_part(model: ModelSpec, part: str, whole: list[object]) -> None:
+def load_part(model: ModelSpec, part: str, whole: list[XComArg]) -> None:
     """The tables of one part.
 
     Args:
@@ -39,7 +39,7 @@ def load_part(model: ModelSpec, part: str, whole: list[object]) -> None:
         for name, table in model.tables.items()
         if table.event_time
     ]
-    publish_tables(model=model.name, checked=[*checked, *whole], part=part)
+    publish_tables(model=model.name, checked=[result(table) for table in (*checked, *whole)], part=part)
 
 
 for model in models():

@@ -55,7 +55,8 @@ for model in models():
                 task_id="request_training",
                 trigger_dag_id=f"{model.name}.train",
                 trigger_run_id="{{ ti.xcom_pull(task_ids='decide_retraining')['run_id'] }}",
-                conf="{{ ti.xcom_pull(task_ids='decide_retraining')['conf'] | tojson }}",
+                # A template of JSON, which the operator reads; its types say that it takes a dictionary.
+                conf="{{ ti.xcom_pull(task_ids='decide_retraining')['conf'] | tojson }}",  # type: ignore[arg-type]
                 logical_date=None,
                 skip_when_already_exists=True,
             ),

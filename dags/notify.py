@@ -3,8 +3,8 @@
 
 Every alert is first a row of the ledger, written with what caused it. Each minute this DAG sends what waits, to the Slack
 channels and the addresses that the alert's model names in `model.yaml`, or else the environment (`PERENNIAL_ALERTS_…`),
-through Airflow's connections. What a channel does not take is tried again, after a longer wait each time, and never lost;
-many at once become a digest; what is well again is told, too. One channel that is down keeps nothing from the others.
+through Airflow's connections. Failed messages are retried with longer and longer delays, and none is lost.
+Many alerts at once become a digest. Recoveries are sent too. A channel that is down does not hold up the others.
 
 There is one such DAG for all models, and none while nobody names a channel. `docs/alerts.md` says what each alert means.
 

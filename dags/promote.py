@@ -2,8 +2,8 @@
 # Promote: a person makes a version champion
 
 By hand alone, in the Airflow UI. A version that passed its gates against the current champion, and was approved where the
-model wants that, becomes champion as it would have by itself. Any other (refused by the gates or by an approver, not asked
-about, or compared with a former champion) needs an override: a reason, which is recorded as such and stays on the version
+model requires that, becomes champion as it would have automatically. Any other (refused by the gates or by an approver, not
+asked about, or compared with a former champion) needs an override: a reason, which is recorded as such and stays on the version
 for ever.
 
 The version must be loadable all the same: nothing overrides a changed file. To go back to a former champion, use

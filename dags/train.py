@@ -31,7 +31,7 @@ from airflow.sdk import chain
 
 from perennial.orchestration import assets
 from perennial.orchestration.approval import ask_approval
-from perennial.orchestration.dags import RUN_LIMIT, day, models, stage, text
+from perennial.orchestration.dags import RUN_LIMIT, day, models, result, stage, text
 from perennial.orchestration.train import (
     build_training_set,
     decide_promotion,
@@ -54,10 +54,12 @@ for model in models():
     ):
         training_set = build_training_set(model=model.name, window=model.schedules.train)
         fitted = fit_candidate.partial(model=model.name, training_set=training_set).expand(candidate=list(model.candidates))
-        evaluation = evaluate_candidates(model=model.name, training_set=training_set, fitted=fitted)
-        decided = decide_promotion(model=model.name, training_set=training_set, fitted=fitted, evaluation=evaluation)
+        evaluation = evaluate_candidates(model=model.name, training_set=result(training_set), fitted=result(fitted))
+        decided = decide_promotion(
+            model=model.name, training_set=result(training_set), fitted=result(fitted), evaluation=result(evaluation)
+        )
         if model.promotion == "approval":
             asked = ask_approval(model)
-            chain(decided, asked, promote_champion(model=model.name, decided=decided, answer=asked.output))
+            chain(decided, asked, promote_champion(model=model.name, decided=result(decided), answer=result(asked.output)))
         else:
-            chain(decided, promote_champion(model=model.name, decided=decided))
+            chain(decided, promote_champion(model=model.name, decided=result(decided)))

@@ -25,8 +25,9 @@ class PerennialBoard(AirflowPlugin):
         }
     ]
 
+    # The plugin's class has a list here, which Airflow reads of the instance and never sets.
     @cached_property
-    def fastapi_apps(self) -> list[dict[str, Any]]:
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """Made when the API server asks: every process of Airflow loads the plugins, and no other needs a web application."""
         from perennial.orchestration.board import PREFIX, app
 

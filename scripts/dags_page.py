@@ -9,6 +9,7 @@ python scripts/dags_page.py FILE     another file
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -29,8 +30,9 @@ INTRODUCTION = """\
 
 # The DAGs
 
-Each file in `dags/` makes one DAG per model. `make docs` makes this page from the DAGs, and a test fails when it is out of date
-(`tests/dags/test_dags_page.py`). The texts are those that Airflow shows on each DAG's page.
+Each file in `dags/` makes one DAG per model; of the last two on this page, one makes a DAG for all models, and one none.
+`make docs` makes this page from the DAGs, and a test fails when it is out of date (`tests/dags/test_dags_page.py`). The texts
+are those that Airflow shows on each DAG's page.
 
 Times, tables and tasks are those of the example, `flight_delay`. `schedules` in `model.yaml` sets when a model's DAGs start,
 and each of its tables has its own `check_` task. With `promotion: approval`, the train DAG has one more task before
@@ -75,6 +77,18 @@ def parse(home: Path) -> dict[str, Any]:
     return {stage: found[stage] for stage in [*first, *sorted(found.keys() - set(first))]}
 
 
+def without_dags(dags: dict[str, Any]) -> Iterator[str]:
+    """The docs of the files that have no DAG."""
+    for file in sorted((PROJECT / "dags").glob("*.py")):
+        if file.stem not in dags:
+            heading, _, text = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")
+            yield f"## {heading.removeprefix('# ')}\n\n`dags/{file.name}` · no DAG\n\n" + sections_below(text)
+
+
+def sections_below(text: str) -> str:
+    return re.sub(r"(?m)^## ", "### ", text.strip())
+
+
 def write(dags: dict[str, Any]) -> str:
     sections = {stage: "\n".join(section(dag)) for stage, dag in dags.items()}
     contents = [
@@ -85,7 +99,7 @@ def write(dags: dict[str, Any]) -> str:
             for dag in dags.values()
         ),
     ]
-    return "\n".join([INTRODUCTION, *contents, "", "\n\n".join(sections.values())]).rstrip() + "\n"
+    return "\n".join([INTRODUCTION, *contents, "", "\n\n".join([*sections.values(), *without_dags(dags)])]).rstrip() + "\n"
 
 
 def section(dag: Any) -> Iterator[str]:
@@ -94,7 +108,7 @@ def section(dag: Any) -> Iterator[str]:
     yield ""
     yield f"`{name(dag)}` · starts {starts(dag.timetable)} · at most {runs(dag)}"
     yield ""
-    yield re.sub(r"(?m)^## ", "### ", text.strip())
+    yield sections_below(text)
     yield ""
     yield "### Tasks"
     yield ""

@@ -113,7 +113,7 @@ class Composed:
         return self.folder / f"{service}.log"
 
     def run(self, service: str) -> int:
-        """A service that ends by itself."""
+        """Start a service that ends after its work, and wait for its end. Returns its exit code."""
         return self.start(service).wait(timeout=_PATIENCE)
 
     def start(self, service: str) -> subprocess.Popen[bytes]:

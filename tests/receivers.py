@@ -166,7 +166,7 @@ class Mails:
             return said
         assert isinstance(envelope.content, bytes)
         mail = message_from_bytes(envelope.content, policy=policy.default)
-        self.taken += [(address, cast(EmailMessage, mail)) for address in envelope.rcpt_tos]
+        self.taken += [(address, mail) for address in envelope.rcpt_tos]
         return "250 OK"
 
 

@@ -1,11 +1,11 @@
 """A week of the flights, from its files to a drift report, by Perennial and by four orchestrators with the steps by hand.
 
 The graph is the same for all: ingest the week's daily files with checks of Great Expectations and compute 17 features; then
-train a booster with a search, log it to MLflow and gate it against the champion; and meanwhile, since a week is not to be
-scored by who learned from it, let the champion score the week into SQLite and make Evidently's report. The peers share one
-module of steps in pandas, ``shared/steps.py``, so that they differ in their orchestration alone; Perennial has the model folder
+train a booster with a search, log it to MLflow and gate it against the champion. Meanwhile, since no model may score a week
+that it learned from, the champion scores the week into SQLite, and Evidently makes its report. The peers share one module of
+steps in pandas, ``shared/steps.py``, so that they differ in their orchestration alone; Perennial has the model folder
 ``perennial/flight_delay`` instead. Tables, features, model, parameters, windows and days are the same, and after each week the
-rows of each table, of the training and of its holdout, and the predictions are asserted to be as many.
+rows of each table, of the training and of its holdout, and the predictions are asserted to be equally many.
 
 Each peer has an environment of its own below ``.bench/peers``, made from its ``requirements.txt``. Twelve weeks of history, a
 first champion and one whole cycle come before the clock. Then each lives through the same weeks, one after another, timed
@@ -316,7 +316,7 @@ class Perennial(System):
         self.ended(self.trigger("ingest", start=week, end=end, announce=False))
         train = self.trigger("train", as_of=end, cause="a week has come")
         self.ended(self.trigger("score", start=week, end=end))
-        # It starts by itself once the last day of a week is scored.
+        # It starts automatically once the last day of a week is scored.
         while not (monitor := [run for run in self.api.runs(f"{MODEL}.monitor") if run.partition_key == week]):
             self.stack.check()
             time.sleep(0.2)
@@ -340,7 +340,7 @@ class Perennial(System):
             [one for one in ledger.publications(MODEL, dataset, interval) if one.interval == interval]
             for dataset in ("tables", "features")
         )
-        [version] = [one for one in ledger.versions(MODEL) if str(one.training["as_of"]) == interval.end.isoformat()]
+        [version] = [one for one in ledger.versions(MODEL) if one.training.as_of == interval.end.isoformat()]
         [verdict] = [one for one in ledger.verdicts(MODEL, limit=1000) if one.interval == interval]
         assert verdict.report is not None
         assert (settings.reports / verdict.report).stat().st_size > 1_000_000
@@ -353,8 +353,8 @@ class Perennial(System):
         return {
             **{table: tables.rows[table] for table in TABLES},
             "features": features.rows["features"],
-            "training": version.training["rows"]["window"],
-            "holdout": version.training["rows"]["holdout"],
+            "training": version.training.rows["window"],
+            "holdout": version.training.rows["holdout"],
             "predictions": predictions,
         }
 
@@ -474,7 +474,7 @@ def measure(system: System, rows: dict[str, dict[str, int]]) -> dict[str, list[f
 
 
 def busy() -> float:
-    """Seconds that the machine's processors have worked."""
+    """Seconds that the machine's processors have worked since it started."""
     times = psutil.cpu_times()
     return float(times.user + times.system + times.nice)
 
@@ -487,9 +487,10 @@ def check_rows(system: System, week: str, expected: dict[str, dict[str, int]]) -
 
 def main(names: list[str]) -> None:
     kinds = {kind.__name__.lower(): kind for kind in (Perennial, Dagster, Metaflow, ZenML, Airflow)}
-    told, rows = Told("peers"), {}
+    told = Told("peers")
+    rows: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        systems = {name: kind(Path(folder)) for name, kind in kinds.items() if not names or name in names}
+        systems: dict[str, System] = {name: kind(Path(folder)) for name, kind in kinds.items() if not names or name in names}
         found = {name: prepare(system, rows) for name, system in systems.items()}
         for name, system in systems.items():
             found[name] |= measure(system, rows)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from perennial.core.errors import SpecError
 from perennial.core.settings import Settings
-from perennial.spec.folder import ModelFolder, read_model
+from perennial.spec.folder import ModelFolder, is_model_folder, model_folders, read_model
 
 if TYPE_CHECKING:
     from perennial.lake.publish import Lake
@@ -50,7 +50,7 @@ class Deployment:
             SpecError: there is none, or it is broken.
         """
         folder = self.settings.models / name
-        if folder.parent != self.settings.models or not (folder / "model.yaml").is_file():
-            there = ", ".join(sorted(file.parent.name for file in self.settings.models.glob("*/model.yaml"))) or "none"
+        if folder.parent != self.settings.models or not is_model_folder(folder):
+            there = ", ".join(other.name for other in model_folders(self.settings.models)) or "none"
             raise SpecError(f"no model is named {name}; there are: {there}")
         return read_model(folder)

@@ -128,6 +128,6 @@ def test_the_servers_answer_on_the_loopback_address_alone(living: Living) -> Non
     listening = {
         (connection.laddr.ip, connection.laddr.port)
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port in ports
     }
     assert listening == {("127.0.0.1", port) for port in ports}

@@ -26,7 +26,8 @@ def parse(dags: Path, models: Path, home: Path, given: dict[str, str] | None = N
     }
     program = [sys.executable, str(Path(__file__).with_name("describe.py")), str(dags)]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.fixture(scope="session")

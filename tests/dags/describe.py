@@ -6,24 +6,23 @@ import json
 import sys
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 HEAVY = ("pandas", "mlflow", "great_expectations", "evidently", "sklearn", "pyarrow", "duckdb", "pyiceberg")
 
 
 def _first_run(timetable: Any, since: timedelta) -> float | None:
     """Seconds from a tick to the first run of a DAG that is switched on some time after it; None if no clock starts it."""
+    from airflow.sdk.timezone import coerce_datetime, utcnow
     from airflow.timetables import trigger
     from airflow.timetables.base import TimeRestriction
 
     if not isinstance(timetable, trigger.CronTriggerTimetable):
         return None
-    tick = timetable._align_to_prev(trigger.coerce_datetime(trigger.utcnow()))
-    trigger.utcnow, clock = lambda: tick + since, trigger.utcnow
-    try:
+    tick = timetable._align_to_prev(coerce_datetime(utcnow()))
+    with patch.object(trigger, "utcnow", lambda: tick + since):
         restriction = TimeRestriction(earliest=None, latest=None, catchup=False)
         following = timetable.next_dagrun_info_v2(last_dagrun_info=None, restriction=restriction)
-    finally:
-        trigger.utcnow = clock
     assert following is not None
     return float((following.run_after - tick).total_seconds())
 

@@ -110,7 +110,7 @@ def test_the_watchdogs_word_on_a_killed_task_is_resolved_too(ledger: Ledger) -> 
     )  # fmt: skip
     ledger.record_alert(died, failure_key("m.score", "asset_triggered__1", "predict", None))
     alert_of_failure(context())
-    assert kinds(ledger) == ["run_failed"], "whoever comes second says nothing"
+    assert kinds(ledger) == ["run_failed"], "the second one says nothing"
     resolve_failure(context(tries=2))
     assert kinds(ledger) == ["run_failed", "recovered"]
 
@@ -125,5 +125,5 @@ def test_an_outbox_that_cannot_be_written_fails_no_task(settings: Settings, capl
     (settings.state / "perennial.db").write_bytes(b"this is no database, and never was one" * 100)
     alert_of_failure(context())
     resolve_failure(context(tries=2))
-    assert "the alert of predict could not be recorded" in caplog.text
-    assert "that predict succeeded could not be recorded" in caplog.text
+    assert "the alert about task predict could not be recorded" in caplog.text
+    assert "the recovery of task predict could not be recorded" in caplog.text

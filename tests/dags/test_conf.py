@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -78,7 +77,10 @@ def trigger(stage: str, conf: Any, status: int, words: str, **more: Any) -> tupl
 
 
 def nested(depth: int) -> Any:
-    return {"reason": functools.reduce(lambda inner, _: {"a": inner}, range(depth), 1)}
+    inner: Any = 1
+    for _ in range(depth):
+        inner = {"a": inner}
+    return {"reason": inner}
 
 
 #: By name: which DAG is triggered, with what, and what Airflow answers at once.

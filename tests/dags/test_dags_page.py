@@ -41,4 +41,5 @@ def test_the_page_does_not_depend_on_who_makes_it(tmp_path: Path) -> None:
 def test_every_dag_file_has_its_place_on_the_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for file in (PROJECT / "dags").glob("*.py"):
-        assert f".{file.stem}` · starts" in page, f"{file.name} is missing: run `make docs`"
+        places = f".{file.stem}` · starts", f"`dags/{file.name}` · no DAG"
+        assert any(place in page for place in places), f"{file.name} is missing: run `make docs`"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from perennial.core.settings import PROJECT
+from perennial.watchdog.rules import BROKEN_MODELS
 from tests.dags.conftest import parse
 
 STAGES = {"ingest", "train", "score", "monitor", "promote", "rollback", "maintain", "load"}
@@ -210,10 +211,29 @@ def test_a_broken_model_is_an_import_error_and_takes_no_other_model_down(tmp_pat
 
     assert {dag_id.partition(".")[0] for dag_id in parsed["dags"]} == {"flight_delay"}
     assert len(parsed["dags"]) == len(STAGES)
-    [message] = parsed["import_errors"].values()
+    [(file, message)] = parsed["import_errors"].items()
+    assert Path(file).name == BROKEN_MODELS, "Airflow switches off all DAGs of a file with an import error"
     assert "broken/model.yaml:" in message
     assert "ownr: unknown key" in message
     assert "owner: missing" in message
+    assert message.splitlines()[-1].endswith("cannot be read: broken. All other models run on.")
+
+
+def test_the_file_that_tells_of_broken_models_has_no_dag(parsed: Parsed) -> None:
+    assert BROKEN_MODELS not in {Path(dag["file"]).name for dag in parsed["dags"].values()}
+    assert (PROJECT / "dags" / BROKEN_MODELS).is_file()
+
+
+def test_a_task_of_a_model_whose_folder_broke_says_why_it_fails(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for name in ("flight_delay", "broken"):
+        shutil.copytree(PROJECT / "include" / "models" / "flight_delay", models / name)
+
+    given = {"_AIRFLOW_PARSING_CONTEXT_DAG_ID": "broken.ingest"}
+    parsed = parse(PROJECT / "dags" / "ingest.py", models, tmp_path / "airflow", given)
+
+    [message] = parsed["import_errors"].values()
+    assert message.splitlines()[-1].endswith("name is flight_delay, but its folder is broken; make them the same")
 
 
 def test_a_worker_reads_the_model_of_its_task_alone(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_an_alert_reaches_each_channel_once_although_one_is_down_at_first(
         sender.connections = {"TEAM_SLACK": webhook(web.port), "SMTP_DEFAULT": smtp(mail.port)}
         assert sender() == {"delivered": 2, "failed": 1}
         assert sender() == {}, "it is tried again later, not at once"
-        assert sender(at_once=True) == {"delivered": 1}, "unless somebody wants it"
+        assert sender(at_once=True) == {"delivered": 1}, "unless it is asked for"
         assert sender() == {}
     assert CANARY not in caplog.text
     [said] = web.said
@@ -131,7 +131,7 @@ def test_alerts_of_no_model_go_where_the_environment_says(sender: Sender, ledger
         assert len(operators.taken) == 1
         ledger.record_alert(of_operation.airflow_silent(EVERYBODY, reason="refused"), "two")
         assert sender() == {"delivered": 1}
-        assert len(team.taken) == 1, "without it, whoever hears of any model hears of them"
+        assert len(team.taken) == 1, "without it, everyone who hears of any model hears of them"
 
 
 def test_a_connection_that_is_missing_is_told_through_the_other_channel_until_it_is_there(
@@ -149,7 +149,7 @@ def test_a_connection_that_is_missing_is_told_through_the_other_channel_until_it
         sender.connections["TEAM_SLACK"] = webhook(web.port)
         assert sender(at_once=True) == {"delivered": 1}
         assert sender(ahead=1) == {"delivered": 1}
-    assert mail.taken[-1][1]["Subject"] == "perennial: well again: slack:team_slack takes no alerts"
+    assert mail.taken[-1][1]["Subject"] == "perennial: recovered: slack:team_slack takes no alerts"
 
 
 def test_a_channel_that_a_model_names_no_more_is_given_up(sender: Sender, ledger: Ledger, models: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_channel_that_a_model_names_no_more_is_given_up(sender: Sender, ledger
     spec = models / MODEL / "model.yaml"
     spec.write_text(spec.read_text().replace("alerts: {slack: gone}", ""))
     assert sender(at_once=True) == {"failed": 1}
-    assert "nobody names the channel" in str(ledger.alerts()[0].deliveries[0].error)
+    assert "neither a model nor the environment names the channel" in str(ledger.alerts()[0].deliveries[0].error)
     assert sender(at_once=True) == {"unaddressed": 1}, "that it recovered is told nobody"
 
 

@@ -22,6 +22,7 @@ import pytest
 from perennial.alerts import of_operation
 from perennial.core.intervals import Interval
 from perennial.core.settings import PROJECT
+from perennial.evidence.verdict import VerdictDetails
 from perennial.ledger.store import Ledger
 from tests.living import free_ports
 
@@ -142,7 +143,7 @@ def fill(ledger: Ledger) -> None:
     for model in ("first", "second"):
         ledger.record_verdict(
             model=model, interval=Interval.day("2024-01-18"), version=1, verdict="drift", reasons=[HOSTILE],
-            details={"severity": "warning"}, report=f"{model}/drift/2024-01-18/report.html", run_id="r/../..?x#y",
+            details=VerdictDetails(severity="warning"), report=f"{model}/drift/2024-01-18/report.html", run_id="r/../..?x#y",
         )  # fmt: skip
         ledger.record_alert(of_operation.run_failed(model, stage=HOSTILE, run_id="r", interval=None, error="e"), model)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -20,9 +22,9 @@ def main() -> None:
     from fastapi.testclient import TestClient
 
     initdb()
-    DagBundlesManager().sync_bundles_to_db()
+    DagBundlesManager().sync_bundles_to_db()  # type: ignore[no-untyped-call]  # Airflow gives it no types.
     folder = os.environ["AIRFLOW__CORE__DAGS_FOLDER"]
-    bag = BundleDagBag(dag_folder=folder, bundle_path=folder, bundle_name="dags-folder")
+    bag = BundleDagBag(dag_folder=folder, bundle_path=Path(folder), bundle_name="dags-folder")
     sync_bag_to_db(bag, "dags-folder", None)
     client = TestClient(create_app(apps="core"), base_url="http://testserver", raise_server_exceptions=False)
     token = client.post("/auth/token", json={"username": "admin", "password": "admin"}).json()["access_token"]
@@ -37,10 +39,11 @@ def main() -> None:
         done = bag.dags[dag_id].partial_subset(task_id, include_upstream=False).test(run_conf=conf)
         return {task.task_id: str(task.state) for task in done.get_task_instances()}
 
+    kinds: dict[str, Callable[..., dict[str, Any]]] = {"post": post, "run": run}
     answers = []
     for request in json.loads(sys.stdin.read()):
         ((kind, arguments),) = request.items()
-        answers.append({"post": post, "run": run}[kind](*arguments))
+        answers.append(kinds[kind](*arguments))
     sys.stdout.write("\n" + json.dumps(answers) + "\n")
 
 

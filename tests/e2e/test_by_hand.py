@@ -1,4 +1,4 @@
-"""The commands that README and docs give for what one wants to know of a version, beside a running stack."""
+"""The commands that README and docs give to look up what is known of a version, beside a running stack."""
 
 from __future__ import annotations
 

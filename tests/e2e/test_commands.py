@@ -194,7 +194,7 @@ def test_a_demo_on_a_taken_port_says_which_variable_chooses_another(tmp_path: Pa
         done = perennial("demo", "--once", state=tmp_path, **{**free_ports(), "PERENNIAL_MLFLOW_PORT": port})
 
     assert done.returncode == 1
-    assert f"port {port}, where MLflow would listen, is in use" in done.stderr
+    assert f"another program uses port {port}, which MLflow needs" in done.stderr
 
 
 @pytest.mark.stack

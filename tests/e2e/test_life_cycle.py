@@ -51,8 +51,9 @@ def test_each_day_has_a_verdict_with_a_report(living: Living) -> None:
     verdicts = {verdict.interval.key: verdict for verdict in living.deployment.ledger.verdicts(MODEL)}
     for day in ("2024-01-17", "2024-01-18", "2024-01-19"):
         assert verdicts[day].verdict in ("ok", "drift")
-        assert verdicts[day].report is not None
-        assert report_file(living, verdicts[day].report).stat().st_size > 100_000
+        report = verdicts[day].report
+        assert report is not None
+        assert report_file(living, report).stat().st_size > 100_000
 
 
 def test_realised_performance_is_measured_once_labels_are_known(living: Living) -> None:

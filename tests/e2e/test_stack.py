@@ -243,7 +243,7 @@ def test_a_stack_on_the_same_ports_says_which_is_taken(running: Running, tmp_pat
     )
 
     assert second.returncode == 1
-    assert f"port {running.given['PERENNIAL_AIRFLOW_PORT']}, where Airflow would listen, is in use" in second.stderr
+    assert f"another program uses port {running.given['PERENNIAL_AIRFLOW_PORT']}, which Airflow needs" in second.stderr
     assert "PERENNIAL_AIRFLOW_PORT=" in second.stderr
 
 
@@ -255,7 +255,7 @@ def test_a_component_that_dies_is_told_and_started_again(running: Running, title
     victim.kill()
 
     assert soon(lambda: (found := running.component(title)) is not None and found.pid != victim.pid)
-    assert soon(lambda: "was killed by signal 9 and is started again" in running.output.read_text())
+    assert soon(lambda: "was killed by signal 9 and was restarted" in running.output.read_text())
 
 
 def test_a_run_survives_the_death_of_the_scheduler(running: Running, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_task_that_was_killed_and_a_scheduler_that_hangs_are_told_by_the_watch
 
     assert sorted(told()[before:]) == [
         "component_down: Airflow's scheduler is down",
-        "recovered: perennial: well again: Airflow's scheduler is down",
+        "recovered: perennial: recovered: Airflow's scheduler is down",
         "run_failed: energy_load: score failed",
     ]
 

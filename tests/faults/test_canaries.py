@@ -285,7 +285,7 @@ def test_mlflow_that_cannot_be_reached_gives_an_unknown_verdict_without_a_secret
     by_hand.train(settings, MODEL, utc("2024-01-17"))
     by_hand.score(settings, MODEL, DAY)
     away = Deployment(settings.model_copy(update={"mlflow_url": f"http://127.0.0.1:{closed_port()}"}))
-    verdict = judge_drift(away.model(MODEL), away.lake, away.ledger, away.registry, DAY, directory=settings.reports, run_id="r")
+    verdict = judge_drift(away.model(MODEL), away, DAY, directory=settings.reports, run_id="r")
     assert verdict.verdict == "unknown"
     assert_silent(json.dumps(verdict.to_json(), default=str), written.getvalue(), *dict(everything_kept(settings)).values())
 

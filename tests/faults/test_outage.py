@@ -169,7 +169,7 @@ def test_senders_at_once_tell_everything_once(
     senders, rounds = 4, 4
     now, start, end = datetime.now(UTC) + timedelta(minutes=1), processes.Barrier(senders + 1), processes.Barrier(senders + 1)
     for _ in range(senders):
-        child = processes.Process(
+        child: BaseProcess = processes.Process(
             target=_send_again_and_again, args=(url, (web.port, mail.port), now, rounds, start, end)
         )  # fmt: skip
         child.start()

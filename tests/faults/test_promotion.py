@@ -135,7 +135,7 @@ def test_sixteen_promoters_at_once_round_after_round_move_the_alias_as_the_ledge
     watch(place)
     start, end = processes.Barrier(PROMOTERS), processes.Barrier(PROMOTERS)
     for number in range(PROMOTERS):
-        child = processes.Process(target=_promote_again_and_again, args=(place, number, start, end))
+        child: BaseProcess = processes.Process(target=_promote_again_and_again, args=(place, number, start, end))
         child.start()
         children.append(child)
     for child in children:
@@ -149,7 +149,7 @@ def test_sixteen_promoters_at_once_round_after_round_move_the_alias_as_the_ledge
     # Each was decided against the champion that it took the place of.
     assert [promotion.previous for promotion in made] == [None, *(promotion.version for promotion in made[:-1])]
     assert watched(place) == [promotion.version for promotion in made[1:]]
-    passed = {record.version for record in ledger.versions(MODEL) if record.decision["promote"] and record.evaluation}
+    passed = {record.version for record in ledger.versions(MODEL) if record.decision.promote and not record.evaluation.is_empty}
     assert set(watched(place)) <= passed
     assert settle(place) == made[-1].version
 

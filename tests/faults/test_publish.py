@@ -43,7 +43,7 @@ SUPERSEDED = 3
 
 
 def tables(interval: Interval, source: str) -> dict[str, TableWrite]:
-    """Two tables with a row an hour, and one without event time, whose rows all name their source."""
+    """Two tables with one row per hour, and one without event time, whose rows all name their source."""
     hours = [interval.start + timedelta(hours=n) for n in range(interval.length // timedelta(hours=1))]
     hourly = pa.table([hours, [source] * len(hours), hours], schema=HOURLY)
     fleet = pa.table([["N1", "N2"], [source] * 2], schema=FLEET)
@@ -224,7 +224,7 @@ def check_killed_attempt(house: House, fault: Fault, published: bool) -> None:
     now = "killed" if published else "before"
     day, next_day = DAY.start.date(), NEXT_DAY.start.date()
     assert house.sources() == {day: now, "fleet": now}
-    # What it has left is not taken along by whoever publishes next.
+    # The next one that publishes does not take along what it has left.
     house.publish(NEXT_DAY, "other")
     assert house.sources() == {day: now, next_day: "other", "fleet": "other"}
     house.publish(DAY, "killed")
@@ -336,5 +336,5 @@ def test_processes_that_first_touch_the_lake_together_all_publish(house_on_each_
         process.join(90)
     assert [process.exitcode for process in processes[1:]] == [0] * len(days)
     assert processes[0].exitcode in (0, SUPERSEDED)
-    expected = {day.start.date(): f"run-{n}" for n, day in enumerate(days)}
+    expected: dict[date | str, str] = {day.start.date(): f"run-{n}" for n, day in enumerate(days)}
     assert house.sources() == {**expected, days[0].start.date(): "again", "fleet": "run-3"}

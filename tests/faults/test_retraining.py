@@ -15,6 +15,7 @@ import pytest
 
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
+from perennial.evidence.verdict import VerdictDetails
 from perennial.ledger.store import Ledger
 from perennial.monitoring import requests
 from perennial.monitoring.requests import RetrainingRequest, request_retraining
@@ -62,7 +63,14 @@ def test_a_hundred_alarms_and_twenty_crashes_give_one_retraining_a_window(
     ledger.migrate()
     for week in WEEKS:
         ledger.record_verdict(
-            model="toy", interval=week, version=1, verdict="drift", reasons=["moved"], details={}, report=None, run_id="monitor"
+            model="toy",
+            interval=week,
+            version=1,
+            verdict="drift",
+            reasons=["moved"],
+            details=VerdictDetails(),
+            report=None,
+            run_id="monitor",
         )
     answers: SimpleQueue[tuple[str, str | None]] = processes.SimpleQueue()
     order = random.Random(2013)
@@ -83,8 +91,8 @@ def test_a_hundred_alarms_and_twenty_crashes_give_one_retraining_a_window(
             child.join(_PATIENCE)
             assert child.exitcode in (0, -signal.SIGKILL)
         while not answers.empty():
-            week, run_id = answers.get()
-            told[week].add(run_id)
+            key, run_id = answers.get()
+            told[key].add(run_id)
 
     assert [child.exitcode for child in children].count(-signal.SIGKILL) == 20
     decisions = ledger.retrainings("toy")
@@ -108,7 +116,14 @@ def test_a_tripped_breaker_is_told_once_until_a_version_is_promoted(
     requests: list[RetrainingRequest | None] = []
     for week in WEEKS:
         ledger.record_verdict(
-            model="toy", interval=week, version=1, verdict="drift", reasons=["moved"], details={}, report=None, run_id="monitor"
+            model="toy",
+            interval=week,
+            version=1,
+            verdict="drift",
+            reasons=["moved"],
+            details=VerdictDetails(),
+            report=None,
+            run_id="monitor",
         )
         requests.append(request_retraining(spec, ledger, week, run_id="monitor", training_under_way=False))
 

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from benchmarks.__main__ import CLAIMS, README, RESULTS, STUDIES, read_results, with_table
-from benchmarks.measuring import Line
+from benchmarks.__main__ import CLAIMS, README, STUDIES, read_results, with_table
+from benchmarks.measuring import RESULTS, Line
 from perennial.core.settings import PROJECT
 
 FOLDER = PROJECT / "benchmarks"

@@ -87,7 +87,7 @@ def owners_of(module: str) -> set[str]:
 
 def names(requirements: Iterable[Requirement]) -> set[str]:
     """The packages that requirements name. One that holds no module of its own stands for those that it pins."""
-    found = {canonicalize_name(requirement.name) for requirement in requirements}
+    found: set[str] = {canonicalize_name(requirement.name) for requirement in requirements}
     for name in found - with_modules():
         found |= {pinned.name for pinned in required_by(name, set()) if str(pinned.specifier).startswith("==")}
     return found

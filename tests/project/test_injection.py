@@ -169,11 +169,11 @@ def test_a_model_is_a_folder_of_the_models_folder_and_no_path(name: str, setting
 @trials(deadline=None)
 @given(st.one_of(st.sampled_from(["..", ".", "../..", "/etc", "a/../../b", "~", "\\..\\x"]), TEXTS))
 def test_what_a_run_hands_on_lies_below_its_model_whatever_its_name(run_id: str) -> None:
-    from perennial.orchestration.runs import Run
+    from perennial.stages.run import StageRun
 
     settings = SimpleNamespace(staging=Path("/srv/staging"))
     folder: Any = SimpleNamespace(spec=SimpleNamespace(name="energy_load"))
-    context: Any = {"dag_run": SimpleNamespace(run_id=run_id)}
-    place = Run(folder, SimpleNamespace(settings=settings), context, "day").staging  # type: ignore[arg-type]
+    deployment: Any = SimpleNamespace(settings=settings)
+    place = StageRun(folder, deployment, run_id, f"energy_load.ingest/{run_id}").staging
     assert place.parent == Path("/srv/staging/energy_load")
     assert place.name not in ("", ".", "..")

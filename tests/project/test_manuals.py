@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from perennial.cli.main import _parser
+from perennial.cli.main import make_parser
 from perennial.core.settings import PROJECT
 from tests.composed import COMPOSE
 
@@ -71,7 +71,7 @@ def test_commands_that_people_are_told_to_type_exist(page: Path) -> None:
 
 
 def check_perennial(words: list[str], line: str) -> None:
-    parser: argparse.ArgumentParser = _parser()
+    parser: argparse.ArgumentParser = make_parser()
     while words:
         branches = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
         if not branches:

@@ -323,7 +323,7 @@ def test_the_champion_of_the_old_state_says_the_same_of_the_rows_it_has_predicte
 @pytest.mark.parametrize(("model", "version"), VERSIONS)
 def test_a_version_is_made_again_from_the_rows_it_has_pinned(old: Settings, model: str, version: int) -> None:
     parts = Deployment(old)
-    made = reproduce(model, version, parts.lake, parts.ledger, parts.registry, folder=parts.model(model))
+    made = reproduce(model, version, parts, folder=parts.model(model))
     assert made.rows == {"shop": 313, "returns": 439}[model]
     # Another machine may add up in another order.
     assert made.largest == pytest.approx(0, abs=1e-6)

@@ -1,12 +1,12 @@
-"""Makes a state with the code of one commit: two small models that have lived for a month, taken through it by hand.
+"""Make a state with the code of one commit: two small models, whose stages were run by hand for a month.
 
-It is run with the code of the commit whose state is wanted, which need not have this file::
+Run it with the code of the commit whose state you need. That commit need not have this file::
 
     git worktree add ../then COMMIT
     PYTHONPATH=../then/include python tests/states/make.py /srv/perennial tests/states
 
-The first folder is where the deployment lies while it lives. It must not exist, and its name is kept in the state, so it
-is one that says nothing of the machine; it is removed at the end. The second folder gets ``COMMIT.tar.xz``.
+The first folder holds the deployment while this runs, and is removed at the end. It must not exist. Its path is kept in the
+state, so choose one that says nothing of the machine. The second folder gets ``COMMIT.tar.xz``.
 
 What is in the state is said in ``README.md``, and asserted by ``test_old_state.py``. A script for a later commit begins as a
 copy of this one whose imports are that commit's.

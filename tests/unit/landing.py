@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import sqlalchemy as sa
 
+from perennial.core.errors import SourceError
 from perennial.core.intervals import Interval
 from perennial.ingestion.checks import CheckResult, check, ingest_writes
 from perennial.ingestion.sources import Landed, land
 from perennial.spec.folder import ModelFolder, read_model
 
 DAY = Interval.day("2013-04-01")
+SIX = datetime(2013, 4, 1, 6, tzinfo=UTC)
+FILE = "trips/2013-04-01.csv"
+PARQUET = {"files": "trips/%Y-%m-%d.parquet"}
 HEADER = "id,begun,place,n,x\n"
+#: What :func:`row` gives, as it is published.
+GOOD = {"id": "a", "begun": SIX, "place": "EWR", "n": 1, "x": 0.5, "_known_at": SIX}
 
 COLUMNS: dict[str, Any] = {
     "id": {"type": "string"},
@@ -41,7 +51,7 @@ def trips(
     code: str = "",
 ) -> ModelFolder:
     """The folder of a model ``trips`` below ``path``, whose parts may be given in another way."""
-    spec = {
+    spec: dict[str, Any] = {
         "name": "trips",
         "owner": "tests",
         "description": "Is a trip late?",
@@ -79,6 +89,33 @@ def trips(
     (folder / "features.sql").write_text("SELECT id, 1 AS one FROM entities")
     (folder / "model.py").write_text(code)
     return read_model(folder)
+
+
+def at(hour: int, day: int = 1) -> str:
+    return f"2013-04-{day:02}T{hour:02}:00:00Z"
+
+
+def typed(**columns: Any) -> pa.Table:
+    rows = len(next(iter(columns.values()))) if columns else 1
+    given = {
+        "id": [f"r{n}" for n in range(rows)],
+        "begun": pa.array([datetime(2013, 4, 1, 6, tzinfo=UTC)] * rows, pa.timestamp("us", "UTC")),
+        "place": ["EWR"] * rows,
+        "n": pa.array([1] * rows, pa.int64()),
+        "x": [0.5] * rows,
+    }
+    return pa.table({**given, **columns})
+
+
+def parquet(table: pa.Table) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    return stream.getvalue()
+
+
+def write_parquet(path: Path, table: pa.Table, name: str = "trips/2013-04-01.parquet") -> None:
+    (path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path / "data" / name)
 
 
 def no_connection(name: str) -> NoReturn:
@@ -132,7 +169,7 @@ def ingest(
     return Ingested(landed, result, published, quarantined)
 
 
-def write(path: Path, content: str | bytes, name: str = "trips/2013-04-01.csv") -> Path:
+def write(path: Path, content: str | bytes, name: str = FILE) -> Path:
     """Put a file into the data folder below ``path``."""
     file = path / "data" / name
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -142,3 +179,19 @@ def write(path: Path, content: str | bytes, name: str = "trips/2013-04-01.csv") 
 
 def sqlite(path: Path) -> sa.Engine:
     return sa.create_engine(f"sqlite:///{path / 'source.db'}", poolclass=sa.pool.NullPool)
+
+
+def checked(path: Path, *rows: str, **model: Any) -> Ingested:
+    write(path, HEADER + "".join(rows))
+    return ingest(trips(path, **model), path)
+
+
+def rejects(
+    path: Path, message: str, *, error: type[Exception] = SourceError, connect: Any = no_connection, **model: Any
+) -> None:
+    """The source is rejected with this message, and nothing of it is left behind."""
+    with pytest.raises(error) as raised:
+        land(trips(path, **model), "trips", DAY, path / "staging", data=path / "data", connect=connect)
+    assert message in str(raised.value)
+    assert str(raised.value).startswith("trips, 2013-04-01, source files: ")
+    assert list((path / "staging").iterdir()) == []

@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings
+from perennial.deployment import Deployment
 from perennial.lake.publish import Lake, TableWrite
 from perennial.ledger.records import Publication
 from perennial.ledger.store import Ledger
@@ -40,11 +41,24 @@ DAY = Interval.day("2013-04-01")
 class World:
     """A deployment of its own and one model in it."""
 
-    settings: Settings
-    ledger: Ledger
-    lake: Lake
-    registry: Registry
+    deployment: Deployment
     folder: ModelFolder
+
+    @property
+    def settings(self) -> Settings:
+        return self.deployment.settings
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.deployment.ledger
+
+    @property
+    def lake(self) -> Lake:
+        return self.deployment.lake
+
+    @property
+    def registry(self) -> Registry:
+        return self.deployment.registry
 
     @property
     def model(self) -> str:
@@ -144,9 +158,7 @@ class World:
         run_id = run_id or f"score-{interval.key}-{version}"
         return score(
             self.folder,
-            self.lake,
-            self.ledger,
-            self.registry,
+            self.deployment,
             interval,
             version=version,
             order=self.ledger.next_order(self.model, "predictions", interval, run_id),
@@ -193,19 +205,14 @@ def make_world(place: Path, settings: Settings, task: str = "binary_classificati
     database = Path(settings.mlflow_url.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     database.write_bytes(_empty_mlflow())
-    ledger = Ledger(settings.database_url)
-    ledger.migrate()
-    return World(
-        settings, ledger, Lake(settings, ledger), Registry(settings, ledger),
-        synthetic.write_folder(place / "models", task, **replaced),
-    )  # fmt: skip
+    deployment = Deployment(settings)
+    deployment.ledger.migrate()
+    return World(deployment, synthetic.write_folder(place / "models", task, **replaced))
 
 
 def open_world(place: Path, settings: Settings) -> World:
     """A world that another process has made."""
-    ledger = Ledger(settings.database_url)
-    folder = read_model(place / "models" / "toy")
-    return World(settings, ledger, Lake(settings, ledger), Registry(settings, ledger), folder)
+    return World(Deployment(settings), read_model(place / "models" / "toy"))
 
 
 def as_utc(value: Any) -> datetime:

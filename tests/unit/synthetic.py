@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_limits
 
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
-from perennial.evaluation.evidence import (
+from perennial.evidence.decision import GateDecision, GateResult
+from perennial.evidence.evaluation import (
     Contender,
     Evaluation,
     GainOverChampion,
@@ -30,11 +31,11 @@ from perennial.evaluation.evidence import (
     Robustness,
     Slices,
 )
-from perennial.evaluation.gates import GateDecision, GateResult
+from perennial.evidence.training import TrainingSet
 from perennial.lake.publish import Lake, TableWrite
 from perennial.ledger.store import Ledger
 from perennial.model.artifacts import FeatureList
-from perennial.model.candidate import Fitted, TrainingSet
+from perennial.model.candidate import Fitted
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder, read_model
 from perennial.spec.training import METRICS

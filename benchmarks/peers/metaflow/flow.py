@@ -1,5 +1,7 @@
 """The weekly cycle as a flow of Metaflow."""
 
+from collections.abc import Iterable
+
 import steps
 from metaflow import FlowSpec, Parameter, step
 
@@ -8,41 +10,41 @@ class WeeklyCycle(FlowSpec):
     week = Parameter("week", help="the week's first day, a Monday", required=True)
 
     @step
-    def start(self):
+    def start(self) -> None:
         steps.ingest(self.week)
         self.next(self.features)
 
     @step
-    def features(self):
+    def features(self) -> None:
         steps.build_features(self.week)
         self.next(self.train, self.score)
 
     @step
-    def train(self):
+    def train(self) -> None:
         self.run_id = steps.train(self.week)
         self.next(self.gate)
 
     @step
-    def gate(self):
+    def gate(self) -> None:
         self.promoted = bool(steps.gate(self.week, self.run_id))
         self.next(self.join)
 
     @step
-    def score(self):
+    def score(self) -> None:
         steps.score(self.week)
         self.next(self.report_drift)
 
     @step
-    def report_drift(self):
+    def report_drift(self) -> None:
         steps.report_drift(self.week)
         self.next(self.join)
 
     @step
-    def join(self, inputs):  # noqa: ARG002 - by which Metaflow knows a join
+    def join(self, inputs: Iterable[FlowSpec]) -> None:  # noqa: ARG002 - by which Metaflow knows a join
         self.next(self.end)
 
     @step
-    def end(self):
+    def end(self) -> None:
         pass
 
 

@@ -8,6 +8,8 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pandas as pd
 
@@ -32,7 +34,7 @@ DELAYS = {
 # --- ingest ----------------------------------------------------------------------------------------------------------
 
 
-def ingest(week):
+def ingest(week: str) -> None:
     """Read the week's files, check their rows, and store them as tables."""
     flights = read_files("flights", week)
     minutes = pd.to_timedelta(flights["minute"], unit="min")
@@ -56,7 +58,7 @@ def ingest(week):
     write("aircraft", week, aircraft[["tailnum", "year", "seats"]])
 
 
-def check(flights, arrivals, weather, aircraft):
+def check(flights: pd.DataFrame, arrivals: pd.DataFrame, weather: pd.DataFrame, aircraft: pd.DataFrame) -> None:
     """Let Great Expectations judge the tables.
 
     Raises:
@@ -64,19 +66,20 @@ def check(flights, arrivals, weather, aircraft):
     """
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_pandas("landing")
     column = gx.expectations
 
-    def present(*names):
+    def present(*names: str) -> list[column.Expectation]:
         return [column.ExpectColumnValuesToNotBeNull(column=name) for name in names]
 
-    def between(name, least, most):
+    def between(name: str, least: float, most: float) -> column.Expectation:
         return column.ExpectColumnValuesToBeBetween(column=name, min_value=least, max_value=most)
 
-    def unique(*names):
+    def unique(*names: str) -> column.Expectation:
         if len(names) == 1:
             return column.ExpectColumnValuesToBeUnique(column=names[0])
         return column.ExpectCompoundColumnsToBeUnique(column_list=list(names))
@@ -109,14 +112,14 @@ def check(flights, arrivals, weather, aircraft):
         suite = gx.ExpectationSuite(name=name, expectations=expectations)
         result = whole.get_batch({"dataframe": frame}).validate(suite)
         if not result.success:
-            failed = [one.expectation_config.to_json_dict() for one in result.results if not one.success]
+            failed = [one.expectation_config for one in result.results if not one.success]
             raise ValueError(f"{name}: {failed}")
 
 
 # --- features --------------------------------------------------------------------------------------------------------
 
 
-def build_features(week):
+def build_features(week: str) -> None:
     """Features of the week's flights, each from what was known two hours before its scheduled departure."""
     start = pd.Timestamp(week, tz="UTC")
     flights, arrivals = (read(table, start - 17 * DAY, start + WEEK) for table in ("flights", "arrivals"))
@@ -147,7 +150,7 @@ def build_features(week):
 # --- train, gate -----------------------------------------------------------------------------------------------------
 
 
-def train(week):
+def train(week: str) -> str:
     """Search and fit a booster on the labels known when the holdout began, and log it. Returns its run in MLflow."""
     from sklearn.metrics import roc_auc_score
 
@@ -155,12 +158,12 @@ def train(week):
     border = pd.Timestamp(week, tz="UTC") + WEEK - HOLDOUT
     rows = labelled(border - WINDOW, border, known_by=border)
     older = rows["scheduled_departure"] < border - VALIDATION
-    scores = {}
+    scores: dict[float, float] = {}
     for rate in (0.05, 0.1):
         model = make_model(rate).fit(rows.loc[older, FEATURES], rows.loc[older, "label"])
         unseen = model.predict_proba(rows.loc[~older, FEATURES])[:, 1]
         scores[rate] = roc_auc_score(rows.loc[~older, "label"], unseen)
-    best = max(scores, key=scores.get)
+    best = max(scores, key=scores.__getitem__)
     model = make_model(best).fit(rows[FEATURES], rows["label"])
     reference = rows.sample(min(20_000, len(rows)), random_state=SEED)[FEATURES]
     reference["prediction"] = model.predict_proba(reference)[:, 1]
@@ -175,10 +178,10 @@ def train(week):
             pip_requirements=["scikit-learn", "pandas"],
             serialization_format="cloudpickle",
         )  # fmt: skip
-    return run.info.run_id
+    return str(run.info.run_id)
 
 
-def gate(week, run_id):
+def gate(week: str, run_id: str) -> bool:
     """Register the version, and make it champion if it does better than the champion on the holdout. Returns whether it did."""
     from sklearn.metrics import roc_auc_score
 
@@ -188,7 +191,7 @@ def gate(week, run_id):
     client = mlflow.MlflowClient()
     version = mlflow.register_model(f"runs:/{run_id}/model", MODEL).version
     is_first = "champion" not in client.get_registered_model(MODEL).aliases
-    score = {}
+    score: dict[str, float] = {}
     for name in ["candidate"] if is_first else ["candidate", "champion"]:
         uri = f"models:/{MODEL}/{version}" if name == "candidate" else f"models:/{MODEL}@champion"
         unseen = mlflow.sklearn.load_model(uri).predict_proba(rows[FEATURES])[:, 1]
@@ -202,7 +205,7 @@ def gate(week, run_id):
     return promoted
 
 
-def make_model(learning_rate):
+def make_model(learning_rate: float) -> Any:
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import make_pipeline
@@ -217,7 +220,7 @@ def make_model(learning_rate):
     return make_pipeline(columns, booster)
 
 
-def labelled(start, end, known_by):
+def labelled(start: pd.Timestamp, end: pd.Timestamp, known_by: pd.Timestamp) -> pd.DataFrame:
     """Features and labels of an interval, as far as the labels were known."""
     arrivals = read("arrivals", start, end)
     arrivals = arrivals[arrivals["known"] <= known_by]
@@ -229,7 +232,7 @@ def labelled(start, end, known_by):
 # --- score, watch ----------------------------------------------------------------------------------------------------
 
 
-def score(week):
+def score(week: str) -> None:
     """Let the champion predict the week's flights, into the table ``predictions`` in place of earlier ones."""
     mlflow = tracking()
     rows = pd.read_parquet(STORE / "features" / f"{week}.parquet")
@@ -244,7 +247,7 @@ def score(week):
         told.to_sql("predictions", database, if_exists="append", index=False)
 
 
-def report_drift(week):
+def report_drift(week: str) -> None:
     """Evidently's report of the week's features and predictions against those that the champion was trained on."""
     os.environ["DO_NOT_TRACK"] = "1"
     from evidently import DataDefinition, Dataset, Report
@@ -269,18 +272,18 @@ def report_drift(week):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def read_files(kind, week):
+def read_files(kind: str, week: str) -> pd.DataFrame:
     days = pd.date_range(week, periods=7)
     return pd.concat([pd.read_csv(LANDING / kind / f"{day:%Y-%m-%d}.csv.gz") for day in days], ignore_index=True)
 
 
-def write(table, week, frame):
+def write(table: str, week: str, frame: pd.DataFrame) -> None:
     file = STORE / table / f"{week}.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(file, index=False)
 
 
-def read(table, start, end):
+def read(table: str, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
     """The table's rows of an interval, from the files of the weeks that it touches."""
     first = start.normalize() - start.dayofweek * DAY
     files = [STORE / table / f"{monday:%Y-%m-%d}.parquet" for monday in pd.date_range(first, end - DAY, freq="7D")]
@@ -289,7 +292,7 @@ def read(table, start, end):
     return rows[(rows[time] >= start) & (rows[time] < end)]
 
 
-def tracking():
+def tracking() -> ModuleType:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     import mlflow.sklearn
 

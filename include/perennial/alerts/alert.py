@@ -45,7 +45,7 @@ Kind = Literal[
     "untrained",
 ]
 
-#: Whose alerts those are that concern no single model.
+#: The model of alerts that concern no single model.
 EVERYBODY = "perennial"
 
 #: Airflow's map index of a task that is not mapped.
@@ -72,8 +72,8 @@ class Alert:
         title: one line.
         text: what happened and why; then, after an empty line, what to do. Plain text of a few lines.
         links: name to address, such as ``{"Drift report": "http://…"}``.
-        subject: what is wrong while the alert is open, its parts separated by slashes; once that is well again,
-            :meth:`perennial.ledger.store.Ledger.resolve` says so. None: there is nothing to be waited for.
+        subject: what is wrong while the alert is open, its parts separated by slashes; once it has recovered,
+            :meth:`perennial.ledger.store.Ledger.resolve` reports that. None: nothing recovers, the alert is news.
     """
 
     model: str
@@ -98,7 +98,7 @@ _links: ContextVar[Mapping[str, str] | None] = ContextVar("perennial_alert_links
 
 @contextmanager
 def linking(links: Mapping[str, str]) -> Iterator[None]:
-    """Let each alert that is recorded inside lead to these addresses too, such as the page of the run at work."""
+    """Add these links to every alert that is recorded inside, such as the page of the current run."""
     token = _links.set({**(_links.get() or {}), **links})
     try:
         yield
@@ -107,55 +107,55 @@ def linking(links: Mapping[str, str]) -> Iterator[None]:
 
 
 def linked(alert: Alert) -> Alert:
-    """The alert with the links of :func:`linking`."""
+    """The alert, with the links of the :func:`linking` around it."""
     return replace(alert, links={**alert.links, **(_links.get() or {})})
 
 
-# A subject ends with the interval that it is about, where it is about one.
+# A subject ends with its interval, if it concerns one.
 
 
 def refused_data(model: str, dataset: str) -> str:
-    """Intervals whose data were refused; well again once the interval is published."""
+    """Intervals whose data were refused; recovered once the interval is published."""
     return f"refused/{model}/{dataset}"
 
 
 def judged(model: str, what: Literal["unknown", "drift", "performance"]) -> str:
-    """Monitoring windows that were judged badly; well again once that window, or one after it, is judged well."""
+    """Monitoring windows with a bad verdict; recovered once that window, or a later one, gets a good one."""
     return f"judged/{model}/{what}"
 
 
 def reign(model: str, what: Literal["breaker", "shadow"]) -> str:
-    """What stands while a champion is champion; well again with the next one."""
+    """What holds as long as a champion is champion; recovered with the next champion."""
     return f"reign/{model}/{what}"
 
 
 def failure(dag_id: str, task_id: str, map_index: int | None) -> str:
-    """Failures of a task, by the interval or the run it was for; well again once the task succeeds for the same."""
+    """Failures of a task for an interval or a run; recovered once the task succeeds for the same one."""
     return f"failed/{dag_id}/{task_id}/{_UNMAPPED if map_index is None else map_index}"
 
 
 def failure_key(dag_id: str, run_id: str, task_id: str, map_index: int | None) -> str:
-    """The key of the alert of a failed task, whoever tells of it: its own callback, or the watchdog if it was killed."""
+    """The key of a failed task's alert; the same from the task's callback and, if the task was killed, from the watchdog."""
     return f"run_failed:{dag_id}:{run_id}:{task_id}:{_UNMAPPED if map_index is None else map_index}"
 
 
 def recovered(told: Sequence[Alert], *, since: datetime, cause: str) -> Alert:
-    """What people were told of is well again.
+    """The alert that says that something has recovered.
 
     Args:
         told: the alerts that were open, oldest first.
         since: when the first of them was recorded.
-        cause: what made it well.
+        cause: what ended it, as a sentence.
     """
     first = told[0]
     what = first.title.removeprefix(f"{first.model}: ")
     wrong, _, _ = first.text.partition("\n\n")
-    times = f", told {len(told)} times" if len(told) > 1 else ""
+    times = f", reported {len(told)} times" if len(told) > 1 else ""
     return Alert(
         model=first.model,
         severity="warning",
         kind="recovered",
-        title=f"{first.model}: well again: {what}",
+        title=f"{first.model}: recovered: {what}",
         text=f"{clean(cause)}\n\nWhat was wrong since {since:%Y-%m-%d %H:%M} UTC{times}: {what}.\n{wrong}",
         links=dict(told[-1].links),
     )

@@ -1,8 +1,8 @@
 """How a message reaches Slack or a mail server, and what their answers mean.
 
-A server may be slow, broken or hostile: it gets one deadline for everything from the name's look-up to the last byte, is
-read no further than a few kilobytes, and never says where else to go. What it answers is told by its code alone, since an
-answer, like an address, may hold a secret.
+A server may be slow, broken or hostile. One deadline covers everything from the name's look-up to the last byte. At most 16 KiB
+of its answer are read, and redirects are not followed. Errors quote the code of its answer alone, since an answer, like an
+address, may hold a secret.
 
 Neighbours: :mod:`perennial.alerts.messages` says how a message looks; :mod:`perennial.alerts.delivery` decides when to send
 it, and what to do about :class:`NotDelivered`; :mod:`perennial.orchestration.notifiers` knows the addresses, from Airflow's
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import ssl
 import traceback
@@ -25,28 +26,27 @@ import aiosmtplib
 import httpx
 
 from perennial.alerts.messages import Message, for_mail, for_slack
-from perennial.core import logs
 from perennial.core.errors import NotDelivered
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: Everything that one message may take.
+#: Longest time for one message, from the name's look-up to the last byte.
 DEADLINE = timedelta(seconds=10)
 
-#: The longest wait that a server is granted if it asks for one.
+#: The longest delay that a server may ask for.
 LONGEST_ASKED = timedelta(hours=1)
 
-#: As much of an answer as is read: Slack's are shorter.
+#: Most bytes of an answer that are read; Slack's are shorter.
 _MOST_READ = 16_384
 
-#: What Slack says of a message that it would not take however often it is sent.
+#: Slack's errors for a message that it will never take.
 _OF_CONTENT = frozenset({
     "invalid_arguments", "invalid_attachments", "invalid_blocks", "invalid_blocks_format", "invalid_payload",
     "msg_blocks_too_long", "msg_too_long", "no_text", "too_many_attachments",
 })  # fmt: skip
 
-#: What Slack says when it might take the message later. Everything else needs a person.
+#: Slack's errors for a message that it may take later. A person has to resolve every other error.
 _LATER = frozenset({
     "fatal_error", "internal_error", "message_limit_exceeded", "rate_limited", "ratelimited", "request_timeout", "rollup_error",
     "service_unavailable",
@@ -54,21 +54,25 @@ _LATER = frozenset({
 
 
 class Channel(Protocol):
-    """Somewhere that people read."""
+    """A place where people read messages."""
 
     async def send(self, message: Message) -> str | None:
         """Send a message.
 
         Returns:
-            What the channel calls it, for an answer to it; None if it calls it nothing.
+            The channel's id of the message, for an answer to it; None if there is none.
 
         Raises:
-            NotDelivered: it was not taken, or nobody knows whether it was.
+            NotDelivered: the channel did not take it, or it is unknown whether it did.
         """
 
 
 async def send(channel: Channel, message: Message, *, deadline: timedelta = DEADLINE) -> str | None:
-    """:meth:`Channel.send`, in no more time than ``deadline``, whatever the server does."""
+    """:meth:`Channel.send` within ``deadline``, whatever the server does.
+
+    Raises:
+        NotDelivered: as :meth:`Channel.send`, and for every error of a library.
+    """
     try:
         async with asyncio.timeout(deadline.total_seconds()):
             return await channel.send(message)
@@ -77,7 +81,7 @@ async def send(channel: Channel, message: Message, *, deadline: timedelta = DEAD
     except NotDelivered:
         raise
     except Exception as error:
-        # A fault of ours or of a library; other channels must not wait for its repair. Its words may hold an address.
+        # An error of ours or of a library must not stop the other channels. Its message may hold an address.
         where = traceback.extract_tb(error.__traceback__)[-1]
         log.error("a message could not be sent: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
         raise NotDelivered(f"not sent: {type(error).__name__}") from error
@@ -88,11 +92,11 @@ async def send(channel: Channel, message: Message, *, deadline: timedelta = DEAD
 
 @dataclass(frozen=True)
 class SlackWebhook:
-    """An incoming webhook of Slack, or of what behaves as one.
+    """An incoming webhook of Slack, or of a service that behaves like Slack.
 
     Attributes:
-        url: whoever knows it may post.
-        proxy: to go through.
+        url: a secret: everyone who knows it can post.
+        proxy: address of a proxy.
     """
 
     url: str = field(repr=False)
@@ -102,7 +106,7 @@ class SlackWebhook:
         status, headers, body = await _post(self.url, for_slack(message), {}, self.proxy)
         _check_status(status, headers, body)
         if body.strip() != "ok":
-            # What behaves as Slack may answer in JSON; a page that says welcome has not taken anything.
+            # Other services may answer in JSON. A web page has not taken the message.
             _check_ok(_parsed(body))
         return None
 
@@ -115,7 +119,7 @@ class SlackApi:
         token: the app's.
         to: the channel, ``#ml`` or its id.
         base_url: of the API.
-        proxy: to go through.
+        proxy: address of a proxy.
     """
 
     token: str = field(repr=False)
@@ -140,8 +144,8 @@ async def _post(
 ) -> tuple[int, httpx.Headers, str]:
     """Status, headers and the beginning of the body.
 
-    With httpx, since the client that Airflow's Slack hooks use follows redirects, reads an answer to its end however long
-    that is, and knows no deadline but one for each read.
+    It uses httpx, since the client of Airflow's Slack hooks follows redirects, reads an answer of any length to its end, and
+    has no deadline but one for each read.
     """
     body = b""
     try:
@@ -155,13 +159,13 @@ async def _post(
                     break
             return response.status_code, response.headers, body[:_MOST_READ].decode(errors="replace")
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise NotDelivered("the connection's address is none", mend=True) from error
+        raise NotDelivered("the connection holds no valid address", mend=True) from error
     except (httpx.HTTPError, ssl.SSLError) as error:
         raise NotDelivered(f"no answer: {type(error).__name__}{_certificate(error)}") from error
 
 
 def _certificate(error: BaseException) -> str:
-    """What is wrong with the server's certificate, if that is what is wrong."""
+    """What is wrong with the server's certificate, if that caused the error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -178,7 +182,7 @@ def _check_status(status: int, headers: httpx.Headers, body: str) -> None:
     if status == 429 or status == 408 or status >= 500:
         raise NotDelivered(said, after=retry_after(headers.get("Retry-After"), datetime.now(UTC)))
     if 300 <= status < 400:
-        raise NotDelivered(f"{said}: it points elsewhere, which is not followed", mend=True)
+        raise NotDelivered(f"{said}: it redirects, and redirects are not followed", mend=True)
     if code in _OF_CONTENT or (status in (400, 413, 422) and not code):
         raise NotDelivered(said, offends=True)
     raise NotDelivered(said, mend=True)
@@ -188,9 +192,9 @@ def _parsed(body: str) -> dict[str, Any]:
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise NotDelivered("HTTP 200, but not the answer of Slack") from error
+        raise NotDelivered("HTTP 200, but the answer is not Slack's") from error
     if not isinstance(answer, dict):
-        raise NotDelivered("HTTP 200, but not the answer of Slack")
+        raise NotDelivered("HTTP 200, but the answer is not Slack's")
     return answer
 
 
@@ -203,10 +207,10 @@ def _check_ok(answer: dict[str, Any]) -> None:
 
 
 def retry_after(value: str | None, now: datetime) -> timedelta | None:
-    """How long a server asks to be left alone: ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3).
+    """The delay that a server asks for: ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3).
 
     Returns:
-        At most :data:`LONGEST_ASKED`; None if nothing, nothing readable or nothing to come is asked for.
+        At most :data:`LONGEST_ASKED`; None if it asks for none, if the value cannot be read, or if it lies in the past.
     """
     text = (value or "").strip()
     if re.fullmatch(r"\d+(\.\d*)?", text):
@@ -226,13 +230,13 @@ def retry_after(value: str | None, now: datetime) -> timedelta | None:
 
 @dataclass(frozen=True)
 class Mail:
-    """An address, and the server that takes mail for it.
+    """An e-mail address, and the server that takes mail for it.
 
     Attributes:
         to: the address.
-        sender: whom the mail is from.
+        sender: the sender's address.
         host, port: of the server; without a port, the usual one of ``security``.
-        security: ``tls`` from the first byte, ``starttls``, which then is demanded, or ``none``.
+        security: ``tls`` from the first byte, ``starttls``, which then is required, or ``none``.
         user, password, token: to sign in with, by password or by an OAuth 2 token.
         verify: whether the server's certificate is checked.
     """
@@ -249,7 +253,7 @@ class Mail:
 
     async def send(self, message: Message) -> str | None:
         mail = for_mail(message, sender=self.sender, to=self.to)
-        # The SMTP client of Airflow's hook reads a slow answer for as long as it trickles, and tries again by itself.
+        # The client of Airflow's hook has no deadline for a slow answer, and retries on its own.
         client = aiosmtplib.SMTP(
             hostname=self.host,
             port=self.port,
@@ -278,18 +282,18 @@ class Mail:
         except aiosmtplib.SMTPResponseException as error:
             raise _refused(stage, error.code) from error
         except (aiosmtplib.SMTPException, OSError) as error:
-            # The client's word for a server without STARTTLS, or without a way to sign in that both know.
+            # The client raises these for a server without STARTTLS, or without a common way to sign in.
             if type(error) in (aiosmtplib.SMTPException, aiosmtplib.SMTPNotSupported):
-                raise NotDelivered(f"{stage}: the server lacks what the connection asks for", mend=True) from error
+                raise NotDelivered(f"{stage}: the server does not support what the connection requires", mend=True) from error
             raise NotDelivered(f"{stage}: {type(error).__name__}{_certificate(error)}") from error
         except ValueError as error:
-            raise NotDelivered("the address or the sender is none", mend=True) from error
+            raise NotDelivered("the address or the sender is invalid", mend=True) from error
         finally:
             client.close()
         return str(mail["Message-ID"])
 
 
 def _refused(what: str, code: int, *, offends: bool = False) -> NotDelivered:
-    """A server's no: for now with a code of four hundred and something, else for good (RFC 5321, section 4.2.1)."""
-    hint = ", which asks for STARTTLS: see disable_tls of the connection" if code == 530 else ""
+    """A server's refusal: temporary with a code from 400 to 499, else permanent (RFC 5321, section 4.2.1)."""
+    hint = ", the server requires STARTTLS: see disable_tls of the connection" if code == 530 else ""
     return NotDelivered(f"{what} is refused, SMTP {code}{hint}", mend=code >= 500 and not offends, offends=offends)

@@ -1,17 +1,19 @@
-"""The sender: what waits in the outbox leaves for its channels, each at its own pace.
+"""Sends the alerts that wait in the outbox to their channels.
 
-Channels are served side by side, each by one sender at a time: Slack being down keeps nothing from e-mail. What a channel
-does not take waits, longer after each failure in a row; when it is well again, all that waits goes as a few messages.
-What is sent and not yet marked when a sender is killed is sent once more: at most one duplicate, and nothing lost.
+Channels are served concurrently, each by one sender at a time: if Slack is down, e-mail still arrives. Failed messages are
+retried after 1 minute, then with doubling delays up to 10 minutes (±25 % jitter). When the channel has recovered, all that
+waits for it goes out as a few messages. If a sender is killed between sending a message and marking it, the next sender sends
+that message once more: at most one duplicate, and nothing is lost.
 
-Neighbours: :mod:`perennial.alerts.outbox` remembers, :mod:`perennial.alerts.messages` words it,
-:mod:`perennial.alerts.channels` sends it; :mod:`perennial.orchestration.notifiers` calls this with Airflow's connections.
+Neighbours: :mod:`perennial.alerts.outbox` stores alerts, :mod:`perennial.alerts.messages` writes messages,
+:mod:`perennial.alerts.channels` sends them; :mod:`perennial.orchestration.notifiers` calls this with Airflow's connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,26 +23,25 @@ from perennial.alerts.alert import Alert
 from perennial.alerts.channels import DEADLINE
 from perennial.alerts.messages import Message, compose, in_fewest_words
 from perennial.alerts.outbox import Lease, Outbox, Waiting
-from perennial.core import logs
 from perennial.core.errors import NotDelivered
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: The wait after the first failure of a channel; each further one doubles it, to at most ``LONGEST_WAIT``.
+#: The delay after the first failure of a channel. Each further failure doubles it, up to ``LONGEST_WAIT``.
 FIRST_WAIT = timedelta(minutes=1)
 LONGEST_WAIT = timedelta(minutes=10)
 
-#: The wait after a refusal that somebody has to mend: the next attempt shows whether somebody has.
+#: The delay after a refusal that a person has to repair.
 MENDED_WITHIN = timedelta(hours=1)
 
-#: Slack takes about one message a second for a channel.
+#: Slack takes about one message per second and channel.
 PACE = timedelta(seconds=1)
 
-#: People are told through other channels of one that has failed for this long, at once if it will not get well by itself.
+#: A channel that has failed for this long is reported through the others; at once if a person has to repair it.
 LOST_AFTER = timedelta(minutes=30)
 
-#: A channel is held for this much longer than the sending of one message may take.
+#: A channel is reserved for this much longer than one message may take.
 _MARGIN = timedelta(seconds=50)
 
 
@@ -49,10 +50,10 @@ class DeliveryResult:
     """What a sender did.
 
     Attributes:
-        delivered: alerts that a channel took, each channel counted.
-        failed: channels that took nothing more.
-        unaddressed: new alerts that no channel is for.
-        skipped: channels that something waits for, and that this sender cannot open.
+        delivered: alerts that were delivered, counted once per channel.
+        failed: channels that refused a message.
+        unaddressed: new alerts without a channel.
+        skipped: channels with waiting alerts that this sender cannot open.
     """
 
     delivered: int = 0
@@ -66,11 +67,11 @@ class DeliveryResult:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Who is told what, as models and the environment say.
+    """Which channels get which alerts, as models and the environment say.
 
     Attributes:
-        choose: the channels of an alert; None while that cannot be said.
-        named: every channel that somebody names; None while that cannot be said.
+        choose: the channels of an alert; None while that is unknown.
+        named: every channel that a model or the environment names; None while that is unknown.
     """
 
     choose: Callable[[Alert], Collection[str] | None]
@@ -78,10 +79,10 @@ class Addresses:
 
 
 def wait_after(failures: int, channel: str) -> timedelta:
-    """How long a channel is left alone after its ``failures``-th failure in a row.
+    """How long a channel is not used after its ``failures``-th failure in a row.
 
-    A quarter more or less, by the channel's name and the number, so that channels of one server that was down do not all
-    come back to it at once.
+    The jitter of ±25 % depends on the channel's name and the number, so that the channels of a server that was down do not
+    all return to it at the same moment.
     """
     wait = min(FIRST_WAIT * float(2 ** min(failures - 1, 20)), LONGEST_WAIT)
     drawn = hashlib.sha256(f"{channel}/{failures}".encode()).digest()[0] / 255
@@ -99,18 +100,21 @@ def deliver(
     deadline: timedelta = DEADLINE,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> DeliveryResult:
-    """Send what waits, over all channels that may be used now.
+    """Send the alerts that wait, over all channels that may be used now.
 
     Args:
         outbox: where alerts wait.
-        addresses: who is told what.
-        open_channel: the way to a channel, by its name. Raises NotDelivered where there is none.
-        clock: the time.
-        overdue_by: leave alone what another sender is not late with by this much. Who steps in for another one may lack
-            its connections: a channel that it cannot open it leaves as it is.
-        at_once: do not wait for the end of a pause after a failure, as when somebody has mended a connection.
-        deadline: everything that one message may take.
+        addresses: which channels get which alerts.
+        open_channel: opens a channel by its name. Raises NotDelivered if it cannot.
+        clock: returns the current time.
+        overdue_by: send only what has waited for this long. A sender that stands in for another one may lack its connections:
+            a channel that it cannot open it leaves as it is.
+        at_once: also use channels whose delay after a failure has not ended, as after a repair.
+        deadline: longest time for one message.
         pause: waits for some seconds between two messages.
+
+    Returns:
+        What was delivered, and what failed.
     """
     now = clock()
     outcome = DeliveryResult(unaddressed=outbox.route(addresses.choose, now))
@@ -120,7 +124,7 @@ def deliver(
             way = open_channel(channel.channel)
         except NotDelivered as error:
             if overdue_by > timedelta():
-                log.warning("alerts wait for %s, which cannot be opened here: %s", channel.channel, error)
+                log.warning("alerts wait for %s, which this process cannot open: %s", channel.channel, error)
                 outcome += DeliveryResult(skipped=1)
             elif lease := outbox.claim(channel, now, now + deadline + _MARGIN):
                 _fail(outbox, addresses, lease, outbox.waiting(channel.channel), error, now)
@@ -131,7 +135,7 @@ def deliver(
 
     async def serve_all() -> list[DeliveryResult | BaseException]:
         servings = (_serve(outbox, addresses, lease, way, clock, deadline, pause) for lease, way in opened)
-        # What goes wrong with one channel does not end the sending to another half-way.
+        # An error of one channel does not stop the sending to another.
         return await asyncio.gather(*servings, return_exceptions=True)
 
     for served in asyncio.run(serve_all()) if opened else []:
@@ -150,12 +154,12 @@ async def _serve(
     deadline: timedelta,
     pause: Callable[[float], Awaitable[None]],
 ) -> DeliveryResult:
-    """Send what waits for one channel, until it is all sent or the channel takes no more."""
+    """Send what waits for one channel, until all is sent or a message fails."""
     delivered = 0
     for message in compose(outbox.waiting(lease.channel.channel)):
         if delivered:
             await pause(PACE.total_seconds())
-        # Whoever has slept for so long that another one took over must not tell the same again.
+        # If this process slept for so long that another one took over, it must not send the same messages.
         if not outbox.keep(lease, clock() + deadline + _MARGIN):
             return DeliveryResult(delivered=delivered)
         try:
@@ -177,23 +181,23 @@ async def _send(way: channels.Channel, message: Message, deadline: timedelta) ->
     except NotDelivered as error:
         if not error.offends:
             raise
-        log.warning("an alert's text was refused (%s): it is sent without", error)
+        log.warning("the channel refused the text of a message (%s): the message is sent without its text", error)
     try:
         return await channels.send(way, in_fewest_words(message), deadline=deadline)
     except NotDelivered as error:
-        # It is not the text, then.
+        # So the text was not the cause.
         raise NotDelivered(str(error), after=error.after, mend=error.mend or error.offends) from error
 
 
 def _fail(
     outbox: Outbox, addresses: Addresses, lease: Lease, tried: Collection[Waiting], error: NotDelivered, now: datetime
 ) -> None:
-    """Remember that a channel does not take alerts, and let others tell if that is no passing matter."""
+    """Record that a channel failed, and report it through the others if that lasts or a person has to repair it."""
     channel = lease.channel
     named = addresses.named() if error.mend else None
     if named is not None and channel.channel not in named:
-        log.warning("%s is given up, since neither a model nor the environment names it any more: %s", channel.channel, error)
-        outbox.give_up(lease, now, reason=f"nobody names the channel any more: {error}")
+        log.warning("nothing more is sent to %s: neither a model nor the environment names it: %s", channel.channel, error)
+        outbox.give_up(lease, now, reason=f"neither a model nor the environment names the channel: {error}")
         return
     wait = error.after or (MENDED_WITHIN if error.mend else wait_after(channel.failures + 1, channel.channel))
     since = channel.failing_since or now
@@ -213,7 +217,7 @@ def _fail(
             tell |= set(addresses.choose(one) or ())
         tell |= set(addresses.choose(lost) or ())
         tell.discard(channel.channel)
-    log.error("%s takes no alerts: %s; next attempt in %s", channel.channel, error, wait)
+    log.error("%s takes no alerts: %s; it is retried in %s", channel.channel, error, wait)
     outbox.mark_failed(
         lease,
         [one.id for one in tried],

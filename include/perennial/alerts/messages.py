@@ -1,8 +1,7 @@
-"""What a channel is told of the alerts that wait for it: one message, or a digest, and how it looks there.
+"""The messages that a channel gets: one per alert, or a digest, and how they look in Slack and e-mail.
 
-Pure: nothing here sends anything (:mod:`perennial.alerts.channels` does) or knows the outbox's tables. Whatever a message
-says may quote data, so none of it is markup where it is read: it mentions nobody, and leads nowhere but to the links of its
-alerts.
+Pure: :mod:`perennial.alerts.channels` sends messages, and :mod:`perennial.alerts.outbox` has the tables. The text of a message
+may quote data, so none of it is markup where it is read: it cannot mention people, and has no links but those of its alerts.
 """
 
 from __future__ import annotations
@@ -21,34 +20,34 @@ from urllib.parse import urlsplit
 from perennial.alerts.alert import Severity
 from perennial.alerts.outbox import Waiting
 
-#: More messages than this at once are told in one.
+#: If more messages than this are due at once, they become one.
 MOST_MESSAGES = 5
 
-#: Alerts, or groups of them, that a digest names one by one.
+#: Most alerts, or groups of alerts, that a digest lists.
 _MOST_NAMED = 10
 
-#: What Slack takes in one text of a block, and in one message.
+#: Most characters of a text in a block of Slack, and of its header.
 _SECTION = 2900
 _HEADER = 140
 
-#: What mail programs show of a subject, and no header may hold.
+#: Most characters of a mail's subject; and characters that no header may hold.
 _SUBJECT = 150
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a channel is told at once.
+    """One message to a channel.
 
     Attributes:
-        numbers: the alerts in the outbox that it tells, all of which are delivered with it.
-        identity: the same for the same alerts, whenever and by whomever they are sent.
-        severity: the worst of them; ``recovered`` if all of them say that something is well again.
+        numbers: ids of the alerts in the outbox that are delivered with it.
+        identity: the same for the same alerts, at any time and from any sender.
+        severity: the worst of the alerts; ``recovered`` if all of them report a recovery.
         title: one line.
         text: plain text of some lines.
         links: name to address.
         at: when the newest of the alerts was recorded.
-        answers: the receipt of the message that told what is well again now, if one did.
+        answers: the receipt of the message that reported the trouble, if this one reports its recovery.
     """
 
     numbers: tuple[int, ...]
@@ -63,12 +62,12 @@ class Message:
     @property
     def label(self) -> str:
         """The severity as people read it."""
-        return {"critical": "CRITICAL", "recovered": "well again"}.get(self.severity, self.severity)
+        return {"critical": "CRITICAL"}.get(self.severity, self.severity)
 
     @property
     def heading(self) -> str:
-        """The title, with how bad it is; that something is well again, a title says itself."""
-        return self.title if "well again" in self.title else f"{self.label}: {self.title}"
+        """The title with the severity before it, unless the title already says that something has recovered."""
+        return self.title if self.severity == "recovered" and "recovered" in self.title else f"{self.label}: {self.title}"
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------
@@ -76,7 +75,7 @@ class Message:
 
 @dataclass(frozen=True)
 class _News:
-    """An alert that is told, and the numbers of those that need no telling once it is."""
+    """An alert to send, and the ids of all alerts that are delivered with it."""
 
     waiting: Waiting
     numbers: tuple[int, ...]
@@ -89,11 +88,11 @@ class _News:
 def compose(waiting: Sequence[Waiting]) -> list[Message]:
     """The messages for a channel, the worst first.
 
-    What was wrong and is well again before the channel heard of it is one message that says both. Alerts of one model and
-    kind are one message; so is everything, if there would be more than :data:`MOST_MESSAGES`.
+    If something recovered before its alert was sent, one message says both. Alerts of one model and kind become one message.
+    If there would be more than :data:`MOST_MESSAGES`, all become one.
 
     Args:
-        waiting: for the channel, oldest first.
+        waiting: the channel's alerts, oldest first.
     """
     here = {found.id for found in waiting}
     over = {number for found in waiting for number in found.resolves}
@@ -127,7 +126,7 @@ def _of_group(group: Sequence[_News]) -> Message:
     _, _, advice = newest.alert.text.rpartition("\n\n")
     shown = [f"- {news.waiting.alert.title}" for news in reversed(group[-_MOST_NAMED:])]
     if len(group) > _MOST_NAMED:
-        shown.append(f"- and {len(group) - _MOST_NAMED} before these")
+        shown.append(f"- and {len(group) - _MOST_NAMED} earlier ones")
     lines = [f"The first at {_moment(first.created_at)}, the last at {_moment(newest.created_at)}:", *shown]
     if newest.alert.kind != "recovered":
         lines += ["", advice]
@@ -166,9 +165,9 @@ def _of_all(groups: Sequence[Sequence[_News]]) -> Message:
 
 
 def in_fewest_words(message: Message) -> Message:
-    """The same message without anything that a channel could take offence at, for one that took offence."""
+    """The same message without its text and links, for a channel that refuses them."""
     title = f"{len(message.numbers)} alert{'s' if len(message.numbers) > 1 else ''}, {message.label}"
-    return replace(message, title=title, text="Their text was refused here. See: perennial alerts", links={})
+    return replace(message, title=title, text="The channel refused their text. To read it: perennial alerts", links={})
 
 
 _RANKS = ("critical", "warning", "recovered")
@@ -184,7 +183,7 @@ def _rank(group: Sequence[_News]) -> int:
 
 def _called(waiting: Waiting) -> str:
     """The kind as people read it."""
-    return "well again" if waiting.alert.kind == "recovered" else waiting.alert.kind.replace("_", " ")
+    return waiting.alert.kind.replace("_", " ")
 
 
 def _moment(moment: datetime) -> str:
@@ -199,15 +198,15 @@ def _identity(keys: Sequence[str]) -> str:
 
 
 def _safe(links: dict[str, str]) -> dict[str, str]:
-    """Links that lead to a page and nowhere else."""
+    """Links to web pages alone."""
     return {name: address for name, address in links.items() if urlsplit(address).scheme in ("http", "https")}
 
 
 def for_slack(message: Message) -> dict[str, Any]:
     """The arguments of a Slack message, for a webhook or ``chat.postMessage``.
 
-    What may quote data is ``plain_text``, in which Slack looks for nothing; links are ``verbatim``, in which it looks for no
-    more than them. ``text`` is what notifications show.
+    What may quote data is ``plain_text``, which Slack does not parse. Links are ``verbatim``, in which it parses links alone.
+    ``text`` is what notifications show.
     """
     blocks: list[dict[str, Any]] = [_plain("header", message.heading, _HEADER)]
     blocks += [_plain("section", part, _SECTION) for part in _parts(message.text)]
@@ -230,7 +229,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _mrkdwn(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escape(text, quote=False)
 
 
 def _in_angles(address: str) -> str:
@@ -245,13 +244,13 @@ def _shortened(text: str, limit: int) -> str:
 def for_mail(message: Message, *, sender: str, to: str) -> EmailMessage:
     """An e-mail with a part of text and one of HTML.
 
-    The same message has the same ``Message-ID``, so that a mail program shows it once although it was sent twice; one that
-    says that something is well again stands below the one that said that it was not.
+    The same message has the same ``Message-ID``, so that mail programs show it once even if it was sent twice. A recovery
+    answers the mail that reported the trouble.
 
     Args:
         message: what to say.
-        sender: whom it is from.
-        to: whom it is for.
+        sender: the sender's address.
+        to: the receiver's address.
     """
     mail = EmailMessage()
     mail["Subject"] = _shortened(_CONTROL.sub(" ", message.heading), _SUBJECT)
@@ -278,6 +277,6 @@ def for_mail(message: Message, *, sender: str, to: str) -> EmailMessage:
 
 
 def _domain(sender: str) -> str:
-    """What a Message-ID of the sender ends with."""
+    """The domain of a sender's Message-IDs."""
     found = re.search(r"@([A-Za-z0-9.-]+)", sender)
     return found.group(1) if found else "perennial.invalid"

@@ -1,9 +1,9 @@
-"""What people are told when something needs them: one function for each kind of alert.
+"""Alerts about models: one function per kind.
 
-An alert is composed here, recorded by :mod:`perennial.ledger.store` in the transaction of what caused it
-(:mod:`perennial.alerts.outbox`), and sent by :mod:`perennial.alerts.delivery`. It speaks of models, intervals, versions,
-counts and reasons; it never carries a row of data, an address with a password, or a traceback. ``docs/alerts.md`` says for
-each kind what to do.
+An alert is composed here, recorded by :mod:`perennial.ledger.store` in the transaction of its cause
+(:mod:`perennial.alerts.outbox`), and sent by :mod:`perennial.alerts.delivery`. It names models, intervals, versions, counts and
+reasons. It never holds a row of data, an address with a password, or a traceback. ``docs/alerts.md`` says for each kind what to
+do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def drift(
 ) -> Alert:
     """The inputs or predictions of an interval differ from what the champion was trained on.
 
-    ``critical`` if that lasts, or performance falls with it (:mod:`perennial.monitoring.impact`).
+    ``critical`` if the drift lasts, or performance falls with it (:mod:`perennial.monitoring.impact`).
     """
     return Alert(
         model=model,
@@ -34,10 +34,10 @@ def drift(
         kind="drift",
         title=f"{model}: {'lasting or harmful ' if severity == 'critical' else ''}drift in {interval.key}",
         text=as_text(
-            f"What version {version} saw in {interval.key} differs from what it was trained on:",
+            f"The data that version {version} predicted on in {interval.key} differ from its training data:",
             reasons,
-            "Open the report. Retraining is asked for by the model's policy, if enough windows agree; nothing has to be done "
-            "unless the change is a fault of the data.",
+            "Open the report. If the change is a fault of the data, repair the data. Otherwise you need not act: if enough "
+            "windows drift, the model is retrained automatically, as its policy says.",
         ),
         links=dict(links or {}),
         subject=f"{judged(model, 'drift')}/{interval.key}",
@@ -58,11 +58,11 @@ def performance_fell(
         model=model,
         severity=severity,
         kind="performance_fell",
-        title=f"{model}: version {version} does worse, seen in {interval.key}",
+        title=f"{model}: version {version} performed worse in {interval.key}",
         text=as_text(
-            f"Inputs in {interval.key} resemble what version {version} was trained on, yet its predictions are worse:",
+            f"The inputs in {interval.key} resemble the training data of version {version}, but its predictions are worse:",
             reasons,
-            "What the features mean for the label has changed, or labels are wrong. Look at the labels first, then train anew.",
+            "The relation between features and label has changed, or labels are wrong. Check the labels, then train again.",
         ),
         links=dict(links or {}),
         subject=f"{judged(model, 'performance')}/{interval.key}",
@@ -72,7 +72,7 @@ def performance_fell(
 def unknown_verdict(
     model: str, interval: Interval, *, version: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
 ) -> Alert:
-    """Drift could not be judged, which is never the same as no drift."""
+    """Drift could not be judged. That never counts as no drift."""
     subject = f"version {version}" if version is not None else "the champion"
     return Alert(
         model=model,
@@ -80,9 +80,9 @@ def unknown_verdict(
         kind="unknown_verdict",
         title=f"{model}: drift of {interval.key} could not be judged",
         text=as_text(
-            f"Whether {interval.key} resembles what {subject} was trained on is unknown:",
+            f"It is unknown whether the data of {interval.key} resemble the training data of {subject}:",
             reasons,
-            "Repair what is named, then run the monitor again for this window. Until then it counts as neither.",
+            f"Repair the cause, then run {model}.monitor for this window again. Until then it is neither drift nor ok.",
         ),
         links=dict(links or {}),
         subject=f"{judged(model, 'unknown')}/{interval.key}",
@@ -108,9 +108,9 @@ def interval_refused(
         kind="interval_refused",
         title=f"{model}: the data of {interval.key} were refused",
         text=as_text(
-            f"Nothing of {interval.key} was published; what was published before stays. Rows read: {read}. Reasons:",
+            f"No data of {interval.key} were published; earlier publications stay. Rows read: {read}. Reasons:",
             reasons,
-            "Correct the source and run ingest again for this interval, or change the check in model.yaml if it is wrong.",
+            "Correct the source, or the check in model.yaml if that is wrong. Then run ingest for this interval again.",
         ),
         links=dict(links or {}),
         subject=f"{refused_data(model, 'tables')}/{interval.key}",
@@ -128,9 +128,9 @@ def promotion_refused(
         kind="promotion_refused",
         title=f"{model}: version {version} was not promoted",
         text=as_text(
-            f"{stays}. Version {version} did not pass:",
+            f"{stays}. Version {version} did not pass its gates:",
             reasons,
-            "Compare the two in MLflow. The next training tries again on newer data.",
+            "Compare both versions in MLflow. The next training uses newer data.",
         ),
         links=dict(links or {}),
     )
@@ -149,14 +149,14 @@ def promoted(
         text=as_text(
             f"Version {version} was promoted {before} by {clean(actor)}:",
             [reason],
-            "The next scoring run uses it. If it misbehaves, the rollback DAG brings the version before it back.",
+            f"The next scoring run uses it. To make the previous champion champion again, trigger {model}.rollback.",
         ),
         links=dict(links or {}),
     )
 
 
 def breaker(model: str, interval: Interval, *, reason: str) -> Alert:
-    """Monitoring asks for no more retrainings, since the ones before led to no promotion."""
+    """Monitoring requests no more retrainings, because the previous ones led to no promotion."""
     return Alert(
         model=model,
         severity="critical",
@@ -165,8 +165,9 @@ def breaker(model: str, interval: Interval, *, reason: str) -> Alert:
         text=as_text(
             f"After {interval.key}:",
             [reason],
-            "The champion serves on. Find out why the gates refuse (`perennial explain` tells for each version), then change "
-            "the model or train by hand; the next promotion lets monitoring ask again.",
+            "The champion stays in service. Find out why the gates refused the versions "
+            f"(`perennial explain {model} VERSION`), then change the model or trigger a training. After the next promotion, "
+            "monitoring requests retrainings again.",
         ),
         subject=reign(model, "breaker"),
     )
@@ -175,7 +176,7 @@ def breaker(model: str, interval: Interval, *, reason: str) -> Alert:
 def rollback(
     model: str, *, version: int, previous: int | None, reason: str, actor: str, links: Mapping[str, str] | None = None
 ) -> Alert:
-    """An earlier version was made champion again."""
+    """An earlier version became champion again."""
     instead = f" instead of version {previous}" if previous is not None else ""
     return Alert(
         model=model,
@@ -185,7 +186,7 @@ def rollback(
         text=as_text(
             f"Version {version} is champion again{instead}, by {clean(actor)}:",
             [reason],
-            "Predictions made meanwhile keep the version that made them; score their intervals again if they must change.",
+            f"Predictions of the replaced version stay published. To replace them, trigger {model}.score for their intervals.",
         ),
         links=dict(links or {}),
     )
@@ -194,17 +195,17 @@ def rollback(
 def approval_wanted(
     model: str, *, version: int, champion: int | None, until: datetime, links: Mapping[str, str] | None = None
 ) -> Alert:
-    """A version passed its gates, and a person has to say whether it becomes champion."""
+    """A version passed its gates, and a person has to decide whether it becomes champion."""
     stays = f"version {champion} stays champion" if champion is not None else "there still is no champion"
     return Alert(
         model=model,
         severity="warning",
         kind="approval_wanted",
-        title=f"{model}: shall version {version} become champion?",
+        title=f"{model}: version {version} waits for approval",
         text=as_text(
-            f"Version {version} passed its gates and waits for an approval:",
+            f"Version {version} passed its gates. A person has to approve it before it becomes champion:",
             [f"without an answer until {until:%Y-%m-%d %H:%M} UTC, {stays}"],
-            "Answer in Airflow, where both are compared.",
+            "Answer in Airflow under Required Actions, where both versions are compared.",
         ),
         links=dict(links or {}),
     )
@@ -220,30 +221,33 @@ def shadow_better(
     reason: str,
     links: Mapping[str, str] | None = None,
 ) -> Alert:
-    """Labels show that the champion does surely worse than a version in its shadow.
+    """Labels show that the champion performs significantly worse than a shadow version.
 
     Args:
         model: the model.
         champion: its champion.
-        version: the one in the shadow.
-        former: whether that is the champion before, rather than a refused candidate.
+        version: the shadow version.
+        former: whether that is the previous champion rather than a refused candidate.
         rolls_back: whether the model's spec lets monitoring roll back.
-        reason: in words and numbers.
+        reason: the comparison, in words and numbers.
         links: where to read about the version.
     """
     if not former:
-        advice = f"If you agree: perennial promote {model} {version} --override REASON, or the DAG {model}.promote."
+        advice = f"To promote it: perennial promote {model} {version} --override REASON, or trigger {model}.promote."
     elif rolls_back:
-        advice = f"Version {version} is made champion again, as shadow.rollback in model.yaml says."
+        advice = f"Monitoring makes version {version} champion again, because shadow.rollback is on in model.yaml."
     else:
-        advice = f"If you agree, trigger {model}.rollback; nothing is done by itself, see shadow.rollback in model.yaml."
-    which = "the champion before it" if former else "a candidate that was refused"
+        advice = (
+            f"To make it champion again, trigger {model}.rollback. "
+            "That is not done automatically, because shadow.rollback is off in model.yaml."
+        )
+    which = "the previous champion" if former else "a refused candidate"
     return Alert(
         model=model,
         severity="critical" if former else "warning",
         kind="shadow_better",
-        title=f"{model}: champion {champion} does worse than version {version}",
-        text=as_text(f"On mature labels version {champion} does worse than version {version}, {which}:", [reason], advice),
+        title=f"{model}: champion {champion} performs worse than version {version}",
+        text=as_text(f"On mature labels, version {champion} performs worse than version {version}, {which}:", [reason], advice),
         links=dict(links or {}),
         subject=reign(model, "shadow"),
     )
@@ -252,17 +256,17 @@ def shadow_better(
 def alias_put_back(
     model: str, *, version: int, champion: int | None, reason: str, links: Mapping[str, str] | None = None
 ) -> Alert:
-    """Somebody moved the alias in MLflow to a version that may not be champion, and it was put back."""
-    back = f"points to version {champion} again" if champion is not None else "was removed, since there is no champion yet"
+    """Somebody moved the alias in MLflow to a version that may not be champion, and Perennial moved it back."""
+    back = f"moved it back to version {champion}" if champion is not None else "removed it, because there is no champion yet"
     return Alert(
         model=model,
         severity="warning",
         kind="alias_put_back",
         title=f"{model}: version {version} was not made champion in MLflow",
         text=as_text(
-            f"The alias champion was moved to version {version} in MLflow; it {back}:",
+            f"Somebody moved the alias champion to version {version} in MLflow. Perennial {back}:",
             [reason],
-            f"If you know better, say why: perennial promote {model} {version} --override REASON, or the DAG {model}.promote.",
+            f"To promote it all the same: perennial promote {model} {version} --override REASON, or trigger {model}.promote.",
         ),
         links=dict(links or {}),
     )

@@ -1,4 +1,4 @@
-"""Alerts about the operation: runs, processes, silence, what is late. One function per kind."""
+"""Alerts about operations: failed runs, processes that are down, data that are late. One function per kind."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def run_failed(
         stage: the stage or task that failed, such as ``ingest``.
         run_id: the run.
         interval: what the run was for, if that is known.
-        error: type and message of the error. Only its first line is told: deeper ones may quote data.
+        error: type and message of the error. The alert quotes its first line alone, since others may quote data.
         tries: how often it was tried.
         links: addresses of the run and its log.
-        subject: see :func:`failure`.
+        subject: see :func:`perennial.alerts.alert.failure`.
     """
     what_for = f" for {interval.key}" if interval is not None else ""
     often = f" {tries} times" if tries > 1 else ""
@@ -41,9 +41,9 @@ def run_failed(
         kind="run_failed",
         title=f"{model}: {stage} failed{what_for}",
         text=as_text(
-            f"The run {clean(run_id)} of {stage}{what_for} failed{often} and will not be tried again:",
+            f"Run {clean(run_id)} of {stage}{what_for} failed{often} and will not be retried:",
             [first],
-            "Open its log. Once the cause is gone, clear the failed task: every stage may be run again for its interval.",
+            "Open its log and repair the cause. Then clear the failed task: every stage can run again for the same interval.",
         ),
         links=dict(links or {}),
         subject=subject,
@@ -51,21 +51,21 @@ def run_failed(
 
 
 def channel_lost(channel: str, *, reason: str, since: datetime, refuses: bool, waiting: int, critical: int) -> Alert:
-    """A channel takes no alerts; told through the others.
+    """A channel takes no alerts. The other channels get this alert.
 
     Args:
         channel: its name.
-        reason: what it answers.
+        reason: its last answer.
         since: when it began.
-        refuses: whether it will not by itself, so that somebody has to mend it.
-        waiting: alerts that wait for it.
+        refuses: whether a person has to repair it.
+        waiting: how many alerts wait for it.
         critical: how many of them are critical.
     """
     which = f"{waiting} alert{'s' if waiting > 1 else ''} {'wait' if waiting > 1 else 'waits'}, {critical} of them critical"
     todo = (
-        "Mend its connection in Airflow, or the channel in model.yaml, then trigger perennial.notify. It is tried each hour."
+        "Repair its connection in Airflow, or the channel in model.yaml, then trigger perennial.notify. It is retried hourly."
         if refuses
-        else "It is tried again by itself, at least each quarter of an hour."
+        else "You need not act: it is retried automatically, at least every quarter of an hour."
     )
     return Alert(
         model=EVERYBODY,
@@ -73,7 +73,7 @@ def channel_lost(channel: str, *, reason: str, since: datetime, refuses: bool, w
         kind="channel_lost",
         title=f"{channel} takes no alerts",
         text=as_text(
-            f"Since {since:%Y-%m-%d %H:%M} UTC nothing could be sent to {channel}; none is lost:",
+            f"Since {since:%Y-%m-%d %H:%M} UTC no alert could be sent to {channel}. No alert is lost:",
             [reason, which],
             todo,
         ),
@@ -89,19 +89,19 @@ def airflow_silent(model: str, *, reason: str) -> Alert:
         kind="airflow_silent",
         title="Airflow does not answer",
         text=as_text(
-            "Nobody can see or start runs, and whether tasks still run is not known:",
+            "Nobody can see or start runs, and it is unknown whether tasks still run:",
             [reason],
-            "Look at the API server's log, and at its database. Runs go on by themselves once it is back.",
+            "Check the log of the API server, and its database. Runs continue automatically once it answers again.",
         ),
     )
 
 
 def component_down(model: str, *, component: str, heartbeat: datetime | None) -> Alert:
-    """A part of Airflow has stopped."""
+    """A component of Airflow has stopped."""
     stops = {
-        "scheduler": "No task starts, whatever is due.",
-        "dag_processor": "Changes of DAGs and models are not seen.",
-        "triggerer": "Tasks that wait without a worker do not wake up.",
+        "scheduler": "No task starts.",
+        "dag_processor": "Changes of DAGs and models have no effect.",
+        "triggerer": "Deferred tasks do not resume.",
         "metadatabase": "Airflow cannot read its database.",
     }
     last = f"its last heartbeat was at {heartbeat:%Y-%m-%d %H:%M:%S} UTC" if heartbeat is not None else "it has no heartbeat"
@@ -111,25 +111,55 @@ def component_down(model: str, *, component: str, heartbeat: datetime | None) ->
         kind="component_down",
         title=f"Airflow's {component.replace('_', ' ')} is down",
         text=as_text(
-            f"{stops.get(component, 'A part of Airflow is missing.')} What is known:",
+            f"{stops.get(component, 'A component of Airflow is missing.')} Known so far:",
             [last],
-            "Look at the end of its log, then start it again. What was due meanwhile is made up for.",
+            "Read the end of its log, then start it again. What was due meanwhile runs then.",
         ),
     )
 
 
+def _last_line(error: str) -> str:
+    """The last line of an error that says something. Those before may quote data."""
+    return next((line for line in reversed(error.splitlines()) if line.strip()), "")
+
+
 def import_errors(model: str, *, errors: Mapping[str, str]) -> Alert:
-    """DAG files, or model folders they read, are broken. Only the last line of each error is told."""
-    said = {file: next((line for line in reversed(text.splitlines()) if line.strip()), "") for file, text in errors.items()}
+    """DAG files are broken. The alert quotes only the last line of each error.
+
+    Args:
+        errors: the error of each file.
+    """
     return Alert(
         model=model,
         severity="critical",
         kind="import_errors",
-        title="A DAG or a model folder cannot be read",
+        title="A DAG file cannot be read",
         text=as_text(
-            "What is named here has no DAGs, and does not run:",
-            [f"{file}: {line}" for file, line in sorted(said.items())],
-            "`perennial check MODEL` shows what is wrong with a model's folder; the other models are not touched.",
+            "Airflow neither schedules nor triggers the DAGs of these files, of any model:",
+            [f"{file}: {_last_line(text)}" for file, text in sorted(errors.items())],
+            "Airflow's page of DAGs has the whole error. Correct the file; its DAGs return when Airflow has read it again.",
+        ),
+    )
+
+
+def broken_folder(model: str, *, error: str, broken: str | None = None) -> Alert:
+    """The folder of a model cannot be read.
+
+    Args:
+        error: what is wrong with it: the first line is told, or the last where it is Airflow's, which says which model it is.
+        broken: name of the model; None where Airflow says it.
+    """
+    first = next(iter(error.splitlines()), "")
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="import_errors",
+        title=f"The folder of {broken} cannot be read" if broken else "Airflow cannot read a model's folder",
+        text=as_text(
+            f"{broken or 'The model'} has no DAGs until its folder is corrected, so it does not run. Other models run on:",
+            [first if broken else _last_line(error)],
+            f"`perennial check {broken or 'MODEL'}` tells everything that is wrong with it. Its DAGs return when Airflow has "
+            "read it again.",
         ),
     )
 
@@ -142,18 +172,18 @@ def paused(model: str, *, stages: Sequence[str]) -> Alert:
         kind="paused",
         title=f"{model}: {', '.join(stages)} switched off",
         text=as_text(
-            "The model's other DAGs are on and wait for these for ever:",
+            "The model's other DAGs are on, and wait for these without end:",
             [f"{model}.{stage}" for stage in stages],
-            "Switch them on in Airflow; or switch all of the model's DAGs off, and nothing is expected of it.",
+            "Switch them on in Airflow. Or switch all of the model's DAGs off: then the watchdog expects nothing of it.",
         ),
     )
 
 
 def task_died(model: str, *, stage: str, task: str, run_id: str, interval: Interval | None, subject: str) -> Alert:
-    """A task failed, and nothing was left to say why: its process was killed, or its machine was lost.
+    """A task failed without an error: its process was killed, or its machine was lost.
 
     Args:
-        subject: see :func:`failure`.
+        subject: see :func:`perennial.alerts.alert.failure`.
     """
     what_for = f" for {interval.key}" if interval is not None else ""
     return Alert(
@@ -162,32 +192,32 @@ def task_died(model: str, *, stage: str, task: str, run_id: str, interval: Inter
         kind="run_failed",
         title=f"{model}: {stage} failed{what_for}",
         text=as_text(
-            f"The task {task} of run {clean(run_id)} failed without a word:",
-            ["its process was killed (out of memory, perhaps), or the worker that ran it was lost"],
-            "Look at the worker's memory and at the end of the task's log. Then clear the task: every stage may be run again.",
+            f"Task {task} of run {clean(run_id)} failed without an error message:",
+            ["its process was killed (for example, out of memory), or its worker was lost"],
+            "Check the worker's memory and the end of the task's log. Then clear the task: every stage can run again.",
         ),
         subject=f"{subject}/{interval.key if interval is not None else run_id}",
     )
 
 
 def run_ended(model: str, *, stage: str, run_id: str, interval: Interval | None) -> Alert:
-    """A run failed although none of its tasks did: it took too long, or a person marked it."""
+    """A run failed although none of its tasks did: it took too long, or a person marked it as failed."""
     subject = f" for {interval.key}" if interval is not None else ""
     return Alert(
         model=model,
         severity="critical",
         kind="run_failed",
-        title=f"{model}: {stage} was ended{subject}",
+        title=f"{model}: {stage} was stopped{subject}",
         text=as_text(
-            f"The run {clean(run_id)} failed:",
-            ["none of its tasks did: it took longer than a run may, or somebody marked it as failed"],
-            "Look at the run in Airflow, then clear what is not done: every stage may be run again.",
+            f"Run {clean(run_id)} failed:",
+            ["none of its tasks failed: it exceeded the time limit of a run, or somebody marked it as failed"],
+            "Open the run in Airflow, then clear its unfinished tasks: every stage can run again.",
         ),
     )
 
 
 def run_stuck(model: str, *, stage: str, run_id: str, state: str, since: datetime, interval: Interval | None) -> Alert:
-    """A run has not come to an end for long."""
+    """A run takes too long."""
     subject = f" for {interval.key}" if interval is not None else ""
     return Alert(
         model=model,
@@ -195,100 +225,100 @@ def run_stuck(model: str, *, stage: str, run_id: str, state: str, since: datetim
         kind="run_stuck",
         title=f"{model}: {stage} does not end{subject}",
         text=as_text(
-            f"The run {clean(run_id)} has not ended in the time of watch.run in model.yaml:",
+            f"Run {clean(run_id)} has not ended within watch.run of model.yaml:",
             [f"it has been {state} since {since:%Y-%m-%d %H:%M} UTC"],
-            "Queued: no worker takes its tasks, or an earlier run of the DAG is not over. Running: look at its task's log.",
+            "Queued: no worker takes its tasks, or an earlier run of the DAG has not ended. Running: read its task's log.",
         ),
     )
 
 
 def silent(model: str, interval: Interval, *, tick: datetime, missing: Sequence[str]) -> Alert:
-    """A day that was due is not published."""
+    """A day is not published although it was due."""
     return Alert(
         model=model,
         severity="critical",
         kind="silent",
-        title=f"{model}: {interval.key} is not there",
+        title=f"{model}: {interval.key} is not published",
         text=as_text(
-            f"Ingestion was due at {tick:%Y-%m-%d %H:%M} UTC, and {interval.key} is not published:",
+            f"Ingestion was due at {tick:%Y-%m-%d %H:%M} UTC, but {interval.key} is not published:",
             [f"{dataset} are missing" for dataset in missing],
-            f"Look for the run in {model}.ingest: it failed, is stuck, or never started. Trigger it by hand for this day.",
+            f"Look for the run of {model}.ingest: it failed, is stuck, or never started. If so, trigger it for this day.",
         ),
     )
 
 
 def unscored(model: str, interval: Interval, *, version: int) -> Alert:
-    """Features are published, and nobody predicts."""
+    """Features are published, but there are no predictions."""
     return Alert(
         model=model,
         severity="critical",
         kind="unscored",
         title=f"{model}: no predictions for {interval.key}",
         text=as_text(
-            f"Features of {interval.key} have been published for hours, and version {version} has not predicted:",
-            ["no predictions of these days are published"],
-            f"Look for the run in {model}.score; trigger it by hand for these days. History that nobody wants predicted is "
-            "ingested with announce off, before the first champion.",
+            f"Features of {interval.key} were published hours ago, but version {version} has made no predictions:",
+            ["no predictions for these days are published"],
+            f"Look for the run of {model}.score. If there is none, trigger it for these days. Old days without predictions "
+            "are ingested before the first champion, with announce off.",
         ),
     )
 
 
 def unmonitored(model: str, interval: Interval) -> Alert:
-    """A window is scored whole, and was not judged."""
+    """A window is scored completely, but has no verdict."""
     return Alert(
         model=model,
         severity="warning",
         kind="unmonitored",
-        title=f"{model}: {interval.key} was not judged",
+        title=f"{model}: {interval.key} has no drift verdict",
         text=as_text(
-            f"All of {interval.key} is scored, and whether it drifted is not recorded:",
-            ["there is no verdict on this window"],
-            f"Look for the run in {model}.monitor; trigger it by hand for this window.",
+            f"All of {interval.key} is scored, but it is unknown whether it drifted:",
+            ["no drift verdict is recorded for this window"],
+            f"Look for the run of {model}.monitor. If there is none, trigger it for this window.",
         ),
     )
 
 
 def untrained(model: str, interval: Interval, *, tried_at: datetime) -> Alert:
-    """A training that the calendar wanted made no version."""
+    """A scheduled training made no version."""
     return Alert(
         model=model,
         severity="warning",
         kind="untrained",
         title=f"{model}: no training after {interval.key}",
         text=as_text(
-            f"The features of {interval.key} are complete, and no version was made since:",
-            [f"the newest version is of {tried_at:%Y-%m-%d %H:%M} UTC"],
-            f"Look for the run in {model}.train. The champion serves on.",
+            f"The features of {interval.key} are complete, but no version was trained since:",
+            [f"the newest version was made at {tried_at:%Y-%m-%d %H:%M} UTC"],
+            f"Look for the run of {model}.train. The champion stays in service.",
         ),
     )
 
 
 def champion_stale(model: str, *, version: int, age: timedelta, limit: timedelta) -> Alert:
-    """The champion has not learned from anything new for long."""
+    """The champion was trained too long ago."""
     return Alert(
         model=model,
         severity="warning",
         kind="champion_stale",
         title=f"{model}: champion {version} is old",
         text=as_text(
-            f"Version {version} has learned nothing of the newest data:",
-            [f"they are {age.days} days newer than the end of what it was trained on; watch.champion allows {limit.days}"],
+            f"Version {version} was not trained on recent data:",
+            [f"its training data end {age.days} days before the newest data; watch.champion allows {limit.days} days"],
             f"Find out why newer versions were refused (`perennial explain {model} VERSION`), or why there are none.",
         ),
     )
 
 
 def labels_late(model: str, interval: Interval, *, version: int, limit: timedelta, share: float) -> Alert:
-    """What came of predictions should be known by now, and is not."""
+    """Labels of a window should be known by now, and are not."""
     return Alert(
         model=model,
         severity="warning",
         kind="labels_late",
         title=f"{model}: labels of {interval.key} are late",
         text=as_text(
-            f"How version {version} did in {interval.key} is still unknown:",
-            [f"labels of {share:.0%} of the predictions were to be known {limit.days} days after (watch.labels)"],
-            "Look at what the label's table received. Until labels come, drift is the only sign of trouble.",
+            f"The performance of version {version} in {interval.key} is still unknown:",
+            [f"labels of {share:.0%} of the predictions were due {limit.days} days after the window (watch.labels)"],
+            "Check what the label's table received. Until labels arrive, drift is the only sign of trouble.",
         ),
     )
 
@@ -301,23 +331,23 @@ def alerts_waiting(model: str, *, count: int, since: datetime) -> Alert:
         kind="alerts_waiting",
         title="Alerts wait to be sent",
         text=as_text(
-            "Whoever sends alerts does not, or the channels refuse them:",
+            "Nothing sends alerts, or the channels refuse them:",
             [f"{count} wait, the oldest since {since:%Y-%m-%d %H:%M} UTC"],
-            "Look at the DAG perennial.notify and its last run. The watchdog sends what it can meanwhile.",
+            "Check the DAG perennial.notify and its last run. Meanwhile the watchdog sends the alerts that it can send.",
         ),
     )
 
 
 def ledger_was_silent(model: str, *, since: datetime, until: datetime) -> Alert:
-    """The ledger could not be read for a while; told when it is back, for it is where alerts are written."""
+    """The ledger could not be read for a while. It holds the alerts, so this one is recorded when it is back."""
     return Alert(
         model=model,
         severity="critical",
         kind="ledger_silent",
         title="The ledger did not answer",
         text=as_text(
-            "Nothing could be published, promoted or told:",
+            "Nothing could be published or promoted, and no alert could be recorded:",
             [f"from {since:%Y-%m-%d %H:%M:%S} to {until:%Y-%m-%d %H:%M:%S} UTC"],
-            "It answers again. Tasks that failed meanwhile have alerts of their own; look at the database's log.",
+            "It answers again. Read the database's log. Tasks that failed meanwhile have their own alerts.",
         ),
     )

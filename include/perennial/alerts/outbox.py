@@ -1,13 +1,13 @@
-"""The outbox: every alert, written in the transaction of what caused it, and what has become of it on each channel.
+"""The outbox: every alert, written in the transaction of its cause, and its delivery on each channel.
 
-An alert is a row. Whoever sends (:mod:`perennial.alerts.delivery`) first routes it: each channel that is to have it gets a
-row of its own, so that one that is down keeps nothing from the others. A channel is held by one sender at a time; what it
-has told it marks, and should it die in between, the next one tells that message once more.
+An alert is a row. The sender (:mod:`perennial.alerts.delivery`) first routes it: each of its channels gets a row of its own, so
+that a channel that is down does not hold up the others. One sender at a time uses a channel and marks what it has sent. If it
+dies in between, the next sender sends that message once more.
 
-An alert with a subject is open until what was wrong is well again. Then a row that says so goes where the alert went.
+An alert with a subject is open until its subject has recovered. Then another row, the recovery, goes to the same channels.
 
-The functions take the connection of a transaction that is under way, for those who write with what caused an alert;
-:class:`Outbox` is for those who send, each method a transaction. :class:`perennial.ledger.store.Ledger` is the way in.
+The functions take the connection of the transaction that also writes the cause. :class:`Outbox` is for senders; each of its
+methods is a transaction. Callers reach both by :class:`perennial.ledger.store.Ledger`.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ _channels = table(
 
 _waits = sa.and_(_deliveries.c.delivered_at.is_(None), _deliveries.c.given_up_at.is_(None))
 
-#: Most alerts that are routed, or sent over a channel, in one go; the rest follows in the next.
+#: Most alerts that are routed, or sent over a channel, at once; the rest follows next time.
 _MOST = 2000
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What has become of an alert on a channel.
+    """The delivery of an alert on a channel.
 
     Attributes:
-        attempts: how often it could not be sent.
+        attempts: how many attempts failed.
         delivered_at: when the channel took it; None before.
         given_up_at: when it was given up; None otherwise.
-        receipt: what the channel calls the message it was told in, if it calls it anything.
-        error: what the channel last answered instead of taking it, or why it was given up.
+        receipt: the channel's id of the message, if it has one.
+        error: the channel's last refusal, or why the alert was given up.
     """
 
     channel: str
@@ -82,19 +82,19 @@ class Delivery:
     def __str__(self) -> str:
         if self.delivered_at is not None:
             return f"{self.channel}: {self.delivered_at:%Y-%m-%d %H:%M}"
-        state = "given up" if self.given_up_at is not None else f"waits after {self.attempts} attempts"
+        state = "given up" if self.given_up_at is not None else f"waits after {self.attempts} failed attempts"
         return f"{self.channel}: {state}{f', {self.error}' if self.error else ''}"
 
 
 @dataclass(frozen=True)
 class OutboxEntry:
-    """An alert, and where it stands.
+    """An alert and its state.
 
     Attributes:
-        key: the same event has the same key and is told once.
-        resolved_by: the entry that says that it is well again; None while it is open, or has no subject.
+        key: the same event has the same key, and is recorded once.
+        resolved_by: the entry of its recovery; None while it is open, or has no subject.
         routed_at: when its channels were chosen; None before.
-        deliveries: one a channel that is to have it; none if nobody is to hear of it.
+        deliveries: one per channel that it goes to; none if it goes to none.
     """
 
     id: int
@@ -107,12 +107,12 @@ class OutboxEntry:
 
     @property
     def waits(self) -> bool:
-        """Whether somebody who is to hear of it has not."""
+        """Whether it has not been routed, or a channel has not taken it yet."""
         return self.routed_at is None or any(delivery.waits for delivery in self.deliveries)
 
     @property
     def attempts(self) -> int:
-        """How often the channel that failed most could not take it."""
+        """Failed attempts on the channel with the most of them."""
         return max((delivery.attempts for delivery in self.deliveries), default=0)
 
 
@@ -121,8 +121,8 @@ class Waiting:
     """An alert that waits for a channel.
 
     Attributes:
-        resolves: what it says is well again, by entry, if it says that.
-        answers: the receipt of the message in which the channel was told what was wrong.
+        resolves: the entries whose recovery it reports, if it reports one.
+        answers: the receipt of the message that reported the trouble on this channel.
     """
 
     id: int
@@ -136,14 +136,14 @@ class Waiting:
 
 @dataclass(frozen=True)
 class ChannelState:
-    """How a channel does.
+    """The state of a channel.
 
     Attributes:
         next_attempt_at: it is not used before.
-        failures: in a row; 0 while it is well.
+        failures: failures in a row; 0 while it works.
         failing_since: the first of them.
-        refused_at: since when it refuses for good, until somebody mends it; None otherwise.
-        error: what it last answered.
+        refused_at: since when it refuses until a person repairs it; None otherwise.
+        error: its last error.
     """
 
     channel: str
@@ -156,7 +156,7 @@ class ChannelState:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to use a channel, until ``token`` is not its holder's any more."""
+    """The right to use a channel, as long as the channel's holder is ``token``."""
 
     channel: ChannelState
     token: str
@@ -167,7 +167,7 @@ class Backlog:
     """What waits to be sent.
 
     Attributes:
-        count: how many alerts; each channel counts.
+        count: how many alerts, counted once per channel.
         since: when the oldest of them was recorded; None if none waits.
     """
 
@@ -175,14 +175,14 @@ class Backlog:
     since: datetime | None
 
 
-# --- writing, in the transaction of what caused it -------------------------------------------------------------------
+# --- writing, in the transaction of the cause -----------------------------------------------------------------------
 
 
 def record(connection: sa.Connection, alert: Alert, key: str) -> bool:
     """Put an alert into the outbox.
 
     Returns:
-        Whether it was: nothing happens if the same ``key`` was put there before and has not been resolved since.
+        Whether it was recorded: nothing happens if the same ``key`` is there already and has not been resolved.
     """
     return _record(connection, linked(alert), key) is not None
 
@@ -198,7 +198,7 @@ def _record(connection: sa.Connection, alert: Alert, key: str) -> int | None:
     if found is not None or alert.subject is None:
         return found
     over = connection.execute(sa.select(_outbox.c.resolved_by).where(_outbox.c.key == key)).scalar_one()
-    # It has been well again since, and people were told so: this is news.
+    # It had recovered, and that was reported. So this is news.
     return None if over is None else _record(connection, alert, f"{key}#{over}")
 
 
@@ -208,19 +208,19 @@ def is_open(connection: sa.Connection, subject: str) -> bool:
 
 
 def open_subjects(connection: sa.Connection, topic: str) -> list[str]:
-    """The subjects below ``topic``, or it itself, of which an alert is open."""
+    """The subjects below ``topic``, and ``topic`` itself, that have an open alert."""
     below = _outbox.c.subject.startswith(f"{topic}/", autoescape=True)
     query = sa.select(_outbox.c.subject).where(_outbox.c.resolved_by.is_(None), (_outbox.c.subject == topic) | below)
     return list(connection.execute(query.distinct().order_by(_outbox.c.subject)).scalars())
 
 
 def resolve(connection: sa.Connection, subject: str, cause: str) -> bool:
-    """Say that what was wrong is well again, to whom it was told; nothing happens if nothing is open.
+    """Report that a subject has recovered, to everyone who was told about it; nothing happens if nothing is open.
 
     Args:
-        connection: of the transaction of what made it well.
+        connection: of the transaction that writes what ended it.
         subject: of the alerts.
-        cause: what made it well, for people.
+        cause: what ended it, as a sentence.
 
     Returns:
         Whether there was anything to resolve.
@@ -274,7 +274,7 @@ def entries(connection: sa.Connection, *, since: datetime | None = None) -> list
 
     Args:
         connection: of a transaction.
-        since: leave out older ones, unless they are open or wait for delivery.
+        since: leaves out older ones, unless they are open or wait for delivery.
     """
     query = sa.select(_outbox)
     if since is not None:
@@ -322,7 +322,7 @@ class Outbox:
         self._database = database
 
     def backlog(self) -> Backlog:
-        """What waits, counted without being read: this is asked each minute."""
+        """How much waits. It only counts, since it is called every minute."""
         unrouted = sa.select(_outbox.c.created_at).where(_outbox.c.routed_at.is_(None))
         undelivered = sa.select(_outbox.c.created_at).join(_deliveries, _deliveries.c.alert_id == _outbox.c.id).where(_waits)
         waiting = sa.union_all(unrouted, undelivered).subquery()
@@ -331,14 +331,14 @@ class Outbox:
         return Backlog(count, since)
 
     def route(self, choose: Callable[[Alert], Collection[str] | None], now: datetime) -> int:
-        """Say which channels each new alert is for. That something is well again goes where it was said to be wrong.
+        """Choose the channels of each new alert. A recovery goes to the channels that got the alert.
 
         Args:
-            choose: the channels of an alert; None leaves it for later, as while its model's folder cannot be read.
+            choose: returns the channels of an alert; None leaves it for later, as while its model's folder cannot be read.
             now: the time.
 
         Returns:
-            How many alerts no channel is for.
+            How many alerts have no channel.
         """
         with self._database.reading() as connection:
             query = sa.select(_outbox).where(_outbox.c.routed_at.is_(None))
@@ -357,7 +357,7 @@ class Outbox:
         return unaddressed
 
     def _told(self, connection: sa.Connection, recovery: int) -> Collection[str] | None:
-        """The channels that were told what is well again; None while those are not chosen."""
+        """The channels that were told about the trouble; None while those are not chosen."""
         wrong = sa.select(_outbox.c.id).where(_outbox.c.resolved_by == recovery)
         if connection.execute(wrong.where(_outbox.c.routed_at.is_(None)).limit(1)).first() is not None:
             return None
@@ -379,12 +379,12 @@ class Outbox:
         connection.execute(sa.update(_outbox).where(_outbox.c.id == number).values(routed_at=now))
 
     def due(self, now: datetime, *, before: datetime, at_once: bool = False) -> list[ChannelState]:
-        """The channels that something waits for, and that may be used.
+        """The channels that have waiting alerts and may be used.
 
         Args:
             now: the time.
-            before: only those for which something has waited since then, and which might have been used since then.
-            at_once: also those that are to be left alone for a while after a failure.
+            before: only channels whose alerts have waited since then, and whose delay ended before then.
+            at_once: also channels whose delay after a failure has not ended.
         """
         waiting = (
             sa.select(_deliveries.c.channel)
@@ -409,7 +409,7 @@ class Outbox:
             ]
 
     def claim(self, channel: ChannelState, now: datetime, until: datetime) -> Lease | None:
-        """Take a channel for oneself; None if somebody else was quicker, or has used it since it was looked at."""
+        """Reserve a channel; None if another sender was quicker, or has used it since ``channel`` was read."""
         token = uuid.uuid4().hex
         with self._database.writing("outbox") as connection:
             taken = connection.execute(
@@ -424,7 +424,7 @@ class Outbox:
         return Lease(channel, token) if taken.rowcount else None
 
     def keep(self, lease: Lease, until: datetime) -> bool:
-        """Hold a channel for longer; False if it has gone to somebody else, who took this process for dead."""
+        """Reserve a channel for longer; False if another sender has taken it over."""
         with self._database.writing("outbox") as connection:
             return bool(connection.execute(self._held(lease).values(held_until=until)).rowcount)
 
@@ -477,14 +477,14 @@ class Outbox:
     def mark_delivered(
         self, lease: Lease, numbers: Sequence[int], now: datetime, *, receipt: str | None, next_attempt_at: datetime
     ) -> None:
-        """The channel took these alerts, and so is well; if people were told that it is lost, they are told that too.
+        """Record that a channel took these alerts. If the channel was reported as lost, its recovery is reported.
 
         Args:
             lease: of the channel.
             numbers: the alerts.
             now: the time.
-            receipt: what the channel calls the message.
-            next_attempt_at: not to be used before, for its rate.
+            receipt: the channel's id of the message.
+            next_attempt_at: the channel is not used before, because of its rate limit.
         """
         channel = lease.channel.channel
         with self._database.writing("outbox") as connection:
@@ -505,17 +505,17 @@ class Outbox:
         lost: Alert | None = None,
         tell: Collection[str] = (),
     ) -> None:
-        """The channel did not take these alerts; they wait on, and the channel is given back.
+        """Record that a channel did not take these alerts. They keep waiting, and the channel is released.
 
         Args:
             lease: of the channel.
             numbers: the alerts.
             now: the time.
-            error: what it answered; no secret and no whole answer of a server.
-            next_attempt_at: when to try again.
-            refused: whether somebody has to mend it first.
-            lost: what people are told of the channel, unless they were told already.
-            tell: the channels that they are told through.
+            error: its answer, without secrets and without a server's whole answer.
+            next_attempt_at: when to retry.
+            refused: whether a person has to repair it first.
+            lost: the alert about the channel, unless one is open already.
+            tell: the channels that get that alert.
         """
         with self._database.writing("outbox") as connection:
             increased = {"attempts": _deliveries.c.attempts + 1, "error": error}
@@ -537,7 +537,7 @@ class Outbox:
                     self._address(connection, number, tell, now)
 
     def give_up(self, lease: Lease, now: datetime, *, reason: str) -> None:
-        """Send nothing more of what waits for a channel, and give it back: nobody is told through it any more.
+        """Give up everything that waits for a channel, and remove the channel: nothing names it any more.
 
         Args:
             lease: of the channel.
@@ -552,17 +552,17 @@ class Outbox:
                 .values(given_up_at=now, error=reason)
             )  # fmt: skip
             connection.execute(sa.delete(_channels).where(_channels.c.channel == channel, _channels.c.held_by == lease.token))
-            resolve(connection, f"channel/{channel}", f"{channel} is named by no model any more: {reason}.")
+            resolve(connection, f"channel/{channel}", f"Nothing more is sent to {channel}: {reason}.")
 
     def withhold(self, now: datetime, *, reason: str) -> list[OutboxEntry]:
-        """Send nothing of what waits, on any channel; what is recorded from now on is sent.
+        """Give up everything that waits, on all channels. What is recorded later is sent.
 
         Args:
             now: the time.
             reason: kept with each alert.
 
         Returns:
-            What was withheld.
+            What was given up.
         """
         with self._database.writing("outbox") as connection:
             withheld = [entry for entry in entries(connection, since=now) if entry.waits]

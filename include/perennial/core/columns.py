@@ -1,7 +1,7 @@
-"""What the ledger's tables are made of: their types, their columns, and the one collection that all of them belong to.
+"""Types and columns of the ledger's tables, and the metadata that all of them belong to.
 
-Used by :mod:`perennial.ledger.store` and :mod:`perennial.alerts.outbox`; :mod:`perennial.ledger.migrations` brings a
-database to it.
+Used by :mod:`perennial.ledger.store` and :mod:`perennial.alerts.outbox`. :mod:`perennial.ledger.migrations` makes the tables in
+a database.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def table(name: str, *columns: sa.Column[Any] | sa.Constraint | sa.Index) -> sa.
 
 
 def number_itself() -> sa.Column[Any]:
-    # SQLite counts up by itself in a column of the type INTEGER only.
+    # SQLite numbers rows automatically only in a column of the type INTEGER.
     return sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True)
 
 

@@ -1,7 +1,7 @@
-"""One way to use a SQL database, whether SQLite (embedded) or PostgreSQL (deployed).
+"""Uses a SQL database in one way, whether it is SQLite (embedded) or PostgreSQL (deployed).
 
-What differs between the two is here: how writers of the same thing queue for each other, and how tables come into being
-when several processes start at once. Used by :mod:`perennial.ledger.store` and :mod:`perennial.lake.publish`.
+It hides their differences: how writers of the same thing wait for each other, and how tables are made when several processes
+start at once. Used by :mod:`perennial.ledger.store` and :mod:`perennial.lake.publish`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-#: How long a writer waits for others before it gives up.
+#: Longest time that a writer waits for others.
 LOCK_WAIT = timedelta(seconds=60)
-#: Of a new SQLite file: millions of rows are written in three quarters of the time that its usual 4 KiB take.
+#: Page size of a new SQLite file: writing millions of rows takes three quarters of the time of the default 4 KiB.
 _PAGE_BYTES = 32_768
 
 
@@ -48,7 +48,7 @@ class Database:
 
     @contextmanager
     def writing(self, *lock: str) -> Iterator[sa.Connection]:
-        """A transaction that no other writer of the same ``lock`` runs beside: what it reads still holds when it writes.
+        """A transaction without a concurrent writer of the same ``lock``: what it reads still holds when it writes.
 
         SQLite has one writer at a time. PostgreSQL takes an advisory lock, which ends with the transaction, before
         anything is read; its default isolation then shows each statement what others have committed.
@@ -59,7 +59,7 @@ class Database:
 
     @contextmanager
     def changing_tables(self) -> Iterator[sa.Connection]:
-        """A transaction that makes or alters tables: all of it is done or nothing, by one process at a time.
+        """A transaction that makes or alters tables, all or nothing, in one process at a time.
 
         The database is made if it is a file that is missing.
         """
@@ -104,7 +104,7 @@ class Database:
             self._check = None
 
     def _let_readers_and_a_writer_coexist(self) -> None:
-        # Write-ahead logging is a property of the file. SQLite does not queue those who switch it on.
+        # Write-ahead logging is a property of the file. SQLite does not queue processes that switch it on.
         deadline = time.monotonic() + LOCK_WAIT.total_seconds()
         while True:
             try:

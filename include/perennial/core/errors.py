@@ -18,10 +18,10 @@
     ├── ScoringError          the champion's predictions cannot be published
     ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
     ├── LineageError          what is to be traced is not there: what was looked for, and where
-    ├── CardError             a card or report would have a section that says nothing: which, and what would fill it
+    ├── CardError             a card or report would have an empty section: which, and what would fill it
     ├── BackupError           a backup cannot be made or restored: which file or database, and why
     ├── ErasureError          an entity cannot be erased as it was named, or a model not retired: why, and what to do
-    ├── NotDelivered          a channel did not take a message: what it answered, and whether somebody has to mend it
+    ├── NotDelivered          a channel did not take a message: its answer, and whether a person has to repair it
     └── StackError            the embedded stack cannot start or stay up: what to do
 
 A message names the model, the interval, the file or the column at fault, and what to do about it.
@@ -35,7 +35,7 @@ from perennial.core.redaction import redact
 
 
 class PerennialError(Exception):
-    """The root of everything Perennial raises on purpose; its words hold no secret, whatever they quote."""
+    """The root of all errors that Perennial raises on purpose. Secrets are removed from its message."""
 
     def __init__(self, *words: object) -> None:
         super().__init__(*(redact(word) if isinstance(word, str) else word for word in words))
@@ -90,7 +90,7 @@ class NoChampion(PerennialError):
 
 
 class ScoringError(PerennialError):
-    """Predictions are not fit to be published."""
+    """Predictions cannot be published."""
 
 
 class CalibrationError(PerennialError):
@@ -102,7 +102,7 @@ class LineageError(PerennialError):
 
 
 class CardError(PerennialError):
-    """A card or release report would have a section that says nothing."""
+    """A card or release report would have an empty section."""
 
 
 class BackupError(PerennialError):
@@ -114,12 +114,12 @@ class ErasureError(PerennialError):
 
 
 class NotDelivered(PerennialError):
-    """A channel did not take a message, or nobody knows whether it did.
+    """A channel did not take a message, or it is unknown whether it did.
 
     Attributes:
-        after: how long it asks to be left alone; None if it does not say.
-        mend: whether it will refuse until somebody changes something.
-        offends: whether it refuses this message, not messages.
+        after: the delay that it asks for; None if it asks for none.
+        mend: whether it refuses until a person changes something.
+        offends: whether it refuses this message alone.
     """
 
     def __init__(self, said: str, *, after: timedelta | None = None, mend: bool = False, offends: bool = False) -> None:

@@ -10,13 +10,13 @@ from uuid import uuid4
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A draft, which takes a file's place when the block has ended: who reads it sees the old one or the new one, whole.
+    """A draft that replaces a file when the block has ended. Readers see either the complete old file or the complete new one.
 
-    If the block fails the file stays as it was. The draft's name is no one else's, so that two may write at once and the
-    last one counts. Folders are made. Nothing is flushed to the disk for it.
+    If the block fails, the file stays as it was. The draft's name is unique, so several processes may write at once, and the
+    last one counts. Missing folders are made. Nothing is flushed to the disk.
 
     Raises:
-        OSError: it cannot be put in place.
+        OSError: the draft cannot replace the file.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{uuid4().hex}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 _DAY = timedelta(days=1)
+#: The first Monday after the Unix epoch. ISO weeks begin on a Monday.
+_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 
 
 def utc(value: str | date | datetime) -> datetime:
@@ -23,6 +25,16 @@ def utc(value: str | date | datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError(f"{value.isoformat()} has no time zone: append Z or an offset such as +01:00")
     return value.astimezone(UTC)
+
+
+def window_start(moment: datetime, length: timedelta) -> datetime:
+    """The start of the UTC day or ISO week that a moment lies in.
+
+    Args:
+        moment: with a time zone.
+        length: one day, or seven days for an ISO week, which begins on a Monday.
+    """
+    return _MONDAY + (moment - _MONDAY) // length * length
 
 
 @dataclass(frozen=True, order=True)
@@ -81,10 +93,23 @@ class Interval:
         return self.start <= other.start and other.end <= self.end
 
     def days(self) -> list[Interval]:
-        """The UTC days that lie wholly inside, in order."""
-        midnight = self.start.replace(hour=0, minute=0, second=0, microsecond=0)
-        first = midnight if midnight == self.start else midnight + _DAY
-        return [Interval(first + n * _DAY, first + (n + 1) * _DAY) for n in range((self.end - first) // _DAY)]
+        """The UTC days that lie wholly inside, oldest first."""
+        return self.windows(_DAY)
+
+    def touched_days(self) -> list[Interval]:
+        """The UTC days that the interval touches, oldest first."""
+        last = window_start(self.end - timedelta(microseconds=1), _DAY)
+        return Interval(window_start(self.start, _DAY), last + _DAY).days()
+
+    def windows(self, length: timedelta) -> list[Interval]:
+        """The UTC days or ISO weeks that lie wholly inside, oldest first.
+
+        Args:
+            length: one day, or seven days for ISO weeks, which begin on a Monday.
+        """
+        start = window_start(self.start, length)
+        first = start if start == self.start else start + length
+        return [Interval(first + n * length, first + (n + 1) * length) for n in range((self.end - first) // length)]
 
     def parts(self, length: timedelta, most: int) -> list[Interval]:
         """The interval cut into parts of whole days, in order; the last one may be shorter.

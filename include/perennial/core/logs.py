@@ -1,9 +1,8 @@
-"""Log lines that say which model, interval, run and version they speak of.
+"""Log lines with fields: model, interval, run and version.
 
-Within ``logs.context(model=…, interval=…, run=…)`` each line of any logger carries these fields, of whatever level and
-whoever writes it. Airflow writes a task's lines as JSON, in which they are keys of their own; outside of Airflow
-:func:`configure` writes them as text, or as JSON with ``PERENNIAL_LOG_FORMAT=json``. Fields are structlog's context
-variables, which is why Airflow finds them.
+Within ``logs.context(model=…, interval=…, run=…)`` each line of any logger and level carries these fields. Airflow writes a
+task's lines as JSON, in which they are separate keys. Outside of Airflow :func:`configure` writes them as text, or as JSON with
+``PERENNIAL_LOG_FORMAT=json``. Fields are structlog's context variables, so Airflow finds them.
 """
 
 from __future__ import annotations
@@ -21,13 +20,8 @@ from perennial.core.redaction import redact
 
 FORMAT = "PERENNIAL_LOG_FORMAT"
 
-#: What a context may say, in the order in which it is written. Airflow adds DAG, task and try by itself.
+#: The fields, in the order in which they are written. Airflow adds DAG, task and try.
 FIELDS = ("model", "interval", "run", "version")
-
-
-def get(name: str) -> logging.Logger:
-    """A logger; its lines carry the fields of :func:`context`."""
-    return logging.getLogger(name)
 
 
 @contextmanager
@@ -43,30 +37,30 @@ def context(**fields: object) -> Iterator[None]:
 
 
 def resolved(**fields: object) -> None:
-    """Add fields that have become known, such as ``version``, to the lines that follow in the context around; without one
-    nothing happens."""
+    """Add fields that have become known, such as ``version``, to the following lines of the current context. Without a
+    context nothing happens."""
     if get_contextvars().keys() & set(FIELDS):
         bind_contextvars(**{name: str(value) for name, value in fields.items() if value is not None})
 
 
 def configure(environment: Mapping[str, str], level: int) -> None:
-    """Write the log lines of this process, which is none of Airflow's, to its standard error.
+    """Write the log lines of this process to its standard error; not for Airflow's processes.
 
     Args:
-        environment: ``PERENNIAL_LOG_FORMAT`` says how: ``text`` or ``json``, a line each.
-        level: the least that is written of Perennial's own; of libraries, warnings and worse.
+        environment: ``PERENNIAL_LOG_FORMAT`` is ``text`` or ``json``.
+        level: lowest level of Perennial's own lines; libraries' lines are written from warnings on.
 
     Raises:
-        SettingsError: the variable says something else.
+        SettingsError: the variable has another value.
     """
-    wanted = environment.get(FORMAT) or "text"
+    chosen = environment.get(FORMAT) or "text"
     writers: dict[str, list[structlog.typing.Processor]] = {
         "text": [structlog.processors.format_exc_info, _without_secrets, _as_text],
-        # In JSON, what is JSON already is spelled in yet another way.
+        # Secrets are removed before values are escaped in JSON.
         "json": [structlog.processors.format_exc_info, _without_secrets, structlog.processors.JSONRenderer()],
     }
-    if wanted not in writers:
-        raise SettingsError(f"{FORMAT} is {wanted!r}; write text or json")
+    if chosen not in writers:
+        raise SettingsError(f"{FORMAT} is {chosen!r}; write text or json")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -76,7 +70,7 @@ def configure(environment: Mapping[str, str], level: int) -> None:
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
             ],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *writers[wanted]],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *writers[chosen]],
         )
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)

@@ -1,11 +1,11 @@
 """Airflow's pools for what may keep workers busy for long: trainings, and loads of history.
 
-A pool says how many tasks of a kind run at once, of all models together. Without it, all models that train on a Monday would
-fill whatever Airflow has handed out to workers, and what is handed out cannot be overtaken any more, not even by what has the
-higher priority. Scoring and all other work share what remains, and need no pool.
+A pool limits how many tasks of a kind run at once, of all models together. Without it, all models that train on a Monday would
+occupy the workers, and a task that a worker has taken cannot be overtaken, not even by one with a higher priority. Scoring and
+all other work share the remaining workers, and need no pool.
 
-A task whose pool is missing waits for ever. So a stage uses its pool only where the deployment says how many slots it has
-(:class:`perennial.core.settings.Settings`), and whatever starts that deployment makes the pools first, by :func:`commands`.
+A task whose pool is missing waits without end. So a stage uses its pool only if the deployment sets its number of slots
+(:class:`perennial.core.settings.Settings`), and the start of that deployment makes the pools first, by :func:`commands`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Pool:
     """One of Airflow's pools.
 
     Attributes:
-        name: what Airflow knows it by.
+        name: its name in Airflow.
         slots: most tasks at once.
         description: shown in Airflow's UI.
     """
@@ -40,5 +40,5 @@ def pools(settings: Settings) -> dict[str, Pool]:
 
 
 def commands(settings: Settings) -> list[tuple[str, ...]]:
-    """What to ask the command ``airflow`` for, so that the pools are there and as large as the settings say."""
+    """The arguments of the command ``airflow`` that make the pools, or set their sizes."""
     return [("pools", "set", pool.name, str(pool.slots), pool.description) for pool in pools(settings).values()]

@@ -1,8 +1,8 @@
 """Secrets stay out of what is written: errors, log lines, alerts, and with them the ledger, MLflow, reports and XCom.
 
-A secret is known by its value, wherever it turns up: passwords in addresses, Airflow's connections in the environment, and
-variables whose names say that they hold one. :class:`perennial.core.errors.PerennialError` redacts its own message, so that
-whatever a library or a model's own code put into an error is gone before anybody writes it down.
+Secrets are found by their values: passwords in addresses, Airflow's connections in the environment, and variables whose names
+indicate a secret. :class:`perennial.core.errors.PerennialError` redacts its own message, so that secrets that a library or a
+model's code put into an error are removed before the error is written anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
-#: Shorter ones would be found in innocent words. The deployment refuses secrets as short as that.
+#: Shorter secrets would be found in ordinary words. The deployment refuses secrets of that length.
 SHORTEST = 8
 
 _NAMES = re.compile(r"(?i)(?:passw(?:or)?d|secret|token|(?:secret|access|api|fernet|session|private|account|signing)_?key)$")
@@ -33,7 +33,7 @@ def redact(text: str) -> str:
 
 
 def remember(*secrets: str | None) -> None:
-    """Let secrets be redacted that the environment does not hold, such as those of a connection in Airflow's database."""
+    """Redact these secrets too, which the environment does not hold, such as those of a connection in Airflow's database."""
     _remembered.update(secret for secret in secrets if secret and len(secret) >= SHORTEST)
 
 
@@ -74,7 +74,7 @@ def _of_json(text: str) -> Iterator[str]:
     try:
         content = json.loads(text)
     except ValueError:
-        # It holds a secret all the same, and nobody knows where.
+        # It holds a secret, but it is unknown where.
         yield text
         return
     yield from _of_value("", content)

@@ -1,4 +1,4 @@
-"""What the deployment says, from the environment: validated, read once.
+"""The deployment's settings, from the environment: validated, read once.
 
 Neighbours: ``.env.example`` lists every variable; :mod:`perennial.spec.model` says what a model folder says instead.
 """
@@ -43,7 +43,7 @@ class Settings(BaseModel):
     """Where this deployment keeps things.
 
     Attributes:
-        models: folder with one sub-folder a model.
+        models: folder with one sub-folder per model.
         state: folder for what the embedded stack keeps (``var``); reports, staging and Data Docs lie in it.
         data: root that the relative file patterns of specs start from.
         database_url: SQLAlchemy URL of the ledger.
@@ -53,19 +53,19 @@ class Settings(BaseModel):
         mlflow_url: MLflow's tracking and registry address.
         mlflow_public_url: the address a person opens MLflow at; ``mlflow_url`` if that is one.
         airflow_public_url: the address a person opens Airflow at, if there is one.
-        alerts_slack: Airflow connection of Slack for alerts that concern no single model, and for models that name nobody.
+        alerts_slack: Airflow connection of Slack for alerts that concern no single model, and for models that name no channel.
         alerts_channel: the channel there, if the connection is one of the Slack API.
         alerts_email: addresses for the same alerts, separated by commas.
-        may_promote: whether this process may change who is champion. Where it may not, MLflow and the ledger's database refuse
-            it too, if they know its identity (``docker-compose.yaml``).
+        may_promote: whether this process may change the champion. If not, MLflow and the ledger's database refuse it as well,
+            where processes have identities (``docker-compose.yaml``).
         train_slots: most tasks of trainings at once, of all models together, see :mod:`perennial.core.pools`; None: as many as
             there are workers.
         load_slots: the same of tasks that load history.
-        parts_at_once: most tasks at once of a range that is scored or loaded in parts, so that one model's backlog leaves
-            workers to others.
+        parts_at_once: most tasks at once of a range that is scored or loaded in parts, so that one model's backlog does not
+            occupy all workers.
     """
 
-    # Addresses hold passwords, and what is wrong with one is told by its variable.
+    # Addresses hold passwords, so an error names the variable and does not quote the value.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     models: Path
@@ -98,19 +98,19 @@ class Settings(BaseModel):
     @field_validator("mlflow_url", "mlflow_public_url", "airflow_public_url")
     @classmethod
     def _holds_no_password(cls, url: str | None) -> str | None:
-        # It is shown to people, as the beginning of links.
+        # It is shown in links.
         if url is not None and "@" in url.partition("://")[2].partition("/")[0]:
             raise ValueError("the address may hold no user or password; MLFLOW_TRACKING_USERNAME and _PASSWORD are for that")
         return url
 
     @property
     def reports(self) -> Path:
-        """Drift reports and Data Docs, a folder a model."""
+        """Drift reports and Data Docs, one folder per model."""
         return self.state / "reports"
 
     @property
     def staging(self) -> Path:
-        """What the tasks of one run hand to each other; removed by ``maintain``."""
+        """Files that the tasks of a run hand to each other; removed by ``maintain``."""
         return self.state / "staging"
 
 

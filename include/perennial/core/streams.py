@@ -1,8 +1,8 @@
-"""Two stages of a stream at work at once: one makes what comes next while the other uses what came last.
+"""Runs two stages of a stream concurrently: one makes the next item while the other uses the last one.
 
-Reading, the arithmetic of estimators, hashing and writing all let go of Python's lock, so that threads keep cores busy of
-which one stage after the other leaves half idle. Neighbours: :mod:`perennial.scoring.publish` predicts this way, and has the
-predictions database follow what it writes to the lake.
+Reading, the arithmetic of estimators, hashing and writing all release Python's global lock, so threads use cores that would
+otherwise be idle. Neighbour: :mod:`perennial.scoring.publish` predicts this way, and fills the predictions database from the
+same stream that it writes to the lake.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Generic, Self, TypeVar
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-#: How long a stream waits for who only follows it, in seconds.
+#: Longest time that a stream waits for its follower, in seconds.
 PATIENCE = 30.0
 
-#: How often a thread that waits to hand something over looks whether it is still wanted, in seconds.
+#: How often a thread that waits to hand over an item checks whether the item is still needed, in seconds.
 _LOOK_UP = 0.1
 
 
@@ -32,13 +32,13 @@ class _Over:
 
 
 def ahead(items: Iterable[_T], most: int = 2) -> Generator[_T, None, None]:
-    """The same items in the same order, made by a thread of their own.
+    """The same items in the same order, made in another thread.
 
-    What goes wrong there is raised here. That thread has ended when this iterator has, also when it is closed early.
+    Errors of that thread are raised here. The thread ends with this iterator, also when that is closed early.
 
     Args:
         items: iterated in the other thread alone, and closed there if it can be.
-        most: how many may wait to be taken, beside the one that is being made.
+        most: how many items may wait, in addition to the one that is being made.
     """
     waiting: queue.Queue[Any] = queue.Queue(most)
     unwanted = threading.Event()
@@ -52,7 +52,7 @@ def ahead(items: Iterable[_T], most: int = 2) -> Generator[_T, None, None]:
             for item in items:
                 if not _hand_over(item, waiting, wanted):
                     break
-        except BaseException as error:  # whoever takes the items is to meet it
+        except BaseException as error:  # raised to the consumer of the items
             failure = error
         finally:
             if (close := getattr(items, "close", None)) is not None:
@@ -71,14 +71,13 @@ def ahead(items: Iterable[_T], most: int = 2) -> Generator[_T, None, None]:
 
 
 class Follower(Generic[_T, _R]):
-    """A second user of a stream, in a thread of its own, whom the first one never depends on.
+    """A second consumer of a stream, in another thread. The first consumer does not depend on it.
 
-    What goes wrong there is raised by :meth:`result` alone. A follower that keeps the stream waiting for longer than
-    :data:`PATIENCE` is left behind, as is one whose stream breaks off or begins again. When the context is left it has
-    ended, unless it hangs.
+    Its errors are raised by :meth:`result` alone. A follower that delays the stream by more than :data:`PATIENCE` is dropped,
+    and so is one whose stream breaks off or starts again. It has ended when the context is left, unless it hangs.
 
     Args:
-        use: uses up the items and returns a result. If it is left behind, the items end with an error.
+        use: consumes the items and returns a result. If it is dropped, the items end with an error.
         most: how many items may wait for it.
     """
 
@@ -115,10 +114,10 @@ class Follower(Generic[_T, _R]):
                 self._left_behind.set()
 
     def result(self) -> _R:
-        """What the follower returned, when it has.
+        """Wait for the follower's result.
 
         Raises:
-            TimeoutError: it was left behind.
+            TimeoutError: it was dropped.
         """
         if self._left_behind.is_set() or self._thread is None:
             raise TimeoutError("it did not keep up")
@@ -149,12 +148,12 @@ class Follower(Generic[_T, _R]):
     def _run(self) -> None:
         try:
             self._outcome.set_result(self._use(self._items()))
-        except BaseException as error:  # whoever asks for the result is to meet it
+        except BaseException as error:  # raised by result()
             self._outcome.set_exception(error)
 
 
 def _hand_over(thing: object, waiting: queue.Queue[Any], wanted: Callable[[], bool]) -> bool:
-    """Put something into a queue as soon as there is room, while it is wanted; whether it was."""
+    """Put something into a queue when there is room, as long as it is needed. Returns whether it was put there."""
     while wanted():
         try:
             waiting.put(thing, timeout=_LOOK_UP)
@@ -165,7 +164,7 @@ def _hand_over(thing: object, waiting: queue.Queue[Any], wanted: Callable[[], bo
 
 
 def _started(name: str, work: Callable[[], None]) -> threading.Thread:
-    # Its log lines say which run and version they speak of, as those of this thread.
+    # Its log lines carry the same fields as those of this thread.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True)
     thread.start()
     return thread

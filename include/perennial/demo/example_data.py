@@ -7,6 +7,7 @@ are, impossible values included; ``include/models/flight_delay`` says what is do
 from __future__ import annotations
 
 import gzip
+import logging
 import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,12 +15,11 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
-from perennial.core import logs
 from perennial.core.errors import SourceError
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval
 
-_log = logs.get(__name__)
+_log = logging.getLogger(__name__)
 
 #: The whole UTC days that the data has. Its last evening in New York falls on 2014-01-01, of which there is no more.
 DAYS = Interval.of("2013-01-01", "2014-01-01")

@@ -72,7 +72,7 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
             replay.train_first_champion()
             replayed = replay.weeks_to_come()[:weeks]
             if not replayed and weeks:
-                console.print(f"The year is over: nothing is left to replay. Remove {state} to begin again.")
+                console.print(f"All weeks of the year are replayed. Remove {state} to start again.")
             for number, week in enumerate(replayed, start=1):
                 replay.live_through(week, f"week {number} of {len(replayed)}")
             summary = summarise(stack, MODEL, replayed, replay.seconds, api.runs(f"{MODEL}."))
@@ -114,7 +114,7 @@ class _Replay:
         self._schedules = read_model(stack.settings.models / MODEL).spec.schedules
 
     def begin(self) -> None:
-        """Set the DAGs going, and let what an interrupted demo left finish."""
+        """Switch the DAGs on, and wait for the runs that an interrupted demo has left."""
         with self._step("begin", "waiting for Airflow to read the DAGs"):
             dag_ids = [f"{MODEL}.{stage}" for stage in _STAGES]
             self._api.wait_for_dags(dag_ids, check=self._stack.check)
@@ -122,7 +122,7 @@ class _Replay:
                 self._api.unpause(dag_id)
         active = [run for run in self._api.runs(f"{MODEL}.") if not run.ended]
         if active:
-            with self._step("resume", f"{len(active)} runs of the last time go on"):
+            with self._step("resume", f"{len(active)} runs of the interrupted demo continue"):
                 for run in active:
                     self._wait_for(run, None)
 
@@ -150,12 +150,12 @@ class _Replay:
             conf = {"as_of": HISTORY.end.date().isoformat(), "cause": "first training"}
             self._wait_for(self._api.trigger(f"{MODEL}.train", conf=conf, note="the first champion"), status)
         if self._ledger.champion(MODEL) is None:
-            reasons = "; ".join(str(reason) for reason in self._ledger.versions(MODEL)[-1].decision["reasons"])
+            reasons = "; ".join(self._ledger.versions(MODEL)[-1].decision.reasons)
             raise StackError(f"the first version of {MODEL} was refused: {reasons}")
         self._console.print(f"first champion: version {self._ledger.champion(MODEL)}, {self.seconds['first training']:.1f} s")
 
     def weeks_to_come(self) -> list[Interval]:
-        """The weeks of the year that no run of the demo has lived through yet."""
+        """The weeks of the year that no run of the demo has replayed yet."""
         week, weeks = Interval(HISTORY.end, HISTORY.end + timedelta(days=7)), []
         monitored = {verdict.interval for verdict in self._ledger.verdicts(MODEL, limit=1000)}
         while DAYS.contains(week):
@@ -165,7 +165,7 @@ class _Replay:
         return weeks
 
     def live_through(self, week: Interval, label: str) -> None:
-        """Let a week's files land and be ingested, and wait for all that follows from it.
+        """Write a week's files, ingest them, and wait for all runs that follow.
 
         Raises:
             StackError: a run failed, or something that must follow did not.
@@ -185,7 +185,7 @@ class _Replay:
                 if not missing and all(run.ended for run in runs):
                     break
                 if time.monotonic() > deadline:
-                    raise StackError(f"week {week}: after {_PATIENCE:.0f} s there is still no end of {', '.join(missing)}")
+                    raise StackError(f"week {week}: after {_PATIENCE:.0f} s these have not ended: {', '.join(missing)}")
                 status.update(f"{label}, {week.start:%d %B}: {_in_progress(runs)}")
                 time.sleep(0.4)
         words = week_in_words(self._ledger, MODEL, week)
@@ -220,7 +220,7 @@ def _range(interval: Interval) -> dict[str, str]:
 
 
 def _missing(schedules: Schedules, week: Interval, ingest: DagRun, runs: Sequence[DagRun]) -> list[str]:
-    """What must come of a week's ingestion, and has not ended."""
+    """The runs that follow from a week's ingestion and have not ended."""
     days = [day.key for day in week.days()]
     wanted = {(f"{MODEL}.score", key) for key in days}
     wanted |= {(f"{MODEL}.monitor", key) for key in (days[:1] if schedules.monitor == "week" else days)}

@@ -1,4 +1,4 @@
-"""What came of the demo: a week in words, the table at the end, and ``summary.json``.
+"""The results of the demo: a line per week, the table at the end, and ``summary.json``.
 
 All of it is read from where it is kept: the ledger, the predictions database, Airflow's own list of runs.
 """
@@ -24,7 +24,7 @@ _KINDS = ("read", "published", "quarantined")
 
 
 def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
-    """What was read, predicted, judged and learnt for an interval."""
+    """What was read, predicted, judged and trained for an interval, in words."""
     words = []
     rows = _rows(_newest(ledger.publications(model, "tables", interval)))
     read, quarantined = (sum(table[kind] for table in rows.values()) for kind in ("read", "quarantined"))
@@ -40,10 +40,10 @@ def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
     if interval in verdicts:
         words.append(f"verdict {verdicts[interval]}")
     for record in ledger.versions(model):
-        if interval.start < utc(record.training["as_of"]) <= interval.end:
-            decided = "promoted" if record.decision["promote"] else "refused"
-            metric = record.evaluation["metric"]
-            value = _three_digits(record.evaluation["candidate"]["metrics"], metric)
+        if interval.start < utc(record.training.as_of) <= interval.end:
+            decided = "promoted" if record.decision.promote else "refused"
+            metric = record.evaluation.metric
+            value = _three_digits(record.evaluation.candidate.metrics, metric)
             words.append(f"version {record.version} {decided} ({metric} {value})")
     return ", ".join(words)
 
@@ -51,7 +51,7 @@ def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
 def summarise(
     stack: Stack, model: str, weeks: Sequence[Interval], seconds: Mapping[str, float], runs: Sequence[DagRun]
 ) -> dict[str, Any]:
-    """Everything that ``summary.json`` says.
+    """The content of ``summary.json``.
 
     Args:
         stack: that it happened on.
@@ -96,9 +96,9 @@ def summarise(
             for promotion in promotions
         ],
         "refusals": [
-            {"version": record.version, "reasons": record.decision["reasons"]}
+            {"version": record.version, "reasons": record.decision.reasons}
             for record in versions
-            if not record.decision["promote"]
+            if not record.decision.promote
         ],
         "champion": ledger.champion(model),
         "predictions": _predictions(stack.settings.predictions_url, model),
@@ -140,7 +140,7 @@ def summarise(
 
 
 def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
-    """The tables at the end, and where to look further."""
+    """The tables at the end, with the addresses of the UIs."""
     metric = next((version["metric"] for version in summary["versions"]), "metric")
     console.print(_weeks(summary, metric))
     tables = Table("table", *(Column(kind, justify="right") for kind in _KINDS))
@@ -151,7 +151,7 @@ def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
     addresses = summary["addresses"]
     for line in (
         f"{summary['predictions']['rows']:,} predictions, {len(summary['versions'])} versions, "
-        f"{len(summary['promotions'])} promotions, {len(summary['refusals'])} refusals, {asked} retrainings asked for by "
+        f"{len(summary['promotions'])} promotions, {len(summary['refusals'])} refusals, {asked} retrainings requested by "
         f"monitoring, {sum(run['runs'] for run in summary['runs'].values())} Airflow runs, {summary['seconds']['all']:.0f} s",
         f"Airflow       {addresses['airflow']}   sign in as {addresses['user']}, password {addresses['password']}",
         f"MLflow        {addresses['mlflow']}",
@@ -184,7 +184,7 @@ def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
 
 
 def _newest(publications: Sequence[Publication]) -> list[Publication]:
-    """One publication an interval: the newest."""
+    """The newest publication of each interval."""
     return list({publication.interval: publication for publication in publications}.values())
 
 
@@ -198,20 +198,20 @@ def _rows(publications: Sequence[Publication]) -> dict[str, dict[str, int]]:
 
 def _version(record: VersionRecord, promotions: Sequence[Promotion]) -> dict[str, Any]:
     evaluation = record.evaluation
-    champion = evaluation["champion"]
+    champion = evaluation.champion
     return {
         "version": record.version,
-        "candidate": record.training["candidate"],
-        "params": record.training["params"],
-        "as_of": record.training["as_of"],
-        "run": evaluation["run_id"],
+        "candidate": record.training.candidate,
+        "params": record.training.params,
+        "as_of": record.training.as_of,
+        "run": evaluation.run_id,
         "mlflow_run": record.mlflow_run_id,
-        "holdout": evaluation["interval"],
-        "rows": evaluation["rows"],
-        "metric": evaluation["metric"],
-        "metrics": evaluation["candidate"]["metrics"],
-        "champion": None if champion is None else {"version": champion["version"], "metrics": champion["metrics"]},
-        "baselines": {baseline["name"]: baseline["metrics"] for baseline in evaluation["baselines"]},
+        "holdout": evaluation.interval,
+        "rows": evaluation.rows,
+        "metric": evaluation.metric,
+        "metrics": evaluation.candidate.metrics,
+        "champion": None if champion is None else {"version": champion.version, "metrics": champion.metrics},
+        "baselines": {baseline.name: baseline.metrics for baseline in evaluation.baselines},
         "promoted": any(promotion.version == record.version for promotion in promotions),
     }
 

@@ -1,17 +1,17 @@
-"""Has the world moved away from what the champion was trained on? Evidently's report, guarded, as a verdict.
+"""Compare the data of a window with what a version was trained on, by Evidently and by checks of our own.
 
-The features and predictions of an interval are compared with the training reference of the very version that made the
-predictions. Methods and thresholds are those of the spec, or of ``drift.yaml`` where history has been calibrated, never
-Evidently's defaults, which depend on the size of the data. What Evidently gets wrong is judged before it is asked
-(:func:`compare` lists it), and a verdict that could not be computed is ``unknown``, which is never ``ok``.
+The features and predictions of an interval are compared with the training reference of the version that made the
+predictions. Methods and thresholds are those of the spec, or of ``drift.yaml`` if history has been calibrated. Evidently's
+defaults are not used, since they depend on the size of the data. What Evidently misjudges is judged before Evidently is
+called (:func:`compare` lists it). A verdict that could not be computed is ``unknown``, never ``ok``.
 
-Neighbours: :mod:`perennial.drift.thresholds` calibrates, :mod:`perennial.monitoring.estimation` says what may be expected
-of the window, :mod:`perennial.monitoring.impact` whether it matters, :mod:`perennial.drift.page` writes the page,
-:mod:`perennial.monitoring.retraining` weighs the verdicts.
+Neighbours: :mod:`perennial.drift.thresholds` calibrates. :mod:`perennial.monitoring.judge` calls :func:`compare` and records
+the verdict. :mod:`perennial.drift.page` writes the page.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections import Counter
@@ -27,19 +27,19 @@ from evidently import DataDefinition, Dataset, Report
 from evidently.metrics import ValueDrift
 from numpy.typing import NDArray
 
-from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.core.redaction import redact
 from perennial.core.text import UNSAFE
 from perennial.drift.distances import HUGE, MAX_CATEGORIES, MIN_VALUES, is_number, prepare
-from perennial.drift.findings import ColumnDrift, DriftComparison, Kind, Status
+from perennial.drift.findings import DriftComparison
+from perennial.evidence.verdict import ColumnDrift, Kind, Status
 from perennial.ledger.records import VerdictName
 from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: Below this standard deviation Evidently divides by it rather than by the deviation, and sees nothing.
+#: If the standard deviation is below this, Evidently divides by this number instead, and finds no drift.
 _SMALLEST_NORM = 0.001
 
 PREDICTION = "prediction"
@@ -49,12 +49,17 @@ _OTHER = "(other)"
 
 @dataclass
 class _Column:
-    """A column on its way to a finding.
+    """A column while it is judged.
 
     Attributes:
-        current, reference: what Evidently is given; None if it is not to be asked.
-        most_missing: change of the share of missing values from which it has drifted, where that was calibrated.
-        unusable, moved, left_out, note: what there is to say, after the column's name.
+        name: name of the column.
+        kind: numeric or categorical.
+        threshold: distance from which the column has drifted.
+        most_missing: change of the share of missing values from which it has drifted; None if it was not calibrated.
+        current, reference: the values for Evidently; None if Evidently is not called for this column.
+        missing, reference_missing: share of missing values.
+        score: the distance; None if none was computed.
+        unusable, moved, left_out, note: sentences about the column without their subject; empty if there is nothing to say.
     """
 
     name: str
@@ -108,28 +113,29 @@ def compare(
     *,
     report: bool = True,
 ) -> DriftComparison:
-    """Compare what a version saw and said with what it was trained on.
+    """Compare the inputs and the predictions of a version with its training reference.
 
-    ``drift``: the predictions drifted, or at least ``share`` of the features did (one of them suffices where thresholds are
-    calibrated and no share is given). ``unknown``: not that, but there are too
-    few rows, a column cannot be judged, or Evidently failed. ``ok`` otherwise.
+    The verdict is ``drift`` if the predictions drifted, or at least ``share`` of the features. One feature is enough if
+    thresholds are calibrated and no share is given. Otherwise it is ``unknown`` if there are too few rows, a column cannot be
+    judged, or Evidently failed. Otherwise it is ``ok``.
 
-    Judged here rather than by Evidently, which would call each of these stable, or raise:
+    Evidently would call the following stable, or raise. So they are judged here:
 
-    - A column that is absent, has changed its type, is empty, or misses more than ``max_missing`` above the reference's
-      own share, cannot be judged.
-    - Categories that the reference never saw, and infinite values, are drift from a share of ``max_new_categories``; so
-      is any other value where the reference knows only one.
-    - A column that misses nearly all its values, as the reference does too, is left out of the judgement.
+    - A column cannot be judged if it is absent, has another type, is empty, or misses values in a share of more than
+      ``max_missing`` above the reference's share.
+    - Categories that are not in the reference, and infinite values, are drift from a share of ``max_new_categories`` on. If
+      the reference has only one value, any other value counts in the same way.
+    - A column that misses nearly all its values, in the reference too, is left out.
 
     Args:
         policy: ``drift`` of the spec.
-        features: n rows of the interval; at least the reference's columns.
-        predictions: m rows with a column ``prediction``, all by the version that the reference is of.
-        reference: k rows the version was trained on: its features, and ``prediction`` where the row was not learned from.
-        thresholds: by column, in place of those of ``policy``. One without is judged by ``policy``, as a version's may be
-            that had a feature which the folder has no more.
-        report: whether to have Evidently's report. Without it the verdict is the same, in a tenth of the time.
+        features: n rows of the interval with at least the columns of the reference.
+        predictions: m rows with a column ``prediction``, all by the version of the reference.
+        reference: k training rows of the version: its features, and ``prediction``, which is null for rows that the model
+            was fitted on.
+        thresholds: calibrated thresholds by column, instead of those of ``policy``. A column without one is judged by
+            ``policy``. A version may have such a column if the folder no longer has the feature.
+        report: whether to make Evidently's report. Without it the verdict is the same, in a tenth of the time.
     """
     for count, what in (
         (features.num_rows, "entities with features"),
@@ -137,7 +143,7 @@ def compare(
         (reference.num_rows, "rows in the training reference"),
     ):
         if count < policy.min_rows:
-            return DriftComparison("unknown", [f"{count:,} {what}, fewer than the {policy.min_rows:,} a verdict may rest on"])
+            return DriftComparison("unknown", [f"{count:,} {what}; a verdict requires at least {policy.min_rows:,}"])
 
     calibrated = thresholds.columns if thresholds is not None else {}
     said = _prepare(policy, PREDICTION, predictions, reference, calibrated.get(PREDICTION))
@@ -179,12 +185,12 @@ def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any,
 
 
 def _prepare(policy: Drift, name: str, current: pa.Table, reference: pa.Table, calibrated: Threshold | None) -> _Column:
-    """Look at one column on both sides; ``current`` of the result is None if Evidently is not to be asked about it."""
+    """Look at one column on both sides. In the result, ``current`` is None if Evidently is not to be called for it."""
     if name not in reference.column_names:
         return _Column(name, "numeric", policy.numeric_threshold, unusable="are not in the version's training reference")
     known = reference.column(name).combine_chunks()
     if name == PREDICTION:
-        known = known.drop_null()  # rows that were learned from have none
+        known = known.drop_null()  # rows that the model was fitted on have none
     kind: Kind = "numeric" if is_number(known.type) else "categorical"
     if calibrated is not None:
         threshold = calibrated.distance
@@ -219,7 +225,7 @@ def _prepare_numbers(policy: Drift, column: _Column, given: pa.Array, known: pa.
     if len(present) and len(seen) and seen.min() == seen.max():
         strange = float(np.mean(present != seen[0]))
         if strange > 0 and strange >= policy.max_new_categories:
-            column.moved = f"has {strange:.1%} values other than {seen[0]:g}, the only one in the reference"
+            column.moved = f"has {strange:.1%} values other than {seen[0]:g}, the only value in the reference"
     if column.unusable or column.left_out:
         return column
     if min(len(present), len(seen)) < MIN_VALUES:
@@ -236,7 +242,7 @@ def _prepare_numbers(policy: Drift, column: _Column, given: pa.Array, known: pa.
 
 
 def _drop_infinite(values: NDArray[np.float64]) -> float:
-    """Make NaN of what is infinite or as good as that, in place, and tell the share."""
+    """Replace infinite and huge values by NaN in place, and return their share."""
     huge = np.abs(values) > HUGE
     values[huge] = np.nan
     return float(huge.mean()) if len(huge) else 0.0
@@ -257,7 +263,7 @@ def _prepare_texts(policy: Drift, column: _Column, given: pa.Array, known: pa.Ar
         share = float(pc.mean(pc.cast(fresh, pa.float64())).as_py())
         if share > 0:
             examples = [_shown(str(value)) for value in pc.unique(present.filter(fresh)).to_pylist()[:3]]
-            text = f"has {share:.1%} values in categories that the reference never saw ({', '.join(examples)})"
+            text = f"has {share:.1%} values in categories that are not in the reference ({', '.join(examples)})"
             if share >= policy.max_new_categories:
                 column.moved = text
             else:
@@ -281,16 +287,17 @@ def _check_presence(policy: Drift, column: _Column, absent: NDArray[np.bool_], r
     few = min(np.count_nonzero(~absent), np.count_nonzero(~reference_absent))
     if missing > usual and missing - usual >= policy.max_missing:
         column.unusable = (
-            f"misses {missing:.1%} of its values, {usual:.1%} in the reference (at most {policy.max_missing:.0%} more may be)"
+            f"misses {missing:.1%} of its values, {usual:.1%} in the reference (at most {policy.max_missing:.0%} more are "
+            "allowed)"
         )
     elif few >= MIN_VALUES and column.most_missing is not None and abs(missing - usual) >= column.most_missing:
         column.moved = (
             f"misses {missing:.1%} of its values, {usual:.1%} in the reference (calibrated threshold {column.most_missing:.1%})"
         )
     elif few < MIN_VALUES and column.name == PREDICTION:
-        column.unusable = f"have only {few} values on one side, of the {MIN_VALUES} that a distance takes"
+        column.unusable = f"have only {few} values on one side; a distance requires at least {MIN_VALUES}"
     elif few < MIN_VALUES and usual - missing >= policy.max_missing:
-        column.moved = f"misses {missing:.1%} of its values, where the reference missed {usual:.1%}"
+        column.moved = f"misses {missing:.1%} of its values, but the reference missed {usual:.1%}"
     elif few < MIN_VALUES:
         column.left_out = f"misses {missing:.1%} of its values, as in the reference ({usual:.1%}), and was left out"
 
@@ -299,8 +306,8 @@ _MARKUP = str.maketrans("<>&", "()+")
 
 
 def _shown(category: str) -> str:
-    # Evidently writes categories into a script of its page as they are: "</script>" in the data would end it, and what
-    # follows would run in the browser of whoever opens the report.
+    # Evidently writes categories unescaped into a script of its page. "</script>" in the data would end the script, and
+    # the text after it would run in the browser of everyone who opens the report.
     text = UNSAFE.sub(" ", category).translate(_MARKUP)
     return text if len(text) <= 40 else f"{text[:39]}…"
 
@@ -318,22 +325,22 @@ def _display_names(categories: Iterable[str]) -> dict[str, str]:
 
 
 def _ask_evidently(columns: Sequence[_Column]) -> Any:
-    """One report over all columns that are fit for it; puts the score of each into the column."""
+    """Make one Evidently report of all given columns, and set the score of each column."""
     if not columns:
         return None
     definition = DataDefinition(
         numerical_columns=[column.name for column in columns if column.kind == "numeric"],
         categorical_columns=[column.name for column in columns if column.kind == "categorical"],
     )
-    # The sides differ in length from column to column; Evidently leaves out the missing values that pad them.
+    # The columns differ in length. pandas pads them with missing values, which Evidently leaves out.
     current, reference = (
         Dataset.from_pandas(pd.DataFrame({c.name: getattr(c, side) for c in columns}), data_definition=definition)
         for side in ("current", "reference")
     )
-    # Not DataDriftPreset, which does all of it three times over to show it once; the table it shows is in our banner.
+    # Not DataDriftPreset, which computes everything three times. The table that it shows is in our banner.
     metrics = [ValueDrift(column=column.name, method=_METHODS[column.kind], threshold=column.threshold) for column in columns]
     with warnings.catch_warnings():
-        # It correlates constant columns, too, and divides by their deviation of zero.
+        # Evidently also correlates constant columns, and divides by their deviation of zero.
         warnings.simplefilter("ignore")
         snapshot = Report(metrics, include_tests=True).run(current, reference)
     found = {metric["config"]["column"]: float(metric["value"]) for metric in snapshot.dict()["metrics"]}
@@ -347,7 +354,7 @@ def _ask_evidently(columns: Sequence[_Column]) -> Any:
 
 
 def _measure(columns: Sequence[_Column]) -> None:
-    """The same distances as :func:`_ask_evidently`, without its report."""
+    """Set the same scores as :func:`_ask_evidently`, without a report."""
     for column in columns:
         sides = column.current, column.reference
         values = pa.concat_arrays([pa.array(side, from_pandas=True) for side in sides])
@@ -363,28 +370,27 @@ _METHODS: dict[Kind, str] = {"numeric": "wasserstein", "categorical": "jensensha
 
 
 def first_line(error: Exception) -> str:
+    """The type of an error and the first line of its message, without secrets, at most 300 characters."""
     text = next((line for line in str(error).splitlines() if line.strip()), "no message")
     return f"{type(error).__name__}: {redact(text)}"[:300]
 
 
 def match_reference(policy: Drift, reference: pa.Table, event_time: str, interval: Interval) -> pa.Table | str:
-    """Those rows of a reference that fall on the weekdays, or into the months, of an interval, as ``drift.match`` has it.
+    """The rows of a reference on the same weekdays or in the same months as an interval, as ``drift.match`` requires.
 
     Args:
         policy: ``drift`` of the spec.
-        reference: of a version.
-        event_time: its column that says when its rows were.
+        reference: training reference of a version.
+        event_time: its event time column.
         interval: the monitoring window.
 
     Returns:
-        A sentence if there are too few of them.
+        The rows; a sentence if there are too few.
     """
     if policy.match == "none":
         return reference
     if event_time not in reference.column_names:
-        return (
-            f"the version's training reference does not say when its rows were, which drift.match: {policy.match} needs: train"
-        )
+        return f"the version's training reference has no event time, which drift.match: {policy.match} requires: train again"
     part = pc.day_of_week if policy.match == "weekday" else pc.month
     days = pa.array([day.start for day in interval.days()] or [interval.start], pa.timestamp("us", "UTC"))
     alike = reference.filter(pc.is_in(part(reference.column(event_time)), value_set=pc.unique(part(days))))
@@ -392,6 +398,6 @@ def match_reference(policy: Drift, reference: pa.Table, event_time: str, interva
         which = "fall on the same weekdays" if policy.match == "weekday" else "fall into the same months"
         return (
             f"only {alike.num_rows:,} of {reference.num_rows:,} rows in the training reference {which} as {interval} "
-            f"(drift.match), fewer than the {policy.min_rows:,} a verdict may rest on"
+            f"(drift.match); a verdict requires at least {policy.min_rows:,}"
         )
     return alike

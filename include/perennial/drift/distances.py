@@ -1,7 +1,8 @@
-"""How far two samples of a column lie apart: the distances that drift is told by, over rows that are counted anew each time.
+"""The distances between two samples of a column that drift is measured by.
 
-:mod:`perennial.drift.compare` has Evidently take them, once a window; :mod:`perennial.drift.thresholds` takes them here,
-hundreds of thousands of times, by the very same definitions (a test holds the two against each other).
+A sample is given by how often each row counts. So :mod:`perennial.drift.thresholds` can compute hundreds of thousands of
+distances over the same rows. :mod:`perennial.drift.compare` lets Evidently compute them, once per window. The definitions are
+the same, which a test checks.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 
-#: Fewest values of a column, on either side, that a distance is taken of.
+#: The fewest values on each side for which a distance is computed.
 MIN_VALUES = 50
-#: Most categories told apart; the rarer ones of the reference are taken together. With thousands of them, the distance of
-#: two samples of the same distribution is large, and Evidently takes seconds a column.
+#: The most categories that are distinguished. Rarer ones of the reference are merged. With thousands of categories, the
+#: distance between two samples of the same distribution is large, and Evidently takes seconds per column.
 MAX_CATEGORIES = 100
-#: Beyond this, the square of a value overflows and every distance becomes 0 or NaN: as good as infinite.
+#: The square of a larger value overflows, and every distance becomes 0 or NaN. So such a value counts as infinite.
 HUGE = 1e150
-#: What Evidently divides by where the reference has no deviation.
+#: Evidently divides by this if the reference has no deviation.
 _LEAST_DEVIATION = 0.001
 
 Counts = NDArray[np.float64]
 
 
 class PreparedColumn(Protocol):
-    """n values of a column, prepared so that a distance between two ways of counting its rows takes a millisecond."""
+    """n values of a column, prepared so that a distance between two samples of its rows takes a millisecond."""
 
-    #: Which of the n rows have no value.
+    #: Of n rows, whether each has no value.
     absent: NDArray[np.bool_]
 
     def distance(self, current: Counts, reference: Counts) -> float:
@@ -47,15 +48,18 @@ class PreparedColumn(Protocol):
         ...
 
     def strange(self, current: Counts, reference: Counts) -> float:
-        """Share of the values of ``current`` in categories of which ``reference`` has none."""
+        """The share of ``current``'s values in categories that ``reference`` does not have, 0 to 1."""
         ...
 
 
 class Numbers:
     """Wasserstein distance in standard deviations of the reference.
 
-    In one dimension it is the area between the two cumulative distribution functions (Ramdas, Garcia Trillos, Cuturi: On
-    Wasserstein Two-Sample Testing and Related Families of Nonparametric Tests. Entropy 19, 2017), so values are sorted once.
+    In one dimension it is the area between the two cumulative distribution functions, so values are sorted only once.
+
+    References:
+        Ramdas, Garcia Trillos, Cuturi: On Wasserstein Two-Sample Testing and Related Families of Nonparametric Tests.
+            Entropy 19 (2017).
     """
 
     def __init__(self, values: NDArray[np.float64]) -> None:
@@ -65,14 +69,14 @@ class Numbers:
         self._sorted = values[self._order]
 
     def distance(self, current: Counts, reference: Counts) -> float:
-        # Most rows of a long history are counted on neither side.
+        # Most rows of a long history count on neither side.
         counted = ((current > 0) | (reference > 0))[self._order]
         rows, values = self._order[counted], self._sorted[counted]
         now, then = current[rows], reference[rows]
         many, known = now.sum(), then.sum()
         if min(many, known) < MIN_VALUES:
             return math.nan
-        # Sums, not BLAS's dot products, whose threads take longer to meet than to add.
+        # Sums instead of BLAS dot products: starting BLAS threads takes longer than adding.
         apart = float((np.abs(np.cumsum(now / many - then / known)[:-1]) * np.diff(values)).sum())
         mean = (then * values).sum() / known
         deviation = math.sqrt((then * np.square(values - mean)).sum() / known)
@@ -83,12 +87,12 @@ class Numbers:
 
 
 class Categories:
-    """Jensen-Shannon distance, 0 to 0.83 (natural logarithm), with the rarer categories of the reference taken together."""
+    """Jensen-Shannon distance, 0 to 0.83 (natural logarithm), with the rarer categories of the reference merged."""
 
     def __init__(self, values: pa.Array) -> None:
         self.absent = values.is_null().to_numpy(zero_copy_only=False)
         names = pc.sort_indices(found := values.drop_null().unique())
-        # In alphabetical order, which decides between categories that are as frequent.
+        # Alphabetical order decides between equally frequent categories.
         codes = pc.index_in(values, value_set=found.take(names))
         self._present = np.flatnonzero(~self.absent)
         self._codes = codes.drop_null().to_numpy().astype(np.int64)
@@ -105,7 +109,7 @@ class Categories:
         told_apart = told_apart[then[told_apart] > 0]
         sides = [np.append(side[told_apart], side.sum() - side[told_apart].sum()) for side in (then, now)]
         distance = float(jensenshannon(*sides))
-        return distance if math.isfinite(distance) else 0.0  # of equal sides, by the rounding of a square root
+        return distance if math.isfinite(distance) else 0.0  # NaN for equal sides, by rounding before the square root
 
     def strange(self, current: Counts, reference: Counts) -> float:
         now, then = self._count(current), self._count(reference)
@@ -113,7 +117,7 @@ class Categories:
 
 
 def prepare(column: pa.ChunkedArray | pa.Array) -> PreparedColumn:
-    """A column of a table, as a number or as a category."""
+    """A prepared column, numeric or categorical by its type."""
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if is_number(values.type):
         return Numbers(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64))
@@ -121,10 +125,10 @@ def prepare(column: pa.ChunkedArray | pa.Array) -> PreparedColumn:
 
 
 def prepare_all(table: pa.Table, names: Iterable[str]) -> dict[str, PreparedColumn]:
-    """The named columns of a table."""
+    """The named columns of a table, prepared, by name."""
     return {name: prepare(table.column(name)) for name in names}
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether values of this type are compared as numbers; all others are categories."""
+    """Whether values of a type are compared as numbers. All other types are compared as categories."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -1,4 +1,4 @@
-"""The page a person opens to see why a window was judged as it was: the verdict, above Evidently's own report.
+"""The page that explains the verdict on a window: the verdict and all columns, above Evidently's own report.
 
 Neighbour: :mod:`perennial.drift.compare` judges.
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from perennial.core import logs
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval
 from perennial.core.text import UNSAFE
 
 if TYPE_CHECKING:
     from perennial.drift.findings import DriftComparison
+    from perennial.evidence.verdict import Estimate, VerdictDetails
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 _COLORS = {"ok": "#1a7f37", "drift": "#b35900", "unknown": "#57606a"}
@@ -36,19 +37,33 @@ def write_report(
     interval: Interval,
     version: int | None,
     comparison: DriftComparison,
-    details: Mapping[str, Any],
+    details: VerdictDetails,
     folder: Path,
 ) -> bool:
-    """Write ``report.html`` and ``evidently.json``, if there is anything to show, and ``verdict.json``; say if there was."""
+    """Write ``verdict.json``, and ``report.html`` and ``evidently.json`` if Evidently gave a report.
+
+    An error is logged, and does not change the verdict.
+
+    Args:
+        model: name of the model.
+        interval: the monitoring window.
+        version: the version that was compared; None if there is none.
+        comparison: what was found.
+        details: of the verdict, as the ledger keeps them.
+        folder: where the files are written. It is created if it does not exist.
+
+    Returns:
+        Whether ``report.html`` was written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         verdict = {
             "model": model, "interval": interval.key, "version": version, "verdict": comparison.verdict,
-            "reasons": comparison.reasons, "details": details,
+            "reasons": comparison.reasons, "details": details.to_json(),
         }  # fmt: skip
         _replace(folder / "verdict.json", json.dumps(verdict, indent=2, default=str))
         if comparison.snapshot is None:
-            # One of an earlier attempt would contradict the verdict.
+            # A report of an earlier attempt would contradict the verdict.
             for name in ("report.html", "evidently.json"):
                 (folder / name).unlink(missing_ok=True)
             return False
@@ -68,12 +83,10 @@ def _replace(file: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def _banner(
-    model: str, interval: Interval, version: int | None, comparison: DriftComparison, details: Mapping[str, Any]
-) -> str:
-    """The verdict and a table of all columns, above Evidently's page, which knows of those alone that it was asked about."""
+def _banner(model: str, interval: Interval, version: int | None, comparison: DriftComparison, details: VerdictDetails) -> str:
+    """The verdict and a table of all columns. Evidently's page shows only the columns that it was called for."""
     items = "".join(f"<li>{_as_text(reason)}</li>" for reason in comparison.reasons)
-    weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.get("estimate"))))
+    weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.estimate)))
     rows = "".join(
         f"<tr><td>{_as_text(column.column)}</td><td>{_STATUS[column.status]}</td>"
         f"<td>{'' if column.score is None else f'{column.score:.3f}'}</td><td>{column.threshold:g}</td>"
@@ -81,7 +94,7 @@ def _banner(
         f"<td>{column.missing:.1%}</td><td>{column.reference_missing:.1%}</td></tr>"
         for column in sorted(comparison.columns, key=lambda column: -(column.score or 0) / column.threshold)
     )
-    calibrated = details.get("calibrated")
+    calibrated = details.calibrated
     source = f"Thresholds: drift.yaml of {_as_text(calibrated)}." if calibrated else "Thresholds: those of model.yaml."
     return (
         "<style>.perennial{font-family:sans-serif;max-width:1200px;margin:24px auto;padding:1px 24px;"
@@ -95,26 +108,25 @@ def _banner(
     )
 
 
-def _impact(details: Mapping[str, Any]) -> Iterator[str]:
-    severity, found = details.get("severity", "none"), details.get("impact") or {}
+def _impact(details: VerdictDetails) -> Iterator[str]:
+    severity = details.severity or "none"
     if severity != "none":
-        reasons = "; ".join(found.get("reasons", ()))
+        reasons = "; ".join(details.impact.reasons if details.impact else ())
         yield f"<b>{_as_text(severity.capitalize())}</b>{f': {_as_text(reasons)}' if reasons else ''}."
 
 
-def _estimate(found: Mapping[str, Any] | None) -> Iterator[str]:
-    if not found:
+def _estimate(found: Estimate | None) -> Iterator[str]:
+    if found is None:
         return
-    if found["reason"]:
-        yield f"Performance without labels: {_as_text(found['reason'])}."
+    if found.reason:
+        yield f"Performance without labels: {_as_text(found.reason)}."
         return
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
-    band, usual = found["band"], found["usual"]
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items())
     said = [f"Estimated before labels: {numbers}."]
-    if band:
-        said.append(f"{found['metric']} probably lies between {band[0]:.4g} and {band[1]:.4g}.")
-    if usual:
-        said.append(f"Usual in training: {usual[0]:.4g} to {usual[1]:.4g}.")
+    if found.band:
+        said.append(f"{found.metric} probably lies between {found.band[0]:.4g} and {found.band[1]:.4g}.")
+    if found.usual:
+        said.append(f"Usual in training: {found.usual[0]:.4g} to {found.usual[1]:.4g}.")
     yield _as_text(" ".join(said))
 
 

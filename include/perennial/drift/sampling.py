@@ -1,4 +1,4 @@
-"""A sample of a stream: bounded memory, and the same rows whatever the order and the files they come in."""
+"""Sample a stream in bounded memory. The sample does not depend on the order of rows and files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ _HASH = "__sample_hash"
 
 
 def take_sample(reader: pa.RecordBatchReader, key: Sequence[str], *, size: int, seed: int) -> tuple[pa.Table, int]:
-    """At most ``size`` rows of a stream, the same ones in whatever order and files they come, and how many there were.
+    """Take at most ``size`` rows of a stream. The same rows are taken in any order and from any files.
 
-    The rows with the least hashes of their key are taken, so memory holds a few times the sample and no more. The hash is
-    DuckDB's, another release of which may take other rows.
+    The rows with the smallest hashes of their key are taken. So memory holds a few times the sample and no more. The hash is
+    DuckDB's. Another release of DuckDB may take other rows.
+
+    Args:
+        reader: the stream, which is read to its end.
+        key: columns that identify a row.
+        size: the most rows to take.
+        seed: another seed takes other rows.
+
+    Returns:
+        The sample, and the number of rows of the stream.
     """
     held: list[pa.Table] = []
     count, total, limit = 0, 0, 2**64 - 1
-    # On one thread, since the reader's own are at work on the next rows.
+    # One thread, since the reader's threads already work on the next rows.
     with closing(duckdb.connect(config={"threads": 1})) as database:
         for batch in reader:
             total += batch.num_rows
@@ -41,7 +50,7 @@ def take_sample(reader: pa.RecordBatchReader, key: Sequence[str], *, size: int, 
 
 
 def _hashes(database: duckdb.DuckDBPyConnection, batch: pa.RecordBatch, key: Sequence[str], seed: int) -> NDArray[np.uint64]:
-    """A number of 64 bits for each row, which another seed changes to one that has nothing to do with it."""
+    """A 64-bit hash per row. Another seed gives unrelated hashes."""
     names = ", ".join(quoted(name) for name in key)
     found = database.from_arrow(pa.Table.from_batches([batch.select(list(key))])).project(
         f"hash(xor(hash({names}), hash({seed}))) AS hash"

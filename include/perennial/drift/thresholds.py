@@ -1,12 +1,12 @@
-"""From where on a distance means something: thresholds by which stable history raises no more alarms than it may.
+"""Calibrate drift thresholds, so that stable history raises no more alarms than allowed.
 
-A distance has no threshold that is right for every column: some differ from week to week by nature. So stable history is
-replayed: windows of it are compared with what a version would have learned from before, hundreds of times, and thresholds
-are set for all columns at once so that the verdict as a whole keeps ``drift.false_alarms``. What the weeks of history
-differ by among themselves, season included as far as history has seen it, is thereby what a window may differ by.
+No threshold is right for every column, since some columns differ from week to week by nature. So stable history is replayed:
+windows of it are compared hundreds of times with earlier rows that a version would have been trained on. The thresholds of
+all columns are set together, so that the verdict as a whole keeps ``drift.false_alarms``. So a window may differ as much as
+the weeks of history differ from each other, season included as far as history covers it.
 
-:func:`calibrate` is pure; :func:`read_history` reads for it, and :func:`write` keeps the result beside ``model.yaml``, from
-where :mod:`perennial.drift.compare` takes it. Neighbour: :mod:`perennial.drift.distances`.
+:func:`calibrate` is pure. :func:`read_history` reads its input. :func:`write` keeps the result beside ``model.yaml``, where
+:mod:`perennial.drift.compare` finds it. Neighbour: :mod:`perennial.drift.distances`.
 
 References:
     Politis, Romano: A Circular Block-Resampling Procedure for Stationary Data. In: Exploring the Limits of Bootstrap, 1992.
@@ -16,8 +16,9 @@ References:
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,37 +30,34 @@ import yaml
 from numpy.typing import NDArray
 from scipy import stats
 
-from perennial.core import logs
 from perennial.core.errors import CalibrationError, NoChampion
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval
-from perennial.drift.distances import prepare_all
+from perennial.deployment import Deployment
+from perennial.drift.distances import PreparedColumn, prepare_all
 from perennial.drift.sampling import take_sample
-from perennial.lake.publish import Lake
-from perennial.ledger.store import Ledger
-from perennial.registry.store import Registry
 from perennial.spec.folder import THRESHOLDS_FILE, ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: Windows of history that are compared; enough to count one alarm in a hundred of them.
+#: Number of windows that are compared. It is enough to count one alarm per hundred windows.
 REPLAYS = 1_000
-#: Most rows of history that are held, drawn by the hash of their key.
+#: The most rows of history that are kept, sampled by the hash of their key.
 MAX_ROWS = 500_000
-#: Fewest windows that history must be as long as.
+#: The least length of history, in windows.
 LEAST_WINDOWS = 8
-#: Parts of history of which each is judged by the others.
+#: Number of parts of history. Each part is judged by the others.
 _FOLDS = 5
-#: What nobody would call drift: no threshold is below it, in either unit.
+#: The least threshold of a distance and of a change of the share missing. Nobody would call less than this drift.
 _NEGLIGIBLE = 0.01
-#: Least unit of a distance, and of a change of the share missing: where history knows next to none, its first outage would
-#: otherwise be the measure of all columns.
+#: The least unit of a distance, and of a change of the share missing. Without it, a column that hardly ever changes would
+#: determine the thresholds of all columns at its first outage.
 _LEAST_UNIT = np.array([[0.01], [0.02]])
 _PREDICTION = "prediction"
-#: Is given the replays, gives them back one by one as they are waited for, and shows how far it is.
+#: Takes the replays, gives them back one by one, and shows the progress.
 Progress = Callable[[Sequence[Future[None]]], Iterable[Future[None]]]
 _YEAR = timedelta(days=365.25)
 
@@ -71,9 +69,9 @@ class StableHistory:
     Attributes:
         rows: n rows in order of time: the features, and ``prediction``, all by one version.
         moments: their n event times.
-        interval: what they are of.
-        snapshot: of the features.
-        version: that predicted.
+        interval: the interval of the rows.
+        snapshot: snapshot of the features.
+        version: the version that made the predictions.
     """
 
     rows: pa.Table
@@ -85,13 +83,13 @@ class StableHistory:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How windows and what they are compared with lie to each other, in days.
+    """The position of monitoring windows relative to training data, in days.
 
     Attributes:
         window: length of a monitoring window.
-        reference: length of what a version learns from.
-        unseen: the newest part of that, which has predictions.
-        gap: least and greatest distance between the end of what was learned from and a window.
+        reference: length of the training window.
+        unseen: length of its newest part, whose rows have predictions.
+        gap: least and greatest distance between the end of the training window and a monitoring window.
     """
 
     window: int
@@ -101,10 +99,10 @@ class Geometry:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Geometry:
-        """As the model's schedules and training windows make it.
+        """The geometry that follows from the model's schedules and training windows.
 
-        A champion serves from the end of its holdout until the calendar's next training, or for as long as it has learned
-        where there is no calendar.
+        A champion serves from the end of its holdout until the next scheduled training. Without a schedule it serves for as
+        long as its training window.
         """
 
         def days(length: timedelta) -> int:
@@ -121,10 +119,11 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Replay:
-    """How often each of h days is counted in a window, in the reference, and in that part of it that has predictions.
+    """How often each of h days counts in a window, in the reference, and in the part of the reference with predictions.
 
     Attributes:
         start: number of the window's first day.
+        window, reference, unseen: h counts each.
     """
 
     start: int
@@ -134,16 +133,16 @@ class Replay:
 
 
 def draw(days: int, geometry: Geometry, random: np.random.Generator) -> Replay:
-    """A window of history, and days before it as a reference.
+    """Draw a window of history, and days before it as a reference.
 
-    History is bent to a circle, so that each day is as likely (Politis, Romano 1992). A window is one block of it. The days
-    that a version would have learned from lie before it; they are drawn in blocks of a window's mean length (Politis, Romano
-    1994). Where history is too short for both, the reference is what the window leaves.
+    History is treated as a circle, so that each day is equally likely (Politis, Romano 1992). A window is one block of it. The
+    days of the reference lie before the window. They are drawn in blocks with the mean length of a window (Politis, Romano
+    1994). If history is too short for both, the reference consists of the days outside the window.
 
     Args:
-        days: how many days history has.
+        days: number of days of history.
         geometry: of the model.
-        random: where chance comes from.
+        random: the random generator.
     """
     length = min(geometry.reference, days - geometry.window)
     room = days - geometry.window - length
@@ -151,7 +150,7 @@ def draw(days: int, geometry: Geometry, random: np.random.Generator) -> Replay:
     start = int(random.integers(days))
     begin = start - gap - length
     window = np.bincount((start + np.arange(geometry.window)) % days, minlength=days)
-    # A new block begins with probability 1/window, otherwise the day after follows.
+    # A new block begins with the probability 1/window. Otherwise the next day follows.
     fresh = random.random(length) < 1 / geometry.window
     fresh[0] = True
     first = np.flatnonzero(fresh)
@@ -174,63 +173,45 @@ def calibrate(
     replays: int = REPLAYS,
     progress: Progress = iter,
 ) -> DriftThresholds:
-    """Thresholds by which a year of windows like those of history raises at most ``drift.false_alarms`` verdicts ``drift``.
+    """Set thresholds, so that a year of windows like those of history raises at most ``drift.false_alarms`` verdicts ``drift``.
 
-    A column alone would keep the budget by the quantile 1 - budget / windows a year of its own distances. That quantile,
-    measured from the median, is its unit, in which columns are comparable. A window's statistic is the greatest column in
-    these units (or as great a one as ``drift.share`` asks for), or the predictions; the same quantile of this statistic is
-    the factor by which all thresholds are stretched. It corrects for the number of columns, and makes use of how they move
-    together (Westfall, Young 1993).
+    For one column alone, the quantile 1 - budget / (windows per year) of its distances would keep the budget. The unit of a
+    column is the distance from its median to this quantile. In these units columns are comparable. The statistic of a window
+    is the greatest value of its columns in these units (or the k-th greatest if ``drift.share`` requires k features), or the
+    value of the predictions. The same quantile of this statistic is the factor by which all thresholds are stretched. It
+    corrects for the number of columns, and accounts for their correlation (Westfall, Young 1993).
 
-    Two things keep short history from flattering itself. The statistic of a window is taken in units of those parts of
-    history alone that share no day with it (cross-validation by blocks: Burman, Chow, Nolan: A Cross-Validatory Method for
-    Dependent Data. Biometrika 81, 1994). And the factor is never below the prediction bound of a t distribution over as many
-    windows as fit into history side by side (Hahn, Meeker: Statistical Intervals. Wiley 1991).
+    Short history would give thresholds that are too low. Two measures prevent this. The units for a window's statistic come
+    only from parts of history that share no day with it (cross-validation by blocks: Burman, Chow, Nolan: A Cross-Validatory
+    Method for Dependent Data. Biometrika 81, 1994). And the factor is at least the prediction bound of a t distribution over
+    as many windows as fit into history without overlap (Hahn, Meeker: Statistical Intervals. Wiley 1991).
 
     Args:
         policy: ``drift`` of the spec.
         geometry: of the model.
         history: stable rows.
-        seed: of the draws.
-        replays: how many windows are compared.
+        seed: seed of the draws.
+        replays: number of windows to compare.
         progress: see :data:`Progress`.
 
+    Returns:
+        The thresholds of all columns.
+
     Raises:
-        CalibrationError: history is too short or empty, or alarms whatever the thresholds.
+        CalibrationError: history is too short or empty, or raises too many alarms with any thresholds.
     """
     columns = prepare_all(history.rows, history.rows.column_names)
     names = list(columns)
-    day_of, weekday, month = _calendar(history.moments)
-    days = len(weekday)
+    calendar = _calendar(history.moments)
+    days = len(calendar[1])
     if days < LEAST_WINDOWS * geometry.window:
         raise CalibrationError(
             f"history has {days} days; thresholds need at least {LEAST_WINDOWS * geometry.window} "
             f"({LEAST_WINDOWS} monitoring windows): load more history, or wait for it"
         )
-    found = np.full((replays, 2, len(names)), np.nan)  # of each replay: distance and change of the share missing
-    strange = np.zeros((replays, len(names)))
-    starts = np.zeros(replays, dtype=np.int64)
-
-    def replay(number: int) -> None:
-        random = np.random.default_rng([seed, number])
-        drawn = draw(days, geometry, random)
-        starts[number] = drawn.start
-        alike = _alike(policy, drawn.window, weekday, month)
-        window = _thin(drawn.window[day_of].astype(np.float64), policy.sample, random)
-        reference = _thin((drawn.reference * alike)[day_of].astype(np.float64), policy.sample, random)
-        unseen = _thin((drawn.unseen * alike)[day_of].astype(np.float64), policy.sample, random)
-        if min(window.sum(), reference.sum()) < policy.min_rows:
-            return
-        for place, name in enumerate(names):
-            column, known = columns[name], unseen if name == _PREDICTION else reference
-            if known.any():
-                found[number, 0, place] = column.distance(window, known)
-                found[number, 1, place] = abs(_share(column.absent, window) - _share(column.absent, known))
-                strange[number, place] = column.strange(window, known)
-
-    with ThreadPoolExecutor() as pool:  # sorting, counting and adding let other threads run
-        for running in progress([pool.submit(replay, number) for number in range(replays)]):
-            running.result()
+    found, strange, starts = _compare_replays(
+        policy, geometry, columns, calendar, seed=seed, replays=replays, progress=progress
+    )
     usable = np.isfinite(found[:, 0]).any(axis=1)
     if usable.sum() < replays / 2:
         raise CalibrationError(
@@ -257,6 +238,59 @@ def calibrate(
     )
 
 
+def _compare_replays(
+    policy: Drift,
+    geometry: Geometry,
+    columns: Mapping[str, PreparedColumn],
+    calendar: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    *,
+    seed: int,
+    replays: int,
+    progress: Progress,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Compare windows of history with earlier rows.
+
+    Args:
+        policy: ``drift`` of the spec.
+        geometry: of the model.
+        columns: by name, the columns of history.
+        calendar: from :func:`_calendar`.
+        seed: seed of the draws.
+        replays: number of windows.
+        progress: see :data:`Progress`.
+
+    Returns:
+        Replays by two (distance, change of the share missing) by columns, NaN where nothing was compared; replays by columns,
+        the share of values in new categories; and the first day of each replay's window.
+    """
+    day_of, weekday, month = calendar
+    found = np.full((replays, 2, len(columns)), np.nan)
+    strange = np.zeros((replays, len(columns)))
+    starts = np.zeros(replays, dtype=np.int64)
+
+    def replay(number: int) -> None:
+        random = np.random.default_rng([seed, number])
+        drawn = draw(len(weekday), geometry, random)
+        starts[number] = drawn.start
+        alike = _alike(policy, drawn.window, weekday, month)
+        window = _thin(drawn.window[day_of].astype(np.float64), policy.sample, random)
+        reference = _thin((drawn.reference * alike)[day_of].astype(np.float64), policy.sample, random)
+        unseen = _thin((drawn.unseen * alike)[day_of].astype(np.float64), policy.sample, random)
+        if min(window.sum(), reference.sum()) < policy.min_rows:
+            return
+        for place, (name, column) in enumerate(columns.items()):
+            known = unseen if name == _PREDICTION else reference
+            if known.any():
+                found[number, 0, place] = column.distance(window, known)
+                found[number, 1, place] = abs(_share(column.absent, window) - _share(column.absent, known))
+                strange[number, place] = column.strange(window, known)
+
+    with ThreadPoolExecutor() as pool:  # sorting, counting and adding release the GIL
+        for running in progress([pool.submit(replay, number) for number in range(replays)]):
+            running.result()
+    return found, strange, starts
+
+
 def _stretch(
     policy: Drift,
     geometry: Geometry,
@@ -266,16 +300,19 @@ def _stretch(
     starts: NDArray[np.int64],
     days: int,
 ) -> tuple[NDArray[np.float64], float]:
-    """The thresholds, two by columns, and the verdicts ``drift`` a year that they raise on history they were not set by.
+    """The thresholds, and the verdicts ``drift`` per year that they raise on parts of history that they were not set by.
 
     Args:
         policy: ``drift`` of the spec.
         geometry: of the model.
-        names: of the columns.
+        names: names of the columns.
         seen: replays by two (distance, change of the share missing) by columns.
-        novel: replays by columns: whether categories alone make it drift.
+        novel: replays by columns: whether new categories alone make the column drift.
         starts: first day of each replay's window.
-        days: of history.
+        days: number of days of history.
+
+    Returns:
+        Two (distance, change of the share missing) by columns, and the verdicts per year.
     """
     windows = _YEAR / timedelta(days=geometry.window)
     level = min(policy.false_alarms / windows, 0.5)
@@ -309,7 +346,7 @@ def _stretch(
     finite, independent = statistic[np.isfinite(statistic)], days / geometry.window
     spread = float(finite.std()) * math.sqrt(1 + 1 / independent)
     bound = float(finite.mean()) + float(stats.t.ppf(1 - level, independent - 1)) * spread
-    # A column that reaches its threshold has drifted, so it lies a little beyond the last window that may pass.
+    # A column that reaches its threshold has drifted. So the threshold lies slightly above the last window that may pass.
     factor = max(bound, float(np.quantile(statistic, 1 - level, method="higher"))) * (1 + 1e-9)
     usual, unit = units(np.ones(len(seen), dtype=bool))
     bounds = np.ceil(np.maximum(usual + factor * unit, _NEGLIGIBLE) * 10_000) / 10_000
@@ -317,7 +354,7 @@ def _stretch(
 
 
 def _calendar(moments: NDArray[np.datetime64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The day of each row, counted from 0, and weekday and month of each day; days without rows are not counted."""
+    """The number of each row's day, and the weekday and month of each day. Only days with rows are counted, from 0."""
     date = moments.astype("datetime64[D]")
     present, day_of = np.unique(date, return_inverse=True)
     # 1970-01-01 was a Thursday.
@@ -325,7 +362,7 @@ def _calendar(moments: NDArray[np.datetime64]) -> tuple[NDArray[np.int64], NDArr
 
 
 def _alike(policy: Drift, window: NDArray[np.int64], weekday: NDArray[np.int64], month: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which days fall on the window's weekdays or into its months, as ``drift.match`` has it."""
+    """Whether each day has a weekday or month of the window, as ``drift.match`` requires."""
     if policy.match == "none":
         return np.ones(len(window), dtype=bool)
     kind = weekday if policy.match == "weekday" else month
@@ -333,7 +370,7 @@ def _alike(policy: Drift, window: NDArray[np.int64], weekday: NDArray[np.int64],
 
 
 def _thin(counts: NDArray[np.float64], most: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """About as many rows as a sample has; counts of others become 0."""
+    """Keep about as many rows as a sample has. The counts of the others become 0."""
     total = float(counts.sum())
     if total > most:
         counts = np.where(random.random(len(counts)) < most / total, counts, 0.0)
@@ -347,26 +384,22 @@ def _share(which: NDArray[np.bool_], counts: NDArray[np.float64]) -> float:
 # --- from the lake, and to the folder ---------------------------------------------------------------------------------
 
 
-def read_history(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval | None = None
-) -> StableHistory:
-    """Published features of the past, as the champion would predict them.
+def read_history(folder: ModelFolder, deployment: Deployment, interval: Interval | None = None) -> StableHistory:
+    """Read published features of the past, with predictions of the champion.
 
-    One version predicts all of them, since predictions of different versions differ for another reason than drift. It has
-    learned from a part of them, on both sides of what is compared.
+    One version predicts all rows, since predictions of different versions differ for other reasons than drift. The champion
+    was trained on some of these rows. They occur on both sides of the comparison.
 
     Args:
         folder: the model's folder.
-        lake: where the features are.
-        ledger: says which are published.
-        registry: has the champion.
-        interval: what was stable; None: all that is published.
+        deployment: has the features and the champion.
+        interval: the stable interval; by default everything that is published.
 
     Raises:
-        CalibrationError: no features are published there.
-        NoChampion: nobody predicts yet.
+        CalibrationError: no features are published in the interval.
+        NoChampion: the model has no champion.
     """
-    spec = folder.spec
+    spec, ledger, registry = folder.spec, deployment.ledger, deployment.registry
     published, intervals = ledger.published(spec.name, "features"), ledger.publications(spec.name, "features", interval)
     if published is None or not intervals:
         raise CalibrationError(f"{spec.name}: no features are published{f' for {interval}' if interval else ''}; ingest first")
@@ -374,12 +407,12 @@ def read_history(
         interval = Interval(min(p.interval.start for p in intervals), max(p.interval.end for p in intervals))
     version = registry.champion(spec.name)
     if version is None:
-        raise NoChampion(f"{spec.name} has no champion, whose predictions are compared too: train first")
+        raise NoChampion(f"{spec.name} has no champion, and its predictions are needed for the comparison: train first")
     snapshot = published.snapshots["features"]
-    reader = lake.scan(spec.name, "features", snapshot, interval=interval, event_time=spec.event_time)
+    reader = deployment.lake.scan(spec.name, "features", snapshot, interval=interval, event_time=spec.event_time)
     rows, total = take_sample(reader, list(spec.entity_table.key), size=MAX_ROWS, seed=spec.training.seed)
     if total > rows.num_rows:
-        log.info("%s of %s rows of history are replayed", f"{rows.num_rows:,}", f"{total:,}")
+        log.info("%s of %s rows of history are used", f"{rows.num_rows:,}", f"{total:,}")
     rows = rows.sort_by(spec.event_time)
     said = registry.load(spec.name, version, spec=spec).predict(rows).values
     kind = pa.string() if said.dtype.kind == "O" else pa.float64()
@@ -389,13 +422,17 @@ def read_history(
 
 
 def write(folder: ModelFolder, thresholds: DriftThresholds) -> Path:
-    """Keep thresholds as ``drift.yaml`` beside ``model.yaml``, in place of those before."""
+    """Write thresholds to ``drift.yaml`` beside ``model.yaml``. An existing file is replaced.
+
+    Returns:
+        The path of the file.
+    """
     file = folder.path / THRESHOLDS_FILE
     kept = thresholds.model_dump(mode="json", exclude={"columns"}, exclude_none=True)
     lines = [
-        f"# Written by `perennial calibrate {folder.spec.name}`: from where on a column has drifted, so that windows like",
-        "# those of history raise at most `false_alarms` verdicts a year. distance: standard deviations of the reference",
-        "# (numbers) or Jensen-Shannon (categories); missing: change of the share of missing values.",
+        f"# Written by `perennial calibrate {folder.spec.name}`: when a column has drifted. Windows like those of",
+        "# history raise at most `false_alarms` verdicts per year. distance: standard deviations of the reference (numbers)",
+        "# or Jensen-Shannon (categories). missing: change of the share of missing values.",
         yaml.safe_dump(kept, sort_keys=False).rstrip(),
         "columns:",
         *(f"  {name}: {{distance: {one.distance:g}, missing: {one.missing:g}}}" for name, one in thresholds.columns.items()),

@@ -1,6 +1,6 @@
-"""Candidate and champion side by side: how sure the difference is, in all rows, in parts of them, and between groups.
+"""Compare candidate and champion on the same rows: the certainty of the difference, overall and by slice, and group rates.
 
-Neighbours: :mod:`perennial.evaluation.resampling` draws, :mod:`perennial.evaluation.metrics` asks,
+Neighbours: :mod:`perennial.evaluation.resampling` draws the resamples. :mod:`perennial.evaluation.contest` calls this module.
 :mod:`perennial.evaluation.gates` decides.
 """
 
@@ -15,29 +15,29 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from perennial.core.intervals import Interval
-from perennial.evaluation.evidence import GainOverChampion, Groups, Slice, Slices
 from perennial.evaluation.resampling import FEWEST_BLOCKS, Blocks, Floats, draw, find_blocks, resample, spread, too_few
+from perennial.evidence.evaluation import GainOverChampion, Groups, Slice, Slices
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import CostFunction, answer_threshold
 from perennial.spec.gates import FairnessGate
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
 
-#: Most slices that are named because they could not be judged.
+#: The most slices to name that could not be judged.
 _MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
 class Arena:
-    """The rows of a comparison, and the draws that all of it shares.
+    """The rows of a comparison, and the resamples that all metrics share.
 
     Attributes:
         spec: says what is compared, and how.
         rows: n labelled rows, with features, key and event time.
-        truth: their n labels.
-        blocks: of the rows.
-        weights: of the blocks; the first row counts every block once, the others are the resamples.
-        cost: of each row, where the spec says it.
+        truth: n labels.
+        blocks: the blocks of the rows.
+        weights: resamples + 1 by blocks. The first row counts every block once. The others are the resamples.
+        cost: gives the cost of each row; None if the spec defines none.
     """
 
     spec: ModelSpec
@@ -57,18 +57,18 @@ class Arena:
         return cls(spec, rows, truth, blocks, weights, cost)
 
     def metrics(self, prediction: Prediction) -> dict[str, Floats]:
-        """All metrics of the task in each resample, and on the rows as they are in front."""
+        """All metrics of the task by name: first on the rows themselves, then in each resample."""
         return resample(
             self.spec.task, list(METRICS[self.spec.task]), self.truth, prediction, self.blocks, self.weights, cost=self.cost
         )
 
     def gain(self, candidate: Floats, champion: Floats) -> Floats:
-        """How much better the candidate's metric is, in units of the primary one."""
+        """How much better the candidate is, in units of the primary metric. It is negative if the candidate is worse."""
         return candidate - champion if METRICS[self.spec.task][self.spec.primary_metric] else champion - candidate
 
 
 def intervals(arena: Arena, resampled: dict[str, Floats]) -> dict[str, list[float]]:
-    """Each metric's confidence interval; one that cannot be said is absent."""
+    """The confidence interval of each metric, low and high. A metric without an interval is absent."""
     confidence = arena.spec.gates.resampling.confidence
     found = {metric: spread(values[1:], arena.blocks.occupied, confidence) for metric, values in resampled.items()}
     return {metric: [bounds.low, bounds.high] for metric, bounds in found.items() if bounds is not None}
@@ -80,12 +80,12 @@ def compare(
     champion: Prediction,
     resampled: tuple[dict[str, Floats], dict[str, Floats]],
 ) -> tuple[GainOverChampion, Floats]:
-    """The paired comparison by the primary metric.
+    """Compare candidate and champion, paired, by the primary metric.
 
     Args:
-        arena: of the rows that both predicted.
-        candidate, champion: their predictions.
-        resampled: what :meth:`Arena.metrics` gave for each.
+        arena: the rows that both predicted.
+        candidate, champion: their n predictions.
+        resampled: the result of :meth:`Arena.metrics` for each of them.
 
     Returns:
         The comparison, and the gain in each resample.
@@ -96,7 +96,7 @@ def compare(
     problem = too_few(arena.blocks)
     bounds = None if problem else spread(gain[1:], arena.blocks.occupied, resampling.confidence)
     if bounds is None and problem is None:
-        problem = f"{metric} is not defined in too many resamples, as when a block holds all labels of a class"
+        problem = f"{metric} is undefined in too many resamples, for example because one block holds all labels of a class"
     return (
         GainOverChampion(
             gain=float(gain[0]),
@@ -123,7 +123,7 @@ def _identical(candidate: Prediction, champion: Prediction) -> float:
 
 
 def compare_slices(arena: Arena, candidate: Prediction, champion: Prediction) -> Slices:
-    """The comparison within the rows of each value of the columns in ``gates.slices``."""
+    """Compare candidate and champion within each slice: the rows of one value of a column in ``gates.slices``."""
     rule, metric = arena.spec.gates.slices, arena.spec.primary_metric
     judged, left_out = [], []
     for column in rule.columns:
@@ -162,7 +162,7 @@ def compare_slices(arena: Arena, candidate: Prediction, champion: Prediction) ->
 
 
 def rate_groups(spec: ModelSpec, rows: pa.Table, truth: NDArray[np.bool_], probability: Floats) -> list[Groups]:
-    """How often each group of each gate in ``gates.fairness`` is answered yes. Binary classification."""
+    """The rates of each group for each gate in ``gates.fairness``. Only for binary classification."""
     return [_rate_groups(spec, gate, rows, truth, probability) for gate in spec.gates.fairness]
 
 
@@ -181,7 +181,7 @@ def _rate_groups(spec: ModelSpec, gate: FairnessGate, rows: pa.Table, truth: NDA
 
 
 def split(rows: pa.Table, column: str) -> Iterator[tuple[str, NDArray[np.intp]]]:
-    """Each value of a column as a text, ``missing`` for none, with the rows that have it; most frequent first."""
+    """Each value of a column with its row numbers, most frequent first. Values are texts; ``missing`` stands for null."""
     encoded = pc.dictionary_encode(pc.fill_null(pc.cast(rows.column(column), pa.string()), "missing")).combine_chunks()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     order = np.argsort(codes, kind="stable")

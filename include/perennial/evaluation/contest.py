@@ -1,8 +1,8 @@
-"""All contenders on the same newest, untouched rows: from models to the evidence that gates decide on.
+"""Measure all contenders on the same holdout rows. The result is the evidence that the gates decide on.
 
-Knows neither lake nor registry: a contender is whatever gives a model when it is asked to, so that a training's candidates
-(:mod:`perennial.training.fit`), the negative controls (:mod:`perennial.evaluation.controls`) and the benchmarks are judged
-alike.
+This module knows neither lake nor registry: an entrant is anything that can load a model. So candidates of a training
+(:mod:`perennial.training.evaluate`), negative controls (:mod:`perennial.evaluation.controls`) and benchmarks are judged in
+the same way.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from perennial.core.errors import PerennialError
 from perennial.core.intervals import Interval
 from perennial.evaluation.comparison import Arena, compare, compare_slices, intervals, rate_groups
-from perennial.evaluation.evidence import Contender, Evaluation
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction, summarise
 from perennial.evaluation.probes import probe_behaviour, probe_robustness, score_alone
+from perennial.evidence.evaluation import Contender, Evaluation
 from perennial.model.artifacts import LoadedModel, Prediction
 from perennial.model.costs import CostFunction, cost_function
 from perennial.model.labels import count_classes, labels_of
@@ -32,11 +32,11 @@ from perennial.spec.types import Task
 
 @dataclass(frozen=True)
 class Entrant:
-    """Who takes part.
+    """A model that takes part in a contest.
 
     Attributes:
-        blank: who it is; what it reaches is filled in.
-        load: gives the model; may raise what loading raises.
+        blank: who it is, without metrics, which the contest fills in.
+        load: loads the model. It may raise any error of loading.
     """
 
     blank: Contender
@@ -45,19 +45,19 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Contest:
-    """Who is compared on which rows.
+    """The models to compare, and the rows to compare them on.
 
     Attributes:
         folder: the model's folder.
         interval: the holdout.
         rows: its n labelled rows: key, event time, features, ``label``.
-        rows_hash: their content hash.
-        entities: rows that a prediction is due for, labelled or not.
-        as_of: ISO time; no label was known later.
-        training_classes, training_coverage: see :class:`perennial.evaluation.evidence.Evaluation`.
-        candidate: who may become champion.
-        baselines: whom it must beat.
-        champion: whom it would replace; None while there is none.
+        rows_hash: content hash of the rows.
+        entities: number of rows of the holdout, labelled or not.
+        as_of: ISO time. Labels that were known later are not used.
+        training_classes, training_coverage: see :class:`perennial.evidence.evaluation.Evaluation`.
+        candidate: the model that may become champion.
+        baselines: models that it must beat.
+        champion: the model that it would replace; None if there is none.
         run_id: the run of the orchestration.
     """
 
@@ -77,14 +77,14 @@ class Contest:
 
 @dataclass(frozen=True)
 class ContestResult:
-    """What came of a contest.
+    """The result of a contest.
 
     Attributes:
         evaluation: the evidence.
-        truth: the n labels.
-        predictions: n predictions by the name of whom they are of, the candidate first; absent for those who could not.
-        gains: the candidate's gain over the champion in each resample; None if there was no comparison.
-        model: the candidate's; None if it could not be loaded.
+        truth: n labels.
+        predictions: n predictions by name of the model, the candidate first. A model that could not predict is absent.
+        gains: the candidate's gain over the champion in each resample; None without a comparison.
+        model: the candidate's model; None if it could not be loaded.
     """
 
     evaluation: Evaluation
@@ -102,12 +102,14 @@ class _Measured:
 
     @property
     def finite(self) -> Prediction | None:
-        """The prediction, if metrics could be computed of it."""
+        """The prediction; None if no metric could be computed from it."""
         return self.prediction if self.contender.metrics else None
 
 
 def hold(contest: Contest) -> ContestResult:
-    """Measure everyone, and the candidate in all the ways that its gates ask for but one: its operation in a clean process.
+    """Measure all models, and collect the evidence for the candidate's gates.
+
+    Only the evidence of operation is missing. :mod:`perennial.evaluation.readiness` gives it from a new process.
 
     Raises:
         SpecError: the folder's cost function is broken.
@@ -154,7 +156,7 @@ def _name(contender: Contender) -> str:
 
 
 def _measure(entrant: Entrant, rows: pa.Table, truth: NDArray[np.generic], task: Task, cost: CostFunction | None) -> _Measured:
-    """One contender on the holdout. What keeps it from predicting becomes its ``error``, and no metric of it exists."""
+    """Measure one entrant on the holdout. If it cannot predict, it has the reason as ``error``, and no metrics."""
     try:
         model = entrant.load()
         prediction = model.predict(rows)
@@ -173,7 +175,7 @@ def _compare(
     truth: NDArray[np.generic],
     cost: CostFunction | None,
 ) -> tuple[Evaluation, NDArray[np.float64] | None]:
-    """The evaluation with what chance has to say of it."""
+    """The evaluation with confidence intervals, group rates, the comparison with the champion, and slices."""
     ours = candidate.finite
     if ours is None:
         return evaluation, None

@@ -1,13 +1,14 @@
-"""Candidates that no gate may let pass, and improvements that must: what a deployment can test its own gates with.
+"""Candidates that the gates must refuse, and improvements that they must accept, to test the gates with.
 
-Each negative control makes a candidate from an honest one, wrong in one way, and names the gate that must refuse it for
-just that. The positive control is a true improvement of a stated size. They are of binary classification and work on any
-:class:`~perennial.evaluation.contest.Contest`; ``tests/unit/evaluation/test_controls.py`` runs them on real flights, and
-``benchmarks/gates.py`` counts how often chance decides otherwise.
+Each negative control changes an honest candidate so that it is wrong in one way. It names the gate that must refuse it for
+this reason. The positive control is a true improvement of a known size. The controls work on any
+:class:`~perennial.evaluation.contest.Contest`, most of them only for binary classification. ``perennial controls`` tries a
+model's gates with them (:mod:`perennial.stages.controls`), ``tests/unit/evaluation/test_controls.py`` runs them on real
+flights, and ``benchmarks/gates.py`` counts how often chance leads to another decision.
 
 References:
     Lipsitch, Tchetgen Tchetgen, Cohen: Negative Controls: A Tool for Detecting Confounding and Bias in Observational Studies.
-        Epidemiology 21 (2010). The name, and the idea of a test whose right answer is known to be no.
+        Epidemiology 21 (2010). The name, and the idea of a test whose correct answer is known to be no.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ from perennial.model.artifacts import LoadedModel
 from perennial.model.labels import LABEL, labels_of
 
 Floats = NDArray[np.float64]
-#: Changes n probabilities of true, knowing the n rows they are for.
+#: Takes n rows of features and their n probabilities of true, and gives n changed probabilities.
 Alteration = Callable[[pd.DataFrame, Floats], Floats]
 
-#: Smallest distance of a probability from 0 and 1 when its odds are taken.
+#: The least distance of a probability from 0 and 1 when its odds are computed.
 _EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Honest:
-    """A contest that an honest candidate takes part in, and what it could have learned from.
+    """A contest with an honest candidate, and rows to train other candidates on.
 
     Attributes:
-        contest: with a champion.
-        window: labelled rows that the candidate learned from.
-        older: labelled rows of a time long before.
-        older_interval: that time.
+        contest: a contest with a champion.
+        window: labelled rows that the candidate was trained on.
+        older: labelled rows of a much earlier interval.
+        older_interval: this interval.
     """
 
     contest: Contest
@@ -57,19 +58,21 @@ class Honest:
 
 @dataclass(frozen=True)
 class Control:
-    """A way to be wrong.
+    """A way in which a candidate can be wrong.
 
     Attributes:
-        gate: which must refuse it.
-        make: the contest with the candidate made wrong.
+        gate: the gate that must refuse the candidate.
+        make: gives the contest with the wrong candidate.
+        lacks: what the contest lacks for it, in words; None if it can be made.
     """
 
     gate: str
     make: Callable[[Honest], Contest]
+    lacks: Callable[[Honest], str | None]
 
 
 class Altered:
-    """A fitted binary classifier whose probabilities are changed on their way out."""
+    """A fitted binary classifier with changed probabilities."""
 
     def __init__(self, estimator: Any, alter: Alteration) -> None:
         self.estimator = estimator
@@ -86,29 +89,29 @@ class Altered:
 
 
 def identical_copy(honest: Honest) -> Contest:
-    """The champion once more: nothing would change but the number of the version."""
+    """A copy of the champion. Only the number of the version would change."""
     champion = honest.contest.champion
     assert champion is not None  # Honest
     return _with(honest.contest, lambda _: champion.load())
 
 
 def degraded(honest: Honest, by: float = 0.03) -> Contest:
-    """The champion, with noise in the log-odds that takes ``by`` from the area under the ROC curve."""
+    """The champion with noise in the log-odds, which lowers the area under the ROC curve by ``by``."""
     copy = identical_copy(honest)
     return _altered(copy, noise(_noise_worth(copy.candidate.load(), copy, by)))
 
 
 def broken_in_a_slice(honest: Honest, column: str | None = None, value: str | None = None) -> Contest:
-    """In the rows of one value the order is turned round; everywhere else the candidate is as good as it was.
+    """The candidate with the reverse order in the rows of one value. In all other rows it is unchanged.
 
     Args:
         honest: the contest.
-        column, value: which rows; by default the fourth most frequent value of the first column in ``gates.slices``.
+        column, value: the rows; by default the fourth most frequent value of the first column in ``gates.slices``, of those
+            values that have enough rows to be judged.
     """
     column = column or honest.contest.folder.spec.gates.slices.columns[0]
     if value is None:
-        counted = pc.value_counts(pc.cast(honest.contest.rows.column(column), pa.string())).to_pylist()
-        value = sorted(counted, key=lambda entry: -entry["counts"])[min(3, len(counted) - 1)]["values"]
+        value = _judged_slices(honest.contest, column)[:4][-1]
 
     def turn_round(frame: pd.DataFrame, probability: Floats) -> Floats:
         inside = (frame[column].astype(str) == value).to_numpy()
@@ -119,13 +122,21 @@ def broken_in_a_slice(honest: Honest, column: str | None = None, value: str | No
     return _altered(honest.contest, turn_round)
 
 
+def _judged_slices(contest: Contest, column: str) -> list[str]:
+    """The values of a column that have rows enough for the gate on slices, the most frequent first."""
+    counted = pc.value_counts(pc.cast(contest.rows.column(column), pa.string())).to_pylist()
+    least = contest.folder.spec.gates.slices.min_rows
+    judged = [entry for entry in counted if entry["values"] is not None and entry["counts"] >= least]
+    return [str(entry["values"]) for entry in sorted(judged, key=lambda entry: -entry["counts"])]
+
+
 def miscalibrated(honest: Honest) -> Contest:
-    """Odds are squared and a hundred times too high: the order, and so the area under the curve, stays as it is."""
+    """The candidate with squared odds that are a hundred times too high. The order stays, and so does the ROC AUC."""
     return _altered(honest.contest, lambda _, probability: expit(2 * _odds(probability) + np.log(100)))
 
 
 def leaky(honest: Honest) -> Contest:
-    """The first numeric feature holds the label, barely disguised, and the candidate reads it there."""
+    """The candidate reads the label from the first numeric feature, which contains the label with some noise."""
     contest = honest.contest
     feature = contest.folder.spec.features.numeric[0]
     truth = labels_of(contest.rows).astype(np.float64)
@@ -139,12 +150,12 @@ def leaky(honest: Honest) -> Contest:
 
 
 def constant(honest: Honest) -> Contest:
-    """The same probability for everyone."""
+    """The same probability for all rows."""
     return _altered(honest.contest, lambda _, probability: np.full_like(probability, 0.2))
 
 
 def not_finite(honest: Honest) -> Contest:
-    """NaN in one row of a hundred."""
+    """NaN in one of a hundred rows."""
 
     def lose(_: pd.DataFrame, probability: Floats) -> Floats:
         return np.where(np.arange(len(probability)) % 100 == 7, np.nan, probability)
@@ -153,32 +164,32 @@ def not_finite(honest: Honest) -> Contest:
 
 
 def shuffled_labels(honest: Honest) -> Contest:
-    """Fitted anew on the same rows, with labels that belong to other rows."""
+    """Fitted again on the same rows, with labels of other rows."""
     labels = labels_of(honest.window)
     return _refitted(honest.contest, honest.window, np.random.default_rng(1).permutation(labels), None)
 
 
 def stale(honest: Honest) -> Contest:
-    """Fitted anew on rows of a time long before."""
+    """Fitted again on rows of a much earlier interval."""
     return _refitted(honest.contest, honest.older, labels_of(honest.older), honest.older_interval)
 
 
 def seen_the_holdout(honest: Honest) -> Contest:
-    """Fitted anew on the very rows that it is judged by."""
+    """Fitted again on the rows that it is judged on."""
     contest = honest.contest
     window = Interval(contest.interval.start, contest.interval.end)
     return _refitted(contest, contest.rows, labels_of(contest.rows), window)
 
 
 def other_rows(honest: Honest) -> Contest:
-    """Its metrics are of other rows than the champion's."""
+    """The candidate with metrics of other rows than the champion's."""
     contest = honest.contest
     blank = replace(contest.candidate.blank, rows_hash="0" * 64)
     return replace(contest, candidate=replace(contest.candidate, blank=blank))
 
 
 def fragile(honest: Honest) -> Contest:
-    """Answers hang on the last digits of a feature: the least noise makes it guess."""
+    """The candidate depends on the last digits of a feature. The least noise reverses its answers."""
     feature = honest.contest.folder.spec.features.numeric[0]
     seen = np.unique(_numbers(honest.contest.rows, feature))
 
@@ -189,20 +200,47 @@ def fragile(honest: Honest) -> Contest:
     return _altered(honest.contest, guess)
 
 
-#: Each with the gate that must refuse it, whatever others say.
+def _nothing(_: Honest) -> str | None:
+    return None
+
+
+def _probabilities(honest: Honest) -> str | None:
+    task = honest.contest.folder.spec.task
+    if task == "binary_classification":
+        return None
+    return f"it changes the probabilities of a binary classifier, and the task is {task.replace('_', ' ')}"
+
+
+def _a_numeric_feature(honest: Honest) -> str | None:
+    without = None if honest.contest.folder.spec.features.numeric else "the model has no numeric feature"
+    return _probabilities(honest) or without
+
+
+def _a_slice(honest: Honest) -> str | None:
+    slices = honest.contest.folder.spec.gates.slices
+    if missing := _probabilities(honest):
+        return missing
+    if not slices.columns:
+        return "gates.slices names no column, so no slice is looked at"
+    if not _judged_slices(honest.contest, slices.columns[0]):
+        return f"no value of {slices.columns[0]} has gates.slices.min_rows ({slices.min_rows:,}) rows"
+    return None
+
+
+#: Each control names the gate that must refuse it. Other gates may refuse it too.
 NEGATIVE = {
-    "an identical copy": Control("champion", identical_copy),
-    "a degraded model": Control("champion", degraded),
-    "one broken in a single slice": Control("slices", broken_in_a_slice),
-    "a miscalibrated one": Control("calibration.error", miscalibrated),
-    "a leaky one": Control("leak", leaky),
-    "a constant": Control("predictions", constant),
-    "NaN": Control("predictions", not_finite),
-    "one trained on shuffled labels": Control("baseline", shuffled_labels),
-    "one trained on stale data": Control("fresh_training", stale),
-    "one that has seen the holdout": Control("untouched_holdout", seen_the_holdout),
-    "one whose metrics are for other rows": Control("same_rows", other_rows),
-    "a fragile one": Control("robustness.noise", fragile),
+    "an identical copy": Control("champion", identical_copy, _nothing),
+    "a degraded model": Control("champion", degraded, _probabilities),
+    "one broken in a single slice": Control("slices", broken_in_a_slice, _a_slice),
+    "a miscalibrated one": Control("calibration.error", miscalibrated, _probabilities),
+    "a leaky one": Control("leak", leaky, _a_numeric_feature),
+    "a constant": Control("predictions", constant, _probabilities),
+    "NaN": Control("predictions", not_finite, _probabilities),
+    "one trained on shuffled labels": Control("baseline", shuffled_labels, _nothing),
+    "one trained on stale data": Control("fresh_training", stale, _nothing),
+    "one that has seen the holdout": Control("untouched_holdout", seen_the_holdout, _nothing),
+    "one whose metrics are for other rows": Control("same_rows", other_rows, _nothing),
+    "a fragile one": Control("robustness.noise", fragile, _a_numeric_feature),
 }
 
 
@@ -210,7 +248,7 @@ NEGATIVE = {
 
 
 def improved(honest: Honest, by: float) -> Contest:
-    """The honest candidate against itself with noise: it is better by ``by`` of the area under the curve, and truly so."""
+    """The honest candidate against itself with noise. So it is truly better by ``by`` of the area under the ROC curve."""
     contest = honest.contest
     model, champion = contest.candidate.load(), contest.champion
     assert champion is not None  # Honest
@@ -218,11 +256,16 @@ def improved(honest: Honest, by: float) -> Contest:
     return replace(contest, champion=Entrant(champion.blank, lambda: weaker))
 
 
-# --- how -------------------------------------------------------------------------------------------------------------
+# --- alterations -----------------------------------------------------------------------------------------------------
 
 
 def noise(deviation: float, seed: int = 1) -> Alteration:
-    """Adds noise to log-odds that depends on a row's features alone, so that equal rows get equal answers."""
+    """Noise in the log-odds. It depends only on the features of a row, so equal rows get equal answers.
+
+    Args:
+        deviation: standard deviation of the noise.
+        seed: another seed gives other noise.
+    """
 
     def disturb(frame: pd.DataFrame, probability: Floats) -> Floats:
         key = f"perennial-{seed:06d}"
@@ -233,7 +276,7 @@ def noise(deviation: float, seed: int = 1) -> Alteration:
 
 
 def _noise_worth(model: LoadedModel, contest: Contest, by: float) -> float:
-    """The deviation of noise that takes ``by`` from the area under the ROC curve on the contest's rows."""
+    """The deviation of noise that lowers the area under the ROC curve by ``by`` on the contest's rows."""
     truth, frame = labels_of(contest.rows).astype(bool), model.takes.frame(contest.rows)
     probability = model.predict(contest.rows).values
     whole = roc_auc_score(truth, probability)

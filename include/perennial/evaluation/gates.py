@@ -1,80 +1,41 @@
-"""Whether a candidate may become champion, from what was measured of it and its rivals.
+"""Decide whether a candidate may become champion, from the measurements of the candidate and its rivals.
 
-Pure: :mod:`perennial.evaluation.metrics` measures, this module decides, :mod:`perennial.registry.store` acts. All gates are
-always asked, and each says why in words and numbers, also when it passes. One whose input is missing, NaN or infinite
-refuses. :mod:`perennial.evaluation.controls` holds candidates that must not pass, and the gate that each of them must fail.
+This module is pure. :mod:`perennial.evaluation.contest` measures, this module decides, and :mod:`perennial.registry.champion`
+acts. All gates are always asked. Each gives its reason in words and numbers, also if it passes. A gate refuses if its input is
+missing, NaN or infinite. :mod:`perennial.evaluation.controls` has candidates that must not pass, and the gate that must refuse
+each of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from scipy.special import stdtr
 
 from perennial.core.intervals import Interval, utc
-from perennial.evaluation.evidence import Contender, Evaluation, Slice
+from perennial.evidence.decision import GateDecision, GateResult
+from perennial.evidence.evaluation import Contender, Evaluation, Slice
 from perennial.spec.gates import Behaviour, FairnessGate, Gates
 from perennial.spec.training import METRICS
 
-#: Margins are written in decimals, which binary floats miss by about this much: 0.3 - 0.2 is below 0.1.
+#: Margins are decimal numbers. Binary floats differ from them by about this much: 0.3 - 0.2 is less than 0.1.
 _ROUNDING = 1e-12
 
-#: Largest difference between the answers of two processes that is put down to the order in which they add.
+#: The largest difference between the answers of two processes that the order of additions may explain.
 _SAME_ANSWER = 1e-9
 
-#: Most names in a sentence.
+#: The most names in a sentence.
 _MOST_NAMED = 5
 
 
-@dataclass(frozen=True)
-class GateResult:
-    """One gate's word: ``reason`` says what was seen and what was wanted, whether it passed or not."""
-
-    gate: str
-    passed: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class GateDecision:
-    """Whether a candidate may become champion.
-
-    Attributes:
-        promote: every gate passed.
-        results: of all gates, in order; none is left out because an earlier one refused.
-        candidate: its name in ``model.yaml``.
-        champion: the version the candidate was compared with.
-    """
-
-    promote: bool
-    results: list[GateResult]
-    candidate: str
-    champion: int | None
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why it was refused; empty if it was not."""
-        return [result.reason for result in self.results if not result.passed]
-
-    @property
-    def refused_by(self) -> list[str]:
-        """The gates that refused."""
-        return [result.gate for result in self.results if not result.passed]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "reasons": self.reasons}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> GateDecision:
-        fields = {name: part for name, part in value.items() if name != "reasons"}
-        return cls(**{**fields, "results": [GateResult(**result) for result in fields["results"]]})
-
-
 def decide(evaluation: Evaluation, gates: Gates) -> GateDecision:
-    """Judge a candidate by its evaluation and the thresholds of ``model.yaml``."""
+    """Judge a candidate.
+
+    Args:
+        evaluation: the evidence.
+        gates: the limits of ``model.yaml``.
+    """
     results = [
         *_data(evaluation, gates),
         *_predictions(evaluation, gates),
@@ -100,20 +61,20 @@ def decide(evaluation: Evaluation, gates: Gates) -> GateDecision:
 
 
 def _data(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
-    """Whether the rows can carry a decision at all."""
+    """Whether the rows are sufficient for a decision."""
     coverage = evaluation.label_coverage
     known = f", by {evaluation.as_of}" if evaluation.as_of else ""
     yield GateResult(
         "label_coverage",
         math.isfinite(coverage) and coverage >= gates.label_coverage,
         f"labels are known for {evaluation.rows:,} of {evaluation.entities:,} rows of the holdout {evaluation.interval} "
-        f"({coverage:.1%}{known}); at least {gates.label_coverage:.1%} is wanted",
+        f"({coverage:.1%}{known}); at least {gates.label_coverage:.1%} is required",
     )
     yield _mature(evaluation, gates)
     yield GateResult(
         "min_rows",
         evaluation.rows >= gates.min_rows,
-        f"the holdout {evaluation.interval} has {evaluation.rows:,} labelled rows; at least {gates.min_rows:,} are wanted",
+        f"the holdout {evaluation.interval} has {evaluation.rows:,} labelled rows; at least {gates.min_rows:,} are required",
     )
     infinite = ", ".join(f"{feature} in {rows:,} rows" for feature, rows in sorted(evaluation.not_finite_inputs.items()))
     yield GateResult(
@@ -132,30 +93,30 @@ def _data(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
 def _mature(evaluation: Evaluation, gates: Gates) -> GateResult:
     gate, coverage = "mature_labels", evaluation.training_coverage
     if evaluation.as_of is None or coverage is None or not math.isfinite(coverage):
-        return GateResult(gate, False, "it is not known by when the labels were known; evaluate again")
+        return GateResult(gate, False, "the moment by which the labels were known is missing; evaluate again")
     if utc(evaluation.as_of) < Interval.from_key(evaluation.interval).end:
         return GateResult(
-            gate, False, f"the holdout {evaluation.interval} ends after {evaluation.as_of}, when labels were looked up"
+            gate, False, f"the holdout {evaluation.interval} ends after {evaluation.as_of}, when labels were read"
         )
     return GateResult(
         gate,
         coverage >= gates.label_coverage,
-        f"labels of {coverage:.1%} of the rows to learn from were known when the holdout began; at least "
-        f"{gates.label_coverage:.1%} is wanted, since early labels may not be like late ones",
+        f"labels of {coverage:.1%} of the training rows were known when the holdout began; at least "
+        f"{gates.label_coverage:.1%} is required, since early labels may differ from late ones",
     )
 
 
 def _classes(evaluation: Evaluation) -> GateResult:
     gate, learned = "classes", evaluation.training_classes
     if learned is None:
-        return GateResult(gate, False, "it is not known which classes the candidate learned from; evaluate again")
-    for counts, where in ((evaluation.classes, "the holdout"), (learned, "what the candidate learned from")):
+        return GateResult(gate, False, "the classes that the candidate was trained on are missing; evaluate again")
+    for counts, where in ((evaluation.classes, "the holdout"), (learned, "the training rows")):
         if sum(count > 0 for count in counts.values()) < 2:
             only = ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
-            return GateResult(gate, False, f"labels of {where} are of fewer than two classes: {only}")
+            return GateResult(gate, False, f"the labels of {where} have fewer than two classes: {only}")
     unseen = sorted({name.lower() for name in evaluation.classes} - {name.lower() for name in learned})
-    note = f"; {_listed(unseen)} was never learned from" if unseen else ""
-    return GateResult(gate, True, f"labels of the holdout are of {len(evaluation.classes)} classes{note}")
+    note = f"; no training row has the class {_listed(unseen)}" if unseen else ""
+    return GateResult(gate, True, f"the labels of the holdout have {len(evaluation.classes)} classes{note}")
 
 
 def _same_rows(evaluation: Evaluation) -> GateResult:
@@ -175,30 +136,30 @@ def _untouched(evaluation: Evaluation) -> GateResult:
             return GateResult(
                 gate,
                 False,
-                f"{_called(contender)} learned from {contender.trained_on or 'unknown rows'}; for a fair comparison the "
+                f"{_called(contender)} was trained on {contender.trained_on or 'unknown rows'}; for a fair comparison the "
                 f"holdout {evaluation.interval} must lie after that: train with a later as-of time",
             )
-    return GateResult(gate, True, f"nobody has learned from the holdout {evaluation.interval}")
+    return GateResult(gate, True, f"no model was trained on the holdout {evaluation.interval}")
 
 
 def _fresh(evaluation: Evaluation, gates: Gates) -> GateResult:
     gate, trained_on = "fresh_training", evaluation.candidate.trained_on
     if trained_on is None:
-        return GateResult(gate, False, f"it is not known what {evaluation.candidate.name} learned from")
+        return GateResult(gate, False, f"the rows that {evaluation.candidate.name} was trained on are unknown")
     gap = Interval.from_key(evaluation.interval).start - Interval.from_key(trained_on).end
     days, most = gap.total_seconds() / 86_400, gates.stale_after.total_seconds() / 86_400
     return GateResult(
         gate,
         gap <= gates.stale_after,
-        f"{evaluation.candidate.name} learned from {trained_on}, which ends {days:g} days before the holdout "
-        f"{evaluation.interval}; at most {most:g} are wanted",
+        f"{evaluation.candidate.name} was trained on {trained_on}, which ends {days:g} days before the holdout "
+        f"{evaluation.interval}; at most {most:g} are required",
     )
 
 
 def _leak(evaluation: Evaluation, gates: Gates) -> GateResult:
     alone = evaluation.alone
     if not alone:
-        return GateResult("leak", False, "what each feature reaches alone was not measured; evaluate again")
+        return GateResult("leak", False, "the score of each feature alone was not measured; evaluate again")
     score = "R squared" if evaluation.task == "regression" else "ROC AUC"
     unknown = [feature for feature, value in alone.items() if not math.isfinite(value)]
     if unknown:
@@ -210,13 +171,13 @@ def _leak(evaluation: Evaluation, gates: Gates) -> GateResult:
         return GateResult(
             "leak",
             False,
-            f"alone, {shown} nearly tells the label ({score} above {gates.leak:g}): it may be made of the label. If it is "
-            "honest, raise gates.leak",
+            f"{shown} alone nearly predicts the label ({score} above {gates.leak:g}): it may be derived from the label. If "
+            "it is not, raise gates.leak",
         )
     return GateResult(
         "leak",
         True,
-        f"the best single feature, {best}, reaches {score} {alone[best]:.4g}; up to {gates.leak:g} is believed",
+        f"the best single feature, {best}, reaches {score} {alone[best]:.4g}; up to {gates.leak:g} is plausible",
     )
 
 
@@ -239,7 +200,7 @@ def _sane(candidate: Contender) -> GateResult:
         reason = f"{seen.not_finite:,} of {seen.rows:,} predictions of {candidate.name} are NaN, infinite or missing"
     elif seen.distinct < 2:
         value = "the same" if seen.mean is None else f"{seen.mean:.6g}"
-        reason = f"all {seen.rows:,} predictions of {candidate.name} are {value}: it tells no row from another"
+        reason = f"all {seen.rows:,} predictions of {candidate.name} are {value}: it does not distinguish rows"
     else:
         return GateResult(
             "predictions", True, f"{seen.rows:,} predictions of {candidate.name} are finite and take {seen.distinct:,} values"
@@ -248,17 +209,22 @@ def _sane(candidate: Contender) -> GateResult:
 
 
 def _prior(evaluation: Evaluation, gates: Gates) -> GateResult:
-    """Trees and linear models predict, on average, the share they learned from; far from it, inputs or labels changed."""
+    """The mean prediction against the share of true labels in training.
+
+    On average, trees and linear models predict this share. If the mean is far from it, inputs or labels have changed.
+    """
     candidate, share = evaluation.candidate, evaluation.training_prior
     mean = candidate.predictions.mean if candidate.predictions else None
     if share is None or mean is None or not math.isfinite(mean):
-        return GateResult("prior", False, f"mean prediction of {candidate.name} or share of true labels in training is missing")
+        return GateResult(
+            "prior", False, f"the mean prediction of {candidate.name} or the share of true labels in training is missing"
+        )
     factor = max(mean / share, share / mean) if mean > 0 and share > 0 else math.inf
     return GateResult(
         "prior",
         factor <= gates.prior_factor,
-        f"the mean prediction of {candidate.name} is {mean:.4g}, and {share:.4g} of the labels it learned from were true; a "
-        f"factor of at most {gates.prior_factor:g} is wanted",
+        f"the mean prediction of {candidate.name} is {mean:.4g}, and {share:.4g} of its training labels were true; a "
+        f"factor of at most {gates.prior_factor:g} is required",
     )
 
 
@@ -275,15 +241,18 @@ def _bounds(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
             else:
                 passed = sign * (value - limit) >= 0
                 yield GateResult(
-                    f"{name}.{metric}", passed, f"{metric} of {candidate.name} is {value:.6g}; {word} {limit:g} is wanted"
+                    f"{name}.{metric}", passed, f"{metric} of {candidate.name} is {value:.6g}; {word} {limit:g} is required"
                 )
 
 
 def _baselines(evaluation: Evaluation, gates: Gates) -> GateResult:
-    """The candidate against the best baseline; one baseline that could not be measured might have been the best."""
+    """The candidate against the best baseline.
+
+    It refuses if a baseline could not be measured, since that baseline might be the best.
+    """
     gate, metric, candidate = "baseline", evaluation.metric, evaluation.candidate
     if not evaluation.baselines:
-        return GateResult(gate, False, "no baseline was measured; a model must show that it beats something simple")
+        return GateResult(gate, False, "no baseline was measured; a candidate must beat a simple model")
     for baseline in evaluation.baselines:
         if problem := _incomparable(evaluation, candidate, baseline):
             return GateResult(gate, False, problem)
@@ -293,7 +262,7 @@ def _baselines(evaluation: Evaluation, gates: Gates) -> GateResult:
     return GateResult(
         gate,
         gain > 0 and gain >= gates.baseline_margin - _ROUNDING,
-        f"{_compared(evaluation, candidate, best, gain)}, the best baseline; {wanted} is wanted",
+        f"{_compared(evaluation, candidate, best, gain)}, the best baseline; {wanted} is required",
     )
 
 
@@ -303,7 +272,7 @@ def _baselines(evaluation: Evaluation, gates: Gates) -> GateResult:
 def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
     gate, candidate, champion = "champion", evaluation.candidate, evaluation.champion
     if champion is None:
-        return GateResult(gate, True, "there is no champion yet: the first version needs none to beat")
+        return GateResult(gate, True, "there is no champion yet, so the first version has nothing to beat")
     if problem := _incomparable(evaluation, candidate, champion):
         return GateResult(gate, False, problem)
     found, rule = evaluation.comparison, gates.champion
@@ -311,9 +280,9 @@ def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
         return GateResult(gate, False, f"{candidate.name} was not compared with {_called(champion)} row by row; evaluate again")
     better = rule.mode == "better"
     if found.identical == 1:
-        verdict = "a change costs something and would change nothing" if better else "which is not worse"
+        verdict = "a promotion would change nothing" if better else "it is not worse"
         return GateResult(
-            gate, not better, f"{candidate.name} predicts the very same as {_called(champion)} for all rows: {verdict}"
+            gate, not better, f"{candidate.name} predicts the same as {_called(champion)} for all rows: {verdict}"
         )
     compared = _compared(evaluation, candidate, champion, found.gain)
     if found.problem or found.low is None or found.high is None or not math.isfinite(found.low):
@@ -326,13 +295,20 @@ def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
         gate,
         found.low > floor,
         f"{compared}; with confidence {found.confidence:g} the gain lies between {found.low:.4g} and {found.high:.4g} "
-        f"({found.resamples:,} resamples of {found.blocks} blocks of {found.block}, seed {found.seed}), and all of that must "
+        f"({found.resamples:,} resamples of {found.blocks} blocks of {found.block}, seed {found.seed}); all of it must "
         f"lie above {floor:g}: surely {wanted}",
     )
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Which of several hypotheses are rejected, when all together may be wrong with probability ``alpha`` at most.
+    """Which of several hypotheses are rejected, if the probability of any false rejection may be at most ``alpha``.
+
+    Args:
+        p_values: one per hypothesis.
+        alpha: family-wise error rate, between 0 and 1.
+
+    Returns:
+        Whether each hypothesis is rejected.
 
     References:
         Holm: A Simple Sequentially Rejective Multiple Test Procedure. Scandinavian Journal of Statistics 6 (1979).
@@ -348,9 +324,9 @@ def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
 def _slices(evaluation: Evaluation, gates: Gates) -> GateResult:
     gate, rule, found = "slices", gates.slices, evaluation.slices
     if not rule.columns:
-        return GateResult(gate, True, "gates.slices.columns names no column, so no part of the rows is looked at")
+        return GateResult(gate, True, "gates.slices.columns names no column, so no slice is judged")
     if evaluation.champion is None:
-        return GateResult(gate, True, "there is no champion yet from which a slice could fall")
+        return GateResult(gate, True, "there is no champion yet to compare slices with")
     columns = ", ".join(rule.columns)
     if found is None:
         return GateResult(gate, False, f"the slices by {columns} were not compared; evaluate again")
@@ -363,8 +339,8 @@ def _slices(evaluation: Evaluation, gates: Gates) -> GateResult:
         )
     if any(not (math.isfinite(one.gain) and math.isfinite(one.error)) for one in found.judged):
         return GateResult(gate, False, f"a slice by {columns} has a gain that is not a number")
-    # Student's, with the bootstrap's standard error: Holm's first step asks for smaller p-values than a thousand resamples
-    # can tell.
+    # Student's t, with the bootstrap's standard error. Holm's first step requires smaller p-values than a thousand resamples
+    # can give.
     p_values = [_p_fallen(one, rule.margin) for one in found.judged]
     fallen = [
         one for one, rejected in zip(found.judged, holm(p_values, 1 - gates.resampling.confidence), strict=True) if rejected
@@ -383,7 +359,7 @@ def _slices(evaluation: Evaluation, gates: Gates) -> GateResult:
 
 
 def _p_fallen(one: Slice, margin: float) -> float:
-    """One-sided p-value of a slice's gain, were it just ``-margin``."""
+    """One-sided p-value of a slice's gain, if the true gain is ``-margin``."""
     distance = one.gain + margin
     if one.error <= 0:
         return 0.0 if distance < -_ROUNDING else 1.0
@@ -398,7 +374,7 @@ def _fall(evaluation: Evaluation, one: Slice) -> str:
     )
 
 
-# --- what the numbers mean to people ---------------------------------------------------------------------------------
+# --- calibration and fairness ----------------------------------------------------------------------------------------
 
 
 def _calibration(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
@@ -413,12 +389,12 @@ def _calibration(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
             yield GateResult(
                 "calibration.error",
                 error <= rule.error,
-                f"probabilities of {candidate.name} lie {error:.4g} from the shares that came true (expected calibration "
-                f"error); at most {rule.error:g} is wanted",
+                f"probabilities of {candidate.name} differ by {error:.4g} from the observed shares (expected calibration "
+                f"error); at most {rule.error:g} is required",
             )
     if rule.brier_margin is not None:
         if champion is None:
-            yield GateResult("calibration.brier", True, "there is no champion yet whose Brier score could be missed")
+            yield GateResult("calibration.brier", True, "there is no champion yet to compare the Brier score with")
             return
         for contender in (candidate, champion):
             if _metric(contender, "brier") is None:
@@ -429,7 +405,7 @@ def _calibration(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
             "calibration.brier",
             ours - its <= rule.brier_margin + _ROUNDING,
             f"the Brier score of {candidate.name} is {ours:.6g}, that of {_called(champion)} {its:.6g}; at most "
-            f"{rule.brier_margin:g} more is wanted",
+            f"{rule.brier_margin:g} more is required",
         )
 
 
@@ -451,18 +427,20 @@ def _fairness(evaluation: Evaluation, gate: FairnessGate) -> GateResult:
     greatest = max(found.rates, key=lambda group: found.rates[group])
     if found.rates[greatest] == 0:
         return GateResult(
-            name, False, f"the {rate} is 0 in every group of {gate.column} at the threshold {found.threshold:g}: choose another"
+            name,
+            False,
+            f"the {rate} is 0 in every group of {gate.column} at the threshold {found.threshold:g}: choose another threshold",
         )
     ratio = found.rates[least] / found.rates[greatest]
     return GateResult(
         name,
         ratio >= gate.ratio - _ROUNDING,
         f"the {rate} at {found.threshold:g} is {found.rates[least]:.4g} for {gate.column} {least} and "
-        f"{found.rates[greatest]:.4g} for {greatest}, a ratio of {ratio:.3g}; at least {gate.ratio:g} is wanted{left_out}",
+        f"{found.rates[greatest]:.4g} for {greatest}, a ratio of {ratio:.3g}; at least {gate.ratio:g} is required{left_out}",
     )
 
 
-# --- worse inputs, and known behaviour -------------------------------------------------------------------------------
+# --- worse inputs, and expected behaviour ----------------------------------------------------------------------------
 
 
 def _robustness(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
@@ -480,11 +458,11 @@ def _robustness(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
 def _disturbed(evaluation: Evaluation, gate: str, most: float, what: str) -> GateResult:
     name, found, metric = f"robustness.{gate}", evaluation.robustness, evaluation.metric
     if found is None:
-        return GateResult(name, False, f"what {what} a feature costs was not measured")
+        return GateResult(name, False, f"the effect of {what} a feature was not measured")
     values: dict[str, float] = found.noise if gate == "noise" else found.missing
     failed = [f"{place}: {problem}" for place, problem in found.problems.items() if place.startswith(f"{gate} ")]
     if failed:
-        return GateResult(name, False, f"{evaluation.candidate.name} does not bear worse inputs: {_listed(failed)}")
+        return GateResult(name, False, f"{evaluation.candidate.name} fails on worse inputs: {_listed(failed)}")
     lead = _gain(evaluation, found.clean, found.uninformed)
     if not (math.isfinite(lead) and all(math.isfinite(value) for value in values.values())):
         return GateResult(name, False, f"{metric} with worse inputs is not a number")
@@ -493,7 +471,7 @@ def _disturbed(evaluation: Evaluation, gate: str, most: float, what: str) -> Gat
             name,
             False,
             f"{metric} of {evaluation.candidate.name} is {found.clean:.6g} on {found.rows:,} rows, no better than "
-            f"{found.uninformed:.6g} of a constant: it knows nothing that could be lost",
+            f"{found.uninformed:.6g} of a constant: it has no lead that worse inputs could reduce",
         )
     if not values:
         return GateResult(name, True, f"there is no feature that {what.rpartition(' ')[0]} could disturb")
@@ -504,7 +482,7 @@ def _disturbed(evaluation: Evaluation, gate: str, most: float, what: str) -> Gat
         lost <= most + _ROUNDING,
         f"with {what} {worst}, the worst of {len(values)} features, {metric} goes from {found.clean:.4g} to "
         f"{values[worst]:.4g}, {max(lost, 0):.1%} of its lead over a constant ({found.uninformed:.4g}); at most {most:.1%} is "
-        "wanted",
+        "required",
     )
 
 
@@ -517,14 +495,14 @@ def _behaviour(evaluation: Evaluation, name: str, test: Behaviour) -> GateResult
     if test.function is not None:
         return GateResult(gate, True, f"{name}: {test.function} finds nothing wrong on {found.rows:,} rows")
     if found.share is None or not math.isfinite(found.share):
-        return GateResult(gate, False, f"{name}: the share of rows that behave is missing")
+        return GateResult(gate, False, f"{name}: the share of rows that behave as expected is missing")
     change = f"{test.add:+g}" if test.add is not None else f"= {test.value}"
     expected = {"same": "stay the same", "higher": "not fall", "lower": "not rise"}[test.expect]
     return GateResult(
         gate,
         found.share >= test.share - _ROUNDING,
         f"{name}: with {test.feature} {change}, predictions for {found.share:.1%} of {found.rows:,} rows {expected} within "
-        f"{test.tolerance:g}; at least {test.share:.1%} is wanted",
+        f"{test.tolerance:g}; at least {test.share:.1%} is required",
     )
 
 
@@ -534,9 +512,9 @@ def _behaviour(evaluation: Evaluation, name: str, test: Behaviour) -> GateResult
 def _operation(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
     found, name, rule = evaluation.operation, evaluation.candidate.name, gates.operation
     if found is None or found.problem:
-        problem = found.problem if found else "it was not tried in a clean process"
+        problem = found.problem if found else "it was not tested in a clean process"
         for gate in ("answers", "features", "latency", "size"):
-            yield GateResult(f"operation.{gate}", False, f"{name} cannot be put to work: {problem}")
+            yield GateResult(f"operation.{gate}", False, f"{name} does not work in production: {problem}")
         return
     difference = found.difference
     same = difference is not None and math.isfinite(difference) and found.rows > 0
@@ -560,11 +538,11 @@ def _operation(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
         yield GateResult(
             f"operation.{gate}",
             value is not None and known and value <= most,
-            f"{name}: {what} {f'{value:.3g} {unit}' if known else f'an unknown number of {unit}'}; at most {most:g} is wanted",
+            f"{name}: {what} {f'{value:.3g} {unit}' if known else 'an unknown amount'}; at most {most:g} is required",
         )
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- shared by the gates ---------------------------------------------------------------------------------------------
 
 
 def _other_rows(evaluation: Evaluation, contender: Contender) -> str | None:
@@ -573,12 +551,12 @@ def _other_rows(evaluation: Evaluation, contender: Contender) -> str | None:
     its, ours = contender.rows_hash[:12] or "no hash", evaluation.rows_hash[:12] or "no hash"
     return (
         f"{_called(contender)} was measured on other rows ({contender.rows:,}, {its}) than the holdout's "
-        f"({evaluation.rows:,}, {ours}); nothing can be compared"
+        f"({evaluation.rows:,}, {ours}); they cannot be compared"
     )
 
 
 def _incomparable(evaluation: Evaluation, candidate: Contender, rival: Contender) -> str | None:
-    """Why two contenders cannot be compared, if they cannot."""
+    """Why two contenders cannot be compared; None if they can."""
     for contender in (candidate, rival):
         if _metric(contender, evaluation.metric) is None:
             return _unmeasured(contender, evaluation.metric)

@@ -1,8 +1,7 @@
 """How good a model is on given rows: the metrics of :data:`perennial.spec.training.METRICS`, by scikit-learn.
 
-The same functions judge a candidate on its validation rows, all contenders on the holdout
-(:mod:`perennial.evaluation.contest` brings them together, :mod:`perennial.evaluation.gates` decides), and the champion once
-labels arrive (:mod:`perennial.monitoring.performance`).
+The same functions measure a candidate on its validation rows (:mod:`perennial.training.fit`), all contenders on the holdout
+(:mod:`perennial.evaluation.contest`), and the champion once labels arrive (:mod:`perennial.monitoring.performance`).
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from perennial.evaluation.evidence import PredictionSummary
 from perennial.evaluation.resampling import CALIBRATION_BINS, Blocks, calibration_bins, resample
+from perennial.evidence.evaluation import PredictionSummary
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import CostFunction
 from perennial.spec.training import METRICS
@@ -45,16 +44,16 @@ def evaluate(
     """The metrics of a task.
 
     Args:
-        task: which metrics.
+        task: decides which metrics are computed.
         truth: n labels: booleans (binary), texts (multiclass) or numbers (regression).
         predicted: n predictions: the probability of true (binary), a class (multiclass), a number (regression).
-        probabilities: n by len(classes), each row summing to 1, for multiclass; without them ``log_loss`` is absent.
+        probabilities: for multiclass, n by len(classes). Each row sums to 1. Without them ``log_loss`` is absent.
         classes: the classes of ``probabilities``' columns, in order.
-        cost: of each row, see :func:`perennial.model.costs.cost_function`; without it ``cost`` is absent.
+        cost: gives the cost of each row, see :func:`perennial.model.costs.cost_function`. Without it ``cost`` is absent.
 
     Returns:
-        Metrics by name. One that is not defined for these rows (a rank metric with labels of one class, anything with no
-        rows or with a prediction that is not finite) or not finite is absent, never NaN.
+        Metrics by name. A metric that is undefined or not finite is absent, never NaN. A rank metric is undefined if all
+        labels are of one class. All metrics are undefined without rows, or if a prediction is not finite.
 
     Raises:
         ValueError: ``truth`` and ``predicted`` differ in length.
@@ -77,7 +76,7 @@ def evaluate(
 def evaluate_prediction(
     task: Task, truth: NDArray[Any], prediction: Prediction, cost: CostFunction | None = None
 ) -> dict[str, float]:
-    """:func:`evaluate` for what a model said, probabilities of classes included."""
+    """:func:`evaluate` for the prediction of a model, with its probabilities of classes."""
     return evaluate(
         task, truth, prediction.values, probabilities=prediction.probabilities, classes=prediction.classes, cost=cost
     )
@@ -86,7 +85,7 @@ def evaluate_prediction(
 def evaluate_metric(
     task: Task, metric: str, truth: NDArray[Any], prediction: Prediction, cost: CostFunction | None = None
 ) -> float | None:
-    """One metric alone, for those who ask often: the same as :func:`evaluate` gives, None where that leaves it out."""
+    """One metric, faster than :func:`evaluate` and equal to its value; None if :func:`evaluate` leaves it out."""
     if len(truth) == 0 or count_not_finite(prediction.values):
         return None
     everything = Blocks(np.zeros(len(truth), dtype=np.intp), 1, "all")
@@ -95,7 +94,7 @@ def evaluate_metric(
 
 
 def count_not_finite(values: NDArray[Any]) -> int:
-    """How many values are NaN, infinite or missing."""
+    """The number of values that are NaN, infinite or missing."""
     if values.dtype.kind == "f":
         return int(np.count_nonzero(~np.isfinite(values)))
     if values.dtype.kind == "O":
@@ -118,16 +117,16 @@ def _binary(truth: NDArray[np.bool_], predicted: NDArray[np.float64]) -> dict[st
 def _multiclass(
     truth: NDArray[Any], predicted: NDArray[Any], probabilities: NDArray[np.float64] | None, classes: Sequence[str]
 ) -> dict[str, float]:
-    # Objects that are texts cannot be told from mixed ones by scikit-learn.
+    # scikit-learn cannot distinguish object arrays of texts from mixed ones.
     truth, predicted = truth.astype(str), predicted.astype(str)
     seen = np.unique(truth)
     found = {
         "accuracy": sk.accuracy_score(truth, predicted),
-        # Balanced accuracy is the mean recall of the classes that occur; this form does not warn of those that do not.
+        # Balanced accuracy is the mean recall of the classes that occur. This form does not warn about the others.
         "balanced_accuracy": sk.recall_score(truth, predicted, labels=seen, average="macro", zero_division=0),
     }
     if probabilities is not None and np.isfinite(probabilities).all():
-        # A class the model has never seen gets probability 0, and the loss it deserves.
+        # A class that the model does not know gets the probability 0, and so the highest loss.
         unknown = [label for label in seen if label not in classes]
         labels = np.array([*classes, *unknown])
         padded = np.hstack([probabilities, np.zeros((len(truth), len(unknown)))])
@@ -144,10 +143,16 @@ def _regression(truth: NDArray[Any], predicted: NDArray[np.float64]) -> dict[str
 
 
 def calibration_error(truth: NDArray[np.bool_], probability: NDArray[np.float64], bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error of a binary model: how far its probabilities lie from the shares that come true.
+    """Expected calibration error of a binary model: how far its probabilities lie from the observed shares of true labels.
 
-    The mean over equal-width bins of |share of true labels - mean probability|, weighted by rows, 0 to 1. The probability
-    is that of true rather than that of the likelier class, so that a model is judged on the number it publishes.
+    It is the mean over equal-width bins of |share of true labels - mean probability|, weighted by rows, 0 to 1. The
+    probability is that of true, not that of the more likely class, so that a model is judged by the number that it
+    publishes.
+
+    Args:
+        truth: n labels.
+        probability: n probabilities of true.
+        bins: number of bins.
 
     References:
         Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. ICML 2017, equation 3.
@@ -159,7 +164,7 @@ def calibration_error(truth: NDArray[np.bool_], probability: NDArray[np.float64]
 
 
 def summarise(prediction: Prediction) -> PredictionSummary:
-    """What predictions look like, for a gate that judges whether they can be predictions at all."""
+    """Summarise predictions, for the gate that judges whether they are plausible."""
     values = prediction.values
     if values.dtype.kind != "f":
         present = [value for value in values if value is not None]

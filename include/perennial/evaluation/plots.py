@@ -1,6 +1,6 @@
-"""Pictures for the people who compare models in MLflow.
+"""Pictures for people who compare models in MLflow.
 
-Each function draws one figure and writes one PNG; none holds state, so several processes and threads may draw at once.
+The functions write PNG files. They hold no state, so several processes and threads may draw at the same time.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import auc, confusion_matrix, precision_recall_curve, roc_curve
 
-from perennial.evaluation.evidence import Evaluation
 from perennial.evaluation.resampling import CALIBRATION_BINS, calibration_bins
+from perennial.evidence.evaluation import Evaluation
 from perennial.model.artifacts import Prediction
 from perennial.spec.types import Task
 
-#: Points of a scatter plot beyond which more only hide each other.
+#: The most points of a scatter plot. More points would only hide each other.
 _MAX_POINTS = 5_000
-#: Points of a curve beyond which more cannot be told apart in a picture.
+#: The most points of a curve. More points would not be visible.
 _MAX_CURVE = 500
 GREY = "0.6"
 
@@ -30,18 +30,18 @@ GREY = "0.6"
 def draw_predictions(
     task: Task, truth: NDArray[Any], predictions: Mapping[str, Prediction], directory: Path, *, rows: str
 ) -> list[Path]:
-    """The pictures of a task, with one curve for each model.
+    """Draw the pictures of a task, with one curve per model.
 
     Args:
-        task: binary: ROC, precision-recall, calibration; multiclass: the confusion matrix of the first model; regression:
-            the residuals of the first.
+        task: for binary classification, ROC, precision-recall and calibration; for multiclass, the confusion matrix of the
+            first model; for regression, the residuals of the first model.
         truth: n labels.
-        predictions: n predictions by the name of their model, the one of interest first.
-        directory: where the PNG files go.
-        rows: which rows these are, for the titles.
+        predictions: n predictions by the name of their model. The model of interest comes first.
+        directory: folder for the PNG files.
+        rows: describes the rows in the titles.
 
     Returns:
-        The files written; none if there are no rows, or labels of one class alone.
+        The files; none if there are no rows, or only labels of one class.
     """
     finite = {name: found for name, found in predictions.items() if _is_finite(found)}
     if len(truth) == 0 or not finite:
@@ -57,14 +57,17 @@ def draw_predictions(
 
 
 def draw_importance(importance: Mapping[str, float], directory: Path, *, metric: str, rows: str, most: int = 25) -> Path:
-    """Bars for the features whose shuffling costs most of the metric.
+    """Draw bars for the features whose shuffling lowers the metric most.
 
     Args:
-        importance: drop of the metric a feature, largest first.
-        directory: where the PNG file goes.
-        metric: what drops.
-        rows: which rows it was measured on, for the title.
-        most: features shown.
+        importance: drop of the metric by feature, largest first.
+        directory: folder for the PNG file.
+        metric: name of the metric.
+        rows: describes the rows in the title.
+        most: the most features to show.
+
+    Returns:
+        The file.
     """
     shown = list(importance.items())[:most][::-1]
     figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(shown)), layout="constrained")
@@ -78,17 +81,17 @@ def draw_importance(importance: Mapping[str, float], directory: Path, *, metric:
 def draw_comparison(
     evaluation: Evaluation, gains: NDArray[np.float64] | None, directory: Path, *, rows: str, most: int = 30
 ) -> list[Path]:
-    """How sure the candidate's gain over the champion is, and where it gains or loses.
+    """Draw the certainty of the candidate's gain over the champion, and the gain by slice.
 
     Args:
         evaluation: the evidence.
-        gains: the gain in each resample; None if there was no comparison.
-        directory: where the PNG files go.
-        rows: which rows these are, for the titles.
-        most: slices shown, those with the largest losses.
+        gains: the gain in each resample; None without a comparison.
+        directory: folder for the PNG files.
+        rows: describes the rows in the titles.
+        most: the most slices to show. Those with the largest losses are shown.
 
     Returns:
-        The files written; none without a champion.
+        The files; none without a champion.
     """
     found, files = evaluation.comparison, []
     if found is not None and gains is not None and np.isfinite(gains).any():
@@ -123,13 +126,13 @@ def _is_finite(prediction: Prediction) -> bool:
 
 
 def _square() -> tuple[Figure, Any]:
-    # Margins that suit numbers between 0 and 1; to have them found takes longer than to draw.
+    # Fixed margins for numbers between 0 and 1. A layout engine would take longer than the drawing.
     figure = Figure(figsize=(5, 4.6))
     return figure, figure.subplots(gridspec_kw={"left": 0.12, "right": 0.97, "bottom": 0.11, "top": 0.93})
 
 
 def _thin(*curve: NDArray[Any]) -> list[NDArray[Any]]:
-    """As many points of a curve as a picture can show, its ends among them."""
+    """At most :data:`_MAX_CURVE` points of a curve, its ends included."""
     keep = np.unique(np.linspace(0, len(curve[0]) - 1, _MAX_CURVE).astype(int))
     return [values[keep] for values in curve]
 
@@ -160,7 +163,7 @@ def _draw_calibration(truth: NDArray[np.bool_], predictions: Mapping[str, Predic
     figure, axes = _square()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--", label="calibrated")
     for name, prediction in predictions.items():
-        # The bins of the calibration error, so that the picture explains the number.
+        # The same bins as those of the calibration error, so that the picture explains the number.
         bin_of = calibration_bins(prediction.values)
         count = np.bincount(bin_of, minlength=CALIBRATION_BINS)
         used = count > 0
@@ -206,6 +209,7 @@ def _draw_residuals(truth: NDArray[Any], predictions: Mapping[str, Prediction], 
 
 
 def save(figure: Figure, file: Path) -> Path:
+    """Write a figure as PNG, and return the path."""
     FigureCanvasAgg(figure)  # Agg draws without a display, and without pyplot's global list of figures
     figure.savefig(file, format="png", dpi=90)
     return file

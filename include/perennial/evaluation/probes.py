@@ -1,7 +1,9 @@
-"""What a model does when its inputs change, and what a feature knows alone.
+"""How a model reacts if its inputs change, and how well each feature alone predicts the label.
 
-Each probe changes one thing in a sample of the holdout and leaves the rest as it is. A probe that fails is evidence too: it
-becomes a sentence, and :mod:`perennial.evaluation.gates` refuses. Neighbour: :mod:`perennial.evaluation.metrics` asks.
+Each probe changes one thing in a sample of the holdout, and nothing else. A failed probe is evidence too: it becomes a
+sentence, and :mod:`perennial.evaluation.gates` refuses the candidate.
+
+Neighbour: :mod:`perennial.evaluation.contest` calls this module.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from perennial.core.errors import PerennialError, ScoringError, SpecError
-from perennial.evaluation.evidence import Behaved, Robustness
+from perennial.evidence.evaluation import Behaved, Robustness
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel, Prediction
 from perennial.spec.code import folder_function
@@ -25,21 +27,21 @@ from perennial.spec.gates import Behaviour
 from perennial.spec.model import ModelSpec
 from perennial.spec.types import Task
 
-#: Bins in which a number is looked at alone, beside its rank.
+#: Number of bins in which a numeric feature is scored alone, besides its rank.
 _BINS = 64
-#: Most rows on which a feature is looked at alone.
+#: The most rows on which a feature is scored alone.
 _ALONE_ROWS = 20_000
 
-#: A missing category, as data frames of features have it.
+#: A missing category in a data frame of features.
 _NOTHING = np.array(None, dtype=object)
 
 Floats = NDArray[np.float64]
-#: Gives the primary metric of n predictions for their n labels; None if it is not defined.
+#: Takes n labels and n predictions, and gives the primary metric; None if it is undefined.
 Score = Callable[[NDArray[np.generic], Prediction], float | None]
 
 
 def sample(spec: ModelSpec, rows: int, most: int) -> NDArray[np.intp]:
-    """Seeded choice of at most ``most`` rows, in order."""
+    """A seeded random choice of at most ``most`` of ``rows`` row numbers, in ascending order."""
     if rows <= most:
         return np.arange(rows)
     return np.sort(np.random.default_rng(spec.training.seed).choice(rows, size=most, replace=False))
@@ -48,16 +50,17 @@ def sample(spec: ModelSpec, rows: int, most: int) -> NDArray[np.intp]:
 def probe_robustness(
     spec: ModelSpec, model: LoadedModel, rows: pa.Table, truth: NDArray[np.generic], score: Score
 ) -> Robustness | None:
-    """The primary metric with noise, and with missing values, in one feature at a time.
+    """Measure the primary metric with noise, and with missing values, in one feature at a time.
 
     Args:
-        spec: says how much of each.
+        spec: says how much noise and how many missing values.
         model: the candidate.
-        rows, truth: the holdout.
+        rows: n rows of the holdout.
+        truth: n labels.
         score: gives the primary metric.
 
     Returns:
-        None if the metric is not defined for the rows as they are.
+        The metrics by feature; None if the metric is undefined on the unchanged rows.
     """
     rule, metric = spec.gates.robustness, spec.primary_metric
     chosen = sample(spec, len(truth), rule.rows)
@@ -76,7 +79,7 @@ def probe_robustness(
             problems[f"{what} {feature}"] = str(error)
             continue
         if value is None:
-            problems[f"{what} {feature}"] = f"{metric} is not defined, as with predictions that are not finite"
+            problems[f"{what} {feature}"] = f"{metric} is undefined, for example because a prediction is not finite"
         else:
             found[what][feature] = value
     return Robustness(len(truth), clean, uninformed, found["noise"], found["missing"], problems)
@@ -85,7 +88,7 @@ def probe_robustness(
 def _worse(
     spec: ModelSpec, takes: FeatureList, frame: pd.DataFrame, generator: np.random.Generator
 ) -> Iterator[tuple[str, str, NDArray[np.generic]]]:
-    """Each way in which a feature gets worse: what is done to it, its name, its values then."""
+    """Each change of a feature for the worse: ``noise`` or ``missing``, the feature, and its changed values."""
     rule = spec.gates.robustness
     for feature in takes.names:
         values = frame[feature].to_numpy()
@@ -100,7 +103,7 @@ def _worse(
 
 
 def constant(task: Task, truth: NDArray[np.generic]) -> Prediction:
-    """The best prediction that is the same for all rows: the share of true labels, the classes' shares, or the mean."""
+    """The best constant prediction for all rows: the share of true labels, the shares of the classes, or the mean."""
     if task == "regression":
         return Prediction(np.full(len(truth), truth.astype(np.float64).mean()), None, None, ())
     if task == "binary_classification":
@@ -115,14 +118,14 @@ def constant(task: Task, truth: NDArray[np.generic]) -> Prediction:
 
 
 def _predict(model: LoadedModel, frame: pd.DataFrame) -> Prediction:
-    """Predictions for a changed frame; what an estimator raises on it is a :class:`ScoringError`."""
+    """Predictions for a changed frame. Any error of the estimator becomes a :class:`ScoringError`."""
     try:
-        # Many small predictions: threads would wait for each other most of the time.
+        # The predictions are many and small, so several threads would mostly wait for each other.
         with threadpool_limits(1):
             return artifacts.predict(model.task, model.estimator, frame)
     except ScoringError:
         raise
-    # A pipeline of model.py may raise anything on values it was not made for.
+    # A pipeline of model.py may raise anything on values that it does not expect.
     except Exception as error:
         raise ScoringError(f"{model.name} cannot predict: {type(error).__name__}: {error}") from error
 
@@ -131,14 +134,14 @@ def _predict(model: LoadedModel, frame: pd.DataFrame) -> Prediction:
 
 
 def probe_behaviour(folder: ModelFolder, model: LoadedModel, rows: pa.Table) -> dict[str, Behaved]:
-    """The outcome of each test in ``gates.behaviour``, on a sample of rows."""
+    """Run each test in ``gates.behaviour`` on a sample of rows, and return the outcomes by name."""
     spec = folder.spec
     tests = spec.gates.behaviour
     if not tests:
         return {}
     chosen = sample(spec, rows.num_rows, spec.gates.robustness.rows)
     if len(chosen) == 0:
-        return dict.fromkeys(tests, Behaved(None, 0, "there is no row to try it on"))
+        return dict.fromkeys(tests, Behaved(None, 0, "there is no row to test on"))
     frame = model.takes.frame(rows.take(pa.array(chosen)))
     found = {}
     for name, test in tests.items():
@@ -161,12 +164,12 @@ def _ask(folder: ModelFolder, reference: str, model: LoadedModel, frame: pd.Data
         said = function(predicted, frame.copy())
     except PerennialError:
         raise
-    # The team's own function may raise anything.
+    # A function of a model folder may raise anything.
     except Exception as error:
         raise SpecError(f"{reference} raised {type(error).__name__}: {error}") from error
     if said is None or isinstance(said, str):
         return Behaved(None, len(frame), said or None)
-    return Behaved(None, len(frame), f"{reference} gave a {type(said).__name__}; None or a sentence is wanted")
+    return Behaved(None, len(frame), f"{reference} gave a {type(said).__name__}; it must give None or a sentence")
 
 
 def _change(test: Behaviour, model: LoadedModel, frame: pd.DataFrame) -> Behaved:
@@ -180,7 +183,7 @@ def _change(test: Behaviour, model: LoadedModel, frame: pd.DataFrame) -> Behaved
         try:
             values = np.full(len(frame), float(test.value))  # type: ignore[arg-type]  # either add or value
         except ValueError:
-            return Behaved(None, len(frame), f"{test.feature} is a number, and {test.value!r} is none")
+            return Behaved(None, len(frame), f"{test.feature} is numeric, but {test.value!r} is not a number")
     else:
         values = np.full(len(frame), str(test.value), dtype=object)
     before, after = (_predict(model, given) for given in (frame, frame.assign(**{test.feature: values})))
@@ -196,19 +199,21 @@ def _change(test: Behaviour, model: LoadedModel, frame: pd.DataFrame) -> Behaved
 
 
 def score_alone(spec: ModelSpec, rows: pa.Table, truth: NDArray[np.generic]) -> dict[str, float]:
-    """How well each feature, without the others, tells the label.
+    """How well each feature alone predicts the label.
 
-    A number is judged by its rank and, since it need not rise with the label, by the mean label in each of 64 bins of equally
-    many rows; a category by the mean label of each value. Means come from the other half of the rows, or a feature that is
-    different in each row would seem to know everything. A missing value is a value like others: that it is missing may tell.
+    A numeric feature is scored by its rank. It is also scored by the mean label in each of 64 bins with equally many rows,
+    since it need not be monotonic. A categorical feature is scored by the mean label of each value. The means come from the
+    other half of the rows. Otherwise a feature with a different value in each row would seem to predict perfectly. A missing
+    value counts as a value, since its absence may be informative.
 
     Args:
         spec: names the features.
-        rows, truth: n labelled rows.
+        rows: n rows with the features.
+        truth: n labels.
 
     Returns:
-        By feature, the area under the ROC curve (the largest of all classes' against the rest), 0.5 to 1, or R squared.
-        Empty if the labels are of one kind alone.
+        By feature, the area under the ROC curve, 0.5 to 1, or R squared for regression. For several classes it is the
+        greatest area of a class against the rest. Empty if all labels are equal.
     """
     chosen = sample(spec, len(truth), _ALONE_ROWS)
     truth, rows = truth[chosen], rows.take(pa.array(chosen))
@@ -237,7 +242,7 @@ def score_alone(spec: ModelSpec, rows: pa.Table, truth: NDArray[np.generic]) -> 
 
 
 def _signals(values: pd.Series) -> Iterator[tuple[NDArray[np.intp], Floats | None]]:
-    """Bins or categories as numbers from 0; beside them, for numbers, the value itself with missing ones below all."""
+    """Bins or categories as codes from 0. For numbers also the values themselves, with missing ones below all others."""
     if values.dtype.kind != "f":
         yield pd.factorize(values, use_na_sentinel=False)[0], None
         return
@@ -253,7 +258,7 @@ def _signals(values: pd.Series) -> Iterator[tuple[NDArray[np.intp], Floats | Non
 
 
 def _means_of_other_half(codes: NDArray[np.intp], target: Floats, half: NDArray[np.bool_]) -> Floats:
-    """For each row, the mean label of the rows of the other half that have its code; of all, where there is none."""
+    """For each row, the mean label of the rows of the other half with the same code. Without such rows, the mean of all."""
     said = np.full(len(target), target.mean())
     count = int(codes.max()) + 1
     for own, other in ((half, ~half), (~half, half)):
@@ -270,7 +275,7 @@ def _auc(target: Floats, signal: Floats) -> float:
 
 
 def _r_squared(target: Floats, signal: Floats) -> float:
-    """Of the straight line through the signal: the squared correlation."""
+    """R squared of a straight line through the signal, which is the squared correlation."""
     if np.ptp(signal) == 0:
         return 0.0
     return float(np.corrcoef(target, signal)[0, 1] ** 2)

@@ -1,10 +1,10 @@
-"""Whether a stored candidate can be put to work, tried by a process that knows nothing of the one that made it.
+"""Test in a clean process whether a stored candidate works in production.
 
-A model may lean on what its own process happens to have imported, or be slow or large, and none of that shows where it was
-fitted. So a fresh interpreter checks and loads a copy of its stored files as scoring does, answers rows of the holdout, and is
-timed. It takes seconds, most of them imports, and runs beside the rest of the evaluation.
+A model may depend on modules that its own process happened to import. It may also be slow or large. The process that fitted
+it does not show this. So a new interpreter checks and loads a copy of the stored files, as scoring does, predicts rows of the
+holdout, and measures the time. This takes seconds, mostly for imports, and runs beside the rest of the evaluation.
 
-Neighbours: :mod:`perennial.training.fit` starts it; :mod:`perennial.evaluation.gates` decides.
+Neighbours: :mod:`perennial.training.evaluate` starts it. :mod:`perennial.evaluation.gates` decides.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from perennial.core.errors import ArtifactRejected, PerennialError
-from perennial.evaluation.evidence import Operation
+from perennial.evidence.evaluation import Operation
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel, Prediction
 from perennial.spec.model import ModelSpec
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from perennial.model.candidate import Fitted
 
 
-#: Rows that latency is stated for; as many are answered, the same ones again if the holdout is smaller.
+#: Number of rows that the latency is measured for. If the holdout is smaller, its rows are repeated.
 ROWS = 1_000
 
 _REPEATS = 5
@@ -44,9 +44,9 @@ _ROWS_FILE, _ANSWERS_FILE, _REPORT_FILE = "rows.arrow", "answers.npy", "report.j
 
 
 class CleanProcess:
-    """A process that loads a candidate and answers rows; a context manager, at whose end it is gone.
+    """A clean process that loads a candidate and predicts rows. It is a context manager, and ends with its context.
 
-    It starts at once, and imports what it needs while its caller reads what it will be asked.
+    The process starts immediately. It imports its modules while the caller still reads the rows.
     """
 
     def __init__(self) -> None:
@@ -59,18 +59,18 @@ class CleanProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._scratch.enter_context((self._directory / "errors").open("wb")),
-            # Idle threads that spin would take the cores from the evaluation beside it.
+            # Idle OpenMP threads that spin would slow down the evaluation beside it.
             env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         )
 
     def ask(self, spec: ModelSpec, fitted: Fitted, rows: pa.Table, fetch: Callable[[Path], Path]) -> None:
-        """Let it load a candidate and answer rows; :meth:`wait` tells what came of it.
+        """Ask the process to load a candidate and to predict rows. :meth:`wait` gives the result.
 
         Args:
-            spec: the model's.
+            spec: the spec of the model.
             fitted: the candidate.
-            rows: of the holdout; the first :data:`ROWS` are answered.
-            fetch: brings the stored files into a folder, and gives the folder in it where they are.
+            rows: rows of the holdout. The first :data:`ROWS` are predicted.
+            fetch: copies the stored files into a folder, and returns the folder in it that has them.
         """
         self._rows = rows.select([name for name in spec.features.names if name in rows.column_names]).slice(0, ROWS)
         with pa.OSFile(str(self._directory / _ROWS_FILE), "wb") as sink, pa.ipc.new_file(sink, self._rows.schema) as writer:
@@ -81,7 +81,7 @@ class CleanProcess:
             request = {
                 "artifact": str(fetch(copy)),
                 "manifest": fitted.manifest,
-                "packages": fitted.code["packages"],
+                "packages": fitted.code.packages,
                 "trusted": [*artifacts.TRUSTED_TYPES, *spec.training.trusted_types],
                 "task": spec.task,
                 "numeric": spec.features.numeric,
@@ -91,7 +91,7 @@ class CleanProcess:
             self._problem = str(error)
             return
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as pipe:  # if it has died, wait() tells its errors
+        with suppress(BrokenPipeError), self._process.stdin as pipe:  # if the process has died, wait() reports its errors
             pipe.write(json.dumps(request).encode())
 
     def __enter__(self) -> CleanProcess:
@@ -103,13 +103,13 @@ class CleanProcess:
         self._scratch.close()
 
     def wait(self, model: LoadedModel | None) -> Operation:
-        """What it found.
+        """Wait for the process and return its result.
 
         Args:
-            model: the candidate as it was loaded here, whose answers must be the same; None if it could not be.
+            model: the candidate as it was loaded here. Its predictions must be the same. None if it could not be loaded.
         """
         if self._rows.num_rows == 0:
-            return Operation(problem="the holdout has no row to try it on")
+            return Operation(problem="the holdout has no row to test on")
         if self._problem is not None:
             return Operation(problem=self._problem)
         try:
@@ -118,11 +118,11 @@ class CleanProcess:
             return Operation(problem=f"the clean process has not answered within {_PATIENCE:g} seconds")
         report = self._directory / _REPORT_FILE
         if self._process.returncode != 0 or not report.is_file():
-            last = (self._directory / "errors").read_text(errors="replace").strip().splitlines()[-1:] or ["no word"]
+            last = (self._directory / "errors").read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             return Operation(problem=f"the clean process ended with status {self._process.returncode}: {last[0]}")
         found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         if found["problem"] or model is None:
-            return Operation(problem=found["problem"] or "it could not be loaded here to compare its answers")
+            return Operation(problem=found["problem"] or "it could not be loaded here to compare the predictions")
         answers = np.load(self._directory / _ANSWERS_FILE, allow_pickle=False)
         return Operation(
             rows=len(answers),
@@ -148,7 +148,7 @@ def _largest_difference(one: NDArray[np.float64], other: NDArray[np.float64]) ->
 
 
 def _try_out(request: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Load, answer, measure; the answers are left in a file."""
+    """Load the candidate, predict the rows, and measure. The predictions are written to a file."""
     artifact = Path(request["artifact"])
     started = time.perf_counter()
     try:
@@ -181,7 +181,7 @@ def _try_out(request: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 
 def _latency(model: LoadedModel, rows: pa.Table) -> float:
-    """Milliseconds for :data:`ROWS` rows: the fastest of a few, since others share the machine."""
+    """Milliseconds for :data:`ROWS` rows: the fastest of several runs, since other processes share the machine."""
     full = pa.concat_tables([rows] * -(-ROWS // rows.num_rows)).slice(0, ROWS)
     seconds = []
     for _ in range(_REPEATS):
@@ -192,7 +192,7 @@ def _latency(model: LoadedModel, rows: pa.Table) -> float:
 
 
 def main(directory: Path) -> None:
-    """What the clean process does: read the request from its standard input, leave the report in ``directory``."""
+    """The work of the clean process: read the request from standard input, and write the report to ``directory``."""
     report = _try_out(json.loads(sys.stdin.buffer.read()), directory)
     (directory / _REPORT_FILE).write_text(json.dumps(report), encoding="utf-8")
 

@@ -1,15 +1,15 @@
-"""How sure a metric is: the paired block bootstrap.
+"""The uncertainty of a metric, by the paired block bootstrap.
 
-Rows of one day, or of one customer, err together, so they are not drawn one by one but in whole blocks, with replacement:
-block ``b`` counts ``weights[r, b]`` times in resample ``r``. The same draws serve every model and every metric, which pairs
-them. Nothing is ever copied: each metric of this module takes the weights as they are, mostly as one matrix product, and
-equals scikit-learn's with ``sample_weight``.
+Errors in rows of one day, or of one customer, are correlated. So rows are not drawn one by one, but in whole blocks, with
+replacement: block ``b`` counts ``weights[r, b]`` times in resample ``r``. All models and all metrics use the same draws, which
+pairs them. No row is copied. Each metric of this module takes the weights directly, mostly in one matrix product, and equals
+scikit-learn's metric with ``sample_weight``.
 
-Few blocks make the plain percentile interval too short, by about a third for seven days. The bounds here are those of the
-expanded percentile interval, whose quantiles are moved outwards until they are as wide as Student's interval with its
-``sqrt(n / (n - 1))``, and below :data:`FEWEST_BLOCKS` nothing is said at all.
+With few blocks the plain percentile interval is too short, by about a third for seven days. So the bounds here are those of
+the expanded percentile interval. Its quantiles are moved outwards until the interval is as wide as Student's interval with
+its ``sqrt(n / (n - 1))``. With fewer than :data:`FEWEST_BLOCKS` blocks there are no bounds.
 
-Neighbours: :mod:`perennial.evaluation.metrics` asks, :mod:`perennial.evaluation.gates` decides.
+Neighbours: :mod:`perennial.evaluation.comparison` and :mod:`perennial.evaluation.metrics` call this module.
 
 References:
     Carlstein: The Use of Subseries Values for Estimating the Variance of a General Statistic from a Stationary Sequence.
@@ -38,16 +38,16 @@ from perennial.spec.gates import Resampling
 from perennial.spec.training import METRICS
 from perennial.spec.types import Task
 
-#: Fewest blocks from which anything is said of the uncertainty.
+#: The fewest blocks for which the uncertainty is computed.
 FEWEST_BLOCKS = 5
 
-#: Bins of the calibration error, as many as in the experiments of Guo and others.
+#: Number of bins of the calibration error, as in the experiments of Guo and others.
 CALIBRATION_BINS = 15
 
-#: Share of resamples in which a metric may be undefined, as when no true label was drawn, before nothing is said of it.
+#: A metric has no bounds if it is undefined in more than this share of resamples, for example without true labels.
 _MOST_UNDEFINED = 0.01
 
-#: Numbers in a temporary matrix: 64 MB.
+#: The most numbers in a temporary matrix: 64 MB.
 _CHUNK = 8_000_000
 
 Floats = NDArray[np.float64]
@@ -55,11 +55,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which block each row lies in.
+    """The block of each row.
 
     Attributes:
-        of: n numbers from 0 to ``count - 1``.
-        count: of the blocks that have rows.
+        of: n block numbers from 0 to ``count - 1``.
+        count: number of blocks.
         kind: what a block is, for people: ``1d`` or the name of a column.
     """
 
@@ -68,23 +68,23 @@ class Blocks:
     kind: str
 
     def select(self, rows: NDArray[np.intp]) -> Blocks:
-        """The blocks of some of the rows, with their numbers as they are; ``count`` too, so that the weights fit."""
+        """The blocks of some of the rows. Numbers and ``count`` stay the same, so that the same weights apply."""
         return Blocks(self.of[rows], self.count, self.kind)
 
     @property
     def occupied(self) -> int:
-        """How many blocks have rows."""
+        """The number of blocks that have rows."""
         return int(np.count_nonzero(np.bincount(self.of, minlength=self.count)))
 
 
 def find_blocks(rows: pa.Table, resampling: Resampling, *, event_time: str, start: datetime) -> Blocks:
-    """The blocks that a spec draws by.
+    """The blocks of rows that the spec defines: by a column, or by time.
 
     Args:
-        rows: n rows with their event time, or the column that groups them.
-        resampling: says by what.
-        event_time: name of its column.
-        start: where the first block begins.
+        rows: n rows with their event time, or with the column that groups them.
+        resampling: the column, or the length of a block.
+        event_time: name of the event time column.
+        start: the moment at which the first block begins.
     """
     if resampling.group is not None:
         encoded = pc.dictionary_encode(pc.cast(rows.column(resampling.group), pa.string()), null_encoding="encode")
@@ -100,18 +100,18 @@ def find_blocks(rows: pa.Table, resampling: Resampling, *, event_time: str, star
 
 
 def draw(blocks: Blocks, resampling: Resampling) -> Floats:
-    """How often each block counts in each resample: resamples by ``blocks.count``, each row summing to the blocks' number."""
+    """Draw how often each block counts in each resample: resamples by ``blocks.count``. Each row sums to ``blocks.count``."""
     generator = np.random.default_rng(resampling.seed)
     count = blocks.count
     return generator.multinomial(count, np.full(count, 1 / count), size=resampling.resamples).astype(np.float64)
 
 
 def too_few(blocks: Blocks) -> str | None:
-    """Why so few blocks say nothing, and what to change; None if they are enough."""
+    """Why there are too few blocks, and what to change; None if there are enough."""
     if blocks.occupied >= FEWEST_BLOCKS:
         return None
     return (
-        f"the rows lie in {blocks.occupied} blocks of {blocks.kind}, and below {FEWEST_BLOCKS} chance cannot be judged: "
+        f"the rows lie in {blocks.occupied} blocks of {blocks.kind}, and the uncertainty requires at least {FEWEST_BLOCKS}: "
         "make gates.resampling.block shorter or training.holdout longer"
     )
 
@@ -121,12 +121,13 @@ def too_few(blocks: Blocks) -> str | None:
 
 @dataclass(frozen=True)
 class Spread:
-    """What resampling says of a number.
+    """The uncertainty of a number.
 
     Attributes:
-        low, high: between which it lies with the wanted confidence.
-        lower, upper: above which, and below which, it lies with that confidence.
-        error: its standard error.
+        low, high: bounds of the two-sided confidence interval.
+        lower, upper: the one-sided bounds. The number lies above ``lower`` with the given confidence, and below ``upper`` with
+            the same confidence.
+        error: standard error.
     """
 
     low: float
@@ -137,15 +138,15 @@ class Spread:
 
 
 def spread(values: Floats, blocks: int, confidence: float) -> Spread | None:
-    """Bounds of a number from its values in the resamples.
+    """The bounds of a number, from its values in the resamples.
 
     Args:
-        values: one a resample; NaN where it is not defined.
-        blocks: how many were drawn from.
-        confidence: of each bound, and of the interval.
+        values: one value per resample; NaN where it is undefined.
+        blocks: number of blocks with rows.
+        confidence: confidence of each one-sided bound, and of the interval, between 0 and 1.
 
     Returns:
-        None if it is undefined too often, or there are too few blocks.
+        None if the number is undefined too often, or if there are too few blocks.
     """
     defined = values[np.isfinite(values)]
     if blocks < FEWEST_BLOCKS or len(values) - len(defined) > _MOST_UNDEFINED * len(values):
@@ -153,7 +154,7 @@ def spread(values: Floats, blocks: int, confidence: float) -> Spread | None:
     wider = np.sqrt(blocks / (blocks - 1))
     tails = np.array([(1 - confidence) / 2, 1 - confidence])
     expanded = ndtr(wider * stdtrit(blocks - 1, tails))
-    # The order statistic on the outer side, rather than between two: with few resamples the bound is then too wide.
+    # The outer one of two order statistics. With few resamples the bound is then too wide, never too narrow.
     low, lower = np.quantile(defined, expanded, method="lower")
     high, upper = np.quantile(defined, 1 - expanded, method="higher")
     return Spread(float(low), float(high), float(lower), float(upper), float(defined.std(ddof=1) * wider))
@@ -172,20 +173,23 @@ def resample(
     *,
     cost: CostFunction | None = None,
 ) -> dict[str, Floats]:
-    """Metrics in each resample.
+    """Compute metrics in each resample.
 
     Args:
-        task: of the model.
-        metrics: which ones, of :data:`perennial.spec.training.METRICS`.
+        task: the task of the model.
+        metrics: names from :data:`perennial.spec.training.METRICS`.
         truth: n labels, see :func:`perennial.evaluation.metrics.evaluate`.
         prediction: n finite predictions.
-        blocks: of the n rows.
+        blocks: the blocks of the n rows.
         weights: resamples by ``blocks.count``.
         cost: gives the costs for the metric ``cost``.
 
     Returns:
-        By metric, one value a resample: what scikit-learn gives with ``sample_weight`` ``weights[r, blocks.of]``. NaN where
-        that is not defined, as a rank metric of labels that are all alike.
+        By metric, one value per resample: scikit-learn's value with ``sample_weight`` ``weights[r, blocks.of]``. NaN where
+        the metric is undefined, for example a rank metric if all labels are equal.
+
+    Raises:
+        ValueError: the task has no such metric.
     """
     unknown = [metric for metric in metrics if metric not in METRICS[task]]
     if unknown:
@@ -209,7 +213,7 @@ class _Rows:
     weights: Floats
 
     def sums(self, values: Floats | NDArray[np.bool_]) -> Floats:
-        """Weighted sum of n values, one a resample."""
+        """The weighted sum of n values in each resample."""
         return self.weights @ np.bincount(self.blocks.of, weights=values, minlength=self.blocks.count)
 
     @property
@@ -220,7 +224,7 @@ class _Rows:
         return self.sums(values) / self.total
 
     def tabulate(self, columns: NDArray[np.intp], values: Floats | None, count: int) -> Floats:
-        """Weighted sums by column, resamples by ``count``: each row's value, or 1, is added to the column it names."""
+        """Weighted sums by column, resamples by ``count``. Each row adds its value, or 1, to its column."""
         cells = self.blocks.of * count + columns
         table = np.bincount(cells, weights=values, minlength=self.blocks.count * count).reshape(self.blocks.count, count)
         return self.weights @ table
@@ -238,7 +242,7 @@ def _binary(metrics: Sequence[str], truth: NDArray[np.bool_], probability: Float
 
 
 def _log_loss(probability: Floats) -> Floats:
-    """Loss a row from the probability of what came true, cut off as scikit-learn does."""
+    """The loss of each row, from the probability of its true label. Probabilities are clipped as in scikit-learn."""
     epsilon = np.finfo(np.float64).eps
     return -np.log(np.clip(probability, epsilon, 1 - epsilon))
 
@@ -264,7 +268,7 @@ def _regression(metrics: Sequence[str], truth: Floats, predicted: Floats, rows: 
         if "rmse" in metrics:
             found["rmse"] = np.sqrt(squares / rows.total)
         if "r2" in metrics:
-            # About a fixed number near the mean: squares of large numbers would leave few digits of the difference.
+            # Centred first: squares of large numbers would leave few digits of the difference.
             centred = truth - truth.mean()
             around = rows.sums(centred**2) - rows.sums(centred) ** 2 / rows.total
             found["r2"] = np.where(around > 1e-9 * np.maximum(rows.sums(centred**2), 1e-300), 1 - squares / around, np.nan)
@@ -286,7 +290,7 @@ def _multiclass(metrics: Sequence[str], truth: NDArray[np.str_], prediction: Pre
         known = np.array(prediction.classes)[order]
         place = np.clip(np.searchsorted(known, truth), 0, len(known) - 1)
         probability = prediction.probabilities[np.arange(len(truth)), order[place]]
-        # A class the model has never seen had no probability.
+        # A class that the model does not know has the probability 0.
         found["log_loss"] = rows.mean(_log_loss(np.where(known[place] == truth, probability, 0.0)))
     return found
 
@@ -296,11 +300,11 @@ def _multiclass(metrics: Sequence[str], truth: NDArray[np.str_], prediction: Pre
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Rows in order of their scores.
+    """Rows in the order of their scores.
 
     Attributes:
-        order: of the rows, lowest score first.
-        first, last: for each row in that order, where the rows of its score begin, and where they have ended.
+        order: row numbers, lowest score first.
+        first, last: for each row in this order, the start (inclusive) and the end (exclusive) of the rows with its score.
     """
 
     order: NDArray[np.intp]
@@ -317,10 +321,10 @@ def _rank(score: Floats) -> _Ranking:
 
 
 def _roc_auc(truth: NDArray[np.bool_], score: Floats, rows: _Rows) -> Floats:
-    """Share of pairs of a true and a false label that are in the right order; ties count half.
+    """The share of pairs of a true and a false row that are in the right order. Ties count half.
 
-    How many pairs a true row of block b forms rightly with the false rows of block c is counted once, in a matrix U; a
-    resample's share then is w'Uw over (w'P)(w'N), for P and N the true and the false rows of each block.
+    A matrix U counts, for all blocks b and c, the pairs in the right order of a true row of b and a false row of c. The share
+    in a resample with weights w is w'Uw / ((w'P)(w'N)), where P and N are the numbers of true and false rows by block.
     """
     positive, negative = rows.sums(truth), rows.sums(~truth)
     blocks, weights = rows.blocks, rows.weights
@@ -344,14 +348,14 @@ def _roc_auc(truth: NDArray[np.bool_], score: Floats, rows: _Rows) -> Floats:
 
 
 def _average_precision(truth: NDArray[np.bool_], score: Floats, rows: _Rows) -> Floats:
-    """Mean, over true labels, of the precision among the rows that score at least as high."""
+    """The mean over true rows of the precision among all rows with at least the same score."""
     blocks, weights = rows.blocks, rows.weights
     ranking = _rank(-score)
     ordered_truth, ordered_block = truth[ranking.order], blocks.of[ranking.order]
     last, block_of_true = ranking.last[ordered_truth], ordered_block[ordered_truth]
     summed = np.zeros(len(weights))
     if blocks.count <= len(weights):
-        # Rows ranked as high as each true one, by block: the resamples' are a product of two matrices.
+        # By block, the number of rows that rank at least as high as each true row. A matrix product gives the resamples.
         above = np.zeros((2, blocks.count, len(last)), dtype=np.float32)
         below = np.zeros(len(truth) + 1)
         for block in range(blocks.count):
@@ -359,7 +363,7 @@ def _average_precision(truth: NDArray[np.bool_], score: Floats, rows: _Rows) -> 
             for counted, rows_counted in zip(above[:, block], (inside, inside & ordered_truth), strict=True):
                 np.cumsum(rows_counted, out=below[1:])
                 counted[:] = below[last]
-        single = weights.astype(np.float32)  # whole numbers, exact up to 16 million rows
+        single = weights.astype(np.float32)  # whole numbers, which are exact up to 16 million rows
         step = max(1, _CHUNK // len(weights))
         for block in range(blocks.count):
             of_block = np.flatnonzero(block_of_true == block)
@@ -373,12 +377,12 @@ def _average_precision(truth: NDArray[np.bool_], score: Floats, rows: _Rows) -> 
             everything, among_true = _cumulate(weight), _cumulate(np.where(ordered_truth, weight, 0.0))
             precision = among_true[:, last] / everything[:, last]
             summed[resamples] = np.einsum("rp,rp->r", weight[:, ordered_truth], np.nan_to_num(precision, copy=False))
-    # As in perennial.evaluation, labels of one kind alone rank nothing.
+    # As in perennial.evaluation.metrics, it is undefined if all labels are equal.
     return np.where(rows.sums(~truth) > 0, summed / rows.sums(truth), np.nan)
 
 
 def _in_chunks(weights: Floats, block: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:
-    """A few resamples at a time, with the weight of every row."""
+    """A few resamples at a time: their slice, and their weights by row."""
     step = max(1, _CHUNK // max(1, len(block)))
     for start in range(0, len(weights), step):
         some = slice(start, start + step)
@@ -386,7 +390,7 @@ def _in_chunks(weights: Floats, block: NDArray[np.intp]) -> Iterator[tuple[slice
 
 
 def _cumulate(values: Floats) -> Floats:
-    """Running sums along each row, with a nought before the first."""
+    """Cumulative sums along each row, with a leading 0."""
     sums = np.zeros((values.shape[0], values.shape[1] + 1))
     np.cumsum(values, axis=1, out=sums[:, 1:])
     return sums

@@ -1,4 +1,4 @@
-"""Labels that were known at a moment, for the entities of an interval."""
+"""The labels of an interval's entities, as they were known at a moment."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ def read_labels(
     as_of: datetime,
     entities: pa.Table | None = None,
 ) -> pa.Table:
-    """The labels of an interval's entities, as far as they were known.
+    """The labels of an interval's entities that were known at a moment.
 
-    If the label table's event time has the name of the entity table's, it means the same moment, and only the interval is
-    read of it. Otherwise all of it is.
+    If the event time of the label table has the same name as that of the entity table, both mean the same moment. Then only
+    the interval of the label table is read. Otherwise the whole table is read.
 
     Args:
-        folder: the model's.
+        folder: the model's folder.
         lake: holds the tables.
-        snapshots: by table, of the entity's and the label's table.
-        interval: whose event times lie in it is an entity.
-        as_of: only rows known by then are used.
-        entities: those of the interval, if they are read already: their key and event time, and what else is to stand
-            beside their labels.
+        snapshots: snapshots of the entity table and the label table, by table.
+        interval: the interval of the entities' event times.
+        as_of: only rows known by this moment are used.
+        entities: the entities of the interval if they are already read: key and event time, and other columns to keep
+            beside the labels.
 
     Returns:
-        Entity key, event time (and what else ``entities`` have), ``label`` (boolean, text or double, as the task has it;
-        never null), ``label_known_at``; ordered by event time and key, at most one row an entity.
+        Entity key, event time and the other columns of ``entities``, ``label`` (boolean, text or double, by the task; never
+        null), ``label_known_at``. Ordered by event time and key, with at most one row per entity.
 
     Raises:
         SnapshotMissing: a table was not published, or lacks a column of the spec.
-        SpecError: ``label.sql`` cannot be computed, gives what the task has no use for, or an entity has several labels.
+        SpecError: ``label.sql`` cannot be computed or gives a type that the task does not allow, or an entity has several
+            labels.
     """
     spec = folder.spec
     key, identity = spec.entity_table.key, list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
@@ -74,7 +75,7 @@ def read_labels(
     if distinct != found.num_rows:
         raise SpecError(
             f"{folder.path / 'model.yaml'}: label.table: {found.num_rows - distinct:,} rows of {spec.label.table} in "
-            f"{interval} are second labels; it is to have one row for each {', '.join(key)}"
+            f"{interval} repeat a label; the table must have one row for each {', '.join(key)}"
         )
     return found
 
@@ -87,14 +88,14 @@ _LABEL_TYPES = {
 
 
 def _select_labels(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> None:
-    """Make ``perennial.labels`` of what stands in ``_labels``: entity key, ``label``, ``label_known_at``."""
+    """Make the view ``perennial.labels`` from ``_labels``: entity key, ``label``, ``label_known_at``."""
     spec, place = folder.spec, f"{folder.path / 'model.yaml'}: label.sql"
     wanted, allowed, words = _LABEL_TYPES[spec.task]
     selected = f"(SELECT *, (\n{spec.label.sql}\n) AS _label FROM _labels)"
     with blaming(place):
         kind = connection.sql(f"SELECT _label FROM {selected}").types[0]
         if str(kind).partition("(")[0] not in allowed:
-            raise SpecError(f"{place}: gives {kind}, but {spec.task} wants {words}")
+            raise SpecError(f"{place}: gives {kind}, but {spec.task} requires {words}")
         names = ", ".join(quoted(name) for name in spec.entity_table.key)
         connection.execute(
             f"CREATE TABLE perennial.found AS SELECT {names}, _label, {KNOWN} AS label_known_at FROM {selected} "
@@ -103,7 +104,7 @@ def _select_labels(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -
     if wanted == "BOOLEAN" and str(kind) != "BOOLEAN":
         odd = connection.execute("SELECT any_value(_label) FROM perennial.found WHERE _label NOT IN (0, 1)").fetchone()
         if odd and odd[0] is not None:
-            raise SpecError(f"{place}: gives {odd[0]}, but {spec.task} wants {words}; compare it with something")
+            raise SpecError(f"{place}: gives {odd[0]}, but {spec.task} requires {words}; write a comparison, such as x > 0")
     connection.execute(
         f"CREATE VIEW perennial.labels AS SELECT {names}, _label::{wanted} AS label, label_known_at FROM perennial.found"
     )

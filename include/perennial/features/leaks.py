@@ -1,8 +1,8 @@
-"""Features that know too much, found by changing what they may not know.
+"""Find features that use what was not known yet.
 
-``features.sql`` is trusted to look at nothing later than each entity's ``as_of`` (:mod:`perennial.features.point_in_time`).
-Here the trust is tested: every row that was not known by some moment is removed, or changed, with invented rows beside it,
-and what was asked for until that moment must come out byte for byte the same.
+``features.sql`` itself must look at nothing later than each entity's ``as_of`` (:mod:`perennial.features.point_in_time`). This
+module tests it. It chooses a moment. It removes every row that was not known by then, or changes these rows and adds invented
+ones. The features of all entities with an earlier ``as_of`` must stay the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from perennial.spec.model import ModelSpec
 
 Cause = Literal["later rows", "the interval", "the run"]
 
-#: By how much the sample is widened on both sides, to see whether features depend on where an interval is cut.
+#: The sample is widened by this on both sides, to see whether features depend on the bounds of the interval.
 MARGIN = timedelta(days=1)
 
 _INVENTED = 5_000
@@ -40,13 +40,13 @@ class Leak:
 
     Attributes:
         feature: its name.
-        cause: ``later rows``: rows that were not known when it was asked for. ``the interval``: where the interval is cut,
-            as when it looks further back than ``lookback``, or at events after its own. ``the run``: the clock, chance, or
-            the order of rows.
-        tables: whose rows they were; empty unless the cause is ``later rows``.
-        entities: how many entities it changed for.
+        cause: ``later rows``: it uses rows that were not known at the entity's ``as_of``. ``the interval``: it depends on
+            the bounds of the interval; for example, it looks further back than ``lookback``, or at events after its own.
+            ``the run``: it depends on the clock, on chance, or on the order of rows.
+        entities: number of entities for which the feature changed.
         example: the key of one of them.
-        as_of: of that one.
+        as_of: the as-of time of that entity.
+        tables: the tables of the later rows; empty for other causes.
     """
 
     feature: str
@@ -58,30 +58,31 @@ class Leak:
 
     def __str__(self) -> str:
         what = {
-            "later rows": f"uses rows of {', '.join(self.tables)} that were not known then: compare _known_at with as_of",
-            "the interval": "is another when the interval is cut elsewhere: let it look no further back than lookback, and "
-            "at no event after its own",
-            "the run": "differs from run to run: leave out the clock and chance, and order what is aggregated",
+            "later rows": f"uses rows of {', '.join(self.tables)} that were not known yet: compare _known_at with as_of",
+            "the interval": "changes with the bounds of the interval: look no further back than lookback, and at no event "
+            "after the entity's own",
+            "the run": "differs from run to run: do not use the clock or random numbers, and order what is aggregated",
         }[self.cause]
-        return f"{self.feature} {what} ({self.entities:,} entities, such as {self.example} at {self.as_of:%Y-%m-%d %H:%M})"
+        return f"{self.feature} {what} ({self.entities:,} entities, for example {self.example} at {self.as_of:%Y-%m-%d %H:%M})"
 
 
 def find(folder: ModelFolder, tables: Mapping[str, pa.Table], interval: Interval, *, moments: int = 8) -> list[Leak]:
-    """Compute the features of a sample again and again, each time with other rows where nobody could have known them.
+    """Compute the features of a sample repeatedly, each time with other rows where the rows were not known yet.
 
     Args:
-        folder: the model's.
-        tables: rows of the tables that ``features.sql`` names, as :func:`perennial.features.point_in_time.compute`
-            takes them, from ``lookback`` and :data:`MARGIN` before the interval to :data:`MARGIN` after it.
+        folder: the model's folder.
+        tables: rows of the tables that ``features.sql`` names, as for :func:`perennial.features.point_in_time.compute`, from
+            ``lookback`` and :data:`MARGIN` before the interval to :data:`MARGIN` after it.
         interval: the sample.
-        moments: at how many of the sample's as-of times, evenly chosen, everything later is changed. An entity that asks
-            just then is where a feature that looks only minutes ahead gives itself away.
+        moments: number of moments, evenly chosen from the sample's as-of times, after which all rows are changed. A feature
+            that looks only minutes ahead shows for an entity whose as-of time is such a moment.
 
     Returns:
-        At most one leak a feature, in the order of the spec: of several causes the one that explains the others.
+        At most one leak per feature, in the order of the spec. If a feature has several causes, the one that explains the
+        others.
 
     Raises:
-        SpecError: ``features.sql`` cannot be run, or not on other values than the real ones.
+        SpecError: ``features.sql`` cannot be run, or fails on the changed values.
     """
     spec = folder.spec
     with closing(open_database(threads=1)) as connection:
@@ -104,24 +105,32 @@ def _later(
     moment: datetime,
     blamed: set[str],
 ) -> Iterator[Leak]:
-    """What changes in features asked for by ``moment`` when what was known later changes.
+    """The leaks of features with an ``as_of`` up to a moment, found by changing the rows that were known later.
 
     Args:
-        blamed: features whose tables are known already; those of others are looked for, and added.
+        connection: runs the query.
+        folder: the model's folder.
+        tables: the true rows.
+        interval: the sample.
+        true: the features from the true rows.
+        moment: rows known later are changed.
+        blamed: features whose tables are already known. Features that are found here are added.
     """
     spec = folder.spec
     asked = true.filter(pc.less_equal(true["as_of"], pa.scalar(moment, true.schema.field("as_of").type)))
 
     def differences(given: Mapping[str, pa.Table]) -> list[Leak]:
         try:
-            # Entities that are removed or invented move the latest as_of, and with it what is offered.
+            # Removed or invented entities would change the latest as_of, and so the rows that the query sees.
             got = _features(connection, folder, given, interval, known_by=pc.max(true["as_of"]).as_py())
         except SpecError as error:
-            raise SpecError(f"{error} (in other values of rows that were not known at {moment}; TRY_CAST may help)") from error
+            raise SpecError(
+                f"{error} (it happened on changed values of rows that were not known at {moment}; TRY_CAST may help)"
+            ) from error
         return list(_differences(spec, asked, got, "later rows"))
 
     for altered in (
-        {name: _without_later(rows, moment) for name, rows in tables.items()},
+        {name: rows.filter(_known(rows, moment)) for name, rows in tables.items()},
         {name: _with_other_later(connection, folder, name, rows, moment) for name, rows in tables.items()},
     ):
         leaks = differences(altered)
@@ -149,20 +158,20 @@ def _features(
 
 
 def _moments(features: pa.Table, count: int) -> list[datetime]:
-    """As-of times that occur, evenly chosen from all but the last, after which nothing is offered anyhow."""
+    """As-of times evenly chosen from all but the last one. After the last one the query sees no rows in any case."""
     occurring = sorted(pc.unique(features["as_of"]).to_pylist())[:-1]
     chosen = {int((n + 0.5) * len(occurring) / count) for n in range(count)} if occurring else set()
     return [occurring[index] for index in sorted(chosen)]
 
 
 def _differences(spec: ModelSpec, true: pa.Table, got: pa.Table, cause: Cause) -> Iterator[Leak]:
-    """The features in which entities of ``true`` differ in ``got``, which may have more entities."""
+    """The features in which the entities of ``true`` differ from ``got``, which may have more entities."""
     key = spec.entity_table.key
     places: dict[tuple[object, ...], int | None] = {}
     for place, values in enumerate(_keys(got, key)):
         places[values] = None if values in places else place
     where = [places.get(values) for values in _keys(true, key)]
-    # An entity whose row is gone, or there twice, has no feature that is what it was.
+    # If the row of an entity is gone or repeated, all its features have changed.
     lost = {row for row, place in enumerate(where) if place is None}
     got = got.take(pa.array(where, pa.int64()))
     for name in spec.features.names:
@@ -180,7 +189,7 @@ def _keys(features: pa.Table, key: Sequence[str]) -> Iterator[tuple[object, ...]
 
 
 def _merge(leaks: Sequence[Leak]) -> list[Leak]:
-    """One leak a feature, of its first cause in :data:`_CAUSES`: with all tables, and the most entities of one change."""
+    """One leak per feature, with its first cause in :data:`_CAUSES`, all its tables, and the most entities of one change."""
     merged: dict[str, Leak] = {}
     for leak in sorted(leaks, key=lambda one: _CAUSES.index(one.cause)):
         other = merged.setdefault(leak.feature, leak)
@@ -193,18 +202,13 @@ def _merge(leaks: Sequence[Leak]) -> list[Leak]:
 # --- other rows ----------------------------------------------------------------------------------------------------------
 
 
-def _without_later(rows: pa.Table, moment: datetime) -> pa.Table:
-    """Only the rows known by ``moment``."""
-    return rows.filter(_known(rows, moment))
-
-
 def _with_other_later(
     connection: duckdb.DuckDBPyConnection, folder: ModelFolder, name: str, rows: pa.Table, moment: datetime
 ) -> pa.Table:
-    """Rows known by ``moment`` as they are, later ones with other values, and invented ones known later still.
+    """Rows known by ``moment`` unchanged, later rows with other values, and invented rows that become known later.
 
-    An invented row is one of the known ones moved to a later time, under a key of its own and with other numbers. When the
-    changed and the invented become known follows from their columns, as it does for real ones.
+    An invented row is a copy of a known row at a later time, with a new key and other numbers. The moment at which changed
+    and invented rows become known follows from their columns, as for real rows.
     """
     table = folder.spec.tables[name]
     if table.known == "always":
@@ -215,7 +219,7 @@ def _with_other_later(
         column: after[column] if column in (*table.key, table.event_time) else _others(after[column], rows[column])
         for column in table.columns
     }
-    # Of the newest, since those are what a query looks at.
+    # Copies of the newest rows, since a query usually looks at these.
     pattern = before.sort_by([(KNOWN, "descending")]).slice(0, _INVENTED)
     wait = pc.subtract(pa.scalar(moment, rows.schema.field(KNOWN).type), pattern[KNOWN])
     wait = pc.add(wait, pa.array([timedelta(seconds=1 + n % 600) for n in range(len(wait))], pa.duration("us")))
@@ -249,7 +253,7 @@ def _is_time(values: pa.ChunkedArray) -> bool:
 
 def _later_by(values: pa.ChunkedArray, wait: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_date(values.type):
-        # By whole days, the last one begun.
+        # Whole days, rounded up.
         return pc.cast(pc.add(pc.add(values.cast(pa.timestamp("us")), wait), _A_DAY), pa.date32(), safe=False)
     return pc.add(values, wait) if _is_time(values) else values
 
@@ -259,7 +263,7 @@ def _known(rows: pa.Table, moment: datetime) -> pa.ChunkedArray:
 
 
 def _others(values: pa.ChunkedArray, pool: pa.ChunkedArray) -> pa.ChunkedArray:
-    """For each value another one, out of those that occur if there are several, so that a query can work with it."""
+    """Another value for each value. It is one that occurs in the column if there are several, so that queries accept it."""
     count = len(pool)
     drawn = pool.take(pa.array([(n * 7919 + 13) % count for n in range(len(values))], pa.int64()))
     both_missing = pc.and_(pc.is_null(values), pc.is_null(drawn))

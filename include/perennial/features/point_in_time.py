@@ -1,9 +1,12 @@
-"""``features.sql`` over a model's tables, as they were known: the same query for training, for batches and for one row.
+"""Run ``features.sql`` over a model's tables as they were known at the time.
 
-DuckDB runs it in a database of its own that holds nothing but what the query may see, cannot open a file or attach another
-database, and moves to disk what does not fit in memory. Each row of ``entities`` asks at its ``as_of``; to look no further
-than that is the query's own duty (``ASOF JOIN … ON as_of >= _known_at``), and :mod:`perennial.features.leaks` finds where
-it does not. Neighbour: :mod:`perennial.features.publish` brings the tables and publishes the result.
+The same query serves training, batches and single rows. DuckDB runs it in a database that holds only what the query may see.
+The database cannot open a file or attach another database. It moves to disk what does not fit in memory.
+
+Each row of ``entities`` has a moment ``as_of``. The query itself must look at nothing later (``ASOF JOIN … ON as_of >=
+_known_at``). :mod:`perennial.features.leaks` finds queries that do.
+
+Neighbour: :mod:`perennial.features.publish` brings the tables and publishes the features.
 """
 
 from __future__ import annotations
@@ -25,36 +28,36 @@ import pyarrow as pa
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import literal, quoted
-from perennial.lake.schema import KNOWN, published_schema
+from perennial.lake.schema import KNOWN, MOMENT, published_schema
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
 Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 
-#: Rows of a batch of features.
+#: Number of rows per batch of features.
 _BATCH_ROWS = 65_536
-#: Beyond it DuckDB goes to disk; several tasks share a worker.
+#: Beyond this, DuckDB uses the disk: several tasks share a worker.
 _MEMORY = "2GB"
 
 #: DuckDB's names of integers.
 WHOLE_TYPES = frozenset(
     {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"}
 )
-# The type of a column that is NULL in every row and was given none.
+# DuckDB's type of a column that is NULL in every row.
 _UNTYPED = {'"NULL"'}
 _NUMERIC = WHOLE_TYPES | _UNTYPED | {"FLOAT", "DOUBLE", "BOOLEAN", "DECIMAL"}
 _CATEGORICAL = WHOLE_TYPES | _UNTYPED | {"VARCHAR", "BOOLEAN", "ENUM", "UUID", "DATE"}
 
 
 class BuiltFeatures:
-    """The features of an interval, one row an entity: its key, its event time, ``as_of``, the features.
+    """The features of an interval, one row per entity: its key, its event time, ``as_of``, and the features.
 
-    Rows are ordered by event time and key. Numeric features are doubles, NaN being NULL; categorical ones are texts.
+    Rows are ordered by event time and key. Numeric features are doubles, with NULL for NaN. Categorical features are texts.
 
     Attributes:
-        schema: of what :meth:`reader` gives.
-        rows: how many entities there are.
-        snapshots: by table, the snapshot of the lake they were made from; empty if they were made from other tables.
+        schema: the schema of :meth:`reader`.
+        rows: number of entities.
+        snapshots: by table, the snapshot of the lake that was read; empty if the tables are not from the lake.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, spec: ModelSpec, snapshots: Mapping[str, int]) -> None:
@@ -65,12 +68,12 @@ class BuiltFeatures:
         self._finalizer = weakref.finalize(self, connection.close)
 
     def reader(self) -> pa.RecordBatchReader:
-        """The rows as a stream; each call begins anew. Not to be used after :meth:`close`."""
+        """The rows as a stream. Each call starts again from the first row. Do not call it after :meth:`close`."""
         stream = self._connection.cursor().sql("FROM perennial.features").to_arrow_reader(_BATCH_ROWS)
         return pa.RecordBatchReader.from_batches(self.schema, (batch.cast(self.schema) for batch in stream))
 
     def close(self) -> None:
-        """Let go of memory and disk."""
+        """Free memory and disk."""
         self._finalizer()
 
     def __enter__(self) -> BuiltFeatures:
@@ -86,7 +89,7 @@ def feature_schema(spec: ModelSpec) -> pa.Schema:
     return pa.schema(
         [
             *(published.field(name) for name in _identity(spec)),
-            ("as_of", pa.timestamp("us", "UTC")),
+            ("as_of", MOMENT),
             *((name, pa.float64()) for name in spec.features.numeric),
             *((name, pa.string()) for name in spec.features.categorical),
         ]
@@ -98,20 +101,21 @@ def compute(
 ) -> BuiltFeatures:
     """Run ``features.sql`` for the entities of an interval.
 
-    The query sees ``entities``: the rows of the entity table whose event time lies in the interval, with their ``as_of``;
-    and each table by its name, with its columns and ``_known_at``: rows known by the latest ``as_of`` whose event time is
-    neither further back than ``lookback`` before the interval nor after it. It gives the entity's key and the features.
+    The query sees ``entities``: the rows of the entity table whose event time lies in the interval, with their ``as_of``. It
+    also sees each table by its name, with its columns and ``_known_at``. Of a table it sees the rows that were known by the
+    latest ``as_of``, with event times from ``lookback`` before the interval to the interval's end. It gives the entity's key
+    and the features.
 
     Args:
-        folder: the model's.
-        tables: by name, rows with the spec's columns and ``_known_at``; those named by :func:`needed_tables`. Rows beyond
-            what the query may see are left out here. A reader is used up.
-        interval: whose event times lie in it is an entity.
-        snapshots: where the tables come from, handed on.
+        folder: the model's folder.
+        tables: by name, rows with the spec's columns and ``_known_at``, for all tables of :func:`needed_tables`. Rows that
+            the query must not see are left out here. A reader is read to its end.
+        interval: the interval of the entities' event times.
+        snapshots: by table, the snapshots that the rows are from; kept in the result.
 
     Raises:
-        SpecError: the query cannot be run, names other columns than the spec, gives not exactly one row an entity, or
-            gives infinity; or ``entity.as_of`` gives no time, or one before the entity itself is known.
+        SpecError: the query cannot be run, gives other columns than the spec names, does not give exactly one row per
+            entity, or gives infinity. Or ``entity.as_of`` gives no time, or a time before the entity itself is known.
     """
     connection = open_database()
     try:
@@ -136,15 +140,15 @@ def needed_tables(folder: ModelFolder) -> list[str]:
 
 
 def mentions(sql: str, name: str) -> bool:
-    """Whether a name occurs in a query, if only in a comment."""
+    """Whether a name occurs in a query. An occurrence in a comment counts too."""
     return re.search(rf"\b{re.escape(name)}\b", sql, re.IGNORECASE) is not None
 
 
 def open_database(*, threads: int | None = None) -> duckdb.DuckDBPyConnection:
-    """An empty database in memory, for SQL that a team wrote: no files, no other databases, no variables of Python.
+    """An empty database in memory for SQL of a model folder, without access to files, other databases and Python variables.
 
     Args:
-        threads: by default one a core.
+        threads: number of threads; by default one per core.
     """
     config: dict[str, str | bool | int | float | list[str]] = {
         "enable_external_access": False,
@@ -152,13 +156,13 @@ def open_database(*, threads: int | None = None) -> duckdb.DuckDBPyConnection:
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
         "memory_limit": _MEMORY,
-        # DuckDB makes it when it is needed and removes it when the connection closes.
+        # DuckDB creates it if it is needed, and removes it when the connection closes.
         "temp_directory": str(Path(tempfile.gettempdir()) / f"perennial-{uuid.uuid4().hex}"),
     }
     if threads is not None:
         config["threads"] = threads
     connection = duckdb.connect(config=config)
-    # Global: a stream is read through a cursor, which is a session of its own.
+    # Global, because a stream is read through a cursor, which has its own session.
     connection.execute("SET GLOBAL TimeZone = 'UTC'")
     connection.execute("SET GLOBAL lock_configuration = true")
     connection.execute("CREATE SCHEMA perennial")
@@ -176,10 +180,14 @@ def offer(
     *,
     known_by: datetime | None = None,
 ) -> None:
-    """Make ``entities`` and the tables that the query may see, in place of those that were there.
+    """Create ``entities`` and the tables that the query may see. Existing ones are replaced.
 
     Args:
-        known_by: offer rows known by then, instead of those known by the latest ``as_of``.
+        connection: from :func:`open_database`.
+        folder: the model's folder.
+        tables: see :func:`compute`.
+        interval: the interval of the entities' event times.
+        known_by: show the rows known by this moment, instead of those known by the latest ``as_of``.
     """
     spec = folder.spec
     since = interval.start - spec.features.lookback
@@ -217,10 +225,10 @@ def _make_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, i
 
 
 def check_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, interval: Interval) -> None:
-    """Every entity has a key of its own and an as-of time at which it is known.
+    """Check that every entity has a unique key, and an as-of time at which it is known.
 
     Raises:
-        SpecError: one has not.
+        SpecError: an entity has not.
     """
     spec = folder.spec
     key = _list(spec.entity_table.key)
@@ -231,32 +239,32 @@ def check_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, i
     )
     where = f"{folder.path / 'model.yaml'}: of {rows:,} rows of {spec.entity.table} in {interval},"
     if timeless:
-        raise SpecError(f"{where} entity.as_of gives no time for {timeless:,}; let it give one for every row")
+        raise SpecError(f"{where} entity.as_of gives no time for {timeless:,}; it must give a time for every row")
     if early:
         raise SpecError(
-            f"{where} {early:,} are known only after their entity.as_of, when a prediction was asked for already; make "
-            f"tables.{spec.entity.table}.known earlier or entity.as_of later, whichever is wrong"
+            f"{where} {early:,} are known only after their entity.as_of, which is when the prediction is made; correct "
+            f"tables.{spec.entity.table}.known or entity.as_of"
         )
     if rows != distinct:
         raise SpecError(
-            f"{where} {rows - distinct:,} repeat the key {', '.join(spec.entity_table.key)} of another; a prediction is named "
-            f"by its key, so add what tells them apart to tables.{spec.entity.table}.key"
+            f"{where} {rows - distinct:,} repeat the key {', '.join(spec.entity_table.key)} of another; a prediction needs a "
+            f"unique key, so add a column that tells them apart to tables.{spec.entity.table}.key"
         )
 
 
 def select(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> None:
-    """Run the query, and keep what it gave.
+    """Run the query and keep its result.
 
     Raises:
-        SpecError: it is not one SELECT, it cannot be run, or its columns are not those of the spec.
+        SpecError: it is not exactly one SELECT, it cannot be run, or its columns are not those of the spec.
     """
     file, sql = folder.path / "features.sql", folder.features_sql
     with blaming(file, lines_before=0):
         statements = connection.extract_statements(sql)
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise SpecError(f"{file}: exactly one SELECT is wanted, with no other statement before or after it")
+        raise SpecError(f"{file}: it must be exactly one SELECT, without other statements")
     query = statements[0].query
-    # On the query's own first line, so that DuckDB counts its lines.
+    # The query begins on the same line as the statement, so DuckDB's line numbers are those of the query.
     with blaming(file, lines_before=sql[: max(0, sql.find(query))].count("\n")):
         connection.execute(f"CREATE OR REPLACE TABLE perennial.selected AS {query}")
     _check_columns(connection, folder)
@@ -273,26 +281,24 @@ def _check_columns(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -
     if extra := [name for name in types if name not in wanted]:
         problems.append(f"{', '.join(extra)} not in model.yaml")
     if problems:
-        raise SpecError(
-            f"{file}: it must give {', '.join(key)} and the features of model.yaml, no more and no less: {'; '.join(problems)}"
-        )
+        raise SpecError(f"{file}: it must give exactly {', '.join(key)} and the features of model.yaml: {'; '.join(problems)}")
     own = {name: kind for name, kind, *_ in connection.execute("DESCRIBE entities").fetchall()}
     for name in wanted:
         kind = types[name]
         plain = kind.partition("(")[0]
         if name in key and kind != own[name]:
-            raise SpecError(f"{file}: {name} is {kind}, but the entity's is {own[name]}; give it as it is in entities")
+            raise SpecError(f"{file}: {name} is {kind}, but in entities it is {own[name]}; select it unchanged from entities")
         if name in spec.features.numeric and plain not in _NUMERIC:
-            raise SpecError(f"{file}: {name} is a numeric feature in model.yaml, but {kind} here; cast it to DOUBLE")
+            raise SpecError(f"{file}: {name} is a numeric feature in model.yaml, but it is {kind} here; cast it to DOUBLE")
         if name in spec.features.categorical and plain not in _CATEGORICAL:
-            raise SpecError(f"{file}: {name} is a categorical feature in model.yaml, but {kind} here; cast it to VARCHAR")
+            raise SpecError(f"{file}: {name} is a categorical feature in model.yaml, but it is {kind} here; cast it to VARCHAR")
 
 
 def check_selected(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, interval: Interval) -> None:
-    """The query gave exactly one row an entity, and no infinity.
+    """Check that the query gave exactly one row per entity, and no infinity.
 
     Raises:
-        SpecError: it did not; the message says how many keys are at fault and names one.
+        SpecError: it did not. The message counts the wrong keys and names one.
     """
     spec = folder.spec
     where = f"{folder.path / 'features.sql'}: {interval}"
@@ -302,16 +308,18 @@ def check_selected(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, i
         f"""SELECT (SELECT count(*) FROM entities), (SELECT count(*) FROM perennial.selected),
         (SELECT count(*) FROM (SELECT {key} FROM entities) SEMI JOIN perennial.selected USING ({key}))""",
     )
-    # As many rows as entities, whose keys are their own, and none without a row: then each has one.
+    # Keys of entities are unique. If there are as many rows as entities, and no entity is without a row, each has one.
     if not entities == selected == matched:
         problems = _describe_keys(connection, key, names)
-        raise SpecError(f"{where}: exactly one row for each of {entities:,} entities is wanted: {'; '.join(problems)}")
+        raise SpecError(f"{where}: it must give exactly one row for each of {entities:,} entities: {'; '.join(problems)}")
     if spec.features.numeric:
         checks = ", ".join(f"count(*) FILTER (isinf({quoted(name)}::DOUBLE))" for name in spec.features.numeric)
         counts = _row(connection, f"SELECT {checks} FROM perennial.selected")
         infinite = [f"{name} ({count:,})" for name, count in zip(spec.features.numeric, counts, strict=True) if count]
         if infinite:
-            raise SpecError(f"{where}: infinite values in {', '.join(infinite)}; give NULL, as by dividing by nullif(…, 0)")
+            raise SpecError(
+                f"{where}: infinite values in {', '.join(infinite)}; give NULL instead, for example by dividing by nullif(…, 0)"
+            )
 
 
 def _describe_keys(connection: duckdb.DuckDBPyConnection, key: str, names: list[str]) -> list[str]:
@@ -325,12 +333,12 @@ def _describe_keys(connection: duckdb.DuckDBPyConnection, key: str, names: list[
         if count:
             values = _row(connection, f"SELECT {key} FROM {rows} ORDER BY ALL LIMIT 1")
             example = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-            problems.append(f"{count:,} keys {what}, such as {example}")
+            problems.append(f"{count:,} keys {what}, for example {example}")
     return problems
 
 
 def gather(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
-    """Put the features beside their entities' event time and as-of time, typed and in order."""
+    """Join the features with their entities' event time and as-of time, cast them, and order them."""
     key = spec.entity_table.key
     columns = [f"e.{quoted(name)}" for name in [*_identity(spec), "as_of"]]
     columns += [
@@ -362,25 +370,25 @@ def _list(names: list[str]) -> str:
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
     row = connection.execute(query).fetchone()
-    assert row is not None  # an aggregate's, or one that was counted before
+    assert row is not None  # an aggregate always gives a row, and other queries run only if rows were counted
     return row
 
 
 @contextmanager
 def blaming(place: Path | str, *, lines_before: int | None = None) -> Iterator[None]:
-    """Errors of SQL that a team wrote are errors of its folder.
+    """Turn errors of SQL from a model folder into errors of that folder.
 
     Args:
-        place: where the SQL stands.
-        lines_before: how many lines of that file come before the SQL that runs, if DuckDB's line numbers mean anything.
+        place: the file, or the file and the key, that has the SQL.
+        lines_before: number of lines of the file before the SQL; None if DuckDB's line numbers mean nothing.
 
     Raises:
-        SpecError: naming the place, and the line if DuckDB tells.
+        SpecError: with the place, and the line if DuckDB gives it.
     """
     try:
         yield
     except (duckdb.OutOfMemoryException, duckdb.InternalException, duckdb.InterruptException, duckdb.FatalException):
-        # No fault of the query.
+        # These are not the fault of the query.
         raise
     except duckdb.Error as error:
         line = re.search(r"^LINE (\d+):", str(error), re.MULTILINE) if lines_before is not None else None

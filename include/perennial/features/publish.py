@@ -1,18 +1,18 @@
-"""The feature store: features computed from published tables, published by interval, kept up with ``features.sql``.
+"""The feature store: compute features from published tables, publish them by interval, and keep them up to date.
 
-Neighbours: :mod:`perennial.features.point_in_time` runs the query; :mod:`perennial.features.leaks` looks for features that
-know too much; :mod:`perennial.lake.publish` holds tables and features; training, scoring and monitoring read what is
-published here.
+Neighbours: :mod:`perennial.features.point_in_time` runs the query. :mod:`perennial.features.leaks` looks for features that
+use what was not known. :mod:`perennial.lake.publish` holds tables and features. Training, scoring and monitoring read the
+features that are published here.
 """
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from operator import itemgetter
 
-from perennial.core import logs
 from perennial.core.errors import SnapshotMissing, Superseded
 from perennial.core.intervals import Interval
 from perennial.features import leaks
@@ -24,60 +24,56 @@ from perennial.ledger.records import Publication
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import ModelFolder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: Most days that are built again as one publication.
+#: The most days that are rebuilt in one publication.
 _MOST_DAYS = 31
 _DAY = timedelta(days=1)
 
 
 def build_features(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, snapshots: Mapping[str, int] | None = None
+    folder: ModelFolder, lake: Lake, interval: Interval, *, snapshots: Mapping[str, int] | None = None
 ) -> BuiltFeatures:
     """Compute the features of an interval's entities from the lake's tables, without publishing them.
 
     Args:
-        folder: the model's.
-        lake: holds the tables.
-        ledger: says which snapshots are published.
-        interval: whose event times lie in it is an entity.
-        snapshots: by table, what to read instead of what is published now.
+        folder: the model's folder.
+        lake: has the tables; its ledger says which snapshots are published.
+        interval: the interval of the entities' event times.
+        snapshots: by table, the snapshots to read; by default those that are published now.
 
     Raises:
-        SnapshotMissing: a table that the features need was not published, or lacks a column of the spec.
+        SnapshotMissing: a required table was not published, or lacks a column of the spec.
         SpecError: see :func:`perennial.features.point_in_time.compute`.
     """
-    given = dict(snapshots) if snapshots is not None else published_tables(folder, ledger).snapshots
+    given = dict(snapshots) if snapshots is not None else published_tables(folder, lake.ledger).snapshots
     visible = visible_to(folder, interval)
     tables = {name: scan(folder, lake, name, given, within=visible) for name in needed_tables(folder)}
     return compute(folder, tables, interval, snapshots={name: given[name] for name in tables})
 
 
 def visible_to(folder: ModelFolder, interval: Interval) -> Interval:
-    """Whose event times lie in it is offered to ``features.sql`` when it computes the features of an interval."""
+    """The interval of event times that ``features.sql`` sees when it computes the features of an interval."""
     return Interval(interval.start - folder.spec.features.lookback, interval.end)
 
 
-def publish_features(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, order: int, run_id: str
-) -> Publication:
-    """Compute the features of an interval and publish them, in place of those that were published for it.
+def publish_features(folder: ModelFolder, lake: Lake, interval: Interval, *, order: int, run_id: str) -> Publication:
+    """Compute the features of an interval and publish them. They replace the features that were published for it.
 
     Args:
-        folder: the model's.
-        lake: holds the tables.
-        ledger: says which snapshots are published.
-        interval: its days.
+        folder: the model's folder.
+        lake: has the tables; its ledger says which snapshots are published.
+        interval: the interval.
         order: from :meth:`perennial.ledger.store.Ledger.next_order`, taken when the run started.
-        run_id: the run, the same for all its attempts.
+        run_id: the run. It is the same for all attempts of the run.
 
     Raises:
         SnapshotMissing, SpecError: see :func:`build_features`.
         Superseded: a later run has published an overlapping interval.
     """
-    tables = published_tables(folder, ledger)
-    with build_features(folder, lake, ledger, interval, snapshots=tables.snapshots) as built:
+    tables = published_tables(folder, lake.ledger)
+    with build_features(folder, lake, interval, snapshots=tables.snapshots) as built:
         return lake.publish(
             model=folder.spec.name,
             dataset=DATASET,
@@ -94,61 +90,58 @@ def publish_features(
         )
 
 
-def ensure_features(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, run_id: str) -> list[Publication]:
-    """Build again whatever features of an interval are not what the published tables and the model folder would give now.
+def ensure_features(folder: ModelFolder, lake: Lake, interval: Interval, *, run_id: str) -> list[Publication]:
+    """Rebuild the features of an interval that are out of date.
 
-    Those are the days that have tables and no features; whose features an earlier ``features.sql`` or spec made; and
-    whose own tables, or those of the lookback before them, were published with other rows since. Days without tables stay
-    without features. When nothing is amiss, nothing is read or written.
+    A day is out of date if it has tables and no features, if its features were made by an earlier ``features.sql`` or spec,
+    or if tables of the day or of the lookback before it were published again with other rows. Days without tables stay
+    without features. If all days are up to date, nothing is read or written.
 
     Args:
-        folder: the model's.
-        lake: holds the tables.
-        ledger: says what is published.
-        interval: each day that it touches is looked at.
-        run_id: the run on whose behalf it is done.
+        folder: the model's folder.
+        lake: has the tables; its ledger says what is published.
+        interval: every UTC day that it touches is checked.
+        run_id: the run that requires the features.
 
     Returns:
-        What was published, in the order of time.
+        The new publications, oldest first.
 
     Raises:
         SnapshotMissing, SpecError: see :func:`build_features`.
-        Superseded: later runs keep publishing features that are amiss themselves.
+        Superseded: a later run took over, and its features are out of date too.
     """
     done = []
     refused: Superseded | None = None
-    for stretch in _stretches(_outdated(folder, ledger, interval)):
-        order = ledger.next_order(folder.spec.name, DATASET, stretch, run_id)
+    for stretch in _stretches(_outdated(folder, lake.ledger, interval)):
+        order = lake.ledger.next_order(folder.spec.name, DATASET, stretch, run_id)
         try:
-            done.append(publish_features(folder, lake, ledger, stretch, order=order, run_id=run_id))
+            done.append(publish_features(folder, lake, stretch, order=order, run_id=run_id))
         except Superseded as error:
             refused = error
-    # Whoever came later has mostly done the same work.
-    if refused is not None and _outdated(folder, ledger, interval):
+    # The later run has usually done the same work.
+    if refused is not None and _outdated(folder, lake.ledger, interval):
         raise refused
     if done:
-        log.info("features of %s: %d stretches of days were not up to date and are built again", interval, len(done))
+        log.info("features of %s: %d ranges of days were out of date and were rebuilt", interval, len(done))
     return done
 
 
-def find_leaks(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, moments: int = 8) -> list[Leak]:
-    """Look for features that change when rows change that were not known when they were asked for.
+def find_leaks(folder: ModelFolder, lake: Lake, interval: Interval, *, moments: int = 8) -> list[Leak]:
+    """Look for features that change if rows change that were not known at the entity's ``as_of``.
 
     Args:
-        folder: the model's.
-        lake: holds the tables.
-        ledger: says which snapshots are published.
-        interval: a sample; a busy day will do. The tables of its neighbouring days are read too.
-        moments: at how many as-of times of the sample everything known later is changed, see
-            :func:`perennial.features.leaks.find`.
+        folder: the model's folder.
+        lake: has the tables; its ledger says which snapshots are published.
+        interval: the sample. One busy day is enough. The tables of the days around it are read too.
+        moments: number of moments after which rows are changed, see :func:`perennial.features.leaks.find`.
 
     Returns:
-        The leaks, none if there are none.
+        The leaks; empty if there are none.
 
     Raises:
         SnapshotMissing, SpecError: see :func:`build_features`.
     """
-    snapshots = published_tables(folder, ledger).snapshots
+    snapshots = published_tables(folder, lake.ledger).snapshots
     wide = Interval(interval.start - folder.spec.features.lookback - leaks.MARGIN, interval.end + leaks.MARGIN)
     names = needed_tables(folder)
     tables = {name: scan(folder, lake, name, snapshots, within=wide).read_all() for name in names}
@@ -156,15 +149,15 @@ def find_leaks(folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interv
 
 
 def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[Interval]:
-    """The days that :func:`ensure_features` builds again."""
+    """The days that :func:`ensure_features` rebuilds."""
     lookback = folder.spec.features.lookback
-    days = _days(interval)
+    days = interval.touched_days()
     read = Interval(days[0].start - lookback, days[-1].end)
     tables = ledger.publications(folder.spec.name, TABLES, read)
     changes = list(_changes(folder, tables))
-    with_tables = {day for publication in tables for day in _days(publication.interval)}
+    with_tables = {day for publication in tables for day in publication.interval.touched_days()}
     features = ledger.publications(folder.spec.name, DATASET, interval)
-    newest_of = {day: publication for publication in features for day in _days(publication.interval)}
+    newest_of = {day: publication for publication in features for day in publication.interval.touched_days()}
     without_features = ledger.removed(folder.spec.name, DATASET, Interval(days[0].start, days[-1].end))
     without_tables = ledger.removed(folder.spec.name, TABLES, read)
     digest = folder.features_digest
@@ -193,9 +186,9 @@ def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[I
 
 
 def _changes(folder: ModelFolder, publications: Sequence[Publication]) -> Iterator[tuple[int, Interval]]:
-    """Of publications of tables, oldest first, those that changed what features are made of.
+    """The publications that changed rows that features are made of, as id and interval, oldest first.
 
-    A table without event time is as it is at the time, for all days that are built then.
+    Tables without event time do not count. Features use their content at the time of the build.
     """
     names = [name for name in needed_tables(folder) if folder.spec.tables[name].event_time]
     content: dict[Interval, dict[str, str | None]] = {}
@@ -206,14 +199,8 @@ def _changes(folder: ModelFolder, publications: Sequence[Publication]) -> Iterat
         content[publication.interval] = now
 
 
-def _days(interval: Interval) -> list[Interval]:
-    """The UTC days that an interval touches."""
-    midnight = interval.start.replace(hour=0, minute=0, second=0, microsecond=0)
-    return Interval(midnight, max(interval.end + _DAY - timedelta(microseconds=1), midnight + _DAY)).days()
-
-
 def _stretches(days: Sequence[Interval]) -> Iterator[Interval]:
-    """Neighbouring days as one interval, up to :data:`_MOST_DAYS` of them."""
+    """Adjacent days joined to intervals of at most :data:`_MOST_DAYS` days."""
     stretch: Interval | None = None
     for day in days:
         if stretch is not None and stretch.end == day.start and stretch.length < _MOST_DAYS * _DAY:

@@ -1,4 +1,4 @@
-"""Published tables, as the functions that scan them in time."""
+"""Read the published tables of a model, for features and for labels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from perennial.spec.folder import ModelFolder
 
 #: The ledger's name for what is published here, and the table's name.
 DATASET = "features"
-#: The ledger's name for the raw tables, see :mod:`perennial.ingestion.publish`, whose Great Expectations takes seconds to
-#: import.
+#: The ledger's name for the raw tables, as in :mod:`perennial.ingestion.publish`. That module imports Great Expectations,
+#: which takes seconds.
 TABLES = "tables"
 
 
 def published_tables(folder: ModelFolder, ledger: Ledger) -> Publication:
+    """The newest publication of a model's tables.
+
+    Raises:
+        SnapshotMissing: no tables are published yet.
+    """
     published = ledger.published(folder.spec.name, TABLES)
     if published is None:
         name = folder.spec.name
@@ -40,8 +45,22 @@ def scan(
     within: Interval | None = None,
     known_by: datetime | None = None,
 ) -> pa.RecordBatchReader:
+    """The rows of one table of ``model.yaml``, as a stream.
+
+    Args:
+        folder: the model's folder.
+        lake: holds the tables.
+        name: name of the table.
+        snapshots: the snapshot to read, by table.
+        columns: columns to read; by default all columns of the spec and ``_known_at``.
+        within: only rows whose event time lies in it. It is ignored for a table without event time.
+        known_by: only rows known by this moment.
+
+    Raises:
+        SnapshotMissing: the table was never published, or lacks a column of the spec.
+    """
     model, table = folder.spec.name, folder.spec.tables[name]
-    again = f"run {model}.ingest once more for the days in question"
+    again = f"run {model}.ingest again for these days"
     if name not in snapshots:
         raise SnapshotMissing(f"{model}: table {name} of model.yaml was never published; {again}")
     try:

@@ -1,21 +1,21 @@
-"""What a raw value may become: the SQL that casts a table's raw columns to the types of its spec, row by row.
+"""The SQL that casts a table's raw columns to the types of its spec, row by row.
 
-One bad value must not fail a query, nor become another value in silence. So each expression of a spec runs under
-DuckDB's ``TRY``, which gives NULL where it raises, and every column gets a companion that says why its value could not be
-had. The rules:
+One bad value must not fail a query. It must not silently become another value either. So each expression of a spec runs
+under DuckDB's ``TRY``, which gives NULL where the expression raises. Each column gets a companion column that says why a
+value could not be read. The rules:
 
-* A text becomes a number only if it is plainly one: ``12``, ``-3``, ``0.5``, ``1e-3``; surrounding spaces do no harm, and
-  ``12.0`` is an integer. ``1,234``, ``1_000``, ``12abc``, full-width digits, ``=1+1``, ``0x1F``, ``inf``, ``nan``,
-  ``1e400``, integers beyond 64 bit, and numbers with invisible characters inside are not.
-* A text becomes a timestamp only as ISO 8601 (``2013-04-01T06:00:00Z``; offset, fraction, seconds and time may be
-  absent). One without an offset is taken as UTC, a date as its midnight in UTC. Digits beyond microseconds are dropped.
-* A text becomes a boolean as ``true``, ``t``, ``yes``, ``y``, ``1`` or their opposites, in any case.
-* A text stays a text, digit by digit: leading zeros, ``NA``, ``=1+1`` and full-width digits are kept, for nothing here
-  evaluates them. A text with control characters (but tab and line breaks), with characters that are invisible or change
-  the direction of what follows, with no-break spaces or with the mark of a character lost before is refused: it looks
-  like another text without being it. ``sql: regexp_replace(name, '[^ -~]', '', 'g')`` is the way to clean one.
-* A typed value (Parquet, SQL, Python) is converted only where nothing is lost: a float to an integer only if it is whole
-  and within 2⁵³, beyond which it may have been another number; NaN is a missing value; a timestamp without a zone is UTC.
+* A text becomes a number only if it is plainly a number: ``12``, ``-3``, ``0.5``, ``1e-3``. Surrounding spaces are allowed.
+  ``12.0`` is an integer. These are not numbers: ``1,234``, ``1_000``, ``12abc``, full-width digits, ``=1+1``, ``0x1F``,
+  ``inf``, ``nan``, ``1e400``, integers beyond 64 bits, and numbers that contain invisible characters.
+* A text becomes a timestamp only in ISO 8601 (``2013-04-01T06:00:00Z``). Offset, fraction, seconds and time may be absent.
+  A text without an offset is read as UTC, and a date as its midnight in UTC. Digits beyond microseconds are dropped.
+* A text becomes a boolean if it is ``true``, ``t``, ``yes``, ``y``, ``1`` or the opposite of one of these, in any case.
+* A text stays a text, character by character. Leading zeros, ``NA``, ``=1+1`` and full-width digits are kept, because
+  nothing here evaluates them. A text is refused if it looks like another text but differs from it: if it has control
+  characters (except tab and line breaks), invisible characters, characters that change the direction of the text, no-break
+  spaces, or the replacement character. ``sql: regexp_replace(name, '[^ -~]', '', 'g')`` cleans such a text.
+* A typed value (Parquet, SQL, Python) is converted only if nothing is lost. A float becomes an integer only if it is whole
+  and within 2⁵³; beyond that it may have been another number. NaN is a missing value. A timestamp without a zone is UTC.
 
 Neighbours: :mod:`perennial.ingestion.sources` binds expressions to a file's columns before it reads it;
 :mod:`perennial.ingestion.checks` runs the query.
@@ -35,20 +35,20 @@ from perennial.core.errors import PerennialError, SourceError, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
-from perennial.lake.schema import KNOWN, published_schema
+from perennial.lake.schema import KNOWN, MOMENT, published_schema
 from perennial.spec.data import Column, Table
 from perennial.spec.folder import ModelFolder
 
-#: The period of a dated file, which its rows' event times must lie in; null for other sources.
+#: The period of a dated file. The event times of its rows must lie in it. Null for other sources.
 FROM, UNTIL = "_from", "_until"
-#: What a landed row has besides its raw columns.
+#: The columns that a landed row has besides its raw columns.
 LANDED_EXTRAS = pa.schema(
     [
         (POSITION, pa.string()),
         (FAULT, pa.string()),
         (RAW, pa.string()),
-        (FROM, pa.timestamp("us", "UTC")),
-        (UNTIL, pa.timestamp("us", "UTC")),
+        (FROM, MOMENT),
+        (UNTIL, MOMENT),
     ]
 )
 ROW, ROW_FAULT, KNOWN_FAULT = "_row", "_row_fault", "_known_fault"
@@ -68,7 +68,7 @@ _DUCKDB = {
 }
 _ISO_TIME = r"\d{4}-\d{2}-\d{2}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,12})?)?(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)?)?"
 _ISO_DATE = r"\d{4}-\d{2}-\d{2}([T ]00:00(:00(\.0{1,12})?)?Z?)?"
-# ZWNJ and ZWJ (200C, 200D) belong to Persian, Indic scripts and emoji; beside ASCII they only hide.
+# ZWNJ and ZWJ (200C, 200D) belong to Persian, to Indic scripts and to emoji. Beside ASCII they only hide something.
 _HIDDEN = (
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{a0}\x{ad}\x{61c}\x{180e}\x{2007}\x{200b}\x{200e}\x{200f}\x{2028}-\x{202f}"
     r"\x{2060}-\x{206f}\x{feff}\x{fff9}-\x{fffd}]"
@@ -79,34 +79,38 @@ _EXACT = 2**53
 
 
 def mentioned(table: Table) -> frozenset[str]:
-    """Case-folded names that the table's expressions and columns may take from its source."""
+    """The case-folded names that the table's expressions and columns may read from its source."""
     expressions = [column.sql or quoted(name) for name, column in table.columns.items()]
     found = (match for sql in [table.where or "", *expressions] for match in _TOKEN.finditer(sql))
     return frozenset((match[2] or match[1].replace('""', '"')).casefold() for match in found)
 
 
 def taken(table: Table, raw: pa.Schema) -> pa.Schema:
-    """The columns of a source that the table mentions, less those whose names mean something else in a query of ours."""
+    """The columns of a source that the table mentions, except those whose names our queries use for something else."""
     wanted = mentioned(table) - {*LANDED_EXTRAS.names, ROW, "_holds", "file_row_number"}
     return pa.schema([field for field in raw if field.name.casefold() in wanted])
 
 
 def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str, str]:
-    """The DuckDB type that each of the table's columns has in a source with these columns.
+    """The DuckDB type that each column of the table has in a source.
 
     Args:
-        name: the table's.
-        raw: the source's columns.
-        place: the file and line that named them, for messages.
+        folder: the model's folder.
+        name: the name of the table.
+        raw: the columns of the source.
+        place: the file and line that name the columns, for messages.
+
+    Returns:
+        The DuckDB types by column of the table.
 
     Raises:
-        SourceError: the source lacks a column, or has one whose type cannot become the spec's.
-        SpecError: an expression is wrong, whatever the source.
+        SourceError: the source lacks a column, or the type of a column cannot become the spec's type.
+        SpecError: an expression is wrong for any source.
     """
     table = folder.spec.tables[name]
     where = f"{folder.path / 'model.yaml'}: tables.{name}"
     with connect() as connection:
-        # DuckDB takes no table without columns.
+        # DuckDB accepts no table without columns.
         connection.register("landed", taken(table, raw).append(pa.field(POSITION, pa.string())).empty_table())
         given = {named.casefold() for named in raw.names}
         for column, column_spec in table.columns.items():
@@ -122,15 +126,21 @@ def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str
         for column, spec in table.columns.items():
             found[column] = types[f"columns.{column}.sql"]
             if _value(spec, found[column], "x") is None:
-                fault = f"{_plain(found[column])} cannot become the type {spec.type} without a decision"
+                fault = f"has the type {_short(found[column], 40)}, which cannot become {spec.type} without a decision"
                 if spec.sql is None:
-                    raise SourceError(f"{place}: {column} is a {fault}; write it as `sql` at {where}.columns.{column}")
-                raise SpecError(f"{where}.columns.{column}.sql: gives a {fault}; cast it")
+                    raise SourceError(f"{place}: {column} {fault}; write it as `sql` at {where}.columns.{column}")
+                raise SpecError(f"{where}.columns.{column}.sql: the result {fault}; cast it")
         if table.known != "always":
             connection.register("typed", published_schema(table).empty_table().drop_columns([KNOWN]))
             known = {"known": f"({table.known}\n)::TIMESTAMPTZ"}
             columns = ", ".join(table.columns)
-            _types(connection, "typed", known, where, lambda c: SpecError(f"{where}.known: no column {c}; there are {columns}"))
+            _types(
+                connection,
+                "typed",
+                known,
+                where,
+                lambda c: SpecError(f"{where}.known: no column {c}; there are {columns}"),
+            )
     return found
 
 
@@ -141,8 +151,8 @@ def _types(
     where: str,
     lacks: Callable[[str], PerennialError],
 ) -> list[str]:
-    """The DuckDB types of expressions over a view, each of which must also be one that ``TRY`` takes."""
-    # Output names that no expression can mean: DuckDB would otherwise bind a missing column to an earlier alias.
+    """The DuckDB types of expressions over a view. ``TRY`` must accept each expression too."""
+    # No expression can mean these output names. Otherwise DuckDB would bind a missing column to an earlier alias.
     both = [f'(\n{sql}\n) AS "_v{n}", {_tried(sql)} AS "_t{n}"' for n, sql in enumerate(expressions.values())]
     try:
         rows = connection.execute(f"DESCRIBE SELECT {', '.join(both)} FROM {view}").fetchall()
@@ -155,7 +165,7 @@ def _types(
                 message = str(error).splitlines()[0]
                 if absent := re.search(r'Referenced column "(.*?)" not found', message):
                     raise lacks(absent[1]) from error
-                raise SpecError(f"{where}.{place}: not an expression that can be used here: {message}") from error
+                raise SpecError(f"{where}.{place}: this expression cannot be used here: {message}") from error
         raise
 
 
@@ -165,40 +175,32 @@ def _lacks(column: str, raw: pa.Schema, place: str) -> SourceError:
     shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
     hint = f"; is it now called {close[0]}?" if close else ""
     if not hint and len(names) == 1 and (other := next((d for d in ";\t|," if d in names[0]), None)):
-        hint = f"; are the fields set apart by {other!r}? Then write `delimiter` at the source"
+        hint = f"; are the fields separated by {other!r}? Then set `delimiter` of the source"
     return SourceError(f"{place}: there is no column {column}; there are: {shown!r}{hint}. Is this line the header?")
 
 
 def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: Path, interval: Interval) -> str:
-    """A query that gives the rows of the interval, typed, each with what is wrong in it.
+    """A query that gives the typed rows of the interval, and what is wrong in each row.
 
-    Its columns: ``_row`` (number in the landed file), ``_position``, ``_row_fault`` (the row could not be split, or
-    ``where`` not be told), the spec's columns, ``_fault_<column>`` for each of them, ``_known_at``, ``_known_fault``.
-    A fault is a text for people, or NULL. Rows of other intervals are left out; rows whose event time cannot be read stay.
+    Its columns are ``_row`` (the number in the landed file), ``_position``, ``_row_fault`` (the row could not be split, or
+    ``where`` could not be computed), the spec's columns, ``_fault_<column>`` for each of them, ``_known_at`` and
+    ``_known_fault``. A fault is a text for people, or NULL. Rows of other intervals are left out. Rows whose event time
+    cannot be read stay.
 
     Args:
-        name: the table's.
+        folder: the model's folder.
+        name: the name of the table.
         types: from :func:`bind`.
         landed: Parquet file of raw columns and :data:`LANDED_EXTRAS`.
+        interval: the interval of the rows.
     """
     table = folder.spec.tables[name]
     names = list(table.columns)
-    # 1: it holds, 0: it does not or is NULL, NULL: it cannot be told.
+    # 1: it holds. 0: it does not hold, or is NULL. NULL: it cannot be computed.
     where = "1" if table.where is None else f"TRY(CASE WHEN (\n{table.where}\n)::BOOLEAN THEN 1 ELSE 0 END)"
-    where_fault = literal(f"where: {_short(table.where or '')} cannot be told for this row")
-    tried, values, faults = [], [], []
-    for n, (column, spec) in enumerate(table.columns.items()):
-        tried.append(f'{_tried(spec.sql) if spec.sql else f"struct_pack(v := {quoted(column)})"} AS "_t{n}"')
-        raw, kind = f'"_t{n}".v', types[column]
-        value = _value(spec, kind, raw)
-        assert value is not None  # bind
-        values.append(f'CASE WHEN {ROW_FAULT} IS NULL THEN {value} END AS "_v{n}"')
-        faults.append(
-            f"""CASE WHEN {ROW_FAULT} IS NOT NULL THEN NULL
-            WHEN "_t{n}" IS NULL THEN {literal(f"{column}: {_short(spec.sql or column)} cannot be computed for this row")}
-            WHEN {_is_missing(kind, raw)} THEN NULL
-            {_why_not(column, spec, kind, raw, f'"_v{n}"')} END AS "_f{n}\""""
-        )
+    where_fault = literal(f"where: {_short(table.where or '')} cannot be computed for this row")
+    casts = [_cast(n, column, spec, types[column]) for n, (column, spec) in enumerate(table.columns.items())]
+    tried, values, faults = (", ".join(parts) for parts in zip(*casts, strict=True))
     in_interval, outside = "true", {}
     if table.event_time is not None:
         event, n = quoted(table.event_time), names.index(table.event_time)
@@ -224,12 +226,12 @@ def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: P
         ), tried AS (
             SELECT {ROW}, {POSITION}, {FROM}, {UNTIL},
                 coalesce({FAULT}, CASE WHEN _holds IS NULL THEN {where_fault} END) AS {ROW_FAULT},
-                {", ".join(tried)}
+                {tried}
             FROM chosen WHERE _holds IS NULL OR _holds = 1 OR {FAULT} IS NOT NULL
         ), cast_once AS (
-            SELECT *, {", ".join(values)} FROM tried
+            SELECT *, {values} FROM tried
         ), explained AS (
-            SELECT *, {", ".join(faults)} FROM cast_once
+            SELECT *, {faults} FROM cast_once
         ), typed AS (
             SELECT {ROW}, {POSITION}, {ROW_FAULT}, {", ".join(renamed)} FROM explained
         ), known AS (
@@ -243,34 +245,42 @@ def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: P
     """
 
 
+def _cast(n: int, column: str, spec: Column, kind: str) -> tuple[str, str, str]:
+    """SQL of a column's expression ``_t<n>``, of its cast value ``_v<n>``, and of its fault ``_f<n>``."""
+    raw = f'"_t{n}".v'
+    value = _value(spec, kind, raw)
+    assert value is not None  # bind has checked it
+    fault = f"""CASE WHEN {ROW_FAULT} IS NOT NULL THEN NULL
+        WHEN "_t{n}" IS NULL THEN {literal(f"{column}: {_short(spec.sql or column)} cannot be computed for this row")}
+        WHEN ({raw} IS NULL{f" OR isnan({raw})" if kind in _FLOATS else ""}) THEN NULL
+        {_why_not(column, spec, kind, raw, f'"_v{n}"')} END AS "_f{n}\""""
+    return (
+        f'{_tried(spec.sql) if spec.sql else f"struct_pack(v := {quoted(column)})"} AS "_t{n}"',
+        f'CASE WHEN {ROW_FAULT} IS NULL THEN {value} END AS "_v{n}"',
+        fault,
+    )
+
+
 def _tried(sql: str) -> str:
-    """NULL where the expression raises, else a struct of its value ``v``, which may be NULL itself."""
+    """NULL where the expression raises, else a struct with its value ``v``, which may be NULL too."""
     return f"TRY(struct_pack(v := (\n{sql}\n)))"
 
 
-def _short(sql: str) -> str:
+def _short(sql: str, most: int = 80) -> str:
     text = " ".join(sql.split())
-    return text if len(text) <= 80 else text[:79] + "…"
-
-
-def _plain(kind: str) -> str:
-    return kind if len(kind) <= 40 else kind[:39] + "…"
-
-
-def _is_missing(kind: str, raw: str) -> str:
-    return f"({raw} IS NULL OR isnan({raw}))" if kind in _FLOATS else f"{raw} IS NULL"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _is_in_range(moment: str) -> str:
-    """Whether Python's datetime can hold the moment; infinity and years before 1 or after 9999 it cannot."""
+    """Whether Python's datetime can hold the moment. It cannot hold infinity, or years before 1 or after 9999."""
     return f"{moment} BETWEEN TIMESTAMPTZ '0001-01-01 00:00:00+00' AND TIMESTAMPTZ '9999-12-31 23:59:59.999999+00'"
 
 
 def _value(spec: Column, kind: str, raw: str) -> str | None:
-    """SQL for ``raw`` as the spec's type, NULL where it is not plainly one; None where no value of ``kind`` could be."""
+    """SQL for ``raw`` as the spec's type, NULL where it is not plainly of this type. None if no value of ``kind`` can be."""
     text = f"trim({raw})"
     number = kind in _INTEGERS | _HUGE | _FLOATS or kind.startswith("DECIMAL")
-    if kind == '"NULL"':  # a column in which nothing has been seen yet
+    if kind == '"NULL"':  # a column without a value so far
         return f"NULL::{_DUCKDB[spec.type]}"
     match spec.type:
         case "string" if kind == "VARCHAR":
@@ -323,13 +333,13 @@ _REQUIRED = {
     "integer": "is not a plain whole number",
     "float": "is not a plain finite number",
     "boolean": "is neither true nor false",
-    "timestamp": "is not a time in ISO 8601, such as 2013-04-01T06:00:00Z, that exists",
-    "date": "is not a date in ISO 8601, such as 2013-04-01, that exists",
+    "timestamp": "is not an existing time in ISO 8601, such as 2013-04-01T06:00:00Z",
+    "date": "is not an existing date in ISO 8601, such as 2013-04-01",
 }
 
 
 def _why_not(column: str, spec: Column, kind: str, raw: str, value: str) -> str:
-    """``WHEN … THEN …`` clauses with what is wrong in a value that is there."""
+    """``WHEN … THEN …`` clauses that say what is wrong in a value that is present."""
     shown = f"chr(39) || left({raw}, 60) || chr(39)" if kind == "VARCHAR" else f"{raw}::VARCHAR"
     subject = f"{literal(f'{column}: ')} || {shown}"
     if spec.type == "string":

@@ -1,21 +1,15 @@
-"""From raw rows to published rows and quarantined rows, judged by Great Expectations.
+"""From the landed rows of a table's interval to published rows and quarantined rows.
 
-The spec of a table becomes a suite: every column readable as its type, present, within its range, among its values, of its
-pattern; every row whole, of a key of its own, known at some moment; and of the interval as a whole: rows a day, freshness,
-volume against the past, the share quarantined. DuckDB casts (:mod:`perennial.ingestion.casting`), counts how many rows
-share a key, and hands each value of a column to Great Expectations once, however many rows have it, in frames of
-:data:`BATCH_ROWS`, so that memory stays bounded; the rows of the values that fail are found by a join. A row goes to
-quarantine with every reason that a critical check gives; a warning only tells. When too many do, or a critical check of the
-whole fails, the interval is refused: nothing of it is published.
+DuckDB casts the rows (:mod:`perennial.ingestion.casting`). The spec of the table becomes a suite of Great Expectations
+(:mod:`perennial.ingestion.suite`). :mod:`perennial.ingestion.judge` judges the rows. A row that fails a critical check goes
+to quarantine with every reason. A warning is only reported.
 
-Of rows that are the same to the last column one is kept, and the others are quarantined as repeats. Rows that share a key
-and differ are all quarantined, since which is right cannot be known.
+This module also judges the interval as a whole: rows per day, freshness, volume against the past, and the share of
+quarantined rows. If too many rows are quarantined, or a critical check of the whole fails, the interval is refused: nothing
+of it is published.
 
-Data Docs: one HTML page for a table and interval, whole over all batches. Great Expectations does not escape the values it
-quotes there, so they are escaped here.
-
-Neighbours: :mod:`perennial.ingestion.sources` landed the rows; :mod:`perennial.ingestion.publish` publishes them through
-:mod:`perennial.lake.publish`.
+Neighbours: :mod:`perennial.ingestion.sources` lands the rows. :mod:`perennial.ingestion.data_docs` writes the page of
+checks. :mod:`perennial.ingestion.publish` publishes the rows through :mod:`perennial.lake.publish`.
 """
 
 from __future__ import annotations
@@ -35,7 +29,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perennial.core import logs
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
@@ -46,11 +39,11 @@ from perennial.ingestion.judge import BATCH_ROWS, SHOWN, JudgedRows, judge, judg
 from perennial.ingestion.sources import Landed
 from perennial.ingestion.suite import Check, CheckTally, whole
 from perennial.lake.publish import TableWrite
-from perennial.lake.schema import published_schema
+from perennial.lake.schema import MOMENT, published_schema
 from perennial.spec.data import Table
 from perennial.spec.folder import ModelFolder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 QUARANTINE = "quarantine"
@@ -61,28 +54,28 @@ QUARANTINE_SCHEMA = pa.schema(
         ("reasons", pa.list_(pa.string())),
         ("row", pa.string()),
         ("run_id", pa.string()),
-        ("_event_time", pa.timestamp("us", "UTC")),
-        ("quarantined_at", pa.timestamp("us", "UTC")),
+        ("_event_time", MOMENT),
+        ("quarantined_at", MOMENT),
     ]
 )
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What became of one table's interval.
+    """The outcome for one table's interval.
 
     Attributes:
-        table: its name.
-        published: Parquet file whose columns the spec's and ``_known_at`` are among; None when refused.
-        quarantined: Parquet file of :data:`QUARANTINE_SCHEMA`, written in any case.
-        rows_in: rows of the interval that the source brought; the sum of the other two, unless refused.
-        rows_published: 0 when refused.
-        rows_quarantined: rows that a critical check failed.
+        table: name of the table.
+        published: Parquet file with at least the spec's columns and ``_known_at``; None if the interval was refused.
+        quarantined: Parquet file of :data:`QUARANTINE_SCHEMA`. It is always written.
+        rows_in: rows of the interval that the source gave. The sum of the next two, unless the interval was refused.
+        rows_published: 0 if the interval was refused.
+        rows_quarantined: rows that failed a critical check.
         refused: whether nothing of the interval may be published.
-        reasons: why it was refused, else what was quarantined and why, one line a check.
-        warnings: what failed with severity ``warning``.
-        data_docs: HTML page of all checks.
-        files: what the rows were read from, see :class:`perennial.ingestion.sources.Landed`.
+        reasons: why the interval was refused, then what was quarantined and why, one line per check.
+        warnings: what failed with severity ``warning``, one line per check.
+        data_docs: path of the HTML page of all checks.
+        files: the files that were read, see :class:`perennial.ingestion.sources.Landed`.
     """
 
     table: str
@@ -120,13 +113,16 @@ def check(
     """Cast and judge the landed rows of a table's interval.
 
     Args:
-        directory: where the resulting Parquet files are put, under names of their own; made if need be.
-        past_rows_per_day: mean rows a day of the past that the volume check looks at; None if there is none.
+        folder: the model's folder.
+        landed: the raw rows.
+        interval: the interval of the rows.
+        directory: folder for the resulting Parquet files, which get unique names. It is created if it does not exist.
+        past_rows_per_day: mean rows per day of the past that the volume check uses; None if there is no past.
         docs: folder for the Data Docs page, ``<table>/<interval>.html``.
-        run_id: kept with quarantined rows and on the page.
+        run_id: kept with the quarantined rows, and shown on the page.
 
     Raises:
-        SourceError: a column's type cannot become the spec's.
+        SourceError: the type of a column cannot become the spec's type.
         SpecError: an expression of the table is wrong.
     """
     table = folder.spec.tables[landed.table]
@@ -141,7 +137,7 @@ def check(
             whole = _judge_whole(connection, table, rows, interval, past_rows_per_day)
         refusals = [line for tally in whole if tally.check.severity == "critical" for line in tally.reasons()]
         quarantines = [line for tally in rows.tallies if tally.check.severity == "critical" for line in tally.reasons()]
-        # A check that could not be judged at all, whatever its severity, is not one that passed.
+        # A check that could not be judged has not passed, whatever its severity is.
         refusals += [tally.broken for tally in [*whole, *rows.tallies] if tally.broken]
         kept = None if refusals else name.with_suffix(".published.parquet")
         if kept is not None:
@@ -169,23 +165,36 @@ def check(
         data_docs=str(page),
         files=landed.files,
     )
-    for line in result.reasons:
-        log.log(logging.ERROR if result.refused else logging.WARNING, "%s: %s", landed.table, line)
-    for line in result.warnings:
-        log.warning("%s: %s", landed.table, line)
-    log.info("checked %s: %d rows in, %d published, %d quarantined", *_counts(result))
+    _log(result)
     return result
 
 
-def _counts(result: CheckResult) -> tuple[str, int, int, int]:
-    return result.table, result.rows_in, result.rows_published, result.rows_quarantined
+def _log(result: CheckResult) -> None:
+    for line in result.reasons:
+        log.log(logging.ERROR if result.refused else logging.WARNING, "%s: %s", result.table, line)
+    for line in result.warnings:
+        log.warning("%s: %s", result.table, line)
+    log.info(
+        "checked %s: %d rows in, %d published, %d quarantined",
+        result.table,
+        result.rows_in,
+        result.rows_published,
+        result.rows_quarantined,
+    )
 
 
 def ingest_writes(folder: ModelFolder, results: Sequence[CheckResult]) -> dict[str, TableWrite]:
-    """What the lake shall hold for the interval: each checked table, and the quarantine of all of them.
+    """What to write to the lake for the interval: each checked table, and one quarantine for all of them.
+
+    Args:
+        folder: the model's folder.
+        results: one result per table.
+
+    Returns:
+        The new rows by table, :data:`QUARANTINE` included.
 
     Raises:
-        IntervalRefused: one of the results is a refusal.
+        IntervalRefused: a table was refused.
     """
     writes = {}
     for result in results:
@@ -211,9 +220,9 @@ def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: La
     raw = pa.schema([field for field in pq.read_schema(landed.path) if field.name not in LANDED_EXTRAS.names])
     types = bind(folder, landed.table, raw, f"source {folder.spec.tables[landed.table].source}")
     query = typed_query(folder, landed.table, types, landed.path, interval)
-    # What two expressions have in common, DuckDB would compute outside of the TRY of either, and one bad value would fail all.
-    # Which rows are of the interval can be told only once they are cast: pushed down, that filter brings a copy of the casting
-    # that it needs, which is more than half of the work.
+    # common_subexpressions: DuckDB would compute what two expressions share outside of their TRY, and one bad value would
+    # fail the query. filter_pushdown: the filter by interval needs the cast event time, so pushing it down would cast twice.
+    # That is more than half of the work.
     connection.execute("SET disabled_optimizers = 'common_subexpressions,filter_pushdown'")
     connection.execute(f"COPY ({query}) TO {literal(str(typed))} (FORMAT parquet, COMPRESSION lz4)")
     connection.execute("RESET disabled_optimizers")
@@ -228,7 +237,8 @@ def _write_quarantine(
     raw = [name for name in pq.read_schema(landed.path).names if name not in LANDED_EXTRAS.names]
     packed = ", ".join(f"{quoted(name)} := {quoted(name)}" for name in raw)
     start, end = (f"TIMESTAMPTZ {literal(moment.isoformat())}" for moment in (interval.start, interval.end))
-    # An event time outside the interval is a fault, and its row must be replaced with the interval's others all the same.
+    # A row whose event time lies outside the interval is kept at the start of the interval. So it is replaced when the
+    # interval is ingested again.
     connection.execute(f"""
         COPY (
             SELECT {literal(landed.table)} AS "table", l.{POSITION} AS position, b.reasons,
@@ -250,7 +260,7 @@ def _write_quarantine(
 def _judge_whole(
     connection: duckdb.DuckDBPyConnection, table: Table, rows: JudgedRows, interval: Interval, past_rows_per_day: float | None
 ) -> list[CheckTally]:
-    """Rows a day, freshness, volume and tolerance, judged on a frame with a line a day and one for the interval."""
+    """Judge rows per day, freshness, volume and tolerance, on a frame with one row per day and one for the interval."""
     frame, checks = _rows_a_day(connection, table, rows, interval)
     measures: dict[str, float] = {}
     if rows.count:
@@ -271,7 +281,7 @@ def _judge_whole(
             whole(
                 "hours_since_the_newest_event", None, within / timedelta(hours=1), table.checks.freshness.severity,
                 lambda _: f"the newest event is of {newest:%Y-%m-%d %H:%M} UTC, more than {within} before the end of {interval}"
-                if newest else f"there is no event at all, so none within {within} of the end of {interval}",
+                if newest else f"there is no event, so there is none within {within} of the end of {interval}",
             )
         )  # fmt: skip
     volume = table.checks.volume
@@ -281,8 +291,8 @@ def _judge_whole(
         checks.append(
             whole(
                 "rows_a_day_to_those_of_the_past", max(0.0, 1 - volume.tolerance), 1 + volume.tolerance, volume.severity,
-                lambda _: f"{daily:,.0f} sound rows a day differ by more than {volume.tolerance:.0%} "
-                f"from the {past_rows_per_day:,.0f} of the past {volume.past.days} days",
+                lambda _: f"{daily:,.0f} valid rows per day differ by more than {volume.tolerance:.0%} "
+                f"from the {past_rows_per_day:,.0f} per day of the past {volume.past.days} days",
             )
         )  # fmt: skip
     frame = pd.concat([frame, pd.DataFrame([measures], index=[interval.key])])
@@ -301,7 +311,7 @@ def _judge_whole(
 def _rows_a_day(
     connection: duckdb.DuckDBPyConnection, table: Table, rows: JudgedRows, interval: Interval
 ) -> tuple[pd.DataFrame, list[Check]]:
-    """Rows that came in on each day, and what they must be; of a day's part no more than that part is wanted."""
+    """The rows of each day, and the checks on them. A part of a day requires only that part of the rows."""
     wanted = table.checks.rows
     if table.event_time is None:
         counts: dict[str | date, tuple[float, int]] = {interval.key: (1.0, rows.count)}
@@ -312,7 +322,10 @@ def _rows_a_day(
                 f"SELECT date_trunc('day', {event})::DATE, count(*) FROM typed WHERE {event} IS NOT NULL GROUP BY 1"
             ).fetchall()
         )
-        counts = {day: (share, found.get(day, 0)) for day, share in _days(interval)}
+        counts = {}
+        for day in interval.touched_days():
+            share = (min(day.end, interval.end) - max(day.start, interval.start)) / day.length
+            counts[day.start.date()] = share, found.get(day.start.date(), 0)
     frame = pd.DataFrame(index=[str(day) for day in counts])
     checks = []
     for share in dict.fromkeys(share for share, _ in counts.values()):
@@ -323,17 +336,7 @@ def _rows_a_day(
         def explain(found: tuple[str, float], least: int = least) -> str:
             day, n = found
             bound = f"at least {least:,}" if n < least else f"at most {wanted.max:,}"
-            return f"{day}: {n:,.0f} rows came in where {bound} are wanted"
+            return f"{day}: {n:,.0f} rows arrived; {bound} are required"
 
         checks.append(whole(name, least, wanted.max, wanted.severity, explain))
     return frame, checks
-
-
-def _days(interval: Interval) -> Iterator[tuple[date, float]]:
-    """The UTC days that the interval touches, and the share of each that lies in it."""
-    start = interval.start
-    while start < interval.end:
-        midnight = start.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-        end = min(midnight, interval.end)
-        yield start.date(), (end - start) / timedelta(days=1)
-        start = end

@@ -1,8 +1,9 @@
 """A page of Great Expectations' Data Docs for one table and interval, without a Great Expectations project around it.
 
-Its renderers quote values of the data as they are, markup included (1.24.1); here they are escaped before they get there.
-Its pages fetch styles, scripts and a picture from seven other servers; here they are one file that asks nobody for anything.
-Neighbour: :mod:`perennial.ingestion.checks`, which judges in batches and tells here what came of it over all of them.
+Great Expectations' renderers (1.24.1) quote values of the data unescaped, so values are escaped before they are rendered.
+Its pages fetch styles, scripts and a picture from seven other servers. Here a page is one file that fetches nothing.
+
+Neighbour: :mod:`perennial.ingestion.checks` judges in batches and sums the results up over all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from great_expectations.render.view.view import DefaultJinjaPageView
 
 from perennial.core.files import replacing
 
-# One for the process, since it keeps its compiled templates.
+# One view for the process: it keeps its compiled templates.
 _view = DefaultJinjaPageView()
 
 _FETCHED = re.compile(
@@ -45,15 +46,15 @@ th, td { padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top; 
 
 @dataclass(frozen=True)
 class ExpectationResult:
-    """What one expectation came to.
+    """The result of one expectation.
 
     Attributes:
-        configuration: Great Expectations' configuration of it.
-        elements: values that were judged, the missing ones included.
-        failures: values that failed.
-        missing: values that were not there.
-        values: some that failed, fit to be shown.
-        computed: whether it could be judged at all.
+        configuration: Great Expectations' configuration of the expectation.
+        elements: number of judged values, missing ones included.
+        failures: number of values that failed.
+        missing: number of missing values.
+        values: examples of values that failed, ready to be shown.
+        computed: whether the expectation could be judged.
     """
 
     configuration: Any
@@ -69,7 +70,17 @@ class ExpectationResult:
 
 
 def write_page(path: Path, *, title: str, run_id: str, judged: Sequence[ExpectationResult]) -> Path:
-    """Write the page and return its path; one that is being read is replaced whole."""
+    """Write the page. The file is replaced as a whole, so that a reader never sees a part of it.
+
+    Args:
+        path: the file.
+        title: title of the page.
+        run_id: shown on the page.
+        judged: one result per expectation.
+
+    Returns:
+        The path.
+    """
     results = [_result(one) for one in judged]
     passed = sum(one.success for one in judged)
     whole = ExpectationSuiteValidationResult(

@@ -1,19 +1,20 @@
-"""CSV read strictly and in bounded memory, each row with the line it begins on.
+"""A strict CSV reader with bounded memory. Each row carries the line on which it begins.
 
-pandas, pyarrow and DuckDB each read a broken CSV file as something else: a short row filled up, a long one shifted, a
-repeated header as data. None of them tells the true line of a row once a field holds a line break. So the structure is
-found here, vectorised over blocks of bytes (after RFC 4180: where records end, how many fields each has, whether its
-quotes are sound), and pyarrow splits into columns only the records that are known to be whole.
+pandas, pyarrow and DuckDB each misread a broken CSV file: they fill up a short row, shift a long one, or take a repeated
+header for data. None of them gives the true line of a row once a field contains a line break. So this module finds the
+structure itself, vectorised over blocks of bytes, by RFC 4180: where records end, how many fields each has, and whether its
+quotes are valid. pyarrow then splits only the valid records into columns.
 
-What is accepted as meant: a byte order mark, UTF-16 that has one, ``\\n``, ``\\r\\n`` and ``\\r`` line ends, quoted
-line breaks, blank lines, columns in another order, unnamed columns, the header again in the middle (with a notice). What is
-one row's fault becomes a row with ``_fault`` and the text of it: too few fields or too many, a stray quote, a last line
-without a line end whose last value is asked for (``1400`` cut to ``14`` would pass every other check). What is the file's
-fault raises :class:`SourceError` with the line: no text, another format, another encoding, a quote that is never closed, a
-record beyond :data:`MAX_RECORD`, a column name given twice.
+Accepted: a byte order mark, UTF-16 with a byte order mark, ``\\n``, ``\\r\\n`` and ``\\r`` line ends, quoted line breaks,
+blank lines, columns in another order, unnamed columns, and a repeated header (with a notice).
 
-Every value stays a text; what a text may be is judged by :mod:`perennial.ingestion.casting`. Neighbour:
-:mod:`perennial.ingestion.sources`, which opens files.
+The fault of a row gives a row with ``_fault`` and the text of the row: too few fields, too many fields, a stray quote, or a
+last line without a line end if its last value is used (``1400`` cut to ``14`` would pass every other check).
+
+The fault of a file raises :class:`SourceError` with the line: no text, another format, another encoding, a quote that is
+never closed, a record longer than :data:`MAX_RECORD`, or a column name given twice.
+
+Every value stays a text. :mod:`perennial.ingestion.casting` converts texts. :mod:`perennial.ingestion.files` opens files.
 
 References:
     Y. Shafranovich, RFC 4180: Common Format and MIME Type for CSV Files, 2005.
@@ -35,13 +36,13 @@ import pyarrow.csv as pacsv
 
 from perennial.core.errors import SourceError
 
-#: Bytes read and scanned at a time.
+#: Number of bytes that are read and scanned at a time.
 CHUNK = 4 << 20
-#: The longest record, in bytes of UTF-8: what one row may cost in memory.
+#: The longest record, in bytes of UTF-8. It limits the memory that one row may take.
 MAX_RECORD = 8 << 20
-#: From how many bytes on a block's columns are converted by several threads; for a small file, waking them takes longer.
+#: Blocks of more bytes than this are converted by several threads. For a smaller block, starting the threads takes longer.
 _THREADED = 1 << 20
-#: How much of a broken row's text is kept, in characters.
+#: How much text of a broken row is kept, in characters.
 MAX_RAW = 10_000
 
 POSITION, FAULT, RAW = "_position", "_fault", "_raw"
@@ -51,11 +52,11 @@ _FORMATS = {
     b"PAR1": "a Parquet file; name it .parquet, in `files` too",
     b"PK\x03\x04": "a zip archive or an Excel workbook; export it as CSV",
     b"\xd0\xcf\x11\xe0": "an Excel workbook; export it as CSV",
-    b"BZh": "compressed by bzip2; gzip is the compression that is read",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; gzip is the compression that is read",
-    b"\xfd7zXZ": "compressed by xz; gzip is the compression that is read",
-    b"ORC": "an ORC file; Parquet and CSV are read",
-    b"Obj\x01": "an Avro file; Parquet and CSV are read",
+    b"BZh": "compressed by bzip2; compress it by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; compress it by gzip",
+    b"\xfd7zXZ": "compressed by xz; compress it by gzip",
+    b"ORC": "an ORC file; deliver CSV or Parquet",
+    b"Obj\x01": "an Avro file; deliver CSV or Parquet",
 }
 _Indices = npt.NDArray[np.int64]
 _Mask = npt.NDArray[np.bool_]
@@ -63,15 +64,15 @@ _Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class _Block:
-    """The whole records of a stretch of bytes; one element a record.
+    """The complete records of a block of bytes. Arrays have one element per record.
 
     Attributes:
-        data: UTF-8, beginning with the first record.
+        data: UTF-8. It begins with the first record.
         starts, ends, stops: a record's first byte, the byte after its content, and the byte after its line end.
-        lines: the line each begins on, the file's first being 1.
-        fields: how many fields each has.
-        stray: whether a quote stands where none may.
-        long: whether it goes over several lines.
+        lines: the line on which each record begins. The first line of the file is 1.
+        fields: number of fields.
+        stray: whether the record has a quote in a wrong place.
+        long: whether the record spans several lines.
     """
 
     data: bytes
@@ -85,21 +86,22 @@ class _Block:
 
 
 class DelimitedFile:
-    """A CSV file, read once from front to back.
+    """A CSV file, which is read once from its beginning to its end.
 
     Args:
-        read: gives at most so many of the next bytes (decompressed), and none at the end.
-        name: of the file, for messages and positions.
+        read: takes a number, and gives at most so many of the next decompressed bytes; none at the end.
+        name: name of the file, for messages and positions.
         delimiter: one ASCII character.
-        encoding: ``utf-8``, ``latin-1`` or ``utf-16``; a byte order mark outranks it.
-        null_values: texts that stand for no value, quoted or not.
+        encoding: ``utf-8``, ``latin-1`` or ``utf-16``. A byte order mark takes precedence.
+        null_values: texts that mean a missing value, quoted or not.
 
     Attributes:
-        header: the names of the columns in the file's order, without surrounding spaces; empty where unnamed.
-        notices: what was accepted but should be known; complete once the rows are read.
+        header: the names of the columns in the order of the file, without surrounding spaces. An unnamed column has an
+            empty name.
+        notices: what was accepted but is unusual. Complete once all rows are read.
 
     Raises:
-        SourceError: on construction, when the file does not begin as a CSV file with a header.
+        SourceError: on construction, if the file does not begin like a CSV file with a header.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class DelimitedFile:
                 first = int(filled[0])
                 break
         else:
-            raise SourceError(f"{name}: empty, not even a header; write the header line even when there are no rows")
+            raise SourceError(f"{name}: empty, without a header; write the header line even if there are no rows")
         if block.stray[first]:
             raise SourceError(f"{name}:{block.lines[first]}: the header has a quote inside a name")
         self.header_line = int(block.lines[first])
@@ -142,9 +144,9 @@ class DelimitedFile:
         for column in filter(None, names):
             other = seen.get(column.casefold())
             if other == column:
-                raise SourceError(f"{place}: the header names {column!r} twice; which one is meant cannot be known")
+                raise SourceError(f"{place}: the header names {column!r} twice; rename one of them")
             if other is not None:
-                raise SourceError(f"{place}: {other!r} and {column!r} differ in case alone; rename one of them")
+                raise SourceError(f"{place}: {other!r} and {column!r} differ only in case; rename one of them")
             seen[column.casefold()] = column
         if unnamed := names.count(""):
             self.notices.append(f"{place}: {unnamed} columns without a name are left out")
@@ -156,7 +158,7 @@ class DelimitedFile:
         A row that cannot be split has ``_fault`` and ``_raw`` and null columns.
 
         Raises:
-            SourceError: while reading, when the file turns out not to be CSV.
+            SourceError: while reading, if the file turns out not to be CSV.
         """
         schema = pa.schema([(column, pa.string()) for column in [*columns, POSITION, FAULT, RAW]])
         wanted = [self.header.index(column) for column in columns]
@@ -187,17 +189,17 @@ class DelimitedFile:
             block, begin = following, 0
         if len(faulty) == 1 and (fields := next(iter(faulty))) != len(self.header) and faulty[fields] == rows > 1:
             raise SourceError(
-                f"{self.name}:{self.header_line}: every row has {fields} fields where the header has {len(self.header)}; "
-                "a name is missing from the header, or it is not the header of these rows"
+                f"{self.name}:{self.header_line}: every row has {fields} fields, but the header has {len(self.header)}; "
+                "a name is missing in the header, or this is not the header of these rows"
             )
         if repeats:
             shown = ", ".join(map(str, repeats[:5])) + (", …" if len(repeats) > 5 else "")
-            self.notices.append(f"{self.name}: the header stands again on line {shown}; left out")
+            self.notices.append(f"{self.name}: the header is repeated on line {shown}; left out")
         if self._unterminated:
             self.notices.append(f"{self.name}: the last line has no line end; the file may have been cut")
 
     def _repeats_header(self, block: _Block, filled: _Mask) -> _Indices:
-        """The records that are the header's very bytes."""
+        """The records whose bytes equal the header's."""
         data = np.frombuffer(block.data, np.uint8)
         same = np.flatnonzero(filled & (block.ends - block.starts == len(self._header_bytes)))
         for offset, byte in enumerate(self._header_bytes):
@@ -219,7 +221,7 @@ class DelimitedFile:
                     for a, b in zip(edges[::2], edges[1::2], strict=True)
                 )
             )
-        # A header may leave columns unnamed, so they go by number here.
+        # A header may leave columns unnamed, so the columns are numbered here.
         numbers = [str(n) for n in range(len(self.header))]
         included = [numbers[n] for n in wanted] or numbers[:1]
         table = pacsv.read_csv(
@@ -232,11 +234,11 @@ class DelimitedFile:
                 null_values=self._null_values,
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=True,
-                check_utf8=False,  # _decode has
+                check_utf8=False,  # _decode has done it
             ),
         )
-        if table.num_rows != rows:  # two readings of one text must not differ, or rows would get others' positions
-            raise SourceError(f"{self.name}:{block.lines[first]}: quotes and line ends cannot be told apart from here on")
+        if table.num_rows != rows:  # both readings must agree, or rows would get wrong positions
+            raise SourceError(f"{self.name}:{block.lines[first]}: quotes and line ends are ambiguous from here on")
         nothing = pa.nulls(rows, pa.string())
         arrays = [table.column(n).combine_chunks() for n in range(len(wanted))]
         return pa.record_batch([*arrays, self._positions(block.lines[whole]), nothing, nothing], schema=schema)
@@ -244,9 +246,9 @@ class DelimitedFile:
     def _broken(self, block: _Block, broken: _Indices, schema: pa.Schema) -> pa.RecordBatch:
         expected = len(self.header)
         faults = [
-            "a quote stands inside a field that is not quoted, or text after a closing quote"
+            "a quote inside an unquoted field, or text after a closing quote"
             if stray
-            else f"the row has {fields} fields where the header has {expected}"
+            else f"the row has {fields} fields, but the header has {expected}"
             if fields != expected
             else "the last line has no line end, so its last value may be cut; end the file with a line break"
             for stray, fields in zip(block.stray[broken].tolist(), block.fields[broken].tolist(), strict=True)
@@ -264,7 +266,7 @@ class DelimitedFile:
         return pc.binary_join_element_wise(self.name, pc.cast(pa.array(lines), pa.string()), ":")
 
     def _scan(self, texts: Iterator[bytes]) -> Iterator[_Block]:
-        """The records of the text, block by block; a block begins where a record begins."""
+        """The records of the text, block by block. Each block begins with the first byte of a record."""
         line = 1
         rest = b""
         last = False
@@ -285,17 +287,17 @@ class DelimitedFile:
             line += passed
             rest = data[used:]
             if last and rest:
-                raise SourceError(f"{self.name}:{line}: a quote that is opened in the row of this line is never closed")
+                raise SourceError(f"{self.name}:{line}: a quote that opens in this row is never closed")
             if len(rest) > MAX_RECORD:
                 raise self._too_long(line)
 
     def _judge(self, block: _Block) -> None:
         if len(over := np.flatnonzero(block.ends - block.starts > MAX_RECORD)):
             raise self._too_long(int(block.lines[over[0]]))
-        # Past a stray quote it cannot be known which line ends lie inside a field: the rows after it may be anything.
+        # After a stray quote it is unknown which line ends lie inside a field, so the rows after it cannot be trusted.
         if len(torn := np.flatnonzero(block.stray & block.long)):
             raise SourceError(
-                f"{self.name}:{block.lines[torn[0]]}: a quote stands inside a field that is not quoted, or is never closed; "
+                f"{self.name}:{block.lines[torn[0]]}: a quote inside an unquoted field, or a quote that is never closed; "
                 "quote the field and double the quotes inside it"
             )
 
@@ -307,14 +309,14 @@ class DelimitedFile:
 
 
 def _records(data: bytes, delimiter: int, line: int, last: bool) -> tuple[_Block | None, int, int]:
-    """The whole records of ``data``, how many bytes they take, and how many line ends those hold."""
+    """The complete records of ``data``, how many bytes they take, and how many line ends those bytes contain."""
     a = np.frombuffer(data, np.uint8)
     line_ends = a == _LF
     if b"\r" in data:
         returns = a == _CR
         returns[:-1] &= ~line_ends[1:]
         if not last:
-            returns[-1] = False  # whether a line feed follows is not known yet
+            returns[-1] = False  # a line feed may follow in the next block
         line_ends |= returns
     splits = a == delimiter
     quotes = np.flatnonzero(a == _QUOTE) if b'"' in data else np.empty(0, np.int64)
@@ -353,13 +355,13 @@ def _records(data: bytes, delimiter: int, line: int, last: bool) -> tuple[_Block
 
 
 def _decode(read: Callable[[int], bytes], encoding: str, name: str, notices: list[str]) -> Iterator[bytes]:
-    """The text as UTF-8, without its byte order mark, in pieces.
+    """The text as UTF-8, in pieces, without its byte order mark.
 
     Raises:
-        SourceError: the bytes are another format's, or not in the encoding.
+        SourceError: the bytes belong to another format, or are not in the encoding.
     """
     first = read(CHUNK)
-    while len(first) < 8 and (more := read(CHUNK)):  # as many as tell a format
+    while len(first) < 8 and (more := read(CHUNK)):  # enough to recognise a format
         first += more
     for magic, meaning in _FORMATS.items():
         if first.startswith(magic):
@@ -375,7 +377,7 @@ def _decode(read: Callable[[int], bytes], encoding: str, name: str, notices: lis
     elif encoding == "utf-16" and first:
         raise SourceError(f"{name}: encoding is utf-16, but the file has no byte order mark; is it utf-8?")
     decoder = codecs.getincrementaldecoder(encoding)("strict")
-    # Only latin-1 reads any bytes at all, so only there UTF-8 would pass for something else.
+    # Only latin-1 accepts any bytes, so only then UTF-8 could be read in the wrong encoding.
     doubt = codecs.getincrementaldecoder("utf-8")("strict") if encoding == "latin-1" else None
     foreign = False
     line = 1
@@ -386,8 +388,8 @@ def _decode(read: Callable[[int], bytes], encoding: str, name: str, notices: lis
         except UnicodeDecodeError as error:
             line += _count_lines(error.object[: error.start])
             raise SourceError(
-                f"{name}:{line}: not {encoding} (byte 0x{error.object[error.start]:02x}); if the file is in another "
-                "encoding, say so by `encoding: latin-1` or `encoding: utf-16` at its source"
+                f"{name}:{line}: not {encoding} (byte 0x{error.object[error.start]:02x}); if the file has another "
+                "encoding, set `encoding: latin-1` or `encoding: utf-16` at its source"
             ) from error
         if doubt is not None:
             foreign = foreign or not chunk.isascii()
@@ -408,7 +410,7 @@ def _decode(read: Callable[[int], bytes], encoding: str, name: str, notices: lis
             break
         chunk = read(CHUNK)
     if doubt is not None and foreign:
-        notices.append(f"{name}: read as latin-1, yet it is sound UTF-8; is `encoding: latin-1` right?")
+        notices.append(f"{name}: read as latin-1, but it is valid UTF-8; is `encoding: latin-1` right?")
 
 
 def _count_lines(text: str | bytes) -> int:

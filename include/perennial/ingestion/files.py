@@ -1,4 +1,15 @@
-"""Sources that are files: found by their pattern, opened safely, read as CSV or Parquet, and landed."""
+"""Sources that are files: find them by their pattern, open them safely, read CSV or Parquet, and land the rows.
+
+A pattern with time codes is expanded over the interval in steps of its smallest code (``%H`` hour, ``%d`` day, ``%m`` month,
+``%Y`` year). Each step must have a file, and the event time of a row must lie in the period of its file. So the days of a
+week hold the same rows whether they are ingested one by one or together. A pattern without codes means all files that match.
+The interval's rows are then chosen by event time.
+
+A local file must be a regular file below the data folder, also after symbolic links are resolved. It must not change while
+it is read. The name of a file decides between CSV and Parquet, and its content between gzip and plain text.
+
+Neighbours: :mod:`perennial.ingestion.delimited` reads CSV. :mod:`perennial.ingestion.landing` writes the landed file.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +39,7 @@ from perennial.ingestion.delimited import CHUNK, DelimitedFile
 from perennial.ingestion.landing import ARROW_ROWS, LandingWriter, positioned
 from perennial.spec.data import Source
 
-#: How many times its size a gzip file may hold before it is taken for a bomb, once it has given ``BOMB_FROM`` bytes.
+#: A gzip file is refused if it expands to more than this many times its size, and to more than ``BOMB_FROM`` bytes.
 BOMB_RATIO = 250
 BOMB_FROM = 256 << 20
 
@@ -40,11 +51,11 @@ class _File:
     """A file that was found.
 
     Attributes:
-        name: for messages and positions: below the data folder, or an address without credentials.
-        period: the time that a dated pattern says its rows are of.
-        path: where ``system`` finds it.
-        system: an fsspec file system; None for the local one.
-        size: in bytes, if the system says so.
+        name: for messages and positions: a path below the data folder, or an address without credentials.
+        period: the period of its rows, by a dated pattern; None without one.
+        path: its path in ``system``.
+        system: an fsspec file system; None for the local file system.
+        size: in bytes, if the file system gives it.
     """
 
     name: str
@@ -62,6 +73,19 @@ def land_files(
     files: list[dict[str, Any]],
     notices: list[str],
 ) -> None:
+    """Land the rows of all files of an interval.
+
+    Args:
+        source: a source with ``files``.
+        interval: the interval.
+        data: the folder that relative patterns start from.
+        writer: takes the rows.
+        files: gets one entry per file that was read: ``name``, ``bytes``, ``sha256``, and ``period`` of a dated pattern.
+        notices: gets what was accepted but is unusual.
+
+    Raises:
+        SourceError: a file is missing, unsafe, damaged, or lacks a column.
+    """
     assert source.files is not None
     found = [file for pattern, period in _expand(source.files, interval) for file in _find(pattern, period, data, source.files)]
     for file in _without_copies(found, notices):
@@ -76,7 +100,7 @@ def land_files(
 
 
 def _expand(pattern: str, interval: Interval) -> list[tuple[str, Interval | None]]:
-    """The pattern for each step of the interval, with the period the step stands for."""
+    """The pattern for each step of the interval, with the period of the step."""
     codes = set(_TIME_CODES.findall(pattern))
     if not codes:
         return [(pattern, None)]
@@ -97,7 +121,7 @@ def _expand(pattern: str, interval: Interval) -> list[tuple[str, Interval | None
 
 
 def _at(pattern: str, moment: datetime) -> str:
-    # Not strftime on the whole: an address may hold other percent signs.
+    # strftime is applied to each code alone: an address may contain other percent signs.
     return _TIME_CODES.sub(lambda code: moment.strftime(code[0]), pattern)
 
 
@@ -125,7 +149,7 @@ def _find(pattern: str, period: Interval | None, data: Path, written: str) -> li
             system = None
     if system is None:
         root = data if path == pattern else Path("/")
-        # Only * and ? are special in a pattern; glob would take brackets for a choice of letters.
+        # Only * and ? are special in a pattern. glob would read brackets as a set of letters.
         names = sorted(glob(path.replace("[", "[[]"), root_dir=root)) if magic else [path]
         found = [
             _File(name if root == data else f"file://{name}", period, str(root / name), None, None)
@@ -134,7 +158,7 @@ def _find(pattern: str, period: Interval | None, data: Path, written: str) -> li
         ]
         for file in found:
             if not file.name.isprintable():
-                raise SourceError(f"{file.name!a}: a file name with characters that cannot be shown; rename the file")
+                raise SourceError(f"{file.name!a}: the file name has characters that cannot be shown; rename the file")
             _refuse_outside(file, data if root == data else None)
     else:
         try:
@@ -143,10 +167,10 @@ def _find(pattern: str, period: Interval | None, data: Path, written: str) -> li
             found = [
                 _File(_masked(str(system.unstrip_protocol(name))), period, name, system, system.size(name)) for name in names
             ]
-        except Exception as error:  # each file system raises errors of its own
+        except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{_masked(pattern)}: cannot be listed: {one_line(error)}") from error
     if not found:
-        hint = f", as `files: {_masked(written)}` has it for {period}" if period else f", as `files: {_masked(written)}` has it"
+        hint = f" (`files: {_masked(written)}` for {period})" if period else f" (`files: {_masked(written)}`)"
         base = "" if "://" in pattern else f" below {data}"
         raise SourceError(f"{_masked(pattern)}: there is no such file{base}{hint}; deliver it, then ingest again")
     return found
@@ -159,9 +183,9 @@ def _refuse_outside(file: _File, data: Path | None) -> None:
     except (OSError, RuntimeError) as error:
         raise SourceError(f"{file.name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if data is not None and not resolved.is_relative_to(data.resolve()):
-        raise SourceError(f"{file.name}: leads out of the data folder {data}; put the file itself there")
+        raise SourceError(f"{file.name}: it leads out of the data folder {data}; put the file itself there")
     if not stat.S_ISREG(kind.st_mode):
-        raise SourceError(f"{file.name}: not a regular file but a {_kind_of(kind.st_mode)}; put a file there")
+        raise SourceError(f"{file.name}: this is a {_kind_of(kind.st_mode)}, not a regular file; put a file there")
 
 
 def _kind_of(mode: int) -> str:
@@ -170,7 +194,10 @@ def _kind_of(mode: int) -> str:
 
 
 def _without_copies(files: Sequence[_File], notices: list[str]) -> Iterator[_File]:
-    """The files, less those of an undated pattern that have the same content as an earlier one: each row would be doubled."""
+    """The files, without those of an undated pattern that have the same content as an earlier file.
+
+    Otherwise each row would be doubled.
+    """
     sizes: dict[int, list[_File]] = {}
     for file in files:
         size = os.stat(file.path).st_size if file.system is None else file.size
@@ -192,20 +219,20 @@ def _without_copies(files: Sequence[_File], notices: list[str]) -> Iterator[_Fil
 
 @contextmanager
 def _opened(file: _File) -> Iterator[IO[bytes]]:
-    """The file's bytes; on leaving, make sure that they were the same all the while.
+    """The bytes of the file. On exit, check that the file has not changed since it was opened.
 
     Raises:
-        SourceError: it cannot be opened or read, or has changed.
+        SourceError: the file cannot be opened or read, or has changed.
     """
     try:
         if file.system is None:
-            # O_NONBLOCK: a FIFO that has come in the file's place would otherwise be waited on for ever.
+            # O_NONBLOCK: without it, opening would wait for ever if a FIFO has replaced the file.
             resolved = Path(file.path).resolve(strict=True)
             descriptor = os.open(resolved, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             opened: Any = os.fdopen(descriptor, "rb", buffering=0)
         else:
             opened = file.system.open(file.path, "rb")
-    except Exception as error:  # each file system raises errors of its own
+    except Exception as error:  # each file system raises its own errors
         raise SourceError(f"{file.name}: cannot be read: {one_line(error)}") from error
     with opened as stream:
         before = _version(file, opened)
@@ -213,26 +240,26 @@ def _opened(file: _File) -> Iterator[IO[bytes]]:
         changed = _version(file, opened) != before
     if changed:
         raise SourceError(
-            f"{file.name}: changed while it was read; write it under another name and rename it when it is complete"
+            f"{file.name}: the file changed while it was read; write it under another name, and rename it when it is complete"
         )
 
 
 def _version(file: _File, opened: Any) -> object:
-    """What differs once the file's content does."""
+    """A value that changes if the content of the file changes."""
     if file.system is not None:
         try:
             file.system.invalidate_cache()
             return file.system.ukey(file.path)
-        except Exception as error:  # each file system raises errors of its own
-            raise SourceError(f"{file.name}: is gone: {one_line(error)}") from error
+        except Exception as error:  # each file system raises its own errors
+            raise SourceError(f"{file.name}: the file is gone: {one_line(error)}") from error
     state = os.fstat(opened.fileno())
     if not stat.S_ISREG(state.st_mode):
-        raise SourceError(f"{file.name}: not a regular file but a {_kind_of(state.st_mode)}; put a file there")
+        raise SourceError(f"{file.name}: this is a {_kind_of(state.st_mode)}, not a regular file; put a file there")
     return state.st_size, state.st_mtime_ns
 
 
 class _Counted:
-    """Bytes with their number and digest, and a look at the first ones."""
+    """A stream that counts and hashes its bytes, and allows a look at the first ones."""
 
     def __init__(self, name: str, stream: IO[bytes]) -> None:
         self.bytes = 0
@@ -255,7 +282,7 @@ class _Counted:
     def _take(self, size: int) -> bytes:
         try:
             given = self._stream.read(size) or b""
-        except Exception as error:  # each file system raises errors of its own
+        except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{self._name}: cannot be read to its end: {one_line(error)}") from error
         self.bytes += len(given)
         self.digest.update(given)
@@ -270,7 +297,9 @@ def _read_csv(file: _File, counted: _Counted, source: Source, writer: LandingWri
     is_gzip = counted.peek(2) == b"\x1f\x8b"
     read = _unzipped(file.name, counted) if is_gzip else counted.read
     if is_gzip != file.path.endswith(".gz"):
-        notices.append(f"{file.name}: read as {'gzip' if is_gzip else 'plain text'}, which it is, whatever its name says")
+        notices.append(
+            f"{file.name}: read as {'gzip' if is_gzip else 'plain text'}: the content says so, although the name does not"
+        )
     table = DelimitedFile(
         read, name=file.name, delimiter=source.delimiter, encoding=source.encoding, null_values=source.null_values
     )
@@ -283,7 +312,7 @@ def _read_csv(file: _File, counted: _Counted, source: Source, writer: LandingWri
 
 
 def _unzipped(name: str, counted: _Counted) -> Callable[[int], bytes]:
-    stream = gzip.GzipFile(fileobj=counted, mode="rb")  # type: ignore[call-overload]  # read() is all it asks for
+    stream = gzip.GzipFile(fileobj=counted, mode="rb")  # type: ignore[call-overload]  # it only calls read()
     given = 0
 
     def read(size: int) -> bytes:
@@ -291,13 +320,13 @@ def _unzipped(name: str, counted: _Counted) -> Callable[[int], bytes]:
         try:
             piece: bytes = stream.read(size)
         except EOFError as error:
-            raise SourceError(f"{name}: cut: its gzip ends early; deliver it again") from error
+            raise SourceError(f"{name}: truncated: its gzip ends early; deliver it again") from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise SourceError(f"{name}: damaged: {error}; deliver it again") from error
         given += len(piece)
         if given > BOMB_FROM and given > BOMB_RATIO * counted.bytes:
             raise SourceError(
-                f"{name}: holds more than {BOMB_RATIO} times its size, like a bomb; if it is right, deliver it as Parquet"
+                f"{name}: it expands to more than {BOMB_RATIO} times its size; if that is right, deliver it as Parquet"
             )
         return piece
 
@@ -306,13 +335,13 @@ def _unzipped(name: str, counted: _Counted) -> Callable[[int], bytes]:
 
 def _read_parquet(file: _File, stream: IO[bytes], counted: _Counted, writer: LandingWriter) -> None:
     if counted.peek(4) != b"PAR1":
-        raise SourceError(f"{file.name}: not Parquet, whatever its name says: it begins with {counted.peek(20)!r}")
+        raise SourceError(f"{file.name}: not Parquet, although its name says so: it begins with {counted.peek(20)!r}")
     local: IO[bytes] | None = None
     try:
         if file.system is None:
             counted.drain()
         else:
-            # Parquet is read from its end, in leaps: once over the network, then from here.
+            # Parquet is read from its end, at random positions. So the file is copied here first.
             copy = writer.target.with_suffix(".remote.part")
             local = copy.open("w+b")
             copy.unlink()
@@ -339,7 +368,7 @@ def _parquet(name: str, stream: IO[bytes]) -> pq.ParquetFile:
 
 
 def _sound(name: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    # Around the reading alone: an error of what is done with a batch is not the file's.
+    # Only reading is guarded: an error in the use of a batch is not the fault of the file.
     while True:
         try:
             batch = next(batches, None)
@@ -351,5 +380,5 @@ def _sound(name: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBa
 
 
 def _masked(address: str) -> str:
-    """An address without the user and password it may hold."""
+    """An address without its user and password."""
     return re.sub(r"//[^/@]*@", "//***@", address)

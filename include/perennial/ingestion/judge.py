@@ -1,4 +1,10 @@
-"""The suite at work: Great Expectations judges each value once, DuckDB finds the rows of the values that fail."""
+"""Judge the rows of a table: Great Expectations judges each distinct value once, DuckDB finds the rows that have it.
+
+The verdicts are the same as for each row, for a fraction of the work. Values are judged in frames of at most
+:data:`BATCH_ROWS` values, so memory stays bounded. Keys are counted over the whole interval. Of rows that are equal in all
+columns, one is kept and the others are quarantined as repeats. Rows that share a key and differ are all quarantined, since
+it is unknown which of them is right.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +31,12 @@ from perennial.core.text import visible
 from perennial.ingestion.casting import KNOWN_FAULT, ROW, ROW_FAULT
 from perennial.ingestion.delimited import POSITION
 from perennial.ingestion.suite import BROKEN, COPIES, UNTOLD, Check, CheckTally, row_checks, unreadable
-from perennial.lake.schema import published_schema
+from perennial.lake.schema import MOMENT, published_schema
 from perennial.spec.data import Table
 
-#: Values of each column that Great Expectations judges at a time, and rows that are written at a time.
+#: Number of values per column that Great Expectations judges at a time, and of rows that are written at a time.
 BATCH_ROWS = 100_000
-#: How many examples and kinds of reasons a message gives.
+#: Number of examples that a message gives.
 SHOWN = 5
 
 
@@ -40,8 +46,16 @@ SHOWN = 5
 def judge(
     frame: pd.DataFrame, tallies: Sequence[CheckTally]
 ) -> Iterator[tuple[CheckTally, Mapping[str, Any], list[tuple[int, Any]]]]:
-    """Let Great Expectations judge a frame; gives for each check its result, and the ``_row`` and value of all that fail."""
-    # A context a frame, since it keeps every frame that it was ever given.
+    """Let Great Expectations judge a frame.
+
+    Args:
+        frame: what the checks look at, and ``_row``.
+        tallies: of the checks. One that could not be judged gets its ``broken``.
+
+    Yields:
+        Per check its tally, Great Expectations' result, and the ``_row`` and the value of each failure.
+    """
+    # One context per frame, since a context keeps every frame that it is given.
     context = gx.get_context(mode="ephemeral", project_config=_in_memory())
     asset = context.data_sources.add_pandas("perennial").add_dataframe_asset("rows")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
@@ -57,7 +71,7 @@ def judge(
 
 
 def _in_memory() -> DataContextConfig:
-    """No analytics, no progress bars, and no site of documents of its own."""
+    """A configuration without analytics, progress bars and documentation site."""
     return DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
         analytics_enabled=False,
@@ -83,7 +97,14 @@ def _raised(info: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class JudgedRows:
-    """What came of the rows of an interval: how many there were and are bad, what each check found, where the good ones are."""
+    """The rows of an interval after they were judged.
+
+    Attributes:
+        count: number of rows.
+        bad: number of rows that fail a critical check.
+        tallies: what each check found.
+        good: Parquet file of the other rows.
+    """
 
     count: int
     bad: int
@@ -92,14 +113,14 @@ class JudgedRows:
 
 
 def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
-    """Make the table ``shared`` of the rows that may not have their key, and why, and ``counted``, all rows with their number.
+    """Make the table ``shared``, the rows that must not have their key, and the view ``counted``, all rows with their counts.
 
-    A key is counted over the whole interval, which no batch of rows could show.
+    Keys are counted over the whole interval. A batch of rows alone would not show a repeated key.
     """
     keys = ", ".join(map(quoted, table.key))
     given = " AND ".join(f"{quoted(key)} IS NOT NULL" for key in table.key)
     text = "concat_ws(', ', " + ", ".join(f"left({quoted(key)}::VARCHAR, 60)" for key in table.key) + ")"
-    # By hashes first: they take a tenth of the memory of all keys, and hardly a row is left to be looked at.
+    # Hashes are compared first. They take a tenth of the memory of all keys, and leave only few rows to look at.
     connection.execute(f"""
         CREATE TEMP TABLE shared AS
         WITH suspected AS (
@@ -120,11 +141,14 @@ def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
 
 
 def judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path, good: Path, bad: Path) -> JudgedRows:
-    """Part the rows into those to be published and the numbers and reasons of those that are not.
+    """Split the rows into those to publish and those to quarantine.
 
     Args:
-        good: where the former are written, unless they are all that there are.
-        bad: where the latter are written.
+        connection: a database in which ``typed`` and other tables may be created.
+        table: the table's spec.
+        typed: Parquet file of the cast rows.
+        good: Parquet file to write the rows to publish to. It is not written if all rows are good.
+        bad: Parquet file to write the numbers and reasons of the other rows to.
     """
     tallies = [CheckTally(check) for check in row_checks(table)]
     connection.execute(f"CREATE VIEW typed AS SELECT * FROM read_parquet({literal(str(typed))})")
@@ -153,10 +177,10 @@ class _Looked:
     """Values that some checks look at.
 
     Attributes:
-        relation: where they are, besides ``_row``.
-        column: their column there, as SQL.
-        numbers: of the checks, in the order of the suite.
-        null_alone: whether all that the checks ask is whether a value is there.
+        relation: the table that holds them and ``_row``.
+        column: their column in it, as SQL.
+        numbers: the checks' numbers in the order of the suite.
+        null_alone: whether the checks only ask whether a value is present.
     """
 
     relation: str
@@ -165,16 +189,16 @@ class _Looked:
     null_alone: bool
 
     def group(self, value: str) -> str:
-        """SQL for what rows have in common that are judged alike."""
+        """SQL to group rows by, so that all rows of a group get the same verdict."""
         return f"({value} IS NULL)" if self.null_alone else value
 
 
 def _looked(table: Table, tallies: Sequence[CheckTally]) -> dict[str, _Looked]:
-    """What the checks look at, by the name that it has for Great Expectations."""
+    """What the checks look at, by its column name in Great Expectations."""
     columns = {BROKEN: ROW_FAULT, UNTOLD: KNOWN_FAULT, COPIES: "_n"}
     columns |= {unreadable(name): f"_fault_{name}" for name in table.columns}
     found = {}
-    # All columns, since one check asks whether they are there.
+    # All columns are included, since one check asks whether they exist.
     for name in dict.fromkeys([*table.columns, *(tally.check.looks_at for tally in tallies if tally.check.looks_at)]):
         numbers = [number for number, tally in enumerate(tallies) if tally.check.looks_at == name]
         null_alone = all(isinstance(tallies[number].check.expectation, ExpectColumnValuesToNotBeNull) for number in numbers)
@@ -184,10 +208,9 @@ def _looked(table: Table, tallies: Sequence[CheckTally]) -> dict[str, _Looked]:
 
 
 def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[CheckTally]) -> None:
-    """Fill the table ``failed`` with every row and the numbers of the checks that it fails.
+    """Fill the table ``failed``: each row with the numbers of the checks that it fails.
 
-    What a check of a row says depends on one value alone. So Great Expectations judges each value once, however many rows
-    have it, and a join finds the rows whose values fail: the same verdicts for a fraction of the work.
+    The verdict of a row check depends on one value only. So each distinct value is judged once, and a join finds its rows.
     """
     left = _looked(table, tallies)
     places = {name: f"values_{place}" for place, name in enumerate(left)}
@@ -208,9 +231,9 @@ def _judge_values(connection: duckdb.DuckDBPyConnection, table: Table, tallies: 
         chunks = {name: chunk for name, chunk in chunks.items() if len(chunk)}
         if chunks:
             _judge_chunks(connection, tallies, chunks, {name: left[name] for name in chunks}, first)
-            if offset:  # what a judgement leaves behind is in cycles, and large where there is more than one
+            if offset:  # Great Expectations leaves large objects in reference cycles
                 gc.collect()
-        # Whoever gave fewer has no more.
+        # A column that gave fewer values has no more.
         left = {name: left[name] for name, chunk in chunks.items() if len(chunk) == BATCH_ROWS}
         offset, first = offset + BATCH_ROWS, []
 
@@ -222,16 +245,19 @@ def _judge_chunks(
     looked: Mapping[str, _Looked],
     others: Sequence[int],
 ) -> None:
-    """Judge some values of each of some columns in one frame.
+    """Judge values of several columns in one frame.
 
     Args:
-        chunks: by column, some values and how many rows have each.
-        others: numbers of checks that look at no column, to be judged with these.
+        connection: has the table ``failed``.
+        tallies: of all checks.
+        chunks: by column, values and the number of rows that have each.
+        looked: by column, the checks that look at it.
+        others: numbers of checks that look at no column, to be judged in the same frame.
     """
     longest = max(map(len, chunks.values()))
-    # Columns that have fewer values repeat their last one.
+    # A column that has fewer values repeats its last one.
     padded = {name: chunk["value"].take(np.minimum(np.arange(longest), len(chunk) - 1)) for name, chunk in chunks.items()}
-    # Nullable integers: through floats, large identifiers would become others.
+    # Nullable integers: as floats, large identifiers would change.
     frame = pa.table(padded).to_pandas(
         types_mapper={pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get, date_as_object=True
     )
@@ -259,7 +285,7 @@ def _note_failed(
     chunk: pa.Table,
     failing: Sequence[tuple[int, Any]],
 ) -> None:
-    """Enter every row that has one of the values into ``failed``."""
+    """Insert every row that has one of the failing values into ``failed``."""
     bad = pa.table(
         {
             "value": chunk["value"].take(pa.array([place for place, _ in failing], pa.int64())),
@@ -277,8 +303,11 @@ def _note_failed(
 
 
 def _write_bad(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Sequence[CheckTally], bad: Path) -> Any:
-    """Write the rows that fail a critical check, each with every reason, and tell the tallies; gives the rows' numbers."""
-    schema = pa.schema([(ROW, pa.int64()), ("reasons", pa.list_(pa.string())), ("event", pa.timestamp("us", "UTC"))])
+    """Write the rows that fail a critical check, each with all its reasons, and return their numbers.
+
+    The tallies get the counts and examples.
+    """
+    schema = pa.schema([(ROW, pa.int64()), ("reasons", pa.list_(pa.string())), ("event", MOMENT)])
     event = f"t.{quoted(table.event_time)}" if table.event_time else "NULL::TIMESTAMPTZ"
     found = connection.sql(f"""
         SELECT f.{ROW}, list(f.number ORDER BY f.number) AS numbers, list(f.shown ORDER BY f.number) AS shown,
@@ -303,10 +332,12 @@ def _write_bad(connection: duckdb.DuckDBPyConnection, table: Table, tallies: Seq
 
 
 def _reasons(tallies: Sequence[CheckTally], position: str, failed: Sequence[tuple[int, str, str]]) -> list[str]:
-    """Every critical reason of a row; what is found is added to the tallies.
+    """Every critical reason of a row. The tallies get its counts and examples.
 
     Args:
-        failed: the checks that it fails, in the order of the suite: number, the value, and what is wrong with it.
+        tallies: of all checks.
+        position: of the row.
+        failed: the checks that the row fails, in the order of the suite: number, value, and what is wrong with the value.
     """
     reasons: list[str] = []
     absent: set[str] = set()

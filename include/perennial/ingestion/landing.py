@@ -1,4 +1,4 @@
-"""The landed file: rows of any source as one Parquet file, each with its position in the source."""
+"""The landed file: the rows of any source in one Parquet file, each with its position in the source."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from perennial.ingestion.casting import FROM, LANDED_EXTRAS, UNTIL, bind, mentio
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.spec.folder import ModelFolder
 
-#: Rows of a Parquet file or a Python function's table at a time.
+#: Number of rows that are read at a time from a Parquet file or from the table of a Python function.
 ARROW_ROWS = 64_000
-#: What is gathered for a row group of the landed file: a day's file alone would make one so small that all who read it
-#: spend their time on its metadata.
+#: Rows and bytes per row group of the landed file. A row group per daily file would be so small that readers would spend
+#: their time on metadata.
 GROUP_ROWS = 122_880
 GROUP_BYTES = 32 << 20
 
@@ -28,10 +28,15 @@ GROUP_BYTES = 32 << 20
 class LandingWriter:
     """Collects raw batches in one Parquet file, which appears under its name only when it is complete.
 
-    A database or a row of files gives types as it goes along: a column may be all null at first, or an integer and later a
-    float. Each change of schema begins a new part, and parts are brought to one schema at the end.
+    The types of a database or of several files may change while they are read: a column may be all null at first, or an
+    integer first and a float later. Each change of schema begins a new part. At the end all parts are cast to one schema.
 
-    A thread writes what was gathered while more is read.
+    A thread writes the gathered rows while more rows are read.
+
+    Args:
+        folder: the model's folder.
+        table: name of the table.
+        target: path of the landed file.
     """
 
     def __init__(self, folder: ModelFolder, table: str, target: Path) -> None:
@@ -50,11 +55,22 @@ class LandingWriter:
         self.notices: list[str] = []
 
     def takes(self, names: Sequence[str]) -> list[str]:
-        """Those of a source's columns that the table takes."""
+        """The columns of a source that the table uses."""
         return list(taken(self._spec, pa.schema([(name, pa.null()) for name in names])).names)
 
     def begin(self, raw: pa.Schema, place: str) -> list[str]:
-        """Make sure that a source with these columns can give the table; returns the names that it takes of them."""
+        """Check that a source with these columns can give the table.
+
+        Args:
+            raw: the columns.
+            place: the file and line that name them, for messages.
+
+        Returns:
+            The names of the columns that the table uses.
+
+        Raises:
+            SourceError, SpecError: see :func:`perennial.ingestion.casting.bind`.
+        """
         if raw in self._bound:
             return self._bound[raw]
         landable = _landable(raw)
@@ -70,9 +86,18 @@ class LandingWriter:
         return self._bound.setdefault(raw, wanted.names)
 
     def write(self, batch: pa.RecordBatch, place: str, period: Interval | None = None) -> None:
-        """Append a batch that has ``_position`` and, where they are not null, the other extras."""
+        """Append a batch.
+
+        Args:
+            batch: raw columns and ``_position``; ``_fault`` and ``_raw`` if a row has a fault.
+            place: where the rows come from, for messages.
+            period: the period of a dated file.
+
+        Raises:
+            SourceError: the types of a column in two batches have no common type.
+        """
         batch = _to_landable(batch)
-        # Files that differ in the case of a name mean one column, as SQL has it.
+        # Names that differ only in case mean the same column, as in SQL.
         batch = batch.rename_columns([self._names.get(name.casefold(), name) for name in batch.schema.names])
         for name, value in ((FROM, period and period.start), (UNTIL, period and period.end)):
             batch = batch.append_column(name, pa.repeat(pa.scalar(value, LANDED_EXTRAS.field(name).type), len(batch)))
@@ -103,7 +128,7 @@ class LandingWriter:
             self._gathered, self._gathered_rows, self._gathered_bytes = [], 0, 0
 
     def _wait(self) -> None:
-        """Until what was given to the thread is written; raises what it raised."""
+        """Wait until the thread has written its rows. An error of the thread is raised here."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -118,7 +143,7 @@ class LandingWriter:
         self._writer = pq.ParquetWriter(self._parts[-1], schema, compression="lz4")
 
     def finish(self) -> int:
-        """Put the file in its place; returns its rows."""
+        """Put the file in its place, and return the number of its rows."""
         assert self._writer is not None
         assert self._schema is not None
         self._flush()
@@ -136,7 +161,7 @@ class LandingWriter:
         return self._rows
 
     def clear(self) -> None:
-        """Remove what is not the finished file."""
+        """Remove all temporary files. Call it in any case, after :meth:`finish` or instead of it."""
         self._thread.shutdown()
         if self._writer is not None:
             self._writer.close()
@@ -145,7 +170,7 @@ class LandingWriter:
 
 
 def _conform(rows: pa.Table, schema: pa.Schema, place: str) -> pa.Table:
-    """The rows in the order and types of a wider schema; a column they lack is null."""
+    """The rows with the column order and the types of a wider schema. A column that they lack is null."""
     columns = []
     for field in schema:
         index = rows.schema.get_field_index(field.name)
@@ -169,30 +194,31 @@ def _landable_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-@lru_cache(maxsize=16)  # thousands of small files have one schema
+@lru_cache(maxsize=16)  # thousands of small files share one schema
 def _landable(schema: pa.Schema) -> pa.Schema:
-    """The schema with types that Parquet and DuckDB keep alike."""
+    """The schema with types that Parquet and DuckDB both keep unchanged."""
     return pa.schema([pa.field(field.name, _landable_type(field.type)) for field in schema])
 
 
 def _unknown_columns(folder: ModelFolder, source: str, names: Sequence[str]) -> str | None:
-    """A notice of the columns that no table fed by the source mentions; None if there are none."""
+    """A notice about columns that no table of the source mentions; None if there are none."""
     known = frozenset().union(*(mentioned(table) for table in folder.spec.tables.values() if table.source == source))
     extra = [name for name in names if name and name.casefold() not in known]
     if not extra:
         return None
-    return "columns that no table names are left out: " + ", ".join(extra[:10]) + (", …" if len(extra) > 10 else "")
+    return "columns that no table mentions are left out: " + ", ".join(extra[:10]) + (", …" if len(extra) > 10 else "")
 
 
 def _to_landable(batch: pa.RecordBatch) -> pa.RecordBatch:
     schema = _landable(batch.schema)
     if schema == batch.schema:
         return batch
-    # safe=False: what lies beyond microseconds is dropped.
+    # safe=False: digits beyond microseconds are dropped.
     columns = [column.cast(field.type, safe=False) for column, field in zip(batch.columns, schema, strict=True)]
     return pa.record_batch(columns, schema=schema)
 
 
 def positioned(batch: pa.RecordBatch, name: str, first: int) -> pa.RecordBatch:
+    """The batch with ``_position``: the name of the source and the number of the row, which counts from ``first``."""
     positions = [f"{name}:{n}" for n in range(first, first + len(batch))]
     return batch.append_column(POSITION, pa.array(positions, pa.string()))

@@ -1,11 +1,12 @@
-"""From sources to one publication of the interval, or one refusal of it with every reason.
+"""From sources to one publication of the interval, or to one refusal with every reason.
 
-Neighbours: :mod:`perennial.ingestion.sources` lands each table, :mod:`perennial.ingestion.checks` judges it;
-:mod:`perennial.lake.publish` publishes.
+Neighbours: :mod:`perennial.ingestion.sources` lands each table. :mod:`perennial.ingestion.checks` judges it.
+:mod:`perennial.lake.publish` publishes all tables at once.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial.alerts import of_models
-from perennial.core import logs
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
@@ -26,7 +26,7 @@ from perennial.ledger.store import Ledger
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: The ledger's name for the raw tables of a model and its quarantine.
@@ -47,14 +47,14 @@ def land_and_check(
     """Read a table's rows of the interval and let Great Expectations judge them.
 
     Args:
-        folder: the model's.
-        ledger: says how many rows the past brought.
-        settings: where relative patterns of files start, and where reports lie.
-        table: its name in the spec.
-        interval: of the rows.
-        staging: folder for what is handed on; made if need be.
+        folder: the model's folder.
+        ledger: has the number of rows of the past.
+        settings: gives the data folder and the folder of reports.
+        table: the table's name in the spec.
+        interval: the interval of the rows.
+        staging: folder for the resulting files. It is created if it does not exist.
         connect: gives the engine for a ``connection`` of the spec.
-        run_id: of the ingesting run.
+        run_id: the ingesting run.
 
     Raises:
         SourceError, SpecError: see :func:`perennial.ingestion.sources.land`.
@@ -71,14 +71,14 @@ def land_and_check(
 
 
 def past_rows_per_day(ledger: Ledger, spec: ModelSpec, table: str, interval: Interval) -> float | None:
-    """Mean rows a day that ``table`` brought in the past that its volume check looks at; None without such a past."""
+    """Mean rows per day of a table in the past that its volume check looks at; None without a check or a past."""
     volume = spec.tables[table].checks.volume
     if volume is None:
         return None
     past = Interval(interval.start - volume.past, interval.start)
     rows, days = 0, 0.0
     for publication in ledger.publications(spec.name, DATASET, past):
-        # A range that began before the past counts with its own mean.
+        # A publication that begins before the past counts with its own mean.
         if publication.interval.end <= interval.start and table in publication.rows:
             rows += publication.rows[table]
             days += publication.interval.length / timedelta(days=1)
@@ -88,19 +88,22 @@ def past_rows_per_day(ledger: Ledger, spec: ModelSpec, table: str, interval: Int
 def publish_interval(
     folder: ModelFolder,
     lake: Lake,
-    ledger: Ledger,
     interval: Interval,
     results: Sequence[CheckResult],
     *,
     tables: Collection[str] | None = None,
     run_id: str,
 ) -> Publication:
-    """Publish all tables of the interval as one, or refuse it whole; what was published before stays.
+    """Publish all tables of the interval at once, or refuse all of them. What was published before stays in that case.
 
     Args:
-        results: one for each table.
-        tables: their names; by default all of the spec.
-        run_id: of the ingesting run, which took its order with :meth:`Ledger.next_order` before it read anything.
+        folder: the model's folder.
+        lake: keeps the tables.
+        ledger: records the publication or the refusal.
+        interval: the interval.
+        results: one result per table.
+        tables: names of the required tables; by default all tables of the spec.
+        run_id: the ingesting run. It took its order with :meth:`Ledger.next_order` before it read anything.
 
     Raises:
         IntervalRefused: a table is missing or was refused. The refusal and its alert are in the ledger.
@@ -109,11 +112,11 @@ def publish_interval(
     model = folder.spec.name
     by_table = {result.table: result for result in results}
     wanted = folder.spec.tables if tables is None else tables
-    reasons = [f"{table}: was not read; its task says why" for table in wanted if table not in by_table]
+    reasons = [f"{table}: it was not read; its task says why" for table in wanted if table not in by_table]
     reasons += [f"{result.table}: {reason}" for result in results if result.refused for reason in result.reasons]
     if reasons:
         rows = {result.table: result.rows_in for result in results}
-        ledger.record_refusal(
+        lake.ledger.record_refusal(
             model=model,
             interval=interval,
             run_id=run_id,
@@ -122,17 +125,17 @@ def publish_interval(
             alert=of_models.interval_refused(model, interval, reasons=reasons, rows=rows),
         )
         raise IntervalRefused(
-            f"{model}, {interval}: nothing of the interval is published, what was published before stays: {'; '.join(reasons)}"
+            f"{model}, {interval}: nothing of the interval is published; what was published before stays: {'; '.join(reasons)}"
         )
     for result in results:
         if result.rows_in != result.rows_published + result.rows_quarantined:
-            raise AssertionError(f"{model}, {interval}, {result.table}: rows were lost on the way to publishing: {result}")
+            raise AssertionError(f"{model}, {interval}, {result.table}: rows were lost before publishing: {result}")
     publication = lake.publish(
         model=model,
         dataset=DATASET,
         interval=interval,
         tables=ingest_writes(folder, list(results)),
-        order=ledger.next_order(model, DATASET, interval, run_id),
+        order=lake.ledger.next_order(model, DATASET, interval, run_id),
         run_id=run_id,
         inputs={
             "spec": folder.spec.digest,
@@ -153,7 +156,7 @@ def publish_interval(
 
 
 def _files(spec: ModelSpec, results: Sequence[CheckResult]) -> dict[str, list[dict[str, Any]]]:
-    """What each source was read from. Tables of one source read the same files, unless one changed in between."""
+    """The files of each source. Tables of one source read the same files, unless a file changed in between."""
     read: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         seen = read.setdefault(spec.tables[result.table].source, [])

@@ -15,14 +15,27 @@ from perennial.core.errors import PerennialError, SourceError
 from perennial.core.intervals import Interval
 from perennial.core.text import one_line
 from perennial.ingestion.landing import ARROW_ROWS, LandingWriter, positioned
+from perennial.lake.schema import MOMENT
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 
-#: Rows fetched from a database at a time.
+#: Number of rows that are fetched from a database at a time.
 SQL_ROWS = 20_000
 
 
 def land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, writer: LandingWriter) -> None:
+    """Land the result of a SQL query.
+
+    Args:
+        query: SQL with the parameters ``:start`` and ``:end``.
+        name: name of the source, for positions.
+        interval: gives the parameters.
+        engine: the database.
+        writer: takes the rows.
+
+    Raises:
+        SourceError: the query failed, names a column twice, or a column has no single type.
+    """
     statement = sa.text(query).bindparams(
         sa.bindparam("start", interval.start, sa.DateTime(timezone=True)),
         sa.bindparam("end", interval.end, sa.DateTime(timezone=True)),
@@ -31,12 +44,12 @@ def land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, write
         with engine.connect() as connection:
             if engine.dialect.name == "postgresql":
                 connection = connection.execution_options(postgresql_readonly=True)
-                # So that columns without a zone compare with the bounds as UTC.
+                # So columns without a time zone are compared with the bounds as UTC.
                 connection.execute(sa.text("SET LOCAL TIME ZONE 'UTC'"))
             result = connection.execution_options(stream_results=True, max_row_buffer=SQL_ROWS).execute(statement)
             names = list(result.keys())
             if doubled := sorted({column for column in names if names.count(column) > 1}):
-                raise SourceError(f"the query gives the column {doubled[0]} twice; name it by AS")
+                raise SourceError(f"the query gives the column {doubled[0]} twice; rename one with AS")
             takes = writer.takes(names)
             kept = [n for n, column in enumerate(names) if column in takes]
             types = [pa.null()] * len(kept)
@@ -59,18 +72,20 @@ def land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, write
         raise SourceError(f"the query failed: {one_line(getattr(error, 'orig', None) or error)}") from error
 
 
-#: The types of PostgreSQL's columns, by number, for those in which nothing has been seen yet.
+#: The types of PostgreSQL's columns by number, for columns that have no value yet.
 _POSTGRESQL: dict[object, pa.DataType] = {
     16: pa.bool_(), 20: pa.int64(), 21: pa.int64(), 23: pa.int64(), 25: pa.string(), 700: pa.float64(), 701: pa.float64(),
-    1042: pa.string(), 1043: pa.string(), 1082: pa.date32(), 1114: pa.timestamp("us"), 1184: pa.timestamp("us", "UTC"),
+    1042: pa.string(), 1043: pa.string(), 1082: pa.date32(), 1114: pa.timestamp("us"), 1184: MOMENT,
 }  # fmt: skip
 
 
 def _array(values: Sequence[Any], column: str, kind: pa.DataType) -> pa.Array:
-    """A database's values of one column as an Arrow array; structures become JSON texts, UUIDs texts.
+    """The values of one database column as an Arrow array. Structures become JSON texts, and UUIDs become texts.
 
     Args:
-        kind: the type if there are none.
+        values: the values, None for NULL.
+        column: name of the column, for messages.
+        kind: the type if all values are NULL.
     """
     sample = next((value for value in values if value is not None), None)
     if isinstance(sample, UUID):
@@ -80,20 +95,33 @@ def _array(values: Sequence[Any], column: str, kind: pa.DataType) -> pa.Array:
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise SourceError(f"the query's column {column} is of no one type; CAST it: {one_line(error)}") from error
+        raise SourceError(f"the query's column {column} has values of several types; CAST it: {one_line(error)}") from error
     if pa.types.is_null(array.type):
         return array.cast(kind)
     if pa.types.is_timestamp(array.type) and array.type.tz is not None:
-        return array.cast(pa.timestamp("us", "UTC"))
+        return array.cast(MOMENT)
     return array
 
 
 def land_python(folder: ModelFolder, reference: str, name: str, interval: Interval, writer: LandingWriter) -> None:
+    """Land the table that a function of ``model.py`` gives.
+
+    Args:
+        folder: the model's folder.
+        reference: the function, such as ``model:rows``. It gets the start and the end of the interval.
+        name: name of the source, for positions.
+        interval: the interval.
+        writer: takes the rows.
+
+    Raises:
+        SourceError: the function raised, gave no Arrow table, or named a column twice.
+        SpecError: ``model.py`` cannot be imported, or has no such function.
+    """
     function = folder_function(folder, reference)
     try:
         given = function(interval.start.astimezone(UTC), interval.end.astimezone(UTC))
         if not hasattr(given, "__arrow_c_stream__"):
-            raise SourceError(f"{reference} gives a {type(given).__name__}; an Arrow table or record batch reader is wanted")
+            raise SourceError(f"{reference} gives a {type(given).__name__}; it must give an Arrow table or record batch reader")
         reader = pa.RecordBatchReader.from_stream(given)
         raw = reader.schema
         if doubled := sorted({column for column in raw.names if raw.names.count(column) > 1}):
@@ -107,5 +135,5 @@ def land_python(folder: ModelFolder, reference: str, name: str, interval: Interv
                 first += len(piece)
     except PerennialError:
         raise
-    except Exception as error:  # the team's code may raise anything
+    except Exception as error:  # code of a model folder may raise anything
         raise SourceError(f"{reference} raised {type(error).__name__}: {one_line(error)}") from error

@@ -1,21 +1,17 @@
-"""From a source to one Parquet file of raw rows of an interval: files by pattern, SQL, a Python function.
+"""From a source to one Parquet file with the raw rows of an interval.
 
-Whatever the size of the source, memory stays bounded: record batches go from reader to writer. Only columns that the table
-names are kept, so that nothing else of a file (a passenger's name, say) ever lies in the lake or its quarantine. Nothing is
-judged here but whether the source *is* a table with the columns wanted; :mod:`perennial.ingestion.checks` judges rows.
+A source is a pattern of files, a SQL query, or a Python function. Memory stays bounded for a source of any size: record
+batches go from the reader to the writer. Only columns that the table mentions are kept. So nothing else of a file, such as a
+passenger's name, reaches the lake or its quarantine. Here only the source is judged: whether it is a table with the required
+columns. :mod:`perennial.ingestion.checks` judges the rows.
 
-Files: a pattern with time codes is expanded over the interval in steps of its smallest code (``%H`` hour, ``%d`` day,
-``%m`` month, ``%Y`` year), each step must have a file, and a row's event time must lie in the period of its file: thus the
-days of a week hold the same rows whether they are ingested one by one or at once. A pattern without codes means all files
-that match, of which the interval's rows are chosen by event time. A local file must be a regular one below the data
-folder, symbolic links included, and must not change while it is read. The name decides between CSV and Parquet, the content
-between gzip and plain.
-
-Neighbours: :mod:`perennial.ingestion.delimited` reads CSV, :mod:`perennial.ingestion.casting` says what raw values become.
+Neighbours: :mod:`perennial.ingestion.files` and :mod:`perennial.ingestion.queries` read. :mod:`perennial.ingestion.landing`
+writes. :mod:`perennial.ingestion.casting` says what raw values become.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +20,6 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from perennial.core import logs
 from perennial.core.errors import PerennialError
 from perennial.core.intervals import Interval
 from perennial.ingestion.files import land_files
@@ -32,7 +27,7 @@ from perennial.ingestion.landing import LandingWriter
 from perennial.ingestion.queries import land_python, land_sql
 from perennial.spec.folder import ModelFolder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,12 +35,13 @@ class Landed:
     """The raw rows of one table's interval, as the source gave them.
 
     Attributes:
-        table: its name.
-        path: Parquet file: the raw columns that the table names, and :data:`perennial.ingestion.casting.LANDED_EXTRAS`.
-        rows: in the file, those of other intervals included.
-        files: what was read: ``name``, ``bytes`` as stored, ``sha256``, and ``period``, the key of the time that a dated
-            pattern says its rows are of. Empty for SQL and Python.
-        notices: what was accepted but should be known.
+        table: name of the table.
+        path: Parquet file of the raw columns that the table mentions, and
+            :data:`perennial.ingestion.casting.LANDED_EXTRAS`.
+        rows: number of rows in the file, those of other intervals included.
+        files: the files that were read: ``name``, ``bytes`` as stored, ``sha256``, and ``period``, the key of the file's
+            period by a dated pattern. Empty for SQL and Python.
+        notices: what was accepted but is unusual.
     """
 
     table: str
@@ -74,14 +70,17 @@ def land(
     """Read the table's source for an interval.
 
     Args:
+        folder: the model's folder.
         table: the table's name in the spec.
-        directory: where the Parquet file is put, under a name of its own; made if need be.
+        interval: the interval.
+        directory: folder for the Parquet file, which gets a unique name. It is created if it does not exist.
         data: the folder that relative patterns start from.
         connect: gives the engine for a ``connection`` of the spec.
 
     Raises:
-        SourceError: the source is not there, is not what its name says, or lacks a column: which, where, what to do.
-        SpecError: an expression of the table is wrong whatever the source, or ``model.py`` cannot be imported.
+        SourceError: the source is missing, is not of the format that its name says, or lacks a column. The message says
+            which source, where, and what to do.
+        SpecError: an expression of the table is wrong for any source, or ``model.py`` cannot be imported.
     """
     name = folder.spec.tables[table].source
     source = folder.spec.sources[name]
@@ -93,7 +92,7 @@ def land(
         if source.files is not None:
             land_files(source, interval, data, writer, files, notices)
         elif source.sql is not None:
-            assert source.connection is not None  # the spec's own rule
+            assert source.connection is not None  # the spec guarantees it
             land_sql(source.sql, name, interval, connect(source.connection), writer)
         else:
             assert source.python is not None

@@ -1,4 +1,4 @@
-"""From a table's spec to a suite of expectations: every check, its severity and its words."""
+"""From a table's spec to a suite of expectations: each check with its severity and its message."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from perennial.ingestion.data_docs import ExpectationResult
 from perennial.lake.schema import KNOWN
 from perennial.spec.data import Column, Table
 
-# Names of what is judged besides the spec's columns; people read them in Data Docs.
+# Names of what is judged besides the spec's columns. People read them in Data Docs.
 BROKEN, UNTOLD, COPIES = "row, why it is unreadable", "known, why it is unreadable", "rows with this key"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation that the spec makes.
+    """One check that the spec requires.
 
     Attributes:
-        expectation: Great Expectations' form of it.
-        looks_at: the column it is about, in the frame that is judged.
-        severity: of a row or an interval that fails it.
-        explain: from a value that fails to what is wrong with it, for people.
-        follows: what is looked at by checks whose failing on a row explains that this one fails, too.
+        expectation: the check as an expectation of Great Expectations.
+        looks_at: its column in the judged frame; empty if it looks at no column.
+        severity: severity of a failure.
+        explain: takes a value that fails, and says what is wrong with it.
+        follows: columns whose failed checks explain why this check fails too. It is then not reported.
     """
 
     expectation: Expectation
@@ -46,7 +46,18 @@ class Check:
 
 @dataclass
 class CheckTally:
-    """What one check found over all batches."""
+    """What one check found over all batches.
+
+    Attributes:
+        check: the check.
+        elements: number of judged values.
+        failures: number of values that failed.
+        missing: number of missing values.
+        values: examples of values that failed.
+        examples: examples of failures with position and reason.
+        count: number of failures to report.
+        broken: why the check could not be judged; None if it could.
+    """
 
     check: Check
     elements: int = 0
@@ -58,7 +69,7 @@ class CheckTally:
     broken: str | None = None
 
     def reasons(self) -> list[str]:
-        """Nothing, or a line for people: how many, and the first of them."""
+        """One line for people with the number of failures and the first one; empty without failures."""
         if not self.count:
             return []
         return [self.examples[0] if self.count == 1 else f"{self.count:,} times, first {self.examples[0]}"]
@@ -70,6 +81,7 @@ class CheckTally:
 
 
 def unreadable(column: str) -> str:
+    """The name of the column that says why a value of ``column`` could not be read."""
     return f"{column}, why it is unreadable"
 
 
@@ -86,7 +98,7 @@ def _expect(
 
 
 def row_checks(table: Table) -> list[Check]:
-    """The suite over rows, in the order in which reasons are told."""
+    """The checks of rows, in the order in which their reasons are reported."""
     present = ExpectTableColumnsToMatchSet(column_set=list(table.columns), exact_match=False, severity=FailureSeverity.CRITICAL)
     checks = [Check(present, "", "critical", str), _expect(ExpectColumnValuesToBeNull, BROKEN, "critical")]
     for name, column in table.columns.items():
@@ -111,7 +123,10 @@ def _column_checks(name: str, column: Column, *, placed: bool) -> list[Check]:
     """The checks of one column.
 
     Args:
-        placed: the column names or places the row: without it there is nothing to publish, whatever the severity.
+        name: name of the column.
+        column: its spec.
+        placed: whether the column is a part of the key or the event time. A row without it cannot be published, whatever
+            the severity.
     """
     severity = column.severity
     checks = [_expect(ExpectColumnValuesToBeNull, unreadable(name), "critical")]
@@ -138,12 +153,12 @@ def _column_checks(name: str, column: Column, *, placed: bool) -> list[Check]:
                 ExpectColumnValuesToBeInSet,
                 name,
                 severity,
-                lambda value: f"{name}: {_quote(value)} is none of {allowed}",
+                lambda value: f"{name}: {_quote(value)} is not one of {allowed}",
                 value_set=column.values,
             )
         )
     if column.matches is not None:
-        # Python's $ holds before a last line break as well, which a value cut out of a file may well have.
+        # Python's $ also matches before a last line break, which a value of a file may have.
         checks.append(
             _expect(
                 ExpectColumnValuesToMatchRegex,
@@ -166,4 +181,5 @@ def _quote(value: Any) -> str:
 
 
 def whole(name: str, least: float | None, most: float | None, severity: Severity, explain: Callable[[Any], str]) -> Check:
+    """A check of the interval as a whole: a number must lie between two inclusive bounds. None means no bound."""
     return _expect(ExpectColumnValuesToBeBetween, name, severity, explain, min_value=least, max_value=most)

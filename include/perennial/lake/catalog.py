@@ -1,16 +1,16 @@
-"""Iceberg tables by PyIceberg: the only module that knows its ways.
+"""The catalog of Iceberg tables: create, commit, write, stage, read and sweep, by PyIceberg.
 
-What it does that PyIceberg 0.12 leaves open:
+What it adds to PyIceberg 0.12:
 
-- A commit that meets another one is repeated on fresh metadata. PyIceberg's own repetition loses a branch that was
+- A commit that conflicts with another one is repeated on fresh metadata. PyIceberg's own retry loses a branch that was
   created in the same transaction, and does not recognise every conflict.
-- Rows are written and read as a stream. PyIceberg's writer takes in a whole stream before the first file is closed, its
-  reader all files before the first batch is used, however large.
+- Rows are written and read as a stream. PyIceberg's writer reads a whole stream before it closes the first file. Its reader
+  reads all files before it gives the first batch.
 - Files on a local disk are on the disk before the catalog points at them.
-- A transaction derives its metadata once for each update, not each time it is asked: with 200 snapshots that was nine
-  tenths of a commit.
+- A transaction derives its metadata once per update, not once per access. With 200 snapshots that took nine tenths of the
+  time of a commit.
 
-:mod:`perennial.lake.publish` decides what is written and read.
+Neighbours: :mod:`perennial.lake.publish` decides what is written and read. :mod:`perennial.lake.data_files` has the files.
 """
 
 from __future__ import annotations
@@ -34,18 +34,16 @@ import sqlalchemy as sa
 from pyiceberg.catalog.sql import SqlCatalog, SqlCatalogBaseTable
 from pyiceberg.exceptions import CommitFailedException, NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.expressions import AlwaysTrue, BooleanExpression
-from pyiceberg.expressions.visitors import _InclusiveMetricsEvaluator
 from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, schema_to_pyarrow
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table, Transaction
-from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 
-from perennial.core import logs
 from perennial.core.database import LOCK_WAIT, Database
 from perennial.core.errors import SnapshotMissing, SpecError
+from perennial.core.private_parts import MetadataOncePerUpdate, may_hold, use_engine
 from perennial.core.streams import ahead
 from perennial.lake.data_files import (
     FILE_BYTES,
@@ -61,39 +59,36 @@ from perennial.lake.data_files import (
     plain_schema,
 )
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
-
-# It tells of each file it opens.
-logging.getLogger("pyiceberg.io").setLevel(logging.WARNING)
 
 _T = TypeVar("_T")
 
-#: Points at the snapshot without rows that every history begins with.
+#: The tag of the snapshot without rows with which every history begins.
 EMPTY = "empty"
 _EVENT_TIME = "perennial.event-time"
 
 _PROPERTIES = {
-    # Repeating a commit is Catalog.commit's affair.
+    # Catalog.commit repeats commits.
     "commit.retry.num-retries": "0",
-    # Each publication adds a manifest, and every scan reads them all: join them when they are many.
+    # Each publication adds a manifest, and every scan reads all of them. So many manifests are merged.
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "50",
-    # Each commit writes a metadata file. Those that are named no more are left to Catalog.sweep: were they removed by the
-    # commit, a backup could copy a catalog whose metadata are gone before it comes to them.
+    # Each commit writes a metadata file. Catalog.sweep removes old ones. If commits removed them, a backup could copy a
+    # catalog, and the metadata that it names would be gone before the backup reaches them.
     "write.metadata.delete-after-commit.enabled": "false",
     "write.metadata.previous-versions-max": "20",
 }
 
 
 def _object_store(environment: Mapping[str, str]) -> dict[str, str]:
-    """What PyArrow does not read of the AWS SDKs' own variables by itself."""
+    """The variables of the AWS SDKs that PyArrow does not read itself, as PyIceberg's properties."""
     properties = {}
     if region := environment.get("AWS_REGION"):
-        # Otherwise Amazon is asked for the bucket's, by each process, for seconds where Amazon cannot be reached.
+        # Otherwise each process asks Amazon for the region of the bucket, and waits for seconds if Amazon is unreachable.
         properties["s3.region"] = region
     if endpoint := environment.get("AWS_ENDPOINT_URL"):
-        # Most stores that are not Amazon's have no name for each bucket.
+        # Most stores other than Amazon's have no host name per bucket.
         properties |= {"s3.endpoint": endpoint, "s3.force-virtual-addressing": "false"}
     return properties
 
@@ -103,7 +98,7 @@ class Catalog:
 
     Args:
         url: SQLAlchemy URL of the catalog's database.
-        warehouse: where the files lie: a path, or an address that PyArrow can open.
+        warehouse: the place of the files: a path, or an address that PyArrow can open.
     """
 
     def __init__(self, url: str, warehouse: str) -> None:
@@ -111,8 +106,8 @@ class Catalog:
         self._warehouse = warehouse if "://" in warehouse else f"file://{Path(warehouse).absolute()}"
 
     def migrate(self) -> Database:
-        """Create the catalog's own tables, unless they are there. Several processes may call it at once."""
-        # PyIceberg creates its tables as well, but not when two processes start at once.
+        """Create the catalog's own tables if they do not exist. Several processes may call it at the same time."""
+        # PyIceberg also creates its tables, but fails if two processes start at the same time.
         database = Database(self._url)
         database.create(SqlCatalogBaseTable.metadata)
         return database
@@ -127,9 +122,8 @@ class Catalog:
             properties |= _object_store(os.environ)
         catalog = SqlCatalog("perennial", uri=self._url, **properties)
         if database.is_sqlite:
-            # This one waits for other writers for longer than five seconds, and leaves no connection open.
-            catalog.engine.dispose()
-            catalog.engine = database.engine
+            # This engine waits longer than five seconds for other writers, and leaves no connection open.
+            use_engine(catalog, database.engine)
         return catalog
 
     def tables(self, model: str) -> list[str]:
@@ -150,13 +144,19 @@ class Catalog:
             raise SnapshotMissing(f"{model}: there is no table {table} in the lake; nothing was published in it yet") from error
 
     def ensure(self, model: str, table: str, schema: pa.Schema, event_time: str | None) -> Table:
-        """A table that has these columns: created if it is missing, widened if it lacks some.
+        """A table that has these columns. It is created if it does not exist, and gets the columns that it lacks.
 
-        Columns that it has beyond these stay, and are empty in new rows: a column that is dropped and given again would
-        come back without its old values.
+        Other columns of the table stay, and are null in new rows. If they were dropped and added again, their old values
+        would be lost.
+
+        Args:
+            model: the model.
+            table: the table.
+            schema: the columns.
+            event_time: the column that places a row in an interval; None if the table is replaced as a whole.
 
         Raises:
-            SpecError: a column is there with another type.
+            SpecError: the table has a column with another type.
         """
         wanted = optional(schema)
         try:
@@ -171,7 +171,7 @@ class Catalog:
             if field.name in names and present.field(field.name).type != field.type:
                 raise SpecError(
                     f"{model}: column {field.name} of table {table} is a {present.field(field.name).type} in the lake and a "
-                    f"{field.type} now. Give the column of the new type another name, and ingest the past again to fill it"
+                    f"{field.type} now. Give the column another name, and ingest the past again to fill it"
                 )
         widened = any(field.name not in names for field in wanted)
         if widened or found.properties.get(_EVENT_TIME) != event_time or not _PROPERTIES.items() <= found.properties.items():
@@ -189,11 +189,11 @@ class Catalog:
         return found
 
     def _create(self, model: str, table: str, schema: pa.Schema, event_time: str | None) -> Table:
-        # Another process may be creating the same ones.
+        # Another process may create the same namespace or table at the same time.
         try:
             self._catalog.create_namespace(model)
         except (NamespaceAlreadyExistsError, sa.exc.IntegrityError):
-            log.debug("namespace %s is there already", model)
+            log.debug("the namespace %s exists already", model)
         properties = {**_PROPERTIES, **({_EVENT_TIME: event_time} if event_time else {})}
         try:
             return self._catalog.create_table((model, table), schema, properties=properties)
@@ -201,15 +201,15 @@ class Catalog:
             return self._catalog.load_table((model, table))
 
     def commit(self, model: str, table: str, change: Callable[[Table, Transaction], _T]) -> tuple[Table, _T]:
-        """Make a change of a table's metadata, again and again until no other commit comes between.
+        """Change the metadata of a table. The change is repeated until no other commit conflicts with it.
 
         Args:
             model: the model.
             table: the table.
-            change: stages the change in a transaction on the table as it is; called again after a conflict.
+            change: makes the change in a transaction on the current table. It is called again after a conflict.
 
         Returns:
-            The table after the change, and what ``change`` returned.
+            The table after the change, and the result of ``change``.
         """
         deadline = time.monotonic() + LOCK_WAIT.total_seconds()
         while True:
@@ -220,11 +220,11 @@ class Catalog:
                 result = change(found, transaction)
                 return transaction.commit_transaction(), result
             except (CommitFailedException, ValueError):
-                # Two snapshots with one sequence number are a ValueError to PyIceberg. Whatever it is, it is a conflict
-                # only if someone else has committed.
+                # For PyIceberg, two snapshots with the same sequence number are a ValueError. Any error is a conflict only
+                # if another process has committed.
                 if self.load(model, table).metadata_location == seen or time.monotonic() > deadline:
                     raise
-                time.sleep(random.uniform(0, 0.05))  # noqa: S311 - spreads competitors
+                time.sleep(random.uniform(0, 0.05))  # noqa: S311 - spreads the retries
 
     def write(
         self,
@@ -234,15 +234,15 @@ class Catalog:
         digest_of: Sequence[str] = (),
         check: Callable[[pa.Table], None] | None = None,
     ) -> Written:
-        """Write rows into new data files, which no snapshot names yet.
+        """Write rows to new data files, which no snapshot names yet.
+
+        Another thread reads, checks and hashes the rows while they are written.
 
         Args:
-            table: the table whose columns they have.
-            rows: batches of any size.
-            digest_of: the columns that the digest is over; without any there is none.
-            check: called with each chunk of rows; raises if they must not be written.
-
-        Rows are read, checked and hashed in a thread beside the writing.
+            table: the table.
+            rows: batches of any size, with the columns of the table.
+            digest_of: the columns of the digest; if it is empty, no digest is made.
+            check: called with each chunk of rows. It raises if they must not be written.
         """
         schema = schema_to_pyarrow(table.schema())
         digest = RowDigest(digest_of) if digest_of else None
@@ -260,7 +260,7 @@ class Catalog:
                 yield conformed
 
         try:
-            with closing(ahead(ready(), most=1)) as chunks:  # so that nothing is read any more when this fails
+            with closing(ahead(ready(), most=1)) as chunks:  # reading stops if writing fails
                 for chunk in chunks:
                     count += chunk.num_rows
                     writer = writer or FileWriter(table)
@@ -288,10 +288,19 @@ class Catalog:
         added: Sequence[DataFile],
         summary: Mapping[str, str],
     ) -> int:
-        """A snapshot that differs from ``base`` by data files, on a new branch of its own.
+        """Make a snapshot from ``base`` with other data files, on a new branch.
+
+        Args:
+            model: the model.
+            table: the table.
+            base: id of the snapshot to start from.
+            branch: name of the new branch.
+            removed: data files that the new snapshot lacks.
+            added: data files that it has in addition.
+            summary: properties of the new snapshot.
 
         Returns:
-            Its id; ``base`` if nothing differs.
+            The id of the new snapshot; ``base`` if no file is removed or added.
         """
         if not removed and not added:
             return base
@@ -305,7 +314,7 @@ class Catalog:
                         append.append_data_file(file)
                 return append.snapshot_id
             with update.overwrite() as overwrite:
-                # Without a predicate no manifest of a table without partitions is searched for the files.
+                # Without a predicate, PyIceberg searches no manifest of an unpartitioned table for the files.
                 overwrite.delete_by_predicate(AlwaysTrue())
                 for file in removed:
                     overwrite.delete_data_file(file)
@@ -320,10 +329,13 @@ class Catalog:
         return snapshot_id
 
     def missing(self, table: Table, snapshot: int) -> list[str]:
-        """What a snapshot names and cannot be read: its data files, compared by size, and the lists of them.
+        """The files of a snapshot that cannot be read: data files that are missing or have another size, and their lists.
+
+        Returns:
+            One text for people per file.
 
         Raises:
-            SnapshotMissing: the snapshot is not there any more.
+            SnapshotMissing: the snapshot no longer exists.
         """
         try:
             tasks = self.files(table, snapshot, AlwaysTrue())
@@ -335,14 +347,14 @@ class Catalog:
             if not file.exists():
                 found.append(task.file.file_path)
             elif len(file) != task.file.file_size_in_bytes:
-                found.append(f"{task.file.file_path} (of {task.file.file_size_in_bytes:,} bytes there are {len(file):,})")
+                found.append(f"{task.file.file_path} ({len(file):,} of {task.file.file_size_in_bytes:,} bytes)")
         return found
 
     def files(self, table: Table, snapshot: int, where: BooleanExpression) -> list[FileScanTask]:
         """The data files of a snapshot that may hold rows for which ``where`` holds.
 
         Raises:
-            SnapshotMissing: the snapshot is not there any more.
+            SnapshotMissing: the snapshot no longer exists.
         """
         self.require(table, snapshot)
         return list(table.scan(snapshot_id=snapshot, row_filter=where).plan_files())
@@ -351,27 +363,27 @@ class Catalog:
         """The columns that a table had at a snapshot.
 
         Raises:
-            SnapshotMissing: the snapshot is not there any more.
+            SnapshotMissing: the snapshot no longer exists.
         """
         self.require(table, snapshot)
         return columns_of(table.scan(snapshot_id=snapshot).projection())
 
     def require(self, table: Table, snapshot: int) -> None:
-        """Make sure that a snapshot is there.
+        """Check that a snapshot exists.
 
         Raises:
-            SnapshotMissing: it is not.
+            SnapshotMissing: it does not exist.
         """
         if table.snapshot_by_id(snapshot) is None:
             raise SnapshotMissing(
-                f"{'.'.join(table.name())}: snapshot {snapshot} is not in the lake any more; what is to outlive the retention "
-                "of snapshots has to be pinned"
+                f"{'.'.join(table.name())}: snapshot {snapshot} is no longer in the lake; pin a snapshot that must outlive the "
+                "retention of snapshots"
             )
 
     def read(
         self, table: Table, tasks: Sequence[FileScanTask], *, columns: Sequence[str], where: BooleanExpression
     ) -> pa.RecordBatchReader:
-        """The rows of data files for which ``where`` holds, a few files in memory at a time."""
+        """The rows of data files for which ``where`` holds. Only a few files are in memory at a time."""
         projected = table.schema().select(*columns)
         plain = plain_schema(projected)
         schema = pa.schema([plain.field(name) for name in columns])
@@ -387,8 +399,13 @@ class Catalog:
     def sweep(self, model: str, table: str, older_than: datetime) -> int:
         """Remove the files of a table that neither a snapshot nor the log of its metadata names.
 
+        Args:
+            model: the model.
+            table: the table.
+            older_than: younger files are not removed.
+
         Returns:
-            How many were removed; files younger than ``older_than`` are left alone.
+            The number of removed files.
         """
         location = self.load(model, table).location()
         io_ = self.load(model, table).io
@@ -396,7 +413,7 @@ class Catalog:
             return 0
         scheme, host, root = io_.parse_location(location, io_.properties)
         files = io_.fs_by_scheme(scheme, host)
-        # Listed before the names are gathered: what is committed in between is younger than the list.
+        # Files are listed first, and the names are read after that. So a file that is committed in between is never removed.
         old = {
             info.path
             for info in files.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True))
@@ -426,8 +443,8 @@ class Catalog:
 
     def some(self, table: Table, files: Iterable[DataFile], where: BooleanExpression) -> list[FileScanTask]:
         """Those of some data files that may hold rows for which ``where`` holds, by their statistics."""
-        may_hold = _InclusiveMetricsEvaluator(table.schema(), where)
-        return [FileScanTask(file) for file in files if may_hold.eval(file)]
+        may = may_hold(table.schema(), where)
+        return [FileScanTask(file) for file in files if may(file)]
 
     def settle(self, model: str, table: str, *, base: int, branch: str) -> int:
         """A snapshot with the rows at the end of a branch, or of ``base``, that names no file which those before it removed.
@@ -523,14 +540,8 @@ class Holding:
     lists: frozenset[str]
 
 
-class _Transaction(Transaction):
-    _derived: tuple[object, TableMetadata] | None = None
-
-    @property
-    def table_metadata(self) -> TableMetadata:
-        if self._derived is None or self._derived[0] is not self._updates:
-            self._derived = self._updates, super().table_metadata
-        return self._derived[1]
+class _Transaction(MetadataOncePerUpdate, Transaction):
+    pass
 
 
 def _named_files(table: Table) -> Iterator[str]:
@@ -544,14 +555,14 @@ def _named_files(table: Table) -> Iterator[str]:
             if manifest.manifest_path not in seen:
                 seen.add(manifest.manifest_path)
                 yield manifest.manifest_path
-                # What a snapshot has removed, the snapshots before it name themselves, if they are still there.
+                # Entries of removed files are skipped: earlier snapshots name these files as long as they exist.
                 yield from (
                     entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True)
                 )
 
 
 def _begin_history(table: Table, transaction: Transaction) -> None:
-    """An empty snapshot, tagged, for branches to start from: a table without any accepts only its main branch."""
+    """Make a tagged empty snapshot to start branches from. A table without snapshots accepts only its main branch."""
     if EMPTY in table.metadata.refs:
         return
     with transaction.update_snapshot().fast_append() as append:
@@ -560,17 +571,17 @@ def _begin_history(table: Table, transaction: Transaction) -> None:
 
 
 def point_main(transaction: Transaction, snapshot: int) -> None:
-    """Let the main branch, which readers other than Perennial take, end at a snapshot."""
+    """Let the main branch end at a snapshot. Readers other than Perennial read this branch."""
     main = transaction.table_metadata.refs.get(MAIN_BRANCH)
     if main is None or main.snapshot_id != snapshot:
         ManageSnapshots(transaction).set_current_snapshot(snapshot_id=snapshot)
 
 
 def columns_of(schema: Schema) -> list[str]:
-    """The names of the columns; PyIceberg's own list has the elements of lists too."""
+    """The names of the columns. PyIceberg's own list also contains the elements of list columns."""
     return [field.name for field in schema.fields]
 
 
 def event_time_of(table: Table) -> str | None:
-    """The column that :meth:`Catalog.ensure` was told of last."""
+    """The event time of the table, as :meth:`Catalog.ensure` was last given it."""
     return table.properties.get(_EVENT_TIME)

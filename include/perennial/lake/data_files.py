@@ -1,9 +1,10 @@
-"""Data files of Iceberg tables: written in chunks, hashed, bounded in time, and safe on disk once they are named."""
+"""Data files of Iceberg tables: write them in chunks, hash their rows, read their time bounds, and sync them to disk."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 from pyiceberg.conversions import from_bytes
 from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan, LessThanOrEqual, Reference
 from pyiceberg.expressions.literals import literal
@@ -23,34 +23,43 @@ from pyiceberg.io.pyarrow import ParquetFormatWriter, PyArrowFile, PyArrowFileIO
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table
-from pyiceberg.typedef import Record
+from pyiceberg.typedef import EMPTY_DICT, Properties, Record
 from pyiceberg.types import LongType
 
-from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
+from perennial.lake.schema import KNOWN, MOMENT
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: Rows are gathered to this many before they are hashed and written, so that row groups are worth reading.
+#: Rows are gathered to chunks of this size before they are hashed and written. So row groups are not too small.
 _CHUNK_ROWS = 131_072
-#: A data file is closed when it holds this many bytes of Arrow memory, several times what it takes on disk.
+#: A data file is closed at this many bytes of Arrow memory. On disk the file is several times smaller.
 FILE_BYTES = 128 * 1024**2
-#: Files are read together up to this size on disk; what they hold is in memory at once.
+#: Files of at most this size on disk are read together. Their rows are in memory at the same time.
 _READ_BYTES = 32 * 1024**2
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class DurableFileIO(PyArrowFileIO):
-    """PyArrow's, except that a file on a local disk has reached the disk when it is closed.
+    """PyArrow's file IO, except that closing a local file syncs it to the disk.
 
-    Without it a power failure could leave the catalog and the ledger, which are databases and do sync, pointing at files
-    that are empty.
+    The catalog and the ledger are databases, which sync. Without this class they could name files that are empty after a
+    power failure.
     """
 
-    def _initialize_local_fs(self) -> pafs.FileSystem:
-        return _DurableFileSystem()
+    def __init__(self, properties: Properties = EMPTY_DICT) -> None:
+        super().__init__(properties)
+        self._write_durably()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._write_durably()
+
+    def _write_durably(self) -> None:
+        opened, local = self.fs_by_scheme, _DurableFileSystem()
+        self.fs_by_scheme = lambda scheme, host: local if scheme == "file" else opened(scheme, host)
 
 
 class _DurableFileSystem(PyArrowLocalFileSystem):
@@ -68,12 +77,12 @@ class _DurableFile(io.FileIO):
 
 @dataclass(frozen=True)
 class Span:
-    """Rows by their event time.
+    """A range of event times.
 
     Attributes:
         column: the event time.
-        start: from here on; None for no bound.
-        end: up to but not including this.
+        start: inclusive; None for no bound.
+        end: exclusive.
     """
 
     column: str
@@ -91,17 +100,17 @@ class Span:
         return before if self.start is None else And(GreaterThanOrEqual(term=column, value=literal(self.start)), before)
 
     def covers(self, file: DataFile, table: Table) -> bool:
-        """Whether each row of the file is inside, by the file's own statistics."""
+        """Whether every row of the file lies inside, by the statistics of the file."""
         bounds = time_bounds(file, table, self.column)
         return bounds is not None and (self.start is None or self.start <= bounds[0]) and bounds[1] < self.end
 
     def outside(self, rows: pa.Table) -> pa.Table:
-        """The rows that are not inside."""
+        """The rows that do not lie inside."""
         moments = rows[self.column]
         outside = pc.greater_equal(moments, pa.scalar(self.end, moments.type))
         if self.start is not None:
             outside = pc.or_(outside, pc.less(moments, pa.scalar(self.start, moments.type)))
-        # A row that was written before the table had this event time is in no span.
+        # A row that was written before the table had this event time lies in no span.
         return rows.filter(pc.fill_null(outside, True))
 
 
@@ -111,8 +120,8 @@ class Written:
 
     Attributes:
         files: the files.
-        rows: how many rows they hold.
-        digest: a hash of the rows, whatever their order and files; empty if none was wanted.
+        rows: number of rows.
+        digest: hash of the rows, independent of their order and files; empty if none was requested.
     """
 
     files: list[DataFile]
@@ -121,7 +130,7 @@ class Written:
 
 
 def time_bounds(file: DataFile, table: Table, column: str) -> tuple[datetime, datetime] | None:
-    """The first and last moment in a column of a data file, by its statistics; None if they do not tell."""
+    """The first and last moment in a column of a data file, by its statistics; None if these are incomplete."""
     field = table.schema().find_field(column)
     low, high = (bounds.get(field.field_id) for bounds in (file.lower_bounds or {}, file.upper_bounds or {}))
     if low is None or high is None or (file.null_value_counts or {}).get(field.field_id):
@@ -134,7 +143,7 @@ def time_bounds(file: DataFile, table: Table, column: str) -> tuple[datetime, da
 
 
 def discard(table: Table, files: Iterable[DataFile]) -> None:
-    """Remove data files that no snapshot names; what cannot be removed now is left to the removal of orphans."""
+    """Remove data files that no snapshot names. A file that cannot be removed now is removed with the orphans later."""
     for file in files:
         try:
             table.io.delete(file.file_path)
@@ -143,15 +152,15 @@ def discard(table: Table, files: Iterable[DataFile]) -> None:
 
 
 def known_by(moment: datetime) -> BooleanExpression:
-    """Holds for rows that were known at ``moment``."""
-    return LessThanOrEqual(term=Reference("_known_at"), value=literal(moment))
+    """A filter for the rows that were known at a moment."""
+    return LessThanOrEqual(term=Reference(KNOWN), value=literal(moment))
 
 
 def plain_type(given: pa.DataType) -> pa.DataType:
-    """The type that stands for ``given`` in the lake.
+    """The type of the lake that ``given`` is cast to.
 
     Raises:
-        ValueError: nothing does.
+        ValueError: there is none.
     """
     if pa.types.is_dictionary(given):
         return plain_type(given.value_type)
@@ -164,22 +173,24 @@ def plain_type(given: pa.DataType) -> pa.DataType:
     if pa.types.is_floating(given):
         return pa.float64()
     if pa.types.is_timestamp(given) and given.tz is not None:
-        return pa.timestamp("us", tz="UTC")
+        return MOMENT
     if pa.types.is_list(given) or pa.types.is_large_list(given):
         return pa.list_(plain_type(given.value_type))
-    raise ValueError(f"a column of the type {given} cannot be kept; a timestamp must have a zone")
+    raise ValueError(f"a column of the type {given} cannot be kept; a timestamp must have a time zone")
 
 
 def optional(schema: pa.Schema) -> pa.Schema:
+    """The schema with types of the lake, and with all columns nullable."""
     return pa.schema([pa.field(field.name, plain_type(field.type)) for field in schema])
 
 
 def plain_schema(schema: Schema) -> pa.Schema:
+    """The Arrow schema of an Iceberg schema, with types of the lake."""
     return optional(schema_to_pyarrow(schema, include_field_ids=False))
 
 
 def conform(chunk: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The rows with exactly the columns of ``schema``; those they lack are empty."""
+    """The rows with exactly the columns of ``schema``. Columns that they lack are null."""
     columns = [
         chunk[field.name].cast(field.type) if field.name in chunk.schema.names else pa.nulls(chunk.num_rows, field.type)
         for field in schema
@@ -188,7 +199,7 @@ def conform(chunk: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def in_chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The rows in tables of at most :data:`_CHUNK_ROWS` rows, none of them empty."""
+    """The rows in tables of at most :data:`_CHUNK_ROWS` rows. No table is empty."""
     gathered: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
@@ -205,6 +216,7 @@ def in_chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def in_groups(tasks: Sequence[FileScanTask]) -> Iterator[list[FileScanTask]]:
+    """The files in groups of at most :data:`_READ_BYTES` on disk. A larger file is a group of its own."""
     group: list[FileScanTask] = []
     size = 0
     for task in tasks:
@@ -218,7 +230,7 @@ def in_groups(tasks: Sequence[FileScanTask]) -> Iterator[list[FileScanTask]]:
 
 
 class FileWriter:
-    """One data file of a table, written chunk by chunk."""
+    """Writes one data file of a table, chunk by chunk."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -256,7 +268,7 @@ class FileWriter:
 
 
 def digest(rows: Iterable[pa.RecordBatch], columns: Sequence[str]) -> str:
-    """The digest that :meth:`Catalog.write` gives rows which it writes, of rows that were read."""
+    """The digest of rows that were read. It equals the digest that :meth:`Catalog.write` gave when it wrote them."""
     found = RowDigest(columns)
     for chunk in in_chunks(rows):
         found.add(chunk)
@@ -264,10 +276,13 @@ def digest(rows: Iterable[pa.RecordBatch], columns: Sequence[str]) -> str:
 
 
 class RowDigest:
-    """A hash of a multiset of rows: equal rows in another order, in other files or batches, give the same.
+    """A hash of a multiset of rows. The order of rows, their files and their batches do not matter.
 
-    Each row's text is hashed by MD5 and the hashes are summed up, with the number of rows. It tells that content changed;
-    it is no defence against someone who makes up rows in order to collide.
+    The text of each row is hashed by MD5. The hashes are added up, together with the number of rows. The digest shows that
+    content has changed. It does not protect against rows that were constructed to collide.
+
+    Args:
+        columns: names of the columns, in any order.
 
     References:
         Bellare and Micciancio, A New Paradigm for Collision-Free Hashing: Incrementality at Reduced Cost, 1997 (AdHash).
@@ -281,7 +296,7 @@ class RowDigest:
     def add(self, rows: pa.Table) -> None:
         chunk = pa.table({column: _hashable(rows[column]) for column in self._columns})
         self._database.register("chunk", chunk)
-        # Both halves of one hash: what the functions md5_number_lower and md5_number_upper give, which hash a row each.
+        # Both halves of one hash. md5_number_lower and md5_number_upper give the same, but hash each row twice.
         sums = self._database.execute(
             f"SELECT count(*), sum((hash >> 64)::HUGEINT), sum((hash & {2**64 - 1}::UHUGEINT)::HUGEINT) "
             f"FROM (SELECT md5_number(concat_ws('|', {', '.join(map(_as_text, chunk.schema))})) AS hash FROM chunk)"
@@ -297,9 +312,9 @@ class RowDigest:
 
 
 def _hashable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Numbers and moments by their bits, which have a text that is short and the same in all settings."""
+    """Floats and moments as integers of their bits. Their text is short and does not depend on any setting."""
     if pa.types.is_floating(column.type):
-        # There are many NaN and two zeros.
+        # There are many NaN values and two zeros. Each becomes one.
         column = pc.add(pc.if_else(pc.is_nan(column), pa.scalar(float("nan"), column.type), column), 0.0)
     elif not pa.types.is_timestamp(column.type):
         return column
@@ -310,5 +325,5 @@ def _as_text(field: pa.Field) -> str:
     name = quoted(field.name)
     if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type) or pa.types.is_date(field.type):
         return f"coalesce({name}::VARCHAR, '')"
-    # Its length before it keeps apart where one value ends and the next begins, and the empty text from no value.
+    # The length before the text marks where the value ends. It also distinguishes the empty text from NULL.
     return f"coalesce(strlen({name}::VARCHAR) || ':' || {name}::VARCHAR, '')"

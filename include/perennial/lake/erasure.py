@@ -13,6 +13,7 @@ publishing such rows again.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,14 +29,13 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table, Transaction
 from pyiceberg.table.update.snapshot import ManageSnapshots
 
-from perennial.core import logs
 from perennial.core.errors import StaleDecision
 from perennial.core.settings import Settings
 from perennial.lake.catalog import Catalog, Holding, columns_of, point_main
 from perennial.lake.data_files import plain_schema
 from perennial.ledger.store import Ledger
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 #: How often readers are sent on when publications come between.
 _TRIALS = 20

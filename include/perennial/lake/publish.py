@@ -1,24 +1,26 @@
-"""The lake: an interval is published as a whole or not at all, and read at the snapshots that the ledger names.
+"""The lake: publish an interval as a whole or not at all, and read it at the snapshots that the ledger names.
 
 Iceberg commits one table at a time. To publish an interval of several tables at once, an attempt
 
 1. claims the interval, which takes it from any earlier attempt of the same run;
-2. writes its rows into new files;
-3. makes, for each table, a snapshot on a branch of its own, from the snapshot that the ledger names now;
-4. commits one row to the ledger: only if the claim is still its own, no later run has published an overlapping interval,
-   and the ledger still names what the branches began from. If it has moved on, steps 3 and 4 are done again.
+2. writes its rows to new files;
+3. makes a snapshot per table on a new branch, from the snapshot that the ledger names now;
+4. commits one row to the ledger. It does so only if it still holds the claim, no later run has published an overlapping
+   interval, and the ledger still names the snapshots that the branches start from. If others have published in between,
+   steps 3 and 4 are repeated.
 
-Before the fourth step nothing of it can be read, after it everything; readers never read "latest". Afterwards the main
-branches follow, for Spark, Trino and other readers from outside. What an attempt that died has left is in nobody's way, and
-:meth:`Lake.remove_orphans` removes it.
+Before step 4 none of its rows can be read. After step 4 all of them can. Readers never read "latest". The main branches
+follow later, for Spark, Trino and other external readers. The remains of an attempt that died do no harm.
+:meth:`Lake.remove_orphans` removes them.
 
-Tables are not partitioned: a file holds rows of one publication, so its own statistics tell a reader of a day which files
-to open, and PyIceberg writes a stream to tables without partitions only. Partitions by month took as long to write (0.05 s
-of processor time for a day of 3,000 rows, 0.65 s for 300,000 rows) and saved a reader of one day in ninety 0.05 s.
+Tables are not partitioned. A file holds the rows of one publication, so its statistics tell a reader of one day which files
+to open. PyIceberg also writes streams only to tables without partitions. Partitions by month took as long to write (0.05 s of
+processor time for a day of 3,000 rows, 0.65 s for 300,000 rows), and saved a reader of one day out of ninety 0.05 s.
 """
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,6 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table, Transaction
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 
-from perennial.core import logs
 from perennial.core.errors import Superseded
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
@@ -42,7 +43,7 @@ from perennial.lake.data_files import known_by as _known_by
 from perennial.ledger.records import Claim, Head, Publication
 from perennial.ledger.store import Ledger
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 _ATTEMPT = "attempt-"
@@ -51,14 +52,14 @@ _PIN = "pin-"
 
 @dataclass(frozen=True)
 class TableWrite:
-    """What an interval of a table shall hold from now on.
+    """The new rows of a table for an interval.
 
     Attributes:
-        data: gives the rows. Called once a publication; the reader is used up.
-        event_time: the timestamp column that places a row in an interval: every row must lie in the interval that is
-            published. None when the whole table is replaced.
-        schema: the schema of the rows. Types of the lake: string, int64, double, bool, timestamp[us, tz=UTC], date32 and
-            lists of those; wider and narrower ones are cast.
+        data: gives the rows. It is called once per publication, and its reader is read to the end.
+        event_time: the timestamp column that places a row in an interval. Every row must lie in the published interval. None
+            if the whole table is replaced.
+        schema: the schema of the rows. The types of the lake are string, int64, double, bool, timestamp[us, tz=UTC], date32
+            and lists of these. Wider and narrower types are cast.
     """
 
     data: Callable[[], pa.RecordBatchReader]
@@ -68,10 +69,13 @@ class TableWrite:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A table's new rows, in files, and what the staging of them has found out so far.
+    """A table's new rows in files, and what staging has found so far.
 
     Attributes:
-        remainders: by data file, its rows outside the interval in files of their own; None if all its rows are outside.
+        write: the new rows.
+        table: the table.
+        written: the files of the new rows.
+        remainders: by data file, new files with its rows outside the interval; None if all its rows are outside.
     """
 
     write: TableWrite
@@ -81,11 +85,21 @@ class _Prepared:
 
 
 class Lake:
-    """The tables of all models."""
+    """The tables of all models.
+
+    Args:
+        settings: of the deployment: catalog and warehouse.
+        ledger: says what is published.
+    """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._ledger = ledger
         self._catalog = Catalog(settings.catalog_url, settings.warehouse)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What says which of its snapshots are published."""
+        return self._ledger
 
     # --- publishing --------------------------------------------------------------------------------------------------
 
@@ -100,24 +114,27 @@ class Lake:
         run_id: str,
         inputs: Mapping[str, object],
     ) -> Publication:
-        """Replace an interval of a dataset's tables, all at once.
+        """Replace an interval of all tables of a dataset at once.
 
-        Publishing the same again leaves the same rows. Of runs whose intervals overlap, the one with the highest order
-        wins, whichever ends first. A table without event time holds what was published for the interval that ends last:
-        an interval of the past that is published again does not bring its old content back.
+        Publishing the same rows again changes nothing. Of runs with overlapping intervals, the run with the highest order
+        wins, in whatever order they end. A table without event time holds the rows of the interval that ends last. So
+        publishing an earlier interval again does not bring its old rows back.
 
         Args:
             model: the model.
             dataset: ``tables``, ``features`` or ``predictions``.
-            interval: what is replaced in tables with an event time.
-            tables: by name, the new rows. Tables of the dataset that are not named stay as they are.
+            interval: the interval to replace in tables with an event time.
+            tables: by name, the new rows. Other tables of the dataset stay unchanged.
             order: from :meth:`perennial.ledger.store.Ledger.next_order`.
-            run_id: the run, the same for all its attempts.
-            inputs: what the rows were made from; kept with the publication.
+            run_id: the run. It is the same for all attempts of the run.
+            inputs: what the rows were made from. It is kept with the publication.
+
+        Returns:
+            The publication, as the ledger keeps it.
 
         Raises:
             Superseded: another attempt of the run has taken over, or a later run has published an overlapping interval.
-            SpecError: a column changed its type.
+            SpecError: a column has another type than before.
             ValueError: rows lie outside the interval, or a column has a type that the lake cannot keep.
         """
         claim = self._ledger.claim(model, dataset, interval, order=order, run_id=run_id)
@@ -129,7 +146,7 @@ class Lake:
         except Superseded:
             self._leave(model, dataset, branches)
             raise
-        # Attempts of the same run that died can never commit, and have left branches that begin alike.
+        # Earlier attempts of the run can no longer commit. Their branches have names with the same beginning.
         self._leave(model, dataset, {name: own and [f"{_ATTEMPT}{order}-"] for name, own in branches.items()})
         for name, own in branches.items():
             if not own:
@@ -157,7 +174,7 @@ class Lake:
             publication = self._ledger.commit(claim, base=head, snapshots=snapshots, hashes=hashes, rows=rows, inputs=inputs)
             if publication is not None:
                 return publication
-            log.info("%s of %s: others have published meanwhile; going on from there", claim.dataset, claim.interval)
+            log.info("%s of %s: another run has published in between; staging again from there", claim.dataset, claim.interval)
         raise AssertionError("unreachable")
 
     def _prepare(self, model: str, name: str, write: TableWrite, interval: Interval) -> _Prepared:
@@ -179,7 +196,7 @@ class Lake:
         return _Prepared(write, table, written, {})
 
     def _still_stands(self, claim: Claim, name: str, ready: _Prepared) -> Publication | None:
-        """For a table that is replaced as a whole: the publication whose content stays, if one does."""
+        """The publication whose rows stay, for a table that is replaced as a whole; None if the new rows replace them."""
         if ready.write.event_time is not None:
             return None
         latest = self._ledger.latest(claim.model, claim.dataset, name)
@@ -208,7 +225,7 @@ class Lake:
     def _cut_out(
         self, table: Table, snapshot: int, span: Span | None, remainders: dict[str, list[DataFile] | None]
     ) -> tuple[list[DataFile], list[DataFile]]:
-        """The files to remove so that no row of the span is left, and new files with their other rows."""
+        """The files to remove so that no row of the span remains, and new files with the other rows of these files."""
         removed: list[DataFile] = []
         kept: list[DataFile] = []
         table = table.refresh()
@@ -236,10 +253,10 @@ class Lake:
         return rest.files
 
     def _leave(self, model: str, dataset: str, branches: Mapping[str, Sequence[str]]) -> None:
-        """Let main follow the ledger and drop the branches of attempts that are over, by the beginnings of their names.
+        """Let main follow the ledger, and remove the branches of finished attempts, by the beginnings of their names.
 
-        The interval is published, or not, whatever happens here; what fails is done by the next publication or by
-        :meth:`remove_orphans`.
+        An error here does not change whether the interval is published. The next publication or :meth:`remove_orphans` does
+        what failed.
         """
         for name, own in branches.items():
             if not own:
@@ -247,18 +264,18 @@ class Lake:
             try:
                 self._tidy(model, dataset, name, tuple(own))
             except Exception as error:
-                log.warning("%s: the main branch of %s stays behind for now: %s", model, name, error)
+                log.warning("%s: the main branch of %s could not follow yet: %s", model, name, error)
 
     def follow_ledger(self, model: str) -> None:
-        """Let the main branches end at what the ledger names, as after a restore, when they may be ahead of it."""
+        """Let the main branches end at the snapshots that the ledger names. After a restore they may be ahead of them."""
         for dataset in self._ledger.datasets(model):
             for name in self._ledger.head(model, dataset).snapshots:
                 self._tidy(model, dataset, name, ())
 
     def _tidy(self, model: str, dataset: str, name: str, over: tuple[str, ...]) -> None:
         def change(table: Table, transaction: Transaction) -> None:
-            # Asked for after the table was loaded: should main move in between, the commit fails and this is done again,
-            # so main never ends at less than the ledger names.
+            # The ledger is read after the table was loaded. If main moves in between, the commit fails and is repeated. So
+            # main never falls behind the ledger.
             snapshot = self._ledger.head(model, dataset).snapshots.get(name)
             if snapshot is not None:
                 point_main(transaction, snapshot)
@@ -286,9 +303,10 @@ class Lake:
             model: the model.
             table: the table.
             snapshot: a snapshot that the ledger names, or that is pinned.
-            columns: which columns, in this order; by default all that the table had then. One that came later is empty.
+            columns: columns to read, in this order; by default all that the table had then. A column that was added later
+                is null.
             interval: only rows whose event time lies in it.
-            event_time: the event time column; by default the one the table was published with.
+            event_time: the event time column; by default the column that the table was last published with.
             known_by: only rows that were known by this moment (``_known_at``).
 
         Raises:
@@ -300,7 +318,7 @@ class Lake:
         if interval is not None:
             column = event_time or event_time_of(found)
             if column is None:
-                raise ValueError(f"{model}: table {table} has no event time to choose an interval by")
+                raise ValueError(f"{model}: table {table} has no event time, so no interval can be chosen")
             where = And(where, Span.of(column, interval).expression)
         if known_by is not None:
             where = And(where, _known_by(known_by))
@@ -320,7 +338,7 @@ class Lake:
         return self._catalog.columns(self._catalog.load(model, table), snapshot)
 
     def missing(self, model: str, table: str, snapshot: int) -> list[str]:
-        """Files that a snapshot names and that are not there, or are of another size; for people.
+        """The files of a snapshot that are missing or have another size, as texts for people.
 
         Raises:
             SnapshotMissing: there is no such table, or the snapshot has expired.
@@ -328,7 +346,7 @@ class Lake:
         return self._catalog.missing(self._catalog.load(model, table), snapshot)
 
     def holds(self, published: Publication, table: str, snapshot: int) -> bool:
-        """Whether a snapshot holds the very rows for a publication's interval that were published, by their content hash.
+        """Whether a snapshot still holds exactly the rows that were published for an interval, by their content hash.
 
         Raises:
             SnapshotMissing: there is no such table, or the snapshot has expired.
@@ -342,20 +360,20 @@ class Lake:
             columns = reader.schema.names
             if digest(reader, columns) == published.hashes[table]:
                 return True
-        # Columns that the table had before, and rows published later have not, are no part of what was published.
+        # The hash covers only the columns that were published. So columns of the table that are all null are left out.
         with rows() as reader:
             given = {name for batch in reader for name in columns if batch[name].null_count < len(batch)}
         with rows() as reader:
             return digest(reader, [name for name in columns if name in given]) == published.hashes[table]
 
     def files(self, model: str, table: str, snapshot: int, interval: Interval) -> list[str]:
-        """The Parquet files that hold an interval's rows at a snapshot, and others too: for engines that read files themselves.
+        """The Parquet files with an interval's rows at a snapshot, for engines that read files. They may hold other rows too.
 
         Args:
             model: the model.
             table: a table with event time.
             snapshot: a snapshot that the ledger names, or that is pinned.
-            interval: whose event times lie in it.
+            interval: the interval of event times.
 
         Raises:
             SnapshotMissing: there is no such table, or the snapshot has expired.
@@ -364,21 +382,21 @@ class Lake:
         found = self._catalog.load(model, table)
         column = event_time_of(found)
         if column is None:
-            raise ValueError(f"{model}: table {table} has no event time to choose an interval by")
+            raise ValueError(f"{model}: table {table} has no event time, so no interval can be chosen")
         return [task.file.file_path for task in self._catalog.files(found, snapshot, Span.of(column, interval).expression)]
 
     # --- keeping -----------------------------------------------------------------------------------------------------
 
     def pin(self, model: str, snapshots: Mapping[str, int], name: str) -> None:
-        """Keep snapshots whatever their age, until :meth:`unpin`.
+        """Keep snapshots at any age, until :meth:`unpin`.
 
         Args:
             model: the model.
-            snapshots: by table. One that was pinned under the same name before is let go.
-            name: of the pin, such as ``version-12``.
+            snapshots: by table. A snapshot that was pinned under the same name before is no longer pinned.
+            name: name of the pin, such as ``version-12``.
 
         Raises:
-            SnapshotMissing: one of them is not in the lake.
+            SnapshotMissing: a snapshot is not in the lake.
         """
         for table, snapshot in snapshots.items():
             self._catalog.require(self._catalog.load(model, table), snapshot)
@@ -391,7 +409,7 @@ class Lake:
             self._catalog.commit(model, table, change)
 
     def unpin(self, model: str, name: str) -> None:
-        """Undo :meth:`pin`; nothing happens if nothing is pinned under the name."""
+        """Undo :meth:`pin`. It does nothing if there is no pin of this name."""
         for table in self._catalog.tables(model):
             if f"{_PIN}{name}" in self._catalog.load(model, table).metadata.refs:
                 self._catalog.commit(
@@ -399,7 +417,7 @@ class Lake:
                 )
 
     def pins(self, model: str) -> dict[str, dict[str, int]]:
-        """What is pinned: by the pin's name, the snapshots by table."""
+        """The pinned snapshots by table, by the name of the pin."""
         found: dict[str, dict[str, int]] = {}
         for table in self._catalog.tables(model):
             for ref, target in self._catalog.load(model, table).metadata.refs.items():
@@ -410,15 +428,15 @@ class Lake:
     # --- maintenance -------------------------------------------------------------------------------------------------
 
     def compact(self, model: str, *, many: int = 16, small: int = 16 * 1024**2) -> dict[str, int]:
-        """Join small files, in the order of their time, so that a scan opens few. Readers notice nothing.
+        """Join small files in the order of time, so that a scan opens fewer files. The rows stay the same.
 
         Args:
             model: the model.
-            many: tables with fewer small files than this are left alone.
-            small: bytes below which a file is small.
+            many: tables with fewer small files than this are not changed.
+            small: a file of fewer bytes than this is small.
 
         Returns:
-            By table, how many files were joined.
+            By table, the number of files that were joined.
         """
         joined: dict[str, int] = {}
         for dataset in self._ledger.datasets(model):
@@ -439,18 +457,24 @@ class Lake:
         return joined
 
     def forget(self, model: str, dataset: str, table: str, before: datetime) -> int:
-        """Drop rows whose event time lies before a moment, as when quarantined rows have been kept long enough.
+        """Delete rows whose event time lies before a moment. It ends the retention of quarantined rows, for example.
 
-        Snapshots that are pinned or young still hold them.
+        Pinned snapshots and recent snapshots still hold these rows.
+
+        Args:
+            model: the model.
+            dataset: the dataset of the table.
+            table: the table.
+            before: the moment.
 
         Returns:
-            How many data files were removed or written anew.
+            The number of data files that were removed or rewritten.
         """
 
         def drop(found: Table, snapshot: int) -> tuple[list[DataFile], list[DataFile]]:
             event_time = event_time_of(found)
             if event_time is None:
-                raise ValueError(f"{model}: table {table} has no event time to tell old rows by")
+                raise ValueError(f"{model}: table {table} has no event time, so its old rows are unknown")
             return self._cut_out(found, snapshot, Span(event_time, None, before), {})
 
         return self._rearrange(model, dataset, table, "forget", drop)
@@ -463,10 +487,17 @@ class Lake:
         purpose: str,
         plan: Callable[[Table, int], tuple[list[DataFile], list[DataFile]]],
     ) -> int:
-        """Send readers to a snapshot with other files; a publication that comes between goes first.
+        """Replace files of a table by others with the same or fewer rows. A publication in between takes precedence.
+
+        Args:
+            model: the model.
+            dataset: the dataset of the table.
+            name: name of the table.
+            purpose: ``compact`` or ``forget``, for names and logs.
+            plan: takes the table and its snapshot, and gives the files to remove and the files to add.
 
         Returns:
-            How many files were removed; 0 if nothing was to be done or publications kept coming between.
+            The number of removed files; 0 if there was nothing to do, or if other runs published again and again.
         """
         for _ in range(3):
             head = self._ledger.head(model, dataset)
@@ -485,16 +516,20 @@ class Lake:
             self._leave(model, dataset, {name: [branch]})
             if moved:
                 return len(removed)
-        log.info("%s: %s of %s is left for another time: it is being published", model, purpose, name)
+        log.info("%s: %s of %s is postponed: the table is being published", model, purpose, name)
         return 0
 
     def expire(self, model: str, older_than: datetime) -> int:
-        """Let snapshots go, except those that are pinned, on a branch, or that readers were sent to since ``older_than``.
+        """Expire old snapshots. Kept are pinned ones, heads of branches, and those that the ledger named since ``older_than``.
 
-        Their files are removed by :meth:`remove_orphans`.
+        :meth:`remove_orphans` removes their files.
+
+        Args:
+            model: the model.
+            older_than: younger snapshots are kept.
 
         Returns:
-            How many snapshots were let go.
+            The number of expired snapshots.
         """
         named: dict[str, set[int]] = {}
         for dataset in self._ledger.datasets(model):
@@ -519,16 +554,17 @@ class Lake:
         return expired
 
     def remove_orphans(self, model: str, older_than: datetime) -> int:
-        """Remove what attempts that died have left: branches, and files that no snapshot names.
+        """Remove the remains of attempts that died: branches, and files that no snapshot names.
 
         Args:
             model: the model.
-            older_than: what is younger is left alone, since it may belong to an attempt that is at work: a day at least.
+            older_than: younger branches and files are kept, since they may belong to a running attempt. It should be at
+                least a day ago.
 
         Returns:
-            How many files were removed.
+            The number of removed files.
         """
-        # An attempt that has slept all this time may wake up, and must not publish what is about to be removed.
+        # An old attempt may still wake up. It must not publish files that are removed here, so it loses its claim.
         self._ledger.revoke_claims(model, older_than)
         dataset_of = {
             table: dataset for dataset in self._ledger.datasets(model) for table in self._ledger.head(model, dataset).snapshots

@@ -1,7 +1,10 @@
-"""When files of the lake may be removed: not while a backup is made, which copies the catalog first and the files after it.
+"""Lock the removal of files of the lake while a backup is made.
 
-Those who remove and those who hold meet in the deployment's state folder, which all of them share. Neighbours:
-:mod:`perennial.operations.maintenance` removes, :mod:`perennial.operations.backup` and ``scripts/backup.sh`` hold.
+A backup copies the catalog first, and the files after it. So no file may be removed in between. The lock is in the
+deployment's state folder, which all processes share.
+
+Neighbours: :mod:`perennial.operations.maintenance` removes files. :mod:`perennial.operations.backup` and
+``scripts/backup.sh`` hold the removal.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from perennial.core.errors import BackupError
 from perennial.core.files import replacing
 from perennial.core.settings import Settings
 
-#: How long a backup waits for the end of a removal that is under way.
+#: How long a backup waits for a running removal to end.
 PATIENCE = timedelta(minutes=30)
 
 _LOCK, _HOLD = "removing.lock", "backup-until"
@@ -24,13 +27,13 @@ _LOCK, _HOLD = "removing.lock", "backup-until"
 
 @contextmanager
 def removing(settings: Settings) -> Iterator[datetime | None]:
-    """While files of the lake are removed.
+    """Mark that files of the lake are being removed, for as long as the context lasts.
 
     Yields:
-        None, if that may be done now; else until when a backup holds them.
+        None if files may be removed now; else the moment until which a backup holds them.
     """
     settings.state.mkdir(parents=True, exist_ok=True)
-    # The lock says that somebody is removing, for as long as that process lives; the note, that nobody is to begin.
+    # The lock means that a process is removing files. It ends with the process. The note means that no process may begin.
     with (settings.state / _LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield held_until(settings)
@@ -66,10 +69,10 @@ def removing_alone(settings: Settings) -> Iterator[None]:
 
 
 def hold(settings: Settings, until: datetime) -> None:
-    """Let nobody remove files of the lake until a moment, or until :func:`let_go`; wait for those who are at it.
+    """Forbid the removal of files of the lake until a moment, or until :func:`let_go`. Wait for running removals to end.
 
     Raises:
-        BackupError: they go on for longer than :data:`PATIENCE`.
+        BackupError: a removal runs for longer than :data:`PATIENCE`.
     """
     note = settings.state / _HOLD
     with replacing(note) as draft:
@@ -84,7 +87,7 @@ def hold(settings: Settings, until: datetime) -> None:
                 if time.monotonic() > deadline:
                     let_go(settings)
                     raise BackupError(
-                        f"files of the lake have been removed for {PATIENCE} and still are: see what <model>.maintain does, "
+                        f"a removal of files of the lake has been running for {PATIENCE}: look at <model>.maintain, "
                         "and try again when it has ended"
                     ) from None
                 time.sleep(0.1)
@@ -96,7 +99,7 @@ def let_go(settings: Settings) -> None:
 
 
 def held_until(settings: Settings) -> datetime | None:
-    """Until when nothing may be removed; None if it may."""
+    """The moment until which no file may be removed; None if files may be removed now."""
     try:
         until = datetime.fromisoformat((settings.state / _HOLD).read_text(encoding="utf-8"))
     except FileNotFoundError:

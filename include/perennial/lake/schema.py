@@ -1,4 +1,4 @@
-"""The Arrow columns that a published table has in the lake."""
+"""The Arrow schema of a published table in the lake."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 from perennial.spec.data import Table
 from perennial.spec.types import ColumnType
 
-#: The column that says when a row was known, beside the spec's.
+#: The column that says when a row was known. Every table has it beside the spec's columns.
 KNOWN = "_known_at"
 
 #: A moment, in UTC.

@@ -39,7 +39,7 @@ class AlertTables(TableFamily):
             return outbox.record(connection, alert, str(key))
 
     def resolve(self, subject: str, cause: str) -> bool:
-        """Say that what was wrong is well again, to whom it was told; nothing happens if no alert of it is open.
+        """Notify everyone who was told about a subject that it has recovered; nothing happens if no alert of it is open.
 
         Args:
             subject: of the alerts, see :class:`perennial.alerts.alert.Alert`.

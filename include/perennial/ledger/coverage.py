@@ -11,8 +11,7 @@ from perennial.ledger.records import Publication, VersionRecord
 
 def trained_as_of(record: VersionRecord | None) -> datetime | None:
     """The time up to which a version may have learned; None if nothing is recorded of it."""
-    as_of = record.training.get("as_of") if record is not None else None
-    return utc(as_of) if as_of is not None else None
+    return utc(record.training.as_of) if record is not None and record.training.as_of else None
 
 
 def uncovered(interval: Interval, publications: Iterable[Publication]) -> list[Interval]:

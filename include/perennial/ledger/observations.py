@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,6 +12,7 @@ from perennial.alerts.alert import Alert, judged
 from perennial.core.columns import insert
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval, utc
+from perennial.evidence.verdict import VerdictDetails
 from perennial.ledger import tables
 from perennial.ledger.promotions import champion_of
 from perennial.ledger.records import (
@@ -24,7 +23,7 @@ from perennial.ledger.records import (
     Verdict,
     VerdictName,
 )
-from perennial.ledger.rows import TableFamily, as_record, matches, now
+from perennial.ledger.rows import TableFamily, as_column, as_columns, as_record, matches, now
 
 
 class Observations(TableFamily):
@@ -38,7 +37,7 @@ class Observations(TableFamily):
         version: int | None,
         verdict: VerdictName,
         reasons: Sequence[str],
-        details: Mapping[str, Any],
+        details: VerdictDetails,
         report: str | None,
         run_id: str,
         alert: Alert | None = None,
@@ -46,7 +45,7 @@ class Observations(TableFamily):
         """Record whether an interval drifted, in place of what was recorded for it before."""
         key = {"model": model, "start": interval.start, "end": interval.end}
         values = {
-            "version": version, "verdict": verdict, "reasons": list(reasons), "details": dict(details), "report": report,
+            "version": version, "verdict": verdict, "reasons": list(reasons), "details": as_column(details), "report": report,
             "run_id": run_id, "recorded_at": now(),
         }  # fmt: skip
         with self._database.writing(model) as connection:
@@ -109,12 +108,10 @@ class Observations(TableFamily):
             record: what was seen.
             alert: what people are told of the pair, once.
         """
-        values = {field.name: getattr(record, field.name) for field in fields(record)}
-        interval: Interval = values.pop("interval")
         with self._database.writing(record.model) as connection:
             connection.execute(
                 insert(connection, tables.shadow_comparisons)
-                .values(**values, start=interval.start, end=interval.end)
+                .values(as_columns(record))
                 .on_conflict_do_nothing(index_elements=["model", "promotion_id", "version", "windows"])
             )
             if alert is not None:

@@ -6,7 +6,6 @@ The champion is what the newest completed promotion says; :mod:`perennial.regist
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -16,6 +15,8 @@ from perennial.alerts import outbox
 from perennial.alerts.alert import Alert, reign
 from perennial.core.errors import ArtifactRejected, StaleDecision
 from perennial.core.intervals import utc
+from perennial.evidence.decision import GateDecision
+from perennial.evidence.evaluation import Evaluation
 from perennial.ledger import tables
 from perennial.ledger.records import (
     Action,
@@ -24,7 +25,7 @@ from perennial.ledger.records import (
     VersionRecord,
 )
 from perennial.ledger.retirements import counts
-from perennial.ledger.rows import TableFamily, as_record, matches, now
+from perennial.ledger.rows import TableFamily, as_columns, as_record, matches, now
 from perennial.ledger.succession import in_force
 
 
@@ -50,7 +51,7 @@ class Promotions(TableFamily):
                 replaced under the ledger and counts from 1 again.
         """
         key = {"model": record.model, "version": record.version}
-        values = {field.name: getattr(record, field.name) for field in fields(record)}
+        values = as_columns(record)
         with self._database.writing(record.model) as connection:
             row = connection.execute(sa.select(tables.versions).where(*matches(tables.versions, key))).mappings().one_or_none()
             if row is None:
@@ -65,7 +66,7 @@ class Promotions(TableFamily):
             if empty := {name: value for name, value in values.items() if value and not row[name]}:
                 connection.execute(sa.update(tables.versions).where(*matches(tables.versions, key)).values(empty))
 
-    def record_decision(self, model: str, version: int, evaluation: Mapping[str, Any], decision: Mapping[str, Any]) -> bool:
+    def record_decision(self, model: str, version: int, evaluation: Evaluation, decision: GateDecision) -> bool:
         """Replace what a version was judged by, as when it is compared anew because the champion changed meanwhile.
 
         Returns:
@@ -77,7 +78,7 @@ class Promotions(TableFamily):
             connection.execute(
                 sa.update(tables.versions)
                 .where(tables.versions.c.model == model, tables.versions.c.version == version)
-                .values(evaluation=dict(evaluation), decision=dict(decision))
+                .values(evaluation=evaluation.to_json(), decision=decision.to_json())
             )
             return True
 
@@ -267,7 +268,7 @@ class Promotions(TableFamily):
 
     def record_approval(self, approval: Approval) -> None:
         """Record what a person answered; the same answer twice is recorded once."""
-        values = {field.name: getattr(approval, field.name) for field in fields(approval)}
+        values = as_columns(approval)
         key = {name: values[name] for name in ("model", "version", "answered_at")}
         with self._database.writing(approval.model) as connection:
             self._replace(connection, tables.approvals, key, {name: values[name] for name in values if name not in key})

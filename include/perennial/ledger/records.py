@@ -1,4 +1,8 @@
-"""What the ledger tells: one frozen dataclass per kind of record."""
+"""What the ledger tells: one frozen dataclass per kind of record.
+
+What was measured and decided is of the types of :mod:`perennial.evidence`; one that a row does not hold is empty
+(:attr:`perennial.evidence.plain.Evidence.is_empty`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,10 @@ from typing import Any, Literal
 
 from perennial.alerts.outbox import OutboxEntry
 from perennial.core.intervals import Interval, utc
+from perennial.evidence.decision import GateDecision
+from perennial.evidence.evaluation import Evaluation, GainOverChampion
+from perennial.evidence.training import CodeState, TrainingRecord
+from perennial.evidence.verdict import VerdictDetails
 
 VerdictName = Literal["ok", "drift", "unknown"]
 Action = Literal["promote", "rollback", "adopt", "override"]
@@ -99,7 +107,7 @@ class VersionRecord:
         spec_digest: :attr:`perennial.spec.folder.ModelFolder.digest` of what it was trained by.
         features_digest: :attr:`perennial.spec.folder.ModelFolder.features_digest`.
         manifest: SHA-256 by path for every file of the artifact.
-        training: the training set: snapshots, content hash, rows, window.
+        training: the training set: snapshots, content hash, rows, window; the candidate and its parameters.
         evaluation: metrics and slices, its own and those it was compared with.
         decision: what the gates said.
         code: commit, whether it was dirty, environment.
@@ -112,10 +120,10 @@ class VersionRecord:
     spec_digest: str
     features_digest: str
     manifest: dict[str, str]
-    training: dict[str, Any]
-    evaluation: dict[str, Any]
-    decision: dict[str, Any]
-    code: dict[str, Any]
+    training: TrainingRecord
+    evaluation: Evaluation
+    decision: GateDecision
+    code: CodeState
     created_at: datetime
 
 
@@ -192,7 +200,7 @@ class Verdict:
     version: int | None
     verdict: VerdictName
     reasons: list[str]
-    details: dict[str, Any]
+    details: VerdictDetails
     report: str | None
     run_id: str
     recorded_at: datetime
@@ -233,7 +241,7 @@ class ShadowComparison:
         reason: in words and numbers.
         rows: labelled rows that both predicted.
         metrics: by version, then by name.
-        comparison: gain and bounds, see :class:`perennial.evaluation.evidence.GainOverChampion`.
+        comparison: gain and bounds.
         as_of: labels known later were not used.
     """
 
@@ -247,7 +255,7 @@ class ShadowComparison:
     reason: str
     rows: int
     metrics: dict[str, dict[str, float]]
-    comparison: dict[str, Any]
+    comparison: GainOverChampion
     as_of: datetime
     run_id: str
 

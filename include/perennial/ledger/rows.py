@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import sqlalchemy as sa
 
 from perennial.core.database import Database
 from perennial.core.intervals import Interval
+from perennial.evidence.plain import Evidence
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RecordT = TypeVar("RecordT")
 
@@ -19,11 +25,34 @@ def now() -> datetime:
 
 
 def as_record(kind: type[RecordT], row: Mapping[str, Any] | sa.RowMapping) -> RecordT:
-    """A row as the dataclass of the same columns, its bounds made an interval."""
+    """A row as the dataclass of the same columns, its bounds made an interval and its evidence typed."""
     values: dict[str, Any] = dict(row)
     if "start" in values:
         values["interval"] = Interval(values.pop("start"), values.pop("end"))
+    for name, evidence in _evidence_of(kind).items():  # type: ignore[arg-type]  # mypy takes no type[T] for hashable
+        values[name] = evidence.from_json(values[name])
     return kind(**values)
+
+
+def as_columns(record: DataclassInstance) -> dict[str, Any]:
+    """The inverse of :func:`as_record`; evidence that says nothing is an empty mapping."""
+    values = {field.name: as_column(getattr(record, field.name)) for field in fields(record)}
+    if isinstance(interval := values.pop("interval", None), Interval):
+        values |= {"start": interval.start, "end": interval.end}
+    return values
+
+
+def as_column(value: Any) -> Any:
+    """What a column holds of a record's value."""
+    if isinstance(value, Evidence):
+        return {} if value.is_empty else value.to_json()
+    return value
+
+
+@cache
+def _evidence_of(kind: type[Any]) -> dict[str, type[Evidence]]:
+    hints = get_type_hints(kind)
+    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Evidence)}
 
 
 def matches(table: sa.Table, key: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:

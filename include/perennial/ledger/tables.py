@@ -1,6 +1,7 @@
 """The ledger's tables.
 
-Those of the outbox are in :mod:`perennial.alerts.outbox`; all of them belong to :data:`perennial.core.columns.metadata`.
+A column of evidence holds what :mod:`perennial.evidence` writes. The outbox's tables are in :mod:`perennial.alerts.outbox`;
+all of them belong to :data:`perennial.core.columns.metadata`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Stored models: written so that they can be checked, and loaded only once they have been.
+"""Stored models: list their files, check the files, and load a model only after the check.
 
-A model that is loaded may run code, so nothing in an artifact is believed about the artifact itself. The SHA-256 of each
-of its files is kept in the ledger; the files must be exactly those before any is opened, and what skops may construct
-is decided by :data:`TRUSTED_TYPES` and the model's own ``training.trusted_types``, never by the list that lies beside
-the model. MLflow's loader is not used: it follows the artifact's own ``MLmodel``, which can say pickle.
+Loading a model may run code. So nothing that an artifact says about itself is trusted. The ledger keeps the SHA-256 of each
+file. The files must match it exactly before any of them is opened. :data:`TRUSTED_TYPES` and the model's
+``training.trusted_types`` decide which types skops may construct, never the list in the artifact. MLflow's loader is not
+used: it follows the artifact's ``MLmodel`` file, which may name pickle.
 
-Neighbours: :mod:`perennial.registry.store` moves artifacts to and from MLflow.
+Neighbour: :mod:`perennial.registry.runs` writes artifacts, and :mod:`perennial.registry.versions` fetches them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,14 @@ import skops.io
 from numpy.typing import NDArray
 
 from perennial.core.errors import ArtifactRejected, ScoringError
+from perennial.core.private_parts import TREE_TYPES
 from perennial.spec.model import ModelSpec
 from perennial.spec.types import Task
 
-#: What stored models hold beyond the types skops trusts by itself. Each only keeps numbers.
-TRUSTED_TYPES = (
-    "numpy.dtype",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
+#: Types in stored models that skops does not trust itself. They hold only numbers.
+TRUSTED_TYPES = ("numpy.dtype", *TREE_TYPES)
 
-#: Packages whose versions decide what a stored model computes; kept with every version.
+#: Packages whose versions decide what a stored model computes. Their versions are kept with every model version.
 PACKAGES = ("scikit-learn", "numpy", "scipy", "pandas", "skops", "mlflow")
 
 MODEL_FILE = "model.skops"
@@ -50,10 +47,11 @@ class Prediction:
     """Predictions for n rows.
 
     Attributes:
-        values: probability of true (binary), class (multiclass; objects that are texts) or number (regression).
-        probability: of ``values``' outcome, float64: the same as ``values`` for binary, None for regression.
-        probabilities: n by len(classes), None for regression.
-        classes: of the columns of ``probabilities``, as texts.
+        values: n probabilities of true (binary), n classes (multiclass; an object array of texts) or n numbers (regression).
+        probability: n probabilities of the outcome in ``values``, float64. Equal to ``values`` for binary; None for
+            regression.
+        probabilities: n by len(classes); None for regression.
+        classes: the classes of the columns of ``probabilities``, as texts; empty for regression.
     """
 
     values: NDArray[Any]
@@ -65,7 +63,7 @@ class Prediction:
         return len(self.values)
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Prediction:
-        """Those for some of the rows."""
+        """The predictions for some of the rows."""
 
         def of(values: NDArray[Any] | None) -> NDArray[Any] | None:
             return None if values is None else values[rows]
@@ -74,7 +72,7 @@ class Prediction:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that is predicted, to the last bit; the same for the same rows in the same order."""
+        """SHA-256 of all predicted numbers, to the last bit, and the classes. It depends on the order of the rows."""
         numbers = self.values if self.probabilities is None else self.probabilities
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         digest.update(np.ascontiguousarray(numbers, dtype=np.float64).tobytes())
@@ -83,7 +81,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class FeatureList:
-    """The features a model takes, in order."""
+    """The features that a model takes, in order."""
 
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
@@ -97,13 +95,13 @@ class FeatureList:
         return [*self.numeric, *self.categorical]
 
     def frame(self, rows: pa.Table) -> pd.DataFrame:
-        """What estimators are given: numeric features as float64 with NaN, categorical ones as texts with None.
+        """The input of estimators: numeric features as float64 with NaN, categorical features as texts with None.
 
         Raises:
             ScoringError: ``rows`` lacks a feature, or a value cannot be cast.
         """
         if missing := [name for name in self.names if name not in rows.column_names]:
-            raise ScoringError(f"the rows lack the features {', '.join(missing)}; build features again for this interval")
+            raise ScoringError(f"the rows lack the features {', '.join(missing)}; rebuild the features of this interval")
         columns: dict[str, Any] = {}
         try:
             for name in self.numeric:
@@ -111,7 +109,9 @@ class FeatureList:
             for name in self.categorical:
                 columns[name] = _texts(_column(rows, name, pa.string()))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ScoringError(f"feature {name} is a {rows.schema.field(name).type} that cannot be cast: {error}") from error
+            raise ScoringError(
+                f"feature {name} has the type {rows.schema.field(name).type}, which cannot be cast: {error}"
+            ) from error
         return pd.DataFrame(columns, copy=False)
 
 
@@ -121,7 +121,7 @@ def _column(rows: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
 
 
 def _texts(column: pa.Array) -> NDArray[np.object_]:
-    """Texts with None, one object for each distinct text: objects of their own take longer to make and to look up."""
+    """Texts with None, one object per distinct text. One object per row would take longer to make and to look up."""
     encoded = column.dictionary_encode()
     texts = np.append(encoded.dictionary.to_numpy(zero_copy_only=False), [None])
     return np.asarray(texts[encoded.indices.fill_null(len(texts) - 1).to_numpy(zero_copy_only=False)])
@@ -131,7 +131,8 @@ def predict(task: Task, estimator: Any, frame: pd.DataFrame) -> Prediction:
     """Predictions of a fitted estimator for a frame made by :meth:`FeatureList.frame`.
 
     Raises:
-        ScoringError: it gave another number of predictions than there are rows, or of columns than there are classes.
+        ScoringError: the number of predictions differs from the number of rows, or the number of columns from that of the
+            classes.
     """
     if task == "regression":
         values = np.asarray(estimator.predict(frame), dtype=np.float64)
@@ -142,10 +143,10 @@ def predict(task: Task, estimator: Any, frame: pd.DataFrame) -> Prediction:
     _expect_shape(probabilities, (len(frame), len(classes)))
     if task == "binary_classification":
         if "True" not in classes:
-            raise ScoringError(f"the model knows the classes {', '.join(classes)}, but not True")
+            raise ScoringError(f"the model knows only the classes {', '.join(classes)}, and not True")
         of_true = probabilities[:, classes.index("True")]
         return Prediction(of_true, of_true, probabilities, classes)
-    # A row whose probabilities are not all numbers has no likeliest class.
+    # A row with a probability that is not finite has no most likely class.
     known: NDArray[np.bool_] = np.asarray(np.isfinite(probabilities).all(axis=1))
     best = np.where(known[:, None], probabilities, 0.0).argmax(axis=1)
     values = np.array(classes, dtype=object)[best]
@@ -155,7 +156,7 @@ def predict(task: Task, estimator: Any, frame: pd.DataFrame) -> Prediction:
 
 def _expect_shape(predicted: NDArray[Any], shape: tuple[int, ...]) -> None:
     if predicted.shape != shape:
-        raise ScoringError(f"the model gave predictions of shape {predicted.shape} where {shape} was wanted")
+        raise ScoringError(f"the model gave predictions of the shape {predicted.shape}; the shape {shape} is required")
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,13 @@ class LoadedModel:
     Attributes:
         name: for messages, such as ``flight_delay version 3``.
         version: its number; None for a candidate that is not registered.
-        takes: the features it wants.
-        trained_on: key of the interval it learned from.
-        features_digest: of the features it learned from, see :class:`perennial.spec.folder.ModelFolder`.
+        task: the task of the model.
+        takes: the features it requires.
+        trained_on: key of the interval it was trained on.
+        features_digest: digest of the features it was trained on, see :class:`perennial.spec.folder.ModelFolder`.
         estimator: the scikit-learn estimator.
         sample: see :meth:`reference`.
-        size: bytes of its files.
+        size: size of its files in bytes.
     """
 
     name: str
@@ -185,19 +187,19 @@ class LoadedModel:
 
     @property
     def features(self) -> list[str]:
-        """Names, numeric before categorical; :meth:`predict` needs a table that has them."""
+        """Names of the features, numeric before categorical. :meth:`predict` requires them."""
         return self.takes.names
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """As texts, in the order of probabilities; empty for regression."""
+        """The classes as texts, in the order of the columns of probabilities; empty for regression."""
         return () if self.task == "regression" else tuple(str(label) for label in self.estimator.classes_)
 
     def predict(self, features: pa.Table) -> Prediction:
-        """Predictions for rows that have the model's features, in their order; other columns are ignored.
+        """Predictions for rows with the model's features, in the order of the rows. Other columns are ignored.
 
         Raises:
-            ScoringError: a feature is missing or of a wrong type, or the estimator failed or answered in a wrong shape.
+            ScoringError: a feature is missing or has a wrong type, or the estimator failed or gave a wrong shape.
         """
         try:
             return predict(self.task, self.estimator, self.takes.frame(features))
@@ -207,12 +209,12 @@ class LoadedModel:
             raise ScoringError(f"{self.name} cannot predict these rows: {error}") from error
 
     def reference(self) -> pa.Table:
-        """A seeded sample of what the model learned from, for drift: features, event time, ``label`` and ``prediction``.
+        """A seeded sample of the training rows, for drift: features, event time, ``label`` and ``prediction``.
 
-        ``prediction`` (for multiclass ``probabilities`` too, as :mod:`perennial.scoring.publish` writes them) was made by
-        the same settings without having seen the row: it is there for rows of the validation part and null for older ones.
-        A model's predictions on rows it learned from are too sure of themselves, and would make every later interval look
-        drifted.
+        A model fitted with the same settings, but not on these rows, made ``prediction`` (for multiclass also
+        ``probabilities``, as :mod:`perennial.scoring.publish` writes them). Rows of the validation part have a prediction.
+        Older rows have null. The predictions of a model on its own training rows are overconfident, so every later interval
+        would seem to have drifted.
         """
         return self.sample
 
@@ -221,13 +223,13 @@ class LoadedModel:
 
 
 def untrusted_types(estimator: Any, trusted: Iterable[str]) -> list[str]:
-    """Types in an estimator that neither skops nor ``trusted`` vouches for; loading it would be refused."""
+    """The types in an estimator that neither skops nor ``trusted`` trusts. Loading such an estimator is refused."""
     found = skops.io.get_untrusted_types(data=skops.io.dumps(estimator))
     return sorted(set(found) - set(trusted))
 
 
 def trusted_types(spec: ModelSpec) -> list[str]:
-    """All types that a stored model of this folder may hold beyond those skops itself trusts."""
+    """All types that a stored model of this folder may hold, besides those that skops trusts itself."""
     return sorted({*TRUSTED_TYPES, *spec.training.trusted_types})
 
 
@@ -242,10 +244,11 @@ def environment() -> dict[str, str]:
 
 
 def manifest(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file below a directory, by its path relative to it with ``/``.
+    """SHA-256 of every file below a directory, by its relative path with ``/``.
 
     Raises:
-        ArtifactRejected: something below it is neither a file nor a directory; a symbolic link may lead anywhere.
+        ArtifactRejected: an entry is neither a file nor a directory. A symbolic link is refused too, since it may lead
+            anywhere.
     """
     found: dict[str, str] = {}
     for path in sorted(directory.rglob("*")):
@@ -262,7 +265,7 @@ def manifest(directory: Path) -> dict[str, str]:
 
 
 def check_source(source: str) -> None:
-    """Refuse an address that leads out of where it seems to lie, however often its dots are encoded.
+    """Refuse an address that leads out of its folder, even if its dots are encoded several times.
 
     Raises:
         ArtifactRejected: a part of its path is ``..``.
@@ -275,15 +278,19 @@ def check_source(source: str) -> None:
 
 
 def size(directory: Path) -> int:
-    """Bytes of the files of a directory."""
+    """The size of all files of a directory in bytes."""
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def check_manifest(directory: Path, expected: Mapping[str, str]) -> None:
-    """Compare the files of a directory with a manifest that was kept elsewhere; they must be exactly the same.
+    """Compare the files of a directory with a manifest that was kept elsewhere. They must match exactly.
+
+    Args:
+        directory: the files.
+        expected: SHA-256 by path, see :func:`manifest`.
 
     Raises:
-        ArtifactRejected: naming each file that is missing, extra or different.
+        ArtifactRejected: the message names each file that is missing, extra or different.
     """
     found = manifest(directory)
     problems = [
@@ -302,16 +309,16 @@ def check_manifest(directory: Path, expected: Mapping[str, str]) -> None:
 
 
 def check_environment(packages: Mapping[str, str]) -> None:
-    """Refuse a model of another scikit-learn: its arithmetic may differ, and nothing would tell.
+    """Refuse a model of another version of scikit-learn. It might compute something else without any error.
 
     Raises:
-        ArtifactRejected: with both versions and what to do.
+        ArtifactRejected: the message has both versions, and what to do.
     """
     ours, its = environment()["scikit-learn"], packages.get("scikit-learn")
     if its != ours:
         raise ArtifactRejected(
             f"it was saved with scikit-learn {its or 'of an unknown version'} and this is {ours}; "
-            "train a new version here, or run with the scikit-learn it was saved with"
+            "train a new version here, or use the scikit-learn version that it was saved with"
         )
 
 
@@ -319,7 +326,7 @@ def load_estimator(directory: Path, trusted: Sequence[str]) -> Any:
     """The estimator in a checked directory.
 
     Raises:
-        ArtifactRejected: it holds a type that is not trusted, or is not a skops file.
+        ArtifactRejected: the file holds a type that is not trusted, or is not a skops file.
     """
     file = directory / MODEL_FILE
     try:
@@ -329,6 +336,6 @@ def load_estimator(directory: Path, trusted: Sequence[str]) -> Any:
         return skops.io.load(file, trusted=list(trusted))
     except ArtifactRejected:
         raise
-    # skops meets hostile or broken files with whatever its zip, JSON or import code raises.
+    # On a hostile or broken file skops raises any error of its zip, JSON or import code.
     except Exception as error:
         raise ArtifactRejected(f"{MODEL_FILE} cannot be loaded: {type(error).__name__}: {error}") from error

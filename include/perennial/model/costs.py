@@ -1,6 +1,6 @@
-"""What predictions cost the business: the metric ``cost``, as ``model.yaml`` says it.
+"""The cost of predictions for the business: the metric ``cost``, as ``model.yaml`` defines it.
 
-Costs belong to rows, so the metric is their mean, and :mod:`perennial.evaluation.resampling` can weigh it as any other.
+Each row has a cost, and the metric is the mean. So :mod:`perennial.evaluation.resampling` can weight it like any other.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ CostFunction = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]
 
 
 def cost_function(folder: ModelFolder) -> CostFunction | None:
-    """The cost of each row, as the folder says it; None if it says nothing.
+    """The function that gives the cost of each row, as the folder defines it; None if it defines none.
 
     Raises:
-        SpecError: when called, if a function of ``model.py`` fails or gives anything but n numbers.
+        SpecError: when the function is called, if a function of ``model.py`` fails or does not give n numbers.
     """
     cost = folder.spec.cost
     if cost is None:
@@ -39,7 +39,7 @@ def cost_function(folder: ModelFolder) -> CostFunction | None:
 
 
 def answer_threshold(spec: ModelSpec) -> float:
-    """The probability from which the answer is yes: the spec's, the cheapest by its costs, or 0.5.
+    """The probability from which the answer is yes: the spec's threshold, the cheapest one by its costs, or 0.5.
 
     References:
         Elkan: The Foundations of Cost-Sensitive Learning. IJCAI 2001, equation 2.
@@ -76,13 +76,15 @@ def _of_function(folder: ModelFolder, reference: str) -> CostFunction:
             found = np.asarray(folder_function(folder, reference)(truth, predicted), dtype=np.float64)
         except SpecError:
             raise
-        # The team's own function may raise anything.
+        # A function of a model folder may raise anything.
         except Exception as error:
             raise SpecError(
-                f"{place} could not tell the cost of {len(truth):,} rows: {type(error).__name__}: {error}"
+                f"{place} could not compute the cost of {len(truth):,} rows: {type(error).__name__}: {error}"
             ) from error
         if found.shape != (len(truth),):
-            raise SpecError(f"{place} gave costs of shape {found.shape} for {len(truth):,} rows; one number a row is wanted")
+            raise SpecError(
+                f"{place} gave costs of shape {found.shape} for {len(truth):,} rows; it must give one number per row"
+            )
         return found
 
     return cost

@@ -1,6 +1,6 @@
-"""Candidates as scikit-learn estimators: preprocessing by the spec's features, and the parameters to try.
+"""Candidates as scikit-learn estimators: the preprocessing of the spec's features, and the parameters to try.
 
-Neighbours: :mod:`perennial.training.fit` fits them; :mod:`perennial.spec.code` gives the functions of ``model.py``.
+Neighbours: :mod:`perennial.training.fit` fits them. :mod:`perennial.spec.code` gives the functions of ``model.py``.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from perennial.spec.model import ModelSpec
 
 
 def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *, empty: Collection[str] = ()) -> Pipeline:
-    """A candidate, unfitted: preprocessing of the spec's features, then the estimator.
+    """An unfitted candidate: the preprocessing of the spec's features, then the estimator.
 
-    An estimator that takes missing values (trees do) gets numbers as they are and categories as ordinals; any other gets
-    numbers imputed by the median and standardised, and categories one-hot encoded. A function of ``model.py`` that returns
-    a whole pipeline is left to do all this itself, on a data frame of the features.
+    An estimator that accepts missing values, such as trees, gets numbers unchanged and categories as ordinals. Any other
+    estimator gets numbers imputed by the median and standardised, and categories one-hot encoded. If a function of
+    ``model.py`` returns a whole pipeline, the pipeline does all this itself, on a data frame of the features.
 
     Args:
         folder: the model's folder.
         name: the candidate's name.
-        params: of the estimator.
-        empty: features without a single value in the rows to fit on, which are left out: boosters fail on them.
+        params: parameters of the estimator.
+        empty: features without any value in the rows to fit on. They are left out, since boosters fail on them.
 
     Raises:
-        TrainingError: the parameters do not fit, or the function of ``model.py`` failed or gave no estimator.
+        TrainingError: the parameters do not fit the estimator, or the function of ``model.py`` failed or gave no estimator.
     """
     spec, candidate = folder.spec, folder.spec.candidates[name]
     try:
         estimator = _estimator(folder, candidate.estimator, dict(params))
     except PerennialError:
         raise
-    # The team's own function may raise anything.
+    # A function of a model folder may raise anything.
     except Exception as error:
         raise TrainingError(
             f"{spec.name}: candidate {name} cannot be made with {show_params(params)}: {type(error).__name__}: {error}"
         ) from error
     if not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
         raise TrainingError(
-            f"{spec.name}: {candidate.estimator} gave a {type(estimator).__name__}; a scikit-learn estimator is wanted"
+            f"{spec.name}: {candidate.estimator} gave a {type(estimator).__name__}; it must give a scikit-learn estimator"
         )
     if "random_state" in estimator.get_params() and estimator.get_params()["random_state"] is None:
         estimator.set_params(random_state=spec.training.seed)
     if isinstance(estimator, Pipeline):
         return estimator
     tags = get_tags(estimator)
-    if tags.no_validation:  # it does not look at the features
+    if tags.no_validation:  # the estimator ignores the features
         return make_pipeline(estimator)
     return make_pipeline(_preprocessing(spec, empty, takes_missing=tags.input_tags.allow_nan), estimator)
 
@@ -87,7 +87,7 @@ def _estimator(folder: ModelFolder, kind: str, params: dict[str, Any]) -> Any:
 def _preprocessing(spec: ModelSpec, empty: Collection[str], *, takes_missing: bool) -> ColumnTransformer:
     if takes_missing:
         numeric: Any = "passthrough"
-        # Native categories of the boosters would put functions into the stored model, which then need to be trusted.
+        # With native categories of the boosters, the stored model would contain functions, which would have to be trusted.
         categorical: Any = OrdinalEncoder(
             handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=np.nan, min_frequency=10
         )
@@ -100,7 +100,7 @@ def _preprocessing(spec: ModelSpec, empty: Collection[str], *, takes_missing: bo
 
 
 def combinations(folder: ModelFolder, name: str) -> list[dict[str, Any]]:
-    """Parameters to try: the whole grid if it is no larger than ``trials``, else that many of it, drawn without repeat.
+    """The parameters to try: the whole grid if it has at most ``trials`` points, else ``trials`` distinct random points of it.
 
     References:
         Bergstra, Bengio: Random Search for Hyper-Parameter Optimization. JMLR 13, 2012.
@@ -120,4 +120,5 @@ def combinations(folder: ModelFolder, name: str) -> list[dict[str, Any]]:
 
 
 def show_params(params: Mapping[str, Any]) -> str:
+    """Parameters as a text for messages."""
     return ", ".join(f"{name}={value}" for name, value in params.items()) or "its default parameters"

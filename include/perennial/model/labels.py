@@ -1,4 +1,4 @@
-"""Labels of rows: the column they are in, how they are read for each task, and how many there are of each class."""
+"""The labels of rows: their column, how they are read, and their number per class."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ LABEL = "label"
 
 
 def labels_of(rows: pa.Table) -> NDArray[Any]:
-    """The column ``label``: booleans, texts or numbers, as :func:`perennial.evaluation.metrics.evaluate` wants them."""
+    """The column ``label``: n booleans, texts or numbers, as :func:`perennial.evaluation.metrics.evaluate` takes them."""
     column = rows.column(LABEL).combine_chunks()
     labels: NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return labels
 
 
 def count_classes(spec: ModelSpec, rows: pa.Table) -> dict[str, int]:
-    """Rows a class, by name; empty for regression."""
+    """The number of rows per class; empty for regression."""
     if spec.task == "regression":
         return {}
     counted = pc.value_counts(pc.cast(rows.column(LABEL), pa.string())).to_pylist()

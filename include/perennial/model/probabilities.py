@@ -1,4 +1,4 @@
-"""Predicted probabilities as the JSON that the lake keeps, and back."""
+"""Convert predicted probabilities to the JSON that the lake keeps, and back."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from perennial.model.artifacts import Prediction
 
 
 def read_probabilities(rows: pa.Table) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
-    """The column ``probabilities`` as a matrix, and the classes of its columns."""
+    """The column ``probabilities`` as a matrix of n rows by classes, and the classes of its columns.
+
+    Returns:
+        None and no classes if there is no such column.
+    """
     if "probabilities" not in rows.column_names:
         return None, ()
     lines = "\n".join(rows.column("probabilities").to_pylist())
     table = pa.json.read_json(io.BytesIO(lines.encode()))
-    # Sums drift from 1 by what is lost when a number is written as text.
+    # The sums differ slightly from 1, since the text of a number loses digits.
     matrix = np.column_stack([column.to_numpy().astype(np.float64) for column in table.columns])
     return matrix / matrix.sum(axis=1, keepdims=True), tuple(table.column_names)
 
 
 def probabilities_as_json(prediction: Prediction) -> pa.Array:
-    """``{"class": probability, …}`` a row."""
+    """``{"class": probability, …}`` per row, for multiclass predictions."""
     assert prediction.probabilities is not None  # multiclass
     parts: list[Any] = []
     for number, name in enumerate(prediction.classes):

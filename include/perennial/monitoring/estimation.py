@@ -21,8 +21,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from perennial.core.intervals import Interval
+from perennial.evidence.verdict import Estimate, VerdictDetails
 from perennial.model.costs import CostFunction
 from perennial.monitoring.retraining import WindowPerformance, WindowVerdict
 from perennial.spec.training import METRICS
@@ -69,40 +70,6 @@ class PredictedOutcomes:
 
     def __len__(self) -> int:
         return len(self.probabilities)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Metrics of a window whose labels are not known.
-
-    Attributes:
-        metric: the primary one.
-        metrics: estimated, by name.
-        confusion: binary: share of the rows that probably are ``true_positive``, and so on, at ``threshold``.
-        threshold: probability from which the answer is yes.
-        band: low and high end of the primary metric, as far as estimates of pieces of the reference were off.
-        usual: low and high end of the realised primary metric on pieces of the reference as large as the window.
-        rows, reference_rows: that it rests on.
-        reason: why nothing was estimated; empty if it was.
-    """
-
-    metric: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    confusion: dict[str, float] = field(default_factory=dict)
-    threshold: float | None = None
-    band: list[float] | None = None
-    usual: list[float] | None = None
-    rows: int = 0
-    reference_rows: int = 0
-    reason: str = ""
-
-    @property
-    def value(self) -> float:
-        """The primary metric; NaN if it was not estimated."""
-        return self.metrics.get(self.metric, math.nan)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def estimate(
@@ -331,7 +298,7 @@ class EstimatedWindow(WindowVerdict, Protocol):
     """What is read of the ledger's drift verdicts: the estimate lies in their details."""
 
     @property
-    def details(self) -> Mapping[str, Any]: ...
+    def details(self) -> VerdictDetails: ...
 
 
 class MeasuredWindow(WindowPerformance, Protocol):
@@ -383,16 +350,16 @@ def beside_realised(
     for verdict in verdicts:
         if verdict.version is None:
             continue
-        said = verdict.details.get("estimate") or {}
-        value = said.get("metrics", {}).get(metric) if said.get("metric") == metric else None
-        band = said.get("band") if value is not None else None
+        said = verdict.details.estimate
+        value = said.metrics.get(metric) if said is not None and said.metric == metric else None
+        band = said.band if said is not None and value is not None else None
         found[verdict.interval, verdict.version] = WindowOutlook(
             verdict.interval,
             verdict.version,
             estimated=value,
             band=(band[0], band[1]) if band else None,
             verdict=verdict.verdict,
-            severity=verdict.details.get("severity"),
+            severity=verdict.details.severity,
         )
     for measured in performances:
         key = measured.interval, measured.version

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
 from perennial.core.intervals import Interval
+from perennial.evidence.verdict import Impact, VerdictSeverity
 from perennial.monitoring.retraining import WindowPerformance, WindowVerdict, recent_verdicts
 from perennial.spec.monitoring import RetrainingPolicy
-
-VerdictSeverity = Literal["none", "warning", "critical"]
 
 
 @dataclass(frozen=True)
@@ -38,26 +36,6 @@ class Bound:
         if value is None or not math.isfinite(value):
             return False
         return value < self.value if self.greater_is_better else value > self.value
-
-
-@dataclass(frozen=True)
-class Impact:
-    """What a verdict is worth.
-
-    Attributes:
-        severity: of the alert; ``none``: there is nothing to tell.
-        persistent: whether enough of the last windows drifted, the newest among them.
-        fallen: the performances that are below their bound: ``estimated``, ``realised``.
-        reasons: in words and numbers.
-    """
-
-    severity: VerdictSeverity
-    persistent: bool
-    fallen: tuple[str, ...]
-    reasons: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "fallen": list(self.fallen), "reasons": list(self.reasons)}
 
 
 def weigh(

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,10 +23,13 @@ from perennial.alerts import of_models
 from perennial.alerts.alert import Alert
 from perennial.core import logs
 from perennial.core.intervals import Interval
+from perennial.deployment import Deployment
 from perennial.drift.compare import NOT_FEATURES, PREDICTION, compare, first_line, match_reference
 from perennial.drift.findings import DriftComparison
 from perennial.drift.page import write_report
 from perennial.drift.sampling import take_sample
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.verdict import ComparedRows, Estimate, Impact, VerdictDetails
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import VerdictName, VersionRecord
@@ -34,15 +38,14 @@ from perennial.model.artifacts import LoadedModel
 from perennial.model.costs import answer_threshold, cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring import estimation, impact
-from perennial.monitoring.estimation import Estimate
-from perennial.monitoring.impact import Bound, Impact
+from perennial.monitoring.impact import Bound
 from perennial.registry.runs import CandidateRun
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,7 @@ class DriftVerdict:
     Attributes:
         version: the version that made most of the interval's predictions; None if there are none.
         reasons: in words and numbers, the weightiest first.
-        details: rows, snapshots, what was found of each column, ``estimate``
-            (:class:`perennial.monitoring.estimation.Estimate`),
-            ``severity`` and ``impact`` (:class:`perennial.monitoring.impact.Impact`).
+        details: the measurements behind it.
         report: path of the HTML report, relative to the folder of reports; None if there is none.
         report_url: address a person can open it at.
         run_url: address of the version's MLflow run.
@@ -65,17 +66,18 @@ class DriftVerdict:
     version: int | None
     verdict: VerdictName
     reasons: list[str]
-    details: dict[str, Any]
+    details: VerdictDetails
     report: str | None
     report_url: str | None
     run_url: str | None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "interval": self.interval.key}
+        return {**asdict(self), "interval": self.interval.key, "details": self.details.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DriftVerdict:
-        return cls(**{**value, "interval": Interval.from_key(value["interval"])})
+        typed = {"interval": Interval.from_key(value["interval"]), "details": VerdictDetails.from_json(value["details"])}
+        return cls(**{**value, **typed})
 
 
 def report_folder(model: str, interval: Interval) -> Path:
@@ -85,9 +87,7 @@ def report_folder(model: str, interval: Interval) -> Path:
 
 def judge_drift(
     folder: ModelFolder,
-    lake: Lake,
-    ledger: Ledger,
-    registry: Registry,
+    deployment: Deployment,
     interval: Interval,
     *,
     directory: Path,
@@ -100,37 +100,31 @@ def judge_drift(
 
     Args:
         folder: the model's folder.
-        lake: features and predictions are read there.
-        ledger: says what is published, and keeps the verdict.
-        registry: has the training reference of the version that predicted.
+        deployment: features and predictions are read there; its ledger keeps the verdict.
         interval: the monitoring window.
         directory: the deployment's folder of reports; the report is written below :func:`report_folder` of it.
         run_id: the run.
     """
-    spec = folder.spec
-    details: dict[str, Any] = {}
-    version: int | None = None
-    estimate: Estimate | None = None
-    try:
-        version, comparison, estimate = _compare_interval(folder, lake, ledger, registry, interval, details)
-    except Exception as error:
-        log.exception("drift could not be judged")
-        version = details.get("version")
-        comparison = DriftComparison("unknown", [f"the comparison failed, {first_line(error)}"])
+    spec, ledger = folder.spec, deployment.ledger
+    found = _compare_interval(folder, deployment, interval)
+    version, comparison, estimate = found.version, found.comparison, found.estimate
     record = ledger.version(spec.name, version) if version is not None else None
     weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
-    details.update(
+    details = VerdictDetails(
+        snapshots=found.snapshots,
+        version=version,
+        rows=found.rows,
         share=comparison.share,
         share_threshold=spec.drift.share,
         calibrated=folder.thresholds.computed_at if folder.thresholds else None,
-        columns=[{**asdict(column), "drifted": column.drifted} for column in comparison.columns],
-        estimate=estimate.to_json() if estimate else None,
+        columns=comparison.columns,
+        estimate=estimate,
         severity=weight.severity,
-        impact=weight.to_json(),
+        impact=weight,
     )
     place = report_folder(spec.name, interval)
     written = write_report(spec.name, interval, version, comparison, details, directory / place)
-    run, run_url = _find_run(registry, record)
+    run, run_url = _find_run(deployment.registry, record)
     report_url = f"{run_url}/artifacts/drift/{interval.key}/report.html" if run_url and written else None
     links = {name: url for name, url in (("Drift report", report_url), ("MLflow run", run_url)) if url}
     report = (place / "report.html").as_posix() if written else None
@@ -191,7 +185,7 @@ def _weigh(
     )
 
 
-def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: Estimate | None) -> Bound | None:
+def performance_bound(spec: ModelSpec, evaluation: Evaluation, estimate: Estimate | None) -> Bound | None:
     """What the primary metric must not get worse than.
 
     The near end of the confidence interval that the version had on its own holdout; else its value there less
@@ -199,13 +193,12 @@ def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: 
 
     Args:
         spec: of the model.
-        evaluation: of the version, as the ledger keeps it.
+        evaluation: of the version.
         estimate: of the window.
     """
     metric = spec.primary_metric
     greater = METRICS[spec.task][metric]
-    holdout = evaluation.get("candidate", {})
-    value, ends = holdout.get("metrics", {}).get(metric), holdout.get("intervals", {}).get(metric)
+    value, ends = evaluation.candidate.metrics.get(metric), evaluation.candidate.intervals.get(metric)
 
     def bound(number: float, source: str) -> Bound | None:
         return Bound(metric, number, greater, source) if math.isfinite(number) else None
@@ -220,72 +213,102 @@ def performance_bound(spec: ModelSpec, evaluation: Mapping[str, Any], estimate: 
     return None
 
 
-def _compare_interval(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, interval: Interval, details: dict[str, Any]
-) -> tuple[int | None, DriftComparison, Estimate | None]:
-    spec = folder.spec
-    key, size, seed = list(spec.entity_table.key), spec.drift.sample, spec.training.seed
-    published = {}
-    for dataset in ("predictions", "features"):
-        publication = ledger.published(spec.name, dataset)
-        if publication is None or not ledger.publications(spec.name, dataset, interval):
-            return None, DriftComparison("unknown", [f"no {dataset} are published for {interval}"]), None
-        published[dataset] = publication.snapshots[dataset]
-    details["snapshots"] = published
+@dataclass(frozen=True)
+class _Found:
+    """What was found of a window.
 
-    def sample(dataset: str, wanted: Iterable[str]) -> tuple[pa.Table, int]:
-        # A window may have many more rows than are compared: of them, no column is read in vain.
-        there = lake.columns(spec.name, dataset, published[dataset])
-        columns = [name for name in dict.fromkeys([*key, spec.event_time, *wanted]) if name in there]
-        reader = lake.scan(
-            spec.name, dataset, published[dataset], columns=columns, interval=interval, event_time=spec.event_time
+    Attributes:
+        comparison: of the columns.
+        version: the version that made most of the predictions; None if there are none.
+        snapshots: by dataset, the snapshot that was read.
+        rows: how many rows there were and were compared; None if no rows were read.
+        estimate: of the performance; None if nothing was compared.
+    """
+
+    comparison: DriftComparison
+    version: int | None = None
+    snapshots: dict[str, int] = field(default_factory=dict)
+    rows: ComparedRows | None = None
+    estimate: Estimate | None = None
+
+
+def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Interval) -> _Found:
+    """Compare a window with the training reference. What prevents the comparison becomes its reason."""
+    spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
+    found = _Found(DriftComparison("unknown", []))
+
+    def unknown(reason: str) -> _Found:
+        return replace(found, comparison=DriftComparison("unknown", [reason]))
+
+    try:
+        published = {}
+        for dataset in ("predictions", "features"):
+            publication = ledger.published(spec.name, dataset)
+            if publication is None or not ledger.publications(spec.name, dataset, interval):
+                return unknown(f"no {dataset} are published for {interval}")
+            published[dataset] = publication.snapshots[dataset]
+        found = replace(found, snapshots=published)
+        said = [PREDICTION, "probabilities", "version"]
+        predictions, predicted = _sample(spec, lake, "predictions", published["predictions"], interval, said)
+        if not predicted:
+            return unknown(f"{interval} has no predictions")
+        made_by = Counter(predictions.column("version").to_pylist())
+        # If two versions made equally many, the newer one counts.
+        version = max(made_by, key=lambda number: (made_by[number], number))
+        found = replace(found, version=version)
+        logs.resolved(version=version)
+        predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
+        model = deployment.registry.load(spec.name, version)
+        reference = model.reference()
+        names = [name for name in reference.column_names if name not in NOT_FEATURES]
+        features, entities = _sample(spec, lake, "features", published["features"], interval, names)
+        # Evidently draws the rows in this order, so it must be the order of time.
+        features = features.sort_by(spec.event_time)
+        rows = ComparedRows(
+            features=entities,
+            predictions=predicted,
+            features_compared=features.num_rows,
+            predictions_compared=predictions.num_rows,
+            reference=reference.num_rows,
         )
-        return take_sample(reader, key, size=size, seed=seed)
+        found = replace(found, rows=rows)
+        alike = match_reference(spec.drift, reference, spec.event_time, interval)
+        if isinstance(alike, str):
+            return unknown(alike)
+        found = replace(found, rows=replace(rows, reference_compared=alike.num_rows))
+        # The reference also has the event time, which is not compared.
+        compared = [name for name in alike.column_names if name in NOT_FEATURES or name in model.features]
+        comparison = compare(spec.drift, features, predictions, alike.select(compared), folder.thresholds)
+        gaps = uncovered(interval, ledger.publications(spec.name, "predictions", interval))
+        reasons = [*comparison.reasons, *_left_out(made_by, version, gaps)]
+        estimate = _estimate(folder, model, predictions, reference)
+        return replace(found, comparison=replace(comparison, reasons=reasons), estimate=estimate)
+    except Exception as error:
+        log.exception("drift could not be judged")
+        return unknown(f"the comparison failed, {first_line(error)}")
 
-    predictions, predicted = sample("predictions", [PREDICTION, "probabilities", "version"])
-    if not predicted:
-        return None, DriftComparison("unknown", [f"{interval} has no predictions"]), None
-    made_by = Counter(predictions.column("version").to_pylist())
-    # Of two versions that made as many, the newer one.
-    version = max(made_by, key=lambda number: (made_by[number], number))
-    details["version"] = version
-    logs.resolved(version=version)
-    predictions = predictions.filter(pc.equal(predictions.column("version"), version)).sort_by(spec.event_time)
-    model = registry.load(spec.name, version)
-    reference = model.reference()
-    features, entities = sample("features", [name for name in reference.column_names if name not in NOT_FEATURES])
-    # In the order of time, as Evidently draws them.
-    features = features.sort_by(spec.event_time)
-    details["rows"] = {
-        "features": entities,
-        "predictions": predicted,
-        "features_compared": features.num_rows,
-        "predictions_compared": predictions.num_rows,
-        "reference": reference.num_rows,
-    }
-    alike = match_reference(spec.drift, reference, spec.event_time, interval)
-    if isinstance(alike, str):
-        return version, DriftComparison("unknown", [alike]), None
-    details["rows"]["reference_compared"] = alike.num_rows
-    comparison = compare(
-        spec.drift,
-        features,
-        predictions,
-        # Beside them, it says when its rows were.
-        alike.select([name for name in alike.column_names if name in NOT_FEATURES or name in model.features]),
-        folder.thresholds,
-    )
-    notes = []
+
+def _sample(
+    spec: ModelSpec, lake: Lake, dataset: str, snapshot: int, interval: Interval, wanted: Iterable[str]
+) -> tuple[pa.Table, int]:
+    """A sample of a window's rows, and how many rows the window has. Only the columns that are needed are read."""
+    key = list(spec.entity_table.key)
+    there = lake.columns(spec.name, dataset, snapshot)
+    columns = [name for name in dict.fromkeys([*key, spec.event_time, *wanted]) if name in there]
+    reader = lake.scan(spec.name, dataset, snapshot, columns=columns, interval=interval, event_time=spec.event_time)
+    return take_sample(reader, key, size=spec.drift.sample, seed=spec.training.seed)
+
+
+def _left_out(made_by: Counter[int], version: int, gaps: Sequence[Interval]) -> Iterator[str]:
+    """Sentences about predictions of the window that were not compared: those of other versions, and missing ones."""
     if len(made_by) > 1:
         others = ", ".join(str(number) for number in sorted(made_by) if number != version)
-        notes.append(
+        yield (
             f"compared with version {version}, which made {made_by[version] / sum(made_by.values()):.0%} of the predictions; "
             f"the others, by version {others}, were left out"
         )
-    if gaps := uncovered(interval, ledger.publications(spec.name, "predictions", interval)):
-        notes.append(f"no predictions are published for {', '.join(gap.key for gap in gaps)}")
-    estimate = _estimate(folder, model, predictions, reference)
-    return version, replace(comparison, reasons=[*comparison.reasons, *notes]), estimate
+    if gaps:
+        yield f"no predictions are published for {', '.join(gap.key for gap in gaps)}"
 
 
 def _estimate(folder: ModelFolder, model: LoadedModel, predictions: pa.Table, reference: pa.Table) -> Estimate:

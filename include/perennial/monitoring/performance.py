@@ -9,7 +9,8 @@ Neighbours: :mod:`perennial.monitoring.retraining` weighs what is measured here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,21 +19,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perennial.core import logs
 from perennial.core.intervals import Interval, utc
+from perennial.deployment import Deployment
 from perennial.evaluation.metrics import evaluate
 from perennial.features.labels import read_labels
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import trained_as_of
 from perennial.ledger.records import Performance, Publication
-from perennial.ledger.store import Ledger
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.scoring.predictor import DATASET
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Realised:
 
 
 def measure_performance(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, interval: Interval, *, as_of: datetime, run_id: str
+    folder: ModelFolder, deployment: Deployment, interval: Interval, *, as_of: datetime, run_id: str
 ) -> list[Realised]:
     """Measure the windows up to the end of ``interval`` that can be measured now and could not, or less well, before.
 
@@ -75,8 +75,7 @@ def measure_performance(
 
     Args:
         folder: the model's folder.
-        lake: predictions and labels are read there.
-        ledger: says what is published, and keeps the measurements.
+        deployment: predictions and labels are read there; its ledger keeps the measurements.
         interval: the monitoring window.
         as_of: labels known later are not used.
         run_id: the run.
@@ -84,12 +83,13 @@ def measure_performance(
     Returns:
         What was measured, oldest window first; empty when there is nothing new.
     """
-    spec = folder.spec
+    spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     predictions, tables = ledger.published(spec.name, DATASET), ledger.published(spec.name, "tables")
     if predictions is None or tables is None:
         log.info("nothing to measure: no predictions are published yet")
         return []
-    windows = list(_windows(spec, interval))
+    earliest = min(interval.start, interval.end - spec.training.window)
+    windows = Interval(earliest, interval.end).windows(spec.schedules.window)
     if not windows:
         return []
     span = Interval(windows[0].start, windows[-1].end)
@@ -168,17 +168,6 @@ def _newest_labels(
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER = np.iinfo(np.int64).min
-
-
-def _windows(spec: ModelSpec, interval: Interval) -> Iterator[Interval]:
-    """Whole days or ISO weeks, which begin on a Monday, oldest first."""
-    length = spec.schedules.window
-    earliest = min(interval.start, interval.end - spec.training.window)
-    monday = datetime(1970, 1, 5, tzinfo=UTC)
-    start = monday + -((monday - earliest) // length) * length
-    while start + length <= interval.end:
-        yield Interval(start, start + length)
-        start += length
 
 
 def _read_predictions(spec: ModelSpec, lake: Lake, published: Publication, window: Interval) -> pa.Table:

@@ -6,20 +6,21 @@ it said.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perennial.alerts import of_models
-from perennial.core import logs
 from perennial.core.errors import StaleDecision
-from perennial.core.intervals import Interval, utc
+from perennial.core.intervals import Interval
+from perennial.ledger.coverage import trained_as_of
 from perennial.ledger.records import Retraining, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.monitoring.retraining import PastTraining, RetrainingDecision, decide_retraining, retraining_run_id
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: How often a decision is made again because another window of the model was decided in between.
@@ -94,12 +95,15 @@ def _decide(
         metric=spec.primary_metric,
         task=spec.task,
         decisions=decisions,
-        trainings=[PastTraining(utc(record.training["as_of"]), record.version in promoted) for record in versions],
+        trainings=[
+            PastTraining(as_of, record.version in promoted)
+            for record in versions
+            if (as_of := trained_as_of(record)) is not None
+        ],
         open_run=training_under_way,
     )
 
 
 def _holdout_metric(spec: ModelSpec, record: VersionRecord) -> float:
     """The primary metric that the version had on its own holdout; NaN if its evaluation does not hold it."""
-    value = record.evaluation.get("candidate", {}).get("metrics", {}).get(spec.primary_metric)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return record.evaluation.candidate.metrics.get(spec.primary_metric, math.nan)

@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
-from perennial.core.intervals import Interval
+from perennial.core.intervals import Interval, window_start
 from perennial.spec.monitoring import Shadow
 
 #: Most versions that score in the shadow of one champion.
@@ -27,7 +27,6 @@ MOST = 3
 Role = Literal["predecessor", "refused"]
 ShadowOutcome = Literal["champion_worse", "no_difference", "unknown"]
 
-_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 #: Margins are written in decimals, which binary floats miss by about this much.
 _ROUNDING = 1e-12
 
@@ -61,7 +60,7 @@ def period(policy: Shadow, began: datetime, window: timedelta) -> Interval | Non
     """
     if policy.windows == 0:
         return None
-    start = _MONDAY + (began - _MONDAY) // window * window
+    start = window_start(began, window)
     whole = start if start == began else start + window
     return Interval(start, whole + policy.windows * window)
 

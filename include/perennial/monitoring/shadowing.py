@@ -9,6 +9,7 @@ Neighbours: :mod:`perennial.monitoring.shadow` decides who scores and what a com
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,13 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perennial.alerts import of_models
-from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, NoChampion, PerennialError, StaleDecision
 from perennial.core.intervals import Interval
+from perennial.deployment import Deployment
 from perennial.evaluation.comparison import Arena, compare
-from perennial.evaluation.evidence import GainOverChampion
+from perennial.evidence.evaluation import GainOverChampion
 from perennial.features.labels import read_labels
-from perennial.lake.publish import Lake, TableWrite
+from perennial.lake.publish import TableWrite
 from perennial.ledger.coverage import trained_as_of
 from perennial.ledger.records import Promotion, Publication, ShadowComparison, VersionRecord
 from perennial.ledger.store import Ledger
@@ -42,7 +43,7 @@ from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Names of the dataset and of its one table.
@@ -90,8 +91,8 @@ def _challengers(spec: ModelSpec, ledger: Ledger, reign: Promotion, records: Map
         promoted = {made.version for made in completed(promotions)}
         answers = {approval.version: approval.answer for approval in ledger.approvals(spec.name)}
         for version, record in sorted(records.items(), reverse=True):
-            refused = record.decision.get("promote") is not True or answers.get(version) in ("refused", "expired")
-            if version not in promoted and refused and record.decision.get("champion") == reign.version:
+            refused = not record.decision.promote or answers.get(version) in ("refused", "expired")
+            if version not in promoted and refused and record.decision.champion == reign.version:
                 found.append(Challenger(version, "refused", trained_as_of(record), _loss(spec, record)))
     return found
 
@@ -99,10 +100,10 @@ def _challengers(spec: ModelSpec, ledger: Ledger, reign: Promotion, records: Map
 def _loss(spec: ModelSpec, record: VersionRecord) -> float:
     """By how much a candidate's primary metric was worse than the champion's; NaN if one of the two is not known."""
     its, champions = (
-        (record.evaluation.get(who) or {}).get("metrics", {}).get(spec.primary_metric, math.nan)
-        for who in ("candidate", "champion")
+        math.nan if contender is None else contender.metrics.get(spec.primary_metric, math.nan)
+        for contender in (record.evaluation.candidate, record.evaluation.champion)
     )
-    return float(champions - its if METRICS[spec.task][spec.primary_metric] else its - champions)
+    return champions - its if METRICS[spec.task][spec.primary_metric] else its - champions
 
 
 def _began(spec: ModelSpec, ledger: Ledger, reign: Promotion, as_of: datetime | None) -> datetime | None:
@@ -141,9 +142,7 @@ class ShadowScored:
 
 def score_shadows(
     folder: ModelFolder,
-    lake: Lake,
-    ledger: Ledger,
-    registry: Registry,
+    deployment: Deployment,
     interval: Interval,
     *,
     champion: int,
@@ -158,9 +157,7 @@ def score_shadows(
 
     Args:
         folder: the model's folder.
-        lake: tables are read and written there.
-        ledger: says whose shadow it is.
-        registry: loads the versions.
+        deployment: tables are read and written there; its registry loads the versions.
         interval: what the champion has scored.
         champion: the champion.
         versions: from :func:`resolve_shadows`.
@@ -171,12 +168,13 @@ def score_shadows(
     Raises:
         Superseded: a later run or attempt has taken over; nothing of this one was published.
     """
-    spec, reign = folder.spec, _reign(ledger, folder.spec.name)
+    spec, lake = folder.spec, deployment.lake
+    reign = _reign(deployment.ledger, spec.name)
     failed: dict[int, str] = {}
     predictors: dict[int, Predictor] = {}
     for version in versions:
         try:
-            model = registry.load(spec.name, version, spec=spec)
+            model = deployment.registry.load(spec.name, version, spec=spec)
             predictors[version] = Predictor(spec, lake, model, interval, features_snapshot, run_id)
         except PerennialError as error:
             failed[version] = str(error)
@@ -226,9 +224,7 @@ class _Chorus:
 # --- what labels say -------------------------------------------------------------------------------------------------
 
 
-def compare_shadows(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, *, as_of: datetime, run_id: str
-) -> list[ShadowComparison]:
+def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datetime, run_id: str) -> list[ShadowComparison]:
     """Compare the champion with each version in its shadow on the rows that both predicted and whose labels are mature.
 
     A pair is looked at when one more monitoring window has become mature: labels of the share ``gates.label_coverage`` of
@@ -237,16 +233,14 @@ def compare_shadows(
 
     Args:
         folder: the model's folder.
-        lake: predictions and labels are read there.
-        ledger: keeps what was seen.
-        registry: rolls back.
+        deployment: predictions and labels are read there; its ledger keeps what was seen, its registry rolls back.
         as_of: labels known later are not used.
         run_id: the run.
 
     Returns:
         What was seen for the first time.
     """
-    spec = folder.spec
+    spec, ledger, registry = folder.spec, deployment.ledger, deployment.registry
     reign = _reign(ledger, spec.name)
     published, predictions = ledger.published(spec.name, DATASET), ledger.published(spec.name, PREDICTIONS)
     tables = ledger.published(spec.name, "tables")
@@ -256,7 +250,7 @@ def compare_shadows(
     seen: list[ShadowComparison] = []
     for version in sorted({int(version) for made in scored for version in made.inputs["versions"]}):
         known = ledger.shadow_comparisons(spec.name, promotion=reign.id, version=version)
-        rows = _mature_rows(folder, lake, ledger, reign, version, scored, (predictions, published, tables), as_of)
+        rows = _mature_rows(folder, deployment, reign, version, scored, (predictions, published, tables), as_of)
         if rows is None or (known and rows.windows <= max(record.windows for record in known)):
             continue
         record = _compare(folder, reign, version, rows, as_of=as_of, run_id=run_id)
@@ -299,7 +293,7 @@ def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: Promo
             reason=worse[0].reason,
             run_id=f"{MONITOR}/promotion-{reign.id}",
             expected=reign.version,
-            evidence={"rows": worse[0].rows, "metrics": worse[0].metrics, **worse[0].comparison},
+            evidence={"rows": worse[0].rows, "metrics": worse[0].metrics, **worse[0].comparison.to_json()},
         )
     except (ArtifactRejected, NoChampion, StaleDecision) as error:
         log.warning("champion %d is not rolled back to version %d: %s", reign.version, predecessor, error)
@@ -323,8 +317,7 @@ class _MatureRows:
 
 def _mature_rows(
     folder: ModelFolder,
-    lake: Lake,
-    ledger: Ledger,
+    deployment: Deployment,
     reign: Promotion,
     version: int,
     scored: Sequence[Publication],
@@ -332,7 +325,7 @@ def _mature_rows(
     as_of: datetime,
 ) -> _MatureRows | None:
     """The rows of mature windows; None if there are none, or too few."""
-    spec, (predictions, shadows, tables) = folder.spec, published
+    spec, lake, (predictions, shadows, tables) = folder.spec, deployment.lake, published
     own = [made.interval for made in scored if version in made.inputs["versions"]]
     when = period(spec.shadow, min(interval.start for interval in own), spec.schedules.window)
     if when is None:
@@ -351,7 +344,7 @@ def _mature_rows(
     champions = read(PREDICTIONS, predictions, reign.version)
     others = read(DATASET, shadows, version)
     both = champions.join(others, keys=identity, right_suffix="_shadow", join_type="inner")
-    learned = [moment for of in (reign.version, version) if (moment := trained_as_of(ledger.version(spec.name, of)))]
+    learned = [moment for of in (reign.version, version) if (moment := trained_as_of(deployment.ledger.version(spec.name, of)))]
     moments = both.column(spec.event_time)
     if learned:
         both = both.filter(pc.greater_equal(moments, pa.scalar(max(learned), pa.timestamp("us", "UTC"))))
@@ -401,7 +394,7 @@ def _compare(
             str(which): {name: float(values[0]) for name, values in found.items()}
             for which, found in zip((version, reign.version), resampled, strict=True)
         },
-        comparison=asdict(compared),
+        comparison=compared,
         as_of=as_of,
         run_id=run_id,
     )

@@ -1,7 +1,7 @@
-"""Whether ledger, lake, registry and predictions agree: what a restore, or a doubt, is followed by.
+"""Compares ledger, lake, registry and predictions, after a restore or at any time.
 
-The ledger leads. :func:`settle` lets the others follow a ledger that was restored, since a backup that is made while work
-goes on holds a little more of them than of the ledger; :func:`verify` only looks. Neighbour:
+The ledger leads. :func:`verify` only compares. :func:`settle` brings the others in line with a restored ledger: a backup that
+is made during work has slightly newer copies of them than of the ledger. Neighbour:
 :mod:`perennial.operations.backup`.
 """
 
@@ -16,17 +16,17 @@ from perennial.deployment import Deployment
 from perennial.ledger.records import Publication
 from perennial.scoring import sink
 
-#: Rows of it are forgotten by and by, without a publication.
+#: Maintenance removes rows of this table without a publication.
 _FORGOTTEN = "quarantine"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was compared, and what does not agree; each a sentence.
+    """The result of a comparison, in sentences.
 
     Attributes:
-        found: by model and overall, what was looked at.
-        problems: what does not agree, with what is at fault and what to do.
+        found: what was compared, per model and in total.
+        problems: what does not agree, the cause, and what to do.
     """
 
     found: list[str]
@@ -34,17 +34,18 @@ class Agreement:
 
 
 def settle(parts: Deployment, now: datetime) -> list[str]:
-    """Let lake, registry and predictions follow a ledger that has just been restored, before anything works again.
+    """Bring lake, registry and predictions in line with a ledger that has just been restored, before work starts again.
 
-    Alerts that waited for delivery when the backup was made are not sent: people may have had them since. Doing it twice
-    changes nothing more.
+    Alerts that waited for delivery when the backup was made are not sent, since they may have been sent after it. It can be
+    repeated.
 
     Returns:
-        What was changed, for people.
+        What was changed, in sentences.
     """
-    withheld = parts.ledger.outbox.withhold(now, reason="it waited when the backup was made that was restored")
+    withheld = parts.ledger.outbox.withhold(now, reason="it waited when the restored backup was made")
     done = [
-        f"not sent, since it may have been: {entry.alert.title} ({entry.created_at:%Y-%m-%d %H:%M} UTC)" for entry in withheld
+        f"not sent, because it may have been sent after the backup: {entry.alert.title} ({entry.created_at:%Y-%m-%d %H:%M} UTC)"
+        for entry in withheld
     ]
     for model in parts.ledger.models():
         parts.lake.follow_ledger(model)
@@ -52,24 +53,24 @@ def settle(parts: Deployment, now: datetime) -> list[str]:
         champion = parts.ledger.champion(model)
         if before is not None:
             done.append(
-                f"{model}: the alias champion pointed to version {before}; now to {_version(champion)}, as the ledger says"
+                f"{model}: the alias champion was moved from version {before} to {_version(champion)}, as in the ledger"
             )
         newest = max((made.id for made in parts.ledger.publications(model, "predictions")), default=0)
         if newer := sink.forget_newer(parts.settings.predictions_url, model, newest):
-            done.append(f"{model}: {newer} intervals in {model}_predictions are newer than the ledger; score them again")
+            done.append(f"{model}: {newer} intervals of {model}_predictions are newer than the ledger: score them again")
     return done
 
 
 def verify(parts: Deployment, say: Callable[[str], object] = lambda _: None) -> Agreement:
-    """Compare them.
+    """Compare ledger, lake, registry and predictions.
 
-    For each model: every snapshot that readers are sent to, or that is pinned, is in the lake with all its files; the rows of
-    each newest interval hash to what was published; MLflow's alias is the ledger's champion, whose artifact loads by its
-    manifest; no predictions are newer than the ledger.
+    For each model it checks that every published or pinned snapshot is in the lake with all its files, that the rows of each
+    newest interval have the published hash, that MLflow's alias is the ledger's champion and its artifact loads by its
+    manifest, and that no predictions are newer than the ledger.
 
     Args:
         parts: the deployment.
-        say: told each sentence as it is found.
+        say: called with each sentence.
     """
     found, problems = [], []
     for model in parts.ledger.models():
@@ -102,7 +103,7 @@ def _of_lake(parts: Deployment, model: str) -> Iterator[str]:
                 lost.add(table)
                 continue
             for file in missing:
-                yield f"{model}: table {table}, {why} at snapshot {snapshot}, lacks {file}: restore the lake from a backup"
+                yield f"{model}: table {table}, {why} at snapshot {snapshot}, misses {file}: restore the lake from a backup"
                 lost.add(table)
     erasures = parts.ledger.erasures(model)
     for dataset in parts.ledger.datasets(model):
@@ -121,7 +122,7 @@ def _content(parts: Deployment, newest: Publication, table: str) -> str | None:
     try:
         holds = parts.lake.holds(newest, table, newest.snapshots[table])
     except SnapshotMissing:
-        # Maintenance has sent readers to the same rows in other files, or, of what is kept for a time, to fewer.
+        # Maintenance has moved the rows to other files, or has removed some of them after their retention.
         if table == _FORGOTTEN:
             return None
         now = parts.ledger.head(newest.model, newest.dataset).snapshots[table]
@@ -129,7 +130,7 @@ def _content(parts: Deployment, newest: Publication, table: str) -> str | None:
     if holds:
         return None
     return (
-        f"{newest.model}: table {table} holds other rows for {newest.interval} than were published by {newest.run_id}: "
+        f"{newest.model}: table {table} holds other rows for {newest.interval} than {newest.run_id} published: "
         "publish the interval again, or restore the lake from a backup"
     )
 
@@ -138,8 +139,8 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
     champion, alias = parts.ledger.champion(model), parts.registry.alias(model)
     if champion != alias:
         yield (
-            f"{model}: the ledger says that {_version(champion)} is champion, MLflow's alias says {_version(alias)}: after a "
-            "restore run perennial verify --settle; else the next run of maintain brings them in line"
+            f"{model}: the ledger's champion is {_version(champion)}, but MLflow's alias points to {_version(alias)}: after a "
+            "restore, run perennial verify --settle; otherwise the next run of maintain moves the alias"
         )
     if champion is None:
         return
@@ -148,7 +149,7 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
     except ArtifactRejected as error:
         yield f"{error}: restore MLflow's artifacts from a backup, or roll back"
     record = parts.ledger.version(model, champion)
-    pin = record.training.get("pin") if record else None
+    pin = record.training.pin if record else None
     if any(champion in one.versions.get("unpinned", []) for one in parts.ledger.erasures(model)):
         return
     if pin not in parts.lake.pins(model):

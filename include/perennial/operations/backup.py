@@ -1,22 +1,23 @@
 """Backup and restore of a deployment on one machine: SQLite databases and folders. docs/operate.md has the deployed stack's.
 
-A backup is made while work goes on, and names no file that it lacks, by its order alone:
+A backup is made during work. Its order ensures that it holds every file that it names:
 
-1. nobody removes files of the lake from now on (:func:`perennial.lake.removal.hold`), and what is written is never changed;
-2. the databases, each as of one moment: first Airflow's, so that at worst a run is done again; then predictions and the
-   ledger; then the catalog, and MLflow's, so that all that the ledger names is in them;
-3. the files, so that all that the databases name is among them.
+1. From now on, no file of the lake is removed (:func:`perennial.lake.removal.hold`). Files never change.
+2. The databases are copied, each as of one moment. Airflow's is first, so that at worst a run is repeated. Predictions and the
+   ledger follow, then the catalog and MLflow's, which so hold everything that the ledger names.
+3. The files are copied, so that everything that the databases name is there.
 
-What came in between is in the later parts and not in the ledger. Once it is restored nobody is sent there, and
-:func:`perennial.operations.agreement.settle` brings the rest in line.
+What was written in between is in the later copies, but not in the ledger. After a restore no reader sees it, and
+:func:`perennial.operations.agreement.settle` brings the other stores in line.
 
-Iceberg's files name each other by their whole address, so a lake is restored to where it was.
+Iceberg's files name each other by their full address, so a lake must be restored to the same place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -28,19 +29,18 @@ from typing import Any
 
 from sqlalchemy.engine import make_url
 
-from perennial.core import logs
 from perennial.core.errors import BackupError
 from perennial.core.settings import Settings
 from perennial.lake import removal
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: For how long nothing is removed from the lake, should the backup die.
+#: If the backup's process dies, files of the lake are removed again after this long.
 LONGEST = timedelta(hours=24)
 
 _MANIFEST, _SUMS = "backup.json", "SHA256SUMS"
-#: Of the embedded stack; without them nobody reads the connections in Airflow's database.
+#: The embedded stack's secrets. Without them the connections in Airflow's database cannot be read.
 _SECRETS = "secrets.json"
 _CHUNK = 1 << 20
 
@@ -123,7 +123,7 @@ def restore_backup(settings: Settings, place: Path, environment: Mapping[str, st
     taken = [path for path in databases.values() if path.exists()]
     taken += [file for _, file in islice(_files(settings, folders), 1)]
     if taken:
-        raise BackupError(f"there is something already: {_some(map(str, taken))}. Move it out of the way; nothing was changed")
+        raise BackupError(f"these exist already: {_some(map(str, taken))}. Move them away first; nothing was changed")
     for name in sorted(_sums(place), key=lambda name: name.startswith("databases/")):
         kind, _, relative = name.partition("/")
         if kind == "databases":
@@ -131,7 +131,7 @@ def restore_backup(settings: Settings, place: Path, environment: Mapping[str, st
         else:
             target = folders[kind] / relative if relative else settings.state / name
         if _copy(place / name, target) is None:
-            raise BackupError(f"{place / name} is gone since it was checked")
+            raise BackupError(f"{place / name} was removed while the backup was being restored")
     log.info("restored %s of %s", place, manifest["made_at"])
     return manifest
 
@@ -142,9 +142,9 @@ def _check(place: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
         text = (place / _SUMS).read_bytes()
     except (OSError, ValueError) as error:
-        raise BackupError(f"{place} is no backup, or one that was never finished: {error}") from error
+        raise BackupError(f"{place} is no backup, or an unfinished one: {error}") from error
     if hashlib.sha256(text).hexdigest() != manifest["sums"]:
-        raise BackupError(f"{place / _SUMS} is not what it was when the backup was made; use another backup")
+        raise BackupError(f"{place / _SUMS} was changed after the backup; use another backup")
     wrong = []
     for name, digest in _sums(place).items():
         found = _digest(place / name)
@@ -224,7 +224,7 @@ def _files(settings: Settings, folders: Mapping[str, Path]) -> Iterator[tuple[st
 
 
 def _copy_database(source: Path, target: Path) -> str:
-    """A SQLite database as of one moment, whoever writes meanwhile; checked."""
+    """Copy a SQLite database as of one moment, also while others write, and check the copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     reading, writing = sqlite3.connect(f"file:{source}?mode=ro", uri=True, timeout=60), sqlite3.connect(target)
     try:

@@ -1,13 +1,14 @@
-"""What the deployed stack needs beside its servers: secrets, an init job, and answers to "is it well?".
+"""What the deployed stack needs beside its servers: secrets, an init job, and health checks.
 
-``docker-compose.yaml`` runs these as ``perennial deploy …``. Everything comes by environment variables, a secret never by an
-argument, which every process of a machine can read. Neighbour: :mod:`perennial.stack.embedded`, the same on one machine.
+``docker-compose.yaml`` runs these as ``perennial deploy …``. All settings are environment variables. A secret is never an
+argument, since every process of a machine can read arguments. Neighbour: :mod:`perennial.stack.embedded`, for one machine.
 """
 
 from __future__ import annotations
 
 import base64
 import configparser
+import logging
 import os
 import re
 import secrets
@@ -20,14 +21,13 @@ from urllib.request import urlopen
 
 from sqlalchemy.engine import URL, make_url
 
-from perennial.core import logs
 from perennial.core.errors import SettingsError
 from perennial.core.pools import commands
 from perennial.core.settings import read_settings
 from perennial.operations.identities import ADMIN, PROMOTER, WORKER, make_databases, make_mlflow, share_ledger
 from perennial.stack.environment import write_private
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Fewest characters of a secret; those that :func:`write_secrets` makes have more than 40.
@@ -66,7 +66,7 @@ SECRETS: dict[str, Callable[[], str]] = {
 
 
 def write_secrets(file: Path) -> list[str]:
-    """Write a secret for each that the file does not have yet; what it has stays. Nobody else can read it afterwards.
+    """Add the missing secrets to a file, and make it readable by this user alone. Existing secrets stay.
 
     Args:
         file: ``.env``, beside ``docker-compose.yaml``.
@@ -85,33 +85,31 @@ def write_secrets(file: Path) -> list[str]:
 
 
 def check_secrets(environment: Mapping[str, str]) -> None:
-    """Refuse secrets that protect nothing.
+    """Refuse weak secrets.
 
     Raises:
-        SettingsError: one is short or has few different characters, as an example has, or is used twice.
+        SettingsError: one is short, has few different characters, or is used twice.
     """
     given = {name: environment[name] for name in SECRETS if name in environment}
     weak = [name for name, value in given.items() if len(value) < SHORTEST or len(set(value)) < SHORTEST // 2]
     if weak:
         raise SettingsError(
-            f"{', '.join(weak)}: too weak for a secret; it takes {SHORTEST} characters or more, chosen by chance. Remove the "
+            f"{', '.join(weak)}: too weak for a secret, which needs at least {SHORTEST} random characters. Remove the "
             "line from .env and run make secrets"
         )
     twice = sorted(name for name, value in given.items() if list(given.values()).count(value) > 1)
     if twice:
-        raise SettingsError(
-            f"{', '.join(twice)} are the same; each needs one of its own: remove the lines and run make secrets"
-        )
+        raise SettingsError(f"{', '.join(twice)} are the same, and must differ: remove the lines and run make secrets")
 
 
 # --- the init job ----------------------------------------------------------------------------------------------------
 
 
 def initialise(environment: Mapping[str, str]) -> None:
-    """Make everything ready that the servers and workers wait for; doing it again changes nothing but passwords.
+    """Prepare everything that the servers and workers need. It can be repeated, and then only sets passwords.
 
-    In order: secrets are checked; databases and roles; Airflow's schema, roles and users; MLflow's; the ledger and who may
-    write what of it.
+    In order: it checks secrets, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the ledger's schema
+    and the rights on it.
 
     Args:
         environment: of the service ``init``.
@@ -140,7 +138,7 @@ def initialise(environment: Mapping[str, str]) -> None:
     ):
         log.info("%s", " ".join(step[1:3]))
         if subprocess.run(step, env=dict(environment), check=False).returncode:  # noqa: S603 - our own commands
-            raise SettingsError(f"{' '.join(step)} failed, see above")
+            raise SettingsError(f"{' '.join(step)} failed; the log above says why")
     passwords = {
         ADMIN: "MLFLOW_ADMIN_PASSWORD",
         PROMOTER: "MLFLOW_PROMOTER_PASSWORD",
@@ -166,7 +164,7 @@ def _migrate_ledger(environment: Mapping[str, str]) -> None:
 
 
 def _migrate_catalog(environment: Mapping[str, str], worker: URL) -> None:
-    """By those who write tables, so that the catalog is theirs."""
+    """As the workers' role, which writes tables and so has to own the catalog."""
     from perennial.lake.catalog import Catalog
 
     Catalog(worker.render_as_string(hide_password=False), read_settings(environment).warehouse).migrate()
@@ -176,10 +174,10 @@ def _migrate_catalog(environment: Mapping[str, str], worker: URL) -> None:
 
 
 def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
-    """Become MLflow's server, behind its sign-in.
+    """Replace this process by MLflow's server with sign-in.
 
-    Its sign-in reads the address of its database from a file alone, which is written here, for this user only. Everybody who
-    has signed in may read; what a user has made, that user may change.
+    MLflow reads the database of its sign-in from a file alone. The file is written here, readable by this user alone. All
+    signed-in users may read everything, and change what they have made.
     """
     config = configparser.ConfigParser(interpolation=None)
     config["mlflow"] = {
@@ -187,7 +185,7 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
         "database_uri": _given(environment, "MLFLOW_BACKEND_STORE_URI"),
         "admin_username": ADMIN,
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
-        # Each request carries the password, and to check it takes longer than most requests: a changed one counts after this.
+        # Each request carries the password, and checking it takes longer than most requests. A changed one counts after this.
         "auth_cache_ttl_seconds": "60",
     }
     file = Path(_given(environment, "MLFLOW_AUTH_CONFIG_PATH"))
@@ -197,14 +195,14 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
         sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--serve-artifacts",
         "--artifacts-destination", _given(environment, "PERENNIAL_MLFLOW_ARTIFACTS"), *arguments,
     ]  # fmt: skip
-    os.execve(command[0], command, dict(environment))  # noqa: S606 - no shell is wanted
+    os.execve(command[0], command, dict(environment))  # noqa: S606 - without a shell
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
 
 
 def ping(target: str) -> bool:
-    """Whether something of this container is well.
+    """Whether a service of this container is healthy.
 
     Args:
         target: an address that must answer with 200, or ``celery:<name>`` for the worker of that name.

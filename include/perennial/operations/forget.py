@@ -14,6 +14,7 @@ Neighbours: :mod:`perennial.operations.entity` finds the rows; :mod:`perennial.l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,10 +22,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from perennial.core import logs
 from perennial.core.errors import ErasureError
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
+from perennial.evidence.training import PARTS, TrainingSet
 from perennial.lake.erasure import Eraser, Finder, Findings
 from perennial.lake.removal import removing_alone
 from perennial.ledger.erasures import Erasure
@@ -32,7 +33,7 @@ from perennial.operations.entity import Entity, check_values
 from perennial.scoring import sink_erasure
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 _QUARANTINE, _FEATURES = "quarantine", "features"
 
@@ -275,7 +276,7 @@ class Forgetting:
                 reports=sorted({*_quoting(entity, reports), *_pages(reports / "checks", held)}),
                 texts=parts.ledger.erase_texts(model, words, dry_run=True),
                 learned=[record.version for record in records if _used(record.training, its, entity.spec.event_time)],
-                unpinned=[record.version for record in records if record.training.get("pin") in pins],
+                unpinned=[record.version for record in records if record.training.pin in pins],
                 notes=notes,
             ),
             entity,
@@ -345,9 +346,9 @@ def _pages(folder: Path, quarantined: pa.Table) -> list[Path]:
     return found
 
 
-def _used(training: Mapping[str, object], rows: pa.Table, event_time: str) -> bool:
+def _used(training: TrainingSet, rows: pa.Table, event_time: str) -> bool:
     """Whether a version's window or holdout has a moment of one of the rows."""
     if event_time not in rows.column_names:
         return False
-    parts = [Interval.from_key(str(training[part])) for part in ("window", "holdout") if training.get(part)]
+    parts = [training.interval(part) for part in PARTS if training.key(part)]
     return any(part.start <= moment < part.end for part in parts for moment in rows[event_time].to_pylist())

@@ -1,12 +1,13 @@
-"""Who is who in the deployed stack's databases and in MLflow, and what each may do. The init job makes it so.
+"""The identities in the deployed stack's databases and in MLflow, and their rights. The init job sets them.
 
-Everything that decides who is champion belongs to the promoter: in the ledger the tables :data:`DECISIONS`, in MLflow the
-registered models. Workers read them; they write what they measure. Neighbours: :mod:`perennial.operations.deployed` calls this;
+Everything that decides which version is champion belongs to the promoter: in the ledger the tables :data:`DECISIONS`, in MLflow
+the registered models. Workers read them, and write measurements. Neighbours: :mod:`perennial.operations.deployed` calls this;
 :mod:`perennial.orchestration.users` has Airflow's roles.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,12 +16,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from perennial.core import logs
+from perennial.core.private_parts import migrate_mlflow
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: Tables of the ledger that say who is champion and on what evidence: written by their owner, the promoter, alone.
+#: Tables of the ledger that say which version is champion, and why. Only their owner, the promoter, writes them.
 DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "alembic_version")
 
 #: MLflow's users beside ``admin``.
@@ -30,10 +31,10 @@ ADMIN = "admin"
 
 @dataclass(frozen=True)
 class MlflowRole:
-    """What those who have it may do.
+    """A role in MLflow.
 
     Attributes:
-        meaning: for the page that lists roles.
+        meaning: shown on the page that lists roles.
         grants: by resource type, a permission on all of that type.
     """
 
@@ -47,7 +48,7 @@ MLFLOW_ROLES = {
         {"experiment": "EDIT", "registered_model": "MANAGE"},
     ),
     WORKER: MlflowRole("logs runs and models, loads versions", {"experiment": "EDIT", "registered_model": "READ"}),
-    "viewer": MlflowRole("looks", {"experiment": "READ", "registered_model": "READ"}),
+    "viewer": MlflowRole("reads everything", {"experiment": "READ", "registered_model": "READ"}),
     "operator": MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
     "approver": MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
 }
@@ -57,12 +58,12 @@ MLFLOW_ROLES = {
 
 
 def make_databases(server: URL, owners: Sequence[URL], members: Sequence[URL]) -> None:
-    """Roles and databases; roles that exist get the password given.
+    """Make roles and databases. Roles that exist get the given password.
 
     Args:
         server: of PostgreSQL's superuser.
-        owners: a role and a database of its own each, which no other role may connect to.
-        members: further roles of such databases; the owner may do what they may.
+        owners: each is a role and its own database, to which no other role may connect.
+        members: further roles of these databases; the owner has their rights too.
     """
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     try:
@@ -88,7 +89,7 @@ def make_databases(server: URL, owners: Sequence[URL], members: Sequence[URL]) -
 
 def _make_role(connection: sa.Connection, url: URL) -> None:
     known = connection.execute(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": url.username}).first()
-    # What PostgreSQL is sent may lie in its log: it gets the password's verifier, from which nobody reads it back.
+    # PostgreSQL may log what it is sent. It gets the password's verifier, which does not reveal the password.
     raw = connection.connection.dbapi_connection
     assert raw is not None
     verifier = _scram(raw, str(url.username), str(url.password))
@@ -107,12 +108,12 @@ def _scram(connection: object, role: str, password: str) -> str:
 
 
 def share_ledger(ledger: URL, worker: URL, reader: URL) -> None:
-    """Let the worker's role write the ledger's tables but for :data:`DECISIONS`, and the reader's role read them.
+    """Let the worker's role write the ledger's tables except :data:`DECISIONS`, and the reader's role read all.
 
     Args:
         ledger: the ledger, after its migration, as its owner.
-        worker: the role of workers; it makes tables of its own beside, for the catalog and for predictions.
-        reader: the role of those who only look.
+        worker: the role of workers; it also makes its own tables, for the catalog and for predictions.
+        reader: the role of processes that only read.
     """
     engine = sa.create_engine(ledger)
     try:
@@ -143,16 +144,12 @@ def make_mlflow(url: URL, passwords: Mapping[str, str]) -> None:
         url: its database, as its owner.
         passwords: of the users ``admin``, ``promoter`` and ``worker``.
     """
-    # Untyped, and private in part: the commands that do the same take the address as an argument.
+    # Untyped.
     tables: Any = import_module("mlflow.store.db.utils")
     store: Any = import_module("mlflow.server.auth.sqlalchemy_store").SqlAlchemyStore()
     workspace = import_module("mlflow.utils.workspace_utils").DEFAULT_WORKSPACE_NAME
     address = url.render_as_string(hide_password=False)
-    engine = tables.create_sqlalchemy_engine_with_retry(address)
-    if sa.inspect(engine).has_table("alembic_version"):
-        tables._upgrade_db(engine)
-    else:
-        tables._initialize_tables(engine)
+    migrate_mlflow(tables.create_sqlalchemy_engine_with_retry(address))
     store.init_db(address)
     roles = {role.name: role for role in store.list_roles([workspace])}
     for name, wanted in MLFLOW_ROLES.items():

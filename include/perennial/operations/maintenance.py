@@ -1,21 +1,21 @@
-"""What a deployment no longer needs, removed: one function a thing, each of which may be run at any time and twice.
+"""Removes what a deployment no longer needs. Each function can run at any time, and repeatedly.
 
-Nothing is removed that a kept version needs to be trained again, that the ledger sends readers to, or that is young
-enough to belong to a run at work.
+It never removes what reproduces a kept version, what readers may be reading, or what a current run may use.
 
 Neighbours: :mod:`perennial.lake.publish` removes what is in tables, :mod:`perennial.registry.store` closes runs in MLflow.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import stat
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from perennial.core import logs
 from perennial.core.settings import Settings
+from perennial.deployment import Deployment
 from perennial.lake.publish import Lake
 from perennial.lake.removal import removing
 from perennial.ledger.store import Ledger
@@ -23,17 +23,17 @@ from perennial.operations.retention import remove_old_rows
 from perennial.registry.store import Registry
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: What has not been touched for this long belongs to no run at work.
+#: Files that have not changed for this long belong to no current run.
 ABANDONED = timedelta(days=1)
-#: MLflow runs that have been open for longer than any fit takes.
+#: MLflow runs that have been open for this long have no process any more: no fit takes longer.
 ABANDONED_FIT = timedelta(days=2)
 
 
 def remove_staging(settings: Settings, model: str, *, now: datetime) -> dict[str, int]:
-    """Remove what the tasks of past runs handed to each other.
+    """Remove the files that tasks of past runs handed to each other.
 
     Returns:
         ``runs`` and ``bytes`` removed.
@@ -59,13 +59,13 @@ def remove_reports(settings: Settings, spec: ModelSpec, *, now: datetime) -> dic
     """
     removed = {"files": 0, "bytes": 0}
     before = (now - spec.retention.reports).timestamp()
-    # What lies in a folder comes before the folder.
+    # The contents of a folder come before the folder.
     for path in sorted((settings.reports / spec.name).rglob("*"), reverse=True):
-        # Drafts of a report that is being written come and go.
+        # Drafts of a report may vanish meanwhile.
         with suppress(FileNotFoundError):
             status = path.lstat()
             if stat.S_ISDIR(status.st_mode):
-                # Another process may be about to write into an empty folder that is new.
+                # Another process may be about to write into a new, empty folder.
                 if status.st_mtime < (now - ABANDONED).timestamp() and not any(path.iterdir()):
                     path.rmdir()
             elif status.st_mtime < before:
@@ -76,10 +76,10 @@ def remove_reports(settings: Settings, spec: ModelSpec, *, now: datetime) -> dic
 
 
 def forget_quarantine(lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
-    """Drop quarantined rows whose event lies longer ago than ``retention.quarantine``.
+    """Drop quarantined rows whose event is older than ``retention.quarantine``.
 
     Returns:
-        ``files`` of the table that were removed or written anew.
+        ``files`` of the table that were removed or rewritten.
     """
     if "quarantine" not in ledger.head(spec.name, "tables").snapshots:
         return {"files": 0}
@@ -87,19 +87,19 @@ def forget_quarantine(lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datet
 
 
 def unpin_old_versions(lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
-    """Let go of the training snapshots of all but the ``retention.versions`` newest versions and the champion.
+    """Unpin the training snapshots of all but the champion and the ``retention.versions`` newest versions.
 
-    A training that never became a version keeps its snapshots as long as it could still be at work: while readers were sent
-    to one of them within ``retention.snapshots``.
+    A training that has made no version keeps its snapshots while it may still run: as long as the ledger published one of them
+    within ``retention.snapshots``.
 
     Returns:
-        ``pins`` let go, and ``kept``.
+        How many ``pins`` were removed, and how many were ``kept``.
     """
     versions = ledger.versions(spec.name)
     champion = ledger.champion(spec.name)
-    kept = {record.training.get("pin") for record in versions[-spec.retention.versions :]}
-    kept |= {record.training.get("pin") for record in versions if record.version == champion}
-    registered = {record.training.get("pin") for record in versions}
+    kept = {record.training.pin for record in versions[-spec.retention.versions :]}
+    kept |= {record.training.pin for record in versions if record.version == champion}
+    registered = {record.training.pin for record in versions}
     recent: set[tuple[str, int]] = set()
     for dataset in ledger.datasets(spec.name):
         for table, snapshots in ledger.snapshots_since(spec.name, dataset, now - spec.retention.snapshots).items():
@@ -115,10 +115,10 @@ def unpin_old_versions(lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: date
 
 
 def tidy_tables(lake: Lake, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
-    """Join small files, let go of snapshots older than ``retention.snapshots``, and remove files that no snapshot names.
+    """Join small files, expire snapshots older than ``retention.snapshots``, and remove files that no snapshot names.
 
     Returns:
-        ``joined`` files, ``snapshots`` let go, ``orphans`` removed.
+        The numbers of ``joined`` files, expired ``snapshots`` and removed ``orphans``.
     """
     joined = lake.compact(spec.name)
     return {
@@ -129,7 +129,7 @@ def tidy_tables(lake: Lake, spec: ModelSpec, *, now: datetime) -> dict[str, int]
 
 
 def close_abandoned_runs(registry: Registry, spec: ModelSpec) -> dict[str, int]:
-    """Mark runs in MLflow that their process left open when it was killed.
+    """Close runs in MLflow that a killed process left open.
 
     Returns:
         ``runs`` closed.
@@ -137,37 +137,36 @@ def close_abandoned_runs(registry: Registry, spec: ModelSpec) -> dict[str, int]:
     return {"runs": registry.close_abandoned_runs(spec.name, ABANDONED_FIT)}
 
 
-def tidy_lake(settings: Settings, lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, dict[str, int]]:
-    """What is removed from tables, in the order that lets each step profit from the one before; nothing during a backup.
+def tidy_lake(deployment: Deployment, spec: ModelSpec, *, now: datetime) -> dict[str, dict[str, int]]:
+    """Remove what is not needed from the lake. Each step builds on the one before. During a backup nothing is removed.
 
     Returns:
         What was done, by function.
     """
-    with removing(settings) as held:
+    lake, ledger = deployment.lake, deployment.ledger
+    with removing(deployment.settings) as held:
         if held is not None:
-            log.info("a backup is being made: nothing is removed from the lake before it ends, or %s", held)
+            log.info("a backup is running: nothing is removed from the lake before it ends, or before %s", held)
             return {}
         return {
             "forget_quarantine": forget_quarantine(lake, ledger, spec, now=now),
-            "remove_old_rows": remove_old_rows(settings.predictions_url, lake, ledger, spec, now=now),
+            "remove_old_rows": remove_old_rows(deployment.settings.predictions_url, lake, ledger, spec, now=now),
             "unpin_old_versions": unpin_old_versions(lake, ledger, spec, now=now),
             "tidy_tables": tidy_tables(lake, spec, now=now),
         }
 
 
-def maintain(
-    settings: Settings, lake: Lake, ledger: Ledger, registry: Registry, spec: ModelSpec, *, now: datetime
-) -> dict[str, dict[str, int]]:
-    """All of it for one model, in the order that lets each step profit from the one before.
+def maintain(deployment: Deployment, spec: ModelSpec, *, now: datetime) -> dict[str, dict[str, int]]:
+    """Remove everything that one model no longer needs. Each step builds on the one before.
 
     Returns:
         What was done, by function.
     """
     done = {
-        "remove_staging": remove_staging(settings, spec.name, now=now),
-        "remove_reports": remove_reports(settings, spec, now=now),
-        **tidy_lake(settings, lake, ledger, spec, now=now),
-        "close_abandoned_runs": close_abandoned_runs(registry, spec),
+        "remove_staging": remove_staging(deployment.settings, spec.name, now=now),
+        "remove_reports": remove_reports(deployment.settings, spec, now=now),
+        **tidy_lake(deployment, spec, now=now),
+        "close_abandoned_runs": close_abandoned_runs(deployment.registry, spec),
     }
     log.info("%s", done)
     return done
@@ -178,7 +177,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _newest_and_size(path: Path) -> tuple[float, int]:
-    """When anything in it was last written, and how many bytes it holds. Symbolic links are not followed."""
+    """When anything in it last changed, and how many bytes it holds. Symbolic links are not followed."""
     newest, size = path.lstat().st_mtime, 0
     for below in path.rglob("*") if path.is_dir() and not path.is_symlink() else ():
         with suppress(FileNotFoundError):

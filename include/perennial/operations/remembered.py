@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, SpecError, TrainingError
 from perennial.deployment import Deployment
-from perennial.spec.folder import ModelFolder, read_model
+from perennial.spec.folder import ModelFolder, is_model_folder, read_model
 from perennial.training.reproduce import open_folder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 def remembered(parts: Deployment, model: str) -> ModelFolder:
@@ -23,7 +23,7 @@ def remembered(parts: Deployment, model: str) -> ModelFolder:
     Raises:
         SpecError: it is broken, or nothing of it is kept.
     """
-    if (parts.settings.models / model / "model.yaml").is_file():
+    if is_model_folder(parts.settings.models / model):
         return parts.model(model)
     retired = parts.ledger.retirements(model)
     if retired and retired[-1].files:

@@ -9,17 +9,17 @@ Neighbours: :mod:`perennial.operations.maintenance` calls this; :mod:`perennial.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
 from perennial.scoring import sink_erasure
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 
@@ -82,7 +82,7 @@ def _needed(ledger: Ledger, spec: ModelSpec, dataset: str, newest: datetime) -> 
     learned = [newest - spec.training.holdout - spec.training.window]
     champion, versions = ledger.champion(spec.name), ledger.versions(spec.name)
     kept = [*versions[-spec.retention.versions :], *(record for record in versions if record.version == champion)]
-    learned += [Interval.from_key(record.training["window"]).start for record in kept]
+    learned += [record.training.interval("window").start for record in kept]
     if dataset == "features":
         return learned
     volumes = [table.checks.volume.past for table in spec.tables.values() if table.checks.volume is not None]

@@ -16,7 +16,7 @@ from perennial.deployment import Deployment
 from perennial.lake.erasure import Eraser
 from perennial.lake.removal import removing_alone
 from perennial.operations.remembered import remembered
-from perennial.spec.folder import read_model
+from perennial.spec.folder import is_model_folder, read_model
 
 _MARK = "\n# This model has ended: it has no DAGs, and nobody watches over it.\nretired: true\n"
 
@@ -73,7 +73,7 @@ def retire(parts: Deployment, model: str, *, actor: str, reason: str, drop_lake:
     ledger = parts.ledger
     if model not in ledger.models():
         raise ErasureError(f"nothing is known of a model {model}; there are: {', '.join(ledger.models()) or 'none'}")
-    if (parts.settings.models / model / "model.yaml").is_file() and not parts.model(model).spec.retired:
+    if is_model_folder(parts.settings.models / model) and not parts.model(model).spec.retired:
         raise ErasureError(
             f"{model} has a folder, and so DAGs that would go on: write `retired: true` into {model}/model.yaml (--mark does), "
             "or remove the folder; when that is deployed everywhere, run this again"

@@ -48,19 +48,17 @@ class ApprovalRequest(HITLOperator):
     """
 
     def execute(self, context: Context) -> Any:
-        from perennial.alerts import of_models
+        from perennial.stages.promote import Decided, announce_question
 
         model = self.dag_id.partition(".")[0]
         decided = context["ti"].xcom_pull(task_ids=DECIDED)
         if not decided["decision"]["promote"]:
             raise AirflowSkipException(f"{model} version {decided['version']} did not pass its gates: nobody is asked")
         with stage_run(model) as run:
-            version, until = int(decided["version"]), datetime.now(UTC) + (self.response_timeout or timedelta())
-            links = dict(decided["links"])
-            if public := run.deployment.settings.airflow_public_url:
-                links["Answer"] = self.generate_link_to_ui(task_instance=context["ti"], base_url=public)
-            alert = of_models.approval_wanted(model, version=version, champion=decided["expected"], until=until, links=links)
-            run.deployment.ledger.record_alert(alert, f"{alert.kind}/{model}/version-{version}")
+            until = datetime.now(UTC) + (self.response_timeout or timedelta())
+            public = run.deployment.settings.airflow_public_url
+            page = self.generate_link_to_ui(task_instance=context["ti"], base_url=public) if public else None
+            announce_question(run.stage, Decided.from_json(decided), until=until, page=page)
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:

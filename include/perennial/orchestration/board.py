@@ -1,13 +1,14 @@
 """The model board as a part of Airflow's API server: one page, the same as JSON, and the reports it links to.
 
-Airflow does not protect what a plugin serves. Here every route, whichever is added, wants a signed-in user who may see DAGs;
-what is shown of a model, only one who may see a DAG of that model. The ledger is read with ``SELECT`` alone.
+Airflow does not protect what a plugin serves. Here every route requires a signed-in user who may read DAGs. What is shown of a
+model requires that the user may read a DAG of that model. The ledger is read with ``SELECT`` alone.
 
 Neighbours: :mod:`perennial.reports.board` composes what is shown; ``plugins/perennial_board.py`` hands this to Airflow.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -29,15 +30,14 @@ from fastapi.responses import JSONResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.exc import SQLAlchemyError
 
-from perennial.core import logs
 from perennial.core.errors import PerennialError, SpecError
 from perennial.core.settings import settings
 from perennial.ledger.store import Ledger
 from perennial.reports import board
 from perennial.reports.board import Board, Pages
-from perennial.spec.folder import ModelFolder, read_model
+from perennial.spec.folder import ModelFolder, model_folders, read_model
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Where Airflow mounts :data:`app`.
@@ -46,7 +46,7 @@ PREFIX = "/perennial"
 #: The path that Airflow's own pages lie below.
 BASE = f"{get_cookie_path().rstrip('/')}/"
 
-#: A report is a few megabytes; what is much larger is none.
+#: Most bytes of a report. Reports have a few megabytes.
 LARGEST_REPORT = 64_000_000
 
 _KINDS = {".html": "text/html; charset=utf-8", ".json": "application/json", ".png": "image/png"}
@@ -58,14 +58,14 @@ _HEADERS = {
     "X-Frame-Options": "SAMEORIGIN",
 }
 
-#: Our own pages run one script and take one style sheet, and talk to this server alone.
+#: Our own pages use one script and one style sheet, and connect to this server alone.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 
-#: A report brings its own scripts, and quotes data. It gets an origin of its own, so that it can neither act with its reader's
-#: session nor see Airflow's pages, and it may ask no server for anything.
+#: A report has its own scripts, and quotes data. It gets its own origin, so that it can neither use its reader's session nor
+#: read Airflow's pages. It may connect to no server.
 _REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -76,7 +76,7 @@ _STATIC = {"board.css": "text/css; charset=utf-8", "board.js": "text/javascript;
 app = FastAPI(
     title="Perennial",
     openapi_url=None,
-    # Of every route that is added to this app.
+    # For every route of this app.
     dependencies=[Depends(requires_access_dag("GET"))],
 )
 
@@ -86,8 +86,8 @@ class Sight:
     """What the signed-in user may see.
 
     Attributes:
-        models: those of which one DAG at least may be read.
-        broken_folders: whether folders without DAGs too, of which Airflow would show an import error.
+        models: those with at least one DAG that the user may read.
+        broken_folders: whether the user may also see broken folders, which Airflow shows as import errors.
     """
 
     models: frozenset[str]
@@ -95,7 +95,7 @@ class Sight:
 
 
 def _sight(user: GetUserDep) -> Sight:
-    # Of the server's own application: this one is mounted below it, and has no state of Airflow's.
+    # From the server's own application. This one is mounted below it, and has no state of Airflow's.
     auth_manager = get_auth_manager()
     return Sight(
         models=frozenset(dag_id.partition(".")[0] for dag_id in auth_manager.get_authorized_dag_ids(user=user)),
@@ -141,16 +141,16 @@ def models(sight: SightDep) -> Response:
 
 @app.get("/reports/{place:path}")
 def report(place: str, sight: SightDep) -> Response:
-    """A page or file below the deployment's folder of reports: drift reports and Data Docs."""
+    """A page or file in the deployment's folder of reports: drift reports and Data Docs."""
     parts = place.split("/")
     if parts[0] not in sight.models:
-        raise HTTPException(HTTPStatus.FORBIDDEN, "you may see no DAG of this model")
+        raise HTTPException(HTTPStatus.FORBIDDEN, "you may not read any DAG of this model")
     kind = _KINDS.get(Path(parts[-1]).suffix)
     content = read_below(settings().reports, parts) if kind else None
     if content is None:
         raise HTTPException(
             HTTPStatus.NOT_FOUND,
-            "there is no such report here: it was removed after its time, or this server has no access to it",
+            "there is no such report: it was removed after its retention, or this server cannot read the folder of reports",
         )
     return Response(content, media_type=kind, headers={**_HEADERS, "Content-Security-Policy": _REPORT_POLICY})
 
@@ -166,7 +166,7 @@ def static(name: str) -> Response:
 
 @app.exception_handler(HTTPException)
 async def refuse(request: Request, error: HTTPException) -> Response:
-    """A refusal as a page for whoever reads it in a browser, as JSON for programs."""
+    """Show an error as a page in a browser, and as JSON to programs."""
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"detail": error.detail}, error.status_code, headers=_HEADERS)
     status = HTTPStatus(error.status_code)
@@ -176,10 +176,10 @@ async def refuse(request: Request, error: HTTPException) -> Response:
 
 
 def read_board(sight: Sight) -> Board:
-    """The board, as far as the user may see it.
+    """The board, with the models that the user may see.
 
     Raises:
-        _Unreadable: for a reason that a person can do something about.
+        _Unreadable: the ledger or the settings cannot be read; the message says what to do.
     """
     now = datetime.now(UTC)
     with _readable():
@@ -197,7 +197,7 @@ def read_board(sight: Sight) -> Board:
 
 
 class _Unreadable(Exception):
-    """The board cannot be read; the text is for people and quotes no address."""
+    """The board cannot be read. The message is for people and quotes no address."""
 
 
 @contextmanager
@@ -218,12 +218,11 @@ def _readable() -> Iterator[None]:
 def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
     """As :func:`perennial.spec.folder.read_models`, without retired models.
 
-    A folder is only read again once one of its files has changed.
+    A folder is read again only if one of its files has changed.
     """
     sound: dict[str, ModelFolder] = {}
     broken: dict[str, SpecError] = {}
-    for file in sorted(models.glob("*/model.yaml")):
-        folder = file.parent
+    for folder in model_folders(models):
         found = _read_folder(folder, _stamp(folder))
         if isinstance(found, SpecError):
             broken[folder.name] = found
@@ -233,9 +232,13 @@ def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecEr
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    with os.scandir(folder) as entries:
-        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-    return tuple(sorted((name, found.st_mtime_ns, found.st_size) for name, found in files))
+    try:
+        with os.scandir(folder) as entries:
+            files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    except OSError:  # broken; it has files, and so another stamp, once it can be read
+        return ()
+    # The time of change, since leave to read a file leaves its contents as they were.
+    return tuple(sorted((name, found.st_ctime_ns, found.st_size) for name, found in files))
 
 
 @lru_cache(maxsize=2048)
@@ -249,8 +252,8 @@ def _read_folder(folder: Path, stamp: object) -> ModelFolder | SpecError:  # noq
 def read_below(root: Path, parts: list[str]) -> bytes | None:
     """A file below ``root``; None if there is none.
 
-    No symbolic link is followed and no name may climb or begin with a dot, so that nothing outside is ever opened, whoever
-    writes below ``root`` meanwhile; a pipe or a device is none.
+    No symbolic link is followed, and no name may be ``..`` or begin with a dot. So nothing outside ``root`` is opened, even if
+    somebody changes files there meanwhile. A pipe or a device counts as no file.
     """
     if not all(part and not part.startswith(".") and "\0" not in part and "\\" not in part for part in parts):
         return None
@@ -293,5 +296,5 @@ def _templates() -> Environment:
 
 
 def _number(value: Any) -> str:
-    """A metric in few digits: two that mean the same are as wide."""
+    """A metric with a fixed number of digits, so that equal metrics align."""
     return "-" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:,.4g}"

@@ -1,22 +1,23 @@
-"""What happens when a task has failed for good, and when one succeeds that had: rows in the outbox, from which alerts are sent.
+"""Callbacks of tasks: one records an alert when a task has failed for good, one its recovery when the task has since succeeded.
 
-Neither ever fails the task.
+An error in a callback is logged, and never fails the task.
 """
 
 from __future__ import annotations
+
+import logging
 
 from airflow.sdk import Context
 
 from perennial.alerts import of_operation
 from perennial.alerts.alert import failure, failure_key
-from perennial.core import logs
 from perennial.core.intervals import Interval
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 def alert_of_failure(context: Context) -> None:
-    """Put an alert of the failed task into the outbox."""
+    """Record an alert about the failed task in the outbox."""
     from perennial.orchestration.runs import deployment, task_links
 
     task, dag_run = context["ti"], context["dag_run"]
@@ -36,28 +37,31 @@ def alert_of_failure(context: Context) -> None:
         key = failure_key(task.dag_id, dag_run.run_id, task.task_id, task.map_index)
         parts.ledger.record_alert(alert, key)
     except Exception:
-        log.exception("the alert of %s could not be recorded", task.task_id)
+        log.exception("the alert about task %s could not be recorded", task.task_id)
 
 
 def resolve_failure(context: Context) -> None:
-    """Tell whom a failure was told that the task has succeeded since, in this run or in another one for the same interval."""
+    """Notify everyone who was told about a failure that the task has since succeeded.
+
+    The task may have succeeded in the same run, or in another run for the same interval.
+    """
     from perennial.orchestration.runs import deployment
 
     task, run = context["ti"], context["dag_run"]
-    # Nearly every task: the first try of a run of the calendar, before which nothing can have failed for its interval.
+    # The first try in a scheduled run: nothing can have failed for its interval before. Nearly every task is one.
     if task.try_number == 1 and run.run_type == "scheduled":
         return
     try:
         ledger, subject = deployment().ledger, failure(task.dag_id, task.task_id, task.map_index)
         same = {f"{subject}/{run.run_id}", _subject(context)}
         for found in same.intersection(ledger.open_subjects(subject)):
-            ledger.resolve(found, f"{task.task_id} has succeeded, in run {run.run_id}.")
+            ledger.resolve(found, f"Task {task.task_id} has succeeded in run {run.run_id}.")
     except Exception:
-        log.exception("that %s succeeded could not be recorded", task.task_id)
+        log.exception("the recovery of task %s could not be recorded", task.task_id)
 
 
 def _subject(context: Context) -> str:
-    """The same for each run that does the same: by the interval, if the run has one."""
+    """The same for all runs of an interval; for a run without one, the run's own."""
     task, interval = context["ti"], _interval(context)
     what = interval.key if interval is not None else context["dag_run"].run_id
     return f"{failure(task.dag_id, task.task_id, task.map_index)}/{what}"
@@ -69,5 +73,5 @@ def _interval(context: Context) -> Interval | None:
         if params.get("start") and params.get("end"):
             return Interval.of(params["start"], params["end"])
         return Interval.day(key) if key else None
-    except (ValueError, TypeError):  # it may be what the task failed for
+    except (ValueError, TypeError):  # a wrong interval may be why the task failed
         return None

@@ -1,7 +1,7 @@
 """What every DAG of Perennial has in common, and one DAG a model for each stage.
 
-A DAG file loops over :func:`models` and opens :func:`stage`. A broken model folder has no DAGs; one file calls
-:func:`report_broken_models`, which shows its message as an import error and leaves the other models' DAGs untouched.
+A DAG file loops over :func:`models` and opens :func:`stage`. A broken model folder has no DAGs; a file without any DAG calls
+:func:`report_broken_models`, which shows what is wrong as that file's import error.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import inspect
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Param, get_parsing_context
+from airflow.sdk import DAG, Param, XComArg, get_parsing_context
 from airflow.sdk.bases.timetable import BaseTimetable
 
 from perennial.core.errors import SpecError
@@ -21,7 +22,7 @@ from perennial.core.settings import settings
 from perennial.orchestration import assets
 from perennial.orchestration.callbacks import alert_of_failure, resolve_failure
 from perennial.orchestration.users import access
-from perennial.spec.folder import ModelFolder, read_models
+from perennial.spec.folder import ModelFolder, is_model_folder, read_models
 from perennial.spec.model import ModelSpec
 
 #: Queues of Celery's workers, by stage: what trains for an hour must not keep scoring waiting. Other executors have none.
@@ -46,45 +47,58 @@ MOST_TASKS = 16
 #: Longest time a run may take, unless it waits for a person.
 RUN_LIMIT = timedelta(hours=12)
 
+#: Most lines that are shown of what is wrong with a folder, and most characters of a line.
+_LINES, _LINE = 20, 500
+
 
 def models() -> list[ModelSpec]:
-    """The models that have a sound folder and are not retired, by name."""
-    sound, _ = _folders()
+    """The models that have a sound folder and are not retired, by name.
+
+    Raises:
+        SpecError: a worker asks, for a task of a model whose folder is broken. The task fails, and its log says why.
+    """
+    own = _own()
+    sound, broken = _folders(settings().models, own)
+    if own in broken:
+        raise broken[own]
     return [folder.spec for _, folder in sorted(sound.items()) if not folder.spec.retired]
 
 
 def report_broken_models() -> None:
-    """Show what is wrong with the other folders as an import error of the calling DAG file."""
-    _, broken = _folders()
+    """Show what is wrong with the other folders as an import error of the calling DAG file.
+
+    That file must have no DAG: Airflow marks all DAGs of a file with an import error as stale, so that they are neither
+    scheduled nor can be triggered.
+
+    Raises:
+        SpecError: there are broken folders. Its last line names them all.
+    """
+    _, broken = _folders(settings().models, _own())
     if broken:
-        _BrokenModels(broken)
+        said = [line for _, error in sorted(broken.items()) for line in _shown(str(error))]
+        names = ", ".join(sorted(broken))
+        said.append(f"No DAGs, because the model's folder cannot be read: {names}. All other models run on.")
+        raise SpecError("\n".join(said))
+
+
+def _shown(error: str) -> list[str]:
+    lines = [line if len(line) <= _LINE else f"{line[:_LINE]}…" for line in error.splitlines()]
+    return lines if len(lines) <= _LINES else [*lines[:_LINES], f"… and {len(lines) - _LINES} more lines"]
+
+
+def _own() -> str | None:
+    """The model whose task a worker parses the file for; None elsewhere, and for what concerns all models."""
+    own = (get_parsing_context().dag_id or "").partition(".")[0]
+    return own if own and is_model_folder(settings().models / own) else None
 
 
 @lru_cache(maxsize=1)
-def _folders() -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
+def _folders(everything: Path, own: str | None) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
     """Every folder, read once a process: Airflow parses each DAG file in a process of its own.
 
     A worker parses the file anew for each task, and only wants the task's DAG: it reads that model alone.
     """
-    everything = settings().models
-    own = (get_parsing_context().dag_id or "").partition(".")[0]
-    return read_models(everything, own if own and (everything / own / "model.yaml").is_file() else None)
-
-
-class _BrokenModels(DAG):
-    """A DAG that is never valid: Airflow shows why as an import error and goes on with the other DAGs of the file.
-
-    Raising while the file is parsed would take the DAGs of all models down.
-    """
-
-    def __init__(self, broken: Mapping[str, SpecError]) -> None:
-        super().__init__(dag_id=f"broken.{'.'.join(sorted(broken))}", schedule=None)
-        self._messages = "\n".join(str(error) for _, error in sorted(broken.items()))
-        with self:  # registers it with the file that is being parsed
-            pass
-
-    def validate(self) -> None:
-        raise SpecError(self._messages)
+    return read_models(everything, own)
 
 
 def stage(
@@ -176,6 +190,18 @@ def common(
         params=dict(params or {}),
         tags={"perennial", *tags},
     )
+
+
+def result(of: XComArg) -> Any:
+    """What a task returns, to be passed to another task.
+
+    The call of a task gives a reference, and Airflow passes the task that takes it what the first one returned. Airflow's types
+    do not say what that is: to the type checker it may be anything.
+
+    Args:
+        of: what the call of the task gave.
+    """
+    return of
 
 
 def _field(default: object, **schema: Any) -> Param:

@@ -1,6 +1,6 @@
-"""Where a task's page in the UI leads: the MLflow run or version it made, and the report it wrote.
+"""Links on a task's page in the UI: to the MLflow run or version that it made, and to the report that it wrote.
 
-A task pushes an address under a link's key; the plugin tells Airflow to look there.
+A task pushes an address to XCom under the key of a link. The plugin ``perennial_links`` shows it.
 """
 
 from __future__ import annotations
@@ -8,5 +8,5 @@ from __future__ import annotations
 MLFLOW = "perennial_mlflow"
 REPORT = "perennial_report"
 
-#: XCom key of each link, and the name on its button.
+#: By XCom key, the name on the link's button.
 LINKS = {MLFLOW: "MLflow", REPORT: "Report"}

@@ -1,11 +1,12 @@
-"""Send what waits in the outbox, through Airflow's own connections to Slack and to a mail server.
+"""Sends the alerts that wait in the outbox, through Airflow's connections to Slack and to a mail server.
 
-For the DAG ``perennial.notify``, and for the watchdog, which steps in when that is overdue. A process outside of tasks finds
-connections in its environment alone (``AIRFLOW_CONN_<ID>``).
+The DAG ``perennial.notify`` runs this every minute. The watchdog runs it when alerts are overdue. A process that is not a task
+finds connections in its environment alone (``AIRFLOW_CONN_<ID>``).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -16,8 +17,8 @@ from airflow.sdk import Connection, get_current_context, task
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from perennial.alerts.alert import EVERYBODY, Alert
-from perennial.core import logs
 from perennial.core.errors import NotDelivered
+from perennial.core.private_parts import oauth2_token
 from perennial.core.settings import Settings
 from perennial.deployment import Deployment
 from perennial.orchestration.runs import deployment
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
     from perennial.alerts.channels import Channel, Mail
     from perennial.alerts.delivery import DeliveryResult
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: Airflow's connection to the mail server.
+#: The id of Airflow's connection to the mail server.
 SMTP = "smtp_default"
 
 
 @task(multiple_outputs=False)
 def deliver_alerts() -> dict[str, int]:
-    """Send what waits, to whom models and environment name; what fails is tried again later, and nothing is lost.
+    """Send the alerts that wait. Failed messages are retried later, and no alert is lost.
 
-    A run that a person has triggered leaves no channel alone that has failed before.
+    A run that a person has triggered also retries channels whose delay after a failure has not ended.
     """
     at_once = get_current_context()["dag_run"].run_type == "manual"
     return asdict(deliver(deployment(), at_once=at_once))
@@ -54,16 +55,19 @@ def deliver(
     deadline: timedelta | None = None,
     pause: Callable[[float], Awaitable[None]] | None = None,
 ) -> DeliveryResult:
-    """Send what waits. It costs one short query while nothing does.
+    """Send the alerts that wait. If there are none, it takes one short query.
 
     Args:
         parts: the deployment.
-        overdue_by: leave alone what another sender is not late with by this much, and channels whose connection is not to be
-            found here; for whoever only steps in.
-        at_once: also try channels that are to be left alone for a while after a failure.
-        clock: the time.
-        deadline: everything that one message may take.
+        overdue_by: send only what has waited for this long, and skip channels whose connection cannot be found here; for a
+            process that stands in for the DAG.
+        at_once: also use channels whose delay after a failure has not ended.
+        clock: returns the current time.
+        deadline: longest time for one message.
         pause: waits between two messages.
+
+    Returns:
+        What was delivered, and what failed.
     """
     from perennial.alerts import delivery
 
@@ -84,7 +88,7 @@ def deliver(
 
 
 class Routing:
-    """Who hears of what: the models' own words, and the environment's for alerts that concern no single model.
+    """The channels of alerts: by the routes in ``model.yaml``, and by the environment for alerts that concern no single model.
 
     Args:
         settings: of the deployment. Its model folders are read when they are first needed.
@@ -94,10 +98,10 @@ class Routing:
         self._settings = settings
 
     def channels_of(self, alert: Alert) -> Collection[str] | None:
-        """The channels of an alert; None while its model's folder is broken, so that nobody knows.
+        """The channels of an alert; None while its model's folder is broken and they are unknown.
 
-        A model that names nobody, or that is gone, has its alerts sent where the environment says. So are those that concern
-        no single model; where the environment says nothing, everybody hears of them.
+        Alerts of a model that names no channel, or that is gone, go to the environment's channels. So do alerts that concern no
+        single model; if the environment names none, they go to the channels of all models.
         """
         if alert.model == EVERYBODY:
             routes = self._of_environment or [route for named in self._of_models.values() for route in named.everybody]
@@ -110,7 +114,7 @@ class Routing:
 
     @property
     def named(self) -> Collection[str] | None:
-        """Every channel that somebody names; None while a folder is broken."""
+        """Every channel that a model or the environment names; None while a folder is broken."""
         if self._broken:
             return None
         routes = [*self._of_environment, *(route for named in self._of_models.values() for route in named.everybody)]
@@ -138,13 +142,13 @@ class Routing:
 
 
 def open_channel(name: str) -> Channel:
-    """The way to a channel, by Airflow's connection to it.
+    """Open a channel by its connection in Airflow.
 
     Args:
-        name: as :attr:`perennial.spec.operation.Route.channels` has it.
+        name: of the channel, as in :attr:`perennial.spec.operation.Route.channels`.
 
     Raises:
-        NotDelivered: there is no such connection, it is of another kind, or it cannot be read now.
+        NotDelivered: there is no such connection, it has another type, or it cannot be read now.
     """
     kind, _, rest = name.partition(":")
     if kind == "email":
@@ -163,19 +167,19 @@ def _slack(connection_id: str, channel: str) -> Channel:
     try:
         if found.conn_type == "slackwebhook":
             if channel:
-                log.warning("connection %s is a webhook, which posts to its own channel, not to %s", connection_id, channel)
+                log.warning("connection %s is a webhook: it posts to its own channel, not to %s", connection_id, channel)
             webhook = SlackWebhookHook(slack_webhook_conn_id=connection_id).client
             return SlackWebhook(webhook.url, proxy=webhook.proxy)
         if found.conn_type == "slack":
             if not channel:
-                raise NotDelivered(f"connection {connection_id} is one of the Slack API: say where to post, channel", mend=True)
+                raise NotDelivered(f"connection {connection_id} is for the Slack API: name a channel beside it", mend=True)
             api = SlackHook(slack_conn_id=connection_id).client
             return SlackApi(str(api.token), channel, base_url=api.base_url, proxy=api.proxy)
     except NotDelivered:
         raise
-    except Exception as error:  # the hooks raise AirflowException and others, whose words may hold what they were given
-        raise NotDelivered(f"connection {connection_id} is not usable for Slack: {type(error).__name__}", mend=True) from error
-    raise NotDelivered(f"connection {connection_id} is of type {found.conn_type}, not slackwebhook or slack", mend=True)
+    except Exception as error:  # the hooks raise AirflowException and others, whose messages may hold secrets
+        raise NotDelivered(f"connection {connection_id} cannot be used for Slack: {type(error).__name__}", mend=True) from error
+    raise NotDelivered(f"connection {connection_id} has the type {found.conn_type}; use slackwebhook or slack", mend=True)
 
 
 def _mail(address: str) -> Mail:
@@ -188,10 +192,9 @@ def _mail(address: str) -> Mail:
     if not found.host or not hook.from_email:
         raise NotDelivered(f"connection {SMTP} lacks {'from_email in its extra' if found.host else 'a host'}", mend=True)
     try:
-        # The hook fetches a token of OAuth 2 here if the connection says how.
-        token = hook._get_oauth2_token() if hook.auth_type == "oauth2" else None
+        token = oauth2_token(hook) if hook.auth_type == "oauth2" else None
     except Exception as error:
-        raise NotDelivered(f"connection {SMTP}: there is no OAuth 2 token for it: {type(error).__name__}") from error
+        raise NotDelivered(f"connection {SMTP}: its OAuth 2 token could not be fetched: {type(error).__name__}") from error
     return Mail(
         to=address,
         sender=hook.from_email,
@@ -211,5 +214,5 @@ def _connection(connection_id: str) -> Connection:
         return found
     except AirflowNotFoundException as error:
         raise NotDelivered(f"there is no Airflow connection {connection_id}", mend=True) from error
-    except Exception as error:  # whatever a secrets backend raises, in words that may hold secrets
+    except Exception as error:  # whatever a secrets backend raises; its message may hold secrets
         raise NotDelivered(f"Airflow connection {connection_id} cannot be read: {type(error).__name__}") from error

@@ -38,6 +38,7 @@ from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, settings
 from perennial.deployment import Deployment
 from perennial.spec.folder import ModelFolder
+from perennial.stages.run import StageRun
 
 #: What a run's partition key names the first day of.
 Window = Literal["day", "week", "month", "never"]
@@ -77,14 +78,11 @@ class Run:
     def model(self) -> str:
         return self.folder.spec.name
 
-    @property
-    def run_id(self) -> str:
-        return str(self.context["dag_run"].run_id)
-
-    @property
-    def qualified_id(self) -> str:
-        """The run's id, unique over all DAGs."""
-        return f"{self.context['dag'].dag_id}/{self.run_id}"
+    @cached_property
+    def stage(self) -> StageRun:
+        """What the steps of the stage are given."""
+        run_id = str(self.context["dag_run"].run_id)
+        return StageRun(self.folder, self.deployment, run_id, f"{self.context['dag'].dag_id}/{run_id}")
 
     @property
     def params(self) -> dict[str, Any]:
@@ -156,13 +154,6 @@ class Run:
         if not published:
             raise SpecError(f"{self.model}: nothing is published yet; run {self.model}.ingest first, for a range of past days")
         return min(datetime.now(UTC), max(publication.interval.end for publication in published))
-
-    @property
-    def staging(self) -> Path:
-        """A folder for what the tasks of this run hand to each other."""
-        # Without dots: a run may be called "..".
-        safe = "".join(character if character.isalnum() or character in "-_" else "_" for character in self.run_id)
-        return self.deployment.settings.staging / self.model / safe
 
     def report(self, file: str | None) -> str | None:
         """Where people read a file of the deployment's folder of reports; None if they have no address of Airflow's."""

@@ -1,22 +1,23 @@
-"""Sends alerts in place of the DAG ``perennial.notify`` when that is overdue: ``python -m perennial.orchestration.stand_in``.
+"""Sends overdue alerts in place of the DAG ``perennial.notify``: ``python -m perennial.orchestration.stand_in``.
 
-The watchdog starts it as a process of its own, since Airflow's connections take Airflow's memory. Connections are found in
-the environment alone (``AIRFLOW_CONN_<ID>``); channels of others are left to the DAG.
+The watchdog starts it as a separate process, so that it need not keep Airflow in its memory. It finds connections in its
+environment alone (``AIRFLOW_CONN_<ID>``), and leaves channels with other connections to the DAG.
 """
 
 from __future__ import annotations
 
-from perennial.core import logs
+import logging
+
 from perennial.orchestration.notifiers import deliver
 from perennial.orchestration.runs import deployment
 from perennial.watchdog.rules import WAITING
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Send what has waited too long."""
-    log.warning("alerts are overdue: %s", deliver(deployment(), overdue_by=WAITING))
+    """Send the alerts that have waited too long."""
+    log.warning("overdue alerts were sent: %s", deliver(deployment(), overdue_by=WAITING))
 
 
 if __name__ == "__main__":

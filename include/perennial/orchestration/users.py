@@ -1,13 +1,13 @@
 """Airflow's roles for the deployment's people, and its first users. Run by the init job, before any server starts.
 
 =========  =========================================================================================================
-Viewer     looks at everything; Airflow's own role
-Operator   also triggers, clears and pauses, and rolls back; makes no version champion and answers no approval
-Approver   looks, answers approvals, promotes with a reason, rolls back
-Admin      everything, connections and users among it; Airflow's own role
+Viewer     reads everything; Airflow's own role
+Operator   also triggers, clears and pauses DAGs, and rolls back; cannot promote a version or answer an approval
+Approver   reads everything, answers approvals, promotes with a reason, rolls back
+Admin      everything, including connections and users; Airflow's own role
 =========  =========================================================================================================
 
-A role's rights on a DAG come with the DAG (:data:`ACCESS`), those on what lies below DAGs are given here.
+A role's rights on a DAG come with the DAG (:data:`ACCESS`). Its other rights are given here.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 OPERATOR, APPROVER = "Operator", "Approver"
 
-#: By stage, the roles besides Admin that may trigger its DAG and change its runs; the others' may the operator.
+#: By stage, the roles besides Admin that may trigger its DAG and change its runs. On all other stages, the operator may.
 ACCESS = {"promote": (APPROVER,), "rollback": (OPERATOR, APPROVER), "train": (OPERATOR, APPROVER)}
 
 
 def access(stage: str) -> dict[str, dict[str, set[str]]]:
-    """Who may do more than look at the DAG of a stage, as Airflow's ``access_control``."""
+    """The roles that may do more than read the DAG of a stage, as Airflow's ``access_control``."""
     return {role: {"DAGs": {"can_edit"}} for role in ACCESS.get(stage, (OPERATOR,))}
 
 
 def keep_users(passwords: dict[str, str]) -> None:
-    """Make the roles and the users ``admin`` and ``watchdog``, or give these users their passwords.
+    """Make the roles and the users ``admin`` and ``watchdog``; if these users exist, set their passwords.
 
     Raises:
         SystemExit: a user could not be made.
@@ -64,7 +64,7 @@ def _keep_user(manager: Any, name: str, role: str, password: str) -> None:
         password=password,
     )
     if not made:
-        raise SystemExit(f"Airflow's user {name} could not be made, see above")
+        raise SystemExit(f"Airflow's user {name} could not be made; the log above says why")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What takes long to import, imported: a worker's parent process imports this before it forks, so that no task has to."""
+"""Imports what takes long to import. A worker's parent process imports this before it forks, so that no task waits for it."""
 
 from __future__ import annotations
 
 from importlib import import_module
+
+from perennial.core.private_parts import let_mlflow_read_the_installed_packages
 
 for name in (
     # Searches all modules that are there already, and so is quicker the earlier it comes.
@@ -14,6 +16,7 @@ for name in (
     "pyiceberg.catalog.sql",
     "pyiceberg.io.pyarrow",
     "duckdb",
+    "perennial.alerts.delivery",
     "perennial.features.publish",
     "perennial.ingestion.publish",
     "perennial.ingestion.sources",
@@ -24,10 +27,20 @@ for name in (
     "perennial.operations.maintenance",
     "perennial.orchestration.ingest",
     "perennial.orchestration.monitor",
+    "perennial.orchestration.notifiers",
     "perennial.orchestration.operate",
     "perennial.orchestration.score",
     "perennial.orchestration.train",
+    "perennial.reports.approval",
+    "perennial.reports.releases",
+    "perennial.scoring.champion",
     "perennial.scoring.publish",
+    "perennial.stages.ingest",
+    "perennial.stages.maintain",
+    "perennial.stages.monitor",
+    "perennial.stages.promote",
+    "perennial.stages.score",
+    "perennial.stages.train",
     "perennial.training.evaluate",
     "perennial.training.fit",
 ):
@@ -36,5 +49,5 @@ for name in (
 # The first use of SQLAlchemy's mappers, which the lake's catalog makes, has Airflow import all of its models.
 import_module("sqlalchemy.orm").configure_mappers()
 
-# The first model that MLflow stores in a process has it read what each installed package holds; it remembers.
-import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(["mlflow"])
+# Otherwise the first task that stores a model would wait for it.
+let_mlflow_read_the_installed_packages()

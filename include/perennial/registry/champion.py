@@ -7,6 +7,7 @@ the ledger before and after: what a process that was put to sleep in between wri
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,9 +18,8 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from perennial.alerts import of_models
-from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, NoChampion, PromotionRefused, StaleDecision
-from perennial.evaluation.gates import GateDecision
+from perennial.evidence.decision import GateDecision
 from perennial.ledger.records import Action, Approval, Promotion
 from perennial.ledger.retirements import Retirement
 from perennial.ledger.succession import completed, lineage, newest_leads_back
@@ -27,7 +27,7 @@ from perennial.registry.server import CHALLENGER, CHAMPION, MISSING
 from perennial.registry.versions import Versions
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 #: How often :meth:`Registry.reconcile` reads again when others keep changing what it reads.
 _READS = 5
@@ -147,7 +147,7 @@ class Champions(Versions):
         reason = (override or "").strip()
         record = self._ledger.version(model, version)
         obstacle = self._bar(model, version) or _still_asked(spec, self._ledger.approvals(model, version))
-        if obstacle is None and record is not None and (compared := record.decision.get("champion")) != champion:
+        if obstacle is None and record is not None and (compared := record.decision.champion) != champion:
             obstacle = (
                 f"it was compared with {_called(compared)}, and the champion is {_called(champion)}: the evaluation is stale"
             )
@@ -164,7 +164,7 @@ class Champions(Versions):
             reason=reason or "by hand",
             actor=actor,
             run_id=run_id,
-            evidence={**(record.decision if record else {}), **({"overridden": obstacle} if obstacle else {})},
+            evidence={**(record.decision.to_json() if record else {}), **({"overridden": obstacle} if obstacle else {})},
         )
 
     def _bar(self, model: str, version: int) -> str | None:
@@ -175,8 +175,8 @@ class Champions(Versions):
         record = self._ledger.version(model, version)
         if record is None:
             return None
-        if record.decision.get("promote") is not True:
-            reasons = record.decision.get("reasons") or ["no complete evaluation of it is recorded"]
+        if not record.decision.promote:
+            reasons = record.decision.reasons or ["no complete evaluation of it is recorded"]
             return f"the gates refused it: {'; '.join(reasons)}"
         answers = self._ledger.approvals(model, version)
         if answers and answers[-1].answer != "approved":

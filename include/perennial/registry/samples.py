@@ -86,7 +86,7 @@ class Samples(Versions):
         record = self._ledger.version(model, version)
         if record is None:
             return False
-        there = {name: self._read(record.training["model_id"], name) for name in files}
+        there = {name: self._read(record.training.model_id, name) for name in files}
         same = {
             name: digest
             for name, digest in files.items()
@@ -100,7 +100,7 @@ class Samples(Versions):
     def _changed(self, model: str, rows: pa.Table, event_time: str) -> Iterator[tuple[str, int | None, dict[str, bytes]]]:
         if not rows.num_rows:
             return
-        known = {record.training.get("model_id"): record.version for record in self._ledger.versions(model)}
+        known = {record.training.model_id: record.version for record in self._ledger.versions(model)}
         for model_id in self._stored(model):
             files = {}
             content = self._read(model_id, artifacts.REFERENCE_FILE)

@@ -17,8 +17,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from perennial.core.errors import ArtifactRejected
-from perennial.evaluation.evidence import Evaluation
-from perennial.evaluation.gates import GateDecision
+from perennial.evidence.decision import GateDecision
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.training import TrainingRecord, TrainingSet
 from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel
@@ -28,7 +29,7 @@ from perennial.spec.model import ModelSpec
 from perennial.spec.types import Task
 
 if TYPE_CHECKING:
-    from perennial.model.candidate import Fitted, TrainingSet
+    from perennial.model.candidate import Fitted
 
 
 #: How often a tag is written when others write the same one.
@@ -122,24 +123,24 @@ class Versions(Mlflow):
                 spec_digest=training_set.folder_digest,
                 features_digest=training_set.features_digest,
                 manifest=fitted.manifest,
-                training={
-                    **training_set.to_json(),
-                    "candidate": fitted.candidate,
-                    "params": fitted.params,
-                    "validation": fitted.metrics,
-                    "model_id": fitted.model_id,
-                    "task": spec.task,
-                    "numeric": list(spec.features.numeric),
-                    "categorical": list(spec.features.categorical),
-                    "trusted_types": list(spec.training.trusted_types),
-                },
-                evaluation=evaluation.to_json(),
-                decision=decision.to_json(),
+                training=TrainingRecord(
+                    **vars(training_set),
+                    candidate=fitted.candidate,
+                    params=fitted.params,
+                    validation=fitted.metrics,
+                    model_id=fitted.model_id,
+                    task=spec.task,
+                    numeric=list(spec.features.numeric),
+                    categorical=list(spec.features.categorical),
+                    trusted_types=list(spec.training.trusted_types),
+                ),
+                evaluation=evaluation,
+                decision=decision,
                 code=fitted.code,
                 created_at=datetime.now(UTC),
             )
         )
-        if found is not None and self._ledger.record_decision(spec.name, version, evaluation.to_json(), decision.to_json()):
+        if found is not None and self._ledger.record_decision(spec.name, version, evaluation, decision):
             # Another attempt of the run, which may have compared it with another champion.
             self._tag(spec.name, version, _verdict_tags(evaluation, decision))
             self._client.update_model_version(spec.name, str(version), description=_describe(evaluation, decision))
@@ -171,7 +172,7 @@ class Versions(Mlflow):
             "perennial.trained_on": candidate.trained_on or "",
             "perennial.spec_digest": folder.digest,
             "perennial.features_digest": folder.features_digest,
-            "perennial.code_commit": str(fitted.code["commit"]),
+            "perennial.code_commit": fitted.code.commit,
             "perennial.run_id": run_id,
             **_verdict_tags(evaluation, decision),
         }
@@ -207,21 +208,23 @@ class Versions(Mlflow):
         if record is None:
             raise ArtifactRejected(f"{name} is not in the ledger: Perennial did not register it and cannot vouch for it")
         training = record.training
-        takes = FeatureList(tuple(training["numeric"]), tuple(training["categorical"]))
-        trusted = set(training["trusted_types"])
+        if training.task is None:
+            raise ArtifactRejected(f"{name}: the ledger does not say what it was trained for: train a new version")
+        takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
+        trusted = set(training.trusted_types)
         if spec is not None:
             trusted &= set(spec.training.trusted_types)
             kinds = {"numeric": takes.numeric, "categorical": takes.categorical}
             gone = [feature for kind, its in kinds.items() for feature in its if feature not in getattr(spec.features, kind)]
-            if gone or training["task"] != spec.task:
-                difference = f"the features {', '.join(gone)}" if gone else f"the task {training['task']}"
+            if gone or training.task != spec.task:
+                difference = f"the features {', '.join(gone)}" if gone else f"the task {training.task}"
                 raise ArtifactRejected(
                     f"{name} was trained for {difference}, which model.yaml no longer has: train a new version"
                 )
         found = self._version(model, version)
         if found is None:
             raise ArtifactRejected(f"{name} was deleted from MLflow; roll back to another version or train a new one")
-        artifacts_of = self._stored_at(training["model_id"])
+        artifacts_of = self._stored_at(training.model_id)
         if found.source != artifacts_of or found.run_id != record.mlflow_run_id:
             raise ArtifactRejected(
                 f"{name}: MLflow says it lies in {found.source!r}, it was registered from {artifacts_of!r} of run "
@@ -230,12 +233,12 @@ class Versions(Mlflow):
         return self._load(
             name,
             version=version,
-            model_id=training["model_id"],
+            model_id=training.model_id,
             manifest=record.manifest,
-            packages=record.code.get("packages", {}),
+            packages=record.code.packages,
             takes=takes,
-            task=training["task"],
-            trained_on=training["window"],
+            task=training.task,
+            trained_on=training.window,
             features_digest=record.features_digest,
             trusted=sorted(trusted),
         )
@@ -251,7 +254,7 @@ class Versions(Mlflow):
             version=None,
             model_id=fitted.model_id,
             manifest=fitted.manifest,
-            packages=fitted.code["packages"],
+            packages=fitted.code.packages,
             takes=FeatureList.of(spec),
             task=spec.task,
             trained_on=training_set.window,
@@ -287,7 +290,7 @@ class Versions(Mlflow):
             ArtifactRejected: the files are not there, or not those that were registered.
         """
         name = f"{record.model} version {record.version}"
-        with self._checked(name, record.training["model_id"], record.manifest) as directory:
+        with self._checked(name, record.training.model_id, record.manifest) as directory:
             return _read_reference(directory)
 
     @contextmanager

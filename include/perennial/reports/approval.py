@@ -7,47 +7,47 @@ Neighbours: :mod:`perennial.evaluation.gates` has decided before anybody is aske
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from perennial.evidence.decision import GateDecision
+from perennial.evidence.evaluation import Contender, Evaluation
 
 
-def comparison_in_words(
-    version: int, evaluation: Mapping[str, Any], decision: Mapping[str, Any], links: Mapping[str, str]
-) -> str:
+def comparison_in_words(version: int, evaluation: Evaluation, decision: GateDecision, links: Mapping[str, str]) -> str:
     """Candidate and champion side by side, in Markdown.
 
     Args:
         version: the candidate's.
-        evaluation: as the ledger keeps it.
-        decision: of the gates, as the ledger keeps it.
+        evaluation: of both.
+        decision: of the gates.
         links: name to address.
     """
-    candidate, champion = evaluation["candidate"], evaluation["champion"]
-    rival = f"champion, version {champion['version']}" if champion else "no champion yet"
+    candidate, champion = evaluation.candidate, evaluation.champion
+    rival = f"champion, version {champion.version}" if champion else "no champion yet"
     lines = [
-        f"Measured on {evaluation['interval']}, the same {evaluation['rows']:,} rows for both. It passed every gate.",
+        f"Measured on {evaluation.interval}, the same {evaluation.rows:,} rows for both. It passed every gate.",
         "",
         *([" · ".join(f"[{name}]({address})" for name, address in links.items()), ""] if links else []),
-        f"| metric | version {version}, {candidate['name']} | {rival} |",
+        f"| metric | version {version}, {candidate.name} | {rival} |",
         "| --- | --- | --- |",
     ]
-    first = evaluation["metric"]
-    for metric in sorted(candidate["metrics"], key=lambda name: (name != first, name)):
+    first = evaluation.metric
+    for metric in sorted(candidate.metrics, key=lambda name: (name != first, name)):
         name = f"**{metric}**" if metric == first else metric
         lines.append(f"| {name} | {_number(candidate, metric)} | {_number(champion, metric) if champion else ''} |")
-    compared = evaluation.get("comparison")
-    if compared and compared.get("low") is not None:
+    compared = evaluation.comparison
+    if compared is not None and compared.low is not None and compared.high is not None:
         lines += [
             "",
-            f"Gain in {first}: {compared['gain']:+.4g}; with {compared['confidence']:.0%} confidence between "
-            f"{compared['low']:+.4g} and {compared['high']:+.4g}.",
+            f"Gain in {first}: {compared.gain:+.4g}; with {compared.confidence:.0%} confidence between "
+            f"{compared.low:+.4g} and {compared.high:+.4g}.",
         ]
-    lines += ["", *(f"- **{gate['gate']}**: {gate['reason']}" for gate in decision["results"])]
+    lines += ["", *(f"- **{result.gate}**: {result.reason}" for result in decision.results)]
     return "\n".join(lines)
 
 
-def _number(contender: Mapping[str, Any], metric: str) -> str:
-    value = contender["metrics"].get(metric)
+def _number(contender: Contender, metric: str) -> str:
+    value = contender.metrics.get(metric)
     if value is None:
         return "not measured"
-    bounds = (contender.get("intervals") or {}).get(metric)
+    bounds = contender.intervals.get(metric)
     return f"{value:.4g}" + (f" ({bounds[0]:.4g} to {bounds[1]:.4g})" if bounds else "")

@@ -333,13 +333,13 @@ def _champion(promotion: Promotion, pages: Pages) -> ChampionCell:
 
 
 def _judged(verdict: Verdict, pages: Pages) -> NewestVerdict:
-    impact = verdict.details.get("impact") or {}
-    reasons = [*impact.get("reasons", ()), *verdict.reasons]
+    details = verdict.details
+    reasons = [*(details.impact.reasons if details.impact else ()), *verdict.reasons]
     return NewestVerdict(
         verdict=verdict.verdict,
-        severity=str(verdict.details.get("severity") or ("none" if verdict.verdict == "ok" else "warning")),
+        severity=details.severity or ("none" if verdict.verdict == "ok" else "warning"),
         window=verdict.interval.key,
-        reason=str(reasons[0]) if reasons else "",
+        reason=reasons[0] if reasons else "",
         report=pages.report(verdict.report) if verdict.report else None,
         run=pages.run(f"{verdict.model}.monitor", verdict.run_id),
     )
@@ -351,11 +351,11 @@ def _outlook(spec: ModelSpec, verdicts: Sequence[Verdict], performances: Sequenc
     seen: dict[Interval, Window] = {}
     usual: tuple[float, float] | None = None
     for verdict in verdicts:
-        estimate = verdict.details.get("estimate") or {}
-        estimated = _number((estimate.get("metrics") or {}).get(metric)) if estimate.get("metric") == metric else None
-        if estimate.get("usual"):
-            low, high = estimate["usual"]
-            usual = (float(low), float(high))
+        estimate = verdict.details.estimate
+        estimated = _number(estimate.metrics.get(metric)) if estimate is not None and estimate.metric == metric else None
+        if estimate is not None and estimate.usual:
+            low, high = estimate.usual
+            usual = (low, high)
         seen[verdict.interval] = Window(verdict.interval.key, verdict.verdict, estimated, None)
     rows: dict[Interval, int] = {}
     for performance in performances:
@@ -382,11 +382,11 @@ def _trained(spec: ModelSpec, overview: Overview, champion: Promotion | None, pa
         return None
     record = versions[max(versions)]
     decision, answer = record.decision, overview.approvals.get(spec.name)
-    reasons = list(decision.get("reasons") or ())
+    reasons = decision.reasons
     outcome: Literal["champion", "passed", "waiting", "refused"]
     if champion is not None and champion.version == record.version:
         outcome = "champion"
-    elif decision.get("promote") is not True:
+    elif not decision.promote:
         outcome = "refused"
     elif answer is not None and answer.version == record.version and answer.answer != "approved":
         outcome, reasons = "refused", [answer.told]
@@ -396,7 +396,7 @@ def _trained(spec: ModelSpec, overview: Overview, champion: Promotion | None, pa
         version=record.version,
         at=record.created_at,
         outcome=outcome,
-        reason=str(reasons[0]) if reasons else "",
+        reason=reasons[0] if reasons else "",
         link=pages.version(spec.name, record.version),
         run=_training_run(record, pages),
     )
@@ -408,7 +408,7 @@ def _was_champion(champion: Promotion | None, record: VersionRecord) -> bool:
 
 
 def _training_run(record: VersionRecord, pages: Pages) -> str | None:
-    dag_id, _, run_id = str(record.training.get("run_id") or "").partition("/")
+    dag_id, _, run_id = record.training.run_id.partition("/")
     return pages.run(dag_id, run_id) if run_id else None
 
 

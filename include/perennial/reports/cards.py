@@ -5,7 +5,7 @@ Each section says what is recorded. One that would say nothing, or lack its pict
 told in words.
 
 Neighbours: :mod:`perennial.reports.dossier` gathers what is recorded, :mod:`perennial.reports.releases` reports what a
-version changes and writes the pages, :mod:`perennial.evaluation.evidence` says what was measured.
+version changes and writes the pages, :mod:`perennial.evidence.evaluation` says what was measured.
 
 References:
     Mitchell et al.: Model Cards for Model Reporting. FAccT 2019.
@@ -13,11 +13,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from perennial.core.intervals import Interval
+from perennial.evidence.evaluation import Contender
+from perennial.evidence.training import PARTS
 from perennial.reports.documents import Block, Chapter, Document, Facts, Grid, Mark, Points, Words
 from perennial.reports.dossier import Dossier
 from perennial.reports.lineage import training_set
@@ -79,16 +80,16 @@ def standing(dossier: Dossier) -> Mark:
 
 
 def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
-    evaluation, metric = dossier.evaluation, dossier.evaluation["metric"]
-    candidate, comparison = evaluation["candidate"], evaluation.get("comparison")
+    evaluation, metric = dossier.evaluation, dossier.evaluation.metric
+    candidate, comparison = evaluation.candidate, evaluation.comparison
     figures = []
-    if metric in candidate["metrics"]:
-        figures.append((metric, number(candidate["metrics"][metric]), interval_of(candidate, metric)))
-    if comparison:
-        sure = "" if comparison["low"] is None else f"{number(comparison['low'])} to {number(comparison['high'])}"
-        figures.append((f"gain over version {evaluation['champion']['version']}", number(comparison["gain"]), sure))
-    figures.append(("judged on", f"{evaluation['rows']:,} rows", evaluation["interval"]))
-    figures.append(("learned from", f"{dossier.training['rows']['window']:,} rows", dossier.training["window"]))
+    if metric in candidate.metrics:
+        figures.append((metric, number(candidate.metrics[metric]), interval_of(candidate, metric)))
+    if comparison and evaluation.champion:
+        sure = "" if comparison.low is None else f"{number(comparison.low)} to {number(comparison.high)}"
+        figures.append((f"gain over version {evaluation.champion.version}", number(comparison.gain), sure))
+    figures.append(("judged on", f"{evaluation.rows:,} rows", evaluation.interval))
+    figures.append(("learned from", f"{dossier.training.rows['window']:,} rows", dossier.training.window))
     return figures
 
 
@@ -96,9 +97,9 @@ def number(value: Any) -> str:
     return "not measured" if value is None else f"{value:.4g}"
 
 
-def interval_of(contender: Mapping[str, Any], metric: str) -> str:
+def interval_of(contender: Contender, metric: str) -> str:
     """The confidence interval of a metric; nothing if there is none."""
-    ends = (contender.get("intervals") or {}).get(metric)
+    ends = contender.intervals.get(metric)
     return f"[{number(ends[0])}, {number(ends[1])}]" if ends else ""
 
 
@@ -130,33 +131,33 @@ def _limits(dossier: Dossier) -> list[Block]:
 def known_limits(dossier: Dossier) -> list[str]:
     """What the record itself says about where a version is not to be trusted."""
     spec, evaluation, training = dossier.spec, dossier.evaluation, dossier.training
-    window, holdout = Interval.from_key(training["window"]), Interval.from_key(training["holdout"])
+    window, holdout = training.interval("window"), training.interval("holdout")
     limits = [
-        f"It was judged on {evaluation['interval']} alone ({holdout.length.days} days); how it does at other times is for "
+        f"It was judged on {evaluation.interval} alone ({holdout.length.days} days); how it does at other times is for "
         "monitoring to tell."
     ]
     if window.length < _YEAR:
         limits.append(
-            f"It learned from {window.length.days} days, {training['window']}: seasons, holidays and events outside are "
+            f"It learned from {window.length.days} days, {training.window}: seasons, holidays and events outside are "
             "unknown to it."
         )
     for part, words in (("holdout", "it was judged on"), ("window", "it learned from")):
-        entities, labelled = training["entities"][part], training["labelled"][part]
+        entities, labelled = training.entities[part], training.labelled[part]
         if labelled < entities:
             limits.append(
                 f"{entities - labelled:,} of {entities:,} rows of what {words} had no label in time "
                 f"({1 - labelled / entities:.1%}); no figure here speaks of them."
             )
-    if training["rows"]["window"] < training["labelled"]["window"]:
+    if training.rows["window"] < training.labelled["window"]:
         limits.append(
-            f"Of {training['labelled']['window']:,} labelled rows it learned from the newest {training['rows']['window']:,} "
+            f"Of {training.labelled['window']:,} labelled rows it learned from the newest {training.rows['window']:,} "
             "(training.max_rows)."
         )
     if mostly := [f"{name} ({share:.0%})" for name, share in dossier.missing.items() if share >= MOSTLY_MISSING]:
         limits.append(f"Mostly missing where it learned: {listed(mostly)}.")
     if not dossier.missing:
         limits.append("How much of each feature was missing where it learned is not known: the stored model cannot be loaded.")
-    not_judged = (evaluation.get("slices") or {}).get("not_judged") or []
+    not_judged = evaluation.slices.not_judged if evaluation.slices else []
     limits += [f"A part that was not judged: {reason}" for reason in not_judged[:MOST]]
     if len(not_judged) > MOST:
         limits.append(f"{len(not_judged) - MOST:,} more parts were not judged; the evaluation in MLflow names them.")
@@ -164,7 +165,7 @@ def known_limits(dossier: Dossier) -> list[str]:
         limits.append("No slices are judged one by one: model.yaml names no gates.slices.columns.")
     if not spec.gates.fairness:
         limits.append("Whether groups are treated alike is not judged: model.yaml names no gates.fairness.")
-    if dossier.record.code.get("dirty"):
+    if dossier.record.code.dirty:
         limits.append("It was made by code with changes that no commit has.")
     return limits
 
@@ -176,14 +177,14 @@ def listed(names: Sequence[str]) -> str:
 
 def decision(dossier: Dossier) -> Chapter:
     """What was decided, and by whom."""
-    results = dossier.record.decision.get("results", [])
-    refused = [result for result in results if not result["passed"]]
+    results = dossier.record.decision.results
+    refused = [result for result in results if not result.passed]
     words = (
         f"All {len(results)} gates passed."
         if results and not refused
-        else f"{len(refused)} of {len(results)} gates refused: {listed([result['gate'] for result in refused])}."
+        else f"{len(refused)} of {len(results)} gates refused: {listed([result.gate for result in refused])}."
     )
-    compared = dossier.record.decision.get("champion")
+    compared = dossier.record.decision.champion
     blocks: list[Block] = [
         Words(words if results else ""),
         Facts(
@@ -204,26 +205,26 @@ def _data(dossier: Dossier) -> list[Block]:
     parts = [
         [
             {"window": "learned from", "holdout": "judged on"}[part],
-            training[part],
-            training["rows"][part],
-            share(training["labelled"][part], training["entities"][part]),
-            ", ".join(f"{name} {count:,}" for name, count in training["classes"][part].items()) or "numbers",
-            training["content"][part],
+            training.key(part),
+            training.rows[part],
+            share(training.labelled[part], training.entities[part]),
+            ", ".join(f"{name} {count:,}" for name, count in training.classes[part].items()) or "numbers",
+            training.content[part],
         ]
-        for part in ("window", "holdout")
+        for part in PARTS
     ]
     gaps = [[name, value] for name, value in sorted(dossier.missing.items(), key=lambda pair: -pair[1]) if value >= 0.001]
     blocks: list[Block] = [
         Grid(["part", "interval", "rows", "labels known", "classes", "SHA-256 of the rows"], parts),
         Facts(
             [
-                ("known by", training["as_of"]),
-                ("features", f"{len(training['numeric'])} numeric, {len(training['categorical'])} categorical"),
+                ("known by", training.as_of),
+                ("features", f"{len(training.numeric)} numeric, {len(training.categorical)} categorical"),
                 ("how features are made", f"SHA-256 {dossier.record.features_digest}"),
-                ("pinned as", training["pin"]),
+                ("pinned as", training.pin),
             ]
         ),
-        Grid(["table", "Iceberg snapshot"], [[table, str(snapshot)] for table, snapshot in training["snapshots"].items()]),
+        Grid(["table", "Iceberg snapshot"], [[table, str(snapshot)] for table, snapshot in training.snapshots.items()]),
     ]
     if gaps:
         blocks.append(
@@ -239,16 +240,16 @@ def share(part: int, whole: int) -> str:
 def metrics(dossier: Dossier) -> Chapter:
     """All contenders by all metrics, with intervals, on the same rows."""
     evaluation = dossier.evaluation
-    champion = evaluation.get("champion")
-    contenders = [evaluation["candidate"], *([champion] if champion else []), *evaluation["baselines"]]
+    champion = evaluation.champion
+    contenders = [evaluation.candidate, *([champion] if champion else []), *evaluation.baselines]
     known = METRICS[dossier.spec.task]
-    measured = [metric for metric in known if any(metric in one["metrics"] for one in contenders)]
+    measured = [metric for metric in known if any(metric in one.metrics for one in contenders)]
     rows = [
         [
             metric,
             "more" if known[metric] else "less",
             *(
-                f"{number(one['metrics'].get(metric))} {interval_of(one, metric)}".strip() if not one.get("error") else "-"
+                f"{number(one.metrics.get(metric))} {interval_of(one, metric)}".strip() if not one.error else "-"
                 for one in contenders
             ),
         ]
@@ -256,13 +257,13 @@ def metrics(dossier: Dossier) -> Chapter:
     ]
     blocks: list[Block] = [
         Words(
-            f"On the same {evaluation['rows']:,} rows of {evaluation['interval']}, which none of them learned from; in "
+            f"On the same {evaluation.rows:,} rows of {evaluation.interval}, which none of them learned from; in "
             f"brackets, {dossier.spec.gates.resampling.confidence:.0%} confidence intervals over blocks of rows. The primary "
-            f"metric is {evaluation['metric']}."
+            f"metric is {evaluation.metric}."
         ),
         Grid(["metric", "better is", *(called(one) for one in contenders)], rows),
     ]
-    if errors := [f"{called(one)} could not predict: {one['error']}" for one in contenders if one.get("error")]:
+    if errors := [f"{called(one)} could not predict: {one.error}" for one in contenders if one.error]:
         blocks.append(Points(errors))
     blocks += dossier.pictures(
         ("holdout/gain.png", "How sure the gain over the champion is"),
@@ -272,40 +273,36 @@ def metrics(dossier: Dossier) -> Chapter:
     return Chapter("Metrics", blocks, "metrics of the candidate on the holdout: it could not predict, or no label is known")
 
 
-def called(contender: Mapping[str, Any]) -> str:
-    return (
-        f"champion, version {contender['version']}"
-        if contender["role"] == "champion"
-        else f"{contender['name']} ({contender['role']})"
-    )
+def called(contender: Contender) -> str:
+    return f"champion, version {contender.version}" if contender.role == "champion" else f"{contender.name} ({contender.role})"
 
 
 def slices(dossier: Dossier) -> Chapter:
     """The comparison with the champion within parts of the rows."""
-    found, columns = dossier.evaluation.get("slices"), dossier.spec.gates.slices.columns
+    found, columns = dossier.evaluation.slices, dossier.spec.gates.slices.columns
     wanted = f"the comparison by {', '.join(columns)}, which gates.slices.columns asks for: train and evaluate again"
     if not columns:
         return Chapter("Slices", [Words("None are judged: model.yaml names no gates.slices.columns.")], wanted)
-    if dossier.evaluation.get("champion") is None:
+    if dossier.evaluation.champion is None:
         words = (
             f"By {', '.join(columns)}, once there is a champion to compare with: slices are judged by what they gain or lose."
         )
         return Chapter("Slices", [Words(words)], wanted)
     if not found:
         return Chapter("Slices", [], wanted)
-    if not found["judged"]:
-        return Chapter("Slices", [Words("No part has enough rows to be judged:"), Points(found["not_judged"][:MOST])], wanted)
-    judged = sorted(found["judged"], key=lambda one: one["gain"])
-    metric, margin = dossier.evaluation["metric"], dossier.spec.gates.slices.margin
+    if not found.judged:
+        return Chapter("Slices", [Words("No part has enough rows to be judged:"), Points(found.not_judged[:MOST])], wanted)
+    judged = sorted(found.judged, key=lambda one: one.gain)
+    metric, margin = dossier.evaluation.metric, dossier.spec.gates.slices.margin
     rows = [
         [
-            one["column"],
-            one["value"],
-            one["rows"],
-            one["candidate"],
-            one["champion"],
-            f"{one['gain']:+.4g} ± {one['error']:.2g}",
-            Mark("better", "good") if one["gain"] > 0 else Mark("worse", "bad" if one["gain"] < -margin else "warn"),
+            one.column,
+            one.value,
+            one.rows,
+            one.candidate,
+            one.champion,
+            f"{one.gain:+.4g} ± {one.error:.2g}",
+            Mark("better", "good") if one.gain > 0 else Mark("worse", "bad" if one.gain < -margin else "warn"),
         ]
         for one in judged[:MOST]
     ]
@@ -316,8 +313,8 @@ def slices(dossier: Dossier) -> Chapter:
         Grid(["column", "value", "rows", "candidate", "champion", "gain ± standard error", ""], rows),
         *dossier.pictures(("holdout/slices.png", "Gain over the champion by slice")),
     ]
-    if found["not_judged"]:
-        blocks += [Words("Not judged:"), Points(found["not_judged"][:MOST])]
+    if found.not_judged:
+        blocks += [Words("Not judged:"), Points(found.not_judged[:MOST])]
     return Chapter("Slices", blocks, wanted)
 
 
@@ -331,27 +328,27 @@ def _calibration(dossier: Dossier) -> list[Block]:
                   "yes-or-no models alone; log_loss above speaks of it."),
             dossier.picture("holdout/confusion.png", "Confusion matrix"),
         ]  # fmt: skip
-    champion = evaluation.get("champion") or {}
+    champion = evaluation.champion
     rows = [
         [
             name,
             *(
-                f"{number(one['metrics'].get(name))} {interval_of(one, name)}".strip()
-                for one in (evaluation["candidate"], champion)
+                f"{number(one.metrics.get(name))} {interval_of(one, name)}".strip()
+                for one in (evaluation.candidate, champion)
                 if one
             ),
         ]
         for name in ("calibration_error", "brier")
     ]
-    predictions = evaluation["candidate"].get("predictions") or {}
-    trues = evaluation["classes"].get("true", evaluation["classes"].get("True"))
+    predictions = evaluation.candidate.predictions
+    trues = evaluation.classes.get("true", evaluation.classes.get("True"))
     return [
         Words("Whether a probability means what it says: of the rows given 30 %, three in ten should come true."),
         Grid(["", "candidate", *(["champion"] if champion else [])], rows),
         Facts(
             [
-                ("mean probability", predictions.get("mean")),
-                ("share that came true", None if trues is None else share(trues, evaluation["rows"])),
+                ("mean probability", predictions.mean if predictions else None),
+                ("share that came true", None if trues is None else share(trues, evaluation.rows)),
             ]
         ),
         dossier.picture("holdout/calibration.png", "Calibration on the holdout"),
@@ -360,7 +357,7 @@ def _calibration(dossier: Dossier) -> list[Block]:
 
 def _importance(dossier: Dossier) -> list[Block]:
     importance = dossier.importance
-    metric = dossier.evaluation["metric"]
+    metric = dossier.evaluation.metric
     return [
         Words(f"How much worse {metric} is on the validation rows when a feature's values are shuffled. Features that say the "
               "same share their weight."),
@@ -371,49 +368,49 @@ def _importance(dossier: Dossier) -> list[Block]:
 
 def _probes(dossier: Dossier) -> Iterator[Chapter]:
     """What was tried beside the holdout as it is, as far as it was."""
-    evaluation, metric = dossier.evaluation, dossier.evaluation["metric"]
+    evaluation, metric = dossier.evaluation, dossier.evaluation.metric
     blocks: list[Block] = []
-    if robustness := evaluation.get("robustness"):
+    if robustness := evaluation.robustness:
         worst = sorted(
-            {*robustness["noise"], *robustness["missing"]},
-            key=lambda name: abs(robustness["clean"] - robustness["missing"].get(name, robustness["clean"])),
+            {*robustness.noise, *robustness.missing},
+            key=lambda name: abs(robustness.clean - robustness.missing.get(name, robustness.clean)),
             reverse=True,
         )
         blocks += [
-            Words(f"{metric} is {number(robustness['clean'])} on {robustness['rows']:,} rows; with one feature made worse:"),
+            Words(f"{metric} is {number(robustness.clean)} on {robustness.rows:,} rows; with one feature made worse:"),
             Grid(
                 ["feature", "with noise", "partly missing"],
-                [[name, robustness["noise"].get(name), robustness["missing"].get(name)] for name in worst[:MOST]]
+                [[name, robustness.noise.get(name), robustness.missing.get(name)] for name in worst[:MOST]]
                 or [["none", None, None]],
             ),
         ]  # fmt: skip
-    if behaviour := evaluation.get("behaviour"):
+    if behaviour := evaluation.behaviour:
         rows = [
             [
                 name,
-                None if one["share"] is None else f"{one['share']:.1%} of {one['rows']:,} rows",
-                one["problem"] or "as wanted",
+                None if one.share is None else f"{one.share:.1%} of {one.rows:,} rows",
+                one.problem or "as wanted",
             ]
             for name, one in behaviour.items()
         ]
         blocks.append(Grid(["behaviour test", "behaved", "outcome"], rows))
-    for groups in evaluation.get("groups") or []:
-        rows = [[name, rate] for name, rate in sorted(groups["rates"].items(), key=lambda pair: pair[1])]
-        if rows:
-            blocks.append(Grid([groups["column"], f"{groups['rate']} from probability {groups['threshold']:.3g}"], rows))
-        if groups["not_judged"]:
-            blocks.append(Points([f"Too few rows to compare: {listed(groups['not_judged'])}"]))
-    if alone := evaluation.get("alone"):
+    for groups in evaluation.groups or []:
+        rates = [[name, rate] for name, rate in sorted(groups.rates.items(), key=lambda pair: pair[1])]
+        if rates:
+            blocks.append(Grid([groups.column, f"{groups.rate} from probability {groups.threshold:.3g}"], rates))
+        if groups.not_judged:
+            blocks.append(Points([f"Too few rows to compare: {listed(groups.not_judged)}"]))
+    if alone := evaluation.alone:
         best = sorted(alone.items(), key=lambda pair: -pair[1])[:5]
         blocks.append(Facts([("best single features", ", ".join(f"{name} {value:.3f}" for name, value in best))]))
-    if operation := evaluation.get("operation"):
+    if operation := evaluation.operation:
         blocks.append(
             Facts(
                 [
-                    ("in a clean process", operation["problem"] or "it loads and answers the same"),
-                    ("milliseconds for 1,000 rows", operation["latency"]),
-                    ("seconds to load", operation["load_seconds"]),
-                    ("megabytes", operation["artifact_mb"]),
+                    ("in a clean process", operation.problem or "it loads and answers the same"),
+                    ("milliseconds for 1,000 rows", operation.latency),
+                    ("seconds to load", operation.load_seconds),
+                    ("megabytes", operation.artifact_mb),
                 ]
             )
         )
@@ -423,10 +420,9 @@ def _probes(dossier: Dossier) -> Iterator[Chapter]:
 
 def gates(dossier: Dossier) -> Chapter:
     """Every gate's word."""
-    results = sorted(dossier.record.decision.get("results", []), key=lambda result: result["passed"])
+    results = sorted(dossier.record.decision.results, key=lambda result: result.passed)
     rows = [
-        [result["gate"], Mark("passed", "good") if result["passed"] else Mark("refused", "bad"), result["reason"]]
-        for result in results
+        [result.gate, Mark("passed", "good") if result.passed else Mark("refused", "bad"), result.reason] for result in results
     ]
     return Chapter(
         "Gates", [Grid(["gate", "", "what was seen, and what was wanted"], rows)], "results of the gates, in the ledger"
@@ -435,19 +431,19 @@ def gates(dossier: Dossier) -> Chapter:
 
 def _code(dossier: Dossier) -> list[Block]:
     code, training = dossier.record.code, dossier.training
-    dirty = code.get("dirty")
+    dirty = code.dirty
     state = ", with or without changes" if dirty is None else " and changes that it does not hold" if dirty else ""
     return [
         Facts(
             [
-                ("commit", f"{code.get('commit', 'unknown')}{state}"),
-                ("candidate", training["candidate"]),
-                ("parameters", ", ".join(f"{name} {value}" for name, value in training["params"].items()) or "defaults"),
+                ("commit", f"{code.commit}{state}"),
+                ("candidate", training.candidate),
+                ("parameters", ", ".join(f"{name} {value}" for name, value in training.params.items()) or "defaults"),
                 ("seed", str(dossier.spec.training.seed)),
-                ("Python", code.get("python")),
-                ("packages", code.get("packages") or None),
-                ("threads", code.get("threads") or None),
-                ("machine", code.get("machine")),
+                ("Python", code.python),
+                ("packages", code.packages or None),
+                ("threads", code.threads or None),
+                ("machine", code.machine),
                 ("model folder", f"SHA-256 {dossier.record.spec_digest}"),
                 ("MLflow run", dossier.run_url or dossier.record.mlflow_run_id),
                 ("stored files", f"{len(dossier.record.manifest)}, each with its SHA-256 in the ledger"),

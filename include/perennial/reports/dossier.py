@@ -6,14 +6,15 @@ Neighbours: :mod:`perennial.reports.cards` and :mod:`perennial.reports.releases`
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from perennial.core import logs
 from perennial.core.errors import ArtifactRejected, CardError, PerennialError
+from perennial.deployment import Deployment
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.training import TrainingRecord
 from perennial.ledger.records import Approval, VersionRecord
-from perennial.ledger.store import Ledger
 from perennial.registry.store import Registry
 from perennial.reports.documents import Picture
 from perennial.reports.lineage import ModelHistory
@@ -22,7 +23,7 @@ from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.training.reproduce import open_folder
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,16 @@ class Dossier:
         return f"{self.record.model} version {self.record.version}"
 
     @property
-    def evaluation(self) -> Mapping[str, Any]:
+    def evaluation(self) -> Evaluation:
         return self.record.evaluation
 
     @property
-    def training(self) -> Mapping[str, Any]:
+    def training(self) -> TrainingRecord:
         return self.record.training
 
     @property
     def passed(self) -> bool:
-        return self.record.decision.get("promote") is True
+        return self.record.decision.promote
 
     @property
     def importance(self) -> dict[str, float]:
@@ -97,13 +98,12 @@ def _importance(artifacts: Mapping[str, bytes]) -> dict[str, float]:
     return found
 
 
-def gather(folder: ModelFolder | None, ledger: Ledger, registry: Registry, model: str, version: int) -> Dossier:
+def gather(folder: ModelFolder | None, deployment: Deployment, model: str, version: int) -> Dossier:
     """Read what the ledger, MLflow and the model folder tell of a version.
 
     Args:
         folder: the model's folder as it is now; None if there is none.
-        ledger: tells of the version.
-        registry: holds its run.
+        deployment: its ledger tells of the version, its registry holds the version's run.
         model: its name.
         version: its number.
 
@@ -111,11 +111,12 @@ def gather(folder: ModelFolder | None, ledger: Ledger, registry: Registry, model
         CardError: there is no such version.
         TrainingError, ArtifactRejected: the folder that the version was made by is not known any more.
     """
+    ledger, registry = deployment.ledger, deployment.registry
     record = ledger.version(model, version)
     if record is None:
         known = ", ".join(str(other.version) for other in ledger.versions(model)) or "none"
         raise CardError(f"{model} has no version {version} in the ledger; there are: {known}")
-    compared = record.decision.get("champion")
+    compared = record.decision.champion
     rival = None if compared is None or compared == version else ledger.version(model, compared)
     with open_folder(record, folder, registry, []) as its_folder:
         return Dossier(
@@ -161,5 +162,5 @@ def _missing(registry: Registry, record: VersionRecord) -> dict[str, float]:
     except ArtifactRejected as error:
         log.warning("how much of each feature is missing is not known: %s", error)
         return {}
-    features = [*record.training["numeric"], *record.training["categorical"]]
-    return {name: sample[name].null_count / len(sample) for name in features if name in sample.column_names and len(sample)}
+    names = [name for name in record.training.features if name in sample.column_names]
+    return {name: sample[name].null_count / len(sample) for name in names if len(sample)}

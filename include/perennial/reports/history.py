@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import ArtifactRejected
+from perennial.evidence.decision import GateDecision
 from perennial.ledger.records import Promotion
 from perennial.ledger.store import Ledger
 from perennial.ledger.succession import completed
@@ -59,23 +60,23 @@ def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:
         "status": _status(version, changes, decision),
         "registered_at": record.created_at.isoformat(),
         "mlflow_run": record.mlflow_run_id,
-        "code": {name: record.code.get(name) for name in ("commit", "dirty", "python")},
+        "code": {name: getattr(record.code, name) for name in ("commit", "dirty", "python")},
         "spec_digest": record.spec_digest,
         "trained": {
-            name: training.get(name)
+            name: getattr(training, name)
             for name in ("candidate", "params", "as_of", "window", "holdout", "rows", "labelled", "snapshots", "content")
         },
         "judged": {
-            "interval": evaluation.get("interval"),
-            "rows": evaluation.get("rows"),
-            "metric": evaluation.get("metric"),
-            "metrics": (evaluation.get("candidate") or {}).get("metrics", {}),
-            "champion": (evaluation.get("champion") or {}).get("version"),
-            "champion_metrics": (evaluation.get("champion") or {}).get("metrics", {}),
-            "comparison": evaluation.get("comparison"),
+            "interval": evaluation.interval,
+            "rows": evaluation.rows,
+            "metric": evaluation.metric,
+            "metrics": evaluation.candidate.metrics,
+            "champion": evaluation.champion_version,
+            "champion_metrics": evaluation.champion.metrics if evaluation.champion else {},
+            "comparison": evaluation.comparison.to_json() if evaluation.comparison else None,
         },
-        "gates": decision.get("results", []),
-        "passed": decision.get("promote") is True,
+        "gates": [result.to_json() for result in decision.results],
+        "passed": decision.promote,
         "approvals": [
             {
                 "answer": approval.answer,
@@ -109,13 +110,13 @@ def _moment(promotion: Promotion) -> str:
     return promotion.completed_at.isoformat(timespec="seconds")
 
 
-def _status(version: int, changes: list[dict[str, Any]], decision: dict[str, Any]) -> str:
+def _status(version: int, changes: list[dict[str, Any]], decision: GateDecision) -> str:
     if changes and changes[-1]["version"] == version:
         return "champion" if changes[-1]["until"] is None else "retired"
     if any(change["version"] == version for change in changes):
         after = [change for change in changes if change["over"] == version]
         return "rolled back from" if after and after[-1]["action"] == "rollback" else "former champion"
-    return "not promoted" if decision.get("promote") else "refused"
+    return "not promoted" if decision.promote else "refused"
 
 
 # --- for people ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.intervals import Interval
+from perennial.evidence.training import PARTS
 
 if TYPE_CHECKING:
     from perennial.ledger.records import Head, Promotion, Publication, VersionRecord
@@ -215,9 +216,9 @@ def _version_of(history: ModelHistory, prediction: PredictionRow) -> Node:
         "version",
         f"version {record.version}",
         {
-            "candidate": record.training.get("candidate"),
+            "candidate": record.training.candidate,
             "mlflow_run": record.mlflow_run_id,
-            "commit": record.code.get("commit"),
+            "commit": record.code.commit,
             "became_champion": why,
         },
         (training_set(history, record),),
@@ -226,10 +227,10 @@ def _version_of(history: ModelHistory, prediction: PredictionRow) -> Node:
 
 def training_set(history: ModelHistory, record: VersionRecord) -> Node:
     """What a version learned from and was judged on: publications of features, and of the tables with labels, and files."""
-    pinned = record.training.get("snapshots") or {}
+    training, pinned = record.training, record.training.snapshots
     if not pinned:
         return _missing(f"the training set of version {record.version}, which was recorded without snapshots")
-    window, holdout = (Interval.from_key(record.training[part]) for part in ("window", "holdout"))
+    window, holdout = training.interval("window"), training.interval("holdout")
     whole = Interval(min(window.start, holdout.start), max(window.end, holdout.end))
     learned = _pinned(history, FEATURES, FEATURES, pinned.get(FEATURES), whole)
     children, fed = [_together("features", "features", learned)], {}
@@ -244,9 +245,9 @@ def training_set(history: ModelHistory, record: VersionRecord) -> Node:
     children.append(_together("table", "tables of which all that was made", raw, files))
     return Node(
         "training set",
-        f"{record.training.get('rows', {}).get('window', 0):,} rows of {record.training['window']}, judged on "
-        f"{record.training.get('rows', {}).get('holdout', 0):,} of {record.training['holdout']}",
-        {"content": record.training.get("content"), "snapshots": pinned, "run": record.training.get("run_id")},
+        f"{training.rows.get('window', 0):,} rows of {training.window}, judged on {training.rows.get('holdout', 0):,} of "
+        f"{training.holdout}",
+        {"content": training.content, "snapshots": pinned, "run": training.run_id},
         tuple(children),
     )
 
@@ -420,7 +421,7 @@ def _readers(history: ModelHistory, features: Publication, span: Interval) -> No
     """Who read a part of a publication of features: versions that learned from it, predictions that were made from it."""
     learners = []
     for record in history.versions:
-        snapshot = (record.training.get("snapshots") or {}).get(FEATURES)
+        snapshot = record.training.snapshots.get(FEATURES)
         if parts := _parts_that_saw(history, record, FEATURES, FEATURES, snapshot, features, span):
             learners.append(_learner(history, record, f"features, for its {' and '.join(parts)}"))
     scored = [
@@ -458,16 +459,12 @@ def _parts_that_saw(
     made: Publication,
     span: Interval,
 ) -> list[str]:
-    return [
-        part
-        for part in ("window", "holdout")
-        if _saw(history, dataset, table, snapshot, made, Interval.from_key(record.training[part]), span)
-    ]
+    return [part for part in PARTS if _saw(history, dataset, table, snapshot, made, record.training.interval(part), span)]
 
 
 def _labelled(history: ModelHistory, record: VersionRecord, raw: Publication, part: Interval) -> list[str]:
     """The parts of a version's training set that took keys or labels from what a publication brought."""
-    pinned = {table: snapshot for table, snapshot in (record.training.get("snapshots") or {}).items() if table != FEATURES}
+    pinned = {table: snapshot for table, snapshot in record.training.snapshots.items() if table != FEATURES}
     found = [_parts_that_saw(history, record, TABLES, table, snapshot, raw, part) for table, snapshot in pinned.items()]
     return [name for name in ("window", "holdout") if any(name in parts for parts in found)]
 
@@ -477,8 +474,8 @@ def _learner(history: ModelHistory, record: VersionRecord, took: str) -> Node:
     scored = [made for _, made in history.scored() if record.version in _versions(made)]
     facts: dict[str, Any] = {
         "took": took,
-        "window": record.training["window"],
-        "holdout": record.training["holdout"],
+        "window": record.training.window,
+        "holdout": record.training.holdout,
         "promoted": any(one.version == record.version and one.completed_at is not None for one in history.promotions),
     }
     if scored:

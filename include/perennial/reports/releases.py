@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from perennial.core import logs
 from perennial.core.errors import CardError
 from perennial.core.intervals import Interval
-from perennial.ledger.store import Ledger
-from perennial.registry.store import Registry
+from perennial.deployment import Deployment
+from perennial.evidence.evaluation import Slice
+from perennial.evidence.training import TrainingRecord
 from perennial.reports.cards import (
     MOST,
     called,
@@ -38,7 +39,7 @@ from perennial.reports.dossier import Dossier, gather
 from perennial.spec.folder import ModelFolder
 from perennial.spec.training import METRICS
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Where the pages lie among the artifacts of a version's run.
@@ -49,15 +50,12 @@ _DIFF = 80
 _NOTABLE = 0.05
 
 
-def write_pages(
-    folder: ModelFolder | None, ledger: Ledger, registry: Registry, model: str, version: int, into: Path
-) -> list[Path]:
+def write_pages(folder: ModelFolder | None, deployment: Deployment, model: str, version: int, into: Path) -> list[Path]:
     """Write ``card`` and ``release`` as HTML and as Markdown, and their pictures, into a directory.
 
     Args:
         folder: the model's folder as it is now; None if there is none.
-        ledger: tells of the version.
-        registry: holds its run.
+        deployment: its ledger tells of the version, its registry holds the version's run.
         model: its name.
         version: its number.
         into: is made if need be.
@@ -69,7 +67,7 @@ def write_pages(
         CardError: there is no such version, or a section would say nothing; nothing is written.
         TrainingError, ArtifactRejected: the folder that the version was made by is not known any more.
     """
-    dossier = gather(folder, ledger, registry, model, version)
+    dossier = gather(folder, deployment, model, version)
     documents = {"card": model_card(dossier), "release": release_report(dossier)}
     for document in documents.values():
         document.check()
@@ -85,7 +83,7 @@ def write_pages(
     return pages
 
 
-def publish_pages(folder: ModelFolder, ledger: Ledger, registry: Registry, version: int) -> None:
+def publish_pages(folder: ModelFolder, deployment: Deployment, version: int) -> None:
     """Log a version's card and report to its run in MLflow, in place of earlier ones.
 
     Of a version that the gates refused, pages that cannot be made are only told of: there is nothing left to stop.
@@ -94,17 +92,17 @@ def publish_pages(folder: ModelFolder, ledger: Ledger, registry: Registry, versi
         CardError, TrainingError, ArtifactRejected: as :func:`write_pages`, of a version that may be promoted.
     """
     model = folder.spec.name
-    record = ledger.version(model, version)
+    record = deployment.ledger.version(model, version)
     with tempfile.TemporaryDirectory(prefix="perennial-card-") as scratch:
         try:
-            write_pages(folder, ledger, registry, model, version, Path(scratch))
+            write_pages(folder, deployment, model, version, Path(scratch))
         except CardError as error:
-            if record is None or record.decision.get("promote") is True:
+            if record is None or record.decision.promote:
                 raise
             log.warning("a version that the gates refused has no card: %s", error)
             return
         assert record is not None  # there are pages about it
-        registry.run(record.mlflow_run_id).log_files(Path(scratch), PLACE)
+        deployment.registry.run(record.mlflow_run_id).log_files(Path(scratch), PLACE)
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -136,43 +134,43 @@ def release_report(dossier: Dossier) -> Document:
 
 
 def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
-    evaluation, metric = dossier.evaluation, dossier.evaluation["metric"]
+    evaluation, metric = dossier.evaluation, dossier.evaluation.metric
     figures = [
-        (f"{metric} of {called(one)}", number(one["metrics"].get(metric)), interval_of(one, metric))
-        for one in (evaluation["candidate"], evaluation.get("champion"))
+        (f"{metric} of {called(one)}", number(one.metrics.get(metric)), interval_of(one, metric))
+        for one in (evaluation.candidate, evaluation.champion)
         if one
     ]
-    if comparison := evaluation.get("comparison"):
-        ends = "" if comparison["low"] is None else f"{number(comparison['low'])} to {number(comparison['high'])}"
-        figures.append(("gain", f"{comparison['gain']:+.4g}", ends))
-    results = dossier.record.decision.get("results", [])
-    passed = sum(result["passed"] for result in results)
+    if comparison := evaluation.comparison:
+        ends = "" if comparison.low is None else f"{number(comparison.low)} to {number(comparison.high)}"
+        figures.append(("gain", f"{comparison.gain:+.4g}", ends))
+    results = dossier.record.decision.results
+    passed = sum(result.passed for result in results)
     return [*figures, ("gates passed", f"{passed} of {len(results)}", "")]
 
 
 def _in_short(dossier: Dossier) -> list[str]:
-    evaluation, comparison = dossier.evaluation, dossier.evaluation.get("comparison")
-    candidate, metric = evaluation["candidate"], evaluation["metric"]
-    if candidate.get("error"):
-        return [f"It could not predict: {candidate['error']}"]
-    lines = [f"{metric} is {number(candidate['metrics'].get(metric))} {interval_of(candidate, metric)}".rstrip() + "."]
+    evaluation, comparison = dossier.evaluation, dossier.evaluation.comparison
+    candidate, metric = evaluation.candidate, evaluation.metric
+    if candidate.error:
+        return [f"It could not predict: {candidate.error}"]
+    lines = [f"{metric} is {number(candidate.metrics.get(metric))} {interval_of(candidate, metric)}".rstrip() + "."]
     if comparison:
-        sure = comparison["problem"] or (
-            f"with {comparison['confidence']:.0%} confidence it lies between {number(comparison['low'])} and "
-            f"{number(comparison['high'])} ({comparison['resamples']:,} resamples of {comparison['blocks']} blocks by "
-            f"{comparison['block']})"
+        sure = comparison.problem or (
+            f"with {comparison.confidence:.0%} confidence it lies between {number(comparison.low)} and "
+            f"{number(comparison.high)} ({comparison.resamples:,} resamples of {comparison.blocks} blocks by "
+            f"{comparison.block})"
         )
-        lines.append(f"The gain over the champion is {comparison['gain']:+.4g}; {sure}.")
-        lines.append(f"{comparison['identical']:.1%} of its predictions are the champion's to the last bit.")
+        lines.append(f"The gain over the champion is {comparison.gain:+.4g}; {sure}.")
+        lines.append(f"{comparison.identical:.1%} of its predictions are the champion's to the last bit.")
     elif dossier.rival is None:
-        simple = [f"{called(one)} {number(one['metrics'].get(metric))}" for one in evaluation["baselines"]]
+        simple = [f"{called(one)} {number(one.metrics.get(metric))}" for one in evaluation.baselines]
         lines.append(f"There is no champion yet. On the same rows: {', '.join(simple) or 'no baseline'}.")
     better, worse = _by_direction(dossier)
     if better or worse:
         lines.append(f"Better: {', '.join(better) or 'nothing'}. Worse: {', '.join(worse) or 'nothing'}.")
-    judged = (evaluation.get("slices") or {}).get("judged") or []
+    judged = evaluation.slices.judged if evaluation.slices else []
     if judged:
-        lost = [one for one in judged if one["gain"] < 0]
+        lost = [one for one in judged if one.gain < 0]
         lines.append(
             f"Of {len(judged):,} slices {len(lost):,} lose: {_names(lost)}."
             if lost
@@ -189,34 +187,36 @@ def _by_direction(dossier: Dossier) -> tuple[list[str], list[str]]:
 
 def _gains(dossier: Dossier) -> Iterator[tuple[str, float, float, float]]:
     """Each metric of both: its name, the champion's, the version's, and how much better the version is."""
-    champion, candidate = dossier.evaluation.get("champion") or {}, dossier.evaluation["candidate"]
+    champion, candidate = dossier.evaluation.champion, dossier.evaluation.candidate
+    if champion is None:
+        return
     for metric, greater_is_better in METRICS[dossier.spec.task].items():
-        if metric in champion.get("metrics", {}) and metric in candidate["metrics"]:
-            before, after = champion["metrics"][metric], candidate["metrics"][metric]
+        if metric in champion.metrics and metric in candidate.metrics:
+            before, after = champion.metrics[metric], candidate.metrics[metric]
             yield metric, before, after, after - before if greater_is_better else before - after
 
 
-def _names(found: list[dict[str, Any]]) -> str:
-    worst = sorted(found, key=lambda one: one["gain"])
-    return listed([f"{one['column']} {one['value']} ({one['gain']:+.3g})" for one in worst])
+def _names(found: list[Slice]) -> str:
+    worst = sorted(found, key=lambda one: one.gain)
+    return listed([f"{one.column} {one.value} ({one.gain:+.3g})" for one in worst])
 
 
 def _gained_and_lost(dossier: Dossier) -> Chapter:
-    champion, candidate = dossier.evaluation.get("champion") or {}, dossier.evaluation["candidate"]
+    champion, candidate = dossier.evaluation.champion, dossier.evaluation.candidate
     rows = [
         [
             metric,
-            f"{number(before)} {interval_of(champion, metric)}".rstrip(),
+            f"{number(before)} {interval_of(champion, metric) if champion else ''}".rstrip(),
             f"{number(after)} {interval_of(candidate, metric)}".rstrip(),
             f"{after - before:+.4g}",
             Mark("better", "good") if gain > 0 else Mark("worse", "warn") if gain < 0 else Mark("the same", "quiet"),
         ]
         for metric, before, after, gain in _gains(dossier)
     ]
-    if not rows and (error := champion.get("error") or candidate.get("error")):
+    if not rows and (error := (champion.error if champion else None) or candidate.error):
         return Chapter("Metrics", [Words(f"Nothing can be compared: {error}")], "")
     words = (
-        f"On the same {dossier.evaluation['rows']:,} rows of {dossier.evaluation['interval']}. Intervals of two versions may "
+        f"On the same {dossier.evaluation.rows:,} rows of {dossier.evaluation.interval}. Intervals of two versions may "
         "overlap although one is surely better: the comparison above is of pairs."
     )
     return Chapter(
@@ -235,34 +235,31 @@ def _gained_and_lost(dossier: Dossier) -> Chapter:
 def _made_otherwise(dossier: Dossier) -> Iterator[Block]:
     training, rival = dossier.training, dossier.rival
     if rival is None:
-        features = [*training["numeric"], *training["categorical"]]
+        features = training.features
         yield Facts(
             [
-                ("candidate", training["candidate"]),
-                ("parameters", ", ".join(f"{name} {value}" for name, value in training["params"].items()) or "defaults"),
+                ("candidate", training.candidate),
+                ("parameters", ", ".join(f"{name} {value}" for name, value in training.params.items()) or "defaults"),
                 ("features", f"{len(features)}: {', '.join(features)}"),
                 ("model folder", f"SHA-256 {dossier.record.spec_digest}"),
             ]
         )
         return
-    ours, its = ({*of["numeric"], *of["categorical"]} for of in (training, rival.training))
+    ours, its = ({*of.features} for of in (training, rival.training))
     yield Facts(
         [
             ("features added", ", ".join(sorted(ours - its)) or "none"),
             ("features removed", ", ".join(sorted(its - ours)) or "none"),
             ("how features are made", "the same" if rival.features_digest == dossier.record.features_digest else "changed"),
-            ("candidate", _change(rival.training.get("candidate"), training["candidate"])),
-            ("commit", _change(rival.code.get("commit"), dossier.record.code.get("commit"))),
+            ("candidate", _change(rival.training.candidate, training.candidate)),
+            ("commit", _change(rival.code.commit, dossier.record.code.commit)),
             (
                 "packages",
-                ", ".join(_changed(rival.code.get("packages", {}), dossier.record.code.get("packages", {}))) or "the same",
+                ", ".join(_changed(rival.code.packages, dossier.record.code.packages)) or "the same",
             ),
         ]
     )
-    params = [
-        [name, before, after]
-        for name, (before, after) in _differences(rival.training.get("params", {}), training["params"]).items()
-    ]
+    params = [[name, before, after] for name, (before, after) in _differences(rival.training.params, training.params).items()]
     if params:
         yield Grid(["parameter", "champion", "this version"], params)
     if dossier.importance and dossier.rival_importance:
@@ -331,14 +328,14 @@ def _data(dossier: Dossier) -> Iterator[Block]:
     columns = ["", *(["champion"] if its else []), "this version"]
     both = [training for training in (its, ours) if training]
     rows: list[list[Any]] = [
-        ["learned from", *(training["window"] for training in both)],
-        ["rows", *(training["rows"]["window"] for training in both)],
-        ["labels known", *(share(training["labelled"]["window"], training["entities"]["window"]) for training in both)],
+        ["learned from", *(training.window for training in both)],
+        ["rows", *(training.rows["window"] for training in both)],
+        ["labels known", *(share(training.labelled["window"], training.entities["window"]) for training in both)],
     ]
     rows += [[f"share of {name}", *(_show_share(training, name) for training in both)] for name in _classes(both)]
     yield Grid(columns, rows)
     if its is not None:
-        before, after = (Interval.from_key(training["window"]) for training in (its, ours))
+        before, after = its.interval("window"), ours.interval("window")
         if before.overlaps(after):
             common = Interval(max(before.start, after.start), min(before.end, after.end))
             yield Words(
@@ -355,12 +352,12 @@ def _data(dossier: Dossier) -> Iterator[Block]:
         )
 
 
-def _classes(trainings: list[Any]) -> list[str]:
-    return list(dict.fromkeys(name for training in trainings for name in training["classes"]["window"]))
+def _classes(trainings: list[TrainingRecord]) -> list[str]:
+    return list(dict.fromkeys(name for training in trainings for name in training.classes["window"]))
 
 
-def _show_share(training: Mapping[str, Any], name: str) -> str:
-    counts = training["classes"]["window"]
+def _show_share(training: TrainingRecord, name: str) -> str:
+    counts = training.classes["window"]
     return share(counts.get(name, 0), sum(counts.values()))
 
 
@@ -374,23 +371,17 @@ def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
 def to_watch(dossier: Dossier) -> list[str]:
     """What a careful colleague would point at: what passed narrowly, got worse, rests on little or has moved."""
     evaluation = dossier.evaluation
-    watch = [
-        f"Refused by {result['gate']}: {result['reason']}"
-        for result in dossier.record.decision.get("results", [])
-        if not result["passed"]
-    ]
+    watch = [f"Refused by {result.gate}: {result.reason}" for result in dossier.record.decision.results if not result.passed]
     _, worse = _by_direction(dossier)
     if worse:
         watch.append(f"Worse than the champion's, though other metrics are better: {', '.join(worse)}.")
-    comparison = evaluation.get("comparison") or {}
-    if comparison.get("low") is not None and comparison["low"] <= 0 <= comparison["high"]:
-        watch.append(
-            f"The gain may be none: its interval reaches from {number(comparison['low'])} to {number(comparison['high'])}."
-        )
-    found = evaluation.get("slices") or {}
-    if lost := [one for one in found.get("judged") or [] if one["gain"] < 0]:
+    gain = evaluation.comparison
+    if gain is not None and gain.low is not None and gain.high is not None and gain.low <= 0 <= gain.high:
+        watch.append(f"The gain may be none: its interval reaches from {number(gain.low)} to {number(gain.high)}.")
+    found = evaluation.slices
+    if lost := [one for one in found.judged if one.gain < 0] if found else []:
         watch.append(f"Slices that lose, within what the gate allows or chance explains: {_names(lost)}.")
-    if small := found.get("not_judged"):
+    if small := found.not_judged if found else []:
         watch.append(f"{len(small):,} slices have too few rows to be judged.")
     for name, (old, new) in _moved(dossier.rival_missing, dossier.missing).items():
         watch.append(f"{name} was missing in {old:.0%} of what the champion learned from, now in {new:.0%}.")
@@ -403,12 +394,12 @@ def to_watch(dossier: Dossier) -> list[str]:
     total = sum(max(drop, 0.0) for drop in importance.values())
     if total > 0 and (top := max(importance.items(), key=lambda pair: pair[1]))[1] > total / 2:
         watch.append(f"It leans on one feature, {top[0]}: {top[1] / total:.0%} of all importance. Watch its drift first.")
-    if evaluation["label_coverage"] < 1:
-        watch.append(f"Labels are known for {evaluation['label_coverage']:.1%} of the holdout; the rest may tell otherwise.")
+    if evaluation.label_coverage < 1:
+        watch.append(f"Labels are known for {evaluation.label_coverage:.1%} of the holdout; the rest may tell otherwise.")
     every = dossier.spec.schedules.monitor
-    return [*watch, f"Realised {evaluation['metric']} and drift are measured each {every} from its first predictions on."]
+    return [*watch, f"Realised {evaluation.metric} and drift are measured each {every} from its first predictions on."]
 
 
-def _count_share(training: Mapping[str, Any], name: str) -> float | None:
-    counts = training["classes"]["window"]
+def _count_share(training: TrainingRecord, name: str) -> float | None:
+    counts = training.classes["window"]
     return counts.get(name, 0) / sum(counts.values()) if counts else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from perennial.core import logs
+import logging
+
 from perennial.core.errors import NoChampion
 from perennial.core.intervals import Interval
 from perennial.ledger.coverage import trained_as_of
@@ -11,7 +12,7 @@ from perennial.ledger.store import Ledger
 from perennial.ledger.succession import lineage
 from perennial.registry.store import Registry
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 def resolve_champion(registry: Registry, ledger: Ledger, model: str, interval: Interval) -> int:

@@ -11,6 +11,7 @@ Neighbours: :mod:`perennial.features.publish` publishes what is read here; :mod:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
@@ -18,21 +19,20 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from perennial.core import logs
 from perennial.core.errors import ScoringError
 from perennial.core.intervals import Interval
 from perennial.core.streams import Follower
+from perennial.deployment import Deployment
 from perennial.lake.publish import Lake, TableWrite
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import Publication
 from perennial.ledger.store import Ledger
-from perennial.registry.store import Registry
 from perennial.scoring.predictor import DATASET, PROVENANCE, PredictionTally, Predictor, predictions_schema
 from perennial.scoring.sink import PredictionSink
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 #: How often the sink is offered newer rows before something must be wrong.
 _SINK_ATTEMPTS = 10
@@ -67,9 +67,7 @@ class Scored:
 
 def score(
     folder: ModelFolder,
-    lake: Lake,
-    ledger: Ledger,
-    registry: Registry,
+    deployment: Deployment,
     interval: Interval,
     *,
     version: int,
@@ -84,9 +82,7 @@ def score(
 
     Args:
         folder: the model's folder.
-        lake: tables are read and written there.
-        ledger: names the snapshot that features are read at.
-        registry: loads the version.
+        deployment: its lake is read and written; its registry loads the version.
         interval: its features must be published.
         version: from :func:`resolve_champion`.
         order: the run's rank, from :meth:`Ledger.next_order`.
@@ -98,9 +94,9 @@ def score(
         ArtifactRejected: the stored model is not what was registered.
         Superseded: a later run or attempt has taken over; nothing of this one was published.
     """
-    spec = folder.spec
+    spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     features = published_features(spec, ledger, interval)
-    model = registry.load(spec.name, version, spec=spec)
+    model = deployment.registry.load(spec.name, version, spec=spec)
     if model.features_digest != folder.features_digest:
         log.warning("features.sql or the tables' definition changed since version %d was trained", version)
     predictor = Predictor(spec, lake, model, interval, features.snapshots["features"], run_id)

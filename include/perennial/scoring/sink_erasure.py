@@ -5,16 +5,16 @@ Neighbour: :mod:`perennial.scoring.sink` writes what is removed here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from perennial.core import logs
 from perennial.core.database import Database
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 #: Entities that one statement names.
 _AT_ONCE = 200

@@ -1,5 +1,5 @@
-"""What a model's folder says: ``model.yaml`` read strictly, with every problem named by its line.
+"""What a model's folder says: ``model.yaml`` read strictly, with every problem reported by its line.
 
-Begin with :mod:`perennial.spec.model`, the whole of ``model.yaml``; :mod:`perennial.spec.folder` reads a folder. Nothing heavy
-is imported here, since Airflow reads folders whenever it parses DAGs.
+Begin with :mod:`perennial.spec.model`, the whole of ``model.yaml``. :mod:`perennial.spec.folder` reads a folder. This package
+imports nothing heavy, because Airflow reads folders whenever it parses DAGs.
 """

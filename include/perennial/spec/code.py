@@ -1,7 +1,7 @@
-"""A model folder's own Python, imported once and by no public name.
+"""The functions of a model folder's ``model.py``, which is imported once.
 
-``model.py`` runs with the rights of the team that wrote it, and only where its functions are wanted; reading a spec
-(:mod:`perennial.spec.model`) never runs it.
+``model.py`` runs with the rights of the team that wrote it, and only where its functions are called. Reading a folder
+(:mod:`perennial.spec.folder`) never runs it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ _lock = threading.RLock()
 def folder_function(folder: ModelFolder, reference: str) -> Callable[..., Any]:
     """A function of the folder's ``model.py``.
 
-    The text that was read with the spec is what runs, so that the folder's digest speaks of it; a folder read again after
-    an edit gives the edited function.
+    The text that was read with the spec is what runs, so the folder's digest covers it. To use an edited ``model.py``, read
+    the folder again.
 
     Args:
+        folder: the model's folder.
         reference: ``model:name``.
 
     Raises:
-        SpecError: importing the file fails, or it has no such function.
+        SpecError: the file cannot be imported, or it defines no such function.
     """
     name = reference.removeprefix("model:")
     file = folder.path / "model.py"
     found = getattr(_module(folder), name, None)
     if not callable(found):
         raise SpecError(f"{file}: defines no function {name}, which model.yaml names as {reference}")
-    return found  # type: ignore[no-any-return]  # callable() is all that can be known
+    return found  # type: ignore[no-any-return]  # no more than callable() can be known
 
 
 def _module(folder: ModelFolder) -> ModuleType:
-    # One name a model, so that classes of it can be found again by what pickles them.
+    # The name stays the same for a model, so that pickle finds its classes again.
     name = f"_perennial_model_{folder.spec.name}"
     file = str(folder.path / "model.py")
     with _lock:

@@ -7,16 +7,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from perennial.alerts.alert import Severity
+from perennial.spec.names import is_unknown, listed
+from perennial.spec.sections import Found, Section, check, check_each
 from perennial.spec.types import (
-    FUNCTION,
     ColumnType,
+    ConnectionId,
     Duration,
+    Function,
     Identifier,
     Number,
-    Section,
+    Positive,
     Share,
     Sql,
     Text,
@@ -28,51 +31,60 @@ class Source(Section):
     """Where rows come from: exactly one of ``files``, ``sql`` and ``python``.
 
     Attributes:
-        files: a pattern below the deployment's data folder, or a whole fsspec address. ``%Y``, ``%m``, ``%d`` and ``%H``
-            stand for the time of an interval; ``*`` and ``?`` match as in a shell. Ends in .csv, .csv.gz or .parquet.
-        sql: a query that binds ``:start`` and ``:end``.
-        connection: an Airflow connection id or a SQLAlchemy URL's environment variable, for ``sql``.
-        python: ``model:function``, called with start and end, returns an Arrow table or record batch reader.
-        null_values: texts of a CSV file that stand for no value.
-        delimiter: between the fields of a CSV file.
-        encoding: of a CSV file.
+        files: a pattern below the deployment's data folder, or a complete fsspec address. ``%Y``, ``%m``, ``%d`` and ``%H``
+            stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .csv.gz or .parquet.
+        sql: a query that binds ``:start`` and ``:end``. Requires ``connection``.
+        connection: the database of ``sql``: an Airflow connection id, or the name of an environment variable that holds a
+            SQLAlchemy URL.
+        python: ``model:function``. It is called with start and end, and returns an Arrow table or record batch reader.
+        null_values: texts of a CSV file that mean a missing value.
+        delimiter: the character between the fields of a CSV file.
+        encoding: the encoding of a CSV file.
     """
 
     files: Text | None = None
     sql: Sql | None = None
-    connection: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
-    python: Annotated[str, Field(pattern=FUNCTION)] | None = None
+    connection: ConnectionId | None = None
+    python: Function | None = None
     null_values: list[str] = [""]
     delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(sets_apart)] = ","
     encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
 
-    @model_validator(mode="after")
-    def _is_one_kind(self) -> Source:
+    @check
+    def _is_one_kind(self) -> Found:
         if sum(kind is not None for kind in (self.files, self.sql, self.python)) != 1:
-            raise ValueError("give exactly one of files, sql and python")
+            yield (), "give exactly one of files, sql and python"
+
+    @check
+    def _queries_a_database(self) -> Found:
         if (self.sql is None) != (self.connection is None):
-            raise ValueError("sql and connection go together")
+            yield (), f"{'sql' if self.connection is None else 'connection'} is given alone; give both sql and connection"
+
+    @check
+    def _reads_known_files(self) -> Found:
         if self.files is not None:
             if not self.files.endswith((".csv", ".csv.gz", ".parquet")):
-                raise ValueError("files must end in .csv, .csv.gz or .parquet")
+                yield ("files",), "must end in .csv, .csv.gz or .parquet"
             if "://" not in self.files and (self.files.startswith("/") or ".." in Path(self.files).parts):
-                raise ValueError("files must stay below the data folder: no leading / and no ..")
+                yield ("files",), "must stay below the data folder; write no leading / and no .."
+
+    @check
+    def _reads_one_interval(self) -> Found:
         if self.sql is not None and not (":start" in self.sql and ":end" in self.sql):
-            raise ValueError("sql must bind :start and :end, or every run would read everything")
-        return self
+            yield ("sql",), "must bind :start and :end; otherwise every run would read everything"
 
 
 class Column(Section):
     """One column of a table: its type, where it comes from, and what each of its values must satisfy.
 
     Attributes:
-        type: what the value is cast to; a value that cannot be cast sends its row to quarantine.
-        sql: an expression over the source's columns (texts, for CSV); by default the source's column of the same name.
+        type: what the value is cast to. A row with a value that cannot be cast goes to quarantine.
+        sql: an expression over the source's columns, which are texts for CSV. Default: the source's column of the same name.
         nullable: whether the value may be missing.
-        min, max: inclusive bounds.
+        min, max: bounds of a number, inclusive.
         values: the only values allowed.
-        matches: a regular expression the whole value must satisfy from its beginning.
-        severity: ``critical`` sends a row that fails to quarantine, ``warning`` only tells.
+        matches: a regular expression that the beginning of the value must match. End it with ``$`` to match the whole value.
+        severity: ``critical`` sends a row that fails these checks to quarantine. ``warning`` only reports it.
     """
 
     type: ColumnType
@@ -84,51 +96,83 @@ class Column(Section):
     matches: Text | None = None
     severity: Severity = "critical"
 
-    @model_validator(mode="after")
-    def _checks_fit_the_type(self) -> Column:
+    @check
+    def _bounds_are_for_numbers(self) -> Found:
         if (self.min is not None or self.max is not None) and self.type not in ("integer", "float"):
-            raise ValueError(f"min and max are for numbers, this column is a {self.type}")
+            yield (), f"min and max are for integer and float columns, the type of this one is {self.type}; remove them"
+
+    @check
+    def _patterns_are_for_strings(self) -> Found:
         if (self.values is not None or self.matches is not None) and self.type != "string":
-            raise ValueError(f"values and matches are for strings, this column is a {self.type}")
+            yield (), f"values and matches are for string columns, the type of this one is {self.type}; remove them"
+
+    @check
+    def _bounds_leave_room(self) -> Found:
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+            yield (), f"min {self.min:g} is above max {self.max:g}"
+
+    @check
+    def _matches_a_regular_expression(self) -> Found:
         if self.matches is not None:
             try:
                 re.compile(self.matches)
             except re.error as error:
-                raise ValueError(f"matches is not a regular expression: {error}") from error
-        return self
+                yield ("matches",), f"is not a regular expression: {error}"
 
 
 class RowCount(Section):
-    """How many rows a day must bring.
+    """How many rows must come in per day, those that go to quarantine included.
 
     Attributes:
-        min, max: rows a day, inclusive; a table without event time counts as one day.
+        min, max: rows per day, inclusive. For a part of a day, min is reduced to that part. A table without event time
+            counts as one day.
+        severity: ``critical`` refuses the interval, ``warning`` only reports it.
     """
 
     min: Annotated[int, Field(ge=0)] = 1
     max: Annotated[int, Field(ge=1)] | None = None
     severity: Severity = "critical"
 
+    @check
+    def _bounds_leave_room(self) -> Found:
+        if self.max is not None and self.min > self.max:
+            yield (), f"min {self.min} is above max {self.max}"
+
 
 class Freshness(Section):
-    """The newest event may lie at most ``within`` before the interval's end."""
+    """How old the newest row may be.
+
+    Attributes:
+        within: longest time from the newest event to the interval's end.
+        severity: ``critical`` refuses the interval, ``warning`` only reports it.
+    """
 
     within: Duration
     severity: Severity = "critical"
 
 
 class Volume(Section):
-    """Rows a day may differ from the mean of the ``past`` by at most the share ``tolerance``."""
+    """By how much the rows per day may differ from the past. Rows in quarantine do not count.
+
+    Attributes:
+        past: the time before the interval whose mean is compared with.
+        tolerance: largest difference, as a share of that mean.
+        severity: ``critical`` refuses the interval, ``warning`` only reports it.
+    """
 
     past: Duration = timedelta(days=28)
-    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    tolerance: Positive = 0.5
     severity: Severity = "warning"
 
 
 class TableChecks(Section):
-    """What a table's interval must satisfy as a whole."""
+    """What the rows of an interval must satisfy together.
+
+    Attributes:
+        rows: how many rows must come in per day.
+        freshness: how old the newest row may be. None: not checked.
+        volume: by how much the rows per day may differ from the past. None: not checked.
+    """
 
     rows: RowCount = RowCount()
     freshness: Freshness | None = None
@@ -140,14 +184,13 @@ class Table(Section):
 
     Attributes:
         source: the source's name.
-        where: SQL over the source's columns; rows for which it does not hold are not of this table.
-        key: columns that name a row; no two published rows of an interval share one.
+        where: SQL over the source's columns. Only rows for which it is true belong to this table.
+        key: columns that identify a row. No two published rows of an interval have the same key.
         event_time: the timestamp column that places a row in an interval. A table without one is replaced as a whole.
-        known: SQL over the table's columns, the moment from which a row may be used; ``always`` for a table that no
-            prediction could be too early for.
+        known: SQL over the table's columns: the moment from which a row may be used. ``always``: at any time.
         columns: the columns by name.
-        checks: what the interval must satisfy as a whole.
-        tolerance: largest share of rows that may go to quarantine; beyond it the interval is refused.
+        checks: what the rows of an interval must satisfy together.
+        tolerance: largest share of rows that may go to quarantine. If more do, the interval is refused.
     """
 
     source: Identifier
@@ -159,27 +202,37 @@ class Table(Section):
     checks: TableChecks = TableChecks()
     tolerance: Share = 0.05
 
-    @model_validator(mode="after")
-    def _names_its_columns(self) -> Table:
-        for column in self.key:
-            if column not in self.columns:
-                raise ValueError(f"key names {column}, which is no column of this table")
-        if self.event_time is not None:
-            if self.event_time not in self.columns:
-                raise ValueError(f"event_time names {self.event_time}, which is no column of this table")
-            if self.columns[self.event_time].type != "timestamp" or self.columns[self.event_time].nullable:
-                raise ValueError(f"event_time {self.event_time} must be a timestamp and not nullable")
-        elif self.checks.freshness is not None or self.checks.volume is not None:
-            raise ValueError("freshness and volume need an event_time")
-        return self
+    @check_each("key")
+    def _key_names_columns(self, _: int, column: str) -> Found:
+        if is_unknown(column, self.columns):
+            yield (), f"{column} is no column of this table; its columns are {listed(self.columns)}"
+
+    @check
+    def _event_time_is_a_column(self) -> Found:
+        if self.event_time is not None and is_unknown(self.event_time, self.columns):
+            yield ("event_time",), f"{self.event_time} is no column of this table; its columns are {listed(self.columns)}"
+
+    @check
+    def _event_time_is_a_timestamp(self) -> Found:
+        column = self.columns.get(self.event_time) if self.event_time is not None else None
+        if column is not None and (column.type != "timestamp" or column.nullable):
+            yield ("event_time",), f"column {self.event_time} must be a timestamp and not nullable"
+
+    @check
+    def _checks_over_time_have_an_event_time(self) -> Found:
+        if self.event_time is None:
+            for name in ("freshness", "volume"):
+                if getattr(self.checks, name) is not None:
+                    yield ("checks", name), "requires an event_time; name the table's, or remove this check"
 
 
 class Entity(Section):
     """What is predicted: one prediction for each row of ``table``.
 
     Attributes:
-        table: the table whose key names a prediction and whose event time places it in an interval.
-        as_of: SQL over that table's columns, the moment the prediction is asked for. Only rows known by then count.
+        table: the table whose key identifies a prediction, and whose event time places it in an interval.
+        as_of: SQL over that table's columns: the moment for which the prediction is made. Features use only rows that are
+            known by then.
     """
 
     table: Identifier
@@ -187,11 +240,11 @@ class Entity(Section):
 
 
 class Features(Section):
-    """The columns ``features.sql`` gives for each entity.
+    """The columns that ``features.sql`` gives for each entity.
 
     Attributes:
         numeric, categorical: feature names.
-        lookback: how far before an interval ``features.sql`` may look; older rows are not offered to it.
+        lookback: how far before an interval ``features.sql`` can look. It does not see older rows.
     """
 
     numeric: list[Identifier] = []
@@ -202,21 +255,20 @@ class Features(Section):
     def names(self) -> list[str]:
         return [*self.numeric, *self.categorical]
 
-    @model_validator(mode="after")
-    def _are_distinct(self) -> Features:
+    @check
+    def _are_distinct(self) -> Found:
         if not self.names:
-            raise ValueError("name at least one numeric or categorical feature")
-        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
-            raise ValueError(f"named twice: {', '.join(twice)}")
-        return self
+            yield (), "name at least one numeric or categorical feature"
+        if twice := {name for name in self.names if name and self.names.count(name) > 1}:
+            yield (), f"named more than once: {listed(twice)}"
 
 
 class Label(Section):
-    """What was to be predicted, once it is known.
+    """What really happened, as soon as it is known.
 
     Attributes:
-        table: a table with the entity's key; the label is known when its row is.
-        sql: SQL over that table's columns; true or false, a class, or a number, as the task has it.
+        table: a table with the entity's key. The label is known when its row is known.
+        sql: SQL over that table's columns: true or false, a class, or a number, depending on the task.
     """
 
     table: Identifier

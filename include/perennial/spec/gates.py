@@ -1,77 +1,80 @@
-"""``gates`` and ``approval`` in ``model.yaml``: what a version must pass, and whether a person is asked."""
+"""``gates`` and ``approval`` in ``model.yaml``: what a version must pass, and whom Perennial asks for approval."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from perennial.spec.types import FUNCTION, Duration, Identifier, Number, Section, Share, Text
+from perennial.spec.sections import Found, Section, check, check_each
+from perennial.spec.types import Duration, Function, Identifier, NotNegative, Number, Positive, PositiveShare, Seed, Share, Text
 
 
 class Resampling(Section):
-    """How sure a comparison is: rows are drawn anew in whole blocks, since rows of one time or group err together.
+    """How the uncertainty of a comparison is measured. Rows are resampled in whole blocks, because errors of rows of the same
+    time or group are alike.
 
     Attributes:
         block: length of a block of event time.
-        group: a feature or key column whose values are the blocks, in place of time.
-        resamples: how many times rows are drawn.
-        confidence: of the intervals that are shown. A gain is sure when its whole interval is, so that a decision is wrong
-            by chance half as often as the interval (ICH E9: Statistical Principles for Clinical Trials. 1998, section 5.5).
-        seed: of the draws.
+        group: a feature or key column. Its values are the blocks, instead of time.
+        resamples: number of resamples.
+        confidence: confidence of the intervals that are shown. A gain counts if its whole interval does. So a decision is
+            wrong by chance half as often as the interval (ICH E9: Statistical Principles for Clinical Trials. 1998, section
+            5.5).
+        seed: seed of the resamples.
     """
 
     block: Duration = timedelta(days=1)
     group: Identifier | None = None
     resamples: Annotated[int, Field(ge=200, le=100_000)] = 1_000
     confidence: Annotated[float, Field(ge=0.5, lt=1, allow_inf_nan=False)] = 0.95
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2013
+    seed: Seed = 2013
 
 
 class ChampionGate(Section):
-    """How a candidate must compare with the champion on the same rows, by a paired test over ``gates.resampling``.
+    """How a candidate must compare with the champion on the same rows, by a paired test as ``gates.resampling`` says.
 
     Attributes:
-        mode: ``better``: surely more than ``margin`` better. A tie refuses, since a change costs something.
-            ``not_worse``: surely less than ``margin`` worse (non-inferiority), which needs a margin.
+        mode: ``better``: significantly more than ``margin`` better. A tie is refused, because a change costs something.
+            ``not_worse``: significantly less than ``margin`` worse (non-inferiority). It requires a margin above 0.
         margin: in units of the primary metric.
     """
 
     mode: Literal["better", "not_worse"] = "better"
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    margin: NotNegative = 0.0
 
-    @model_validator(mode="after")
-    def _not_worse_has_a_margin(self) -> ChampionGate:
+    @check
+    def _not_worse_has_a_margin(self) -> Found:
         if self.mode == "not_worse" and self.margin == 0:
-            raise ValueError("not_worse needs a margin above 0: how much worse would still be good enough?")
-        return self
+            yield (), "mode not_worse requires a margin above 0; say how much worse is still good enough"
 
 
 class SlicesGate(Section):
-    """No value of the named columns may surely fall against the champion; all comparisons share one error rate (Holm).
+    """For no value of these columns may the candidate be significantly worse than the champion. All comparisons together have
+    one error rate (Holm).
 
     Attributes:
         columns: features, or key columns of the entity.
-        margin: fall of the primary metric that a slice may suffer.
-        min_rows: labelled rows that a slice needs to be judged; smaller ones are named, and not judged.
+        margin: by how much a slice may be worse, in units of the primary metric.
+        min_rows: labelled rows that a slice requires to be judged. Smaller slices are listed, but not judged.
     """
 
     columns: list[Identifier] = []
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
+    margin: NotNegative = 0.02
     min_rows: Annotated[int, Field(ge=20)] = 200
 
 
 class FairnessGate(Section):
-    """How alike the groups of a column must be treated, as the least rate of a group over the greatest.
+    """How equally the groups of a column must be treated: the lowest rate of a group divided by the highest.
 
     Attributes:
-        column: whose values are the groups.
-        rate: share of rows answered yes (``selection_rate``), of true ones (``true_positive_rate``) or of false ones
-            (``false_positive_rate``).
-        ratio: least over greatest rate; 0.8 is the four-fifths rule (29 CFR 1607.4 D).
-        threshold: probability from which the answer is yes. None: that of ``cost``, or 0.5.
-        min_rows: rows that a group needs to be compared.
+        column: the column whose values are the groups: a feature, or a key column of the entity.
+        rate: share of yes among all rows (``selection_rate``), among the true ones (``true_positive_rate``) or among the
+            false ones (``false_positive_rate``).
+        ratio: smallest lowest rate divided by highest rate. 0.8 is the four-fifths rule (29 CFR 1607.4 D).
+        threshold: probability from which the answer is yes. None: the threshold of ``cost``, or 0.5 without one.
+        min_rows: rows that a group requires to be compared.
     """
 
     column: Identifier
@@ -85,106 +88,111 @@ class CalibrationGate(Section):
     """Whether probabilities mean what they say. Binary classification only.
 
     Attributes:
-        error: largest expected calibration error; None: not judged.
-        brier_margin: by how much the Brier score may be worse than the champion's; None: not judged.
+        error: largest expected calibration error. None: not judged.
+        brier_margin: by how much the Brier score may be worse than the champion's. None: not judged.
     """
 
     error: Share | None = 0.15
-    brier_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.005
+    brier_margin: NotNegative | None = 0.005
 
 
 class RobustnessGate(Section):
-    """What may be lost when the inputs get worse, one feature at a time.
+    """How much of its lead a model may lose when its inputs get worse, one feature at a time.
 
-    Losses are shares of the lead that the primary metric has over the best constant prediction on the same rows, so that
-    they mean the same for every metric and unit: a tenth of an area under the curve of 0.7 is a tenth of 0.2.
+    The lead is the difference between the primary metric and that of the best constant prediction on the same rows. A share
+    of it means the same for every metric and unit: the lead of a ROC AUC of 0.7 is 0.2.
 
     Attributes:
-        noise: standard deviation of what is added to a number, in its own standard deviations.
+        noise: standard deviation of the noise that is added to a number, in standard deviations of that feature.
         missing: share of a feature's values that are removed.
-        noise_drop: largest share of the lead that noise in one feature may cost; None: not judged.
-        missing_drop: largest share of the lead that missing values in one feature may cost; None: not judged. A model that
-            falls back on a constant where its only feature is missing, a tenth of the time, loses 0.32 of its lead in RMSE.
-        rows: most rows it is measured on, seeded.
+        noise_drop: largest share of the lead that noise in one feature may cost. None: not judged.
+        missing_drop: largest share of the lead that missing values in one feature may cost. None: not judged. A perfect
+            model whose only feature is missing in a tenth of the rows, and that predicts a constant there, loses 0.32 of
+            its lead in RMSE.
+        rows: largest number of rows to measure it on. If there are more, a random sample is taken.
     """
 
-    noise: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.05
-    missing: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
-    noise_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.1
-    missing_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.35
+    noise: PositiveShare = 0.05
+    missing: PositiveShare = 0.1
+    noise_drop: NotNegative | None = 0.1
+    missing_drop: NotNegative | None = 0.35
     rows: Annotated[int, Field(ge=100)] = 2_000
 
 
 class Behaviour(Section):
-    """How predictions must react when a feature changes and nothing else does, or a test of ``model.py``.
+    """How predictions must react when one feature changes; or a test of ``model.py``.
 
     Attributes:
-        feature: the feature that is changed.
-        add: number added to it; for a numeric feature.
-        value: value it is set to; for any feature.
-        expect: ``same``, ``higher`` or ``lower``; of the probability of true, or of the number predicted.
-        tolerance: by how much a prediction may move against that.
-        share: least share of rows that must behave.
-        function: ``model:function``, called with ``predict`` (frame to n predictions) and a frame of n rows; returns None
-            or a sentence that says what is wrong.
+        feature: the feature that is changed. All others stay as they are.
+        add: number that is added to it. Only for a numeric feature.
+        value: value that it is set to. For any feature.
+        expect: whether the probability of true, or the predicted number, must stay the ``same``, or be ``higher`` or
+            ``lower``.
+        tolerance: by how much a prediction may move the wrong way.
+        share: smallest share of rows that must react like this.
+        function: ``model:function``. It is called with ``predict`` (frame to n predictions) and a frame of n rows, and
+            returns None or a sentence that says what is wrong.
     """
 
     feature: Identifier | None = None
     add: Number | None = None
     value: Number | str | None = None
     expect: Literal["same", "higher", "lower"] = "same"
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    tolerance: NotNegative = 0.01
     share: Share = 0.95
-    function: Annotated[str, Field(pattern=FUNCTION)] | None = None
+    function: Function | None = None
 
-    @model_validator(mode="after")
-    def _is_one_kind(self) -> Behaviour:
+    @check
+    def _is_one_kind(self) -> Found:
         if (self.feature is None) == (self.function is None):
-            raise ValueError("give either feature or function")
+            yield (), "give either feature or function"
+
+    @check
+    def _changes_the_feature(self) -> Found:
         if self.feature is not None and (self.add is None) == (self.value is None):
-            raise ValueError("say how the feature changes: either add or value")
-        return self
+            yield (), "give either add or value; it says how the feature changes"
 
 
 class OperationGate(Section):
-    """Whether the stored version can be put to work, tried in a clean process.
+    """Whether the stored version works in production. A new process tries it.
 
     Attributes:
-        latency: longest time that 1,000 rows may take, in milliseconds, warm.
-        artifact_mb: largest artifact, in megabytes.
+        latency: longest time to predict 1,000 rows, in milliseconds: the fastest of a few tries.
+        artifact_mb: largest size of the stored files, in megabytes.
     """
 
-    latency: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2_000.0
-    artifact_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 500.0
+    latency: Positive = 2_000.0
+    artifact_mb: Positive = 500.0
 
 
 class Gates(Section):
     """What a candidate must pass to become champion.
 
     Attributes:
-        metric: the primary metric; by default the task's first (``roc_auc``, ``log_loss``, ``rmse``).
-        at_least, at_most: absolute bounds per metric on the holdout.
-        baseline_margin: by how much the primary metric must beat the best baseline.
+        metric: the primary metric. Default: the first of the task (``roc_auc``, ``log_loss``, ``rmse``).
+        at_least, at_most: absolute bounds by metric, on the holdout, inclusive.
+        baseline_margin: by how much the primary metric must be better than that of the best baseline.
         resampling: how uncertainty is measured.
         champion: the comparison with the champion.
-        slices: parts of the rows, each compared with the champion.
-        fairness: groups that must be treated alike; each an own gate.
+        slices: parts of the rows. In each, the candidate is compared with the champion.
+        fairness: groups that must be treated equally. Each entry is a gate of its own.
         calibration: whether probabilities mean what they say.
-        prior_factor: by what factor the mean probability may differ from the share of true labels in training.
-        robustness: what worse inputs may cost.
+        prior_factor: largest factor between the mean probability and the share of true labels in training. Binary
+            classification only.
+        robustness: how much of its lead a model may lose when its inputs get worse.
         behaviour: tests by name.
-        operation: whether the stored version can be put to work.
-        leak: score that a single feature alone may reach (area under its own ROC curve, or R squared); above it something
-            of the label is in it.
+        operation: whether the stored version works in production.
+        leak: highest score of a single feature alone (area under its own ROC curve, or R squared). A feature above it may be
+            made of the label.
         stale_after: longest time between the end of what was learned from and the beginning of the holdout.
-        min_rows: fewest labelled rows of a holdout that a decision may rest on.
+        min_rows: smallest number of labelled rows of a holdout for a decision.
         label_coverage: smallest share of the holdout's entities whose label is known.
     """
 
     metric: str | None = None
     at_least: dict[str, Number] = {}
     at_most: dict[str, Number] = {}
-    baseline_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    baseline_margin: NotNegative = 0.0
     resampling: Resampling = Resampling()
     champion: ChampionGate = ChampionGate()
     slices: SlicesGate = SlicesGate()
@@ -199,13 +207,18 @@ class Gates(Section):
     min_rows: Annotated[int, Field(ge=1)] = 200
     label_coverage: Share = 0.8
 
+    @check_each("at_least")
+    def _bounds_leave_room(self, metric: str, lowest: float) -> Found:
+        if lowest > self.at_most.get(metric, lowest):
+            yield (), f"{lowest:g} is above the {self.at_most[metric]:g} of at_most"
+
 
 class ApprovalPolicy(Section):
-    """Who is asked before a version that passed its gates becomes champion, where ``promotion`` is ``approval``.
+    """Who approves a version that passed its gates, if ``promotion`` is ``approval``.
 
     Attributes:
-        within: an answer later than this is none, and the champion stays.
-        approvers: ids of the Airflow users who may answer; empty: whoever may act on the DAG.
+        within: time to answer. Without an answer in time, the champion stays.
+        approvers: ids of the Airflow users who may answer. Empty: everyone who may act on the DAG.
     """
 
     within: Duration = timedelta(days=3)

@@ -1,43 +1,76 @@
 """What a model folder says: ``model.yaml``, read strictly and validated.
 
 A folder ``include/models/<name>/`` holds ``model.yaml`` (this module), ``features.sql`` (:mod:`perennial.features.publish`)
-and, where YAML cannot say it, ``model.py`` (:mod:`perennial.spec.code`). Reading a spec imports nothing heavy and runs
-nothing of the folder, since Airflow does it whenever DAGs are parsed.
+and, for what YAML cannot say, ``model.py`` (:mod:`perennial.spec.code`). Reading a spec imports nothing heavy and runs nothing
+of the folder, because Airflow reads it whenever it parses DAGs.
 
-SQL expressions in a spec are DuckDB's and run with the rights of the team that wrote them; names (columns, tables,
-sources) are identifiers and nothing else.
+SQL expressions in a spec are DuckDB's and run with the rights of the team that wrote them. Names of columns, tables and
+sources must be identifiers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from perennial.spec.data import Entity, Features, Label, Source, Table
-from perennial.spec.gates import ApprovalPolicy, Gates
+from perennial.spec.gates import ApprovalPolicy, Behaviour, FairnessGate, Gates
 from perennial.spec.monitoring import Drift, RetrainingPolicy, Shadow
+from perennial.spec.names import is_unknown, listed
 from perennial.spec.operation import AlertRoutes, Card, Retention, Schedules, WatchLimits
-from perennial.spec.problems import located, names_of
+from perennial.spec.problems import YamlPath
+from perennial.spec.sections import Found, Section, Unreadable, check, check_each
 from perennial.spec.training import METRICS, Candidate, Cost, Training
-from perennial.spec.types import Identifier, Section, Task, Text
+from perennial.spec.types import Identifier, Task, Text
+
+#: Tables of the lake that Perennial makes for each model.
+_PERENNIALS_TABLES = {"features", "predictions", "shadows", "quarantine", "entities"}
 
 
 class ModelSpec(Section):
-    """Everything a team says about one model.
+    """Everything that a team says about one model.
 
-    ``retired`` says that the model has ended: it has no DAGs and nobody watches over it (``perennial retire``).
+    Attributes:
+        name: the model's name, which is that of its folder.
+        owner: who is responsible for it.
+        description: what it predicts, for people.
+        task: what kind of prediction it makes.
+        sources: where rows come from, by name.
+        tables: the tables of the lake, by name.
+        entity: what is predicted.
+        features: what the model sees.
+        label: what really happened.
+        candidates: ways to make a model, by name. At least one is a baseline, and at least one is not.
+        training: what a version learns from.
+        cost: what predictions cost the business. None: the metric ``cost`` is not measured.
+        gates: what a candidate must pass to become champion.
+        promotion: ``automatic``, or ``approval`` by a person after the gates.
+        approval: who approves.
+        shadow: versions that score beside the champion.
+        drift: when features or predictions count as drifted.
+        retraining: when monitoring asks for a new version.
+        schedules: when the stages run.
+        alerts: who receives which alerts.
+        watch: when the watchdog calls something late, stuck or stale.
+        retention: how long things are kept.
+        card: what only people know for a model card.
+        retired: whether the model has ended. A retired model has no DAGs, and nobody watches over it (``perennial retire``).
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
-    owner: Text
+    # Airflow keeps 2,000 characters of it.
+    owner: Annotated[Text, Field(max_length=500)]
     description: Text
     task: Task
     sources: Annotated[dict[Identifier, Source], Field(min_length=1)]
-    tables: Annotated[dict[Identifier, Table], Field(min_length=1)]
+    # Each has a task in DAGs of one file with those of all models.
+    tables: Annotated[dict[Identifier, Table], Field(min_length=1, max_length=100)]
     entity: Entity
     features: Features
     label: Label
@@ -57,96 +90,157 @@ class ModelSpec(Section):
     card: Card = Card()
     retired: bool = False
 
-    @model_validator(mode="after")
-    def _holds_together(self) -> ModelSpec:
-        reserved = {"features", "predictions", "shadows", "quarantine", "entities"}
-        for name, table in self.tables.items():
-            if table.source not in self.sources:
-                raise located(
-                    ("tables", name, "source"), f"no source is named {table.source}; there are {names_of(self.sources)}"
-                )
-            if name in reserved:
-                raise located(("tables", name), f"{name} is a table that Perennial itself makes; choose another name")
-            for column in table.columns:
-                if column.startswith("_"):
-                    raise located(
-                        ("tables", name, "columns", column), "names that begin with _ are Perennial's own; choose another name"
-                    )
-        fed = {table.source for table in self.tables.values()}
-        for source in self.sources:
-            if source not in fed:
-                raise located(("sources", source), "no table reads this source; remove it, or name it in a table")
-        for path, table_name in ((("entity", "table"), self.entity.table), (("label", "table"), self.label.table)):
-            if table_name not in self.tables:
-                raise located(path, f"no table is named {table_name}; there are {names_of(self.tables)}")
-        if self.entity_table.event_time is None:
-            raise located(
-                ("entity", "table"), f"table {self.entity.table} has no event_time to place a prediction in an interval"
-            )
-        if missing := [column for column in self.entity_table.key if column not in self.label_table.columns]:
-            raise located(("label", "table"), f"table {self.label.table} lacks the entity's key {', '.join(missing)}")
-        taken = {*self.entity_table.key, self.event_time, "as_of", "label", "prediction"}
-        for kind in ("numeric", "categorical"):
-            for name in getattr(self.features, kind):
-                if name in taken:
-                    raise located(
-                        ("features", kind), f"{name} stands beside the features already; give the feature another name"
-                    )
-        if all(candidate.baseline for candidate in self.candidates.values()):
-            raise located(("candidates",), "every candidate is a baseline; at least one must be there to be promoted")
-        if not any(candidate.baseline for candidate in self.candidates.values()):
-            raise located(("candidates",), "no candidate is a baseline; add `prior: {estimator: prior, baseline: true}`")
-        known = METRICS[self.task]
-        for key, metrics in (
-            ("metric", [self.gates.metric] if self.gates.metric else []),
-            ("at_least", list(self.gates.at_least)),
-            ("at_most", list(self.gates.at_most)),
-        ):
-            for metric in metrics:
-                if metric not in known:
-                    raise located(("gates", key), f"{self.task} has no metric {metric}; there are {names_of(known)}")
-                if metric == "cost" and self.cost is None:
-                    raise located(("gates", key), "cost is not known; say in cost what outcomes cost")
-        self._check_gates()
-        return self
+    @check_each("tables")
+    def _tables_read_sources(self, _: str, table: Table) -> Found:
+        if is_unknown(table.source, self.sources):
+            yield ("source",), f"no source is named {table.source}; there are {listed(self.sources)}"
 
-    def _check_gates(self) -> None:
-        gates, numeric = self.gates, set(self.features.numeric)
-        columns = {*self.features.names, *self.entity_table.key}
-        for path, name in (
-            *((("gates", "slices", "columns"), column) for column in gates.slices.columns),
-            *((("gates", "fairness"), group.column) for group in gates.fairness),
-            *((("gates", "resampling", "group"), column) for column in [gates.resampling.group] if column),
-            *((("gates", "behaviour", test), part.feature) for test, part in gates.behaviour.items() if part.feature),
-        ):
-            if name not in columns or (path[1] == "behaviour" and name not in self.features.names):
-                raise located(path, f"{name} is no feature{'' if path[1] == 'behaviour' else ' and no key column'}")
-        for name, test in gates.behaviour.items():
-            if test.add is not None and test.feature not in numeric:
-                raise located(("gates", "behaviour", name, "add"), f"{test.feature} is no number; give a value instead")
-            if test.expect != "same" and self.task == "multiclass_classification":
-                raise located(("gates", "behaviour", name, "expect"), "a class is not higher or lower; expect the same")
-        if gates.fairness and self.task != "binary_classification":
-            raise located(("gates", "fairness"), f"rates are of a yes or no; the task is {self.task}")
+    @check_each("tables")
+    def _tables_have_free_names(self, name: str, _: Table) -> Found:
+        if name in _PERENNIALS_TABLES:
+            yield (), f"Perennial makes a table named {name} itself; choose another name"
+
+    @check_each("tables")
+    def _columns_have_free_names(self, _: str, table: Table) -> Found:
+        for column in table.columns:
+            if column.startswith("_"):
+                yield ("columns", column), "names that begin with _ are Perennial's own; choose another name"
+
+    @check
+    def _sources_are_read(self) -> Found:
+        read = {table.source for table in self.tables.values()}
+        unread = self.sources.keys() - read
+        # A source that a misspelt reference means is read. The reference is reported.
+        meant = {name for wrong in read - self.sources.keys() for name in get_close_matches(wrong, unread, n=1, cutoff=0)}
+        for source in sorted(unread - meant):
+            yield ("sources", source), "no table reads this source; remove it, or name it in a table"
+
+    @check
+    def _entity_names_a_table(self) -> Found:
+        if is_unknown(self.entity.table, self.tables):
+            yield ("entity", "table"), f"no table is named {self.entity.table}; there are {listed(self.tables)}"
+
+    @check
+    def _entity_table_has_an_event_time(self) -> Found:
+        if self.entity_table.event_time is None:
+            yield ("entity", "table"), f"table {self.entity.table} has no event_time; name it there, predictions require it"
+
+    @check
+    def _label_names_a_table(self) -> Found:
+        if is_unknown(self.label.table, self.tables):
+            yield ("label", "table"), f"no table is named {self.label.table}; there are {listed(self.tables)}"
+
+    @check
+    def _label_table_has_the_key(self) -> Found:
+        entity, label = self.entity_table, self.label_table
+        if missing := [column for column in entity.key if column in entity.columns and column not in label.columns]:
+            yield ("label", "table"), f"table {self.label.table} lacks the entity's key {', '.join(missing)}; add it there"
+
+    def _feature_has_a_free_name(self, _: int, name: str) -> Found:
+        taken = {"as_of", "label", "prediction"}
+        with suppress(Unreadable):
+            taken |= {*self.entity_table.key, str(self.entity_table.event_time)}
+        if name in taken:
+            yield (), f"a column named {name} is stored beside the features already; choose another name"
+
+    _numeric_features_have_free_names = check_each("features.numeric")(_feature_has_a_free_name)
+    _categorical_features_have_free_names = check_each("features.categorical")(_feature_has_a_free_name)
+
+    @check
+    def _candidates_include_a_baseline(self) -> Found:
+        baselines = [candidate.baseline for candidate in self.candidates.values()]
+        if all(baselines):
+            yield ("candidates",), "every candidate is a baseline; add one that can be promoted"
+        if not any(baselines):
+            yield ("candidates",), "no candidate is a baseline; add `prior: {estimator: prior, baseline: true}`"
+
+    @check
+    def _primary_metric_is_known(self) -> Found:
+        if self.gates.metric is not None:
+            yield from self._metric_is_known(("gates", "metric"), self.gates.metric)
+
+    @check_each("gates.at_least")
+    def _lower_bound_is_of_a_metric(self, metric: str, _: float) -> Found:
+        return self._metric_is_known((), metric)
+
+    @check_each("gates.at_most")
+    def _upper_bound_is_of_a_metric(self, metric: str, _: float) -> Found:
+        return self._metric_is_known((), metric)
+
+    def _metric_is_known(self, path: YamlPath, metric: str) -> Found:
+        known = METRICS[self.task]
+        if metric not in known:
+            yield path, f"{self.task} has no metric {metric}; there are {listed(known)}"
+        elif metric == "cost" and self.cost is None:
+            yield path, "requires the section cost; say there what outcomes cost"
+
+    @check_each("gates.slices.columns")
+    def _slices_name_columns(self, _: int, column: str) -> Found:
+        return self._groups_rows((), column)
+
+    @check_each("gates.fairness")
+    def _fairness_names_columns(self, _: int, gate: FairnessGate) -> Found:
+        return self._groups_rows(("column",), gate.column)
+
+    @check
+    def _resampling_names_a_column(self) -> Found:
+        if self.gates.resampling.group is not None:
+            yield from self._groups_rows(("gates", "resampling", "group"), self.gates.resampling.group)
+
+    def _groups_rows(self, path: YamlPath, column: str) -> Found:
+        try:
+            keys = set(self.entity_table.key)
+        except Unreadable:  # it may be any of the tables
+            keys = {key for table in self.tables.values() for key in table.key}
+        columns = {*self.features.names, *keys}
+        if is_unknown(column, columns):
+            yield path, f"{column} is no feature and no key column of the entity; there are {listed(columns)}"
+
+    @check_each("gates.behaviour")
+    def _behaviour_names_a_feature(self, _: str, test: Behaviour) -> Found:
+        if test.feature is None:
+            return
+        if is_unknown(test.feature, self.features.names):
+            yield ("feature",), f"{test.feature} is no feature; there are {listed(self.features.names)}"
+        if test.add is not None and test.feature in self.features.categorical:
+            yield ("add",), f"{test.feature} is no numeric feature; give a value instead"
+
+    @check_each("gates.behaviour")
+    def _behaviour_expects_a_direction(self, _: str, test: Behaviour) -> Found:
+        if test.expect != "same" and self.task == "multiclass_classification":
+            yield ("expect",), "a class is neither higher nor lower; expect same"
+
+    @check
+    def _fairness_is_of_a_yes_or_no(self) -> Found:
+        if self.gates.fairness and self.task != "binary_classification":
+            yield ("gates", "fairness"), f"requires the task binary_classification, the task is {self.task}; remove it"
+
+    @check
+    def _costs_fit_the_task(self) -> Found:
         if self.cost is not None:
-            wanted = {"binary_classification": "outcomes", "multiclass_classification": "matrix"}.get(self.task)
-            given = "outcomes" if self.cost.outcomes else "matrix" if self.cost.matrix else None
-            if given is not None and given != wanted:
-                raise located(("cost", given), f"{given} is not for {self.task}; give {wanted or 'a function'}")
+            fits = {"binary_classification": "outcomes", "multiclass_classification": "matrix"}.get(self.task)
+            for kind in ("outcomes", "matrix"):
+                if kind != fits and getattr(self.cost, kind) is not None:
+                    yield ("cost", kind), f"is not for {self.task}; give {fits or 'a function'}"
 
     @property
     def entity_table(self) -> Table:
-        return self.tables[self.entity.table]
+        return self._table(self.entity.table)
 
     @property
     def label_table(self) -> Table:
-        return self.tables[self.label.table]
+        return self._table(self.label.table)
+
+    def _table(self, name: str) -> Table:
+        if name not in self.tables:
+            raise Unreadable(name)  # for the checks; a valid spec names its tables
+        return self.tables[name]
 
     @property
     def event_time(self) -> str:
         """The entity table's event time column."""
         column = self.entity_table.event_time
-        assert column is not None  # _holds_together
+        assert column is not None  # _entity_table_has_an_event_time
         return column
 
     @property
@@ -155,7 +249,10 @@ class ModelSpec(Section):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the spec's meaning: comments and order of keys do not change it, nor what is removed when, or the end."""
+        """SHA-256 of the spec's meaning.
+
+        Comments, the order of keys, ``retired``, and how long rows are kept do not change it.
+        """
         meaning = self.model_dump(mode="json", exclude={"retired": True, "retention": {"tables", "features", "predictions"}})
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 

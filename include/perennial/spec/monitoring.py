@@ -6,92 +6,102 @@ import math
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from perennial.spec.types import Duration, Identifier, Section, Share, Text
+from perennial.spec.sections import Found, Section, check
+from perennial.spec.types import Duration, Identifier, NotNegative, Positive, PositiveShare, Share, Text
 
 
 class Shadow(Section):
-    """Versions that keep scoring beside the champion, unseen by those who read predictions, to be compared when labels come.
+    """Versions that also score, beside the champion. Readers of predictions do not see theirs. They are compared with the
+    champion when labels are known.
 
     Attributes:
-        windows: monitoring windows for which they score; 0: none do.
-        close: a refused candidate whose primary metric was at most this much worse than the champion's scores in the
-            shadow too. None: only the champion before does.
-        rollback: whether a champion that does surely worse than the one before it is rolled back, rather than only told of.
+        windows: number of complete monitoring windows for which they score, after the one in which they begin. 0: no
+            version scores in the shadow.
+        close: also let a refused candidate score whose primary metric was at most this much worse than the champion's. None:
+            only the previous champion scores.
+        rollback: whether a champion that is significantly worse than the previous one is rolled back. If not, only an alert
+            is sent.
     """
 
     windows: Annotated[int, Field(ge=0, le=520)] = 4
-    close: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    close: NotNegative | None = None
     rollback: bool = False
 
 
 class Drift(Section):
-    """When features or predictions count as drifted, against the champion's own training reference.
+    """When features or predictions count as drifted, in comparison with the reference: rows that the champion learned from.
 
     Attributes:
-        numeric_threshold: Wasserstein distance in standard deviations of the reference.
+        numeric_threshold: Wasserstein distance, in standard deviations of the reference.
         categorical_threshold: Jensen-Shannon distance, 0 to 1.
         prediction_threshold: Wasserstein distance of the predictions, in standard deviations of the reference.
-        share: share of the features that must drift for the verdict ``drift``; drifted predictions suffice alone. None: one
-            feature suffices where thresholds are calibrated, which corrects them for their number; else
-            :data:`FIXED_SHARE` of them.
-        max_missing: share of missing values above the reference's own at which a column is unusable.
-        max_new_categories: share of rows with categories that the reference never saw, at which a column has drifted.
-        match: compare with those rows of the reference alone that fall on the window's weekdays, or in its months.
-        false_alarms: verdicts ``drift`` a year that stable data may cause; ``perennial calibrate`` sets thresholds by it.
-        sample: most rows taken of each side, seeded.
-        min_rows: fewest rows a verdict may rest on; below it the verdict is ``unknown``.
+        share: share of the features that must drift for the verdict ``drift``. Drifted predictions are enough alone. None:
+            one feature is enough if thresholds are calibrated, because calibration allows for the number of features;
+            otherwise 0.3 of them.
+        max_missing: a column with this share more missing values than the reference is unusable.
+        max_new_categories: a column has drifted if this share of its rows has a category that the reference does not have,
+            an infinite value, or another value than the only one of the reference.
+        match: compare only with rows of the reference of the same weekdays, or the same months, as the window.
+        false_alarms: verdicts ``drift`` per year that stable data may cause. ``perennial calibrate`` sets thresholds by it.
+        sample: largest number of rows to compare of each side. If there are more, a random sample is taken.
+        min_rows: smallest number of rows for a verdict. With fewer, the verdict is ``unknown``.
     """
 
-    numeric_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
-    categorical_threshold: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.15
-    prediction_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.35
-    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    numeric_threshold: Positive = 0.25
+    categorical_threshold: PositiveShare = 0.15
+    prediction_threshold: Positive = 0.35
+    share: PositiveShare | None = None
     max_missing: Share = 0.5
     max_new_categories: Share = 0.05
     match: Literal["none", "weekday", "month"] = "none"
-    false_alarms: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    false_alarms: Positive = 1.0
     sample: Annotated[int, Field(ge=100)] = 20_000
     min_rows: Annotated[int, Field(ge=1)] = 200
 
     def features_wanted(self, features: int, *, calibrated: bool) -> int:
-        """How many of so many features must drift for the verdict ``drift``."""
+        """How many features must drift for the verdict ``drift``.
+
+        Args:
+            features: how many there are.
+            calibrated: whether ``drift.yaml`` has their thresholds.
+        """
         share = self.share if self.share is not None else 0.0 if calibrated else FIXED_SHARE
         return min(max(1, math.ceil(share * features - 1e-9)), max(1, features))
 
 
-#: Share of the features that must drift where thresholds are the same for all of them and ``drift.share`` is not given.
+#: Share of the features that must drift if thresholds are not calibrated and ``drift.share`` is not given.
 FIXED_SHARE = 0.3
 
 
 class Threshold(Section):
-    """From where on a column has drifted.
+    """From which distance a column has drifted.
 
     Attributes:
-        distance: as in :class:`Drift`.
+        distance: see :class:`Drift`.
         missing: difference between the shares of missing values.
     """
 
-    distance: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    missing: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    distance: Positive
+    missing: PositiveShare
 
 
 class DriftThresholds(Section):
     """``drift.yaml`` of a model folder: thresholds that ``perennial calibrate`` took from stable history.
 
     Attributes:
-        computed_at: when, in UTC.
+        computed_at: when they were computed, in UTC.
         history: key of the interval that was replayed.
-        features_snapshot: of the lake, that history was read at.
-        version: whose predictions they are.
-        window: the monitoring window; another ``schedules.monitor`` needs other thresholds.
-        match: ``drift.match`` at the time; likewise.
-        replays: windows of history that were compared.
-        seed: of the draws.
-        false_alarms: the budget, in verdicts ``drift`` a year.
-        expected: how many the replays raise a year by these thresholds.
-        columns: of each feature, and of ``prediction``.
+        features_snapshot: snapshot of the lake from which history was read.
+        version: the version that made the predictions.
+        window: ``schedules.monitor`` when they were computed. Another one requires other thresholds.
+        match: ``drift.match`` when they were computed. Another one requires other thresholds.
+        replays: number of windows of history that were compared.
+        seed: seed of the draws.
+        false_alarms: the budget, in verdicts ``drift`` per year.
+        expected: verdicts ``drift`` per year that the replays give with these thresholds.
+        columns: the thresholds of each feature, and of ``prediction``.
     """
 
     computed_at: Text
@@ -102,35 +112,36 @@ class DriftThresholds(Section):
     match: Literal["none", "weekday", "month"] = "none"
     replays: Annotated[int, Field(ge=1)]
     seed: int
-    false_alarms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    expected: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    false_alarms: Positive
+    expected: NotNegative
     columns: Annotated[dict[Identifier, Threshold], Field(min_length=1)]
 
 
 class RetrainingPolicy(Section):
-    """When monitoring may ask for a new version.
+    """When monitoring asks for a new version.
 
     Attributes:
-        on_drift: whether a verdict ``drift`` may ask.
-        on_performance: drop of the realised primary metric, against the version's own holdout, that asks. None: never.
-        alarms: how many of the last ``of`` windows must ask, the newest among them.
+        on_drift: whether it asks because of the verdict ``drift``.
+        on_performance: it asks if the realised primary metric is this much worse than on the champion's holdout. None: it
+            does not ask because of performance.
+        alarms: how many of the last ``of`` windows must raise the alarm. The newest must be one of them.
         of: see ``alarms``.
-        cooldown: least time between two retrainings that monitoring asked for.
-        budget: most trainings in any 30 days, those of the calendar and of people included, after which monitoring may not
-            ask for another one.
-        breaker: trainings in a row without a promotion after which monitoring asks no more, until a version is promoted.
+        cooldown: shortest time since the last training, or since monitoring last asked. Trainings by calendar and by people
+            count.
+        budget: number of trainings in 30 days after which monitoring does not ask. Trainings by calendar and by people count.
+        breaker: number of retrainings since the last promotion after which monitoring does not ask, until a version is
+            promoted. Only those that monitoring asked for count.
     """
 
     on_drift: bool = True
-    on_performance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    on_performance: Positive | None = None
     alarms: Annotated[int, Field(ge=1)] = 2
     of: Annotated[int, Field(ge=1)] = 3
     cooldown: Duration = timedelta(days=14)
     budget: Annotated[int, Field(ge=0)] = 2
     breaker: Annotated[int, Field(ge=1)] = 3
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> RetrainingPolicy:
+    @check
+    def _alarms_can_be_reached(self) -> Found:
         if self.alarms > self.of:
-            raise ValueError(f"alarms {self.alarms} of the last {self.of} windows can never be reached")
-        return self
+            yield (), f"{self.alarms} alarms can never occur in the last {self.of} windows; lower alarms, or raise of"

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from perennial.alerts.alert import Alert, Kind, Severity
-from perennial.spec.types import Cron, Duration, Section, Text
+from perennial.spec.sections import Found, Section, check
+from perennial.spec.types import ConnectionId, Cron, Duration, Text
 
 
 class Schedules(Section):
     """When the stages run, in UTC.
 
     Attributes:
-        ingest: when the day before is ingested.
-        train: calendar retraining; ``never`` leaves it to monitoring and people.
-        monitor: over which window drift is judged, once all its days are scored.
-        maintain: when tables are cleaned up.
+        ingest: when the previous day is ingested: five cron fields, in UTC.
+        train: train when features of all days of a week (from Monday) or month are published. ``never``: only monitoring and
+            people start trainings.
+        monitor: the window over which drift is judged, when all its days are scored.
+        maintain: when old data is removed and tables are compacted: five cron fields, in UTC.
     """
 
     ingest: Cron = "0 2 * * *"
@@ -33,31 +35,30 @@ class Schedules(Section):
 
 
 class Route(Section):
-    """Who hears of some alerts.
+    """Who receives some of the alerts.
 
     Attributes:
-        slack: Airflow connection id, of a Slack incoming webhook or of the Slack API.
-        channel: where a Slack API connection posts, ``#name`` or the channel's id. A webhook has a channel of its own.
-        email: addresses, sent to through the Airflow connection ``smtp_default``.
-        severity: the least severity that is sent.
-        kinds: the kinds of alerts that are sent (``docs/alerts.md``); none: all.
+        slack: Airflow connection id of a Slack incoming webhook or of the Slack API.
+        channel: where a Slack API connection posts: ``#name`` or the channel's id. A webhook has a channel of its own.
+        email: addresses. Messages are sent through the Airflow connection ``smtp_default``.
+        severity: the lowest severity that is sent.
+        kinds: the kinds of alerts that are sent (``docs/alerts.md``). Empty: all.
     """
 
-    slack: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] | None = None
+    slack: ConnectionId | None = None
     channel: Annotated[str, Field(pattern=r"^#?[^\s#:<>|&]{1,80}$")] | None = None
     email: list[Annotated[str, Field(pattern=r"^[^@\s<>,;]+@[^@\s<>,;]+$")]] = []
     severity: Severity = "warning"
     kinds: list[Kind] = []
 
-    @model_validator(mode="after")
-    def _channel_of_slack(self) -> Self:
+    @check
+    def _channel_has_a_connection(self) -> Found:
         if self.channel is not None and self.slack is None:
-            raise ValueError("channel is one of Slack: name its connection under slack")
-        return self
+            yield ("channel",), "requires a Slack connection; name it under slack"
 
     @property
     def channels(self) -> list[str]:
-        """By name: ``slack:connection``, ``slack:connection:#channel``, ``email:address``."""
+        """The names of the channels: ``slack:connection``, ``slack:connection:#channel``, ``email:address``."""
         slack = [f"slack:{self.slack}" + (f":{self.channel}" if self.channel else "")] if self.slack else []
         return [*slack, *(f"email:{address}" for address in self.email)]
 
@@ -67,28 +68,29 @@ class Route(Section):
 
 
 class AlertRoutes(Route):
-    """Who hears of what.
+    """Who receives which alerts.
 
     Attributes:
-        routes: others who hear of some alerts, such as who is on call, of what is critical.
+        routes: more receivers, each of some of the alerts, such as the people on call for critical ones.
     """
 
     routes: list[Route] = []
 
     @property
     def everybody(self) -> list[Route]:
-        """All who are named."""
+        """Every route that has a channel, this one included."""
         return [route for route in (self, *self.routes) if route.channels]
 
 
 class WatchLimits(Section):
-    """What the watchdog takes as late, stuck or stale.
+    """When the watchdog calls something late, stuck or stale.
 
     Attributes:
-        late: longest time after a tick of ``schedules.ingest`` until its day is published.
-        run: longest time a run may queue or run; what a person is asked for does not count.
+        late: longest time from a tick of ``schedules.ingest`` until its day is published.
+        run: longest time that a run may be queued or may run. A run that waits for a person is left out.
         champion: longest time between the end of what the champion learned from and the newest features.
-        labels: longest time after a monitoring window until labels for the share ``gates.label_coverage`` are known.
+        labels: longest time from the end of a monitoring window until the share ``gates.label_coverage`` of its labels is
+            known.
     """
 
     late: Duration = timedelta(hours=6)
@@ -101,13 +103,14 @@ class Retention(Section):
     """How long things are kept.
 
     Attributes:
-        snapshots: Iceberg snapshots that no kept version pins.
-        quarantine: quarantined rows.
-        reports: drift reports and Data Docs.
-        versions: how many of the newest registered versions keep their training snapshots pinned.
-        tables: rows of raw tables, by their event time; None: for ever. What kept versions learned from is kept all the same.
-        features: the same of features.
-        predictions: the same of predictions, in the lake, in ``<model>_predictions``, and of versions in the shadow.
+        snapshots: how long to keep Iceberg snapshots that no kept version pins.
+        quarantine: how long to keep quarantined rows, by their event time.
+        reports: how long to keep drift reports and Data Docs.
+        versions: how many of the newest registered versions keep their training snapshots pinned. The champion always does.
+        tables: how long to keep rows of raw tables, by their event time. None: always. What kept versions learned from stays.
+        features: how long to keep features, by the event time of their entity. None: always.
+        predictions: how long to keep predictions, in the lake and in ``<model>_predictions``, and those of versions in the
+            shadow. None: always.
     """
 
     snapshots: Duration = timedelta(days=30)
@@ -120,12 +123,12 @@ class Retention(Section):
 
 
 class Card(Section):
-    """What a model card says that only people know (Mitchell et al.: Model Cards for Model Reporting. FAccT 2019).
+    """What only people know for a model card (Mitchell et al.: Model Cards for Model Reporting. FAccT 2019).
 
     Attributes:
-        intended_use: who is to use the predictions, and what for.
-        not_for: uses that the model was not made for.
-        limits: what is known to be weak or missing, beside what Perennial finds by itself.
+        intended_use: who should use the predictions, and for what.
+        not_for: uses for which the model was not made.
+        limits: known weaknesses, in addition to those that Perennial finds automatically.
     """
 
     intended_use: Text | None = None

@@ -1,75 +1,49 @@
-"""From what pydantic finds wrong to messages for people: file, line, field, and what to write instead."""
+"""A problem of a YAML file, and how all problems of a file are written: one line each, in the order of the file."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple
 
-from pydantic import ValidationError
-
-from perennial.core.errors import SpecError
-from perennial.spec.strict_yaml import YamlPath
-from perennial.spec.types import IDENTIFIER, Section
+#: Keys and list positions that lead from the root of a YAML file to a value.
+YamlPath = tuple[str | int, ...]
 
 
-class _LocatedError(ValueError):
-    """A problem of the whole that belongs to one place in it."""
-
-    def __init__(self, path: YamlPath, message: str) -> None:
-        super().__init__(message)
-        self.path = path
+#: Most problems of a file that are told.
+MAX_MESSAGES = 100
 
 
-def located(path: YamlPath, message: str) -> _LocatedError:
-    return _LocatedError(path, message)
+class Problem(NamedTuple):
+    """What is wrong at one place of a YAML file, and what to do about it.
+
+    Attributes:
+        path: the place; the root if the problem is not of one value.
+        message: one line.
+        line: counted from 1. None: that of the path.
+    """
+
+    path: YamlPath
+    message: str
+    line: int | None = None
 
 
-def names_of(names: Any) -> str:
-    return ", ".join(sorted(names))
+def write_problems(file: Path, lines: Mapping[YamlPath, int], problems: Iterable[Problem]) -> list[str]:
+    """Each problem as ``file:line: tables.trips.key.0: message``, in the order of lines, none twice.
+
+    Args:
+        lines: the line of each path. A path that is absent, such as that of a missing field, has the line of the nearest
+            section around it.
+    """
+    placed = [(problem.line or line_of(problem.path, lines), problem) for problem in dict.fromkeys(problems)]
+    told = [
+        f"{file}:{line}: {'.'.join(map(str, path))}{': ' if path else ''}{message}"
+        for line, (path, message, _) in sorted(placed, key=lambda problem: problem[0])
+    ]
+    more = len(told) - MAX_MESSAGES
+    return told if more <= 0 else [*told[:MAX_MESSAGES], f"{file}: … and {more:,} more"]
 
 
-SectionT = TypeVar("SectionT", bound=Section)
-
-
-def validate(kind: type[SectionT], file: Path, value: Any, lines: dict[YamlPath, int]) -> SectionT:
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise SpecError("\n".join(_messages(file, error, lines))) from error
-
-
-def _messages(file: Path, error: ValidationError, lines: dict[YamlPath, int]) -> Iterator[str]:
-    for problem in error.errors():
-        cause = problem.get("ctx", {}).get("error")
-        # "[key]" marks a mapping's key that is no identifier; union members add their type's name to the path.
-        path = tuple(cause.path if isinstance(cause, _LocatedError) else (step for step in problem["loc"] if step != "[key]"))
-        place = path
-        while place and place not in lines:
-            place = place[:-1]
-        name = ".".join(str(step) for step in path if step in place or path == place or isinstance(step, str))
-        yield f"{file}:{lines.get(place, 1)}: {name or 'model'}: {_explain(problem)}"
-
-
-def _explain(problem: Any) -> str:
-    kind, context, given = problem["type"], problem.get("ctx", {}), problem["input"]
-    shown = json.dumps(given, default=str, ensure_ascii=False)
-    shown = shown if len(shown) <= 60 else shown[:57] + "…"
-    match kind:
-        case "extra_forbidden":
-            return "unknown key; remove it, or see model.schema.json for the keys there are"
-        case "missing":
-            return "missing; it must be given"
-        case "value_error":
-            return str(context["error"])
-        case "string_type":
-            return f"a text is wanted, this is {shown}; put it in quotes"
-        case "string_pattern_mismatch" if context.get("pattern") == IDENTIFIER:
-            return f"{shown} is not an identifier: lower-case letters, digits and _, not beginning with a digit"
-        case "finite_number":
-            return "a finite number is wanted, not NaN or infinity"
-        case "literal_error":
-            return f"{shown} is none of {context['expected']}"
-        case _:
-            return f"{problem['msg'][0].lower()}{problem['msg'][1:]}, this is {shown}"
+def line_of(path: YamlPath, lines: Mapping[YamlPath, int]) -> int:
+    """The line of a path, or of the nearest section around it."""
+    return next((lines[path[:length]] for length in range(len(path), -1, -1) if path[:length] in lines), 1)

@@ -1,32 +1,32 @@
-"""``training``, ``candidates`` and ``costs`` in ``model.yaml``, and the metrics that a model can be judged by."""
+"""``training``, ``candidates`` and ``cost`` in ``model.yaml``, and the metrics that a model can be judged by."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from perennial.spec.types import FUNCTION, Duration, Identifier, Number, Section, Share
+from perennial.spec.sections import Found, Section, check
+from perennial.spec.types import Duration, Function, Identifier, Number, Seed, Share
 
-#: Estimators that need no ``model.py``; :mod:`perennial.training.fit` makes them.
+#: Estimators that need no ``model.py``; :mod:`perennial.model.estimators` makes them.
 BUILT_IN_ESTIMATORS = ("prior", "logistic_regression", "linear_regression", "gradient_boosting")
+ESTIMATOR = rf"^({'|'.join(BUILT_IN_ESTIMATORS)}|model:[A-Za-z_]\w*)$"
 
 
 class Candidate(Section):
     """A way to make a model.
 
     Attributes:
-        estimator: ``prior``, ``logistic_regression``, ``linear_regression`` or ``gradient_boosting``, or ``model:function``
-            for a function of ``model.py`` that takes parameters and returns a scikit-learn estimator.
-        params: parameters passed as they are.
-        search: lists of values to choose from, by validation on the newest part of the training window.
-        baseline: a candidate that others must beat and that is never promoted over them.
+        estimator: ``prior``, ``logistic_regression``, ``linear_regression`` or ``gradient_boosting``; or ``model:function``,
+            a function of ``model.py`` that takes parameters and returns a scikit-learn estimator.
+        params: parameters that are passed to it unchanged.
+        search: values to choose from, by parameter. Validation on the newest part of the training window chooses.
+        baseline: whether it is a simple model that the others must beat. A baseline is never promoted.
     """
 
-    estimator: Annotated[
-        str, Field(pattern=r"^(prior|logistic_regression|linear_regression|gradient_boosting|model:[A-Za-z_]\w*)$")
-    ]
+    estimator: Annotated[str, Field(pattern=ESTIMATOR)]
     params: dict[Identifier, bool | int | Number | str | None] = {}
     search: dict[Identifier, Annotated[list[bool | int | Number | str | None], Field(min_length=1)]] = {}
     baseline: bool = False
@@ -36,14 +36,14 @@ class Training(Section):
     """What a version learns from.
 
     Attributes:
-        window: length of the training set, which ends where the holdout begins.
-        holdout: the newest interval before the training's as-of time, on which candidate and champion are compared.
-        validation: the newest part of the window, on which search spaces are searched.
-        trials: most combinations of a search space that are tried.
-        max_rows: most rows trained on, the newest first.
-        min_rows: fewest rows that a version may be trained on.
-        seed: of everything random.
-        trusted_types: types beyond Perennial's own list that a stored model of this folder may hold.
+        window: length of the training set. It ends where the holdout begins.
+        holdout: length of the newest part before the training's as-of time. Candidate and champion are compared on it.
+        validation: length of the newest part of the window, on which candidates and their parameters are compared.
+        trials: largest number of combinations of ``search`` that are tried per candidate.
+        max_rows: largest number of rows to train on. If there are more, the newest are used.
+        min_rows: smallest number of rows to train on. If there are fewer, training fails.
+        seed: seed of everything random in training.
+        trusted_types: types that a stored model of this folder may hold, in addition to Perennial's own list.
     """
 
     window: Duration = timedelta(days=90)
@@ -52,18 +52,16 @@ class Training(Section):
     trials: Annotated[int, Field(ge=1, le=1000)] = 8
     max_rows: Annotated[int, Field(ge=100)] = 5_000_000
     min_rows: Annotated[int, Field(ge=10)] = 100
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2013
+    seed: Seed = 2013
     trusted_types: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]] = []
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Training:
+    @check
+    def _validation_is_part_of_the_window(self) -> Found:
         if self.validation >= self.window:
-            raise ValueError("validation must be shorter than window, of which it is the newest part")
-        return self
+            yield (), "validation is the newest part of window; it must be shorter"
 
 
-#: For each task: the metrics it has, the primary one first, and whether more of it is better. ``cost`` is there where
-#: ``model.yaml`` says what outcomes cost.
+#: The metrics of each task, the primary one first, and whether higher is better. ``cost`` requires the section ``cost``.
 METRICS: dict[str, dict[str, bool]] = {
     "binary_classification": {
         "roc_auc": True, "average_precision": True, "log_loss": False, "brier": False, "calibration_error": False,
@@ -75,48 +73,57 @@ METRICS: dict[str, dict[str, bool]] = {
 
 
 class OutcomeCosts(Section):
-    """Cost of one row by outcome; a gain is negative. A right answer must not cost more than a wrong one."""
+    """The cost of one row by outcome. A gain is negative. A wrong answer must cost more than the right one.
+
+    Attributes:
+        true_positive: cost of a yes that is right.
+        false_positive: cost of a yes that is wrong.
+        false_negative: cost of a no that is wrong.
+        true_negative: cost of a no that is right.
+    """
 
     true_positive: Number = 0.0
     false_positive: Number = 1.0
     false_negative: Number = 1.0
     true_negative: Number = 0.0
 
-    @model_validator(mode="after")
-    def _wrong_answers_cost_more(self) -> OutcomeCosts:
-        if self.false_positive <= self.true_negative or self.false_negative <= self.true_positive:
-            raise ValueError("a wrong answer must cost more than the right one, or there is nothing to decide")
-        return self
+    @check
+    def _wrong_answers_cost_more(self) -> Found:
+        for wrong, right in (("false_positive", "true_negative"), ("false_negative", "true_positive")):
+            if getattr(self, wrong) <= getattr(self, right):
+                yield (), f"{wrong} must cost more than {right}; otherwise there is nothing to decide"
 
     @property
     def threshold(self) -> float:
-        """The cheapest threshold where probabilities are right (Elkan 2001, equation 2), 0 to 1."""
+        """The threshold that costs least if probabilities are right, 0 to 1 (Elkan 2001, equation 2)."""
         wrong_yes, wrong_no = self.false_positive - self.true_negative, self.false_negative - self.true_positive
         return wrong_yes / (wrong_yes + wrong_no)
 
 
 class Cost(Section):
-    """What predictions cost the business: the metric ``cost``, the mean over rows, of which less is better.
+    """What predictions cost the business. The metric ``cost`` is the mean over rows; lower is better.
 
     Exactly one of ``outcomes`` (binary), ``matrix`` (multiclass) and ``function`` (any task).
 
     Attributes:
-        outcomes: cost of each outcome of a yes or no that is taken from a probability at ``threshold``.
-        threshold: the probability from which the answer is yes. None: the one that is cheapest where probabilities are
-            right, from the four costs (Elkan: The Foundations of Cost-Sensitive Learning. IJCAI 2001, equation 2).
-        matrix: cost by actual class, then by predicted class; a pair that is not named costs nothing.
-        function: ``model:function``, called with n labels and n predictions, returns n costs.
+        outcomes: the cost of each outcome. The answer is yes where the probability is at least ``threshold``.
+        threshold: the probability from which the answer is yes. None: the one that costs least if probabilities are right,
+            from the four costs (Elkan: The Foundations of Cost-Sensitive Learning. IJCAI 2001, equation 2).
+        matrix: cost by actual class, then by predicted class. A pair that is not given costs nothing.
+        function: ``model:function``. It is called with n labels and n predictions, and returns n costs.
     """
 
     outcomes: OutcomeCosts | None = None
     threshold: Share | None = None
     matrix: dict[str, dict[str, Number]] | None = None
-    function: Annotated[str, Field(pattern=FUNCTION)] | None = None
+    function: Function | None = None
 
-    @model_validator(mode="after")
-    def _is_one_kind(self) -> Cost:
+    @check
+    def _is_one_kind(self) -> Found:
         if sum(kind is not None for kind in (self.outcomes, self.matrix, self.function)) != 1:
-            raise ValueError("give exactly one of outcomes, matrix and function")
+            yield (), "give exactly one of outcomes, matrix and function"
+
+    @check
+    def _threshold_is_for_outcomes(self) -> Found:
         if self.threshold is not None and self.outcomes is None:
-            raise ValueError("threshold goes with outcomes")
-        return self
+            yield ("threshold",), "requires outcomes; give their costs, or remove threshold"

@@ -1,16 +1,19 @@
-"""The types that the sections of ``model.yaml`` are made of: identifiers, SQL, durations, shares, cron expressions."""
+"""The types of the fields of ``model.yaml``: identifiers, SQL, durations, numbers, shares, cron expressions."""
 
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from croniter import CroniterError, croniter
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 IDENTIFIER = r"^[a-z_][a-z0-9_]{0,62}$"
 FUNCTION = r"^model:[A-Za-z_][A-Za-z0-9_]*$"
 _DURATION = r"^[1-9][0-9]{0,4}(m|h|d|w)$"
+#: Letters that croniter replaces by a number of its choice.
+_NOT_FIXED = re.compile(r"(?<![A-Za-z])[HRhr](?![A-Za-z])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 Task = Literal["binary_classification", "multiclass_classification", "regression"]
@@ -20,6 +23,17 @@ ColumnType = Literal["string", "integer", "float", "boolean", "timestamp", "date
 def _no_template(text: str) -> str:
     if "{{" in text or "{%" in text:
         raise ValueError("templates are not rendered here; write the value itself")
+    return text
+
+
+def _ticks(text: str) -> str:
+    """A text that Airflow would refuse would take down the DAGs of all models, which share their files."""
+    if _NOT_FIXED.search(text) or not croniter.is_valid(text):
+        raise ValueError(f"{text} is no cron expression; write five fields such as 0 2 * * *")
+    try:
+        croniter(text, datetime(2000, 1, 1, tzinfo=UTC)).get_next()
+    except CroniterError as error:
+        raise ValueError(f"{text} names a day that never comes") from error
     return text
 
 
@@ -54,12 +68,12 @@ Duration = Annotated[
     PlainSerializer(_write_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["90m", "2h", "28d", "12w"]}),
 ]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$", description="five cron fields, in UTC")]
-
-
-class Section(BaseModel):
-    """Strict: an unknown key, a type that is merely similar, NaN and infinity are all refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PositiveShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Function = Annotated[str, Field(pattern=FUNCTION)]
+ConnectionId = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$"), AfterValidator(_ticks)]

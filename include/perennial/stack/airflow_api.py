@@ -1,7 +1,7 @@
-"""What Perennial asks of Airflow from outside: start a run, watch it, say what failed. By the public REST API alone.
+"""Airflow's public REST API, as far as Perennial uses it from outside: start a run, watch it, report what failed.
 
-Neighbours: :mod:`perennial.demo.replay` drives a model's life with it, :mod:`perennial.watchdog.process` looks for trouble;
-tasks use Airflow's task SDK instead.
+Neighbours: :mod:`perennial.demo.replay` drives the demo with it, :mod:`perennial.watchdog.process` looks for trouble.
+Tasks use Airflow's Task SDK instead.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _PAGE = 100
 
 @dataclass(frozen=True)
 class DagRun:
-    """A run of a DAG, as it was when it was asked for.
+    """A run of a DAG, at the time of the request.
 
     Attributes:
-        dag_id, run_id: name it.
+        dag_id, run_id: identify it.
         state: ``queued``, ``running``, ``success`` or ``failed``.
         run_type: ``manual``, ``scheduled``, ``asset_triggered``, ``backfill``, …
         partition_key: of a run of a partition.
@@ -54,7 +54,7 @@ class DagRun:
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """A task of a run, as it was when it was asked for; ``map_index`` is -1 unless the task is mapped."""
+    """A task of a run, at the time of the request; ``map_index`` is -1 unless the task is mapped."""
 
     dag_id: str
     run_id: str
@@ -70,15 +70,15 @@ class AirflowApi:
 
     Args:
         url: of the API server, such as ``http://127.0.0.1:8080``.
-        user, password: exchanged for a token, again whenever that has expired.
-        patience: seconds that an answer may take.
+        user, password: exchanged for a token, and again when the token has expired.
+        patience: longest time for an answer, in seconds.
     """
 
     def __init__(self, url: str, user: str, password: str, *, patience: float = 60) -> None:
         self.url = url.rstrip("/")
         self._user = user
         self._password = password
-        # A proxy of the environment knows nothing of this machine.
+        # A proxy of the environment cannot reach this machine.
         self._client = httpx.Client(base_url=self.url, timeout=patience, trust_env=False)
 
     def __enter__(self) -> Self:
@@ -102,7 +102,7 @@ class AirflowApi:
     def unhealthy(self) -> dict[str, datetime | None]:
         """The last heartbeat of each component that is not healthy; None if it never had one."""
         health: dict[str, dict[str, str | None]] = self._call("GET", "/monitor/health")
-        # A component that never ran has no status.
+        # A component that has never run has no status.
         bad = {name: part for name, part in health.items() if part and part["status"] == "unhealthy"}
         beats = {name: part.get(f"latest_{name}_heartbeat") for name, part in bad.items()}
         return {name: utc(beat) if beat else None for name, beat in beats.items()}
@@ -139,7 +139,7 @@ class AirflowApi:
         return _run(self._call("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"))
 
     def delete(self, run: DagRun) -> None:
-        """Remove the run and all that Airflow knows of it."""
+        """Remove the run and everything that Airflow stores about it."""
         self._call("DELETE", f"/dags/{run.dag_id}/dagRuns/{quote(run.run_id, safe='')}")
 
     def runs(self, prefix: str, since: datetime | None = None) -> list[DagRun]:
@@ -167,7 +167,7 @@ class AirflowApi:
         return [_task(found) for found in self._pages("/dags/~/dagRuns/~/taskInstances", "task_instances", query, most)]
 
     def error(self, task: TaskInstance) -> str:
-        """The last error in the task's log; its last line if it tells of none."""
+        """The last error in the task's log; its last line if it has no error."""
         path = (
             f"/dags/{task.dag_id}/dagRuns/{quote(task.run_id, safe='')}/taskInstances/{quote(task.task_id, safe='')}"
             f"/logs/{task.try_number}"
@@ -209,7 +209,7 @@ class AirflowApi:
         Args:
             run: what is waited for.
             patience: seconds.
-            check: called between two looks; raises when there is no point in waiting on.
+            check: called between two requests; raises to end the wait.
 
         Raises:
             StackError: it has not ended within ``patience`` seconds.
@@ -219,12 +219,12 @@ class AirflowApi:
             check()
             if (waited := time.monotonic() - began) > patience:
                 raise StackError(f"run {run.run_id} of {run.dag_id} is {now.state} after {patience:.0f} s")
-            # The longer it takes, the less a look more often would tell, and each costs the server that does the work.
+            # The longer the run takes, the fewer requests are needed, and each costs the server that does the work.
             time.sleep(min(1.0, 0.1 + waited / 50))
         return now
 
     def failure(self, run: DagRun) -> str:
-        """What went wrong in a failed run: each failed task with its error and the address of its log."""
+        """The failed tasks of a run, each with its error and the address of its log."""
         failed = [task for task in self.task_instances(run) if task.state == "failed"]
         told = [f"{task.task_id} failed: {self.error(task)}\n  log: {self.log_url(task)}" for task in failed]
         return "\n".join([f"{run.dag_id}, run {run.run_id}, failed", *told])

@@ -1,6 +1,6 @@
 """The whole stack on one machine: Airflow's components and MLflow's server, all state below one folder.
 
-Two API servers: one for people, one for tasks, so that neither waits for the other's writes to SQLite.
+There are two API servers, one for people and one for tasks, so that neither waits for the other's writes to SQLite.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from perennial.stack.environment import (
 )
 from perennial.stack.processes import Processes, end, last_words, marked
 
-#: Less than this, and the first model may not fit.
+#: Free bytes of disk that the stack requires to start. With less, the first model may not fit.
 ROOM = 1_000_000_000
 
-#: What Airflow's processes share. Internals of Airflow: one that goes away costs a second, nothing else.
+#: What Airflow's processes share: modules to import, and a function to call. If a later Airflow lacks one of its modules,
+#: each process takes longer to start, and works all the same.
 IMPORTED_AHEAD = (
     "airflow.__main__",
     "airflow.api_fastapi.app",
@@ -50,14 +51,14 @@ IMPORTED_AHEAD = (
     "airflow.cli.commands.scheduler_command",
     "airflow.cli.commands.triggerer_command",
     "airflow.executors.local_executor",
-    "perennial.stack.clock",
+    "perennial.core.private_parts:let_sqlite_tell_fractions_of_seconds",
 )
 
-#: What tasks need. Workers are forked from the scheduler, and so have it at once; a change of these modules takes effect when
-#: the stack is started anew. Tasks are the orchestration's: it is only named here.
+#: Modules that tasks need. Workers are forked from the scheduler, which has imported them. A change of them takes effect when
+#: the stack is restarted. This package may not import the orchestration, so it names the module.
 IMPORTED_FOR_TASKS = ("perennial.orchestration.warm",)
 
-#: The file that a running stack holds a lock on, and says of itself in.
+#: The file that a running stack locks, and in which it describes itself.
 _LOCK = "stack.json"
 
 _HEALTH = "/api/v2/monitor/health"
@@ -71,20 +72,20 @@ class Stack:
 
     Args:
         state: folder that everything is kept below.
-        given: the environment: what a person has chosen.
+        given: the environment, with what a person has chosen.
         dags: folder of DAG files.
         plugins: folder of Airflow plugins.
         parse_every: seconds after which a DAG file is read again; see :func:`perennial.stack.environment.environment`.
-        say: told of what happens, a sentence at a time.
+        say: called with a sentence for each event.
 
     Attributes:
         settings: where this deployment keeps things.
         ports: where its servers listen.
         password: of the user ``admin``.
-        environment: what its processes see.
+        environment: of its processes.
 
     Raises:
-        StackError: on entering, when it cannot start: what to do.
+        StackError: when it is entered and cannot start; the message says what to do.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Stack:
                 if find_spec(module) is None:
                     raise StackError(f"the package {module} is not installed here; `make up` installs what is needed")
             _check_room(state, ROOM)
-            end(lambda: marked(f"{state}#"), 10)  # what a stack that was killed may have left
+            end(lambda: marked(f"{state}#"), 10)  # processes that a killed stack may have left
             self.ports = choose_ports(given)
             self.settings = embedded_settings(state, self.ports, given)
             kept = keep_secrets(state)
@@ -153,7 +154,7 @@ class Stack:
         return self
 
     def release(self) -> None:
-        """Leave the folder to other stacks, if this one was made but is not to be entered."""
+        """Release the folder, if this stack was made but will not be entered."""
         self._lock.release()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -161,20 +162,20 @@ class Stack:
         self._lock.release()
 
     def check(self) -> None:
-        """Nothing, as long as all is well.
+        """Check that the stack is healthy.
 
         Raises:
-            StackError: a process has been lost for good, or the disk is all but full.
+            StackError: a process was lost for good, or the disk is almost full.
         """
         _check_room(self.state, ROOM // 10)
         if self.processes.failure is not None:
             raise self.processes.failure
 
     def wait(self) -> None:
-        """Wait until a process has been lost for good.
+        """Wait until :meth:`check` fails.
 
         Raises:
-            StackError: always, then.
+            StackError: always.
         """
         while True:
             self.check()
@@ -187,8 +188,8 @@ class Stack:
         watchdog = secrets.token_urlsafe(24)
         write_private(passwords, json.dumps({"admin": self.password, "watchdog": watchdog}))
         processes = self.processes
-        # No two processes may make a database's tables, and none may ask for them before. MLflow's server makes its own, and
-        # is asked by nobody before it is healthy.
+        # Only one process makes the tables of a database, and none reads them before. MLflow's server makes its own, and gets
+        # no request before it is healthy.
         self._start_mlflow()
         steps = {
             "perennial-init": processes.run("perennial-init", sys.executable, "-m", "perennial.cli", "init"),
@@ -200,12 +201,12 @@ class Stack:
         processes.start("execution-api", *_AIRFLOW, "api-server", "--apps", "execution", "--port", str(self.ports.execution))
         processes.start("api-server", *_AIRFLOW, "api-server", "--apps", "core")
         processes.start("dag-processor", *_AIRFLOW, "dag-processor")
-        # Logs are read from the disk; the servers that offer them to other machines are not started.
+        # Logs are read from the disk, so the servers that offer them to other machines are not needed.
         processes.start("triggerer", *_AIRFLOW, "triggerer", "--skip-serve-logs")
-        # Of Airflow's own command, so that it is one more fork of what is imported already.
+        # By Airflow's own command, so that it is one more fork of what is imported already.
         pools = [processes.run("airflow-pools", *_AIRFLOW, *command) for command in commands(self.settings)]
         processes.import_ahead(self._imports)
-        # Meanwhile the servers prepare themselves, the execution API for seconds when it is first asked something.
+        # Meanwhile the servers start. The first request makes the execution API load for seconds.
         self._wait_for(
             {
                 "execution-api": f"http://{HOST}:{self.ports.execution}/execution/health",
@@ -230,16 +231,16 @@ class Stack:
         )  # fmt: skip
 
     def _wait_for(self, addresses: dict[str, str], patience: float = 180) -> None:
-        """Wait until all of these answer that they are healthy, for at most ``patience`` seconds."""
+        """Wait until all of these report that they are healthy, for at most ``patience`` seconds."""
         deadline = time.monotonic() + patience
-        # A proxy of the environment knows nothing of this machine.
+        # A proxy of the environment cannot reach this machine.
         with httpx.Client(trust_env=False, timeout=patience) as client:
             for name, url in addresses.items():
                 while not _is_healthy(client, url):
                     if (error := self.processes.dead()) is not None:
                         raise error
                     if time.monotonic() > deadline:
-                        raise StackError(f"{name} is not healthy after {patience:.0f} s; look into {self.state / 'logs'}")
+                        raise StackError(f"{name} is not healthy after {patience:.0f} s; its log is in {self.state / 'logs'}")
                     time.sleep(0.1)
 
 
@@ -248,7 +249,7 @@ def _is_healthy(client: httpx.Client, url: str) -> bool:
         answer = client.get(url)
     except httpx.TransportError:
         return False
-    # Airflow answers for its components, one by one.
+    # Airflow reports each of its components.
     return answer.status_code == 200 and (
         not url.endswith(_HEALTH) or all(part["status"] == "healthy" for part in answer.json().values())
     )
@@ -263,7 +264,7 @@ def _check_room(state: Path, wanted: int) -> None:
 
 
 def find_running(state: Path) -> dict[str, Any] | None:
-    """What the stack that runs on this folder says of itself: ``process``, ``airflow``, ``mlflow``. None if there is none."""
+    """The running stack of a folder: ``process``, ``airflow``, ``mlflow``. None if there is none."""
     file = state / _LOCK
     if not file.exists():
         return None
@@ -277,7 +278,7 @@ def find_running(state: Path) -> dict[str, Any] | None:
 
 
 class _Lock:
-    """One stack a folder. The lock goes with the process, however that ends."""
+    """One stack per folder. The lock ends with the process, however that ends."""
 
     def __init__(self, state: Path) -> None:
         self._file = state / _LOCK

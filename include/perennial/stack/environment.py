@@ -21,9 +21,9 @@ from perennial.core.settings import PROJECT, Settings, read_settings
 
 HOST = "127.0.0.1"
 
-#: What watches tasks, see its module; it imports Airflow, so it is only named here.
+#: What watches tasks. This package may not import it, so it names the class.
 COORDINATOR = "perennial.orchestration.coordinator.PromptCoordinator"
-#: The queues of all tasks: those of :mod:`perennial.orchestration.dags`, and Airflow's own.
+#: The queues of all tasks: those of :mod:`perennial.orchestration.dags`, and Airflow's default.
 QUEUES = ("default", "light", "promote", "score", "train")
 
 
@@ -34,8 +34,8 @@ class Ports:
     Attributes:
         airflow: UI and REST API.
         mlflow: UI and tracking.
-        metrics: what the watchdog shows to Prometheus.
-        execution: the API that tasks talk to; nobody else does, so that any free port will do.
+        metrics: the watchdog's figures for Prometheus.
+        execution: the API for tasks alone; any free port.
     """
 
     airflow: int
@@ -45,7 +45,7 @@ class Ports:
 
 
 def choose_ports(environment: Mapping[str, str]) -> Ports:
-    """The ports that the environment asks for, checked to be free.
+    """The ports that the environment names, checked to be free.
 
     Raises:
         StackError: a port is no number, is given twice, or is taken; the message names its variable.
@@ -68,7 +68,7 @@ def _choose(server: str, environment: Mapping[str, str], variable: str, default:
         raise StackError(f"{variable} is {text!r}; write a port number, such as {default}")
     if not _is_free(int(text)):
         raise StackError(
-            f"port {text}, where {server} would listen, is in use by another program; stop that one, or choose another port "
+            f"another program uses port {text}, which {server} needs; stop it, or choose another port "
             f"by the environment variable {variable}, such as {variable}={_free_port()}"
         )
     return int(text)
@@ -76,7 +76,7 @@ def _choose(server: str, environment: Mapping[str, str], variable: str, default:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # A port whose last connections are still fading away is free for a server, which binds it in this way too.
+        # A port whose last connections are still closing is free for a server, which binds it in this way too.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -94,7 +94,7 @@ def _free_port() -> int:
 
 @dataclass(frozen=True)
 class Secrets:
-    """What the stack must keep to itself and keep unchanged from start to start.
+    """Secrets of the stack, unchanged from start to start.
 
     Attributes:
         admin_password: of the user ``admin`` in Airflow.
@@ -110,7 +110,7 @@ class Secrets:
 
 
 def keep_secrets(state: Path) -> Secrets:
-    """The secrets in ``state``, made at the first start and readable by this user alone.
+    """The secrets in ``state``, which are made at the first start and are readable by this user alone.
 
     Raises:
         StackError: the file is there but does not hold them.
@@ -135,21 +135,21 @@ def keep_secrets(state: Path) -> Secrets:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that no other user can read, whole or not at all."""
+    """Write a file atomically, readable by this user alone."""
     with replacing(file) as draft:
         draft.touch(mode=0o600, exist_ok=False)
         draft.write_text(text, encoding="utf-8")
 
 
 def passwords_file(settings: Settings) -> Path:
-    """Where Airflow's simple sign-in looks its passwords up."""
+    """The file with the passwords of Airflow's simple sign-in."""
     return settings.state / "airflow" / "passwords.json"
 
 
 def embedded_settings(state: Path, ports: Ports, given: Mapping[str, str]) -> Settings:
-    """The settings of a stack that keeps everything below ``state``: what ``given`` does not say otherwise.
+    """The settings of a stack that keeps everything below ``state``, unless ``given`` says otherwise.
 
-    MLflow is always the stack's own, since an address left in somebody's shell must not receive these models.
+    MLflow is always the stack's own: an address that was left in a shell must not receive these models.
     """
     own = {
         "PERENNIAL_STATE": str(state),
@@ -158,7 +158,7 @@ def embedded_settings(state: Path, ports: Ports, given: Mapping[str, str]) -> Se
         "PERENNIAL_AIRFLOW_PUBLIC_URL": f"http://{HOST}:{ports.airflow}",
     }
     workers = _workers()
-    # One worker is always left to what is due now, and a range takes no more of them than there are cores.
+    # One worker always remains for what is due now, and a range uses no more workers than there are cores.
     shares = {
         "PERENNIAL_TRAIN_SLOTS": str(workers - 1),
         "PERENNIAL_LOAD_SLOTS": str(workers - 1),
@@ -168,7 +168,7 @@ def embedded_settings(state: Path, ports: Ports, given: Mapping[str, str]) -> Se
 
 
 def _workers() -> int:
-    """Tasks at once. Two more than cores: a task waits for its servers at its beginning and its end."""
+    """Tasks at once: two more than cores, since a task waits for its servers at its beginning and its end."""
     return max(3, min(8, (os.cpu_count() or 2) + 2))
 
 
@@ -182,7 +182,7 @@ def environment(
     parse_every: int | None = None,
     inherited: Mapping[str, str],
 ) -> dict[str, str]:
-    """Every variable that the stack's processes see.
+    """The environment of the stack's processes.
 
     Args:
         settings: where this deployment keeps things.
@@ -190,9 +190,9 @@ def environment(
         kept: the stack's secrets.
         dags: folder of DAG files.
         plugins: folder of Airflow plugins.
-        parse_every: seconds after which a DAG file is read again; by default 30, and for many models one each, so that reading
-            them takes a tenth of a core.
-        inherited: the environment underneath. What the stack itself decides replaces what is said there.
+        parse_every: seconds after which a DAG file is read again; by default 30, or one second per model if there are more
+            than 30, so that reading takes a tenth of a core.
+        inherited: the environment below it. The stack's own variables replace those there.
     """
     airflow = settings.state / "airflow"
     parallelism = _workers()
@@ -204,11 +204,11 @@ def environment(
         "PYTHONUNBUFFERED": "1",
         "GIT_PYTHON_REFRESH": "quiet",
         "MPLBACKEND": "Agg",
-        # Threads that wait for others of their kind while spinning starve those of the tasks beside them: a fit of 2 s took 50.
+        # By default, OpenMP's waiting threads spin, and take the cores from other tasks: a fit of 2 s took 50 s.
         "OMP_WAIT_POLICY": "PASSIVE",
-        # Tasks run beside each other, and are forked from a process whose libraries must not have started threads.
+        # Tasks are forked from a process whose libraries must not have started threads.
         "OPENBLAS_NUM_THREADS": "1",
-        # Threads of one task that wait for each other by spinning starve the other tasks: a fit took minutes, not seconds.
+        # With more threads than cores, tasks that run concurrently slow each other down: a fit took minutes, not seconds.
         "OMP_NUM_THREADS": inherited.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // parallelism))),
         **_deployment(settings),
         **_silence(),
@@ -222,7 +222,7 @@ def environment(
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{HOST}:{ports.execution}/execution/",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,watchdog:viewer",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords_file(settings)),
-        # The full name of the machine may take a name server seconds to find, in every task.
+        # Finding the full name of the machine may take a name server seconds, in every task.
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow / 'airflow.db'}",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(airflow / "logs"),
@@ -234,15 +234,15 @@ def environment(
         "AIRFLOW__API_AUTH__JWT_SECRET": kept.jwt_secret,
         # Workers are forked from the scheduler, which has imported what tasks need.
         "AIRFLOW__SCHEDULER__MP_START_METHOD": "fork",
-        # A worker that misses the end of its task looks again after this long: one second, not five. It does not where the
-        # system tells of the end.
+        # A worker that misses the end of its task looks again after this long: one second, not five. Where the coordinator
+        # below is told of the end, it misses none.
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "AIRFLOW__SDK__COORDINATORS": json.dumps({"prompt": {"classpath": COORDINATOR}}),
         "AIRFLOW__SDK__QUEUE_TO_COORDINATOR": json.dumps(dict.fromkeys(QUEUES, "prompt")),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
-        # What ran under a scheduler that was killed is started again within 40 s, not within 5 minutes.
+        # Tasks of a killed scheduler are restarted within 40 s, not within 5 minutes.
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
-        # A task whose process was killed is noticed after a minute, not after five.
+        # A killed task is noticed after one minute, not after five.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": str(parse_every),
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": str(parse_every),
@@ -252,7 +252,7 @@ def environment(
 
 
 def _deployment(settings: Settings) -> dict[str, str]:
-    """What :func:`perennial.core.settings.read_settings` makes the same settings of."""
+    """The variables from which :func:`perennial.core.settings.read_settings` makes these settings."""
     return {
         "PERENNIAL_MODELS": str(settings.models),
         "PERENNIAL_STATE": str(settings.state),
@@ -271,7 +271,7 @@ def _deployment(settings: Settings) -> dict[str, str]:
 
 
 def _silence() -> dict[str, str]:
-    """No dependency tells anybody anything."""
+    """No dependency reports its use."""
     return {
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "DO_NOT_TRACK": "1",

@@ -1,10 +1,10 @@
 """Starts many processes of one program from a process that has imported it already.
 
-Airflow's processes would each spend seconds on importing the same modules, on two cores most of the start. Here one
-process imports them and is forked for each. It runs one thread and has opened nothing, and so a fork of it is safe.
+Each of Airflow's processes would spend seconds on importing the same modules, most of the start on two cores. Here one process
+imports them, and is forked for each. It has one thread and no open connections, so a fork of it is safe.
 
-The launcher is itself a process, ``python -m perennial.stack.launcher <socket> <program> <module>…``; :class:`Launcher` is
-the stack's end of it. Over the socket go lines of JSON: a request there, a process id and later its exit code back.
+The launcher is itself a process, ``python -m perennial.stack.launcher <socket> <program> <module>…``. :class:`Launcher` is
+the stack's end of it. They exchange lines of JSON over the socket: requests, and in return process ids and exit codes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from perennial.core.errors import StackError
 
 
 class Launched:
-    """A process that the launcher started, with what :class:`subprocess.Popen` offers of it."""
+    """A process that the launcher started, with a part of the interface of :class:`subprocess.Popen`."""
 
     def __init__(self, launcher: Launcher, pid: int) -> None:
         self.pid = pid
@@ -57,8 +57,8 @@ class Launcher:
 
     Args:
         program: the package that is run as by ``python -m``.
-        modules: imported ahead; those that cannot be are passed over.
-        environment: of the launcher and all it starts.
+        modules: imported ahead; those that cannot be imported are skipped. ``module:function`` is also called.
+        environment: of the launcher and of everything that it starts.
         log: its own log file.
     """
 
@@ -88,7 +88,7 @@ class Launcher:
         return self._lost
 
     def import_ahead(self, modules: Sequence[str]) -> None:
-        """Have these imported before the processes that are started from now on."""
+        """Import these before processes that are started from now on."""
         self._ask({"modules": list(modules)})
 
     def start(self, arguments: Sequence[str], log: Path) -> Launched:
@@ -101,7 +101,7 @@ class Launcher:
             self._ask({"arguments": list(arguments), "log": str(log)})
             pid = None if self._lost else self._started.get()
         if pid is None:
-            raise StackError("the process that starts Airflow's processes was killed")
+            raise StackError("the launcher of Airflow's processes was killed")
         return Launched(self, pid)
 
     def exit_code(self, pid: int) -> int | None:
@@ -116,7 +116,7 @@ class Launcher:
             return self._exit_codes.get(pid, -signal.SIGKILL)
 
     def close(self) -> None:
-        """Let the launcher end; its processes run on."""
+        """End the launcher. Its processes keep running."""
         with suppress(OSError):  # it has died
             self._socket.shutdown(socket.SHUT_RDWR)
         self._process.wait()
@@ -155,7 +155,7 @@ def main() -> None:
     _import(modules)
     asked = _serve(channel)
     if asked is None:
-        # Nothing is to be put in order here, and modules that try would write pages about it.
+        # Nothing has to be cleaned up, and modules that try would write long error messages.
         os._exit(0)
     os.setsid()
     log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -169,14 +169,14 @@ def main() -> None:
 
 
 def _serve(channel: socket.socket) -> dict[str, Any] | None:
-    """Do as asked until the other end closes.
+    """Serve requests until the other end closes.
 
     Returns:
-        In each process that is started, what it was asked for; in the launcher itself, at the end, None.
+        In each process that is started, its request; in the launcher itself, at the end, None.
     """
     unread = b""
     while True:
-        # Deaths are told at the next look: a signal handler would be inherited by all the forks.
+        # Exit codes are reported at the next turn. A signal handler would be inherited by all forks.
         ready, _, _ = select.select([channel], [], [], 0.1)
         _tell_deaths(channel)
         if not ready:
@@ -200,15 +200,18 @@ def _serve(channel: socket.socket) -> dict[str, Any] | None:
 def _import(modules: Sequence[str]) -> None:
     logging.disable(logging.INFO)
     with warnings.catch_warnings():
-        # What these libraries say about each other while they are imported fills thousands of lines.
+        # The libraries' warnings while they are imported fill thousands of lines.
         warnings.simplefilter("ignore")
         for module in modules:
             try:
-                importlib.import_module(module)
+                name, _, function = module.partition(":")
+                found = importlib.import_module(name)
+                if function:
+                    getattr(found, function)()
             except ImportError as error:
                 print(f"{module} is not imported ahead: {error}", file=sys.stderr)  # noqa: T201
     logging.disable(logging.NOTSET)
-    # The forks share the memory of all this as long as the garbage collector does not touch it.
+    # The forks share this memory as long as the garbage collector does not touch it.
     gc.collect()
     gc.freeze()
 
@@ -225,7 +228,7 @@ def _tell_deaths(channel: socket.socket) -> None:
 
 
 def _tell(channel: socket.socket, news: dict[str, int]) -> None:
-    with suppress(OSError):  # nobody listens any more, which the next look finds
+    with suppress(OSError):  # the other end has closed, which the next turn notices
         channel.sendall(json.dumps(news).encode() + b"\n")
 
 

@@ -1,8 +1,7 @@
-"""Processes that are kept alive together, and of which none is left behind.
+"""Keeps processes running together, and leaves none behind.
 
-Each process leads a session, and with it goes all that it starts. And whatever it starts inherits its environment, and
-in it a mark, by which the whole family is found: when the stack stops, by the reaper when the stack itself was killed,
-and by the next start should the reaper have been killed with it.
+Each process leads a session. Whatever it starts inherits its environment, and in it a mark, by which the whole family is found:
+when the stack stops; by the reaper, when the stack was killed; and by the next start, when the reaper was killed too.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from perennial.stack.launcher import Launched, Launcher
 
 MARK = "PERENNIAL_STACK"
 
-#: A process may be restarted this often within this many seconds; what dies more often will not be mended by it.
+#: A process is restarted at most this often within this many seconds. If it dies more often, a restart does not help.
 RESTARTS = 3
 WITHIN = 300.0
 
@@ -35,27 +34,27 @@ LOG_BYTES = 50_000_000
 
 
 def marked(prefix: str) -> list[psutil.Process]:
-    """The processes of this user whose mark begins with ``prefix``, this one excepted."""
+    """The processes of this user whose mark begins with ``prefix``, except this one."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(prefix):
                 found.append(process)
-        except (psutil.Error, OSError):  # gone meanwhile, or somebody else's
+        except (psutil.Error, OSError):  # it has ended, or belongs to another user
             continue
     return found
 
 
 def end(find: Callable[[], list[psutil.Process]], patience: float) -> None:
-    """Stop the processes that ``find`` finds: by request, and what is there after ``patience`` seconds by force."""
+    """Stop the processes that ``find`` returns: by SIGTERM, and those that run after ``patience`` seconds by SIGKILL."""
     _signal(find(), signal.SIGTERM)
     _wait(lambda: not find(), patience)
-    # A process may have started another one after it was listed: look again until there is none.
+    # A process may have started another one after it was listed. So this repeats until there is none.
     _wait(lambda: not _signal(find(), signal.SIGKILL), 10)
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> bool:
-    """Whether there were any."""
+    """Send a signal to processes. Returns whether there were any."""
     for process in processes:
         try:
             process.send_signal(number)
@@ -89,12 +88,12 @@ class Processes:
     A command that begins with ``python -m <program>`` is forked from a process that has imported that program.
 
     Args:
-        family: the mark of all of them, and of no process of another run.
+        family: the mark of all of them, unique to this run.
         program: the program that most of the processes run.
-        modules: what is imported ahead for it.
+        modules: imported ahead for it.
         environment: their environment.
         logs: folder of their log files, ``<name>.log``.
-        say: told of what happens to them, a sentence at a time.
+        say: called with a sentence for each event.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class Processes:
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="stack", daemon=True)
         logs.mkdir(parents=True, exist_ok=True)
-        # Sees this process end by the end of the pipe, even if it was killed.
+        # It notices the end of this process, also by a kill, because the pipe closes.
         self._reaper = subprocess.Popen(  # noqa: S603 - a module of this package
             [sys.executable, "-m", "perennial.stack.reaper", family],
             stdin=subprocess.PIPE,
@@ -132,22 +131,22 @@ class Processes:
         return self._logs / f"{name}.log"
 
     def pid(self, name: str) -> int:
-        """The process of that name, as it runs now."""
+        """The current process id of a named process."""
         return self._children[name].process.pid
 
     def start(self, name: str, *command: str, given: Mapping[str, str] | None = None) -> None:
-        """Start a process that is to run until :meth:`stop`.
+        """Start a process that runs until :meth:`stop`.
 
         Args:
             name: of the process and its log.
-            command: what is run.
-            given: variables that it sees and no other process does; not for the program that most processes run.
+            command: the command.
+            given: environment variables for this process alone; not for the program that most processes run.
         """
         process = self.run(name, *command, given=given)
         self._children[name] = _Child(name, command, given or {}, self.log(name), process)
 
     def run(self, name: str, *command: str, given: Mapping[str, str] | None = None) -> subprocess.Popen[bytes] | Launched:
-        """Start a process that is to end by itself; the caller waits for it."""
+        """Start a process that ends without being stopped; the caller waits for it."""
         if command[:3] == self._program:
             assert not given
             if self._launcher.lost:
@@ -161,28 +160,28 @@ class Processes:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**self._environment, **(given or {})},
-                # A Ctrl-C in the terminal is for the stack to hear, which then stops its processes in order.
+                # A Ctrl-C in the terminal goes to the stack alone, which then stops its processes in order.
                 start_new_session=True,
             )
 
     def import_ahead(self, modules: Sequence[str]) -> None:
-        """Have these imported for the processes of the program that are started from now on."""
+        """Import these modules ahead for processes of the program that are started from now on."""
         self._modules = (*self._modules, *modules)
         self._launcher.import_ahead(modules)
 
     def watch(self) -> None:
-        """From now on a process that dies is restarted; one that keeps dying ends in :attr:`failure`."""
+        """Restart processes that die, from now on. One that keeps dying sets :attr:`failure`."""
         self._watcher.start()
 
     def dead(self) -> StackError | None:
-        """The error of a process that has ended, for the time before :meth:`watch`."""
+        """The error of a process that has ended before :meth:`watch`; None if there is none."""
         for child in self._children.values():
             if (code := child.process.poll()) is not None:
                 return StackError(f"{child.name} {_ended(code)} while starting; {last_words(child.log)}")
         return None
 
     def stop(self, patience: float = 2.5) -> None:
-        """Stop everything; what does not stop within ``patience`` seconds is killed, and so is all at a second Ctrl-C."""
+        """Stop everything. What does not stop within ``patience`` seconds is killed; at a second Ctrl-C, everything is."""
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join()
@@ -235,7 +234,7 @@ class Processes:
         now = time.monotonic()
         while child.restarts and child.restarts[0] < now - WITHIN:
             child.restarts.popleft()
-        # What it leaves running would work beside its successor.
+        # Processes that it has left running would work beside its successor.
         end(lambda: self._session(child.process.pid), 1)
         if len(child.restarts) >= RESTARTS:
             self.failure = StackError(
@@ -244,7 +243,7 @@ class Processes:
             )
             return
         child.restarts.append(now)
-        self._say(f"{child.name} {_ended(code)} and is started again; its log is {child.log}")
+        self._say(f"{child.name} {_ended(code)} and was restarted; its log is {child.log}")
         child.process = self.run(child.name, *child.command, given=child.given)
 
 
@@ -253,7 +252,7 @@ def _ended(code: int) -> str:
 
 
 def last_words(log: Path, lines: int = 8) -> str:
-    """Where a process wrote, and the end of it."""
+    """The end of a process's log, with its path."""
     if not log.exists():
         return f"there is no {log}"
     with log.open("rb") as stream:
@@ -263,7 +262,7 @@ def last_words(log: Path, lines: int = 8) -> str:
 
 
 def cut(log: Path) -> None:
-    """Keep a log from growing without bound: what is above the limit moves to ``<name>.log.1``."""
+    """Keep a log from growing without bound: above the limit, its content moves to ``<name>.log.1``."""
     if log.exists() and log.stat().st_size > LOG_BYTES:
         shutil.copyfile(log, log.with_suffix(".log.1"))
         os.truncate(log, 0)

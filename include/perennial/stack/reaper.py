@@ -1,6 +1,6 @@
 """Ends a stack's processes when the stack itself has been killed: ``python -m perennial.stack.reaper <family>``.
 
-Its standard input is a pipe from the stack. Should that close without a word, nobody is left to stop the processes.
+Its standard input is a pipe from the stack. If the pipe closes without a message, the stack was killed and cannot stop them.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from perennial.core.errors import TrainingError
+from perennial.deployment import Deployment
 from perennial.evaluation import plots
 from perennial.evaluation.contest import Contest, Entrant, hold
-from perennial.evaluation.evidence import Contender, Evaluation
 from perennial.evaluation.readiness import CleanProcess
-from perennial.lake.publish import Lake
-from perennial.ledger.store import Ledger
-from perennial.model.candidate import Fitted, TrainingSet
+from perennial.evidence.evaluation import Contender, Evaluation
+from perennial.evidence.training import TrainingSet
+from perennial.model.candidate import Fitted
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -40,9 +40,7 @@ def choose(fitted: Sequence[Fitted]) -> Fitted:
 
 def evaluate_training(
     folder: ModelFolder,
-    lake: Lake,
-    ledger: Ledger,
-    registry: Registry,
+    deployment: Deployment,
     training_set: TrainingSet,
     fitted: Sequence[Fitted],
     *,
@@ -55,17 +53,15 @@ def evaluate_training(
 
     Args:
         folder: the model's folder.
-        lake: where the rows are.
-        ledger: says what the champion learned from.
-        registry: where the models are.
+        deployment: where the rows and the models are.
         training_set: says which rows.
         fitted: all candidates of the run.
         run_id: the run of the orchestration.
         staging: where :func:`build_training_set` left the rows, if it did.
     """
-    spec, chosen = folder.spec, choose(fitted)
+    spec, chosen, registry = folder.spec, choose(fitted), deployment.registry
     with CleanProcess() as clean, tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
-        rows = load_rows(folder, lake, training_set, "holdout", staging)
+        rows = load_rows(folder, deployment.lake, training_set, "holdout", staging)
         clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id))
 
         def entrant(candidate: Fitted, role: Literal["candidate", "baseline"]) -> Entrant:
@@ -93,7 +89,7 @@ def evaluate_training(
                 training_coverage=training_set.label_coverage("window"),
                 candidate=entrant(chosen, "candidate"),
                 baselines=[entrant(baseline, "baseline") for baseline in fitted if baseline.baseline],
-                champion=_champion(spec, ledger, registry, training_set, rows.num_rows),
+                champion=_champion(spec, deployment, training_set, rows.num_rows),
                 run_id=run_id,
             )
         )
@@ -106,13 +102,13 @@ def evaluate_training(
     return evaluation
 
 
-def _champion(spec: ModelSpec, ledger: Ledger, registry: Registry, training_set: TrainingSet, rows: int) -> Entrant | None:
-    version = registry.champion(spec.name)
+def _champion(spec: ModelSpec, deployment: Deployment, training_set: TrainingSet, rows: int) -> Entrant | None:
+    version = deployment.registry.champion(spec.name)
     if version is None:
         return None
-    record = ledger.version(spec.name, version)
+    record = deployment.ledger.version(spec.name, version)
     blank = Contender(
-        name=str(record.training.get("candidate", "champion")) if record else "champion",
+        name=(record.training.candidate if record else "") or "champion",
         role="champion",
         metrics={},
         rows=rows,
@@ -120,9 +116,9 @@ def _champion(spec: ModelSpec, ledger: Ledger, registry: Registry, training_set:
         predictions=None,
         version=version,
         mlflow_run_id=record.mlflow_run_id if record else None,
-        trained_on=record.training.get("window") if record else None,
+        trained_on=(record.training.window or None) if record else None,
     )
-    return Entrant(blank, partial(registry.load, spec.name, version, spec=spec))
+    return Entrant(blank, partial(deployment.registry.load, spec.name, version, spec=spec))
 
 
 def _log_evaluation(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import shutil
 import subprocess
@@ -29,26 +30,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info
 
-from perennial.core import logs
 from perennial.core.errors import ScoringError, TrainingError
+from perennial.deployment import Deployment
 from perennial.evaluation import plots
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction
-from perennial.lake.publish import Lake
+from perennial.evidence.training import CodeState, TrainingSet
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, Prediction
-from perennial.model.candidate import Fitted, TrainingSet
+from perennial.model.candidate import Fitted
 from perennial.model.costs import cost_function
 from perennial.model.estimators import combinations, make_estimator, show_params
 from perennial.model.labels import LABEL, labels_of
 from perennial.model.probabilities import probabilities_as_json
 from perennial.registry.runs import KEY, MAX_TAG, CandidateRun
-from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
 from perennial.training.training_set import load_rows
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 #: Rows on which the importance of features is measured, and about how often they are predicted: together less than half a
@@ -74,12 +74,46 @@ class _Trial:
     prediction: Prediction
 
 
+@dataclass(frozen=True)
+class _Window:
+    """The rows of the training window, in the order of time.
+
+    Attributes:
+        rows: all of them.
+        frame: their features.
+        truth: their labels.
+        older: how many lie before the validation part.
+    """
+
+    rows: pa.Table
+    frame: pd.DataFrame
+    truth: NDArray[Any]
+    older: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search found, and the estimator that its best parameters gave on the whole window.
+
+    Attributes:
+        trials: what was tried.
+        best: the best of them.
+        estimator: fitted on the whole window.
+        search_seconds, fit_seconds: how long each took.
+    """
+
+    trials: list[_Trial]
+    best: _Trial
+    estimator: Any
+    search_seconds: float
+    fit_seconds: float
+
+
 def fit_candidate(
     folder: ModelFolder,
     candidate: str,
     training_set: TrainingSet,
-    lake: Lake,
-    registry: Registry,
+    deployment: Deployment,
     *,
     run_id: str,
     staging: Path | None = None,
@@ -92,105 +126,143 @@ def fit_candidate(
         folder: the model's folder.
         candidate: its name in ``model.yaml``.
         training_set: what to learn from.
-        lake: where the rows are.
-        registry: where to log.
+        deployment: where the rows are, and where to log.
         run_id: the run of the orchestration.
         staging: where :func:`build_training_set` left the rows, if it did.
 
     Raises:
         TrainingError: it could not be made, fitted or stored; the message tells which and why.
     """
-    spec, declared = folder.spec, folder.spec.candidates[candidate]
-    rows = load_rows(folder, lake, training_set, "window", staging)
-    identity = "\0".join((run_id, candidate, folder.digest, training_set.content["window"]))
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    if _FITTED in (logged := registry.find_run(spec.name, key) or {}):
+    rows = load_rows(folder, deployment.lake, training_set, "window", staging)
+    key = _run_key(folder, candidate, training_set, run_id)
+    if _FITTED in (logged := deployment.registry.find_run(folder.spec.name, key) or {}):
         log.info("an earlier attempt of this run has fitted %s already", candidate)
         return Fitted.from_json(json.loads(logged[_FITTED]))
-
-    features = FeatureList.of(spec)
-    border = training_set.interval("window").end - spec.training.validation
-    older = int(
-        pc.sum(pc.less(rows.column(spec.event_time), pa.scalar(border, rows.schema.field(spec.event_time).type))).as_py()
-    )
-    frame, truth = features.frame(rows), labels_of(rows)
-    _check_validation(spec, truth, older, border)
-    started = time.perf_counter()
-    trials = _search(folder, candidate, frame, truth, older)
-    best = _best_trial(spec, trials)
-    searched = time.perf_counter()
-    estimator = fit_estimator(folder, candidate, best.params, frame, truth)
-    finished = time.perf_counter()
-
+    window = _split(folder.spec, rows, training_set)
+    found = _search_and_fit(folder, candidate, window)
     code = code_state(folder)
-    tags = {
-        KEY: key,
+    tags = {KEY: key, "perennial.run_id": run_id, **_provenance(folder, candidate, training_set, code)}
+    with deployment.registry.open_run(folder.spec.name, candidate, tags) as run:
+        return _log(run, folder, candidate, training_set, window, found, code)
+
+
+def _run_key(folder: ModelFolder, candidate: str, training_set: TrainingSet, run_id: str) -> str:
+    """The same for each attempt of a run to fit the same candidate by the same folder on the same rows."""
+    identity = "\0".join((run_id, candidate, folder.digest, training_set.content["window"]))
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _split(spec: ModelSpec, rows: pa.Table, training_set: TrainingSet) -> _Window:
+    """The window, cut where its validation part begins.
+
+    Raises:
+        TrainingError: one of the two parts has no rows, or labels of one kind alone.
+    """
+    border = training_set.interval("window").end - spec.training.validation
+    moments = rows.column(spec.event_time)
+    older = int(pc.sum(pc.less(moments, pa.scalar(border, moments.type))).as_py() or 0)
+    truth = labels_of(rows)
+    _check_validation(spec, truth, older, border)
+    return _Window(rows, FeatureList.of(spec).frame(rows), truth, older)
+
+
+def _search_and_fit(folder: ModelFolder, candidate: str, window: _Window) -> _Found:
+    started = time.perf_counter()
+    trials = _search(folder, candidate, window.frame, window.truth, window.older)
+    best = _best_trial(folder.spec, trials)
+    searched = time.perf_counter()
+    estimator = fit_estimator(folder, candidate, best.params, window.frame, window.truth)
+    finished = time.perf_counter()
+    return _Found(trials, best, estimator, searched - started, finished - searched)
+
+
+def _provenance(folder: ModelFolder, candidate: str, training_set: TrainingSet, code: CodeState) -> dict[str, str]:
+    """Tags that say where a run's model comes from."""
+    return {
         "perennial.candidate": candidate,
-        "perennial.role": "baseline" if declared.baseline else "candidate",
-        "perennial.run_id": run_id,
+        "perennial.role": "baseline" if folder.spec.candidates[candidate].baseline else "candidate",
         "perennial.window": training_set.window,
         "perennial.holdout": training_set.holdout,
         "perennial.as_of": training_set.as_of,
         "perennial.spec_digest": folder.digest,
         "perennial.features_digest": training_set.features_digest,
         "perennial.snapshots": json.dumps(training_set.snapshots, sort_keys=True),
-        "perennial.code_dirty": str(code["dirty"]).lower(),
+        "perennial.code_dirty": str(code.dirty).lower(),
         # The names MLflow's own pages show.
         "mlflow.source.type": "JOB",
-        "mlflow.source.name": f"perennial train {spec.name}",
-        "mlflow.source.git.commit": code["commit"],
-        "mlflow.user": spec.owner,
+        "mlflow.source.name": f"perennial train {folder.spec.name}",
+        "mlflow.source.git.commit": code.commit,
+        "mlflow.user": folder.spec.owner,
     }
-    with registry.open_run(spec.name, candidate, tags) as run, tempfile.TemporaryDirectory(prefix="perennial-fit-") as scratch:
-        stored = run.log_model(
-            spec,
-            estimator,
-            example=frame.head(_EXAMPLE_ROWS),
-            reference=None if declared.baseline else _reference(spec, rows, older, best.prediction),
-            params=best.params,
-        )
+
+
+def _log(
+    run: CandidateRun,
+    folder: ModelFolder,
+    candidate: str,
+    training_set: TrainingSet,
+    window: _Window,
+    found: _Found,
+    code: CodeState,
+) -> Fitted:
+    """Store the model in a run, with all that tells of it, and last what a retry finds it by."""
+    spec, declared, best = folder.spec, folder.spec.candidates[candidate], found.best
+    stored = run.log_model(
+        spec,
+        found.estimator,
+        example=window.frame.head(_EXAMPLE_ROWS),
+        reference=None if declared.baseline else _reference(spec, window.rows, window.older, best.prediction),
+        params=best.params,
+    )
+    _log_validation(run, folder, candidate, window, found)
+    _log_folder(run, folder)
+    fitted = Fitted(
+        candidate=candidate,
+        baseline=declared.baseline,
+        params=best.params,
+        metrics=best.metrics,
+        score=best.metrics.get(spec.primary_metric),
+        greater_is_better=METRICS[spec.task][spec.primary_metric],
+        mlflow_run_id=run.id,
+        model_id=stored.model_id,
+        manifest=stored.manifest,
+        code=code,
+        seconds={"search": round(found.search_seconds, 3), "fit": round(found.fit_seconds, 3)},
+    )
+    run.log_rows(
+        "training window",
+        training_set.content["window"],
+        {"model": spec.name, "interval": training_set.window, "snapshots": training_set.snapshots},
+        rows=window.rows.num_rows,
+        context="training",
+    )
+    kept = json.dumps(fitted.to_json())
+    run.log(
+        params={"estimator": declared.estimator, **best.params},
+        metrics={
+            **{f"validation_{name}": value for name, value in best.metrics.items()},
+            "training_rows": window.rows.num_rows,
+            "trials": len(found.trials),
+            "fit_seconds": found.fit_seconds,
+        },
+        tags={_FITTED: kept} if len(kept) <= MAX_TAG else {},  # without it, a retry fits once more
+        model_id=stored.model_id,
+    )
+    return fitted
+
+
+def _log_validation(run: CandidateRun, folder: ModelFolder, candidate: str, window: _Window, found: _Found) -> None:
+    """What was tried, and how the best of it does on the validation part; a baseline has no pictures."""
+    with tempfile.TemporaryDirectory(prefix="perennial-fit-") as scratch:
         directory = Path(scratch)
         (directory / "trials.json").write_text(
-            json.dumps([{"params": trial.params, "metrics": trial.metrics} for trial in trials], indent=2), encoding="utf-8"
+            json.dumps([{"params": trial.params, "metrics": trial.metrics} for trial in found.trials], indent=2),
+            encoding="utf-8",
         )
-        if not declared.baseline:
-            _illustrate(folder, candidate, best, frame.iloc[older:], truth[older:], directory)
+        if not folder.spec.candidates[candidate].baseline:
+            older = window.older
+            _illustrate(folder, candidate, found.best, window.frame.iloc[older:], window.truth[older:], directory)
         run.log_files(directory, "validation")
-        _log_folder(run, folder)
-        primary = spec.primary_metric
-        fitted = Fitted(
-            candidate=candidate,
-            baseline=declared.baseline,
-            params=best.params,
-            metrics=best.metrics,
-            score=best.metrics.get(primary),
-            greater_is_better=METRICS[spec.task][primary],
-            mlflow_run_id=run.id,
-            model_id=stored.model_id,
-            manifest=stored.manifest,
-            code=code,
-            seconds={"search": round(searched - started, 3), "fit": round(finished - searched, 3)},
-        )
-        run.log_rows(
-            "training window",
-            training_set.content["window"],
-            {"model": spec.name, "interval": training_set.window, "snapshots": training_set.snapshots},
-            rows=rows.num_rows,
-            context="training",
-        )
-        kept = json.dumps(fitted.to_json())
-        run.log(
-            params={"estimator": declared.estimator, **best.params},
-            metrics={
-                **{f"validation_{name}": value for name, value in best.metrics.items()},
-                "training_rows": rows.num_rows,
-                "trials": len(trials),
-                "fit_seconds": finished - searched,
-            },
-            tags={_FITTED: kept} if len(kept) <= MAX_TAG else {},  # without it, a retry fits once more
-            model_id=stored.model_id,
-        )
-    return fitted
 
 
 def _log_folder(run: CandidateRun, folder: ModelFolder) -> None:
@@ -325,14 +397,8 @@ def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth:
     return dict(sorted(zip(rows.columns, drops.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
-def code_state(folder: ModelFolder) -> dict[str, Any]:
-    """All that decides what a fit computes beside its rows and parameters, as far as this process can tell.
-
-    Returns:
-        ``commit`` of the model's folder (``unknown`` outside a repository) and ``dirty``, whether anything differs from it
-        (None if unknown); ``files``: SHA-256 of each of :attr:`ModelFolder.files`; ``python``, ``packages``, ``machine``;
-        ``threads`` by ``openmp`` and ``blas``, since sums that are made in another order may differ in their last bits.
-    """
+def code_state(folder: ModelFolder) -> CodeState:
+    """All that decides what a fit computes beside its rows and parameters, as far as this process can tell."""
     commit, dirty = "unknown", None
     git = shutil.which("git")
     if git is not None:
@@ -341,12 +407,12 @@ def code_state(folder: ModelFolder) -> dict[str, Any]:
         if head.returncode == 0:
             commit = head.stdout.strip()
             dirty = bool(ask([git, "status", "--porcelain"]).stdout.strip())
-    return {
-        "commit": commit,
-        "dirty": dirty,
-        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in folder.files.items()},
-        "python": platform.python_version(),
-        "packages": artifacts.environment(),
-        "machine": platform.machine(),
-        "threads": {pool["user_api"]: pool["num_threads"] for pool in threadpool_info()},
-    }
+    return CodeState(
+        commit=commit,
+        dirty=dirty,
+        files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in folder.files.items()},
+        python=platform.python_version(),
+        packages=artifacts.environment(),
+        machine=platform.machine(),
+        threads={pool["user_api"]: pool["num_threads"] for pool in threadpool_info()},
+    )

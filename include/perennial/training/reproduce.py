@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from perennial.core.errors import ArtifactRejected, SnapshotMissing, TrainingError
+from perennial.deployment import Deployment
+from perennial.evidence.training import CodeState, Part, TrainingSet
 from perennial.lake.publish import Lake
 from perennial.ledger.records import VersionRecord
-from perennial.ledger.store import Ledger
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, Prediction
-from perennial.model.candidate import Part, TrainingSet
 from perennial.model.labels import labels_of
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder, read_model
@@ -85,17 +85,13 @@ class Reproduction:
         return "\n".join([*lines, *self.notes])
 
 
-def reproduce(
-    model: str, version: int, lake: Lake, ledger: Ledger, registry: Registry, *, folder: ModelFolder | None
-) -> Reproduction:
+def reproduce(model: str, version: int, deployment: Deployment, *, folder: ModelFolder | None) -> Reproduction:
     """Make a version once more and compare.
 
     Args:
         model: its name.
         version: its number.
-        lake: holds its pinned rows.
-        ledger: says what it was made from.
-        registry: holds the stored model, and the files of the folder it was made by.
+        deployment: holds its pinned rows, the stored model, and the files of the folder it was made by.
         folder: the model's folder as it is now, used if it is what the version was made by; None if there is none.
 
     Raises:
@@ -103,6 +99,7 @@ def reproduce(
         SnapshotMissing: its snapshots were let go.
         ArtifactRejected: the folder's files in MLflow are not those it was made by.
     """
+    lake, ledger, registry = deployment.lake, deployment.ledger, deployment.registry
     record = ledger.version(model, version)
     if record is None:
         known = ", ".join(str(other.version) for other in ledger.versions(model)) or "none"
@@ -112,21 +109,20 @@ def reproduce(
             f"{model} version {version} cannot be made again: rows that it was trained on were erased on "
             f"{erased[0].asked_at:%Y-%m-%d} (erasure {erased[0].id}, perennial forget)"
         )
-    training_set = TrainingSet(**{field.name: record.training[field.name] for field in fields(TrainingSet)})
+    training = record.training
     notes: list[str] = []
     with open_folder(record, folder, registry, notes) as its_folder:
         # The folder has been compared already, by whichever digests were kept.
-        training_set = replace(training_set, folder_digest=its_folder.digest)
-        takes = FeatureList(tuple(record.training["numeric"]), tuple(record.training["categorical"]))
+        training_set = replace(training.training_set, folder_digest=its_folder.digest)
+        takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
         with _threads_of(record):
             changes = _changes(record.code, code_state(folder or its_folder))
             window, holdout = (_rows(its_folder, lake, training_set, part) for part in ("window", "holdout"))
-            estimator = fit_estimator(
-                its_folder, record.training["candidate"], record.training["params"], takes.frame(window), labels_of(window)
-            )
+            estimator = fit_estimator(its_folder, training.candidate, training.params, takes.frame(window), labels_of(window))
             again = artifacts.predict(its_folder.spec.task, estimator, takes.frame(holdout))
             stored = _stored(registry, record, holdout, notes)
-    recorded = ((record.evaluation.get("candidate") or {}).get("predictions") or {}).get("digest")
+    judged = record.evaluation.candidate.predictions
+    recorded = judged.digest if judged is not None else None
     if recorded is None and stored is None:
         raise TrainingError(f"{model} version {version} has nothing to be compared with: {'; '.join(notes)}")
     if recorded is not None and stored is not None and recorded != stored.digest:
@@ -165,11 +161,11 @@ def open_folder(
     if folder is not None and folder.digest == record.spec_digest:
         yield folder
         return
-    name, kept = f"{record.model} version {record.version}", record.code.get("files")
+    name, kept = f"{record.model} version {record.version}", record.code.files
     if not kept:
         raise TrainingError(
             f"{name} was made by another model folder than there is now, and no copy of that was kept: check out commit "
-            f"{record.code.get('commit', 'unknown')} of the folder and try again"
+            f"{record.code.commit} of the folder and try again"
         )
     if folder is None:
         notes.append("there is no readable model folder now; the files logged with the version were used")
@@ -196,7 +192,7 @@ def _sha256(text: str | None) -> str | None:
 
 @contextmanager
 def _threads_of(record: VersionRecord) -> Iterator[None]:
-    with threadpool_limits(limits=record.code.get("threads")):
+    with threadpool_limits(limits=record.code.threads or None):
         yield
 
 
@@ -228,27 +224,29 @@ def _compare(again: Prediction, stored: Prediction) -> tuple[int, float | None]:
     return int((distance != 0).any(axis=1).sum()), float(distance.max(initial=0.0))
 
 
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changes(then: CodeState, now: CodeState) -> list[str]:
     """What is other now than then, of all that :func:`perennial.training.fit.code_state` knows."""
     changes = [
-        f"{what} was {then.get(key)}, it is {now.get(key)}"
-        for key, what in (("commit", "the commit"), ("python", "Python"), ("machine", "the machine's kind"))
-        if then.get(key) != now.get(key)
+        f"{what} was {before}, it is {after}"
+        for what, before, after in (
+            ("the commit", then.commit, now.commit),
+            ("Python", then.python, now.python),
+            ("the machine's kind", then.machine, now.machine),
+        )
+        if before != after
     ]
     changes += [
         f"the code held changes that no commit has {when}"
         for when, state in (("when it was made", then), ("now", now))
-        if state.get("dirty")
+        if state.dirty
     ]
-    before, after = then.get("packages", {}), now.get("packages", {})
     changes += [
-        f"{package} was {before.get(package, 'unknown')}, it is {after.get(package, 'gone')}"
-        for package in sorted({*before, *after})
-        if before.get(package) != after.get(package)
+        f"{package} was {then.packages.get(package, 'unknown')}, it is {now.packages.get(package, 'gone')}"
+        for package in sorted({*then.packages, *now.packages})
+        if then.packages.get(package) != now.packages.get(package)
     ]
-    threads = then.get("threads")
-    if not threads:
+    if not then.threads:
         changes.append("how many threads computed it is not recorded")
-    elif threads != now.get("threads") or max(threads.values()) > (os.cpu_count() or 1):
-        changes.append(f"it was computed with threads {threads}, this process has {now.get('threads')}")
+    elif then.threads != now.threads or max(then.threads.values()) > (os.cpu_count() or 1):
+        changes.append(f"it was computed with threads {then.threads}, this process has {now.threads}")
     return changes

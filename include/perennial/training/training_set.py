@@ -7,43 +7,45 @@ A training set is a few snapshot ids, two intervals and a content hash: :func:`b
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perennial.core import logs
 from perennial.core.errors import TrainingError
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval, utc
+from perennial.deployment import Deployment
+from perennial.evidence.training import Part, TrainingSet
 from perennial.features.labels import read_labels
 from perennial.features.publish import ensure_features
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
-from perennial.model.candidate import Part, TrainingSet
 from perennial.model.labels import LABEL, count_classes
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 #: Where in the features read the row of a label's entity is.
 _PLACE = "_place"
 
 
 def build_training_set(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, *, as_of: datetime, run_id: str, staging: Path | None = None
+    folder: ModelFolder, deployment: Deployment, *, as_of: datetime, run_id: str, staging: Path | None = None
 ) -> TrainingSet:
     """Pin what a training learns from, as it was known at ``as_of``.
 
     Args:
         folder: the model's folder.
-        lake: where the rows are; the snapshots are pinned there.
-        ledger: says which snapshots are published.
+        deployment: where the rows are; the snapshots are pinned in its lake.
         as_of: the end of the holdout.
         run_id: the run; it names the pin.
         staging: folder to leave the rows in, for :func:`load_rows`; None: nowhere.
@@ -51,11 +53,11 @@ def build_training_set(
     Raises:
         TrainingError: nothing is published, there are too few rows, or labels of one kind alone; it says what to do.
     """
-    spec, as_of = folder.spec, utc(as_of)
+    spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
     border = as_of - spec.training.holdout
     window, holdout = Interval(border - spec.training.window, border), Interval(border, as_of)
     # Published features may be of an earlier features.sql; nothing is learned from those.
-    ensure_features(folder, lake, ledger, Interval(window.start, holdout.end), run_id=run_id)
+    ensure_features(folder, lake, Interval(window.start, holdout.end), run_id=run_id)
     if removed := ledger.removed(spec.name, "features", Interval(window.start, holdout.end)):
         raise TrainingError(
             f"{spec.name}: features of {', '.join(part.key for part in removed)} were removed by retention (retention.features "
@@ -67,12 +69,14 @@ def build_training_set(
     used: dict[Part, pa.Table] = {}
     labelled: dict[str, int] = {}
     entities: dict[str, int] = {}
+    leaving: list[Future[None]] = []
     with ThreadPoolExecutor(1) as beside:  # rows are left while others are read, and while they are hashed
         for part, (interval, known_by) in asked.items():
             rows, entities[part] = _read_rows(folder, lake, snapshots, interval, labels_known_by=known_by)
             labelled[part], used[part] = rows.num_rows, _newest(spec, rows, part)
             if staging is not None:
-                beside.submit(_leave, used[part], _staged(staging, part))
+                leave = partial(_leave, used[part], _staged(staging, part))
+                leaving.append(beside.submit(copy_context().run, leave))
         training_set = TrainingSet(
             model=spec.name,
             run_id=run_id,
@@ -89,6 +93,8 @@ def build_training_set(
             classes={part: count_classes(spec, rows) for part, rows in used.items()},
             content={part: content_hash(rows) for part, rows in used.items()},
         )
+    for left in leaving:
+        left.result()
     _check_window(spec, training_set, used["window"])
     lake.pin(spec.name, snapshots, training_set.pin)
     log.info(
@@ -143,7 +149,7 @@ def _staged(staging: Path, part: Part) -> Path:
 
 
 def _leave(rows: pa.Table, file: Path) -> None:
-    """Write rows where other tasks of the run find them, if that can be done; a file that is there is whole."""
+    """Write rows where other tasks of the run find them, if the disk lets it; a file that is there is whole."""
     try:
         with replacing(file) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
             writer.write_table(rows)

@@ -1,4 +1,4 @@
-"""The watchdog: a process beside Airflow that notices what no callback can, and shows figures to Prometheus.
+"""The watchdog: a process beside Airflow that finds what no callback can report, and shows figures to Prometheus.
 
-Begin with :mod:`perennial.watchdog.rules`, which decides; :mod:`perennial.watchdog.process` looks and tells.
+Begin with :mod:`perennial.watchdog.rules`, which decides what is wrong; :mod:`perennial.watchdog.process` reads and reports.
 """

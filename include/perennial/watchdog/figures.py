@@ -1,7 +1,7 @@
-"""What is measured of the models, from what the ledger says: true also when nothing runs, and after every restart.
+"""Metrics of the models, from the ledger: correct also when nothing runs, and after every restart.
 
-The watchdog computes :class:`Figures` at each look and shows them to Prometheus (:mod:`perennial.watchdog.process`). Airflow
-measures its own scheduler, executor and tasks by StatsD; ``monitoring/`` has what reads both.
+The watchdog (:mod:`perennial.watchdog.process`) computes :class:`Figures` at each look and shows them to Prometheus. Airflow
+reports its own scheduler, executor and tasks by StatsD; ``monitoring/`` reads both.
 
 Labels are model, stage, dataset, verdict and the like: as many series as there are models, not as there are runs or days.
 """
@@ -22,24 +22,24 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from perennial.alerts.outbox import Backlog
-from perennial.core.intervals import utc
+from perennial.ledger.coverage import trained_as_of
 from perennial.ledger.records import Overview, Publication
 from perennial.watchdog.rules import AREAS
 
 VERDICTS = ("ok", "drift", "unknown")
 
-#: What the rows of a dataset are called in ``perennial_rows_total``. Those of tables are told by the checks.
+#: The stage of a dataset's rows in ``perennial_rows_total``. The rows of tables are counted by the checks.
 _ROWS = {"features": "features", "predictions": "scored"}
 
 
 class Past:
-    """What was published so far, each publication counted once.
+    """Totals of all publications so far, each counted once.
 
-    A day that is published again counts again: it is work that was done.
+    A day that is published again counts again, since its rows were processed again.
 
     Attributes:
         rows: by model and stage.
-        published_at: by model and dataset, when it was published last.
+        published_at: by model and dataset, the time of the last publication.
     """
 
     def __init__(self) -> None:
@@ -73,8 +73,8 @@ class Figures:
         overview: of the ledger; None if it cannot be read.
         backlog: alerts that wait to be sent; None likewise.
         seconds: by DAG, how long its newest successful run took.
-        components: whether each part of Airflow is well; empty if Airflow does not answer.
-        airflow: whether it answers.
+        components: whether each component of Airflow is healthy; empty if Airflow does not answer.
+        airflow: whether Airflow answers.
         incidents: open ones, by area.
     """
 
@@ -108,10 +108,10 @@ def families(figures: Figures) -> list[Metric]:
                 (figures.looked_at - since).total_seconds() if since is not None else 0.0,
             ),
         ]
-    up = GaugeMetricFamily("perennial_airflow_component_up", "1 if this part of Airflow is well.", labels=["component"])
+    up = GaugeMetricFamily("perennial_airflow_component_up", "1 if this component of Airflow is healthy.", labels=["component"])
     for component, well in figures.components.items():
         up.add_metric([component], float(well))
-    incidents = GaugeMetricFamily("perennial_incidents", "What the watchdog has found and is not over.", labels=["area"])
+    incidents = GaugeMetricFamily("perennial_incidents", "Open incidents that the watchdog has found.", labels=["area"])
     for area in sorted(AREAS):
         incidents.add_metric([area], figures.incidents.get(area, 0))
     rows = CounterMetricFamily(
@@ -119,7 +119,7 @@ def families(figures: Figures) -> list[Metric]:
     )
     for (model, stage), number in figures.past.rows.items():
         rows.add_metric([model, stage], number)
-    runs = GaugeMetricFamily("perennial_run_seconds", "How long the newest ended run took.", labels=["model", "stage"])
+    runs = GaugeMetricFamily("perennial_run_seconds", "How long the newest successful run took.", labels=["model", "stage"])
     for dag_id, seconds in figures.seconds.items():
         model, _, stage = dag_id.partition(".")
         runs.add_metric([model, stage], seconds)
@@ -140,9 +140,9 @@ def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:
         "perennial_version", "Number of the champion and of the newest version.", labels=["model", "which"]
     )
     passed = GaugeMetricFamily("perennial_newest_version_passed", "1 if the newest version passed its gates.", labels=["model"])
-    since = GaugeMetricFamily("perennial_champion_since_timestamp_seconds", "When the champion became it.", labels=["model"])
+    since = GaugeMetricFamily("perennial_champion_since_timestamp_seconds", "When it became champion.", labels=["model"])
     trained = GaugeMetricFamily(
-        "perennial_champion_trained_until_timestamp_seconds", "Nothing later was learned from.", labels=["model"]
+        "perennial_champion_trained_until_timestamp_seconds", "End of the champion's training data.", labels=["model"]
     )
     measured = GaugeMetricFamily(
         "perennial_measured_until_timestamp_seconds", "End of the newest window whose labels sufficed.", labels=["model"]
@@ -158,7 +158,7 @@ def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:
         if versions:
             newest = versions[max(versions)]
             version.add_metric([model, "newest"], newest.version)
-            passed.add_metric([model], float(bool(newest.decision.get("promote"))))
+            passed.add_metric([model], float(newest.decision.promote))
         if (made := overview.champions.get(model)) is not None:
             version.add_metric([model, "champion"], made.version)
             if made.completed_at is not None:
@@ -173,11 +173,9 @@ def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:
 
 
 def trained_until(overview: Overview, model: str) -> datetime | None:
-    """What the model's champion has not learned from, since it came later; None if nothing is recorded of that."""
+    """The end of the training data of a model's champion; None if that is not recorded."""
     made = overview.champions.get(model)
-    record = overview.versions.get(model, {}).get(made.version) if made is not None else None
-    as_of = record.training.get("as_of") if record is not None else None
-    return utc(as_of) if as_of is not None else None
+    return trained_as_of(overview.versions.get(model, {}).get(made.version)) if made is not None else None
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:
@@ -196,12 +194,12 @@ class _Shown(Collector):
 
 
 class Exhibition:
-    """An HTTP server with ``/metrics`` for Prometheus and ``/health`` for whoever keeps the watchdog alive.
+    """An HTTP server with ``/metrics`` for Prometheus and ``/health`` for the process that restarts the watchdog.
 
     Args:
         host: to listen on.
         port: to listen on; 0 for any that is free.
-        fresh: seconds after which figures are so old that ``/health`` answers 503.
+        fresh: age of the figures in seconds after which ``/health`` answers 503.
 
     Raises:
         OSError: the port is taken.
@@ -246,4 +244,4 @@ class Exhibition:
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name there
-        """A line for each scrape helps nobody."""
+        """Log no line per scrape."""

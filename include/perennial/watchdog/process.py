@@ -1,14 +1,15 @@
-"""The watchdog: a process of its own that looks at Airflow and the ledger every half minute and tells what is wrong.
+"""The watchdog: a separate process that checks Airflow and the ledger every half minute and reports what is wrong.
 
-It depends on nothing that it watches: Airflow is asked by its REST API, as a user who may only look, and what it finds goes
-into the ledger's outbox. While the ledger does not answer it waits, and tells of that afterwards.
+It calls Airflow's REST API as a read-only user, and writes its findings into the ledger's outbox. While the ledger does not
+answer it waits, and reports that afterwards.
 
 Neighbours: :mod:`perennial.watchdog.rules` decides what is wrong, :mod:`perennial.watchdog.figures` shows figures to
-Prometheus; ``perennial watch`` runs this, beside the embedded stack and as a service of the deployed one.
+Prometheus. ``perennial watch`` runs this, beside the embedded stack and as a service of the deployed one.
 """
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
@@ -26,12 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from perennial.alerts import of_operation
 from perennial.alerts.alert import EVERYBODY, Alert
 from perennial.alerts.outbox import Backlog
-from perennial.core import logs
 from perennial.core.errors import PerennialError, SettingsError, SpecError, StackError
 from perennial.core.settings import Settings
 from perennial.ledger.records import Overview, Publication
 from perennial.ledger.store import Ledger
-from perennial.spec.folder import THRESHOLDS_FILE, read_model
+from perennial.spec.folder import THRESHOLDS_FILE, model_folders, read_model
 from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.watchdog.figures import Exhibition, Figures, Past, trained_until
@@ -50,39 +50,39 @@ from perennial.watchdog.rules import (
     look,
 )
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
-#: The user that the watchdog is in Airflow; it may look and no more.
+#: The watchdog's user in Airflow, who may only read.
 USER = "watchdog"
 
-#: What is done less often than each look: asking Airflow what it answers at length, and sending alerts for others.
+#: Not done at each look, but at this interval: reading which DAGs are paused, and sending overdue alerts.
 SELDOM = timedelta(minutes=5)
 
-#: How far back the first look goes, and by how much each look overlaps with the one before.
+#: How far back the first look goes, and by how much each look overlaps with the previous one.
 FIRST = timedelta(days=1)
 OVERLAP = timedelta(minutes=10)
 
-#: After this long without the ledger the process ends; whoever keeps it alive starts it anew.
+#: After this long without the ledger the process exits. Compose and the embedded stack restart it.
 GIVE_UP = timedelta(minutes=10)
 
-#: Seconds that sending may take.
+#: Longest time of sending, in seconds.
 _SENDING = 120
 
-#: Publications kept of a dataset: those of two months of days, and some published again.
+#: Publications kept per dataset: two months of days, and some that were published again.
 _KEPT = 100
 
-#: Publications that are read again at each look: one with a lower number may become visible after one with a higher.
+#: Publications that are read again at each look: one with a lower number may become visible after one with a higher number.
 _AGAIN = 100
 
-#: Publications that are read at once.
+#: Publications per query.
 _PAGE = 1000
 
-#: Runs that are looked into, one call each, at one look; and how long one is open before it is.
+#: Most runs whose tasks are read in one look, with one call each; and the age from which an open run's tasks are read.
 _LOOKED_INTO = 20
 _OLD = timedelta(hours=1)
 
-#: The parts of Airflow that are looked after.
+#: The components of Airflow that are watched.
 COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
 
 #: What the watchdog's subjects begin with in the outbox.
@@ -90,7 +90,7 @@ _TOPIC = "watch"
 
 
 class WatchSettings(BaseModel):
-    """What the environment says of the watchdog.
+    """The watchdog's settings, from the environment.
 
     Attributes:
         airflow_url: of Airflow's REST API.
@@ -136,8 +136,8 @@ class Watchdog:
 
     Args:
         settings: of the deployment: where models and ledger are.
-        given: its own.
-        send: sends alerts whose sender is overdue; by default a process of its own does.
+        given: of the watchdog.
+        send: sends overdue alerts; by default a separate process does.
 
     Raises:
         SettingsError: its port is taken.
@@ -169,12 +169,12 @@ class Watchdog:
         return self._exhibition.port
 
     def run(self) -> None:
-        """Look again and again until :meth:`stop`.
+        """Look repeatedly until :meth:`stop` is called.
 
         Raises:
-            StackError: the ledger has not answered for long.
+            StackError: the ledger has not answered for ten minutes.
         """
-        log.info("looking at %s every %g s; metrics on port %d", self._given.airflow_url, self._given.every, self.port)
+        log.info("checking %s every %g s; metrics on port %d", self._given.airflow_url, self._given.every, self.port)
         try:
             while not self._stopping.is_set():
                 began = time.monotonic()
@@ -184,14 +184,14 @@ class Watchdog:
             self._exhibition.close()
 
     def stop(self) -> None:
-        """End after the look that is under way."""
+        """End after the current look."""
         self._stopping.set()
 
     def look(self, now: datetime) -> None:
-        """Look once, tell what is wrong and what is over, and show figures.
+        """Look once, report what is wrong and what is over, and show figures.
 
         Raises:
-            StackError: the ledger has not answered for long.
+            StackError: the ledger has not answered for ten minutes.
         """
         began = time.monotonic()
         specs, unreadable = self._folders.read()
@@ -231,13 +231,13 @@ class Watchdog:
         )
 
     def _tell(self, found: Look, now: datetime) -> frozenset[str]:
-        """Write what is new and what is over into the outbox; the subjects that are open afterwards."""
+        """Write what is new and what is over into the outbox. Returns the subjects that are open afterwards."""
         before = frozenset(subject.removeprefix(f"{_TOPIC}/") for subject in self._ledger.open_subjects(_TOPIC))
         told, over, self._since = confirm(found, self._since, before, now)
         happened = {finding.key for finding in told.values() if finding.key is not None}
         self._told &= happened
         if happened - self._told:
-            # What its own callback has told is not told again, also if it has been well again since.
+            # What a task's own callback has reported is not reported again, also if it has recovered since.
             self._told |= happened & {entry.key for entry in self._ledger.alerts(since=now - FIRST - OVERLAP)}
         for subject, finding in told.items():
             if finding.key is None:
@@ -246,7 +246,7 @@ class Watchdog:
                 self._record(finding.alert, finding.key)
         self._told |= happened
         for subject in over:
-            self._ledger.resolve(f"{_TOPIC}/{subject}", "The watchdog looked again.")
+            self._ledger.resolve(f"{_TOPIC}/{subject}", "The watchdog no longer finds it.")
             log.info("%s is over", subject)
         return (before | {subject for subject, finding in told.items() if finding.key is None}) - over
 
@@ -255,7 +255,7 @@ class Watchdog:
             log.warning("%s", alert.title)
 
     def _backlog(self, now: datetime) -> Backlog:
-        """What waits to be sent, after what is overdue was sent."""
+        """What waits to be sent, after overdue alerts were sent."""
         backlog = self._ledger.outbox.backlog()
         overdue = backlog.since is not None and now - backlog.since > WAITING
         if overdue and (self._sent_at is None or now - self._sent_at >= SELDOM):
@@ -294,42 +294,46 @@ class _Folders:
 
     def __init__(self, models: Path) -> None:
         self._models = models
-        self._read: dict[str, tuple[tuple[int, ...], ModelSpec | None]] = {}
+        self._read: dict[str, tuple[tuple[int, ...], ModelSpec | SpecError]] = {}
 
-    def read(self) -> tuple[dict[str, ModelSpec], frozenset[str]]:
-        """The specs of sound folders but those of retired models, and the names of broken ones."""
-        found: dict[str, tuple[tuple[int, ...], ModelSpec | None]] = {}
-        for file in sorted(self._models.glob("*/model.yaml")):
-            folder = file.parent
+    def read(self) -> tuple[dict[str, ModelSpec], dict[str, str]]:
+        """The specs of sound folders without those of retired models, and what is wrong with each broken one."""
+        found: dict[str, tuple[tuple[int, ...], ModelSpec | SpecError]] = {}
+        try:
+            folders = model_folders(self._models)
+        except SpecError as error:
+            return {}, dict.fromkeys(self._read, str(error))
+        for folder in folders:
             stamp = tuple(_changed(folder / name) for name in ("model.yaml", "features.sql", "model.py", THRESHOLDS_FILE))
             before = self._read.get(folder.name)
             found[folder.name] = before if before is not None and before[0] == stamp else (stamp, _read_spec(folder))
         self._read = found
-        specs = {name: spec for name, (_, spec) in found.items() if spec is not None}
-        return {name: spec for name, spec in specs.items() if not spec.retired}, frozenset(found) - frozenset(specs)
+        specs = {name: spec for name, (_, spec) in found.items() if isinstance(spec, ModelSpec) and not spec.retired}
+        return specs, {name: str(error) for name, (_, error) in found.items() if isinstance(error, SpecError)}
 
 
 def _changed(file: Path) -> int:
     try:
-        return file.stat().st_mtime_ns
+        # Not when it was written: leave to read a file leaves that as it was.
+        return file.stat().st_ctime_ns
     except OSError:
         return 0
 
 
-def _read_spec(folder: Path) -> ModelSpec | None:
+def _read_spec(folder: Path) -> ModelSpec | SpecError:
     try:
         return read_model(folder).spec
-    except SpecError:  # Airflow shows it as an import error, which is one of the things looked for
-        return None
+    except SpecError as error:
+        return error
 
 
 class _Airflow:
-    """What is asked of Airflow, and remembered from look to look.
+    """Reads Airflow, and remembers what it needs for the next look.
 
     Attributes:
-        paused: whether each DAG is paused, as last heard; None before.
+        paused: by DAG id, whether the DAG is paused, as last read; None before.
         seconds: by DAG, how long its newest successful run took.
-        silence: why Airflow did not answer last.
+        silence: why Airflow did not answer the last time.
     """
 
     def __init__(self, api: AirflowApi) -> None:
@@ -342,7 +346,7 @@ class _Airflow:
         self._without_failed_task: dict[DagRun, bool] = {}
 
     def read(self, models: Collection[str], now: datetime) -> AirflowState | None:
-        """What Airflow says now; None if it does not answer."""
+        """Airflow's state now; None if it does not answer."""
         try:
             if self._paused_at is None or now - self._paused_at >= SELDOM:
                 self.paused, self._paused_at = self._api.paused(), now
@@ -379,10 +383,10 @@ class _Airflow:
         return {"failed_tasks": tasks, "failed_runs": [run for run, bare in self._without_failed_task.items() if bare]}
 
     def _open_runs(self, now: datetime) -> list[OpenRun]:
-        """Runs that have been open for an hour; for those that run, whether they only wait for a person."""
+        """Runs that have been open for an hour; for running ones, whether they only wait for a person."""
         old = [run for run in self._api.runs_in(["running", "queued"]) if now - (run.started_at or run.queued_at or now) > _OLD]
         asking = {run.dag_id for run in [run for run in old if run.started_at][:_LOOKED_INTO] if self._asks(run)}
-        # A run that is queued behind one that asks waits for the same person.
+        # A run that is queued behind such a run waits for the same person.
         return [OpenRun(run, asks=run.dag_id in asking) for run in old]
 
     def _asks(self, run: DagRun) -> bool:
@@ -391,10 +395,10 @@ class _Airflow:
 
 
 class _Past:
-    """What was published, followed from the first publication on: of each dataset the newest, and figures of all.
+    """All publications: the newest ones of each dataset, and totals of all.
 
     Attributes:
-        figures: rows so far and when each dataset was published last.
+        figures: rows so far, and when each dataset was last published.
     """
 
     def __init__(self) -> None:
@@ -437,7 +441,7 @@ class _Past:
             del newest[:-_KEPT]
 
     def state(self, spec: ModelSpec, overview: Overview) -> ModelState:
-        """A model as the ledger knows it."""
+        """A model's state in the ledger."""
         name = spec.name
         made, versions = overview.champions.get(name), overview.versions.get(name, {})
         verdicts, measured = overview.verdicts.get(name, []), overview.performances.get(name, [])

@@ -1,24 +1,24 @@
-"""What is wrong, told from what is known: no callback speaks for a process that was killed, or a run that never started.
+"""Finds what is wrong. No callback runs for a process that was killed, or for a run that never started.
 
-Every function here is pure. :mod:`perennial.watchdog.process` reads Airflow and the ledger, asks :func:`look`, and writes what
-it says into the outbox; :mod:`perennial.alerts.of_models` has the words.
+Every function here is pure. :mod:`perennial.watchdog.process` reads Airflow and the ledger, calls :func:`look`, and writes the
+findings into the outbox; :mod:`perennial.alerts.of_operation` has the words.
 
-A finding holds until a later look no longer makes it. A look that could not see a part of the world (Airflow does not
-answer) says nothing about that part: what was found there before stands.
+A finding is open until a later look no longer has it. If a look could not read something (Airflow does not answer), earlier
+findings about it stay open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, get_args
 
 from croniter import CroniterError, croniter
 
 from perennial.alerts import of_operation
 from perennial.alerts.alert import EVERYBODY, Alert, failure, failure_key
-from perennial.core.intervals import Interval
+from perennial.core.intervals import Interval, window_start
 from perennial.spec.model import ModelSpec
 from perennial.spec.operation import WatchLimits
 
@@ -26,27 +26,29 @@ if TYPE_CHECKING:
     from perennial.stack.airflow_api import DagRun, TaskInstance
 
 
-#: What is over within this time was a restart, or a person at work, and nobody is told.
+#: The DAG file without a DAG, whose import error says which model folders are broken.
+BROKEN_MODELS = "broken_models.py"
+
+#: What ends within this time was a restart, or a person at work. It is not reported.
 RESTART = timedelta(minutes=2)
 HAND = timedelta(minutes=15)
 
-#: Airflow takes a component for dead half a minute after its last heartbeat; a restart takes less than this on top.
+#: Airflow calls a component unhealthy half a minute after its last heartbeat. A restart takes less than this in addition.
 HEARTBEAT = timedelta(seconds=30)
 
-#: A failed task's own callback knows the error, and has this long to tell.
+#: A failed task's own callback knows the error. It has this long to report it.
 CALLBACK = timedelta(seconds=30)
 
-#: Alerts are sent every five minutes. What waits this long, the watchdog sends; and people are told of what waits after that.
+#: The DAG ``perennial.notify`` sends alerts every minute. The watchdog sends those that have waited for ``WAITING``. If one has
+#: waited for ``STRANDED``, the watchdog reports that alerts wait.
 WAITING = timedelta(minutes=15)
 STRANDED = timedelta(hours=1)
 
-#: A stage starts within minutes of what it waits for; scoring or monitoring of a window may take this long.
+#: A stage starts within minutes of what it waits for. Scoring or monitoring a window may take this long.
 STAGE = timedelta(hours=3)
 
-#: The stages that wait for each other. While one of them is on, the others are meant to be.
+#: The stages that wait for each other. If one of them is on, the others should be on.
 _CHAIN = ("ingest", "train", "score", "monitor")
-
-_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 
 
 # --- what is known ---------------------------------------------------------------------------------------------------
@@ -60,7 +62,7 @@ class Published:
         interval: what is published.
         at: when it was.
         rows: how many, of all tables.
-        version: of predictions, who made them.
+        version: the version that made them, if they are predictions.
     """
 
     interval: Interval
@@ -76,7 +78,7 @@ class ReigningChampion:
     Attributes:
         version: its number.
         since: when it became champion.
-        trained_until: what happened later it has not learned from; None if nothing is recorded of it.
+        trained_until: end of its training data; None if that is not recorded.
     """
 
     version: int
@@ -86,16 +88,16 @@ class ReigningChampion:
 
 @dataclass(frozen=True)
 class ModelState:
-    """What the ledger says of a model.
+    """A model's state in the ledger.
 
     Attributes:
         spec: its spec.
-        tables, features, predictions: the newest publications of each, as many as months have days at least.
+        tables, features, predictions: the newest publications of each, at least 31.
         first_published_at: when the first interval of tables was published; None before.
-        refused: intervals whose data were refused lately.
+        refused: intervals whose data were refused recently.
         champion: None before the first.
         judged_until: end of the newest window with a drift verdict.
-        measured_until: end of the newest window with a realised performance.
+        measured_until: end of the newest window with a measured performance.
         tried_at: when the newest version was registered.
     """
 
@@ -126,7 +128,7 @@ class FailedTask:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run that is queued or runs for long.
+    """A run that has been queued or running for long.
 
     Attributes:
         run: the run.
@@ -139,13 +141,13 @@ class OpenRun:
 
 @dataclass(frozen=True)
 class AirflowState:
-    """What Airflow's REST API says.
+    """Airflow's state, as its REST API reports it.
 
     Attributes:
         components: the last heartbeat of each component that is not healthy; None if it never had one.
         import_errors: the message of each DAG file that cannot be read.
-        failed_tasks: tasks that failed for good lately.
-        failed_runs: runs that failed lately although none of their tasks did.
+        failed_tasks: tasks that failed for good recently.
+        failed_runs: runs that failed recently although none of their tasks did.
         open_runs: runs that may be stuck.
     """
 
@@ -158,17 +160,17 @@ class AirflowState:
 
 @dataclass(frozen=True)
 class Known:
-    """All that a look rests on.
+    """Everything that a look is based on.
 
     Attributes:
         now: the time.
         models: by name.
         airflow: None if it does not answer.
         silence: why it does not.
-        paused: whether a DAG is paused, by its id, as last heard; None if it was never heard.
-        oldest_waiting: since when the oldest alert has waited for delivery; None if none waits.
-        waiting: how many wait.
-        unreadable: models whose folder is broken, so that nothing is known of them.
+        paused: by DAG id, whether the DAG is paused, as last read; None if it was never read.
+        oldest_waiting: when the oldest undelivered alert was recorded; None if none waits.
+        waiting: how many alerts wait.
+        unreadable: models whose folder is broken, so that nothing is known about them, and what is wrong with it.
     """
 
     now: datetime
@@ -178,7 +180,7 @@ class Known:
     paused: Mapping[str, bool] | None = None
     oldest_waiting: datetime | None = None
     waiting: int = 0
-    unreadable: Collection[str] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
@@ -189,11 +191,11 @@ class Finding:
     """Something that is wrong.
 
     Attributes:
-        subject: what it is about; the same from look to look, and of no other finding.
-        alert: what people are told.
-        lasting: how long it has to be found before they are.
-        key: of something that happened, such as the death of a task, which is not over when it is not found again: the alert's
-            key in the outbox, the one that the task's own callback would have used.
+        subject: identifies it: the same in each look, and unique among findings.
+        alert: the alert about it.
+        lasting: how long it has to be found before it is reported.
+        key: for an event, such as a task's death, which does not end when a later look no longer finds it: the alert's key in
+            the outbox, the same that the task's own callback would have used.
     """
 
     subject: str
@@ -202,18 +204,18 @@ class Finding:
     key: str | None = None
 
 
-Area = Literal["airflow", "components", "runs", "dags", "paused", "models", "outbox"]
+Area = Literal["airflow", "components", "runs", "dags", "folders", "paused", "models", "outbox"]
 AREAS: tuple[Area, ...] = get_args(Area)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a look found.
+    """The findings of a look.
 
     Attributes:
         findings: by subject, each once.
-        seen: the areas that were seen: a subject begins with its area, and what is not found there any more is over.
-        unseen: models that were not; their name follows the area.
+        seen: the areas that were read. A subject begins with its area; a subject there that is no longer found is over.
+        unseen: models that could not be read; their name follows the area in a subject.
     """
 
     findings: Mapping[str, Finding]
@@ -221,14 +223,18 @@ class Look:
     unseen: frozenset[str] = frozenset()
 
     def is_over(self, subject: str) -> bool:
-        """Whether what was found about ``subject`` before is gone."""
+        """Whether an earlier finding about ``subject`` is over."""
         area, _, rest = subject.partition("/")
         return area in self.seen and rest.partition("/")[0] not in self.unseen and subject not in self.findings
 
 
 def look(known: Known) -> Look:
     """Find what is wrong."""
-    looks: dict[Area, Callable[[Known], Iterable[Finding]]] = {"airflow": _airflow, "outbox": _outbox}
+    looks: dict[Area, Callable[[Known], Iterable[Finding]]] = {
+        "airflow": _airflow,
+        "folders": _folders,
+        "outbox": _outbox,
+    }
     if known.airflow is not None:
         looks |= {"components": _components, "runs": _runs, "dags": _dags}
     if known.paused is not None:
@@ -240,16 +246,16 @@ def look(known: Known) -> Look:
 def confirm(
     found: Look, since: Mapping[str, datetime], open_subjects: Collection[str], now: datetime
 ) -> tuple[dict[str, Finding], set[str], dict[str, datetime]]:
-    """What people are told after a look.
+    """What to report after a look.
 
     Args:
         found: the look.
-        since: when each subject was first found, as the look before returned it.
-        open_subjects: what they were told of, and not yet that it is over.
+        since: when each subject was first found, as the previous look returned it.
+        open_subjects: subjects that were reported and are not over.
         now: the time.
 
     Returns:
-        What they are told of, what they are told is over, and ``since`` for the look after.
+        The findings to report, the subjects to report as over, and ``since`` for the next look.
     """
     firsts = {subject: first for subject, first in since.items() if not found.is_over(subject)}
     firsts |= {subject: now for subject in found.findings if subject not in firsts}
@@ -279,8 +285,20 @@ def _components(known: Known) -> Iterator[Finding]:
 
 def _dags(known: Known) -> Iterator[Finding]:
     assert known.airflow is not None
-    if known.airflow.import_errors:
-        yield Finding("dags/import_errors", of_operation.import_errors(EVERYBODY, errors=known.airflow.import_errors), RESTART)
+    errors = dict(known.airflow.import_errors)
+    reports = [file for file in errors if file.rpartition("/")[2] == BROKEN_MODELS]
+    said = [errors.pop(file) for file in reports]
+    if errors:
+        yield Finding("dags/import_errors", of_operation.import_errors(EVERYBODY, errors=errors), RESTART)
+    # Airflow may be unable to read what can be read from here; or it has not read yet what was just corrected.
+    if said and not known.unreadable:
+        yield Finding("dags/broken_models", of_operation.broken_folder(EVERYBODY, error=said[0]), HAND)
+
+
+def _folders(known: Known) -> Iterator[Finding]:
+    # To everybody: whom the model's own folder names is not known.
+    for name, error in sorted(known.unreadable.items()):
+        yield Finding(f"folders/{name}", of_operation.broken_folder(EVERYBODY, broken=name, error=error), RESTART)
 
 
 def _paused(known: Known) -> Iterator[Finding]:
@@ -333,7 +351,7 @@ def _runs(known: Known) -> Iterator[Finding]:
 
 
 def _model(known: Known, dag_id: str) -> str | None:
-    """Whose DAG it is; None if it is none of ours."""
+    """The model of a DAG; None if the DAG is not Perennial's."""
     name = dag_id.partition(".")[0]
     return name if name in known.models or name == EVERYBODY else None
 
@@ -350,9 +368,9 @@ def _partition(run: DagRun) -> Interval | None:
 
 
 def expected(cron: str, moment: datetime) -> tuple[datetime, Interval] | None:
-    """The newest tick of ``cron`` that lies before ``moment``, and the UTC day that it ingests: that of the tick before.
+    """The newest tick of ``cron`` before ``moment``, and the UTC day that it ingests: the day of the previous tick.
 
-    None for what Airflow takes for no cron either, and says so of the DAG.
+    None if ``cron`` is invalid; Airflow shows that as an import error of the DAG.
     """
     try:
         tick = croniter(cron, moment).get_prev(datetime)
@@ -379,7 +397,7 @@ def _silent(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
     if due is None or state.first_published_at is None:
         return
     tick, day = due
-    # Nobody waited for it before the model had begun to publish. A refusal has an alert of its own.
+    # Nothing was due before the model first published. A refusal has its own alert.
     if state.first_published_at > tick or any(day.overlaps(bad) for bad in state.refused):
         return
     missing = [
@@ -415,7 +433,7 @@ def _unmonitored(name: str, state: ModelState, now: datetime) -> Iterator[Findin
 
 
 def _untrained(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
-    # Before the first version, a person trains when there is history enough.
+    # Before the first version, a person starts the training when there is enough history.
     if state.spec.schedules.train == "never" or state.tried_at is None:
         return
     window = _newest_whole(state.features, state.spec.schedules.train)
@@ -431,7 +449,7 @@ def _stale(name: str, state: ModelState) -> Iterator[Finding]:
     if state.champion is None or state.champion.trained_until is None or not state.features:
         return
     newest = max(there.interval.end for there in state.features)
-    # In the time of the data: one that scores an old year again is not stale for it.
+    # By the time of the data: scoring an old year again makes no champion stale.
     age = newest - state.champion.trained_until
     if age > state.spec.watch.champion:
         alert = of_operation.champion_stale(name, version=state.champion.version, age=age, limit=state.spec.watch.champion)
@@ -446,7 +464,7 @@ def _unlabelled(name: str, state: ModelState) -> Iterator[Finding]:
     if window is None or (state.measured_until is not None and state.measured_until >= window.end):
         return
     there = [published for published in state.predictions if published.interval.overlaps(window)]
-    # Those of a version that learned from the window, and windows of few rows, are never measured.
+    # Windows that are in the version's training data, and windows of few rows, are never measured.
     learned = state.champion.trained_until
     if (
         sum(published.rows for published in there) >= state.spec.gates.min_rows
@@ -460,7 +478,7 @@ def _unlabelled(name: str, state: ModelState) -> Iterator[Finding]:
 
 
 def _covers(there: Iterable[Published], wanted: Interval) -> bool:
-    """Whether the publications leave no moment of ``wanted`` out."""
+    """Whether the publications cover every moment of ``wanted``."""
     reached = wanted.start
     for interval in sorted(published.interval for published in there if published.interval.overlaps(wanted)):
         if interval.start > reached:
@@ -470,7 +488,7 @@ def _covers(there: Iterable[Published], wanted: Interval) -> bool:
 
 
 def _newest_whole(there: Sequence[Published], window: str, *, until: datetime | None = None) -> Interval | None:
-    """The newest UTC day, week (from Monday) or month that is published whole and ends by ``until``."""
+    """The newest UTC day, week (from Monday) or month that is published completely and ends by ``until``."""
     end = max((published.interval.end for published in there), default=None)
     start = min((published.interval.start for published in there), default=None)
     if end is None or start is None:
@@ -489,7 +507,7 @@ def _last_window(by: datetime, window: str) -> Interval:
         end = by.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
         return Interval((end - timedelta(days=1)).replace(day=1), end)
     length = timedelta(days=7 if window == "week" else 1)
-    end = _MONDAY + (by - _MONDAY) // length * length
+    end = window_start(by, length)
     return Interval(end - length, end)
 
 

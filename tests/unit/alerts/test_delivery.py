@@ -144,9 +144,9 @@ ANSWERS: dict[str, tuple[Answer, str, str]] = {
     "200 with ok:false, for good": (answer(200, b'{"ok": false, "error": "channel_not_found"}'), FOREVER, "channel_not_found"),
     "200 with ok:false, for now": (answer(200, b'{"ok": false, "error": "internal_error"}'), BACK_OFF, "internal_error"),
     "200 with ok:false and no reason": (answer(200, b'{"ok": false}'), BACK_OFF, "ok is not true"),
-    "200 with a page": (answer(200, b"<html>Please sign in</html>"), BACK_OFF, "not the answer of Slack"),
-    "200 with a list": (answer(200, b"[1]"), BACK_OFF, "not the answer of Slack"),
-    "200 with a deep answer": (answer(200, b"[" * 16_000), BACK_OFF, "not the answer of Slack"),
+    "200 with a page": (answer(200, b"<html>Please sign in</html>"), BACK_OFF, "the answer is not Slack's"),
+    "200 with a list": (answer(200, b"[1]"), BACK_OFF, "the answer is not Slack's"),
+    "200 with a deep answer": (answer(200, b"[" * 16_000), BACK_OFF, "the answer is not Slack's"),
     "429 without Retry-After": (answer(429, b"rate_limited"), BACK_OFF, "HTTP 429"),
     "403": (answer(403, b"action_prohibited"), FOREVER, "HTTP 403, action_prohibited"),
     "404": (answer(404, b"no_service"), FOREVER, "HTTP 404, no_service"),
@@ -156,7 +156,7 @@ ANSWERS: dict[str, tuple[Answer, str, str]] = {
     "a hang": (hang, BACK_OFF, "no answer within 0.4 s"),
     "a slow drip": (drip(head=False), BACK_OFF, "no answer within 0.4 s"),
     "a slow drip of headers": (drip(head=True), BACK_OFF, "no answer within 0.4 s"),
-    "an endless body": (endless, BACK_OFF, "not the answer of Slack"),
+    "an endless body": (endless, BACK_OFF, "the answer is not Slack's"),
     "a reset after accepting": (reset, BACK_OFF, "no answer: "),
     "no HTTP": (b"220 smtp.example.org ESMTP\r\n", BACK_OFF, "no answer: RemoteProtocolError"),
     "a wrong length": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", BACK_OFF, "no answer: RemoteProtocolError"),
@@ -234,7 +234,7 @@ def test_a_redirect_is_never_followed(world: World, web: Slack) -> None:
             web.answers = [answer(status, Location=f"{internal.url}/latest/meta-data")]
             world.drift(str(status))
             assert world.send(at_once=True).failed == 1
-            assert world.error_of() == f"HTTP {status}: it points elsewhere, which is not followed"
+            assert world.error_of() == f"HTTP {status}: it redirects, and redirects are not followed"
     assert internal.headers == []
 
 
@@ -331,7 +331,7 @@ def test_a_mail_says_it_in_text_and_in_html_and_a_recovery_answers_it(world: Wor
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert well["In-Reply-To"] == well["References"] == wrong["Message-ID"]
-    assert well["Subject"] == f"{MODEL}: well again: lasting or harmful drift in 2013-04-01"
+    assert well["Subject"] == f"{MODEL}: recovered: lasting or harmful drift in 2013-04-01"
     assert wrong["Bcc"] is None
 
 
@@ -380,7 +380,7 @@ def test_a_server_that_demands_starttls_says_what_is_to_be_changed(world: World,
         world.drift()
         world.ways = {MAIL: to("ann@example.org", mail)}
         assert world.send().failed == 1
-        assert "SMTP 530, which asks for STARTTLS" in world.error_of(MAIL)
+        assert "SMTP 530, the server requires STARTTLS" in world.error_of(MAIL)
         # A certificate that nobody vouches for is not accepted,
         world.ways = {MAIL: to("ann@example.org", mail, security="starttls")}
         assert world.send(at_once=True).failed == 1
@@ -395,7 +395,7 @@ def test_a_server_without_starttls_gets_no_password(world: World, mail: Mails) -
     world.drift()
     world.ways = {MAIL: to("ann@example.org", mail, security="starttls", user="ann", password="canary")}
     assert world.send().failed == 1
-    assert world.error_of(MAIL) == "connecting: the server lacks what the connection asks for"
+    assert world.error_of(MAIL) == "connecting: the server does not support what the connection requires"
     assert world.wait_of(MAIL) == delivery.MENDED_WITHIN
 
 
@@ -469,7 +469,7 @@ def test_after_an_outage_people_get_a_digest(world: World, web: Slack) -> None:
     assert world.later(hours=1).send() == DeliveryResult(delivered=500)
     [said] = web.said
     assert f"CRITICAL: {MODEL}: 500 times drift" in said
-    assert "and 490 before these" in said
+    assert "and 490 earlier ones" in said
     assert "Open the report." in said, "what to do is told as for one"
 
 
@@ -491,7 +491,7 @@ def test_what_got_well_before_it_was_told_is_one_message_that_says_both(world: W
     world.ledger.resolve(f"{refused_data(MODEL, 'tables')}/{DAY.key}", "2013-04-01 is published.")
     assert world.send() == DeliveryResult(delivered=3)
     [said] = web.said
-    for words in ("well again", "2013-04-01 is published", "12 rows", "told 2 times"):
+    for words in ("recovered", "2013-04-01 is published", "12 rows", "reported 2 times"):
         assert words in said
     assert world.waiting() == []
 
@@ -522,7 +522,7 @@ def test_a_lost_channel_is_told_of_through_the_others_and_so_is_its_return(world
     assert subjects == [
         f"CRITICAL: {MODEL}: lasting or harmful drift in 2013-04-01",
         "CRITICAL: slack:team takes no alerts",
-        "perennial: well again: slack:team takes no alerts",
+        "perennial: recovered: slack:team takes no alerts",
     ]
     lost = words_of(mail.taken[1][1], "plain")
     assert "HTTP 404, no_service" in lost
@@ -578,7 +578,7 @@ def test_a_person_at_a_terminal_sees_what_waits_and_why(
     world: World, web: Slack, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("perennial.cli.main.settings", lambda: settings)
+    monkeypatch.setattr("perennial.cli.questions.settings", lambda: settings)
     web.answers = [OK, answer(410, b"channel_is_archived")]
     world.drift()
     world.send()
@@ -645,7 +645,7 @@ def test_the_worst_comes_first_and_a_flood_of_kinds_is_one_message() -> None:
     news = [wait(number, alert, at=NOW + timedelta(minutes=number)) for number, alert in enumerate([*refused, failed])]
     made = compose(news)
     assert [message.severity for message in made] == ["critical"] + ["warning"] * (MOST_MESSAGES - 1)
-    assert "failed 3 times and will not be tried again" in made[0].text
+    assert "failed 3 times and will not be retried" in made[0].text
     more = [*news, wait(99, of_models.rollback("z", version=1, previous=2, reason="worse", actor="ann"))]
     [all_of_them] = compose(more)
     assert all_of_them.title == "6 alerts of 6 models, 1 of them critical"
@@ -657,7 +657,7 @@ def test_the_worst_comes_first_and_a_flood_of_kinds_is_one_message() -> None:
 def test_the_fewest_words_hold_nothing_of_the_text() -> None:
     short = in_fewest_words(message(text=HOSTILE, title=HOSTILE))
     assert text_of(for_slack(short)) == (
-        "warning: 1 alert, warning\nwarning: 1 alert, warning\nTheir text was refused here. See: perennial alerts"
+        "warning: 1 alert, warning\nwarning: 1 alert, warning\nThe channel refused their text. To read it: perennial alerts"
     )
 
 

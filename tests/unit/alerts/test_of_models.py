@@ -28,7 +28,7 @@ SAMPLES: dict[str, Any] = {
     "error": "ValueError: no", "tries": 3, "subject": "failed/m.score/predict/-1", "severity": "critical", "links": {},
     "component": "scheduler", "errors": {"ingest.py": "SpecError: no"}, "stages": ["score"], "state": "queued",
     "missing": ["tables"], "age": timedelta(days=200), "limit": timedelta(days=180), "share": 0.8, "count": 3,
-    "channel": "slack:team", "refuses": True, "waiting": 2, "critical": 1,
+    "broken": "late", "channel": "slack:team", "refuses": True, "waiting": 2, "critical": 1,
 }  # fmt: skip
 
 
@@ -84,12 +84,12 @@ def test_predictions_that_are_missing_are_critical() -> None:
     assert of_models.promotion_refused("m", version=1, champion=None, reasons=[]).severity == "critical"
 
 
-def test_that_it_is_well_again_says_what_was_wrong_since_when_and_not_what_to_do() -> None:
+def test_a_recovery_says_what_was_wrong_since_when_and_not_what_to_do() -> None:
     refused = of_models.interval_refused("m", DAY, reasons=["12 rows"], rows={}, links={"Docs": "http://docs"})
     well = recovered([refused, refused], since=MOMENT, cause="2013-04-01 is published.")
-    assert well.title == "m: well again: the data of 2013-04-01 were refused"
+    assert well.title == "m: recovered: the data of 2013-04-01 were refused"
     assert "2013-04-01 is published." in well.text
-    assert "since 2013-04-02 00:00 UTC, told 2 times" in well.text
+    assert "since 2013-04-02 00:00 UTC, reported 2 times" in well.text
     assert "12 rows" in well.text
     assert "Correct the source" not in well.text
     assert well.links == refused.links

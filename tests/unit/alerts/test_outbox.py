@@ -1,4 +1,4 @@
-"""An alert is written with what caused it, waits for each channel by itself, and is open until it is well again."""
+"""An alert is written with what caused it, waits for each channel separately, and is open until it has recovered."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from perennial.alerts.alert import Alert, linking
 from perennial.alerts.outbox import ChannelState, Lease, Outbox
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
+from perennial.evidence.verdict import VerdictDetails
+from perennial.ledger.records import VerdictName
 from perennial.ledger.store import Ledger
 
 MODEL = "flight_delay"
@@ -37,10 +39,11 @@ def drift(interval: Interval = DAY) -> Alert:
     return of_models.drift(MODEL, interval, version=1, reasons=["moved"])
 
 
-def judge(ledger: Ledger, interval: Interval, verdict: str, alert: Alert | None = None) -> None:
+def judge(ledger: Ledger, interval: Interval, verdict: VerdictName, alert: Alert | None = None) -> None:
     ledger.record_verdict(
-        model=MODEL, interval=interval, version=1, verdict=verdict, reasons=[], details={}, report=None, run_id="r", alert=alert
-    )  # type: ignore[arg-type]  # fmt: skip
+        model=MODEL, interval=interval, version=1, verdict=verdict, reasons=[], details=VerdictDetails(), report=None,
+        run_id="r", alert=alert,
+    )  # fmt: skip
 
 
 def keys(outbox: Outbox, channel: str) -> list[str]:
@@ -65,7 +68,7 @@ def told(ledger: Ledger) -> list[str]:
     return [entry.alert.kind for entry in ledger.alerts()]
 
 
-# --- each channel by itself ------------------------------------------------------------------------------------------
+# --- each channel separately -----------------------------------------------------------------------------------------
 
 
 def test_what_one_channel_has_waits_on_for_another(ledger: Ledger, now: datetime) -> None:
@@ -155,7 +158,7 @@ def test_a_channel_that_nobody_names_any_more_is_given_up_with_its_reason(ledger
     assert outbox.channels() == []
 
 
-# --- open, and well again --------------------------------------------------------------------------------------------
+# --- open, and recovered ---------------------------------------------------------------------------------------------
 
 
 def test_what_is_found_again_and_again_is_told_once_until_it_is_over(ledger: Ledger) -> None:
@@ -204,8 +207,8 @@ def test_a_refused_interval_is_well_once_a_run_has_published_it(ledger: Ledger) 
         ledger.commit(claimed, base=base, snapshots={}, hashes={}, rows={}, inputs={})
         assert ("recovered" in told(ledger)) == (interval != NEXT_DAY)
     *_, well = ledger.alerts()
-    assert well.alert.title == f"{MODEL}: well again: the data of 2013-04-01 were refused"
-    assert "told 2 times" in well.alert.text
+    assert well.alert.title == f"{MODEL}: recovered: the data of 2013-04-01 were refused"
+    assert "reported 2 times" in well.alert.text
     assert "2013-04-01--2013-04-03 is published" in well.alert.text
     assert "Correct the source" not in well.alert.text
 
@@ -264,7 +267,7 @@ def test_people_are_told_once_that_a_channel_is_lost_and_once_that_it_is_back(le
     outbox.route(lambda alert: None, now)
     assert [waiting.alert.title for waiting in outbox.waiting(MAIL)] == [
         "slack:team takes no alerts",
-        "perennial: well again: slack:team takes no alerts",
+        "perennial: recovered: slack:team takes no alerts",
     ]
     assert outbox.channels()[1] == ChannelState(SLACK, now + timedelta(hours=3), 0, None, None, None)
 

@@ -23,8 +23,8 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_line_of_text_names_what_it_speaks_of(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure({}, logging.INFO)
     with logs.context(model="flights", interval="2013-04-01", run="r 50%", version=None):
-        logs.get("perennial.x").warning("%d rows are %s", 3, "odd")
-    logs.get("perennial.x").info("outside")
+        logging.getLogger("perennial.x").warning("%d rows are %s", 3, "odd")
+    logging.getLogger("perennial.x").info("outside")
 
     first, second = lines(capsys)
     assert first.endswith("WARNING [model=flights interval=2013-04-01 run=r 50%] 3 rows are odd")
@@ -35,7 +35,7 @@ def test_a_line_of_text_names_what_it_speaks_of(capsys: pytest.CaptureFixture[st
 def test_a_line_of_json_has_the_fields_at_each_level(capsys: pytest.CaptureFixture[str], level: str) -> None:
     logs.configure({logs.FORMAT: "json"}, logging.DEBUG)
     with logs.context(model="flights"), logs.context(interval="2013-04-01", run="r1", version=7):
-        getattr(logs.get("perennial.x"), level)("said %s", "so")
+        getattr(logging.getLogger("perennial.x"), level)("said %s", "so")
 
     [line] = lines(capsys)
     said = json.loads(line)
@@ -57,7 +57,7 @@ def test_an_error_is_written_with_where_it_came_from(capsys: pytest.CaptureFixtu
     try:
         raise ValueError("no good")
     except ValueError:
-        logs.get("perennial.x").exception("it failed")
+        logging.getLogger("perennial.x").exception("it failed")
 
     written = capsys.readouterr().err
     assert "it failed" in written
@@ -69,9 +69,9 @@ def test_fields_end_with_their_context_and_give_way_to_inner_ones(capsys: pytest
     logs.configure({logs.FORMAT: "json"}, logging.INFO)
     with logs.context(model="a", version=1):
         with logs.context(version=2):
-            logs.get("perennial.x").info("inner")
-        logs.get("perennial.x").info("outer")
-    logs.get("perennial.x").info("outside")
+            logging.getLogger("perennial.x").info("inner")
+        logging.getLogger("perennial.x").info("outer")
+    logging.getLogger("perennial.x").info("outside")
 
     inner, outer, outside = map(json.loads, lines(capsys))
     assert (inner["version"], outer["version"], outside.get("version"), outside.get("model")) == ("2", "1", None, None)
@@ -81,10 +81,10 @@ def test_what_becomes_known_is_said_from_then_on_and_ends_with_its_context(capsy
     logs.configure({logs.FORMAT: "json"}, logging.INFO)
     logs.resolved(version=1)
     with logs.context(model="a"):
-        logs.get("perennial.x").info("before")
+        logging.getLogger("perennial.x").info("before")
         logs.resolved(version=2)
-        logs.get("perennial.x").info("after")
-    logs.get("perennial.x").info("outside")
+        logging.getLogger("perennial.x").info("after")
+    logging.getLogger("perennial.x").info("outside")
 
     assert [json.loads(line).get("version") for line in lines(capsys)] == [None, "2", None]
 
@@ -93,7 +93,7 @@ def test_libraries_are_heard_when_they_warn(capsys: pytest.CaptureFixture[str]) 
     logs.configure({}, logging.INFO)
     logging.getLogger("httpx").info("a request")
     logging.getLogger("httpx").warning("a complaint")
-    logs.get("perennial.x").info("ours")
+    logging.getLogger("perennial.x").info("ours")
 
     assert [line.partition(" ")[2] for line in lines(capsys)] == ["WARNING a complaint", "INFO ours"]
 
@@ -106,12 +106,13 @@ def test_another_format_is_refused_by_name() -> None:
 def test_airflow_writes_the_fields_of_each_level_as_keys_of_their_own(tmp_path: Path) -> None:
     file = tmp_path / "task.log"
     program = f"""
+import logging
 from airflow.sdk.log import configure_logging
 configure_logging(output=open({str(file)!r}, "wb", buffering=0), json_output=True, log_level="DEBUG")
-from perennial import logs
+from perennial.core import logs
 with logs.context(model="flights", interval="2013-04-01", run="r1", version=7):
     for level in {LEVELS}:
-        getattr(logs.get("perennial.x"), level)("said %s", level)
+        getattr(logging.getLogger("perennial.x"), level)("said %s", level)
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 

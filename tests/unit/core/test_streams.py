@@ -43,7 +43,7 @@ def test_no_more_is_made_than_may_wait() -> None:
     # One is taken, two wait, and one is in hand.
     assert full.wait(10)
     assert made == [0, 1, 2, 3]
-    found.close()  # type: ignore[attr-defined]
+    found.close()
 
 
 def test_closed_early_the_other_thread_ends_and_lets_go_of_its_source() -> None:
@@ -59,7 +59,7 @@ def test_closed_early_the_other_thread_ends_and_lets_go_of_its_source() -> None:
     before = threading.active_count()
     found = ahead(ahead(endless()))
     assert next(found) == 1
-    found.close()  # type: ignore[attr-defined]
+    found.close()
     assert released.is_set()
     assert threading.active_count() == before
 

@@ -36,7 +36,7 @@ def test_distances_equal_those_of_evidently(seed: int) -> None:
         {
             "numbers": pa.array(numbers, from_pandas=True),
             "few": random.integers(0, 4, rows),
-            "kinds": pa.array(random.choice(["a", "b", None], rows, p=[0.5, 0.3, 0.2])),
+            "kinds": pa.array(random.choice(np.array(["a", "b", None]), rows, p=[0.5, 0.3, 0.2])),
             "many": many,
         }
     )

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.cli import main
+from perennial.cli import command, main, questions
 from perennial.core.errors import CalibrationError, NoChampion, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings, read_settings
-from perennial.drift import thresholds
+from perennial.drift.distances import prepare_all
 from perennial.drift.thresholds import Geometry, StableHistory, calibrate, draw, read_history, write
 from perennial.monitoring.judge import judge_drift
 from perennial.spec.folder import ModelFolder, read_model
-from perennial.spec.monitoring import Drift
+from perennial.spec.monitoring import Drift, DriftThresholds
 from tests.unit.monitored import WEEK, World, make_world
 
 DAYS, ROWS = 140, 60
@@ -48,7 +48,7 @@ def history(days: int = DAYS, *, seed: int = 1, wander: float = 0.3, columns: in
 
 def alarms(found: Any, policy: Drift, fresh: StableHistory, *, windows: int = 100) -> float:
     """Share of windows of a history that thresholds of another one call drift."""
-    again = thresholds.prepare_all(fresh.rows, fresh.rows.column_names)
+    again = prepare_all(fresh.rows, fresh.rows.column_names)
     day = (fresh.moments - fresh.moments[0]).astype("timedelta64[D]").astype(int)
     random = np.random.default_rng(99)
     raised = 0
@@ -182,7 +182,7 @@ def world(tmp_path: Path, settings: Settings) -> World:
 
 def kept(folder: ModelFolder) -> str:
     columns = {name: {"distance": 0.5, "missing": 0.1} for name in ("x", "noise", "kind", "prediction")}
-    found = thresholds.DriftThresholds.model_validate(
+    found = DriftThresholds.model_validate(
         {
             "computed_at": "2013-04-01T00:00:00Z", "history": "2013-01-01--2013-04-01", "window": "week", "replays": 300,
             "seed": 1, "false_alarms": 1.0, "expected": 0.9, "columns": columns,
@@ -205,9 +205,9 @@ def test_what_is_written_is_read_and_changes_nothing_else(world: World) -> None:
     [
         ("  x: {", "  y: {", r"drift.yaml:\d+: columns.y: y is no feature; delete the file and run `perennial calibrate toy`"),
         ("  x: {", "  y: {", r"columns: x has no threshold; delete the file"),
-        ("window: week", "window: day", r"drift.yaml:\d+: window: thresholds are for day, model.yaml says week"),
-        ("distance: 0.5", "distance: -0.5", r"drift.yaml:\d+: columns.x.distance: input should be greater than 0"),
-        ("distance: 0.5", "distance: .nan", "a finite number is wanted"),
+        ("window: week", "window: day", r"drift.yaml:\d+: window: thresholds are for day, but schedules.monitor .* is week"),
+        ("distance: 0.5", "distance: -0.5", r"drift.yaml:\d+: columns.x.distance: must be greater than 0"),
+        ("distance: 0.5", "distance: .nan", "must be a finite number"),
         ("distance: 0.5", "distanse: 0.5", r"columns.x.distanse: unknown key"),
         ("missing: 0.1", "missing: 2", "less than or equal to 1"),
         ("seed: 1", "seed: 1\nseed: 2", "the key seed is given twice"),
@@ -228,13 +228,13 @@ def test_a_file_that_does_not_fit_is_refused_with_its_line(world: World, old: st
 def test_history_is_read_as_the_champion_predicts_it(world: World) -> None:
     span = Interval.of("2013-04-01", "2013-05-27")
     with pytest.raises(CalibrationError, match="no features are published"):
-        read_history(world.folder, world.lake, world.ledger, world.registry)
+        read_history(world.folder, world.deployment)
     world.publish(span, rows_a_day=20)
     with pytest.raises(NoChampion):
-        read_history(world.folder, world.lake, world.ledger, world.registry)
+        read_history(world.folder, world.deployment)
     version = world.register()
     world.promote(version)
-    found = read_history(world.folder, world.lake, world.ledger, world.registry)
+    found = read_history(world.folder, world.deployment)
     assert (found.rows.num_rows, found.interval, found.version) == (56 * 20, span, version)
     assert found.rows.column_names == ["x", "noise", "kind", "prediction"]
     assert (np.diff(found.moments) >= np.timedelta64(0)).all()
@@ -257,7 +257,8 @@ def test_the_commands_set_thresholds_and_show_what_was_expected_and_came(
     }
     for name, value in named.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(main, "settings", lambda: read_settings(os.environ))
+    for module in (command, questions):
+        monkeypatch.setattr(module, "settings", lambda: read_settings(os.environ))
 
     def say(*arguments: str) -> str:
         with pytest.raises(SystemExit) as left:
@@ -277,10 +278,8 @@ def test_the_commands_set_thresholds_and_show_what_was_expected_and_came(
     assert folder.thresholds.version == version
 
     world.score(version, WEEK)
-    judged = judge_drift(
-        folder, world.lake, world.ledger, world.registry, WEEK, directory=world.settings.reports, run_id="monitor"
-    )
-    assert judged.details["calibrated"] == folder.thresholds.computed_at
-    found = {column["column"]: column["threshold"] for column in judged.details["columns"]}
+    judged = judge_drift(folder, world.deployment, WEEK, directory=world.settings.reports, run_id="monitor")
+    assert judged.details.calibrated == folder.thresholds.computed_at
+    found = {column.column: column.threshold for column in judged.details.columns}
     assert found["x"] == folder.thresholds.columns["x"].distance
     assert re.search(r"2013-04-01--2013-04-08 +1 +0\.\d+ ±0\.\d+ +ok", say("performance", "toy"))

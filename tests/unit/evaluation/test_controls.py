@@ -17,8 +17,8 @@ from benchmarks.flight_delay import SCHEDULE, flight_delay, labelled_features, r
 from perennial.core.intervals import Interval
 from perennial.evaluation.contest import Contest, ContestResult, Entrant, hold
 from perennial.evaluation.controls import NEGATIVE, Honest, broken_in_a_slice, improved
-from perennial.evaluation.evidence import Contender, Evaluation, Operation
 from perennial.evaluation.gates import decide
+from perennial.evidence.evaluation import Contender, Evaluation, Operation
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.estimators import make_estimator
 from perennial.model.labels import count_classes, labels_of

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perennial.evaluation.evidence import (
+from perennial.evaluation.gates import decide, holm
+from perennial.evidence.decision import GateDecision
+from perennial.evidence.evaluation import (
     Behaved,
     Contender,
     Evaluation,
@@ -23,7 +25,6 @@ from perennial.evaluation.evidence import (
     Slice,
     Slices,
 )
-from perennial.evaluation.gates import GateDecision, decide, holm
 from perennial.spec.gates import Gates
 from tests.unit.synthetic import with_evidence
 
@@ -118,7 +119,7 @@ def test_a_copy_of_the_champion_is_called_one() -> None:
     given = evaluation(champion=contender("champion", 0.70))
     assert given.comparison is not None
     copy = replace(given, comparison=replace(given.comparison, identical=1.0))
-    assert "predicts the very same as champion version 3" in refusals(decide(copy, Gates()))["champion"]
+    assert "predicts the same as champion version 3" in refusals(decide(copy, Gates()))["champion"]
     assert decide(copy, NOT_WORSE).promote
 
 
@@ -189,12 +190,12 @@ def test_a_baseline_that_failed_refuses_since_it_might_have_been_the_best() -> N
 @pytest.mark.parametrize("role", ["candidate", "baseline", "champion"])
 def test_a_metric_that_is_missing_or_not_finite_refuses(role: str, value: float | None) -> None:
     metrics = {} if value is None else {"roc_auc": value}
-    broken: dict[str, Any] = {
+    broken: dict[str, dict[str, Any]] = {
         "candidate": {"candidate": contender(metrics=metrics)},
         "baseline": {"baselines": [contender("baseline", 0.5), contender("baseline", metrics=metrics)]},
         "champion": {"champion": contender("champion", metrics=metrics)},
-    }[role]
-    decision = decide(evaluation(**broken), Gates())
+    }
+    decision = decide(evaluation(**broken[role]), Gates())
     assert not decision.promote
     assert any("roc_auc" in reason for reason in decision.reasons)
 
@@ -230,12 +231,12 @@ def test_less_is_better_for_a_loss() -> None:
 @pytest.mark.parametrize("role", ["candidate", "baseline", "champion"])
 def test_a_comparison_on_different_rows_is_refused(role: str) -> None:
     other = "b" * 64
-    changed: dict[str, Any] = {
+    changed: dict[str, dict[str, Any]] = {
         "candidate": {"candidate": contender(rows_hash=other)},
         "baseline": {"baselines": [contender("baseline", 0.5, rows_hash=other)]},
         "champion": {"champion": contender("champion", 0.6, rows_hash=other)},
-    }[role]
-    decision = decide(evaluation(**changed), Gates())
+    }
+    decision = decide(evaluation(**changed[role]), Gates())
     assert "other rows" in refusals(decision)["same_rows"]
 
 
@@ -254,7 +255,7 @@ def test_a_champion_that_learned_from_the_holdout_is_no_fair_rival() -> None:
 
 def test_a_candidate_that_learned_from_the_holdout_is_refused() -> None:
     learned = contender(trained_on="2013-02-01--2013-04-10")
-    assert "boosting learned from" in refusals(decide(evaluation(candidate=learned), Gates()))["untouched_holdout"]
+    assert "boosting was trained on" in refusals(decide(evaluation(candidate=learned), Gates()))["untouched_holdout"]
 
 
 def test_a_candidate_of_stale_rows_is_refused_with_the_days_between() -> None:
@@ -312,7 +313,7 @@ def test_evidence_that_is_missing_refuses(part: str) -> None:
             "behaviour": {"later_is_worse": {"feature": "hour", "add": 1, "expect": "higher"}},
         }
     )
-    whole = {
+    whole: dict[str, Any] = {
         "slices": Slices([one_slice()], []),
         "groups": [Groups("origin", "selection_rate", 0.5, {"JFK": 0.2, "LGA": 0.19}, [])],
         "behaviour": {"later_is_worse": Behaved(0.99, 100)},
@@ -422,7 +423,7 @@ def test_a_mean_prediction_far_from_the_share_learned_from_refuses(mean: float |
         (Robustness(100, 0.7, 0.5, {"x": 0.67, "y": 0.69}, {}, {}), "noise", "x, the worst of 2 features"),
         (Robustness(100, 0.7, 0.5, {}, {"x": 0.62}, {}), "missing", "40.0% of its lead"),
         (Robustness(100, 0.7, 0.5, {}, {}, {"missing x": "Input contains NaN"}), "missing", "Input contains NaN"),
-        (Robustness(100, 0.45, 0.5, {"x": 0.45}, {}, {}), "noise", "knows nothing that could be lost"),
+        (Robustness(100, 0.45, 0.5, {"x": 0.45}, {}, {}), "noise", "has no lead that worse inputs could reduce"),
         (Robustness(100, 0.7, 0.5, {"x": math.nan}, {}, {}), "noise", "not a number"),
     ],
 )

@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from perennial.evaluation.evidence import Robustness
 from perennial.evaluation.metrics import evaluate_metric
 from perennial.evaluation.probes import probe_behaviour, probe_robustness, score_alone
+from perennial.evidence.evaluation import Robustness
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.spec.folder import ModelFolder
 from tests.unit import synthetic

@@ -29,9 +29,9 @@ def rows_of(task: str, seed: int, rows: int, ties: int) -> tuple[Any, Prediction
         truth = generator.normal(1e4, 3, size=rows)
         return truth, Prediction(np.round(truth + generator.normal(size=rows)), None, None, ())
     if task == "binary_classification":
-        truth = generator.random(rows) < 0.4
-        probability = np.round(np.clip(0.3 * truth + 0.7 * generator.random(rows), 0, 1) * ties) / ties
-        return truth, Prediction(probability, probability, np.column_stack([1 - probability, probability]), ("False", "True"))
+        late = generator.random(rows) < 0.4
+        probability = np.round(np.clip(0.3 * late + 0.7 * generator.random(rows), 0, 1) * ties) / ties
+        return late, Prediction(probability, probability, np.column_stack([1 - probability, probability]), ("False", "True"))
     probabilities = generator.dirichlet(np.ones(3), rows)
     truth = np.array([*CLASSES, "never seen"], dtype=object)[generator.choice(4, rows, p=[0.4, 0.3, 0.29, 0.01])]
     values = np.array(CLASSES, dtype=object)[probabilities.argmax(axis=1)]
@@ -177,8 +177,8 @@ def test_one_sided_bounds_are_passed_about_as_often_as_they_say(count: int) -> N
         values = weights @ generator.normal(size=count)
         bounds = spread(values, count, 0.95)
         assert bounds is not None
-        beyond += bounds.lower > 0
-        plain += np.quantile(values, 0.05) > 0
+        beyond += int(bounds.lower > 0)
+        plain += int(np.quantile(values, 0.05) > 0)
     assert beyond / trials < 0.07
     assert plain / trials > beyond / trials
     assert count > 7 or plain / trials > 0.08  # what the plain percentile would do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from typing import Any
@@ -116,7 +117,8 @@ def test_a_newer_ledger_is_refused_and_left_alone(url: str) -> None:
     Ledger(url).migrate()
     with Database(url).changing_tables() as connection:
         connection.exec_driver_sql(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'")
-    for use in (Ledger(url).migrate, lambda: Ledger(url).champion("flight_delay")):
+    uses: tuple[Callable[[], object], ...] = (Ledger(url).migrate, lambda: Ledger(url).champion("flight_delay"))
+    for use in uses:
         with pytest.raises(SchemaMismatch, match=rf"revision 9999.*none after {HEAD}.*newer release.*backup"):
             use()
     assert _revision(url) == "9999"

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,10 @@ from perennial.alerts import of_models
 from perennial.core.errors import ArtifactRejected, StaleDecision, Superseded
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
+from perennial.evidence.decision import GateDecision, GateResult
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.training import CodeState, TrainingRecord
+from perennial.evidence.verdict import VerdictDetails
 from perennial.ledger.records import Approval, Head, Promotion, Publication, VersionRecord
 from perennial.ledger.store import Ledger
 
@@ -55,8 +60,8 @@ def promote(ledger: Ledger, version: int, expected: int | None, run_id: str | No
 def record(version: int = 1, **changes: object) -> VersionRecord:
     fields: dict[str, object] = {
         "model": MODEL, "version": version, "mlflow_run_id": "run", "spec_digest": "spec", "features_digest": "features",
-        "manifest": {"model.skops": "0" * 64}, "training": {"rows": 10}, "evaluation": {}, "decision": {}, "code": {},
-        "created_at": NOW,
+        "manifest": {"model.skops": "0" * 64}, "training": TrainingRecord.from_json({"rows": {"window": 10}}),
+        "evaluation": Evaluation.from_json({}), "decision": GateDecision.from_json({}), "code": CodeState(), "created_at": NOW,
     }  # fmt: skip
     return VersionRecord(**(fields | changes))  # type: ignore[arg-type]
 
@@ -208,11 +213,20 @@ def test_revoked_claim_cannot_commit_even_after_the_run_claimed_again(ledger: Le
 
 def test_version_recorded_twice_keeps_its_first_word_and_fills_in_what_was_empty(ledger: Ledger) -> None:
     ledger.record_version(record())
-    ledger.record_version(record(training={"rows": 99}, decision={"promote": False, "auc": float("nan")}))
+    evaluation = {"metric": "auc", "candidate": {"metrics": {"auc": float("nan")}}}
+    ledger.record_version(
+        record(
+            training=TrainingRecord.from_json({"rows": {"window": 99}}),
+            evaluation=Evaluation.from_json(evaluation),
+            decision=GateDecision(False, [GateResult("champion", False, "worse")], "boosting", 3),
+        )
+    )
     stored = ledger.version(MODEL, 1)
     assert stored is not None
-    assert stored.training == {"rows": 10}
-    assert str(stored.decision["auc"]) == "nan"
+    assert stored.training.rows == {"window": 10}
+    assert (stored.decision.reasons, stored.decision.champion) == (["worse"], 3)
+    assert str(stored.evaluation.candidate.metrics["auc"]) == "nan"
+    assert stored.code.is_empty
     assert [v.version for v in ledger.versions(MODEL)] == [1]
     assert ledger.version(MODEL, 2) is None
 
@@ -246,11 +260,13 @@ def test_promotion_decided_against_another_champion_is_refused(ledger: Ledger) -
 
 
 def test_promotion_waits_for_the_open_one(ledger: Ledger) -> None:
-    intent = {"model": MODEL, "action": "promote", "reason": "better", "actor": "gates", "expected": None, "evidence": {}}
-    first = ledger.intend_promotion(**intent, version=1, run_id="a")  # type: ignore[arg-type]
+    intent: dict[str, Any] = {
+        "model": MODEL, "action": "promote", "reason": "better", "actor": "gates", "expected": None, "evidence": {},
+    }  # fmt: skip
+    first = ledger.intend_promotion(**intent, version=1, run_id="a")
     with pytest.raises(StaleDecision, match="while the promotion of version 1"):
-        ledger.intend_promotion(**intent, version=2, run_id="b")  # type: ignore[arg-type]
-    assert ledger.intend_promotion(**intent, version=1, run_id="a") == first  # type: ignore[arg-type]
+        ledger.intend_promotion(**intent, version=2, run_id="b")
+    assert ledger.intend_promotion(**intent, version=1, run_id="a") == first
     ledger.withdraw_promotion(first.id)
     with pytest.raises(StaleDecision, match="was withdrawn"):
         ledger.complete_promotion(first.id)
@@ -334,14 +350,15 @@ def test_what_people_answered_is_kept(ledger: Ledger) -> None:
 
 
 def test_verdict_on_an_interval_replaces_the_one_before(ledger: Ledger) -> None:
-    common = {"model": MODEL, "version": 1, "reasons": ["r"], "details": {"share": float("inf")}, "report": None, "run_id": "a"}
+    details = VerdictDetails(share=float("inf"))
+    common = {"model": MODEL, "version": 1, "reasons": ["r"], "details": details, "report": None, "run_id": "a"}
     ledger.record_verdict(**common, interval=DAY, verdict="unknown")  # type: ignore[arg-type]
     ledger.record_verdict(**common, interval=DAY, verdict="ok")  # type: ignore[arg-type]
     ledger.record_verdict(**common, interval=NEXT_DAY, verdict="drift")  # type: ignore[arg-type]
     assert [(v.interval, v.verdict) for v in ledger.verdicts(MODEL)] == [(NEXT_DAY, "drift"), (DAY, "ok")]
     assert [v.verdict for v in ledger.verdicts(MODEL, before=DAY.end)] == ["ok"]
     assert [v.verdict for v in ledger.verdicts(MODEL, limit=1)] == ["drift"]
-    assert ledger.verdicts(MODEL)[0].details == {"share": float("inf")}
+    assert ledger.verdicts(MODEL)[0].details == details
 
 
 def test_text_that_quotes_a_broken_file_is_kept(ledger: Ledger) -> None:

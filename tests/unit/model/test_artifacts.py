@@ -204,7 +204,7 @@ def test_a_type_that_the_folder_no_longer_trusts_is_not_trusted(
     assert record is not None
     amend(
         ledger, monkeypatch,
-        manifest=artifacts.manifest(stored), training={**record.training, "trusted_types": ["posix.getcwd"]},
+        manifest=artifacts.manifest(stored), training=replace(record.training, trusted_types=["posix.getcwd"]),
     )  # fmt: skip
     assert isinstance(registry.load("toy", 1).estimator, FunctionTransformer)
     with pytest.raises(ArtifactRejected, match=r"not trusted: posix\.getcwd"):
@@ -217,9 +217,10 @@ def test_a_model_of_untrusted_types_is_not_stored_in_the_first_place(
     with pytest.raises(TrainingError, match=r"posix\.getcwd.*training\.trusted_types"):
         synthetic.log_candidate(registry, folder, estimator=_Classes(FunctionTransformer(func=os.getcwd)))
     client = MlflowClient(tracking_uri=settings.mlflow_url, registry_uri=settings.mlflow_url)
-    experiment = client.get_experiment_by_name("toy").experiment_id
-    assert list(client.search_logged_models([experiment])) == []
-    assert [run.info.status for run in client.search_runs([experiment])] == ["FAILED"]
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    assert list(client.search_logged_models([experiment.experiment_id])) == []
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
 
 
 class _Classes(FunctionTransformer):  # type: ignore[misc]  # scikit-learn has no types
@@ -253,8 +254,8 @@ def test_a_model_of_another_scikit_learn_is_rejected_with_what_to_do(
 ) -> None:
     record = ledger.version("toy", 1)
     assert record is not None
-    packages = {**record.code["packages"], "scikit-learn": "1.8.0"}
-    amend(ledger, monkeypatch, code={**record.code, "packages": packages})
+    packages = {**record.code.packages, "scikit-learn": "1.8.0"}
+    amend(ledger, monkeypatch, code=replace(record.code, packages=packages))
     with pytest.raises(ArtifactRejected, match=r"saved with scikit-learn 1\.8\.0 and this is .*train a new version"):
         registry.load("toy", 1)
 
@@ -371,7 +372,7 @@ ROWS = pa.table({"x": [1.0, None, 3.0], "kind": ["a", None, "c"]})
     ],
 )
 def test_a_wrong_number_of_predictions_is_an_error(task: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ScoringError, match=r"toy version 1: the model gave predictions of shape"):
+    with pytest.raises(ScoringError, match=r"toy version 1: the model gave predictions of the shape"):
         model_of(np.zeros(shape), task).predict(ROWS)
 
 
@@ -381,7 +382,7 @@ def test_a_binary_model_predicts_the_probability_of_true_whatever_the_order_of_i
     model.estimator.classes_ = (True, False)
     assert model.predict(ROWS).values.tolist() == [0.2] * 3
     model.estimator.classes_ = (0, 1)
-    with pytest.raises(ScoringError, match="but not True"):
+    with pytest.raises(ScoringError, match="and not True"):
         model.predict(ROWS)
 
 
@@ -400,7 +401,7 @@ def test_missing_features_are_named() -> None:
 
 
 def test_a_feature_that_cannot_be_a_number_is_named() -> None:
-    with pytest.raises(ScoringError, match="feature x is a string"):
+    with pytest.raises(ScoringError, match="feature x has the type string"):
         model_of(np.zeros((3, 2))).predict(pa.table({"x": ["1,5", "a", "b"], "kind": ["a", "b", "c"]}))
 
 

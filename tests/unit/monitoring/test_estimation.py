@@ -10,6 +10,7 @@ import pytest
 from sklearn import metrics as sk
 
 from perennial.core.intervals import Interval
+from perennial.evidence.verdict import Estimate, VerdictDetails
 from perennial.monitoring.estimation import PredictedOutcomes, beside_realised, estimate, from_binary, from_classes
 
 NONE = np.empty((0, 0))
@@ -79,7 +80,7 @@ def test_several_classes_are_estimated_too() -> None:
 
     def costs(truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
         cost["asked"] += 1
-        return (truth != answers).astype(float) * 2
+        return np.where(truth != answers, 2.0, 0.0)
 
     found = estimate("multiclass_classification", "log_loss", reference, unlabelled(window), seed=1, cost=costs)
     assert found.metrics["log_loss"] == pytest.approx(sk.log_loss(labels, said), abs=0.05)
@@ -129,7 +130,7 @@ class Judged:
     interval: Interval
     version: int | None
     verdict: str
-    details: dict[str, Any] = field(default_factory=dict)
+    details: VerdictDetails = field(default_factory=VerdictDetails)
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,10 @@ FIRST, SECOND = Interval.of("2013-04-01", "2013-04-08"), Interval.of("2013-04-08
 
 
 def test_windows_are_joined_by_version() -> None:
-    said = {"metric": "roc_auc", "metrics": {"roc_auc": 0.7}, "band": [0.6, 0.8]}
+    said = Estimate("roc_auc", {"roc_auc": 0.7}, band=[0.6, 0.8])
     verdicts = [
-        Judged(SECOND, 2, "drift", {"estimate": said, "severity": "warning"}),
-        Judged(FIRST, 1, "ok", {"estimate": said}),
+        Judged(SECOND, 2, "drift", VerdictDetails(estimate=said, severity="warning")),
+        Judged(FIRST, 1, "ok", VerdictDetails(estimate=said)),
         Judged(Interval.day("2013-05-01"), None, "unknown"),
     ]
     performances = [Measured(FIRST, 1, {"roc_auc": 0.65}), Measured(FIRST, 2, {"roc_auc": 0.5}, coverage=0.3)]
@@ -159,6 +160,6 @@ def test_windows_are_joined_by_version() -> None:
 
 
 def test_an_estimate_of_another_metric_is_not_shown_beside_this_one() -> None:
-    said = {"metric": "log_loss", "metrics": {"log_loss": 0.7, "roc_auc": 0.7}}
-    (window,) = beside_realised([Judged(FIRST, 1, "ok", {"estimate": said})], [], "roc_auc", label_coverage=0.8)
+    said = Estimate("log_loss", {"log_loss": 0.7, "roc_auc": 0.7})
+    (window,) = beside_realised([Judged(FIRST, 1, "ok", VerdictDetails(estimate=said))], [], "roc_auc", label_coverage=0.8)
     assert window.estimated is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ def world(tmp_path: Path, settings: Settings) -> World:
 
 
 def measure(world: World, interval: Interval = WEEK, as_of: datetime = LATE) -> list[Realised]:
-    return measure_performance(world.folder, world.lake, world.ledger, interval, as_of=as_of, run_id="monitor")
+    return measure_performance(world.folder, world.deployment, interval, as_of=as_of, run_id="monitor")
 
 
-def known_after(days: float) -> object:
+def known_after(days: float) -> Callable[[pd.DataFrame], None]:
     """Labels of every fourth row come that many days late."""
 
     def change(rows: pd.DataFrame) -> None:
@@ -58,7 +59,8 @@ def test_a_window_is_measured_in_the_metrics_of_the_holdout(tmp_path: Path, sett
         "multiclass_classification": np.where(rows["y"] < -0.5, "low", np.where(rows["y"] < 0.7, "middle", "high")),
         "regression": rows["y"].to_numpy(),
     }[task]
-    probabilities, classes = None, ()
+    probabilities: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
     if task == "multiclass_classification":
         given = [json.loads(row["probabilities"]) for row in published]
         classes = tuple(given[0])

@@ -53,7 +53,7 @@ def score_all(world: World, version: int, interval: Interval = WEEK, *more: int)
         return None
     run_id = f"score-{interval.key}"
     return score_shadows(
-        world.folder, world.lake, world.ledger, world.registry, interval, champion=version, versions=versions,
+        world.folder, world.deployment, interval, champion=version, versions=versions,
         features_snapshot=scored.features_snapshot, run_id=run_id,
         order=world.ledger.next_order("toy", "shadows", interval, run_id),
     )  # fmt: skip
@@ -68,7 +68,7 @@ def shadow_rows(world: World, interval: Interval = WEEK) -> list[dict[str, Any]]
 
 
 def compare(world: World, as_of: datetime = LATE) -> list[ShadowComparison]:
-    return compare_shadows(world.folder, world.lake, world.ledger, world.registry, as_of=as_of, run_id="monitor")
+    return compare_shadows(world.folder, world.deployment, as_of=as_of, run_id="monitor")
 
 
 def told(world: World) -> list[tuple[str, str]]:
@@ -127,7 +127,7 @@ def test_a_refused_candidate_that_came_close_scores_too(world: World) -> None:
         version = world.register("2013-03-31", seed=seed)
         evaluation = synthetic.evaluation_of(auc, champion=rival)
         decision = replace(synthetic.judge(evaluation), promote=False)
-        assert world.ledger.record_decision("toy", version, evaluation.to_json(), decision.to_json())
+        assert world.ledger.record_decision("toy", version, evaluation, decision)
     assert resolve_shadows(world.folder.spec, world.ledger, DAY, champion=champion) == [2]
 
 
@@ -176,7 +176,7 @@ def test_a_champion_that_surely_does_worse_is_told_of_once(tmp_path: Path, setti
     assert found.interval == WEEK
     metric = world.folder.spec.primary_metric
     assert found.metrics[str(old)][metric] != found.metrics[str(new)][metric]
-    assert found.comparison["confidence"] == pytest.approx(1 - 0.05 / 3)
+    assert found.comparison.confidence == pytest.approx(1 - 0.05 / 3)
     assert compare(world) == []
     assert world.ledger.shadow_comparisons("toy") == [found]
     assert told(world) == [("shadow_better", "critical")]

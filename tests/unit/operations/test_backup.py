@@ -93,7 +93,7 @@ def test_what_is_restored_agrees_and_goes_on_although_work_went_on_while_it_was_
         if source.name == "perennial.db":  # the ledger's copy knows nothing of this
             world.promote(2)
             world.register("2013-03-28", seed=3)
-        assert tidy_lake(world.settings, world.lake, world.ledger, world.folder.spec, now=NOW + timedelta(days=400)) == {}
+        assert tidy_lake(world.deployment, world.folder.spec, now=NOW + timedelta(days=400)) == {}
         return digest
 
     monkeypatch.setattr(backup, "_copy_database", copy_and_work_on)
@@ -107,7 +107,7 @@ def test_what_is_restored_agrees_and_goes_on_although_work_went_on_while_it_was_
     assert restored.registry.alias("toy") == 2, "MLflow's copy is newer than the ledger's"
     assert any("alias" in problem for problem in problems(restored))
     changes = settle(deployment(restored), NOW)
-    assert [change for change in changes if "alias champion pointed to version 2; now to version 1" in change]
+    assert [change for change in changes if "alias champion was moved from version 2 to version 1" in change]
     assert [change for change in changes if "not sent" in change and "toy" in change]
     assert not [entry for entry in restored.ledger.alerts() if entry.waits]
     assert problems(restored) == []
@@ -154,12 +154,12 @@ def _cut(place: Path) -> str:
 def _forget_a_file(place: Path) -> str:
     sums = place / "SHA256SUMS"
     sums.write_text("".join(sums.read_text().splitlines(keepends=True)[1:]))
-    return "SHA256SUMS is not what it was"
+    return "SHA256SUMS was changed after the backup"
 
 
 def _interrupt(place: Path) -> str:
     (place / "backup.json").unlink()
-    return "never finished"
+    return "an unfinished one"
 
 
 @pytest.mark.parametrize("harm", [_remove, _cut, _forget_a_file, _interrupt])
@@ -177,7 +177,7 @@ def test_a_damaged_backup_is_named_and_nothing_of_it_restored(
 
 def test_nothing_is_restored_over_what_is_there(world: World, tmp_path: Path) -> None:
     make_backup(world.settings, tmp_path / "backup", {}, now=NOW)
-    with pytest.raises(BackupError, match=r"perennial\.db.*Move it out of the way"):
+    with pytest.raises(BackupError, match=r"perennial\.db.*Move them away first"):
         restore_backup(world.settings, tmp_path / "backup", {})
     assert problems(world) == []
 
@@ -231,9 +231,9 @@ def test_a_damaged_database_is_not_called_a_backup(world: World, tmp_path: Path)
 def test_a_file_that_is_missing_or_cut_is_named(world: World) -> None:
     one, other = sorted((Path(world.settings.warehouse) / "toy" / "features" / "data").glob("*.parquet"))[:1] * 2
     other.write_bytes(other.read_bytes()[:-10])
-    assert any("features, published as features at snapshot" in said and "bytes there are" in said for said in problems(world))
+    assert any("features, published as features at snapshot" in said and "bytes)" in said for said in problems(world))
     one.unlink()
-    assert any(f"lacks file://{one}: restore the lake" in said for said in problems(world))
+    assert any(f"misses file://{one}: restore the lake" in said for said in problems(world))
 
 
 def test_a_list_of_files_that_is_missing_is_named(world: World) -> None:
@@ -245,8 +245,8 @@ def test_a_list_of_files_that_is_missing_is_named(world: World) -> None:
 def test_an_alias_that_differs_is_named(world: World) -> None:
     world.registry._client.set_registered_model_alias("toy", "champion", "2")
     assert problems(world) == [
-        "toy: the ledger says that version 1 is champion, MLflow's alias says version 2: after a restore run perennial verify "
-        "--settle; else the next run of maintain brings them in line"
+        "toy: the ledger's champion is version 1, but MLflow's alias points to version 2: after a restore, run perennial "
+        "verify --settle; otherwise the next run of maintain moves the alias"
     ]
 
 

@@ -166,7 +166,7 @@ def pinned(world: World) -> VersionRecord:
     snapshots = {**world.ledger.head("toy", "features").snapshots, **world.ledger.head("toy", "tables").snapshots}
     record = world.ledger.version("toy", 1)
     assert record is not None
-    world.lake.pin("toy", snapshots, record.training["pin"])
+    world.lake.pin("toy", snapshots, record.training.pin)
     return record
 
 
@@ -175,9 +175,9 @@ def test_a_training_set_that_holds_the_entity_is_let_go_and_its_version_says_why
     done = work(world).run(actor="tester", reason="asked")
     assert done is not None
     assert done.versions["unpinned"] == [1]
-    assert record.training["pin"] not in world.lake.pins("toy")
+    assert record.training.pin not in world.lake.pins("toy")
     with pytest.raises(TrainingError, match=r"cannot be made again.*erased on .*erasure 1"):
-        reproduce("toy", 1, world.lake, world.ledger, world.registry, folder=world.folder)
+        reproduce("toy", 1, Deployment(world.settings), folder=world.folder)
     assert verify(Deployment(world.settings)).problems == []
     assert_gone(world)
 
@@ -328,7 +328,8 @@ def test_a_run_that_started_before_cannot_bring_it_back_and_a_new_one_may_publis
 def test_a_publication_that_comes_between_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new run publishes while files are written anew: the erasure goes on from there."""
     third = Interval.day("2013-04-03")
-    original, crossed = Eraser._without, []
+    original = Eraser._without
+    crossed: list[bool] = []
 
     def crossing(*arguments: Any) -> Any:
         if not crossed:

@@ -86,7 +86,7 @@ def test_reports_are_kept_for_the_time_that_the_spec_gives(world: World) -> None
 
 
 def test_there_is_nothing_to_do_in_a_new_deployment(world: World) -> None:
-    done = maintain(world.settings, world.lake, world.ledger, world.registry, world.folder.spec, now=LATER)
+    done = maintain(world.deployment, world.folder.spec, now=LATER)
     assert {value for part in done.values() for value in part.values()} == {0}
 
 
@@ -189,21 +189,21 @@ def test_runs_that_their_process_left_open_are_closed_once_they_are_old(world: W
 def test_nothing_is_removed_from_the_lake_while_a_backup_is_made(world: World) -> None:
     world.publish(DAY)
     hold(world.settings, NOW + timedelta(hours=1))
-    assert tidy_lake(world.settings, world.lake, world.ledger, world.folder.spec, now=LATER) == {}
+    assert tidy_lake(world.deployment, world.folder.spec, now=LATER) == {}
     let_go(world.settings)
-    assert "tidy_tables" in tidy_lake(world.settings, world.lake, world.ledger, world.folder.spec, now=LATER)
+    assert "tidy_tables" in tidy_lake(world.deployment, world.folder.spec, now=LATER)
 
 
 def test_a_backup_that_died_holds_no_longer_than_it_said(world: World) -> None:
     hold(world.settings, NOW - timedelta(seconds=1))
-    assert "tidy_tables" in tidy_lake(world.settings, world.lake, world.ledger, world.folder.spec, now=LATER)
+    assert "tidy_tables" in tidy_lake(world.deployment, world.folder.spec, now=LATER)
 
 
 def test_a_backup_waits_for_a_removal_that_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "PATIENCE", timedelta(0))
     with removing(world.settings) as held:
         assert held is None
-        with pytest.raises(BackupError, match="have been removed for"):
+        with pytest.raises(BackupError, match="has been running for"):
             hold(world.settings, NOW + timedelta(hours=1))
     with removing(world.settings) as held:
         assert held is None, "nor does it hold anything then"

@@ -64,7 +64,7 @@ def test_old_rows_go_from_tables_features_and_predictions_and_it_is_told(tmp_pat
     world.score(version, Interval.of("2013-02-01", "2013-02-15"))
     world.score(version, Interval.of("2013-04-01", "2013-04-11"))
     # The synthetic version says that it learned from 1 March on.
-    done = tidy_lake(settings, world.lake, world.ledger, world.folder.spec, now=NOW)["remove_old_rows"]
+    done = tidy_lake(Deployment(settings), world.folder.spec, now=NOW)["remove_old_rows"]
     assert done == {"visits": 570, "outcomes": 570, "features": 590, "predictions": 140, "toy_predictions": 140}
     assert first(world, "features", "features") == utc("2013-03-01")
     assert first(world, "visits", "tables") == utc("2013-02-27")
@@ -99,14 +99,14 @@ def test_days_that_were_removed_are_no_gap_and_say_what_they_are(tmp_path: Path,
         Interval(HISTORY.start, FEATURES)
     ]
     with pytest.raises(SnapshotMissing, match=r"2013-01-10.*removed by retention.*toy.load"):
-        ensure_features(world.folder, world.lake, world.ledger, gone, run_id="r")
+        ensure_features(world.folder, world.lake, gone, run_id="r")
     with pytest.raises(ScoringError, match="removed by retention"):
         world.score(world.register(), gone)
     # The rows are there again once they are loaded again.
     again = synthetic.make_rows(4, 10, seed=1, start=utc("2013-01-08"))
     span = Interval.of("2013-01-08", "2013-01-12")
     synthetic.publish_tables(world.lake, world.ledger, again, span, run_id="load")
-    assert ensure_features(world.folder, world.lake, world.ledger, gone, run_id="r")
+    assert ensure_features(world.folder, world.lake, gone, run_id="r")
     assert world.ledger.removed("toy", "features", gone) == []
 
 
@@ -116,9 +116,9 @@ def test_a_training_on_days_that_were_removed_says_so(tmp_path: Path, settings: 
     folder = write_folder(tmp_path / "models", change=only_features)
     remove_old_rows(settings.predictions_url, world.lake, world.ledger, folder.spec, now=NOW)
     # Their tables are there, so their features are built again.
-    made = build_training_set(folder, world.lake, world.ledger, as_of=utc("2013-02-10"), run_id="r")
+    made = build_training_set(folder, Deployment(settings), as_of=utc("2013-02-10"), run_id="r")
     assert made.rows["holdout"] == 50
     remove(world)
     with pytest.raises((TrainingError, SnapshotMissing), match="removed by retention"):
-        build_training_set(world.folder, world.lake, world.ledger, as_of=utc("2013-02-10"), run_id="late")
-    assert build_training_set(world.folder, world.lake, world.ledger, as_of=utc("2013-04-11"), run_id="now").rows
+        build_training_set(world.folder, Deployment(settings), as_of=utc("2013-02-10"), run_id="late")
+    assert build_training_set(world.folder, Deployment(settings), as_of=utc("2013-04-11"), run_id="now").rows

@@ -105,7 +105,7 @@ def test_nobody_is_told_of_a_retired_model_any_more(parts: Deployment) -> None:
     mark_retired(parts, "toy")
     assert "1 open alerts are resolved" in end(parts)
     assert parts.ledger.open_subjects("watch") == ["watch/models/other/silent"]
-    assert _Folders(parts.settings.models).read() == ({}, frozenset())
+    assert _Folders(parts.settings.models).read() == ({}, {})
     overview = parts.ledger.overview(windows=1, alerts_since=datetime.now(UTC))
     assert overview.champions == {}
 

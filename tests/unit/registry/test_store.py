@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -108,12 +109,14 @@ def test_a_version_answers_what_it_came_from(registry: Registry, folder: ModelFo
     record = ledger.version("toy", version)
     assert record is not None
     assert record.spec_digest == folder.digest
-    assert record.training["snapshots"] == {"features": 1, "outcomes": 2}
-    assert record.training["content"]["window"] == "a" * 64
-    assert record.training["as_of"] == "2013-03-26T00:00:00+00:00"
-    assert record.evaluation["candidate"]["metrics"] == {"roc_auc": 0.7}
-    assert record.decision == decision.to_json()
-    assert {"commit", "dirty", "python", "packages"} <= set(record.code)
+    assert record.training.snapshots == {"features": 1, "outcomes": 2}
+    assert record.training.content["window"] == "a" * 64
+    assert record.training.as_of == "2013-03-26T00:00:00+00:00"
+    assert record.evaluation.candidate.metrics == {"roc_auc": 0.7}
+    assert record.decision == decision
+    assert record.code.python == platform.python_version()
+    assert "scikit-learn" in record.code.packages
+    assert (record.code.commit, record.code.dirty) == ("unknown", None)  # a folder of no repository
     assert {"MLmodel", "model.skops", "reference.parquet"} <= set(record.manifest)
 
 
@@ -122,7 +125,7 @@ def test_people_find_in_mlflow_what_they_look_for(registry: Registry, folder: Mo
     found = client.get_model_version("toy", str(version))
     assert found.tags["perennial.status"] == "candidate"
     assert found.tags["holdout.roc_auc"] == "0.7"
-    assert "All gates passed" in found.description
+    assert "All gates passed" in str(found.description)
     assert client.get_registered_model("toy").description == folder.spec.description
     assert aliases(client) == {CHALLENGER: version}
     promote(registry, version, None)
@@ -156,7 +159,7 @@ def test_a_refused_version_says_why_and_people_are_told(
     found = client.get_model_version("toy", str(version))
     assert found.tags["perennial.status"] == "refused"
     assert "0.45" in found.tags["perennial.refused_because"]
-    assert "Refused" in found.description
+    assert "Refused" in str(found.description)
     assert aliases(client) == {}
     told = [entry.alert.kind for entry in ledger.alerts()]
     assert told == ["promotion_refused"]
@@ -373,7 +376,7 @@ def test_an_alias_moved_by_hand_to_a_refused_version_is_put_back_and_people_are_
     assert [made.action for made in ledger.promotions("toy")] == ["promote"] * 3
     *_, told = ledger.alerts()
     assert (told.alert.kind, told.alert.severity) == ("alias_put_back", "warning")
-    assert f"points to version {three[-1]} again" in told.alert.text
+    assert f"moved it back to version {three[-1]}" in told.alert.text
     assert f"perennial promote toy {refused} --override REASON" in told.alert.text
     assert "0.45" in told.alert.text
 
@@ -502,13 +505,13 @@ def test_a_candidate_that_is_compared_anew_is_judged_by_the_newest_comparison(
         )
     record = ledger.version("toy", version)
     assert record is not None
-    assert record.decision["promote"] is False
+    assert record.decision.promote is False
     assert client.get_model_version("toy", str(version)).tags["perennial.gates"] == "refused"
     # What a promotion rested on stays.
     ledger.intend_promotion(
         model="toy", version=version, expected=three[-1], action="override", reason="", actor="", run_id=None, evidence={}
     )
-    assert not ledger.record_decision("toy", version, {}, {})
+    assert not ledger.record_decision("toy", version, evaluation, decision)
 
 
 # --- rollback --------------------------------------------------------------------------------------------------------
@@ -660,7 +663,9 @@ def test_an_infinite_metric_is_left_out_rather_than_read_back_as_another_number(
 def test_a_deleted_experiment_is_restored(registry: Registry, client: MlflowClient) -> None:
     with registry.open_run("toy", "boosting", {}):
         pass
-    client.delete_experiment(client.get_experiment_by_name("toy").experiment_id)
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
     with registry.open_run("toy", "boosting", {}) as run:
         run.log(metrics={"good": 1.0})
 
@@ -698,6 +703,7 @@ def test_processes_that_first_touch_a_fresh_store_do_not_break_it(settings: Sett
     assert [process.exitcode for process in processes] == [0, 0, 0]
     client = MlflowClient(tracking_uri=settings.mlflow_url, registry_uri=settings.mlflow_url)
     experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id])) == 3
 
 

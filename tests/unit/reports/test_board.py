@@ -17,7 +17,11 @@ from perennial.alerts import of_operation
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import PROJECT, Settings
-from perennial.ledger.records import Approval, VersionRecord
+from perennial.evidence.decision import GateDecision, GateResult
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.training import CodeState, TrainingRecord
+from perennial.evidence.verdict import Estimate, Impact, VerdictDetails, VerdictSeverity
+from perennial.ledger.records import Approval, VerdictName, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.reports import board
 from perennial.reports.board import Board, Outlook, Pages, Row, Window
@@ -53,9 +57,13 @@ def publish(ledger: Ledger, dataset: str, day: str, model: str = "energy_load") 
 
 
 def register(ledger: Ledger, version: int, *, reasons: tuple[str, ...] = (), model: str = "energy_load") -> None:
-    decision = {"promote": not reasons, "reasons": list(reasons), "results": []}
-    training = {"as_of": "2024-01-17T00:00:00+00:00", "run_id": f"{model}.train/manual__1+x"}
-    ledger.record_version(VersionRecord(model, version, "m", "s", "f", {}, training, {}, decision, {}, datetime.now(UTC)))
+    decision = GateDecision(not reasons, [GateResult("champion", False, reason) for reason in reasons], "boosting", None)
+    training = TrainingRecord.from_json({"as_of": "2024-01-17T00:00:00+00:00", "run_id": f"{model}.train/manual__1+x"})
+    ledger.record_version(
+        VersionRecord(
+            model, version, "m", "s", "f", {}, training, Evaluation.from_json({}), decision, CodeState(), datetime.now(UTC)
+        )
+    )
 
 
 def promote(ledger: Ledger, version: int, *, over: int | None = None, actor: str = "airflow:energy_load.train",
@@ -66,13 +74,13 @@ def promote(ledger: Ledger, version: int, *, over: int | None = None, actor: str
     ledger.complete_promotion(made.id)
 
 
-def judge(ledger: Ledger, day: str, verdict: Any = "ok", *, severity: str = "none", estimated: float | None = None,
+def judge(ledger: Ledger, day: str, verdict: Any = "ok", *, severity: VerdictSeverity = "none", estimated: float | None = None,
           model: str = "energy_load") -> None:  # fmt: skip
-    estimate = {"metric": "rmse", "metrics": {"rmse": estimated}, "usual": [1.0, 3.0]} if estimated is not None else None
+    estimate = Estimate("rmse", {"rmse": estimated}, usual=[1.0, 3.0]) if estimated is not None else None
+    reasons = () if severity == "none" else ("rmse is 9, worse than 3",)
     ledger.record_verdict(
         model=model, interval=Interval.day(day), version=1, verdict=verdict, reasons=["0 of 3 features drifted"],
-        details={"severity": severity, "impact": {"reasons": ["rmse is 9, worse than 3"] if severity != "none" else []},
-                 "estimate": estimate},
+        details=VerdictDetails(severity=severity, impact=Impact(severity, False, (), reasons), estimate=estimate),
         report=f"{model}/drift/{day}/report.html", run_id="manual__judge/1",
     )  # fmt: skip
 
@@ -148,7 +156,7 @@ def test_a_healthy_model_tells_who_predicts_since_when_and_how_well(ledger: Ledg
     ],
 )
 def test_the_newest_verdict_decides_how_much_attention_a_model_needs(
-    verdict: str, severity: str, attention: str, why: str, ledger: Ledger
+    verdict: VerdictName, severity: VerdictSeverity, attention: str, why: str, ledger: Ledger
 ) -> None:
     register(ledger, 1)
     promote(ledger, 1)

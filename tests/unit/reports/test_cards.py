@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 from perennial.cli import by_hand
 from perennial.core.errors import CardError
 from perennial.core.intervals import Interval
-from perennial.evaluation.evidence import Evaluation
-from perennial.evaluation.gates import GateDecision, GateResult
+from perennial.evidence.decision import GateDecision, GateResult
+from perennial.evidence.evaluation import Evaluation
 from perennial.ledger.records import VersionRecord
 from perennial.registry.runs import CandidateRun
 from perennial.reports.cards import known_limits, model_card, slices
@@ -82,7 +82,7 @@ def run_of(world: World, version: int) -> CandidateRun:
 
 
 def dossier(world: World, version: int = 2) -> Dossier:
-    return gather(world.folder, world.ledger, world.registry, "toy", version)
+    return gather(world.folder, world.deployment, "toy", version)
 
 
 def section(document: Document, title: str) -> str:
@@ -107,18 +107,18 @@ def test_the_card_has_every_section_and_says_what_is_recorded(world: World) -> N
     text = card.to_markdown().replace("\\", "")
     training = record.training
     for fact in (
-        *training["content"].values(),
-        *map(str, training["snapshots"].values()),
-        training["window"],
+        *training.content.values(),
+        *map(str, training.snapshots.values()),
+        training.window,
         record.spec_digest,
     ):
         assert fact in text
-    for name, value in record.evaluation["candidate"]["metrics"].items():
-        low, high = record.evaluation["candidate"]["intervals"].get(name, [None, None])
+    for name, value in record.evaluation.candidate.metrics.items():
+        low, high = record.evaluation.candidate.intervals[name]
         assert f"| {name} | " in text
         assert f"{value:.4g} [{low:.4g}, {high:.4g}]" in text
-    for result in record.decision["results"]:
-        assert f"| {result['gate']} | {'passed' if result['passed'] else 'refused'} |" in text
+    for result in record.decision.results:
+        assert f"| {result.gate} | {'passed' if result.passed else 'refused'} |" in text
     assert "To see whether cards work." in text
     assert "- Not made for: Anything else" in text
     assert "- Made of random numbers." in text
@@ -139,8 +139,9 @@ def test_the_report_says_what_changes(world: World) -> None:
     report = release_report(dossier(world))
     report.check()
     assert report.title == "toy version 2 against champion version 1"
-    comparison = record_of(world, 2).evaluation["comparison"]
-    assert f"The gain over the champion is {comparison['gain']:+.4g}" in section(report, "In short")
+    comparison = record_of(world, 2).evaluation.comparison
+    assert comparison is not None
+    assert f"The gain over the champion is {comparison.gain:+.4g}" in section(report, "In short")
     changes = section(report, "Features, parameters and spec")
     assert "| max_iter | 30 | 31 |" in changes
     assert "| candidates.boosting.params.max_iter | 30 | 31 |" in changes
@@ -153,7 +154,9 @@ def test_the_report_says_what_changes(world: World) -> None:
 
 
 def test_slices_are_shown_with_their_gain_and_those_too_small_are_named(world: World) -> None:
-    judged = {one["value"] for one in record_of(world, 2).evaluation["slices"]["judged"]}
+    found = record_of(world, 2).evaluation.slices
+    assert found is not None
+    judged = {one.value for one in found.judged}
     shown = section(model_card(dossier(world)), "Slices")
     assert "a" in judged
     assert all(f"| kind | {value} |" in shown for value in judged)
@@ -174,8 +177,13 @@ def test_limits_are_told_without_being_asked(world: World) -> None:
     told = " ".join(known_limits(subject))
     assert "It learned from 20 days" in told
     assert "Whether groups are treated alike is not judged" in told
-    less = {"entities": {"window": 2000, "holdout": 400}, "labelled": {"window": 1000, "holdout": 100}}
-    record = replace(subject.record, training={**subject.training, **less, "rows": {"window": 900, "holdout": 100}})
+    less = replace(
+        subject.training,
+        entities={"window": 2000, "holdout": 400},
+        labelled={"window": 1000, "holdout": 100},
+        rows={"window": 900, "holdout": 100},
+    )
+    record = replace(subject.record, training=less)
     told = " ".join(known_limits(replace(subject, record=record, missing={"noise": 0.6, "x": 0.1})))
     assert "300 of 400 rows of what it was judged on had no label in time (75.0%)" in told
     assert "Of 1,000 labelled rows it learned from the newest 900" in told
@@ -185,7 +193,7 @@ def test_limits_are_told_without_being_asked(world: World) -> None:
 def test_what_has_moved_since_the_champion_is_to_be_watched(world: World) -> None:
     subject = dossier(world)
     classes = {"window": {"false": 100, "true": 900}, "holdout": {}}
-    record = replace(subject.record, training={**subject.training, "classes": classes})
+    record = replace(subject.record, training=replace(subject.training, classes=classes))
     told = " ".join(to_watch(replace(subject, record=record, missing={"noise": 0.4}, rival_missing={"noise": 0.1})))
     assert "noise was missing in 10% of what the champion learned from, now in 40%" in told
     assert "true made up" in told
@@ -205,7 +213,7 @@ def test_a_section_that_lacks_something_fails_the_card_by_name(world: World, los
 
 def test_slices_that_were_asked_for_and_not_measured_fail_the_card(world: World) -> None:
     subject = dossier(world)
-    record = replace(subject.record, evaluation={**subject.evaluation, "slices": None})
+    record = replace(subject.record, evaluation=replace(subject.evaluation, slices=None))
     with pytest.raises(CardError, match=r"Slices: the comparison by kind, which gates\.slices\.columns asks for"):
         model_card(replace(subject, record=record)).check()
     gates = subject.spec.gates.model_copy(update={"slices": SlicesGate()})
@@ -229,12 +237,12 @@ def test_a_version_whose_card_cannot_be_made_is_not_promoted(tmp_path: Path, mon
 
 def test_a_refused_version_without_a_card_is_only_told_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
     record = record_of(world, 2)
-    assert record.decision["promote"] is False  # one more iteration is no surely better model
+    assert record.decision.promote is False  # one more iteration is no surely better model
     [picture] = world.settings.state.rglob(f"{record.mlflow_run_id}/artifacts/validation/importance.png")
     content = picture.read_bytes()
     picture.unlink()
     try:
-        publish_pages(world.folder, world.ledger, world.registry, 2)
+        publish_pages(world.folder, world.deployment, 2)
     finally:
         picture.write_bytes(content)
     assert "a version that the gates refused has no card: toy version 2: the model card has nothing to show in" in caplog.text
@@ -248,10 +256,10 @@ def test_a_page_is_written_by_hand_with_what_was_decided_since(world: World, tmp
     card = (tmp_path / "pages" / "card.md").read_text()
     assert "**promoted**" in card
     before = run_of(world, 1).read_files("card")["card.md"].decode()
-    publish_pages(world.folder, world.ledger, world.registry, 1)
+    publish_pages(world.folder, world.deployment, 1)
     assert run_of(world, 1).read_files("card")["card.md"].decode() == card != before
     with pytest.raises(CardError, match="toy has no version 9 in the ledger; there are: 1, 2"):
-        write_pages(None, world.ledger, world.registry, "toy", 9, tmp_path)
+        write_pages(None, world.deployment, "toy", 9, tmp_path)
 
 
 @pytest.mark.parametrize("task", ["multiclass_classification", "regression"])

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from perennial.core.errors import ArtifactRejected
 from perennial.core.intervals import Interval
-from perennial.ledger.records import Approval, ShadowComparison, VersionRecord
+from perennial.evidence.evaluation import GainOverChampion
+from perennial.evidence.training import CodeState, TrainingRecord
+from perennial.ledger.records import Action, Approval, ShadowComparison, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.reports.approval import comparison_in_words
 from perennial.reports.history import explain, history, show_history, show_story
@@ -28,23 +30,29 @@ def told(ledger: Ledger) -> Ledger:
         ledger.record_version(
             VersionRecord(
                 MODEL, version, f"run-{version}", "s" * 64, "f" * 64, {},
-                {"candidate": "boosting", "params": {"max_iter": 5}, "as_of": "2013-03-26T00:00:00+00:00",
-                 "window": "2013-03-01--2013-03-21", "rows": {"window": 300}, "snapshots": {"features": 1},
-                 "content": {"window": "a" * 64}},
-                evaluation.to_json(), synthetic.judge(evaluation).to_json(), {"commit": "abc", "dirty": True},
+                TrainingRecord.from_json(
+                    {"candidate": "boosting", "params": {"max_iter": 5}, "as_of": "2013-03-26T00:00:00+00:00",
+                     "window": "2013-03-01--2013-03-21", "rows": {"window": 300}, "snapshots": {"features": 1},
+                     "content": {"window": "a" * 64}}
+                ),
+                evaluation, synthetic.judge(evaluation), CodeState(commit="abc", dirty=True),
                 datetime(2013, 3, 26, version, tzinfo=UTC),
             )
         )  # fmt: skip
     ledger.record_shadow_comparison(
         ShadowComparison(
             MODEL, 2, 1, 1, 2, Interval.of("2013-04-01", "2013-04-08"), "champion_worse", "version 1 did better", 420,
-            {"1": {"roc_auc": 0.8}, "2": {"roc_auc": 0.6}}, {"gain": 0.2}, datetime(2013, 4, 9, tzinfo=UTC), "monitor",
+            {"1": {"roc_auc": 0.8}, "2": {"roc_auc": 0.6}}, GainOverChampion.from_json({"gain": 0.2}),
+            datetime(2013, 4, 9, tzinfo=UTC), "monitor",
         )
     )  # fmt: skip
     ledger.record_approval(
         Approval(MODEL, 2, "approved", "airflow:ann", "[bold]fine[/]", datetime(2013, 3, 26, 4, tzinfo=UTC), "toy.train/run")
     )
-    for version, over, action, why in ((1, None, "promote", "first"), (2, 1, "promote", "better"), (1, 2, "rollback", "worse")):
+    made_so_far: tuple[tuple[int, int | None, Action, str], ...] = (
+        (1, None, "promote", "first"), (2, 1, "promote", "better"), (1, 2, "rollback", "worse"),
+    )  # fmt: skip
+    for version, over, action, why in made_so_far:
         made = ledger.intend_promotion(
             model=MODEL, version=version, expected=over, action=action, reason=why, actor=f"{action}r", run_id=None,
             evidence={"auc": 0.7},
@@ -104,9 +112,7 @@ def test_an_unknown_version_is_told_with_those_there_are(told: Ledger) -> None:
 
 def test_who_is_asked_sees_both_side_by_side_and_where_to_read_on() -> None:
     evaluation = synthetic.evaluation_of(0.7)
-    words = comparison_in_words(
-        4, evaluation.to_json(), synthetic.judge(evaluation).to_json(), {"Model card": "http://ml/card.html"}
-    )
+    words = comparison_in_words(4, evaluation, synthetic.judge(evaluation), {"Model card": "http://ml/card.html"})
     assert "| **roc_auc** | 0.7 |" in words
     assert "no champion yet" in words
     assert "- **baseline**: roc_auc of boosting is 0.7" in words

@@ -144,11 +144,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         synthetic.publish_tables(world.lake, world.ledger, of_part, part, run_id=f"ingest-{part.key}")
     with threadpool_limits(1):
         by_hand.train(world.settings, "toy", PERIOD.end)
-        ensure_features(world.folder, world.lake, world.ledger, SCORED, run_id="features")
+        ensure_features(world.folder, world.lake, SCORED, run_id="features")
         world.score(1, SCORED)
         backfill = synthetic.make_rows(1, seed=9, start=days(25, 26).start)
         synthetic.publish_tables(world.lake, world.ledger, backfill, days(25, 26), run_id="backfill")
-        ensure_features(world.folder, world.lake, world.ledger, SCORED, run_id="features again")
+        ensure_features(world.folder, world.lake, SCORED, run_id="features again")
     return world
 
 
@@ -180,7 +180,7 @@ def test_a_version_is_traced_to_its_own_training_set(world: World) -> None:
     assert learned.name == "1,200 rows of 2013-03-01--2013-03-21, judged on 300 of 2013-03-21--2013-03-26"
     record = world.ledger.version("toy", 1)
     assert record is not None
-    assert learned.facts["content"] == record.training["content"]
+    assert learned.facts["content"] == record.training.content
     names = [child.name for child in learned.leads_to]
     assert names == [
         "features: 1 publication of 2013-03-01--2013-03-26",
@@ -214,7 +214,7 @@ def test_raw_rows_are_followed_to_features_versions_and_predictions(world: World
 def test_maintenance_does_not_break_the_thread(world: World, tmp_path: Path) -> None:
     visit = world.predictions(SCORED)[0]["visit"]
     before = trace(world, visit).to_json()
-    maintain(world.settings, world.lake, world.ledger, world.registry, world.folder.spec, now=NOW + timedelta(days=400))
+    maintain(world.deployment, world.folder.spec, now=NOW + timedelta(days=400))
     assert trace(world, visit).to_json() == before
 
 
@@ -257,7 +257,7 @@ def test_files_are_found_by_name_and_hash(tmp_path: Path) -> None:
 def test_the_command_draws_a_tree_and_writes_json(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("perennial.cli.main.settings", lambda: world.settings)
+    monkeypatch.setattr("perennial.cli.questions.settings", lambda: world.settings)
     visit = world.predictions(SCORED)[0]["visit"]
     for arguments in (["--prediction", visit, "--at", "2013-03-26"], ["--interval", "2013-03-21", "2013-03-22"]):
         with pytest.raises(SystemExit) as ended:

@@ -18,7 +18,7 @@ from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import Publication
-from perennial.model.artifacts import Prediction
+from perennial.model.artifacts import LoadedModel, Prediction
 from perennial.scoring.champion import resolve_champion
 from perennial.scoring.predictor import CHUNK_ROWS, predictions_schema
 from perennial.scoring.sink import PredictionSink
@@ -98,6 +98,8 @@ def test_each_entity_gets_one_prediction_that_says_where_it_is_from(tmp_path: Pa
     expected = loaded.predict(pa.Table.from_pandas(ordered[["x", "noise", "kind"]], preserve_index=False))
     assert [row["prediction"] for row in published] == expected.values.tolist()
     if task == "multiclass_classification":
+        assert expected.probability is not None
+        assert expected.probabilities is not None
         assert [row["probability"] for row in published] == expected.probability.tolist()
         given = [json.loads(row["probabilities"]) for row in published]
         assert [[row[name] for name in expected.classes] for row in given] == expected.probabilities.tolist()
@@ -276,8 +278,12 @@ def test_memory_does_not_grow_with_the_interval(world: World, monkeypatch: pytes
 
     def watched(*arguments: Any, **named: Any) -> Any:
         model = load(*arguments, **named)
-        monkeypatch.setattr(type(model), "predict", lambda self, rows: (sizes.append(rows.num_rows), original(self, rows))[1])
+        monkeypatch.setattr(type(model), "predict", predict)
         return model
+
+    def predict(self: LoadedModel, rows: pa.Table) -> Prediction:
+        sizes.append(rows.num_rows)
+        return original(self, rows)
 
     original = type(load("toy", version)).predict
     monkeypatch.setattr(world.registry, "load", watched)

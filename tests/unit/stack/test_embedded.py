@@ -14,7 +14,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -22,9 +22,10 @@ import pytest
 import sqlalchemy as sa
 
 from perennial.core.errors import StackError
+from perennial.core.private_parts import let_sqlite_tell_fractions_of_seconds
 from perennial.core.settings import read_settings
 from perennial.stack import processes
-from perennial.stack.embedded import Stack
+from perennial.stack.embedded import IMPORTED_AHEAD, Stack
 from perennial.stack.environment import Ports, choose_ports, embedded_settings, environment, keep_secrets
 from perennial.stack.processes import RESTARTS, Processes, marked
 from tests.living import free_ports
@@ -168,7 +169,7 @@ def taken() -> Iterator[int]:
     ],
 )
 def test_a_port_in_use_is_named_with_the_variable_that_chooses_another(taken: int, server: str, variable: str) -> None:
-    with pytest.raises(StackError, match=rf"port {taken}, where {server} would listen, is in use.*{variable}=\d+"):
+    with pytest.raises(StackError, match=rf"another program uses port {taken}, which {server} needs.*{variable}=\d+"):
         choose_ports({**free_ports(), variable: str(taken)})
 
 
@@ -275,7 +276,7 @@ def test_a_process_that_dies_is_told_and_started_again(kept: Processes, said: li
 
     assert soon(lambda: kept.pid("sleeper") != first and psutil.pid_exists(kept.pid("sleeper")))
     assert soon(lambda: has_ended(orphan)), "what it had started would work beside its successor"
-    assert said[0].startswith("sleeper was killed by signal 9 and is started again; its log is ")
+    assert said[0].startswith("sleeper was killed by signal 9 and was restarted; its log is ")
     assert kept.failure is None
 
 
@@ -337,8 +338,7 @@ def test_nothing_outlives_a_stack_that_is_killed(tmp_path: Path, family: str, pr
     script = textwrap.dedent(f"""
         import os, sys, time
         from pathlib import Path
-        from perennial.stack import processes
-from perennial.stack.processes import Processes
+        from perennial.stack.processes import Processes
         kept = Processes({family!r}, "napper", [], os.environ, Path({str(tmp_path / "logs")!r}), print)
         kept.start("sleeper", sys.executable, "-m", "napper")
         time.sleep(600)
@@ -359,7 +359,7 @@ def log_of(tmp_path: Path) -> str:
 
 
 def test_what_is_due_within_this_second_has_come_when_sqlite_is_asked() -> None:
-    import_module("perennial.stack.clock")
+    let_sqlite_tell_fractions_of_seconds()
     columns = sa.Column("after", sa.DateTime), sa.Column("made", sa.DateTime, server_default=sa.func.now())
     runs = sa.Table("runs", sa.MetaData(), *columns)
     with sa.create_engine("sqlite://").begin() as connection:
@@ -368,3 +368,25 @@ def test_what_is_due_within_this_second_has_come_when_sqlite_is_asked() -> None:
             connection.execute(sa.insert(runs).values(after=datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=soon)))
         [(after, made)] = connection.execute(sa.select(runs).where(runs.c.after <= sa.func.now())).all()
     assert abs(made - after) < timedelta(seconds=30)
+
+
+def test_a_launcher_imports_modules_and_calls_functions_ahead() -> None:
+    ahead = ["json.tool", "perennial.stack.missing", "perennial.core.private_parts:let_sqlite_tell_fractions_of_seconds"]
+    program = f"""
+        import sys
+        from perennial.stack import launcher
+        launcher._import({ahead})
+        import sqlalchemy as sa
+        print("json.tool" in sys.modules, "%f" in str(sa.func.now().compile(dialect=sa.create_engine("sqlite://").dialect)))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+    assert "perennial.stack.missing is not imported ahead" in done.stderr
+
+
+def test_what_airflows_processes_share_is_there() -> None:
+    airflow = Path((find_spec("airflow") or pytest.fail("Airflow is not installed")).origin or "").parent
+    modules = [name.partition(".")[2] for name in IMPORTED_AHEAD if name.startswith("airflow.")]
+    files = [airflow / module.replace(".", "/") for module in modules]
+    missing = [str(file) for file in files if not (file.with_suffix(".py").exists() or (file / "__init__.py").exists())]
+    assert missing == [], "find where Airflow has it now, and name that in IMPORTED_AHEAD"

@@ -22,11 +22,13 @@ from threadpoolctl import threadpool_limits
 from perennial.core.errors import TrainingError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
-from perennial.evaluation.evidence import Evaluation
-from perennial.evaluation.gates import GateDecision, decide
+from perennial.deployment import Deployment
+from perennial.evaluation.gates import decide
+from perennial.evidence.decision import GateDecision
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.training import CodeState, TrainingSet
 from perennial.lake.publish import Lake
-from perennial.ledger.store import Ledger
-from perennial.model.candidate import Fitted, TrainingSet
+from perennial.model.candidate import Fitted
 from perennial.model.estimators import combinations, make_estimator
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
@@ -55,9 +57,11 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def registry(settings: Settings, ledger: Ledger, empty_store: Path) -> Registry:
+def deployment(settings: Settings, empty_store: Path) -> Deployment:
     synthetic.copy_store(empty_store, settings)
-    return Registry(settings, ledger)
+    deployment = Deployment(settings)
+    deployment.ledger.migrate()
+    return deployment
 
 
 @pytest.fixture
@@ -70,20 +74,16 @@ def rows() -> pd.DataFrame:
     return synthetic.make_rows(DAYS)
 
 
-def build(folder: ModelFolder, lake: Lake, ledger: Ledger, run_id: str = "run-1", staging: Path | None = None) -> TrainingSet:
-    return build_training_set(folder, lake, ledger, as_of=AS_OF, run_id=run_id, staging=staging)
+def build(folder: ModelFolder, deployment: Deployment, run_id: str = "run-1", staging: Path | None = None) -> TrainingSet:
+    return build_training_set(folder, deployment, as_of=AS_OF, run_id=run_id, staging=staging)
 
 
-def publish(lake: Lake, ledger: Ledger, rows: pd.DataFrame, interval: Interval = PERIOD, run_id: str = "ingest") -> None:
-    synthetic.publish_tables(lake, ledger, rows, interval, run_id=run_id)
+def publish(deployment: Deployment, rows: pd.DataFrame, interval: Interval = PERIOD, run_id: str = "ingest") -> None:
+    synthetic.publish_tables(deployment.lake, deployment.ledger, rows, interval, run_id=run_id)
 
 
-def fit_all(
-    folder: ModelFolder, lake: Lake, registry: Registry, training_set: TrainingSet, run_id: str = "run-1"
-) -> list[Fitted]:
-    return [
-        fit_candidate(folder, candidate, training_set, lake, registry, run_id=run_id) for candidate in folder.spec.candidates
-    ]
+def fit_all(folder: ModelFolder, deployment: Deployment, training_set: TrainingSet, run_id: str = "run-1") -> list[Fitted]:
+    return [fit_candidate(folder, candidate, training_set, deployment, run_id=run_id) for candidate in folder.spec.candidates]
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,7 @@ class Trained:
     """A deployment in which one training has led to the first champion."""
 
     folder: ModelFolder
-    settings: Settings
-    lake: Lake
-    ledger: Ledger
-    registry: Registry
+    deployment: Deployment
     training_set: TrainingSet
     fitted: list[Fitted]
     evaluation: Evaluation
@@ -103,33 +100,37 @@ class Trained:
 
     @property
     def client(self) -> MlflowClient:
-        return MlflowClient(tracking_uri=self.settings.mlflow_url, registry_uri=self.settings.mlflow_url)
+        return MlflowClient(tracking_uri=self.deployment.settings.mlflow_url, registry_uri=self.deployment.settings.mlflow_url)
 
     @property
-    def parts(self) -> tuple[Lake, Ledger, Registry]:
-        return self.lake, self.ledger, self.registry
+    def lake(self) -> Lake:
+        return self.deployment.lake
+
+    @property
+    def registry(self) -> Registry:
+        return self.deployment.registry
 
     def evaluate(self, fitted: list[Fitted], run_id: str = "run-2") -> Evaluation:
-        return evaluate_training(self.folder, *self.parts, self.training_set, fitted, run_id=run_id)
+        return evaluate_training(self.folder, self.deployment, self.training_set, fitted, run_id=run_id)
 
 
 def train(state: Path, empty_store: Path, task: str) -> Trained:
     """Go the whole way, from rows to a champion."""
     settings = synthetic.deployment(state)
     synthetic.copy_store(empty_store, settings)
-    ledger = Ledger(settings.database_url)
-    lake, registry = Lake(settings, ledger), Registry(settings, ledger)
+    deployment = Deployment(settings)
+    registry = deployment.registry
     folder = synthetic.write_folder(settings.models, task)
-    publish(lake, ledger, synthetic.make_rows(DAYS))
-    training_set = build(folder, lake, ledger)
-    fitted = fit_all(folder, lake, registry, training_set)
-    evaluation = evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id="run-1")
+    publish(deployment, synthetic.make_rows(DAYS))
+    training_set = build(folder, deployment)
+    fitted = fit_all(folder, deployment, training_set)
+    evaluation = evaluate_training(folder, deployment, training_set, fitted, run_id="run-1")
     decision = decide(evaluation, folder.spec.gates)
     version = registry.register(folder, training_set, choose(fitted), evaluation, decision, run_id="run-1")
     registry.promote(
         "toy", version, expected=evaluation.champion_version, reason="", actor="", run_id="run-1", evidence=decision.to_json()
     )
-    return Trained(folder, settings, lake, ledger, registry, training_set, fitted, evaluation, decision, version)
+    return Trained(folder, deployment, training_set, fitted, evaluation, decision, version)
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +175,14 @@ def test_other_rows_than_the_pinned_ones_are_noticed(trained: Trained) -> None:
 
 def test_rows_that_a_run_has_left_need_not_be_read_again(trained: Trained, lake: Lake, tmp_path: Path) -> None:
     from_lake = load_rows(trained.folder, trained.lake, trained.training_set, "window")
-    training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path / "left")
+    training_set = build(trained.folder, trained.deployment, staging=tmp_path / "left")
     nothing_published = lake
     assert load_rows(trained.folder, nothing_published, training_set, "window", tmp_path / "left").equals(from_lake)
 
 
 @pytest.mark.parametrize("harm", ["other rows", "half a file", "no file"])
 def test_what_was_left_is_only_learned_from_if_it_is_what_was_pinned(trained: Trained, tmp_path: Path, harm: str) -> None:
-    training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path)
+    training_set = build(trained.folder, trained.deployment, staging=tmp_path)
     holdout, file = (tmp_path / f"training-{part}.arrow" for part in ("holdout", "window"))
     match harm:
         case "other rows":
@@ -196,92 +197,104 @@ def test_what_was_left_is_only_learned_from_if_it_is_what_was_pinned(trained: Tr
 
 def test_a_run_that_can_leave_nothing_reads_its_rows_again(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    training_set = build(trained.folder, trained.lake, trained.ledger, staging=tmp_path / "file" / "below")
+    training_set = build(trained.folder, trained.deployment, staging=tmp_path / "file" / "below")
     assert load_rows(trained.folder, trained.lake, training_set, "window", tmp_path / "file" / "below").num_rows == 1_200
 
 
+def test_an_error_while_rows_are_left_is_an_error_of_the_training_set(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise pa.ArrowNotImplementedError("no such type in a file")
+
+    monkeypatch.setattr(pa.ipc, "new_file", fail)
+    with pytest.raises(pa.ArrowNotImplementedError, match="no such type"):
+        build(trained.folder, trained.deployment, staging=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_label_that_came_after_the_border_is_not_learned_from(
-    tmp_path: Path, lake: Lake, ledger: Ledger, rows: pd.DataFrame
+    tmp_path: Path, deployment: Deployment, rows: pd.DataFrame
 ) -> None:
     # Labels take a day and an hour: those of the window's last day are known in the holdout only.
     folder = synthetic.write_folder(tmp_path / "models")
     rows["known_after"] = timedelta(hours=25)
-    publish(lake, ledger, rows)
-    training_set = build(folder, lake, ledger)
+    publish(deployment, rows)
+    training_set = build(folder, deployment)
     assert training_set.rows["window"] < training_set.entities["window"] == 20 * 60
-    window = load_rows(folder, lake, training_set, "window")
+    window = load_rows(folder, deployment.lake, training_set, "window")
     assert max(window["moment"].to_pylist()) + timedelta(hours=25) <= training_set.interval("holdout").start
-    holdout = load_rows(folder, lake, training_set, "holdout")
+    holdout = load_rows(folder, deployment.lake, training_set, "holdout")
     assert max(holdout["moment"].to_pylist()) + timedelta(hours=25) <= AS_OF
     assert training_set.label_coverage("holdout") == pytest.approx(holdout.num_rows / 300)
 
 
 def test_the_hash_depends_on_the_rows_and_not_on_how_they_came(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, rows: pd.DataFrame
+    folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame
 ) -> None:
-    publish(lake, ledger, rows)
-    whole = build(folder, lake, ledger)
+    publish(deployment, rows)
+    whole = build(folder, deployment)
     # The same rows once more, shuffled, a few days at a time, the later ones first.
     for first in (20, 10, 0):
         days = Interval(PERIOD.start + timedelta(days=first), PERIOD.start + timedelta(days=min(first + 10, DAYS)))
         part = rows[(rows["moment"] >= days.start) & (rows["moment"] < days.end)].sample(frac=1, random_state=1)
-        publish(lake, ledger, part, days, run_id=f"again-{first}")
-    again = build(folder, lake, ledger, "run-2")
+        publish(deployment, part, days, run_id=f"again-{first}")
+    again = build(folder, deployment, "run-2")
     assert again.snapshots != whole.snapshots
     assert again.content == whole.content
-    rows.loc[7, "x"] += 1e-9
-    publish(lake, ledger, rows, run_id="corrected")
-    assert build(folder, lake, ledger, "run-3").content["window"] != whole.content["window"]
+    rows.loc[7:7, "x"] += 1e-9
+    publish(deployment, rows, run_id="corrected")
+    assert build(folder, deployment, "run-3").content["window"] != whole.content["window"]
 
 
 def test_a_training_set_is_read_as_it_was_pinned_after_newer_rows_are_published(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, rows: pd.DataFrame
+    folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame
 ) -> None:
-    publish(lake, ledger, rows)
-    training_set = build(folder, lake, ledger)
-    before = load_rows(folder, lake, training_set, "window")
-    publish(lake, ledger, rows.assign(x=0.0, y=-rows["y"]), run_id="later")
-    assert build(folder, lake, ledger, "run-2").content != training_set.content
-    assert load_rows(folder, lake, training_set, "window").equals(before)
-    assert training_set.pin in lake.pins("toy")
+    publish(deployment, rows)
+    training_set = build(folder, deployment)
+    before = load_rows(folder, deployment.lake, training_set, "window")
+    publish(deployment, rows.assign(x=0.0, y=-rows["y"]), run_id="later")
+    assert build(folder, deployment, "run-2").content != training_set.content
+    assert load_rows(folder, deployment.lake, training_set, "window").equals(before)
+    assert training_set.pin in deployment.lake.pins("toy")
 
 
 def test_the_newest_rows_are_kept_when_there_are_more_than_max_rows(
-    tmp_path: Path, lake: Lake, ledger: Ledger, rows: pd.DataFrame
+    tmp_path: Path, deployment: Deployment, rows: pd.DataFrame
 ) -> None:
     folder = synthetic.write_folder(tmp_path / "models", change="min_rows: 100 => min_rows: 100, max_rows: 300")
-    publish(lake, ledger, rows)
-    training_set = build(folder, lake, ledger)
-    window = load_rows(folder, lake, training_set, "window")
+    publish(deployment, rows)
+    training_set = build(folder, deployment)
+    window = load_rows(folder, deployment.lake, training_set, "window")
     assert window.num_rows == training_set.rows["window"] == 300
     assert min(window["moment"].to_pylist()) >= training_set.interval("window").end - timedelta(days=5)
 
 
-def test_nothing_published_says_what_to_run(folder: ModelFolder, lake: Lake, ledger: Ledger) -> None:
+def test_nothing_published_says_what_to_run(folder: ModelFolder, deployment: Deployment) -> None:
     with pytest.raises(TrainingError, match=r"run toy\.ingest"):
-        build(folder, lake, ledger)
+        build(folder, deployment)
 
 
-def test_too_few_rows_say_how_many_and_what_to_do(folder: ModelFolder, lake: Lake, ledger: Ledger, rows: pd.DataFrame) -> None:
-    publish(lake, ledger, rows.iloc[::60].reset_index(drop=True))
+def test_too_few_rows_say_how_many_and_what_to_do(folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame) -> None:
+    publish(deployment, rows.iloc[::60].reset_index(drop=True))
     with pytest.raises(
         TrainingError, match=r"20 labelled rows of 20 in 2013-03-01--2013-03-21, training\.min_rows is 100: ingest"
     ):
-        build(folder, lake, ledger)
+        build(folder, deployment)
 
 
-def test_labels_of_one_class_say_which(folder: ModelFolder, lake: Lake, ledger: Ledger, rows: pd.DataFrame) -> None:
-    publish(lake, ledger, rows.assign(y=0.0))
+def test_labels_of_one_class_say_which(folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame) -> None:
+    publish(deployment, rows.assign(y=0.0))
     with pytest.raises(TrainingError, match=r"all 1,200 labels in 2013-03-01--2013-03-21 are false"):
-        build(folder, lake, ledger)
+        build(folder, deployment)
 
 
-def test_a_number_that_is_no_label_is_an_error(tmp_path: Path, lake: Lake, ledger: Ledger, rows: pd.DataFrame) -> None:
+def test_a_number_that_is_no_label_is_an_error(tmp_path: Path, deployment: Deployment, rows: pd.DataFrame) -> None:
     infinite = 'sql: "y" => sql: "CASE WHEN y > 1 THEN y / 0 ELSE y END"'
     folder = synthetic.write_folder(tmp_path / "models", "regression", change=infinite)
-    publish(lake, ledger, rows)
+    publish(deployment, rows)
     with pytest.raises(TrainingError, match=r"\d+ labels in 2013-03-01--2013-03-21 are NaN or infinite"):
-        build(folder, lake, ledger)
+        build(folder, deployment)
 
 
 def test_the_hash_tells_null_from_nought_and_one_text_from_two() -> None:
@@ -391,7 +404,11 @@ def test_a_small_search_space_is_tried_whole_and_a_large_one_by_seeded_draws(tmp
 def test_a_candidate_is_one_run_that_answers_what_it_came_from(trained: Trained) -> None:
     client, fitted = trained.client, choose(trained.fitted)
     query = "tags.`perennial.run_id` = 'run-1' and tags.`perennial.candidate` = 'boosting'"
-    [run] = client.search_runs([client.get_experiment_by_name("toy").experiment_id], query)
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id], query)
+    assert run.inputs is not None
+    assert run.outputs is not None
     assert run.info.run_id == fitted.mlflow_run_id
     assert run.info.status == "FINISHED"
     leaves = str(fitted.params["max_leaf_nodes"])
@@ -400,7 +417,7 @@ def test_a_candidate_is_one_run_that_answers_what_it_came_from(trained: Trained)
     assert run.data.metrics["trials"] == 2
     assert run.data.tags["perennial.spec_digest"] == trained.folder.digest
     assert json.loads(run.data.tags["perennial.snapshots"]) == trained.training_set.snapshots
-    assert run.data.tags["mlflow.source.git.commit"] == fitted.code["commit"]
+    assert run.data.tags["mlflow.source.git.commit"] == fitted.code.commit
     hashes = {json.loads(given.dataset.source)["content_hash"] for given in run.inputs.dataset_inputs}
     assert hashes == set(trained.training_set.content.values())
     assert [output.model_id for output in run.outputs.model_outputs] == [fitted.model_id]
@@ -425,7 +442,7 @@ def test_the_importance_of_features_is_measured(trained: Trained, tmp_path: Path
 def test_the_same_training_gives_the_same_model(trained: Trained) -> None:
     folder, training_set, registry = trained.folder, trained.training_set, trained.registry
     first = choose(trained.fitted)
-    again = fit_candidate(folder, "boosting", training_set, trained.lake, registry, run_id="once more")
+    again = fit_candidate(folder, "boosting", training_set, trained.deployment, run_id="once more")
     assert first.mlflow_run_id != again.mlflow_run_id
     assert first.params == again.params
     assert first.score == again.score
@@ -436,15 +453,15 @@ def test_the_same_training_gives_the_same_model(trained: Trained) -> None:
 
 def test_a_retry_takes_what_an_earlier_attempt_of_its_run_has_logged(trained: Trained) -> None:
     first = choose(trained.fitted)
-    again = fit_candidate(trained.folder, "boosting", trained.training_set, trained.lake, trained.registry, run_id="run-1")
+    again = fit_candidate(trained.folder, "boosting", trained.training_set, trained.deployment, run_id="run-1")
     assert again == first
 
 
 def test_the_search_takes_the_best_on_the_validation_rows_and_refits_on_all(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(lake, ledger, rows)
-    training_set = build(folder, lake, ledger)
+    publish(deployment, rows)
+    training_set = build(folder, deployment)
     seen: list[tuple[dict[str, Any], int]] = []
     real = fit_estimator
 
@@ -453,7 +470,7 @@ def test_the_search_takes_the_best_on_the_validation_rows_and_refits_on_all(
         return real(folder, name, params, frame, truth)
 
     monkeypatch.setattr(fit, "fit_estimator", counting)
-    fitted = fit_candidate(folder, "boosting", training_set, lake, registry, run_id="run-1")
+    fitted = fit_candidate(folder, "boosting", training_set, deployment, run_id="run-1")
     assert [size for _, size in seen] == [15 * 60, 15 * 60, 20 * 60]
     assert seen[-1][0] == fitted.params
     assert fitted.score is not None
@@ -461,15 +478,15 @@ def test_the_search_takes_the_best_on_the_validation_rows_and_refits_on_all(
 
 
 def test_the_reference_has_predictions_only_for_rows_the_model_had_not_seen(
-    tmp_path: Path, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame
+    tmp_path: Path, deployment: Deployment, rows: pd.DataFrame
 ) -> None:
     folder = synthetic.write_folder(
         tmp_path / "models", change="gates: {min_rows: 50} => drift: {sample: 400}\ngates: {min_rows: 50}"
     )
-    publish(lake, ledger, rows)
-    training_set = build(folder, lake, ledger)
-    fitted = fit_candidate(folder, "boosting", training_set, lake, registry, run_id="run-1")
-    reference = registry.load_fitted(folder.spec, training_set, fitted).reference()
+    publish(deployment, rows)
+    training_set = build(folder, deployment)
+    fitted = fit_candidate(folder, "boosting", training_set, deployment, run_id="run-1")
+    reference = deployment.registry.load_fitted(folder.spec, training_set, fitted).reference()
     assert reference.num_rows == 400
     assert reference.column_names == ["x", "noise", "kind", "label", "moment", "prediction"]
     predicted = 400 - reference["prediction"].null_count
@@ -524,44 +541,41 @@ def test_a_candidate_that_cannot_be_fitted_says_why_and_leaves_no_run(
     change: str,
     word: str,
     tmp_path: Path,
-    lake: Lake,
-    ledger: Ledger,
-    registry: Registry,
+    deployment: Deployment,
     rows: pd.DataFrame,
 ) -> None:
     folder = synthetic.write_folder(tmp_path / "models", code=CODE, change=change)
-    publish(lake, ledger, rows)
-    training_set = build(folder, lake, ledger)
+    publish(deployment, rows)
+    training_set = build(folder, deployment)
     with pytest.raises(TrainingError, match=word):
-        fit_candidate(folder, "boosting", training_set, lake, registry, run_id="run-1")
+        fit_candidate(folder, "boosting", training_set, deployment, run_id="run-1")
+    registry = deployment.registry
     assert registry._client.search_runs([registry._experiment("toy")]) == []
 
 
-def test_a_combination_that_fails_does_not_end_the_search(
-    tmp_path: Path, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame
-) -> None:
+def test_a_combination_that_fails_does_not_end_the_search(tmp_path: Path, deployment: Deployment, rows: pd.DataFrame) -> None:
     folder = synthetic.write_folder(tmp_path / "models", change="max_leaf_nodes: [4, 8] => max_leaf_nodes: [-4, 8]")
-    publish(lake, ledger, rows)
-    fitted = fit_candidate(folder, "boosting", build(folder, lake, ledger), lake, registry, run_id="run-1")
+    publish(deployment, rows)
+    fitted = fit_candidate(folder, "boosting", build(folder, deployment), deployment, run_id="run-1")
     assert fitted.params["max_leaf_nodes"] == 8
 
 
 def test_a_validation_part_that_cannot_validate_says_what_to_change(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame
+    folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame
 ) -> None:
     validation = (rows["moment"] >= PERIOD.start + timedelta(days=15)) & (rows["moment"] < PERIOD.start + timedelta(days=20))
-    publish(lake, ledger, rows.assign(y=rows["y"].where(~validation, 0.0)))
+    publish(deployment, rows.assign(y=rows["y"].where(~validation, 0.0)))
     with pytest.raises(
         TrainingError, match=r"all 300 labels of the window from 2013-03-16 on are False.*training\.validation longer"
     ):
-        fit_candidate(folder, "boosting", build(folder, lake, ledger), lake, registry, run_id="run-1")
+        fit_candidate(folder, "boosting", build(folder, deployment), deployment, run_id="run-1")
 
 
 # --- choosing and evaluating -----------------------------------------------------------------------------------------
 
 
 def fitted_of(name: str, score: float | None, *, baseline: bool = False, greater_is_better: bool = True) -> Fitted:
-    return Fitted(name, baseline, {}, {}, score, greater_is_better, "run", "m-1", {}, {}, {})
+    return Fitted(name, baseline, {}, {}, score, greater_is_better, "run", "m-1", {}, CodeState(), {})
 
 
 def test_the_best_by_validation_is_chosen_and_never_a_baseline() -> None:
@@ -575,8 +589,8 @@ def test_the_best_by_validation_is_chosen_and_never_a_baseline() -> None:
 
 
 def test_a_champion_that_cannot_be_loaded_refuses_the_candidate_and_says_why(trained: Trained) -> None:
-    again = fit_all(trained.folder, trained.lake, trained.registry, trained.training_set, "run-2")
-    artifacts = trained.settings.state / "mlflow-artifacts"
+    again = fit_all(trained.folder, trained.deployment, trained.training_set, "run-2")
+    artifacts = trained.deployment.settings.state / "mlflow-artifacts"
     [file] = artifacts.rglob(f"{choose(trained.fitted).model_id}/artifacts/model.skops")
     content = file.read_bytes()
     file.unlink()
@@ -629,15 +643,15 @@ def test_what_is_handed_between_tasks_survives_json_and_is_small(trained: Traine
 
 
 def test_a_holdout_without_labels_is_refused_by_the_gates(
-    folder: ModelFolder, lake: Lake, ledger: Ledger, registry: Registry, rows: pd.DataFrame
+    folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame
 ) -> None:
     rows["known_after"] = timedelta(hours=1)
     late = rows["moment"] >= PERIOD.start + timedelta(days=20)
     rows.loc[late, "known_after"] = timedelta(days=30)
-    publish(lake, ledger, rows)
-    training_set = build(folder, lake, ledger)
-    fitted = fit_all(folder, lake, registry, training_set)
-    evaluation = evaluate_training(folder, lake, ledger, registry, training_set, fitted, run_id="run-1")
+    publish(deployment, rows)
+    training_set = build(folder, deployment)
+    fitted = fit_all(folder, deployment, training_set)
+    evaluation = evaluate_training(folder, deployment, training_set, fitted, run_id="run-1")
     assert evaluation.rows == 0
     decision = decide(evaluation, folder.spec.gates)
     assert not decision.promote

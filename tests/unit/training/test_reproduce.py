@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from perennial.cli import by_hand
 from perennial.core.errors import ArtifactRejected, SnapshotMissing, TrainingError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
+from perennial.evidence.training import CodeState, TrainingSet
 from perennial.features.publish import ensure_features
-from perennial.model.candidate import TrainingSet
 from perennial.operations.maintenance import maintain
 from perennial.spec.folder import ModelFolder, read_model
 from perennial.training.reproduce import Reproduction, _changes, reproduce
@@ -54,7 +55,7 @@ def train(settings: Settings) -> None:
 
 
 def again(world: World, version: int = 1, folder: ModelFolder | None = None) -> Reproduction:
-    return reproduce("toy", version, world.lake, world.ledger, world.registry, folder=folder or world.folder)
+    return reproduce("toy", version, world.deployment, folder=folder or world.folder)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,9 @@ def test_a_version_made_again_predicts_the_same_to_the_last_bit(world: World) ->
     assert made.notes == made.changes == []
     record = world.ledger.version("toy", 1)
     assert record is not None
-    assert made.expected == record.evaluation["candidate"]["predictions"]["digest"]
+    judged = record.evaluation.candidate.predictions
+    assert judged is not None
+    assert made.expected == judged.digest
     assert "predicts the same to the last bit on its holdout 2013-03-21--2013-03-26 (300 rows)" in made.describe()
 
 
@@ -85,7 +88,7 @@ def test_a_late_backfill_and_maintenance_leave_the_old_training_set_as_it_was(tm
     world = make_trained(tmp_path, single_days=20)
     record = world.ledger.version("toy", 1)
     assert record is not None
-    pinned = TrainingSet(**{name: record.training[name] for name in TrainingSet.__dataclass_fields__})
+    pinned = record.training.training_set
     before = {part: load_rows(world.folder, world.lake, pinned, part) for part in ("window", "holdout")}
 
     # Rows and labels of old days come once more, and are others.
@@ -95,11 +98,11 @@ def test_a_late_backfill_and_maintenance_leave_the_old_training_set_as_it_was(tm
     train(world.settings)
     second = world.ledger.version("toy", 2)
     assert second is not None
-    assert second.training["content"]["window"] != pinned.content["window"]
+    assert second.training.content["window"] != pinned.content["window"]
     unchanged(world, pinned, before)
 
     # Compaction, expiry and removal of orphans, a year later.
-    done = maintain(world.settings, world.lake, world.ledger, world.registry, world.folder.spec, now=LATER)
+    done = maintain(world.deployment, world.folder.spec, now=LATER)
     assert done["tidy_tables"]["joined"] >= 16
     assert done["tidy_tables"]["snapshots"] > 0
     assert done["tidy_tables"]["orphans"] > 0
@@ -127,7 +130,7 @@ def test_a_version_is_made_again_by_the_folder_it_was_made_by_after_that_was_edi
 
 
 def test_a_folder_that_is_gone_is_no_obstacle(world: World) -> None:
-    made = reproduce("toy", 1, world.lake, world.ledger, world.registry, folder=None)
+    made = reproduce("toy", 1, world.deployment, folder=None)
     assert made.identical
     assert made.notes == ["there is no readable model folder now; the files logged with the version were used"]
 
@@ -185,9 +188,9 @@ def test_a_version_that_was_deleted_is_compared_by_its_hash_until_its_snapshots_
     assert record is not None
     rows = synthetic.make_rows(DAYS, seed=3)
     synthetic.publish_tables(world.lake, world.ledger, rows, PERIOD, run_id="again")
-    ensure_features(world.folder, world.lake, world.ledger, PERIOD, run_id="again")
-    world.lake.unpin("toy", record.training["pin"])
-    maintain(world.settings, world.lake, world.ledger, world.registry, world.folder.spec, now=LATER)
+    ensure_features(world.folder, world.lake, PERIOD, run_id="again")
+    world.lake.unpin("toy", record.training.pin)
+    maintain(world.deployment, world.folder.spec, now=LATER)
     with pytest.raises(SnapshotMissing, match=r"among the newest retention\.versions \(20\)"):
         again(world)
 
@@ -198,16 +201,16 @@ def test_a_version_that_there_is_not_names_those_there_are(world: World) -> None
 
 
 def test_what_changed_since_is_named() -> None:
-    then = {
-        "commit": "aaa", "dirty": True, "python": "3.11.1", "machine": "x86_64", "packages": {"numpy": "2.0", "scipy": "1.0"},
-        "threads": {"openmp": 1},
-    }  # fmt: skip
-    assert _changes(then, {**then, "dirty": False}) == ["the code held changes that no commit has when it was made"]
-    now = {**then, "commit": "bbb", "dirty": False, "packages": {"numpy": "2.1"}, "threads": {"openmp": 2}}
-    assert _changes({**then, "dirty": False}, now) == [
+    then = CodeState(
+        commit="aaa", dirty=True, python="3.11.1", machine="x86_64", packages={"numpy": "2.0", "scipy": "1.0"},
+        threads={"openmp": 1},
+    )  # fmt: skip
+    assert _changes(then, replace(then, dirty=False)) == ["the code held changes that no commit has when it was made"]
+    now = replace(then, commit="bbb", dirty=False, packages={"numpy": "2.1"}, threads={"openmp": 2})
+    assert _changes(replace(then, dirty=False), now) == [
         "the commit was aaa, it is bbb",
         "numpy was 2.0, it is 2.1",
         "scipy was 1.0, it is gone",
         "it was computed with threads {'openmp': 1}, this process has {'openmp': 2}",
     ]
-    assert _changes({}, {}) == ["how many threads computed it is not recorded"]
+    assert _changes(CodeState(), CodeState()) == ["how many threads computed it is not recorded"]

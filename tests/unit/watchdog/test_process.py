@@ -72,7 +72,11 @@ def watchdog(settings: Settings, airflow: AirflowStandIn) -> Watchdog:
     """One whose alerts go nowhere, as where no channel is named."""
     outbox = Ledger(settings.database_url).outbox
     given = WatchSettings(airflow_url=airflow.url, password=PASSWORD, port=0)
-    return Watchdog(settings, given, send=lambda: outbox.route(lambda alert: [], datetime.now(UTC)) and None)
+
+    def send() -> None:
+        outbox.route(lambda alert: [], datetime.now(UTC))
+
+    return Watchdog(settings, given, send=send)
 
 
 def told(settings: Settings) -> list[str]:
@@ -170,7 +174,7 @@ def test_a_task_that_was_killed_is_told_once(deployed: Settings, airflow: Airflo
 
     [entry] = Ledger(deployed.database_url).alerts()
     assert (entry.alert.kind, entry.alert.severity, entry.alert.model) == ("run_failed", "critical", MODEL)
-    assert "without a word" in entry.alert.text
+    assert "without an error message" in entry.alert.text
     assert "2024-05-14" in entry.alert.title
 
 
@@ -200,7 +204,7 @@ def test_a_run_that_was_ended_without_a_failed_task_is_told(embedded: Settings, 
     watch.look(NOW + 3 * MINUTE)
 
     [entry] = Ledger(embedded.database_url).alerts()
-    assert entry.alert.title == f"{MODEL}: train was ended"
+    assert entry.alert.title == f"{MODEL}: train was stopped"
 
 
 def test_a_stuck_run_is_told_and_one_that_waits_for_a_person_is_not(embedded: Settings, airflow: AirflowStandIn) -> None:
@@ -389,5 +393,5 @@ def test_the_process_is_light_shows_its_health_and_ends_when_told(embedded: Sett
         memory = psutil.Process(process.pid).memory_info().rss
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 130
-    assert '"event": "looking at http://127.0.0.1' in said
+    assert '"event": "checking http://127.0.0.1' in said
     assert memory < 120_000_000

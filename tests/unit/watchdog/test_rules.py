@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.alerts.alert import failure, failure_key
+from perennial.alerts.alert import EVERYBODY, failure, failure_key
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import PROJECT
 from perennial.spec.folder import read_model
 from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import DagRun, TaskInstance
 from perennial.watchdog.rules import (
+    BROKEN_MODELS,
     AirflowState,
     FailedTask,
     Finding,
@@ -190,12 +191,13 @@ def test_the_day_that_is_due_is_that_of_the_tick_before(cron: str, tick: str, da
 
 
 def test_airflow_takes_the_same_day_for_due() -> None:
+    from airflow.sdk.timezone import coerce_datetime
     from airflow.timetables.trigger import CronPartitionTimetable
 
     timetable = CronPartitionTimetable("0 2 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d")
     due = expected("0 2 * * *", NOW)
     assert due is not None
-    assert timetable._get_partition_info(run_date=due[0])[1] == due[1].key
+    assert timetable._get_partition_info(run_date=coerce_datetime(due[0]))[1] == due[1].key
 
 
 def test_what_is_no_cron_is_left_to_airflow() -> None:
@@ -321,7 +323,7 @@ def test_what_could_not_be_seen_is_not_over() -> None:
 
 
 def test_a_model_whose_folder_broke_is_not_well_for_that() -> None:
-    broken = look(replace(known(), models={}, unreadable={MODEL}))
+    broken = look(replace(known(), models={}, unreadable={MODEL: "model.yaml:3: unknown key"}))
     assert not broken.is_over(f"models/{MODEL}/silent")
     assert look(replace(known(), models={})).is_over(f"models/{MODEL}/silent")
 
@@ -340,3 +342,36 @@ def test_each_incident_is_told_once_and_ends_once(looks: list[tuple[set[str], bo
         opened = (opened | set(told)) - over
         # What is open is there, or could not be seen.
         assert opened - there <= ({"airflow/api"} if blind else set())
+
+
+def test_each_broken_folder_is_told_to_everybody_and_its_end_too() -> None:
+    broken = {"a": "a/model.yaml:3: unknown key\na/model.yaml:9: worse", "b": "b/model.yaml: not a regular file"}
+    report = {BROKEN_MODELS: "Traceback\nSpecError: …\nNo DAGs, because the model's folder cannot be read: a, b."}
+
+    seen = look(replace(known(airflow=AirflowState(import_errors=report)), unreadable=broken))
+
+    assert set(seen.findings) == {"folders/a", "folders/b"}
+    told = seen.findings["folders/a"].alert
+    assert (told.model, told.kind) == (EVERYBODY, "import_errors")
+    assert "a/model.yaml:3: unknown key" in told.text
+    assert "perennial check a" in told.text
+    after = look(replace(known(), unreadable={"b": broken["b"]}))
+    assert after.is_over("folders/a")
+    assert not after.is_over("folders/b")
+
+
+def test_a_folder_that_airflow_alone_cannot_read_is_told() -> None:
+    report = {BROKEN_MODELS: "Traceback\nSpecError: …\nNo DAGs, because the model's folder cannot be read: a, b."}
+
+    told = look(known(airflow=AirflowState(import_errors=report))).findings
+
+    assert set(told) == {"dags/broken_models"}
+    assert "cannot be read: a, b." in told["dags/broken_models"].alert.text
+
+
+def test_a_broken_dag_file_is_said_to_concern_every_model() -> None:
+    errors = {"ingest.py": "SpecError: no", BROKEN_MODELS: "SpecError: broken"}
+    alert = look(known(airflow=AirflowState(import_errors=errors))).findings["dags/import_errors"].alert
+
+    assert "of any model" in alert.text
+    assert BROKEN_MODELS not in alert.text

@@ -19,19 +19,19 @@ PyIceberg's own (their columns are fixed by Iceberg's JDBC catalog), those of pr
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from perennial.core import logs
 from perennial.core.errors import SchemaMismatch
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-log = logs.get(__name__)
+log = logging.getLogger(__name__)
 
 
 HERE = Path(__file__).parent

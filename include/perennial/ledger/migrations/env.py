@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from alembic import context
 
-import perennial.ledger.store  # noqa: F401  # defines the tables that a new revision is compared with
+# These define the tables that a new revision is compared with.
+import perennial.alerts.outbox
+import perennial.ledger.tables  # noqa: F401
 from perennial.core.columns import metadata
 from perennial.core.database import Database
 from perennial.core.settings import settings

@@ -1,21 +1,20 @@
 """What was measured of a candidate and its rivals: the evidence that gates decide on, kept with every version.
 
-Plain values and nothing else, so that the ledger, MLflow and a card hold the same. :mod:`perennial.evaluation.metrics`
-measures, :mod:`perennial.evaluation.gates` decides. A part that is None or absent was not measured, and what needs it is
-refused; evaluations made before a part existed read back without it.
+:mod:`perennial.evaluation.metrics` measures, :mod:`perennial.evaluation.gates` decides. A part that is None or absent was
+not measured, and what needs it is refused; evaluations made before a part existed read back without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from perennial.evidence.plain import Evidence, absent
 from perennial.spec.types import Task
 
 
 @dataclass(frozen=True)
-class PredictionSummary:
+class PredictionSummary(Evidence):
     """What a contender's predictions look like.
 
     Attributes:
@@ -36,12 +35,12 @@ class PredictionSummary:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(Evidence):
     """One model, measured on the holdout.
 
     Attributes:
         name: of the candidate in ``model.yaml``; the champion keeps the one it had.
-        role: what it stands for in the comparison.
+        role: what it stands for in the comparison; a row that lacks it reads as ``candidate``.
         metrics: by the names of :data:`perennial.spec.training.METRICS`; one that could not be computed is absent.
         rows: labelled rows it was measured on.
         rows_hash: content hash of those rows; only equal hashes may be compared.
@@ -54,7 +53,7 @@ class Contender:
     """
 
     name: str
-    role: Literal["candidate", "baseline", "champion"]
+    role: Literal["candidate", "baseline", "champion"] = field(metadata=absent("candidate"))
     metrics: dict[str, float]
     rows: int
     rows_hash: str
@@ -65,14 +64,9 @@ class Contender:
     trained_on: str | None = None
     intervals: dict[str, list[float]] = field(default_factory=dict)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Contender:
-        predictions = value["predictions"]
-        return cls(**{**value, "predictions": None if predictions is None else PredictionSummary(**predictions)})
-
 
 @dataclass(frozen=True)
-class GainOverChampion:
+class GainOverChampion(Evidence):
     """Candidate against champion by the primary metric, on the same rows, in the same resamples.
 
     Attributes:
@@ -101,7 +95,7 @@ class GainOverChampion:
 
 
 @dataclass(frozen=True)
-class Slice:
+class Slice(Evidence):
     """The comparison within the rows that share a value.
 
     Attributes:
@@ -124,7 +118,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Slices:
+class Slices(Evidence):
     """All comparisons within parts of the rows.
 
     Attributes:
@@ -137,7 +131,7 @@ class Slices:
 
 
 @dataclass(frozen=True)
-class Groups:
+class Groups(Evidence):
     """How the groups of a column are treated.
 
     Attributes:
@@ -154,7 +148,7 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class Robustness:
+class Robustness(Evidence):
     """The primary metric when one feature at a time gets worse.
 
     Attributes:
@@ -174,7 +168,7 @@ class Robustness:
 
 
 @dataclass(frozen=True)
-class Behaved:
+class Behaved(Evidence):
     """The outcome of a behaviour test.
 
     Attributes:
@@ -189,7 +183,7 @@ class Behaved:
 
 
 @dataclass(frozen=True)
-class Operation:
+class Operation(Evidence):
     """What a clean process found when it put the stored candidate to work.
 
     Attributes:
@@ -212,10 +206,11 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Evidence):
     """A candidate, all baselines and the champion on the same newest, untouched rows.
 
     Attributes:
+        task: of the model; a row that lacks it reads as ``binary_classification``, of which gates ask most.
         metric: the primary one.
         interval: key of the holdout.
         entities: rows that a prediction is due for, labelled or not.
@@ -237,7 +232,7 @@ class Evaluation:
     """
 
     model: str
-    task: Task
+    task: Task = field(metadata=absent("binary_classification"))
     metric: str
     interval: str
     entities: int
@@ -278,24 +273,4 @@ class Evaluation:
         return known.get("true", known.get("True", 0)) / total if total and self.task == "binary_classification" else None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "label_coverage": self.label_coverage}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
-        fields = {name: part for name, part in value.items() if name != "label_coverage"}
-
-        def read(name: str, make: Callable[[Any], Any]) -> Any:
-            return None if fields.get(name) is None else make(fields[name])
-
-        parts = {
-            "candidate": read("candidate", Contender.from_json),
-            "baselines": [Contender.from_json(baseline) for baseline in fields["baselines"]],
-            "champion": read("champion", Contender.from_json),
-            "comparison": read("comparison", lambda part: GainOverChampion(**part)),
-            "slices": read("slices", lambda part: Slices([Slice(**one) for one in part["judged"]], part["not_judged"])),
-            "groups": read("groups", lambda part: [Groups(**one) for one in part]),
-            "robustness": read("robustness", lambda part: Robustness(**part)),
-            "behaviour": read("behaviour", lambda part: {name: Behaved(**one) for name, one in part.items()}),
-            "operation": read("operation", lambda part: Operation(**part)),
-        }
-        return cls(**{**fields, **parts})
+        return {**super().to_json(), "label_coverage": self.label_coverage}

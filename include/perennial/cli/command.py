@@ -1,0 +1,162 @@
+"""What a command is: a function with its arguments beside it, and what the functions of several modules share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.core.errors import StackError
+from perennial.core.intervals import Interval, utc
+from perennial.core.private_parts import Subcommands
+from perennial.core.settings import PROJECT, Settings, settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: What ``argparse`` gives a command is what it was called with; it gives back the exit code.
+Action = Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a command, as ``add_argument`` takes it."""
+
+    names: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    def add(self, parser: argparse._ActionsContainer) -> None:
+        parser.add_argument(*self.names, **self.options)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Arguments of which exactly one must be given."""
+
+    arguments: tuple[Argument, ...]
+
+    def add(self, parser: argparse._ActionsContainer) -> None:
+        group = parser.add_mutually_exclusive_group(required=True)
+        for one in self.arguments:
+            one.add(group)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, or a group of them.
+
+    Attributes:
+        name: what is typed.
+        summary: a line of the overview.
+        arguments: what else is typed.
+        action: what is done; None for a group.
+        defaults: of the parsed arguments, beside what was typed.
+        steps: the commands of a group.
+    """
+
+    name: str
+    summary: str
+    arguments: tuple[Argument | OneOf, ...] = ()
+    action: Action | None = None
+    defaults: Mapping[str, Any] | None = None
+    steps: tuple[Command, ...] = ()
+
+    def add(self, commands: Subcommands) -> None:
+        parser = commands.add_parser(self.name, help=self.summary)
+        for one in self.arguments:
+            one.add(parser)
+        if self.steps:
+            add_all(self.steps, parser, "step")
+        else:
+            parser.set_defaults(command=self.action, **(self.defaults or {}))
+
+
+def add_all(commands: Iterable[Command], parser: argparse.ArgumentParser, metavar: str) -> None:
+    """Let a parser know commands, of which one must be typed."""
+    below = parser.add_subparsers(required=True, metavar=metavar)
+    for one in commands:
+        one.add(below)
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """An argument; see ``argparse.ArgumentParser.add_argument``."""
+    return Argument(names, options)
+
+
+def one_of(*arguments: Argument) -> OneOf:
+    """Arguments of which exactly one must be given."""
+    return OneOf(arguments)
+
+
+def command(name: str, summary: str, *arguments: Argument | OneOf, **defaults: Any) -> Callable[[Action], Command]:
+    """Make a command of the function below.
+
+    Args:
+        name: what is typed.
+        summary: a line of the overview.
+        arguments: what else is typed.
+        defaults: of the parsed arguments, beside what is typed.
+    """
+    return lambda action: Command(name, summary, arguments, action, defaults)
+
+
+def moment(text: str) -> datetime:
+    """A day or a UTC time that was typed."""
+    try:
+        return utc(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+MODEL = argument("model")
+VERSION = argument("version", type=int)
+START = argument("start", type=moment, help="first day, such as 2013-04-01")
+END = argument("end", type=moment, help="first day that is left out")
+
+
+def interval(chosen: argparse.Namespace) -> Interval:
+    """What lies between the typed ``start`` and ``end``; the command ends with a sentence if nothing does."""
+    try:
+        return Interval(chosen.start, chosen.end)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
+def state_folder() -> Path:
+    """Where the embedded stack keeps its state."""
+    return Path(os.environ.get("PERENNIAL_STATE") or PROJECT / "var").absolute()
+
+
+def living_settings() -> Settings:
+    """The settings, with the address of MLflow if that is the embedded stack's.
+
+    Raises:
+        StackError: there is no MLflow to talk to.
+    """
+    from perennial.stack.embedded import find_running
+
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return settings()
+    state = state_folder()
+    running = find_running(state)
+    if running is None or "mlflow" not in running:
+        raise StackError(f"no stack runs on {state}: start one with `make up`, or name an MLflow by MLFLOW_TRACKING_URI")
+    return settings().model_copy(update={"mlflow_url": running["mlflow"], "mlflow_public_url": running["mlflow"]})
+
+
+def console() -> Console:
+    """What tables are printed on."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def tell(text: str) -> int:
+    """Print a text, and say that all is well."""
+    sys.stdout.write(f"{text}\n")
+    return 0

@@ -1,0 +1,122 @@
+"""Commands for who runs a deployment."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from perennial.cli.command import Command, argument, command, living_settings, tell
+from perennial.core.settings import PROJECT, settings
+
+
+@command(
+    "backup",
+    "copy the embedded stack's databases, lake, models and reports",
+    argument("place", nargs="?", type=Path, metavar="FOLDER", help="a new folder, best on another disk"),
+    argument("--hold", type=int, metavar="HOURS", help="copy nothing: let nothing be removed while others copy"),
+    argument("--release", action="store_true", help="end --hold"),
+)
+def backup(chosen: argparse.Namespace) -> int:
+    from perennial.lake import removal
+
+    now = datetime.now(UTC)
+    if chosen.release:
+        removal.let_go(settings())
+        return tell("Maintenance may remove what is not needed again.")
+    if chosen.hold is not None:
+        removal.hold(settings(), now + timedelta(hours=chosen.hold))
+        return tell(f"Nothing is removed from the lake for {chosen.hold} hours, or until perennial backup --release.")
+    if chosen.place is None:
+        raise SystemExit("name a new folder for the backup")
+    from perennial.operations.backup import make_backup
+
+    made = make_backup(settings(), chosen.place, os.environ, now=now)
+    return tell(f"{made['files']:,} files, {made['bytes'] / 1e6:,.1f} MB in {chosen.place}")
+
+
+@command(
+    "restore",
+    "put a backup of the embedded stack back, where nothing is yet",
+    argument("place", type=Path, metavar="FOLDER"),
+)
+def restore(chosen: argparse.Namespace) -> int:
+    from perennial.deployment import Deployment
+    from perennial.operations.agreement import settle
+    from perennial.operations.backup import restore_backup
+
+    made = restore_backup(settings(), chosen.place, os.environ)
+    for change in settle(Deployment(settings()), datetime.now(UTC)):
+        tell(change)
+    return tell(f"Restored as of {made['made_at']}. Start the stack with make up, then run perennial verify.")
+
+
+@command(
+    "verify",
+    "compare ledger, lake, MLflow and predictions; exit with 1 if they differ",
+    argument("--settle", action="store_true", help="after a restore, before all else: let the others follow the ledger"),
+)
+def verify(chosen: argparse.Namespace) -> int:
+    from perennial.deployment import Deployment
+    from perennial.operations.agreement import settle, verify
+
+    parts = Deployment(living_settings())
+    if chosen.settle:
+        for change in settle(parts, datetime.now(UTC)):
+            tell(change)
+    return 1 if verify(parts, tell).problems else 0
+
+
+@command(
+    "secrets",
+    "write what .env lacks of the deployment's secrets",
+    argument("file", nargs="?", type=Path, default=PROJECT / ".env"),
+)
+def _secrets(chosen: argparse.Namespace) -> int:
+    from perennial.operations.deployed import write_secrets
+
+    made = write_secrets(chosen.file)
+    return tell(f"{chosen.file}: made {', '.join(made)}" if made else f"{chosen.file} has every secret already")
+
+
+@command("init", "databases, roles, schemas and users, in order")
+def _init(_: argparse.Namespace) -> int:
+    from perennial.operations.deployed import initialise
+
+    logging.getLogger("perennial").setLevel(logging.INFO)
+    initialise(os.environ)
+    return 0
+
+
+@command(
+    "mlflow",
+    "become MLflow's server, behind its sign-in",
+    argument("--host", required=True),
+    argument("--port", required=True),
+)
+def _mlflow(chosen: argparse.Namespace) -> int:
+    from perennial.operations.deployed import serve_mlflow
+
+    serve_mlflow(os.environ, ["--host", chosen.host, "--port", chosen.port])
+    return 1
+
+
+@command(
+    "ping",
+    "exit with 0 if the server at an address, or this container's worker, answers",
+    argument("target", help="an address, or celery:NAME"),
+)
+def _ping(chosen: argparse.Namespace) -> int:
+    from perennial.operations.deployed import ping
+
+    return 0 if ping(chosen.target) else 1
+
+
+#: What ``docker-compose.yaml`` and the Makefile call.
+deploy = Command(
+    "deploy",
+    "the deployed stack: secrets, init job, MLflow's server, health",
+    steps=(_secrets, _init, _mlflow, _ping),
+)

@@ -1,0 +1,155 @@
+"""Commands that answer a question about a model, a version or a prediction, and change nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perennial.cli import by_hand
+from perennial.cli.command import MODEL, VERSION, argument, command, console, interval, living_settings, moment, one_of, tell
+from perennial.core.intervals import Interval
+from perennial.core.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from perennial.alerts.outbox import OutboxEntry
+    from perennial.monitoring.estimation import WindowOutlook
+
+JSON = argument("--json", action="store_true")
+
+
+@command("performance", "what was expected of each window, and what came", MODEL)
+def performance(chosen: argparse.Namespace) -> int:
+    metric, windows = by_hand.outlook(settings(), chosen.model)
+    console().print(_windows(metric, windows) if windows else f"no window of {chosen.model} has been judged or measured yet")
+    return 0
+
+
+def _windows(metric: str, windows: Sequence[WindowOutlook]) -> Table:
+    from rich.table import Column, Table
+
+    numbers = ("estimated", "realised", "labels")
+    table = Table("window", "version", *(Column(name, justify="right") for name in numbers), "verdict", title=metric, box=None)
+    for window in windows:
+        width = f" ±{(window.band[1] - window.band[0]) / 2:.2g}" if window.band else ""
+        table.add_row(
+            window.interval.key,
+            str(window.version),
+            "" if window.estimated is None else f"{window.estimated:.4g}{width}",
+            "" if window.realised is None else f"{window.realised:.4g}",
+            "" if window.coverage is None else f"{window.coverage:.0%}{'' if window.mature else ', early'}",
+            " ".join(filter(None, (window.verdict, f"({window.severity})" if window.severity not in (None, "none") else ""))),
+        )
+    return table
+
+
+@command(
+    "history",
+    "who was champion since when, over whom, why and by whom",
+    MODEL,
+    argument("--json", action="store_true", help="with the evidence"),
+)
+def history(chosen: argparse.Namespace) -> int:
+    from perennial.reports.history import show_history
+
+    changes = by_hand.history(settings(), chosen.model)
+    if chosen.json:
+        return tell(json.dumps(changes, indent=2))
+    show_history(console(), chosen.model, changes)
+    return 0
+
+
+@command(
+    "alerts",
+    "what people were told, what waits to be sent, and why",
+    argument("model", nargs="?", help="of this model alone"),
+    argument("--waiting", action="store_true", help="only what has not been sent"),
+    argument("--number", type=int, default=20, help="the newest so many (default 20)"),
+)
+def alerts(chosen: argparse.Namespace) -> int:
+    from perennial.ledger.store import Ledger
+
+    ledger = Ledger(settings().database_url)
+    entries = [entry for entry in ledger.alerts() if chosen.model in (None, entry.alert.model)]
+    if chosen.waiting:
+        entries = [entry for entry in entries if entry.waits]
+    table, screen = _entries(entries[-chosen.number :]), console()
+    screen.print(table) if table.rows else screen.print("Nothing waits." if chosen.waiting else "There are none.")
+    for channel in ledger.outbox.channels():
+        if channel.failures:
+            next_at = f"{channel.next_attempt_at:%Y-%m-%d %H:%M}"
+            screen.print(f"{channel.channel} failed {channel.failures} times: {channel.error}. Next attempt {next_at} UTC.")
+    return 0
+
+
+def _entries(entries: Sequence[OutboxEntry]) -> Table:
+    from rich.table import Table
+
+    table = Table("since (UTC)", "", "what", "channels")
+    for entry in entries:
+        word = "recovered" if entry.alert.kind == "recovered" else entry.alert.severity
+        channels = "waits to be routed" if entry.routed_at is None else "\n".join(map(str, entry.deliveries))
+        table.add_row(f"{entry.created_at:%Y-%m-%d %H:%M}", word, entry.alert.title, channels or "nobody is named")
+    return table
+
+
+@command("explain", "a version's whole story: data, metrics, gates, approval, promotion", MODEL, VERSION, JSON)
+def explain(chosen: argparse.Namespace) -> int:
+    from perennial.reports.history import show_story
+
+    story = by_hand.explain(settings(), chosen.model, chosen.version)
+    if chosen.json:
+        return tell(json.dumps(story, indent=2))
+    show_story(console(), story)
+    return 0
+
+
+@command(
+    "card",
+    "write a version's model card and release report",
+    MODEL,
+    VERSION,
+    argument("--out", type=Path, metavar="DIR", help="by default they are logged to the version's run in MLflow"),
+)
+def card(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.card(living_settings(), chosen.model, chosen.version, chosen.out))
+
+
+@command(
+    "lineage",
+    "where a prediction came from, or where raw rows went",
+    MODEL,
+    one_of(
+        argument("--prediction", nargs="+", metavar="KEY", help="values of the entity's key, or column=value"),
+        argument("--interval", nargs=2, type=moment, metavar=("START", "END"), help="of raw rows; END is left out"),
+    ),
+    argument("--at", type=moment, metavar="DAY", help="the day of the prediction's event"),
+    argument("--json", action="store_true", help="all of it, for programs"),
+)
+def lineage(chosen: argparse.Namespace) -> int:
+    from perennial.reports.traces import draw
+
+    if chosen.interval:
+        chosen.start, chosen.end = chosen.interval
+    found = by_hand.lineage(
+        settings(),
+        chosen.model,
+        prediction=chosen.prediction,
+        at=Interval.day(chosen.at) if chosen.at else None,
+        interval=interval(chosen) if chosen.interval else None,
+    )
+    if chosen.json:
+        return tell(json.dumps(found.to_json(), indent=2, default=str))
+    console().print(draw(found))
+    return 0
+
+
+@command("reproduce", "make a version once more from its pinned rows and compare predictions", MODEL, VERSION)
+def reproduce(chosen: argparse.Namespace) -> int:
+    told, identical = by_hand.reproduce(living_settings(), chosen.model, chosen.version)
+    return tell(told) if identical else tell(told) or 1

@@ -1,0 +1,147 @@
+"""Commands that do a stage by hand."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from perennial.cli import by_hand
+from perennial.cli.command import (
+    END,
+    MODEL,
+    START,
+    VERSION,
+    argument,
+    command,
+    console,
+    interval,
+    living_settings,
+    moment,
+    tell,
+)
+from perennial.core.settings import settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from perennial.spec.folder import ModelFolder
+    from perennial.spec.monitoring import DriftThresholds
+
+
+@command("check", "read a model folder and try its features on published data", MODEL)
+def check(chosen: argparse.Namespace) -> int:
+    found, in_order = by_hand.inspect(settings(), chosen.model)
+    return tell(found) if in_order else tell(found) or 1
+
+
+@command("ingest", "by hand: publish an interval's tables and features", MODEL, START, END)
+def ingest(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.ingest(settings(), chosen.model, interval(chosen)))
+
+
+@command("score", "by hand: predict an interval with the champion", MODEL, START, END)
+def score(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.score(living_settings(), chosen.model, interval(chosen)))
+
+
+@command("monitor", "by hand: judge an interval's drift, measure what has become known", MODEL, START, END)
+def monitor(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.monitor(living_settings(), chosen.model, interval(chosen)))
+
+
+@command(
+    "train",
+    "by hand: fit the candidates, promote the best if the gates let it",
+    MODEL,
+    argument("--as-of", required=True, type=moment, help="only what was known by this day is used"),
+    argument("--cause", metavar="TEXT", help="why, for the record (by hand)"),
+)
+def train(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.train(living_settings(), chosen.model, chosen.as_of, chosen.cause))
+
+
+@command(
+    "calibrate",
+    "by hand: set the thresholds for drift from stable history",
+    MODEL,
+    argument("start", nargs="?", type=moment, help="first day of what was stable (all that is published)"),
+    argument("end", nargs="?", type=moment, help="first day that is left out"),
+    argument("--replays", type=int, choices=range(200, 100_001), metavar="N", default=1_000, help="windows (1000)"),
+    argument("--seed", type=int, help="of the draws (training.seed)"),
+)
+def calibrate(chosen: argparse.Namespace) -> int:
+    from rich.progress import track
+
+    from perennial.spec.folder import THRESHOLDS_FILE
+
+    if (chosen.start is None) != (chosen.end is None):
+        raise SystemExit("give both days of the history, or none")
+    screen = console()
+    folder, found = by_hand.calibrate(
+        living_settings(),
+        chosen.model,
+        interval(chosen) if chosen.start is not None else None,
+        replays=chosen.replays,
+        seed=chosen.seed,
+        progress=lambda replays: track(replays, "replaying history", console=screen, transient=True),
+    )
+    screen.print(_thresholds(folder, found))
+    screen.print(
+        f"{found.expected:g} verdicts drift a year are expected of windows like those of {found.history} "
+        f"(budget {found.false_alarms:g}; {found.replays:,} replays). Written to {folder.path / THRESHOLDS_FILE}"
+    )
+    return 0
+
+
+def _thresholds(folder: ModelFolder, found: DriftThresholds) -> Table:
+    """Each column's thresholds, as they were and as they are now."""
+    from rich.table import Column, Table
+
+    policy, before = folder.spec.drift, folder.thresholds.columns if folder.thresholds else {}
+    table = Table("column", *(Column(name, justify="right") for name in ("before", "now", "missing before", "now")), box=None)
+    for name, one in found.columns.items():
+        old = before.get(name)
+        fixed = policy.categorical_threshold if name in folder.spec.features.categorical else policy.numeric_threshold
+        if name == "prediction" and folder.spec.task != "multiclass_classification":
+            fixed = policy.prediction_threshold
+        table.add_row(
+            name,
+            f"{old.distance if old else fixed:.4g}",
+            f"{one.distance:.4g}",
+            f"{old.missing:.1%}" if old else "",
+            f"{one.missing:.1%}",
+        )
+    return table
+
+
+@command("controls", "by hand: see whether the gates refuse what they must; exit with 1 if they do not", MODEL)
+def controls(chosen: argparse.Namespace) -> int:
+    report = by_hand.controls(living_settings(), chosen.model)
+    return tell(report.describe()) if report.sound else tell(report.describe()) or 1
+
+
+@command(
+    "rollback",
+    "by hand: make an earlier version champion again",
+    MODEL,
+    argument("--to", type=int, metavar="VERSION", help="a former champion; by default the one before this one"),
+    argument("--reason", required=True, help="goes into the ledger"),
+)
+def rollback(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.rollback(living_settings(), chosen.model, chosen.to, chosen.reason))
+
+
+@command(
+    "promote",
+    "by hand: make a version champion",
+    MODEL,
+    VERSION,
+    argument("--override", metavar="REASON", help="why, although something stands against it; kept for ever"),
+)
+def promote(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.promote(living_settings(), chosen.model, chosen.version, chosen.override))
+
+
+@command("maintain", "by hand: retention, compaction, what the dead left open", MODEL)
+def maintain(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.tidy(living_settings(), chosen.model))

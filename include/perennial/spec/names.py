@@ -1,0 +1,24 @@
+"""Names in ``model.yaml``: lists of them for messages, and references to what has no such name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+
+from perennial.spec.types import IDENTIFIER
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, in alphabetical order."""
+    return ", ".join(sorted(names))
+
+
+def is_unknown(name: str, known: Collection[str]) -> bool:
+    """Whether a reference is to none of the known names.
+
+    A reference to a name that is broken itself, such as ``trips`` to a table ``Trips``, counts as known: the name has to be
+    changed, and is reported already. An empty name may be any.
+    """
+    broken = [other.lower() for other in known if not re.match(IDENTIFIER, other)]
+    return name not in known and "" not in known and not get_close_matches(name.lower(), broken, n=1)

@@ -1,0 +1,109 @@
+"""Ingest: an interval from the sources to published features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from perennial.core.errors import Superseded
+from perennial.core.intervals import Interval
+from perennial.stages.run import StageRun
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from perennial.ingestion.checks import CheckResult
+    from perennial.ledger.records import Publication
+
+
+def settle_order(run: StageRun, interval: Interval) -> None:
+    """Settle the run's order among others of the same interval, before the first row of any is read."""
+    run.deployment.ledger.next_order(run.model, "tables", interval, run.run_id)
+
+
+def check_table(run: StageRun, table: str, interval: Interval, *, connect: Callable[[str], sa.Engine]) -> CheckResult:
+    """Read a table's rows of an interval, and let Great Expectations judge them.
+
+    Args:
+        run: the run.
+        table: its name.
+        interval: of event times.
+        connect: gives the database that a spec's ``connection`` names.
+
+    Returns:
+        What was found, also if the rows are refused.
+
+    Raises:
+        SourceError: the source cannot be read.
+    """
+    from perennial.ingestion.publish import land_and_check
+
+    settle_order(run, interval)
+    ledger, settings = run.deployment.ledger, run.deployment.settings
+    return land_and_check(run.folder, ledger, settings, table, interval, run.staging, connect=connect, run_id=run.run_id)
+
+
+def publish_tables(run: StageRun, interval: Interval, checked: Sequence[CheckResult], *, whole: Interval) -> Publication:
+    """Publish all tables of an interval as one.
+
+    A table without event time is replaced whole, so that of a range's parts the one that ends last publishes it.
+
+    Args:
+        run: the run.
+        interval: what is published.
+        checked: what was found of each table.
+        whole: all days of the run.
+
+    Raises:
+        IntervalRefused: a table was refused or was not checked; nothing is published.
+    """
+    from perennial.ingestion.publish import publish_interval
+
+    tables = run.folder.spec.tables
+    if interval.end < whole.end:
+        tables = {name: table for name, table in tables.items() if table.event_time}
+    results = [result for result in checked if result.table in tables]
+    return publish_interval(run.folder, run.deployment.lake, interval, results, tables=tables, run_id=run.run_id)
+
+
+def build_features(run: StageRun, interval: Interval) -> Publication:
+    """Compute an interval's features from the published tables, and publish them.
+
+    Returns:
+        The publication that holds them. It is of another run if a training has built these days anew meanwhile.
+    """
+    from perennial.features.publish import ensure_features, publish_features
+
+    lake, ledger = run.deployment.lake, run.deployment.ledger
+    order = ledger.next_order(run.model, "features", interval, run.run_id)
+    try:
+        return publish_features(run.folder, lake, interval, order=order, run_id=run.run_id)
+    except Superseded:
+        ensure_features(run.folder, lake, interval, run_id=run.run_id)
+        return ledger.publications(run.model, "features", interval)[-1]
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What a run of the stage published."""
+
+    tables: Publication
+    features: Publication
+
+
+def ingest(run: StageRun, interval: Interval, *, connect: Callable[[str], sa.Engine]) -> Ingested:
+    """The whole stage.
+
+    Args:
+        run: the run.
+        interval: whole days.
+        connect: gives the database that a spec's ``connection`` names.
+
+    Raises:
+        IntervalRefused: a critical check failed; nothing is published.
+        SourceError: a source cannot be read.
+    """
+    checked = [check_table(run, table, interval, connect=connect) for table in run.folder.spec.tables]
+    tables = publish_tables(run, interval, checked, whole=interval)
+    return Ingested(tables, build_features(run, interval))

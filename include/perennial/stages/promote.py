@@ -1,0 +1,173 @@
+"""Promote and roll back: who is champion, by what the gates decided, by an approval, or because a person says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from perennial.core import logs
+from perennial.core.intervals import utc
+from perennial.stages.run import StageRun
+
+if TYPE_CHECKING:
+    from perennial.evidence.decision import GateDecision
+    from perennial.ledger.records import Promotion
+    from perennial.registry.champion import Rollback
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A version that is registered, and what the gates say of it.
+
+    Attributes:
+        version: its number.
+        decision: of the gates.
+        expected: the champion that it was compared with; None if there was none.
+        links: pages about it, by name.
+        comparison: it and the champion side by side, in Markdown, for a person who is asked.
+    """
+
+    version: int
+    decision: GateDecision
+    expected: int | None
+    links: dict[str, str]
+    comparison: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "decision": self.decision.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Decided:
+        from perennial.evidence.decision import GateDecision
+
+        decision = GateDecision.from_json(value["decision"])
+        return cls(**{**value, "version": int(value["version"]), "decision": decision})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a version that was trained.
+
+    Attributes:
+        version: its number.
+        became: ``champion``; ``refused``, by the gates or by an approver; or ``waiting``, for an approval that the model
+            requires and nobody was asked for.
+        words: the same for people, with the reasons.
+    """
+
+    version: int
+    became: Literal["champion", "refused", "waiting"]
+    words: str
+
+
+def promote_champion(
+    run: StageRun, decided: Decided, *, cause: str, actor: str, answer: Mapping[str, Any] | None = None
+) -> Outcome:
+    """Move the alias ``champion`` to the version, or tag it refused: by the gates, or by the person who was asked.
+
+    Args:
+        run: the run that trained it.
+        decided: what the gates found.
+        cause: why the training ran.
+        actor: who promotes, if nobody was asked.
+        answer: ``answer``, ``approver``, ``words`` and ``answered_at`` (ISO time) of an approver; None if nobody was asked.
+
+    Raises:
+        StaleDecision: the champion is no longer the one that the version was compared with.
+        PromotionRefused: an approver refused it before.
+        ArtifactRejected: the stored model cannot be loaded.
+    """
+    from perennial.ledger.records import Approval
+
+    registry, version = run.deployment.registry, decided.version
+    logs.resolved(version=version)
+    name, decision = f"{run.model} version {version}", decided.decision
+    if not decision.promote:
+        registry.refuse(run.model, version, decision)
+        return Outcome(version, "refused", f"{name} is refused: {'; '.join(decision.reasons)}")
+    evidence = decision.to_json()
+    if answer is not None:
+        approval = Approval(
+            model=run.model,
+            version=version,
+            run_id=run.qualified_id,
+            **{**answer, "answered_at": utc(answer["answered_at"])},
+        )
+        if approval.answer != "approved":
+            registry.decline(approval)
+            return Outcome(version, "refused", f"{name} does not become champion: {approval.told}")
+        run.deployment.ledger.record_approval(approval)
+        evidence, actor = {**evidence, "approval": dict(answer)}, str(approval.approver)
+        cause = f"{cause}; {approval.told}"
+    elif run.folder.spec.promotion == "approval":
+        return Outcome(
+            version,
+            "waiting",
+            f"{name} passed its gates and waits for an approval, which {run.model}.train asks for in Airflow. To promote it "
+            f"without one: perennial promote {run.model} {version} --override REASON",
+        )
+    registry.promote(
+        run.model,
+        version,
+        expected=decided.expected,
+        reason=cause,
+        actor=actor,
+        run_id=run.qualified_id,
+        evidence=evidence,
+    )
+    return Outcome(version, "champion", f"{name} is champion")
+
+
+def announce_question(run: StageRun, decided: Decided, *, until: datetime, page: str | None) -> None:
+    """Tell people that a version waits for their approval.
+
+    Args:
+        run: the run that trained it.
+        decided: what the gates found.
+        until: when the question expires.
+        page: where it is answered; None if it has no address.
+    """
+    from perennial.alerts import of_models
+
+    links = {**decided.links, "Answer": page} if page else decided.links
+    alert = of_models.approval_wanted(run.model, version=decided.version, champion=decided.expected, until=until, links=links)
+    run.deployment.ledger.record_alert(alert, f"{alert.kind}/{run.model}/version-{decided.version}")
+
+
+def promote_by_hand(run: StageRun, version: int, *, override: str | None, actor: str) -> Promotion:
+    """Make a version champion because a person says so, with a reason where something stands against it.
+
+    Args:
+        run: the run.
+        version: the new champion.
+        override: why, whatever stands against it; None: only if nothing does.
+        actor: who.
+
+    Raises:
+        PromotionRefused: something stands against it, and no reason is given.
+        ArtifactRejected: the stored model cannot be loaded.
+        StaleDecision: another promotion came in between.
+    """
+    logs.resolved(version=version)
+    return run.deployment.registry.promote_by_hand(
+        run.folder.spec, version, override=override, actor=actor, run_id=run.qualified_id
+    )
+
+
+def roll_back(run: StageRun, version: int | None, *, reason: str, actor: str) -> Rollback:
+    """Make the champion before this one, or a former one, champion again.
+
+    Args:
+        run: the run.
+        version: the former champion; None: the one before.
+        reason: why.
+        actor: who.
+
+    Raises:
+        NoChampion: there is nothing to go back to.
+        ArtifactRejected: the stored model cannot be loaded.
+        StaleDecision: another promotion came in between.
+    """
+    return run.deployment.registry.rollback(run.model, version, actor=actor, reason=reason, run_id=run.qualified_id)

@@ -1,0 +1,105 @@
+"""Tables of the catalog keep their columns, their types and their main branch."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pytest
+from moto.server import ThreadedMotoServer
+
+from perennial.core.errors import SpecError
+from perennial.core.settings import Settings
+from tests.unit.lake.publisher import (
+    DAY,
+    MODEL,
+    MOMENT,
+    NEXT_DAY,
+    TWO_DAYS,
+    Publisher,
+    catalog,
+    flights,
+    publisher_with,
+    soon,
+    write,
+)
+
+
+def test_new_column_is_empty_in_older_rows(publisher: Publisher) -> None:
+    publisher.publish(DAY, "a")
+    wider = flights(NEXT_DAY, "b").append_column("delay", pa.array([1.5, 2.5, float("nan")]))
+    publisher.publish(NEXT_DAY, "b", flights=write(wider))
+    delays = [row["delay"] for row in publisher.rows()]
+    assert delays[:3] == [None] * 3
+    assert delays[3:5] == [1.5, 2.5]
+    # A spec that goes back does not lose what was there.
+    publisher.publish(DAY, "c")
+    assert [row["delay"] for row in publisher.rows(columns=["flight", "delay"])][3:5] == [1.5, 2.5]
+
+
+def test_rows_from_before_a_new_event_time_are_not_lost(publisher: Publisher) -> None:
+    publisher.publish(DAY, "a", flights=write(flights(DAY, "a")))
+    arrivals = flights(NEXT_DAY, "b").append_column("arrival", pa.array([NEXT_DAY.start] * 3, MOMENT))
+    publisher.publish(NEXT_DAY, "b", flights=write(arrivals, "arrival"))
+    assert publisher.lake.compact(MODEL, many=2) == {"flights": 2}
+    publisher.publish(NEXT_DAY, "c", flights=write(arrivals.slice(0, 1), "arrival"))
+    assert [row["source"] for row in publisher.rows()] == ["a", "a", "a", "b"]
+    assert len(publisher.rows(interval=NEXT_DAY)) == 1
+
+
+def test_column_of_another_type_is_refused(publisher: Publisher) -> None:
+    publisher.publish(DAY, "a")
+    other = flights(DAY, "b").set_column(2, "source", pa.array([1, 2, 3]))
+    with pytest.raises(SpecError, match="column source of table flights is a string in the lake and a int64 now"):
+        publisher.publish(DAY, "b", flights=write(other))
+    assert publisher.sources() == {date(2013, 4, 1): {"a"}}
+
+
+def test_readers_from_outside_find_what_is_published_on_main(publisher: Publisher, settings: Settings) -> None:
+    publisher.publish(DAY, "a")
+    publication = publisher.publish(NEXT_DAY, "b")
+    for name in ("flights", "fleet"):
+        table = catalog(settings).load(MODEL, name)
+        assert table.metadata.current_snapshot_id == publication.snapshots[name]
+        assert set(table.metadata.refs) == {"main", "empty"}
+
+
+def test_removing_orphans_leaves_exactly_what_snapshots_name(publisher: Publisher, settings: Settings) -> None:
+    for run in "abc":
+        publisher.publish(TWO_DAYS, run)
+    publisher.lake.expire(MODEL, soon())
+    (Path(settings.warehouse) / MODEL / "flights" / "data" / "left-by-a-dead-attempt.parquet").write_bytes(b"")
+    assert publisher.lake.remove_orphans(MODEL, datetime.now(UTC) - timedelta(days=1)) == 0
+    assert publisher.lake.remove_orphans(MODEL, soon()) > 0
+    assert len(list(Path(settings.warehouse).rglob("*/flights/data/*.parquet"))) == publisher.files() == 1
+    assert publisher.sources() == {date(2013, 4, 1): {"c"}, date(2013, 4, 2): {"c"}}
+    publisher.publish(DAY, "d")
+    assert publisher.sources() == {date(2013, 4, 1): {"d"}, date(2013, 4, 2): {"c"}}
+
+
+def test_a_lake_on_an_object_store_needs_no_other_server(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    store.start()
+    try:
+        address = "http://{}:{}".format(*store.get_host_and_port())
+        given = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "eu-central-1", "ENDPOINT_URL": address}
+        for name, value in given.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        httpx.put(f"{address}/bucket").raise_for_status()
+        publisher = publisher_with(settings.model_copy(update={"warehouse": "s3://bucket/lake"}))
+
+        publisher.publish(DAY, "a")
+        publisher.publish(TWO_DAYS, "b")
+        publisher.publish(DAY, "c")
+
+        assert publisher.sources() == {date(2013, 4, 1): {"c"}, date(2013, 4, 2): {"b"}}
+        # PyIceberg asks Amazon where a bucket lies, unless it is told.
+        assert "region" not in caplog.text
+        publisher.lake.remove_orphans(MODEL, datetime.now(UTC) + timedelta(days=1))
+        assert publisher.sources() == {date(2013, 4, 1): {"c"}, date(2013, 4, 2): {"b"}}
+    finally:
+        store.stop()

@@ -1,0 +1,92 @@
+"""What a source, a table or a column says does not contradict itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.spec.late import GOOD, changed, problems
+
+CONTRADICTIONS = {
+    "a source of no kind": (
+        changed('{files: "trips/%Y-%m-%d.csv"}', '{delimiter: ";"}'),
+        ["model.yaml:6: sources.trips: give exactly one of files, sql and python"],
+    ),
+    "a source of two kinds, each wrong": (
+        changed('files: "trips/%Y-%m-%d.csv"', 'files: "/trips.txt", sql: "SELECT 1"'),
+        [
+            "model.yaml:6: sources.trips: give exactly one of files, sql and python",
+            "model.yaml:6: sources.trips: sql is given alone; give both sql and connection",
+            "model.yaml:6: sources.trips.files: must end in .csv, .csv.gz or .parquet",
+            "model.yaml:6: sources.trips.files: must stay below the data folder; write no leading / and no ..",
+            "model.yaml:6: sources.trips.sql: must bind :start and :end; otherwise every run would read everything",
+        ],
+    ),
+    "files that leave the data folder": (
+        changed("trips/%Y", "../trips/%Y"),
+        ["model.yaml:6: sources.trips.files: must stay below the data folder; write no leading / and no .."],
+    ),
+    "checks that do not fit the type": (
+        changed("id: {type: string}", "id: {type: string, min: 3, max: 2, matches: '('}"),
+        [
+            "model.yaml:14: tables.trips.columns.id: min and max are for integer and float columns, the type of this one is "
+            "string; remove them",
+            "model.yaml:14: tables.trips.columns.id: min 3 is above max 2",
+            "model.yaml:14: tables.trips.columns.id.matches: is not a regular expression: missing ), unterminated subpattern "
+            "at position 0",
+        ],
+    ),
+    "values of a number": (
+        changed("type: integer, min: 0", "type: integer, values: ['1']"),
+        [
+            "model.yaml:16: tables.trips.columns.minutes: values and matches are for string columns, the type of this one is "
+            "integer; remove them"
+        ],
+    ),
+    "an event time that is no moment": (
+        changed("left_at: {type: timestamp}", "left_at: {type: date}"),
+        ["model.yaml:11: tables.trips.event_time: column left_at must be a timestamp and not nullable"],
+    ),
+    "checks over time of a table without": (
+        changed("entity:", "  lines:\n    source: trips\n    key: [id]\n    known: always\n    columns: {id: {type: string}}\n"
+                "    checks: {freshness: {within: 1d}, volume: {}, rows: {min: 9, max: 3}}\nentity:"),
+        [
+            "model.yaml:22: tables.lines.checks.freshness: requires an event_time; name the table's, or remove this check",
+            "model.yaml:22: tables.lines.checks.volume: requires an event_time; name the table's, or remove this check",
+            "model.yaml:22: tables.lines.checks.rows: min 9 is above max 3",
+        ],
+    ),
+    "a feature named twice": (
+        changed("numeric: [distance]", "numeric: [distance]\n  categorical: [distance]"),
+        ["model.yaml:18: features: named more than once: distance"],
+    ),
+    "no feature": (
+        changed("numeric: [distance]", "numeric: []"),
+        ["model.yaml:18: features: name at least one numeric or categorical feature"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_contradiction_is_refused_with_what_to_write(case: str, tmp_path: Path) -> None:
+    text, messages = CONTRADICTIONS[case]
+
+    assert problems(tmp_path, text) == messages
+
+
+def test_a_broken_field_hides_no_contradiction_of_the_others(tmp_path: Path) -> None:
+    text = GOOD.replace("type: integer, min: 0,", "type: integer, min: 4, max: 3, sql: 7,")
+
+    assert problems(tmp_path, text) == [
+        "model.yaml:16: tables.trips.columns.minutes.sql: must be a text, this is 7; put it in quotes",
+        "model.yaml:16: tables.trips.columns.minutes: min 4 is above max 3",
+    ]
+
+
+def test_a_contradiction_that_rests_on_a_broken_field_is_not_reported(tmp_path: Path) -> None:
+    text = GOOD.replace("type: integer, min: 0,", "type: number, min: 0,")
+
+    [message] = problems(tmp_path, text)
+
+    assert message.startswith('model.yaml:16: tables.trips.columns.minutes.type: "number" is none of')
