@@ -89,9 +89,7 @@ def test_an_alias_that_somebody_moves_back_is_removed(parts: Deployment) -> None
     assert parts.registry.reconcile("toy") is None
     assert parts.registry.alias("toy") is None
     parts.registry._client.set_registered_model_alias("toy", "champion", "1")
-    assert (
-        settle(parts, datetime.now(UTC))[-1] == "toy: the alias champion pointed to version 1; now to none, as the ledger says"
-    )
+    assert settle(parts, datetime.now(UTC))[-1] == "toy: the alias champion was moved from version 1 to none, as in the ledger"
     assert parts.registry.alias("toy") is None
     assert verify(parts).problems == []
 
