@@ -2,12 +2,14 @@
 # Maintain: keep what must be kept, and no more
 
 Once a day Airflow removes what runs handed from task to task, reports and quarantined rows older than `retention` in
-`model.yaml`, and Iceberg snapshots that nobody needs. A snapshot that a kept version was trained on is pinned and never
+`model.yaml`, rows of tables, features and predictions where a duration is stated there, and Iceberg snapshots that nobody
+needs. What a kept version learned from stays. A snapshot that a kept version was trained on is pinned and never
 dropped. Small files of a table are joined, files that no snapshot names are removed, and runs that MLflow still shows as
 running although their process is dead are closed. Should MLflow's alias `champion` and the ledger differ, because somebody
 moved the one or a promotion was cut off, they are brought in line.
 
-Readers and writers may work meanwhile: a table is only ever replaced by one with the same rows.
+Readers and writers may work meanwhile: a table is only ever replaced by one with the same rows, or without those whose time
+is over.
 
 ## When it fails
 - Nothing is lost and nothing stops; disks fill more slowly than you have time to read the log. Clear it, or wait for tomorrow.

@@ -221,6 +221,7 @@ def test_the_promoters_identity_alone_may_write_who_is_champion(deployed: Deploy
         "DELETE FROM perennial_promotions",
         "UPDATE perennial_versions SET manifest = '{}'",
         "INSERT INTO perennial_approvals (model) VALUES ('energy_load')",
+        "INSERT INTO perennial_retirements (model) VALUES ('energy_load')",
     ):
         with (
             deployed.database(service).connect() as connection,

@@ -307,6 +307,7 @@ def test_what_consumers_read_is_what_the_lake_has(old: Settings) -> None:
 
 def test_the_champion_of_the_old_state_says_the_same_of_the_rows_it_has_predicted(own: Settings) -> None:
     """Trees compare and add, which comes to the same bits everywhere."""
+    Ledger(own.database_url).migrate()
     before = predicted(own)
     parts = Deployment(own)
     loaded = parts.registry.load("shop", 2, spec=parts.model("shop").spec)
@@ -336,6 +337,7 @@ def test_a_version_is_made_again_from_the_rows_it_has_pinned(old: Settings, mode
 @pytest.mark.slow
 def test_life_goes_on_from_the_old_state(own: Settings) -> None:
     """New days come, a new version is measured against the old champion, takes its place, and is rolled back."""
+    Ledger(own.database_url).migrate()
     titles = {entry.alert.title: entry for entry in Deployment(own).ledger.alerts()}
     assert titles["shop: the data of 2024-01-30 were refused"].resolved_by is None
     corrected = own.data / "outcomes" / "2024-01-30.csv"

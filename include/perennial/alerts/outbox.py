@@ -239,6 +239,29 @@ def resolve(connection: sa.Connection, subject: str, cause: str) -> bool:
     return True
 
 
+def rewrite(
+    connection: sa.Connection, model: str, change: Callable[[dict[str, Any]], dict[str, Any]], *, dry_run: bool = False
+) -> int:
+    """Change what was said in a model's alerts, as when a value that they quote is erased.
+
+    Args:
+        connection: of a transaction.
+        model: whose alerts.
+        change: gives an alert's plain values as they are to be.
+        dry_run: count only.
+
+    Returns:
+        How many alerts differ.
+    """
+    changed = 0
+    for row in connection.execute(sa.select(_outbox.c.id, _outbox.c.alert)).all():
+        if row.alert.get("model") == model and (after := change(row.alert)) != row.alert:
+            changed += 1
+            if not dry_run:
+                connection.execute(sa.update(_outbox).where(_outbox.c.id == row.id).values(alert=after))
+    return changed
+
+
 def _open(subject: str) -> list[sa.ColumnElement[bool]]:
     return [_outbox.c.subject == subject, _outbox.c.resolved_by.is_(None)]
 

@@ -51,7 +51,7 @@ def train(settings: Settings, model: str, as_of: datetime, cause: str | None = N
     from perennial.stages.train import train
 
     with _run(settings, model, None) as run:
-        return train(run, as_of=as_of, cause=cause or "by hand", actor=_actor()).words
+        return train(run, as_of=as_of, cause=cause or "by hand", actor=actor()).words
 
 
 def score(settings: Settings, model: str, interval: Interval) -> str:
@@ -102,7 +102,7 @@ def rollback(settings: Settings, model: str, version: int | None, reason: str) -
     from perennial.stages.promote import roll_back
 
     with _run(settings, model, None) as run:
-        done = roll_back(run, version, reason=reason, actor=_actor())
+        done = roll_back(run, version, reason=reason, actor=actor())
     return f"{model}: {done.words}"
 
 
@@ -111,7 +111,7 @@ def promote(settings: Settings, model: str, version: int, override: str | None) 
     from perennial.stages.promote import promote_by_hand
 
     with _run(settings, model, None) as run:
-        made = promote_by_hand(run, version, override=override, actor=_actor())
+        made = promote_by_hand(run, version, override=override, actor=actor())
     return f"{model} version {made.version} is champion ({made.action}: {made.reason})"
 
 
@@ -119,7 +119,7 @@ def tidy(settings: Settings, model: str) -> str:
     """Remove what is older than the retention, tidy the tables, close what the dead left open."""
     from perennial.stages.maintain import maintain
 
-    with _run(settings, model, None) as run:
+    with _remembered(settings, model, None) as run:
         done = maintain(run)
     return "\n".join(
         f"{step}: {', '.join(f'{name} {count}' for name, count in counts.items())}" for step, counts in done.items()
@@ -141,7 +141,7 @@ def outlook(settings: Settings, model: str) -> tuple[str, list[WindowOutlook]]:
     """The primary metric, and what was expected of each window and what came, oldest first."""
     from perennial.monitoring.estimation import beside_realised
 
-    with _run(settings, model, None) as run:
+    with _remembered(settings, model, None) as run:
         spec, ledger = run.folder.spec, run.deployment.ledger
         windows = beside_realised(
             ledger.verdicts(model, limit=1_000),
@@ -167,7 +167,7 @@ def lineage(
     from perennial.reports.lineage import trace_back, trace_forward
     from perennial.reports.traces import find_prediction, read_history
 
-    with _run(settings, model, interval or at) as run:
+    with _remembered(settings, model, interval or at) as run:
         spec, ledger = run.folder.spec, run.deployment.ledger
         history = read_history(ledger, spec)
         if interval is not None:
@@ -177,11 +177,12 @@ def lineage(
 
 def card(settings: Settings, model: str, version: int, out: Path | None) -> str:
     """Write a version's model card and release report anew, with what has been decided since, to MLflow or a folder."""
+    from perennial.operations.remembered import remembered
     from perennial.reports.releases import publish_pages, write_pages
 
     with _opened(settings, model, None) as (deployment, _):
         if out is None:
-            publish_pages(deployment.model(model), deployment, version)
+            publish_pages(remembered(deployment, model), deployment, version)
             return f"{model} version {version}: card/card.html and card/release.html of its run in MLflow"
         pages = write_pages(_folder(deployment, model), deployment, model, version, out)
     return "\n".join(str(page) for page in pages)
@@ -204,8 +205,10 @@ def history(settings: Settings, model: str) -> list[dict[str, Any]]:
     """Every change of the model's champion, oldest first."""
     from perennial.reports.history import history
 
-    with _run(settings, model, None) as run:
-        return history(run.deployment.ledger, run.model)
+    with _opened(settings, model, None) as (deployment, _):
+        if model not in deployment.ledger.models():  # a model outlives its folder
+            deployment.model(model)
+        return history(deployment.ledger, model)
 
 
 def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
@@ -256,6 +259,15 @@ def _run(settings: Settings, model: str, interval: Interval | None) -> Iterator[
 
 
 @contextmanager
+def _remembered(settings: Settings, model: str, interval: Interval | None) -> Iterator[StageRun]:
+    """A run on a model whose folder may be gone; only what the folder said may be used."""
+    from perennial.operations.remembered import remembered
+
+    with _opened(settings, model, interval) as (deployment, run_id):
+        yield StageRun(remembered(deployment, model), deployment, run_id, run_id)
+
+
+@contextmanager
 def _opened(settings: Settings, model: str, interval: Interval | None) -> Iterator[tuple[Deployment, str]]:
     """The deployment, and a name for what is done in it; log lines bear it."""
     deployment = Deployment(settings)
@@ -272,7 +284,8 @@ def _folder(deployment: Deployment, model: str) -> ModelFolder | None:
     return None
 
 
-def _actor() -> str:
+def actor() -> str:
+    """Who works by hand, for the record."""
     try:
         return f"by hand: {getpass.getuser()}"
     except (KeyError, OSError):  # an account without a name, as in a container

@@ -2,7 +2,7 @@
 
 Each command imports what it needs when it is called, since some need much. A command and its arguments are declared in one
 place: :mod:`perennial.cli.running`, :mod:`perennial.cli.stages`, :mod:`perennial.cli.questions`,
-:mod:`perennial.cli.operations`.
+:mod:`perennial.cli.operations`, :mod:`perennial.cli.endings`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from perennial.cli import operations, questions, running, stages
+from perennial.cli import endings, operations, questions, running, stages
 from perennial.cli.command import Command, add_all, state_folder
 from perennial.core import logs
 from perennial.core.errors import PerennialError
@@ -48,6 +48,8 @@ COMMANDS: tuple[Command, ...] = (
     operations.backup,
     operations.restore,
     operations.verify,
+    endings.forget,
+    endings.retire,
     operations.deploy,
 )
 

@@ -69,6 +69,20 @@ class Database:
         with self._locked("create") as connection:
             yield connection
 
+    def leave_nothing(self, connection: sa.Connection) -> None:
+        """Let SQLite overwrite what this connection removes or changes; PostgreSQL frees it by its own VACUUM."""
+        if self.is_sqlite:
+            connection.exec_driver_sql("PRAGMA secure_delete = ON")
+
+    def empty_the_log(self) -> None:
+        """Let SQLite's write-ahead log hold nothing any more, as far as readers let it."""
+        if self.is_sqlite:
+            raw = self.engine.raw_connection()
+            try:
+                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                raw.close()
+
     def create(self, metadata: sa.MetaData) -> None:
         """Create the tables that are missing. Several processes may call it at once."""
         with self.changing_tables() as connection:

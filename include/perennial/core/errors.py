@@ -20,6 +20,7 @@
     ├── LineageError          what is to be traced is not there: what was looked for, and where
     ├── CardError             a card or report would have an empty section: which, and what would fill it
     ├── BackupError           a backup cannot be made or restored: which file or database, and why
+    ├── ErasureError          an entity cannot be erased as it was named, or a model not retired: why, and what to do
     ├── NotDelivered          a channel did not take a message: its answer, and whether a person has to repair it
     └── StackError            the embedded stack cannot start or stay up: what to do
 
@@ -106,6 +107,10 @@ class CardError(PerennialError):
 
 class BackupError(PerennialError):
     """A backup cannot be made, or one cannot be restored; what is there is left as it is."""
+
+
+class ErasureError(PerennialError):
+    """An entity cannot be erased as it was named, or a model cannot be retired as it stands; nothing was changed."""
 
 
 class NotDelivered(PerennialError):

@@ -18,8 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
     import sqlalchemy as sa
+    from pyiceberg.expressions import BooleanExpression
+    from pyiceberg.manifest import DataFile
+    from pyiceberg.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,14 @@ PARTS = (
         reason="The catalog makes its own engine, whose connections to SQLite wait five seconds for other writers.",
         remove_when="remove when SqlCatalog takes an engine, or arguments for one",
         by="use_engine",
+    ),
+    PrivatePart(
+        distribution="pyiceberg",
+        checked_with="0.12.0",
+        part="pyiceberg.expressions.visitors._InclusiveMetricsEvaluator",
+        reason="Only a scan judges data files by their statistics, and it reads the files of one snapshot.",
+        remove_when="remove when PyIceberg judges data files by their statistics without a scan",
+        by="may_hold",
     ),
     PrivatePart(
         distribution="scikit-learn",
@@ -203,3 +215,14 @@ def use_engine(catalog: Any, engine: sa.Engine) -> None:
     """Have a ``SqlCatalog`` of PyIceberg use an engine instead of its own, which is closed."""
     catalog.engine.dispose()
     catalog.engine = engine
+
+
+def may_hold(schema: Schema, where: BooleanExpression) -> Callable[[DataFile], bool]:
+    """What says by a data file's statistics whether it may hold rows for which ``where`` holds.
+
+    Args:
+        schema: of the table.
+        where: with the names of its columns.
+    """
+    judge = import_module("pyiceberg.expressions.visitors")._InclusiveMetricsEvaluator(schema, where)
+    return lambda file: bool(judge.eval(file))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from operator import itemgetter
 
-from perennial.core.errors import Superseded
+from perennial.core.errors import SnapshotMissing, Superseded
 from perennial.core.intervals import Interval
 from perennial.features import leaks
 from perennial.features.leaks import Leak
@@ -158,12 +158,16 @@ def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[I
     with_tables = {day for publication in tables for day in publication.interval.touched_days()}
     features = ledger.publications(folder.spec.name, DATASET, interval)
     newest_of = {day: publication for publication in features for day in publication.interval.touched_days()}
+    without_features = ledger.removed(folder.spec.name, DATASET, Interval(days[0].start, days[-1].end))
+    without_tables = ledger.removed(folder.spec.name, TABLES, read)
     digest = folder.features_digest
     outdated = []
     for day in days:
         if day not in with_tables:
             continue
         newest = newest_of.get(day)
+        if any(day.overlaps(gone) for gone in without_features):
+            newest = None
         if newest is None or not newest.interval.contains(day) or newest.inputs.get("features_digest") != digest:
             outdated.append(day)
             continue
@@ -171,6 +175,13 @@ def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[I
         looks_at = Interval(day.start - lookback, day.end)
         if any(changed.overlaps(looks_at) for _, changed in changes[later:]):
             outdated.append(day)
+    lost = [day for day in outdated if any(gone.overlaps(Interval(day.start - lookback, day.end)) for gone in without_tables)]
+    if lost:
+        name = folder.spec.name
+        raise SnapshotMissing(
+            f"{name}: features of {lost[0]} to {lost[-1]} would have to be built again, and rows of tables that they need were "
+            f"removed by retention (retention.tables in model.yaml): load these days again with {name}.load, or use later days"
+        )
     return outdated
 
 

@@ -21,6 +21,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import sqlalchemy as sa
 from pyiceberg.catalog.sql import SqlCatalog, SqlCatalogBaseTable
 from pyiceberg.exceptions import CommitFailedException, NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
@@ -37,11 +39,11 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table, Transaction
 from pyiceberg.table.refs import MAIN_BRANCH
-from pyiceberg.table.update.snapshot import ManageSnapshots
+from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 
 from perennial.core.database import LOCK_WAIT, Database
 from perennial.core.errors import SnapshotMissing, SpecError
-from perennial.core.private_parts import MetadataOncePerUpdate, use_engine
+from perennial.core.private_parts import MetadataOncePerUpdate, may_hold, use_engine
 from perennial.core.streams import ahead
 from perennial.lake.data_files import (
     FILE_BYTES,
@@ -421,6 +423,121 @@ class Catalog:
         for path in old - named:
             files.delete_file(path)
         return len(old - named)
+
+    # --- what snapshots name, and letting go of them whatever their age ------------------------------------------------
+
+    def holdings(self, table: Table) -> list[Holding]:
+        """What each snapshot of a table names."""
+        read: dict[str, list[DataFile]] = {}
+        found = []
+        for snapshot in table.snapshots():
+            manifests = snapshot.manifests(table.io)
+            for manifest in manifests:
+                if manifest.manifest_path not in read:
+                    entries = manifest.fetch_manifest_entry(table.io, discard_deleted=False)
+                    read[manifest.manifest_path] = [entry.data_file for entry in entries]
+            data = {file.file_path: file for manifest in manifests for file in read[manifest.manifest_path]}
+            lists = frozenset([snapshot.manifest_list, *(manifest.manifest_path for manifest in manifests)])
+            found.append(Holding(snapshot.snapshot_id, data, lists))
+        return found
+
+    def some(self, table: Table, files: Iterable[DataFile], where: BooleanExpression) -> list[FileScanTask]:
+        """Those of some data files that may hold rows for which ``where`` holds, by their statistics."""
+        may = may_hold(table.schema(), where)
+        return [FileScanTask(file) for file in files if may(file)]
+
+    def settle(self, model: str, table: str, *, base: int, branch: str) -> int:
+        """A snapshot with the rows at the end of a branch, or of ``base``, that names no file which those before it removed.
+
+        Returns:
+            Its id; it is the end of the branch.
+        """
+
+        def change(found: Table, transaction: Transaction) -> int:
+            if branch not in found.metadata.refs:
+                ManageSnapshots(transaction).create_branch(base, branch).commit()
+            with transaction.update_snapshot(branch=branch).fast_append() as append:
+                pass
+            return append.snapshot_id
+
+        return self.commit(model, table, change)[1]
+
+    def expire(self, model: str, table: str, snapshots: Iterable[int]) -> None:
+        """Let go of snapshots, with the branches and tags that lead to them."""
+        wanted = set(snapshots)
+
+        def change(found: Table, transaction: Transaction) -> None:
+            manage = ManageSnapshots(transaction)
+            for name, ref in found.metadata.refs.items():
+                if ref.snapshot_id in wanted:
+                    manage = manage.remove_branch(name) if ref.snapshot_ref_type == "branch" else manage.remove_tag(name)
+            manage.commit()
+            there = wanted & {snapshot.snapshot_id for snapshot in found.snapshots()}
+            if there:
+                ExpireSnapshots(transaction).by_ids(sorted(there)).commit()
+
+        self.commit(model, table, change)
+
+    def delete(self, table: Table, paths: Iterable[str]) -> int:
+        """Remove files; those that are gone already are no error.
+
+        Returns:
+            How many were there.
+        """
+        there = [path for path in paths if table.io.new_input(path).exists()]
+        for path in there:
+            table.io.delete(path)
+        return len(there)
+
+    def unnamed(self, table: Table, older_than: datetime) -> list[str]:
+        """Parquet files of a table that no snapshot names, and that are older than a moment."""
+        io_ = table.io
+        if not isinstance(io_, PyArrowFileIO):
+            return []
+        scheme, host, root = io_.parse_location(table.location(), io_.properties)
+        files = io_.fs_by_scheme(scheme, host)
+        selector = pafs.FileSelector(root, allow_not_found=True, recursive=True)
+        old = [
+            info.path
+            for info in files.get_file_info(selector)
+            if info.is_file and info.path.endswith(".parquet") and info.mtime is not None and info.mtime < older_than
+        ]
+        named = {io_.parse_location(path, io_.properties)[2] for path in _named_files(self.load(*table.name()))}
+        prefix = table.location().removesuffix(root.rstrip("/"))
+        return [f"{prefix}{path}" for path in old if path not in named]
+
+    def read_file(self, table: Table, path: str) -> Iterator[pa.Table]:
+        """The rows of a Parquet file that no snapshot names, a part at a time."""
+        with table.io.new_input(path).open(seekable=True) as stream, pq.ParquetFile(stream) as file:
+            for batch in file.iter_batches():
+                yield pa.Table.from_batches([batch])
+
+    def drop(self, model: str, table: str) -> None:
+        """Remove a table and all of its files; nothing happens if there is none."""
+        try:
+            found = self._catalog.load_table((model, table))
+        except NoSuchTableError:
+            return
+        if isinstance(found.io, PyArrowFileIO):
+            scheme, host, root = found.io.parse_location(found.location(), found.io.properties)
+            found.io.fs_by_scheme(scheme, host).delete_dir_contents(root, missing_dir_ok=True)
+        # Last, so that what was cut off is found again.
+        self._catalog.drop_table((model, table))
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a snapshot names.
+
+    Attributes:
+        snapshot: its id.
+        files: data files by path, those that it says it has removed among them: it names the bounds of their values.
+        lists: the files in which it names them.
+    """
+
+    snapshot: int
+    files: Mapping[str, DataFile]
+    lists: frozenset[str]
 
 
 class _Transaction(MetadataOncePerUpdate, Transaction):

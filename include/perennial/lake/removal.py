@@ -39,6 +39,35 @@ def removing(settings: Settings) -> Iterator[datetime | None]:
         yield held_until(settings)
 
 
+@contextmanager
+def removing_alone(settings: Settings) -> Iterator[None]:
+    """While files of the lake are removed and nobody else removes or rearranges any; waits for those who are at it.
+
+    Raises:
+        BackupError: a backup holds the files, or the others go on for longer than :data:`PATIENCE`.
+    """
+    settings.state.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    with (settings.state / _LOCK).open("a") as lock:
+        while True:
+            if (held := held_until(settings)) is not None:
+                raise BackupError(
+                    f"a backup is being made and holds the files of the lake until {held:%Y-%m-%d %H:%M} UTC or its end: try "
+                    "again when it has ended (perennial backup --release ends one that died)"
+                )
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BackupError(
+                        f"others have been removing files of the lake for {PATIENCE}: see what <model>.maintain does, and try "
+                        "again when it has ended"
+                    ) from None
+                time.sleep(0.1)
+        yield
+
+
 def hold(settings: Settings, until: datetime) -> None:
     """Forbid the removal of files of the lake until a moment, or until :func:`let_go`. Wait for running removals to end.
 

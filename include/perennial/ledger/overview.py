@@ -20,6 +20,7 @@ from perennial.ledger.records import (
     Verdict,
     VersionRecord,
 )
+from perennial.ledger.retirements import counts
 from perennial.ledger.rows import TableFamily, as_record
 
 _W = TypeVar("_W", Verdict, Performance)
@@ -65,7 +66,8 @@ class Overviews(TableFamily):
         with self._database.reading() as connection:
             for row in connection.execute(ends.group_by(tables.publications.c.model, tables.publications.c.dataset)):
                 published.setdefault(row.model, {})[row.dataset] = row.end
-            made = _newest(tables.promotions, tables.promotions.c.id, where=tables.promotions.c.completed_at.is_not(None))
+            standing = tables.promotions.c.completed_at.is_not(None) & counts(tables.promotions)
+            made = _newest(tables.promotions, tables.promotions.c.id, where=standing)
             champions = {row["model"]: as_record(Promotion, row) for row in connection.execute(made).mappings()}
             kept = {(model, promotion.version) for model, promotion in champions.items()}
             kept |= {(row[0], row[1]) for row in connection.execute(newest_version)}

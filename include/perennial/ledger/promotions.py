@@ -24,16 +24,17 @@ from perennial.ledger.records import (
     Promotion,
     VersionRecord,
 )
+from perennial.ledger.retirements import counts
 from perennial.ledger.rows import TableFamily, as_columns, as_record, matches, now
 from perennial.ledger.succession import in_force
 
 
 def champion_of(connection: sa.Connection, model: str) -> int | None:
-    """The champion's version within a transaction; None if nothing was ever promoted."""
+    """The champion's version within a transaction; None if nothing was ever promoted, or the model was retired since."""
     # Only one promotion is open at a time, so the order of ids is the order of completion.
     return connection.execute(
         sa.select(tables.promotions.c.version)
-        .where(tables.promotions.c.model == model, tables.promotions.c.completed_at.is_not(None))
+        .where(tables.promotions.c.model == model, tables.promotions.c.completed_at.is_not(None), counts(tables.promotions))
         .order_by(tables.promotions.c.id.desc())
         .limit(1)
     ).scalar_one_or_none()

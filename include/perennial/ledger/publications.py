@@ -249,6 +249,12 @@ class Publications(TableFamily):
                 f"{model}: {dataset} of {interval}: another attempt of run {claim.run_id} has taken over, or this one was "
                 "given up as dead; it has published nothing. If no other attempt is running, clear the task"
             )
+        fenced = sa.select(tables.erasures.c.id).where(tables.erasures.c.model == model, tables.erasures.c.fence > claim.order)
+        if (erasure := connection.execute(fenced.limit(1)).scalar_one_or_none()) is not None:
+            raise Superseded(
+                f"{model}: {dataset} of {interval}: run {claim.run_id} started before erasure {erasure} (perennial forget) and "
+                "may hold rows that were erased; it has published nothing. Start a new run for this interval"
+            )
         later = connection.execute(
             sa.select(tables.publications.c.run_id, tables.publications.c.start, tables.publications.c.end)
             .where(

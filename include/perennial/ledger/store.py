@@ -18,13 +18,16 @@ from perennial.core.database import Database
 from perennial.core.errors import SchemaMismatch
 from perennial.ledger import migrations
 from perennial.ledger.alerts import AlertTables
+from perennial.ledger.erasures import Erasures
 from perennial.ledger.observations import Observations
 from perennial.ledger.overview import Overviews
 from perennial.ledger.promotions import Promotions
 from perennial.ledger.publications import Publications
+from perennial.ledger.removals import Removals
+from perennial.ledger.retirements import Retirements
 
 
-class Ledger(Publications, Promotions, Observations, AlertTables, Overviews):
+class Ledger(Publications, Promotions, Observations, Erasures, Removals, Retirements, AlertTables, Overviews):
     """The operational database.
 
     Holds no open connection between calls, so it may be shared by threads and survives a fork.

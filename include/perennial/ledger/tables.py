@@ -107,3 +107,29 @@ refusals = _table(
     _text("model", key=True), _time("start", key=True), _time("end", key=True), _text("run_id", key=True),
     _json("reasons"), _json("rows"), _time("recorded_at"),
 )  # fmt: skip
+
+# What was erased of an entity, without the data: the salted hash of its key says whether a key is the one.
+erasures = _table(
+    "erasures",
+    _id(),
+    _text("model"), _json("columns"), _text("salt"), _text("digest"), _text("actor"), _text("reason"), _number("fence"),
+    _time("asked_at"), _time("completed_at", null=True), _json("rows"), _json("versions"), _json("details"),
+    sa.Index("perennial_erasures_by_fence", "model", "fence"),
+)  # fmt: skip
+
+# Rows that were removed because their time was over: all before a moment, unless they were published again since.
+removals = _table(
+    "removals",
+    _id(),
+    _text("model"), _text("dataset"), _time("before"), _number("publication_id"), _json("rows"), _time("removed_at"),
+    sa.Index("perennial_removals_by_dataset", "model", "dataset"),
+)  # fmt: skip
+
+# The ends of models. Promotions up to promotion_id count no more.
+retirements = _table(
+    "retirements",
+    _id(),
+    _text("model"), _number("promotion_id"), _number("champion", null=True), _text("actor"), _text("reason"),
+    _json("files"), _time("retired_at"), _time("dropped_at", null=True),
+    sa.Index("perennial_retirements_by_model", "model"),
+)  # fmt: skip

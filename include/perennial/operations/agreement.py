@@ -105,9 +105,15 @@ def _of_lake(parts: Deployment, model: str) -> Iterator[str]:
             for file in missing:
                 yield f"{model}: table {table}, {why} at snapshot {snapshot}, misses {file}: restore the lake from a backup"
                 lost.add(table)
+    erasures = parts.ledger.erasures(model)
     for dataset in parts.ledger.datasets(model):
         for newest in parts.ledger.publications(model, dataset)[-1:]:
             for table in newest.hashes:
+                # Fewer rows than were published, as it should be.
+                if any(one.asked_at > newest.published_at and one.rows.get(table) for one in erasures):
+                    continue
+                if parts.ledger.removed(model, dataset, newest.interval):
+                    continue
                 if table not in lost and (problem := _content(parts, newest, table)) is not None:
                     yield problem
 
@@ -144,6 +150,8 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
         yield f"{error}: restore MLflow's artifacts from a backup, or roll back"
     record = parts.ledger.version(model, champion)
     pin = record.training.pin if record else None
+    if any(champion in one.versions.get("unpinned", []) for one in parts.ledger.erasures(model)):
+        return
     if pin not in parts.lake.pins(model):
         yield f"{model} version {champion}: the rows that it was trained on are not pinned as {pin}; it cannot be made again"
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 #: Tables of the ledger that say which version is champion, and why. Only their owner, the promoter, writes them.
-DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "alembic_version")
+DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "alembic_version")
 
 #: MLflow's users beside ``admin``.
 PROMOTER, WORKER = "promoter", "worker"

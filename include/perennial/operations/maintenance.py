@@ -19,6 +19,7 @@ from perennial.deployment import Deployment
 from perennial.lake.publish import Lake
 from perennial.lake.removal import removing
 from perennial.ledger.store import Ledger
+from perennial.operations.retention import remove_old_rows
 from perennial.registry.store import Registry
 from perennial.spec.model import ModelSpec
 
@@ -149,6 +150,7 @@ def tidy_lake(deployment: Deployment, spec: ModelSpec, *, now: datetime) -> dict
             return {}
         return {
             "forget_quarantine": forget_quarantine(lake, ledger, spec, now=now),
+            "remove_old_rows": remove_old_rows(deployment.settings.predictions_url, lake, ledger, spec, now=now),
             "unpin_old_versions": unpin_old_versions(lake, ledger, spec, now=now),
             "tidy_tables": tidy_tables(lake, spec, now=now),
         }

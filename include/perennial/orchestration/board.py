@@ -216,14 +216,17 @@ def _readable() -> Iterator[None]:
 
 
 def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
-    """As :func:`perennial.spec.folder.read_models`; a folder is read again only if one of its files has changed."""
+    """As :func:`perennial.spec.folder.read_models`, without retired models.
+
+    A folder is read again only if one of its files has changed.
+    """
     sound: dict[str, ModelFolder] = {}
     broken: dict[str, SpecError] = {}
     for folder in model_folders(models):
         found = _read_folder(folder, _stamp(folder))
         if isinstance(found, SpecError):
             broken[folder.name] = found
-        else:
+        elif not found.spec.retired:
             sound[folder.name] = found
     return sound, broken
 

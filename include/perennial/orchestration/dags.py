@@ -52,7 +52,7 @@ _LINES, _LINE = 20, 500
 
 
 def models() -> list[ModelSpec]:
-    """The models that have a sound folder, by name.
+    """The models that have a sound folder and are not retired, by name.
 
     Raises:
         SpecError: a worker asks, for a task of a model whose folder is broken. The task fails, and its log says why.
@@ -61,7 +61,7 @@ def models() -> list[ModelSpec]:
     sound, broken = _folders(settings().models, own)
     if own in broken:
         raise broken[own]
-    return [folder.spec for _, folder in sorted(sound.items())]
+    return [folder.spec for _, folder in sorted(sound.items()) if not folder.spec.retired]
 
 
 def report_broken_models() -> None:

@@ -50,7 +50,7 @@ def clear_files(model: str) -> dict[str, dict[str, int]]:
 
 @task(multiple_outputs=False)
 def tidy_lake(model: str) -> dict[str, dict[str, int]]:
-    """Forget old quarantined rows, let go of what no kept version pins, join small files, remove orphans: in this order.
+    """Remove rows whose time is over, let go of what no kept version pins, join small files, remove orphans: in this order.
     Nothing while a backup is made."""
     with stage_run(model) as run:
         return maintain.tidy_lake(run.stage)

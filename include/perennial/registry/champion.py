@@ -21,6 +21,7 @@ from perennial.alerts import of_models
 from perennial.core.errors import ArtifactRejected, NoChampion, PromotionRefused, StaleDecision
 from perennial.evidence.decision import GateDecision
 from perennial.ledger.records import Action, Approval, Promotion
+from perennial.ledger.retirements import Retirement
 from perennial.ledger.succession import completed, lineage, newest_leads_back
 from perennial.registry.server import CHALLENGER, CHAMPION, MISSING
 from perennial.registry.versions import Versions
@@ -330,7 +331,7 @@ class Champions(Versions):
                 if not self._finish(open_ones[0]):
                     log.warning("version %s of %s was deleted before it became champion", open_ones[0].version, model)
                 continue
-            made = completed(before)
+            made = self._standing(model, before)
             champion = made[-1].version if made else None
             alias = self._alias(model, CHAMPION)
             if alias == champion:
@@ -343,6 +344,8 @@ class Champions(Versions):
                     log.warning("the champion of %s, version %s, was deleted from MLflow: roll back", model, champion)
                     return champion
                 log.warning("the alias %s of %s was removed; it points to version %s again", CHAMPION, model, champion)
+            elif champion is None and self._ledger.retirement(model) is not None:
+                log.warning("%s is retired and its alias %s was at version %s; it is removed", model, CHAMPION, alias)
             elif alias in late and champion is not None:
                 log.warning("%s: a process that had slept moved the alias to version %s; it is put back", model, alias)
             elif alias not in {change.version for change in made} and (bar := self._bar(model, alias)):
@@ -374,7 +377,7 @@ class Champions(Versions):
             PromotionRefused: this process may not promote.
         """
         self._check_that_it_may_promote(model)
-        made = completed(self._ledger.promotions(model))
+        made = self._standing(model, self._ledger.promotions(model))
         alias = self.alias(model)
         if alias != (made[-1].version if made else None):
             self._put_back(model, made[-1] if made else None)
@@ -382,6 +385,36 @@ class Champions(Versions):
         if challenger is not None and self._ledger.version(model, challenger) is None:
             self._drop_challenger(model, challenger)
         return None if made and made[-1].version == alias else alias
+
+    def retire(self, model: str, *, actor: str, reason: str, files: Mapping[str, str]) -> Retirement:
+        """Take the champion away because the model ends: first in the ledger, then its aliases in MLflow.
+
+        Doing it twice changes nothing more. A promotion brings the model back.
+
+        Args:
+            model: its name.
+            actor: who.
+            reason: why, for people.
+            files: what its folder says, by name.
+
+        Raises:
+            PromotionRefused: this process may not promote.
+        """
+        self._check_that_it_may_promote(model)
+        retired = self._ledger.retire(model, actor=actor, reason=reason, files=files)
+        for alias in (CHAMPION, CHALLENGER):
+            if self._alias(model, alias) is not None:
+                self._client.delete_registered_model_alias(model, alias)
+        if retired.champion is not None:
+            until = f"{retired.retired_at:%Y-%m-%d %H:%M UTC}"
+            tags = {"perennial.status": "retired", "perennial.champion_until": until}
+            self._tag(model, retired.champion, tags, missing_ok=True)
+        return retired
+
+    def _standing(self, model: str, promotions: list[Promotion]) -> list[Promotion]:
+        """The promotions that made champions since the model was last retired, if it was."""
+        last = max((retired.promotion_id for retired in self._ledger.retirements(model)), default=0)
+        return [made for made in completed(promotions) if made.id > last]
 
     def _put_back(self, model: str, promotion: Promotion | None) -> None:
         if promotion is None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from perennial.registry.champion import Champions
 from perennial.registry.runs import Runs
+from perennial.registry.samples import Samples
 
 
-class Registry(Runs, Champions):
+class Registry(Runs, Champions, Samples):
     """MLflow's tracking and registry, led by the ledger."""

@@ -24,10 +24,11 @@ def history(ledger: Ledger, model: str) -> list[dict[str, Any]]:
         ``since`` and ``until`` (None: still), ``version``, ``over``, ``action``, ``by``, ``why``, ``run`` and ``evidence``.
     """
     made = completed(ledger.promotions(model))
+    ends = {retired.promotion_id: retired.retired_at.isoformat(timespec="seconds") for retired in ledger.retirements(model)}
     return [
         {
             "since": _moment(promotion),
-            "until": _moment(made[number]) if number < len(made) else None,
+            "until": ends.get(promotion.id) or (_moment(made[number]) if number < len(made) else None),
             "version": promotion.version,
             "over": promotion.previous,
             "action": promotion.action,
@@ -111,10 +112,10 @@ def _moment(promotion: Promotion) -> str:
 
 def _status(version: int, changes: list[dict[str, Any]], decision: GateDecision) -> str:
     if changes and changes[-1]["version"] == version:
-        return "champion"
+        return "champion" if changes[-1]["until"] is None else "retired"
     if any(change["version"] == version for change in changes):
-        after = [change for change in changes if change["over"] == version][-1]
-        return "rolled back from" if after["action"] == "rollback" else "former champion"
+        after = [change for change in changes if change["over"] == version]
+        return "rolled back from" if after and after[-1]["action"] == "rollback" else "former champion"
     return "not promoted" if decision.promote else "refused"
 
 
@@ -133,6 +134,8 @@ def show_history(console: Console, model: str, changes: list[dict[str, Any]]) ->
         over = "" if change["over"] is None else str(change["over"])
         table.add_row(_minute(change["since"]), str(change["version"]), over, change["action"], change["by"], change["why"])
     console.print(table)
+    if changes[-1]["until"] is not None:
+        console.print(f"{model} was retired on {_minute(changes[-1]['until'])} and has no champion since.")
 
 
 def show_story(console: Console, story: dict[str, Any]) -> None:

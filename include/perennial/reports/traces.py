@@ -59,6 +59,8 @@ def find_prediction(lake: Lake, ledger: Ledger, spec: ModelSpec, key: Sequence[s
     published = ledger.published(spec.name, PREDICTIONS)
     if published is None:
         raise LineageError(f"{spec.name}: no {PREDICTIONS} are published yet; run {spec.name}.score for a day")
+    if PREDICTIONS not in published.snapshots:
+        raise LineageError(f"{spec.name}: its lake was removed when it was retired; an interval is traced forward all the same")
     columns = [*dict.fromkeys([*spec.entity_table.key, spec.event_time, *_ANSWERS])]
     rows = lake.scan(
         spec.name, PREDICTIONS, published.snapshots[PREDICTIONS], columns=columns, interval=at, event_time=spec.event_time

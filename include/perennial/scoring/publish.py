@@ -178,6 +178,11 @@ def published_features(spec: ModelSpec, ledger: Ledger, interval: Interval) -> P
     """
     newest = ledger.published(spec.name, "features")
     gaps = uncovered(interval, ledger.publications(spec.name, "features", interval))
+    if removed := ledger.removed(spec.name, "features", interval):
+        raise ScoringError(
+            f"{spec.name}, {interval}: the features of {', '.join(part.key for part in removed)} were removed by retention "
+            f"(retention.features in model.yaml): run {spec.name}.load for these days first"
+        )
     if newest is None or gaps:
         raise ScoringError(
             f"{spec.name}, {interval}: no features are published for {', '.join(gap.key for gap in gaps)}: run "

@@ -60,6 +60,7 @@ class ModelSpec(Section):
         watch: when the watchdog calls something late, stuck or stale.
         retention: how long things are kept.
         card: what only people know for a model card.
+        retired: whether the model has ended. A retired model has no DAGs, and nobody watches over it (``perennial retire``).
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
@@ -87,6 +88,7 @@ class ModelSpec(Section):
     watch: WatchLimits = WatchLimits()
     retention: Retention = Retention()
     card: Card = Card()
+    retired: bool = False
 
     @check_each("tables")
     def _tables_read_sources(self, _: str, table: Table) -> Found:
@@ -247,8 +249,12 @@ class ModelSpec(Section):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the spec's meaning. Comments and the order of keys do not change it."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the spec's meaning.
+
+        Comments, the order of keys, ``retired``, and how long rows are kept do not change it.
+        """
+        meaning = self.model_dump(mode="json", exclude={"retired": True, "retention": {"tables", "features", "predictions"}})
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
 def json_schema() -> dict[str, Any]:

@@ -107,12 +107,19 @@ class Retention(Section):
         quarantine: how long to keep quarantined rows, by their event time.
         reports: how long to keep drift reports and Data Docs.
         versions: how many of the newest registered versions keep their training snapshots pinned. The champion always does.
+        tables: how long to keep rows of raw tables, by their event time. None: always. What kept versions learned from stays.
+        features: how long to keep features, by the event time of their entity. None: always.
+        predictions: how long to keep predictions, in the lake and in ``<model>_predictions``, and those of versions in the
+            shadow. None: always.
     """
 
     snapshots: Duration = timedelta(days=30)
     quarantine: Duration = timedelta(days=365)
     reports: Duration = timedelta(days=365)
     versions: Annotated[int, Field(ge=2)] = 20
+    tables: Duration | None = None
+    features: Duration | None = None
+    predictions: Duration | None = None
 
 
 class Card(Section):

@@ -104,6 +104,11 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
     if record is None:
         known = ", ".join(str(other.version) for other in ledger.versions(model)) or "none"
         raise TrainingError(f"{model} has no version {version} in the ledger; there are: {known}")
+    if erased := [one for one in ledger.erasures(model) if version in one.versions.get("unpinned", [])]:
+        raise TrainingError(
+            f"{model} version {version} cannot be made again: rows that it was trained on were erased on "
+            f"{erased[0].asked_at:%Y-%m-%d} (erasure {erased[0].id}, perennial forget)"
+        )
     training = record.training
     notes: list[str] = []
     with open_folder(record, folder, registry, notes) as its_folder:

@@ -58,6 +58,12 @@ def build_training_set(
     window, holdout = Interval(border - spec.training.window, border), Interval(border, as_of)
     # Published features may be of an earlier features.sql; nothing is learned from those.
     ensure_features(folder, lake, Interval(window.start, holdout.end), run_id=run_id)
+    if removed := ledger.removed(spec.name, "features", Interval(window.start, holdout.end)):
+        raise TrainingError(
+            f"{spec.name}: features of {', '.join(part.key for part in removed)} were removed by retention (retention.features "
+            f"in model.yaml), and {window} would be learned from: load these days again with {spec.name}.load, or train as of "
+            "a later day"
+        )
     snapshots = _snapshots(folder, ledger)
     asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
     used: dict[Part, pa.Table] = {}

@@ -297,7 +297,7 @@ class _Folders:
         self._read: dict[str, tuple[tuple[int, ...], ModelSpec | SpecError]] = {}
 
     def read(self) -> tuple[dict[str, ModelSpec], dict[str, str]]:
-        """The specs of sound folders, and what is wrong with each broken one."""
+        """The specs of sound folders without those of retired models, and what is wrong with each broken one."""
         found: dict[str, tuple[tuple[int, ...], ModelSpec | SpecError]] = {}
         try:
             folders = model_folders(self._models)
@@ -308,7 +308,7 @@ class _Folders:
             before = self._read.get(folder.name)
             found[folder.name] = before if before is not None and before[0] == stamp else (stamp, _read_spec(folder))
         self._read = found
-        specs = {name: spec for name, (_, spec) in found.items() if isinstance(spec, ModelSpec)}
+        specs = {name: spec for name, (_, spec) in found.items() if isinstance(spec, ModelSpec) and not spec.retired}
         return specs, {name: str(error) for name, (_, error) in found.items() if isinstance(error, SpecError)}
 
 

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.expressions import EqualTo, Reference
+from pyiceberg.expressions.literals import literal
 from pyiceberg.table import Transaction
 from pyiceberg.table.update import update_table_metadata
 from sqlalchemy.pool import NullPool
@@ -278,6 +280,17 @@ def test_a_catalog_asks_the_engine_that_it_was_given(tmp_path: Path) -> None:
     assert len(asked) == 1
     catalog.create_table(("n", "u"), pa.schema([("a", pa.int64())]))
     assert any(statement.startswith("INSERT") for statement in asked)
+
+
+def test_statistics_of_a_file_tell_whether_it_may_hold_a_row(tmp_path: Path) -> None:
+    table = iceberg(tmp_path).load_table(("n", "t"))
+    table.append(pa.table({"a": [1, 5]}))
+    [task] = table.scan().plan_files()
+    judged = [
+        private_parts.may_hold(table.schema(), EqualTo(term=Reference("a"), value=literal(value)))(task.file)
+        for value in (0, 1, 3, 5, 6)
+    ]
+    assert judged == [False, True, True, True, False]
 
 
 # --- scikit-learn ----------------------------------------------------------------------------------------------------

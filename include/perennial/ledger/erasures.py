@@ -1,0 +1,225 @@
+"""What was erased of an entity: that it was, when, why and how much, and never of whom.
+
+An erasure is also a fence: a run that started before it may hold rows that it erases, and cannot publish any more
+(:meth:`perennial.ledger.publications.Publications.commit`). Neighbour: :mod:`perennial.operations.forget` does the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from perennial.alerts import outbox
+from perennial.core.intervals import Interval
+from perennial.ledger import tables
+from perennial.ledger.rows import TableFamily, now
+
+#: What stands in a text of the ledger where a value was erased.
+ERASED = "[erased]"
+#: Datasets that a run may publish for the first time while an erasure is at work.
+_DATASETS = ("tables", "features", "predictions", "shadows")
+#: Columns of the ledger that may quote a value of the data, with the models they are of.
+_QUOTING = {"publications": ("inputs",), "refusals": ("reasons",), "verdicts": ("reasons", "details")}
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """An erasure.
+
+    Attributes:
+        columns: names of the columns that named the entity.
+        salt, digest: of the values, see :meth:`is_of`. Who has both can try values, one in some 50 ms.
+        actor: who asked for it.
+        reason: why.
+        fence: runs with a lower order cannot publish any more.
+        completed_at: None while it is at work, or was cut off.
+        rows: by table, how many rows were erased, those of older snapshots once.
+        versions: ``learned``: those that learned from the rows or were judged on them; ``unpinned``: those whose training
+            rows are not kept any more, so that they cannot be made again to the bit; ``rewritten``: those whose stored
+            sample was written anew.
+        details: ``staging``, ``reports``, ``texts`` and ``files``: how many of each were removed or changed. While it is at
+            work also ``doomed``: by table, files that are to be removed.
+    """
+
+    id: int
+    model: str
+    columns: list[str]
+    salt: str
+    digest: str
+    actor: str
+    reason: str
+    fence: int
+    asked_at: datetime
+    completed_at: datetime | None
+    rows: dict[str, int]
+    versions: dict[str, list[int]]
+    details: dict[str, Any]
+
+    def is_of(self, values: Mapping[str, str]) -> bool:
+        """Whether it erased the entity with these values by column."""
+        return sorted(values) == self.columns and secrets.compare_digest(self.digest, _digest(self.salt, values))
+
+
+def _digest(salt: str, values: Mapping[str, str]) -> str:
+    text = json.dumps(sorted(values.items())).encode()
+    return hashlib.scrypt(text, salt=bytes.fromhex(salt), n=2**14, r=8, p=1).hex()
+
+
+class Erasures(TableFamily):
+    """The table ``erasures``, and texts of other tables that quote what was erased."""
+
+    def begin_erasure(self, model: str, values: Mapping[str, str], *, actor: str, reason: str) -> Erasure:
+        """Open an erasure, or take up the one of the same entity that was cut off; fence off all runs that have started.
+
+        Args:
+            model: the model.
+            values: by column, what names the entity. They are not kept.
+            actor: who asks for it.
+            reason: why.
+        """
+        cut_off = next((one for one in self.erasures(model) if one.completed_at is None and one.is_of(values)), None)
+        moment = now()
+        rank = {"model": model, "dataset": "erasures", "start": moment, "end": Interval.day(moment.date()).end}
+        salt = secrets.token_hex(16)
+        with self._database.writing("orders") as connection:
+            fence = connection.execute(
+                sa.insert(tables.orders).values(**rank, run_id=uuid4().hex).returning(tables.orders.c.id)
+            ).scalar_one()
+            if cut_off is not None:
+                number = cut_off.id
+                connection.execute(sa.update(tables.erasures).where(tables.erasures.c.id == number).values(fence=fence))
+            else:
+                number = connection.execute(
+                    sa.insert(tables.erasures)
+                    .values(
+                        model=model, columns=sorted(values), salt=salt, digest=_digest(salt, values), actor=actor,
+                        reason=reason, fence=fence, asked_at=moment, completed_at=None, rows={}, versions={}, details={},
+                    )
+                    .returning(tables.erasures.c.id)
+                ).scalar_one()  # fmt: skip
+        with self._database.reading() as connection:
+            known = connection.execute(
+                sa.select(tables.revisions.c.dataset).where(tables.revisions.c.model == model).distinct()
+            ).scalars()
+            datasets = {*_DATASETS, *known}
+        for dataset in sorted(datasets):
+            # A commit that looked for the fence before it was there is over once its lock is free.
+            with self._database.writing(model, dataset):
+                pass
+        [begun] = [one for one in self.erasures(model) if one.id == number]
+        return begun
+
+    def note_erasure(
+        self,
+        number: int,
+        *,
+        rows: Mapping[str, int] | None = None,
+        versions: Mapping[str, Collection[int]] | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add to what is recorded of an erasure at work: of counts the largest stands, versions are united, details replaced.
+
+        A count is noted before its rows go, so that an erasure that is taken up again, and finds fewer, forgets none.
+        """
+        with self._database.writing("erasures") as connection:
+            where = tables.erasures.c.id == number
+            row = connection.execute(sa.select(tables.erasures).where(where)).mappings().one()
+            total = {**row["rows"]}
+            for table, count in (rows or {}).items():
+                total[table] = max(total.get(table, 0), count)
+            united = {**row["versions"]}
+            for kind, its in (versions or {}).items():
+                united[kind] = sorted({*united.get(kind, []), *its})
+            connection.execute(
+                sa.update(tables.erasures)
+                .where(where)
+                .values(rows=total, versions=united, details={**row["details"], **(details or {})})
+            )
+
+    def complete_erasure(self, number: int) -> Erasure:
+        """Say that an erasure is done; what it needed to be taken up again is dropped."""
+        with self._database.writing("erasures") as connection:
+            where = tables.erasures.c.id == number
+            row = connection.execute(sa.select(tables.erasures).where(where)).mappings().one()
+            details = {name: value for name, value in row["details"].items() if name != "doomed"}
+            done = {"details": details, "completed_at": row["completed_at"] or now()}
+            connection.execute(sa.update(tables.erasures).where(where).values(done))
+        return Erasure(**{**row, **done})
+
+    def erasures(self, model: str) -> list[Erasure]:
+        """What was erased of a model, oldest first."""
+        query = sa.select(tables.erasures).where(tables.erasures.c.model == model).order_by(tables.erasures.c.id)
+        return self._list(Erasure, query)
+
+    def replace_manifest(self, model: str, version: int, manifest: Mapping[str, str]) -> None:
+        """Record that an erasure wrote files of a version anew: its other files must still be those that were registered."""
+        with self._database.writing(model) as connection:
+            where = (tables.versions.c.model == model, tables.versions.c.version == version)
+            connection.execute(sa.update(tables.versions).where(*where).values(manifest=dict(manifest)))
+
+    def erase_texts(self, model: str, values: Sequence[str], *, dry_run: bool = False) -> int:
+        """Replace values in texts that quote them: warnings, refusals, reasons of verdicts, alerts.
+
+        Args:
+            model: whose texts.
+            values: as texts; each is looked for as a whole word.
+            dry_run: count only.
+
+        Returns:
+            How many rows quote one.
+        """
+        pattern = word_pattern(values)
+        if pattern is None:
+            return 0
+        changed = 0
+        with self._database.writing(model) as connection:
+            self._database.leave_nothing(connection)
+            for name, columns in _QUOTING.items():
+                table: sa.Table = getattr(tables, name)
+                key = list(table.primary_key.columns)
+                query = sa.select(*key, *(table.c[column] for column in columns)).where(table.c.model == model)
+                for row in connection.execute(query).mappings().all():
+                    clean = {column: _without(row[column], pattern) for column in columns}
+                    if any(clean[column] != row[column] for column in columns):
+                        changed += 1
+                        if not dry_run:
+                            which = [column == row[column.name] for column in key]
+                            connection.execute(sa.update(table).where(*which).values(clean))
+        with self._database.writing("outbox") as connection:
+            self._database.leave_nothing(connection)
+            changed += outbox.rewrite(connection, model, lambda alert: _without(alert, pattern), dry_run=dry_run)
+        if changed and not dry_run:
+            self._database.empty_the_log()
+        return changed
+
+
+def word_pattern(values: Sequence[str]) -> re.Pattern[str] | None:
+    """Finds any of some values as a whole word, also as HTML and JSON write it; None if there are none to be found."""
+    words = {form for value in values for form in (value, json.dumps(value)[1:-1], _as_html(value)) if form.strip()}
+    if not words:
+        return None
+    anyone = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return re.compile(rf"(?<![\w.-])(?:{anyone})(?![\w-])(?!\.\w)")
+
+
+def _as_html(value: str) -> str:
+    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;").replace("'", "&#x27;")
+
+
+def _without(value: Any, pattern: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(ERASED, value)
+    if isinstance(value, Mapping):
+        return {pattern.sub(ERASED, key): _without(inner, pattern) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without(inner, pattern) for inner in value]
+    return value

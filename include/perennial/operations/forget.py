@@ -1,0 +1,354 @@
+"""What is known of one entity, erased: rows, older snapshots, samples of stored models, files, texts.
+
+An erasure is recorded in the ledger before anything is erased, without the values, and is a fence from then on: no run that
+started before it can publish. Each step may be done again, so one that was killed is taken up by doing the same again. What
+leads to other rows goes last: while a row of the entity's own table is there, the keys that a value of a column stands for
+are found again.
+
+Nobody else removes or rearranges files of the lake meanwhile (:func:`perennial.lake.removal.removing_alone`), and none is
+removed while a backup is made.
+
+Neighbours: :mod:`perennial.operations.entity` finds the rows; :mod:`perennial.lake.erasure` erases them from the lake,
+:mod:`perennial.registry.samples` from stored models, :mod:`perennial.scoring.sink_erasure` from the predictions database.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from perennial.core.errors import ErasureError
+from perennial.core.intervals import Interval
+from perennial.deployment import Deployment
+from perennial.evidence.training import PARTS, TrainingSet
+from perennial.lake.erasure import Eraser, Finder, Findings
+from perennial.lake.removal import removing_alone
+from perennial.ledger.erasures import Erasure
+from perennial.operations.entity import Entity, check_values
+from perennial.scoring import sink_erasure
+from perennial.spec.model import ModelSpec
+
+log = logging.getLogger(__name__)
+
+_QUARANTINE, _FEATURES = "quarantine", "features"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of an entity.
+
+    Attributes:
+        rows: by table of the lake, and ``<model>_predictions``: different rows, those of older snapshots among them.
+        files: data files of the lake that hold one; they are written anew or removed.
+        snapshots: of the lake that hold one and are let go.
+        pins: of training sets that are let go.
+        samples: stored models that keep a row as a sample, and which versions those are.
+        staging, reports: files that quote its values.
+        texts: warnings, refusals, verdicts and alerts of the ledger that quote its values.
+        learned: versions that learned from its rows or were judged on them.
+        unpinned: versions whose training rows are not kept any more.
+        notes: what was not looked at, and why.
+    """
+
+    model: str
+    rows: dict[str, int] = field(default_factory=dict)
+    files: int = 0
+    snapshots: int = 0
+    pins: list[str] = field(default_factory=list)
+    samples: dict[str, int | None] = field(default_factory=dict)
+    staging: list[Path] = field(default_factory=list)
+    reports: list[Path] = field(default_factory=list)
+    texts: int = 0
+    learned: list[int] = field(default_factory=list)
+    unpinned: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing is known of the entity."""
+        return not (any(self.rows.values()) or self.files or self.samples or self.staging or self.reports or self.texts)
+
+    def describe(self) -> list[str]:
+        """For people, a line each."""
+        if self.nothing:
+            return [f"{self.model}: nothing is known of it", *self.notes]
+        lines = [f"{table}: {count:,} rows" for table, count in self.rows.items() if count]
+        lines.append(f"lake: {self.files:,} data files hold them, {self.snapshots:,} snapshots are let go")
+        versions = sorted(version for version in self.samples.values() if version is not None)
+        others = sum(version is None for version in self.samples.values())
+        if self.samples:
+            its = f"of versions {_numbers(versions)}" if versions else "of no version"
+            lines.append(f"stored models: samples {its} and of {others} candidates are written anew without them")
+        lines += [
+            f"{what}: {len(paths):,} files are removed"
+            for what, paths in (("staging", self.staging), ("reports", self.reports))
+            if paths
+        ]
+        if self.texts:
+            lines.append(f"ledger: {self.texts:,} warnings, refusals, verdicts or alerts quote it; the value is replaced")
+        if self.learned:
+            lines.append(f"learned from it or were judged on it, and keep what they learned: versions {_numbers(self.learned)}")
+        if self.unpinned:
+            lines.append(f"cannot be made again to the bit, as their training rows go: versions {_numbers(self.unpinned)}")
+        return [*lines, *self.notes]
+
+
+def describe(erasure: Erasure) -> list[str]:
+    """What an erasure did, for people."""
+    rows = ", ".join(f"{table} {count:,}" for table, count in sorted(erasure.rows.items()) if count) or "none"
+    lines = [f"{erasure.model}: erasure {erasure.id} is complete; rows erased: {rows}"]
+    for kind, words in (
+        ("rewritten", "samples were written anew, under a new manifest, of versions"),
+        ("learned", "learned from it or were judged on it, and keep what they learned: versions"),
+        ("unpinned", "cannot be made again to the bit: versions"),
+    ):
+        if its := erasure.versions.get(kind):
+            lines.append(f"{words} {_numbers(its)}")
+    lines += [
+        f"{name}: {count:,} {what}"
+        for name, what in (
+            ("files", "files of the lake removed"), ("staging", "files removed"), ("reports", "files removed"),
+            ("texts", "texts of the ledger changed"),
+        )
+        if (count := erasure.details.get(name))
+    ]  # fmt: skip
+    return [
+        *lines,
+        "Erase it from the source as well, or the next run for its days brings it back. Backups and logs still hold it, and "
+        "what others have copied (docs/security.md).",
+    ]
+
+
+def _numbers(versions: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(versions))) or "none"
+
+
+def entity_of(spec: ModelSpec, *, key: Mapping[str, str] | None, column: Mapping[str, str] | None) -> Entity:
+    """What was named.
+
+    Args:
+        spec: of the model.
+        key: by column, all of the entity's key.
+        column: a column of some table and its value; all entities are meant whose rows have it.
+
+    Raises:
+        ErasureError: the key is not whole, or there is no such column or value.
+    """
+    values = dict(key or column or {})
+    wanted = spec.entity_table.key
+    if key is not None and set(key) != set(wanted):
+        raise ErasureError(
+            f"{spec.name}: an entity is named by {', '.join(wanted)}: give --key {'=… --key '.join(wanted)}=…; for another "
+            "column use --column"
+        )
+    check_values(spec, values)
+    keys = frozenset([tuple(values[name] for name in wanted)]) if key is not None else frozenset()
+    return Entity(spec, values, keys)
+
+
+class Forgetting:
+    """The work on one entity.
+
+    Args:
+        parts: the deployment.
+        entity: what is erased.
+    """
+
+    def __init__(self, parts: Deployment, entity: Entity) -> None:
+        self._parts = parts
+        self._entity = entity
+        self._eraser = Eraser(parts.settings, parts.ledger)
+
+    @property
+    def model(self) -> str:
+        return self._entity.spec.name
+
+    def survey(self) -> Survey:
+        """Look at what is known of the entity; nothing is changed."""
+        return self._survey(datetime.now(UTC))[0]
+
+    def run(self, *, actor: str, reason: str, say: Callable[[str], object] = lambda _: None) -> Erasure | None:
+        """Erase it.
+
+        Args:
+            actor: who asks for it.
+            reason: why.
+            say: is told each step.
+
+        Returns:
+            The record; None if nothing is known of the entity and no erasure of it was cut off.
+
+        Raises:
+            BackupError: a backup is being made.
+            StaleDecision: publications kept coming between; do it again.
+        """
+        ledger, model = self._parts.ledger, self.model
+        with removing_alone(self._parts.settings):
+            cut_off = any(one.completed_at is None and one.is_of(self._entity.values) for one in ledger.erasures(model))
+            if not cut_off and self.survey().nothing:
+                return None
+            begun = ledger.begin_erasure(model, self._entity.values, actor=actor, reason=reason)
+            say(f"erasure {begun.id}: runs of {model} that have started cannot publish any more")
+            # Before rows are looked for: a run that was fenced off must find nothing to begin again with.
+            return self._erase(begun, datetime.now(UTC), say)
+
+    def _erase(self, begun: Erasure, since: datetime, say: Callable[[str], object]) -> Erasure:
+        parts, ledger, model = self._parts, self._parts.ledger, self.model
+        found, entity, findings = self._survey(since)
+        rows = {name: one.found.num_rows for name, one in findings.items()}
+        ledger.note_erasure(
+            begun.id,
+            rows={**rows, f"{model}_predictions": found.rows.get(f"{model}_predictions", 0)},
+            versions={"learned": found.learned, "unpinned": found.unpinned},
+            details={"staging": len(found.staging), "reports": len(found.reports), "texts": found.texts},
+        )
+        for path in (*found.staging, *found.reports):
+            path.unlink(missing_ok=True)
+        say(f"{len(found.staging):,} files of staging and {len(found.reports):,} of reports are removed")
+        features = findings.get(_FEATURES)
+        rewritten = parts.registry.erase_samples(
+            model,
+            features.found if features is not None else pa.table({}),
+            entity.spec.event_time,
+            pending=begun.details.get("samples", {}),
+            intend=lambda samples: ledger.note_erasure(begun.id, details={"samples": samples}),
+        )
+        ledger.note_erasure(begun.id, versions={"rewritten": rewritten})
+        # Both are found by keys, which a value of a column leads to no more once its rows are gone.
+        ledger.erase_texts(model, entity.words)
+        self._erase_from_sink(entity)
+        for pin in found.pins:
+            parts.lake.unpin(model, pin)
+        removed = sum(self._erase_table(begun, name, finder, since, say) for name, finder in self._finders(entity))
+        # Once more, should a run have shown there what it had published before.
+        self._erase_from_sink(entity)
+        ledger.note_erasure(begun.id, details={"files": removed})
+        done = ledger.complete_erasure(begun.id)
+        log.info("erasure %d of %s is complete: %s", done.id, model, done.rows)
+        return done
+
+    def _erase_table(self, begun: Erasure, name: str, finder: Finder, since: datetime, say: Callable[[str], object]) -> int:
+        model, ledger, eraser = self.model, self._parts.ledger, self._eraser
+        left = eraser.rewrite(model, name, finder, older_than=since)
+        before: list[str] = begun.details.get("doomed", {}).get(name, [])
+        paths = sorted({*before, *eraser.doomed(model, name, left)})
+        # Kept, since nothing leads to them any more once the snapshots are gone.
+        ledger.note_erasure(begun.id, details={"doomed": {**begun.details.get("doomed", {}), name: paths}})
+        eraser.let_go(model, name, left)
+        removed = eraser.remove(model, name, paths)
+        if removed:
+            say(f"{name}: {len(left.tainted):,} snapshots are let go and {removed:,} files removed")
+        return removed
+
+    def _survey(self, older_than: datetime) -> tuple[Survey, Entity, dict[str, Findings]]:
+        parts, model = self._parts, self.model
+        entity = self._with_keys(older_than)
+        findings = {
+            name: self._eraser.look(model, name, finder, older_than=older_than) for name, finder in self._finders(entity)
+        }
+        held = findings[_QUARANTINE].found if _QUARANTINE in findings else pa.table({})
+        entity = replace(entity, quoted=_quotes(held))
+        rows = {name: one.found.num_rows for name, one in findings.items()}
+        rows[f"{model}_predictions"] = self._erase_from_sink(entity, dry_run=True)
+        features = findings.get(_FEATURES)
+        its = features.found if features is not None else pa.table({})
+        reports = parts.settings.reports / model
+        pins = sorted({pin for one in findings.values() for pin in one.pins})
+        records = parts.ledger.versions(model)
+        words = entity.words
+        notes = [] if words else ["reports, alerts and warnings were not searched: the value is too short to tell it there"]
+        if others := self._others():
+            notes.append(f"other models have columns of that name, and are not looked at: {', '.join(others)}")
+        return (
+            Survey(
+                model=model,
+                rows=rows,
+                files=sum(len(one.files) + len(one.unnamed) for one in findings.values()),
+                snapshots=sum(len(one.tainted) for one in findings.values()),
+                pins=pins,
+                samples=parts.registry.sampled(model, its, entity.spec.event_time),
+                staging=_quoting(entity, parts.settings.staging / model),
+                reports=sorted({*_quoting(entity, reports), *_pages(reports / "checks", held)}),
+                texts=parts.ledger.erase_texts(model, words, dry_run=True),
+                learned=[record.version for record in records if _used(record.training, its, entity.spec.event_time)],
+                unpinned=[record.version for record in records if record.training.pin in pins],
+                notes=notes,
+            ),
+            entity,
+            findings,
+        )
+
+    def _others(self) -> list[str]:
+        wanted = set(self._entity.columns)
+        others = [model for model in self._parts.ledger.models() if model != self.model]
+        return [model for model in others if any(wanted <= set(schema.names) for schema in self._eraser.tables(model).values())]
+
+    def _with_keys(self, older_than: datetime) -> Entity:
+        """The entity with the keys of all rows that have the value of the column it was named by."""
+        entity = self._entity
+        if entity.keys:
+            return entity
+        keys: frozenset[tuple[str, ...]] = frozenset()
+        for name, finder in self._finders(entity):
+            if name != _QUARANTINE:
+                keys |= entity.keys_in(self._eraser.look(self.model, name, finder, older_than=older_than).found)
+        return replace(entity, keys=keys)
+
+    def _finders(self, entity: Entity) -> list[tuple[str, Finder]]:
+        """By table, who finds its rows; those that others are found by come last, the entity's own table last of all."""
+        found = []
+        for name, schema in self._eraser.tables(self.model).items():
+            finder = entity.in_quarantine() if name == _QUARANTINE else entity.in_table(schema)
+            if finder is not None:
+                leads = set(entity.columns) <= set(schema.names)
+                found.append(((leads, name == entity.spec.entity.table, name), name, finder))
+        return [(name, finder) for _, name, finder in sorted(found, key=lambda one: one[0])]
+
+    def _erase_from_sink(self, entity: Entity, *, dry_run: bool = False) -> int:
+        url, model = self._parts.settings.predictions_url, self.model
+        schema = self._eraser.tables(model).get("predictions")
+        return sum(
+            sink_erasure.erase(url, model, one.columns, one.tuples, dry_run=dry_run)
+            for one in (entity.equal(schema) if schema is not None else [])
+        )
+
+
+def _quoting(entity: Entity, folder: Path) -> list[Path]:
+    found = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            if path.is_file() and not path.is_symlink() and entity.in_file(path):
+                found.append(path)
+        except FileNotFoundError:
+            continue  # drafts come and go
+    return found
+
+
+def _quotes(quarantined: pa.Table) -> frozenset[str]:
+    """How a warning tells of quarantined rows."""
+    rows = quarantined.to_pylist()
+    return frozenset(f"{row['position']}: {reason}" for row in rows for reason in row.get("reasons") or ())
+
+
+def _pages(folder: Path, quarantined: pa.Table) -> list[Path]:
+    """Pages of Data Docs, which quote values, of the intervals that quarantined rows are of."""
+    found = []
+    for row in quarantined.to_pylist():
+        for page in sorted((folder / str(row["table"])).glob("*.html")):
+            interval = Interval.from_key(page.stem)
+            if interval.start <= row["_event_time"] < interval.end:
+                found.append(page)
+    return found
+
+
+def _used(training: TrainingSet, rows: pa.Table, event_time: str) -> bool:
+    """Whether a version's window or holdout has a moment of one of the rows."""
+    if event_time not in rows.column_names:
+        return False
+    parts = [training.interval(part) for part in PARTS if training.key(part)]
+    return any(part.start <= moment < part.end for part in parts for moment in rows[event_time].to_pylist())

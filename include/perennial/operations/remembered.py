@@ -1,0 +1,51 @@
+"""What a model's folder said, of a model whose folder is gone: its history, lineage and upkeep go on by name."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from perennial.core.errors import ArtifactRejected, SpecError, TrainingError
+from perennial.deployment import Deployment
+from perennial.spec.folder import ModelFolder, is_model_folder, read_model
+from perennial.training.reproduce import open_folder
+
+log = logging.getLogger(__name__)
+
+
+def remembered(parts: Deployment, model: str) -> ModelFolder:
+    """The folder of a model; one that is gone as it was when the model was retired, or when its newest version was trained.
+
+    Only what it says may be used: its path may lead nowhere.
+
+    Raises:
+        SpecError: it is broken, or nothing of it is kept.
+    """
+    if is_model_folder(parts.settings.models / model):
+        return parts.model(model)
+    retired = parts.ledger.retirements(model)
+    if retired and retired[-1].files:
+        return _read(model, retired[-1].files)
+    for record in reversed(parts.ledger.versions(model)):
+        try:
+            with open_folder(record, None, parts.registry, []) as folder:
+                log.info("%s has no folder; it is taken as it was when version %d was trained", model, record.version)
+                return folder
+        except (TrainingError, ArtifactRejected, SpecError) as error:
+            log.info("%s version %d does not tell what its folder said: %s", model, record.version, error)
+    known = ", ".join(parts.ledger.models()) or "none"
+    raise SpecError(
+        f"{model} has no folder below {parts.settings.models}, and neither a retirement nor a version kept what it said; "
+        f"models that are known: {known}"
+    )
+
+
+def _read(model: str, files: Mapping[str, str]) -> ModelFolder:
+    with tempfile.TemporaryDirectory(prefix="perennial-folder-") as scratch:
+        place = Path(scratch) / model
+        place.mkdir()
+        for name, text in files.items():
+            (place / name).write_text(text, encoding="utf-8")
+        return read_model(place)

@@ -1,0 +1,102 @@
+"""Rows whose time is over, removed: raw tables, features, predictions, by ``retention`` in ``model.yaml``.
+
+Nothing goes that a kept version learned from or the next training will, nor what features look back at, nor the windows that
+monitoring still measures. Rows go from what readers see; their files go with the last snapshot that has them, which a
+training set of a kept version may pin for long.
+
+Neighbours: :mod:`perennial.operations.maintenance` calls this; :mod:`perennial.ledger.removals` remembers it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from perennial.core.intervals import Interval
+from perennial.lake.publish import Lake
+from perennial.ledger.store import Ledger
+from perennial.scoring import sink_erasure
+from perennial.spec.model import ModelSpec
+
+log = logging.getLogger(__name__)
+
+_FIRST = datetime(1, 1, 1, tzinfo=UTC)
+
+
+def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
+    """Remove rows of events that lie longer ago than ``retention.tables``, ``features`` and ``predictions``.
+
+    Args:
+        sink_url: of the predictions database.
+        lake: holds the rows.
+        ledger: is told before they go.
+        spec: of the model.
+        now: the time.
+
+    Returns:
+        How many rows were removed, by table; of ``<model>_predictions`` too.
+    """
+    done: dict[str, int] = {}
+    for dataset, before in removable(ledger, spec, now=now).items():
+        rows = {}
+        for table, snapshot in ledger.head(spec.name, dataset).snapshots.items():
+            column = _event_time(spec, dataset, table)
+            if column is not None and (count := _count(lake, spec.name, table, snapshot, column, before)):
+                rows[table] = count
+        if rows:
+            ledger.record_removal(spec.name, dataset, before, rows)
+            for table in rows:
+                lake.forget(spec.name, dataset, table, before)
+            log.info("removed by retention, of %s before %s: %s", dataset, f"{before:%Y-%m-%d}", rows)
+            done |= rows
+        if dataset == "predictions":
+            shown = sink_erasure.remove_before(sink_url, spec.name, spec.event_time, before)
+            done |= {f"{spec.name}_predictions": shown} if shown else {}
+    return done
+
+
+def removable(ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, datetime]:
+    """By dataset, before which day rows may go now; only datasets whose retention is stated."""
+    keeps = spec.retention
+    stated = {
+        "tables": keeps.tables, "features": keeps.features, "predictions": keeps.predictions, "shadows": keeps.predictions,
+    }  # fmt: skip
+    found = {}
+    for dataset, duration in stated.items():
+        published = ledger.publications(spec.name, dataset) if duration is not None else []
+        if duration is None or not published:
+            continue
+        needed = min(_needed(ledger, spec, dataset, max(one.interval.end for one in published)))
+        before = min(now - duration, needed)
+        found[dataset] = before.replace(hour=0, minute=0, second=0, microsecond=0)
+    return found
+
+
+def _needed(ledger: Ledger, spec: ModelSpec, dataset: str, newest: datetime) -> Iterable[datetime]:
+    """The first moments that rows of a dataset are needed from."""
+    if dataset in ("predictions", "shadows"):
+        # A window is measured once its labels have come, and compared with those in its shadow.
+        windows = max(2, spec.shadow.windows + 1)
+        return [newest - windows * spec.schedules.window - spec.watch.labels]
+    learned = [newest - spec.training.holdout - spec.training.window]
+    champion, versions = ledger.champion(spec.name), ledger.versions(spec.name)
+    kept = [*versions[-spec.retention.versions :], *(record for record in versions if record.version == champion)]
+    learned += [record.training.interval("window").start for record in kept]
+    if dataset == "features":
+        return learned
+    volumes = [table.checks.volume.past for table in spec.tables.values() if table.checks.volume is not None]
+    return [min(learned) - spec.features.lookback, newest - max(volumes, default=timedelta())]
+
+
+def _event_time(spec: ModelSpec, dataset: str, table: str) -> str | None:
+    """The column that says when an event was; None for tables that are replaced as a whole, or kept by another rule."""
+    if dataset != "tables":
+        return spec.event_time
+    return spec.tables[table].event_time if table in spec.tables else None
+
+
+def _count(lake: Lake, model: str, table: str, snapshot: int, column: str, before: datetime) -> int:
+    old = Interval(_FIRST, before)
+    with lake.scan(model, table, snapshot, columns=[column], interval=old, event_time=column) as rows:
+        return sum(batch.num_rows for batch in rows)

@@ -1,0 +1,120 @@
+"""The end of a model: no DAGs, no champion, no open alerts; its history stays, its lake if it is wanted.
+
+Parsing DAGs never reads the ledger, so the folder says first that the model has ended: it is removed, or has
+``retired: true``. Each step may be done again, so an end that was cut off is gone on with by doing the same again.
+
+Neighbour: :mod:`perennial.ledger.retirements` records it; :mod:`perennial.operations.remembered` tells what the folder said.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from perennial.core.errors import ErasureError, SpecError
+from perennial.core.files import replacing
+from perennial.deployment import Deployment
+from perennial.lake.erasure import Eraser
+from perennial.lake.removal import removing_alone
+from perennial.operations.remembered import remembered
+from perennial.spec.folder import is_model_folder, read_model
+
+_MARK = "\n# This model has ended: it has no DAGs, and nobody watches over it.\nretired: true\n"
+
+
+def mark_retired(parts: Deployment, model: str) -> bool:
+    """Write ``retired: true`` into a model's folder.
+
+    Returns:
+        Whether it had to be written.
+
+    Raises:
+        SpecError: there is no such folder, or it is broken.
+        ErasureError: the file cannot be written here, or says ``retired: false``.
+    """
+    folder = parts.model(model)
+    if folder.spec.retired:
+        return False
+    file = folder.path / "model.yaml"
+    text = file.read_text(encoding="utf-8")
+    try:
+        with replacing(file) as draft:
+            draft.write_text(text.rstrip("\n") + "\n" + _MARK, encoding="utf-8")
+        read_model(folder.path)
+    except SpecError as error:
+        file.write_text(text, encoding="utf-8")
+        raise ErasureError(
+            f"{file} cannot be marked, it is as it was: write retired: true into it yourself ({error})"
+        ) from error
+    except OSError as error:
+        raise ErasureError(
+            f"{file} cannot be written here ({error.strerror}): write retired: true into it where it comes from"
+        ) from error
+    return True
+
+
+def retire(parts: Deployment, model: str, *, actor: str, reason: str, drop_lake: bool = False) -> list[str]:
+    """End a model.
+
+    Args:
+        parts: the deployment.
+        model: its name.
+        actor: who ends it.
+        reason: why.
+        drop_lake: remove its tables, features and predictions from the lake, too.
+
+    Returns:
+        What was done, for people.
+
+    Raises:
+        ErasureError: nothing is known of the model, or its folder is still there and not marked.
+        PromotionRefused: this process may not change who is champion.
+        BackupError: the lake is to be dropped while a backup is made.
+    """
+    ledger = parts.ledger
+    if model not in ledger.models():
+        raise ErasureError(f"nothing is known of a model {model}; there are: {', '.join(ledger.models()) or 'none'}")
+    if is_model_folder(parts.settings.models / model) and not parts.model(model).spec.retired:
+        raise ErasureError(
+            f"{model} has a folder, and so DAGs that would go on: write `retired: true` into {model}/model.yaml (--mark does), "
+            "or remove the folder; when that is deployed everywhere, run this again"
+        )
+    try:
+        files = remembered(parts, model).files
+    except SpecError:
+        files = {}
+    retired = parts.registry.retire(model, actor=actor, reason=reason, files=files)
+    was = "it had no champion" if retired.champion is None else f"version {retired.champion} is champion no more"
+    told = [f"{model} is retired since {retired.retired_at:%Y-%m-%d %H:%M} UTC ({retired.actor}: {retired.reason}); {was}"]
+    if resolved := _resolve_alerts(parts, model):
+        told.append(f"{resolved} open alerts are resolved")
+    if drop_lake and retired.dropped_at is None:
+        told.append(_drop_lake(parts, model, retired.id))
+    elif retired.dropped_at is not None:
+        told.append(f"its lake was removed on {retired.dropped_at:%Y-%m-%d}")
+    else:
+        told.append("its lake is kept; perennial maintain keeps it in order, --drop-lake removes it")
+    return told
+
+
+def _resolve_alerts(parts: Deployment, model: str) -> int:
+    subjects = {
+        entry.alert.subject
+        for entry in parts.ledger.alerts()
+        if entry.alert.model == model and entry.alert.subject is not None and entry.resolved_by is None
+    }
+    return sum(parts.ledger.resolve(subject, f"{model} is retired.") for subject in sorted(subjects))
+
+
+def _drop_lake(parts: Deployment, model: str, retirement: int) -> str:
+    ledger = parts.ledger
+    with removing_alone(parts.settings):
+        ledger.revoke_claims(model, datetime.now(UTC))
+        for dataset in ledger.datasets(model):
+            ends = [made.interval.end for made in ledger.publications(model, dataset)]
+            ledger.record_removal(model, dataset, max(ends), {})
+            # Readers are sent nowhere before anything is removed; who ingests again begins anew.
+            while (head := ledger.head(model, dataset)).snapshots:
+                ledger.move(model, dataset, base=head, snapshots={})
+        names = Eraser(parts.settings, ledger).drop(model)
+        ledger.note_dropped(retirement)
+    return f"its lake is removed: {', '.join(names) or 'there was none'}"

@@ -1,0 +1,185 @@
+"""Rows that stored models keep as samples: which of them are an entity's, and the models without them.
+
+A model keeps a sample of what it learned from, for drift, and a few rows as an example. Neither has the entity's key: a row
+is the entity's if it has the features, and where they are there the event time, that were published for the entity.
+Neighbours: :mod:`perennial.model.artifacts` says what a stored model holds; :mod:`perennial.operations.forget` erases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from perennial.model import artifacts
+from perennial.registry.versions import Versions
+
+#: What a reference sample has besides features.
+_BESIDE = {"label", "prediction", "probabilities"}
+_EXAMPLES = ("input_example.json", "serving_input_example.json")
+
+
+class Samples(Versions):
+    """Samples of rows in stored models."""
+
+    def sampled(self, model: str, rows: pa.Table, event_time: str) -> dict[str, int | None]:
+        """Stored models that keep one of some rows.
+
+        Args:
+            model: the model.
+            rows: features and event time.
+            event_time: name of that column.
+
+        Returns:
+            By MLflow's id of the stored model, the version that it is; None for a candidate that was never registered.
+        """
+        return {model_id: version for model_id, version, _ in self._changed(model, rows, event_time)}
+
+    def erase_samples(
+        self,
+        model: str,
+        rows: pa.Table,
+        event_time: str,
+        *,
+        pending: Mapping[str, Mapping[str, str]],
+        intend: Callable[[dict[str, dict[str, str]]], None],
+    ) -> list[int]:
+        """Write the samples of stored models anew without some rows; the manifests of registered versions follow.
+
+        Between the files and the manifest a version cannot be loaded; an attempt that dies there is taken up by ``pending``.
+
+        Args:
+            model: the model.
+            rows: features and event time.
+            event_time: name of that column.
+            pending: what ``intend`` was told by an attempt that died.
+            intend: is told, before anything is written, the SHA-256 of files to come, by version and name.
+
+        Returns:
+            The versions whose samples were written anew.
+        """
+        told = {version: dict(files) for version, files in pending.items()}
+        done = {int(version) for version, files in told.items() if self._follow(model, int(version), files)}
+        for model_id, version, files in self._changed(model, rows, event_time):
+            if version is not None:
+                told[str(version)] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+                intend(told)
+            with tempfile.TemporaryDirectory(prefix="perennial-samples-") as scratch:
+                for name, content in files.items():
+                    (Path(scratch) / name).write_bytes(content)
+                self._client.log_model_artifacts(model_id, scratch)
+            if version is not None and self._follow(model, version, told[str(version)]):
+                done.add(version)
+        return sorted(done)
+
+    def _follow(self, model: str, version: int, files: Mapping[str, str]) -> bool:
+        """Let a version's manifest name files as they are now, if they are those that were intended."""
+        record = self._ledger.version(model, version)
+        if record is None:
+            return False
+        there = {name: self._read(record.training.model_id, name) for name in files}
+        same = {
+            name: digest
+            for name, digest in files.items()
+            if (content := there[name]) is not None and hashlib.sha256(content).hexdigest() == digest
+        }
+        if not same:
+            return False
+        self._ledger.replace_manifest(model, version, {**record.manifest, **same})
+        return True
+
+    def _changed(self, model: str, rows: pa.Table, event_time: str) -> Iterator[tuple[str, int | None, dict[str, bytes]]]:
+        if not rows.num_rows:
+            return
+        known = {record.training.model_id: record.version for record in self._ledger.versions(model)}
+        for model_id in self._stored(model):
+            files = {}
+            content = self._read(model_id, artifacts.REFERENCE_FILE)
+            if content is not None and (reference := _without(content, rows, event_time)) is not None:
+                files[artifacts.REFERENCE_FILE] = reference
+            for name in _EXAMPLES:
+                content = self._read(model_id, name)
+                if content is not None and (example := _example_without(content, rows)) is not None:
+                    files[name] = example
+            if files:
+                yield model_id, known.get(model_id), files
+
+    def _stored(self, model: str) -> list[str]:
+        found, token = [], None
+        while True:
+            page = self._client.search_logged_models([self._experiment(model)], page_token=token)
+            found += [str(stored.model_id) for stored in page]
+            token = page.token
+            if not token:
+                return found
+
+    def _read(self, model_id: str, name: str) -> bytes | None:
+        """A file of a stored model; None if it has none of that name."""
+        source = self._stored_at(model_id)
+        artifacts.check_source(source)
+        with tempfile.TemporaryDirectory(prefix="perennial-samples-") as scratch:
+            # What cannot be looked at raises: it must not pass for a model without samples.
+            listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._settings.mlflow_url)
+            if name not in {Path(file.path).name for file in listed}:
+                return None
+            place = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{source.rstrip('/')}/{name}", dst_path=scratch, tracking_uri=self._settings.mlflow_url
+            )
+            return Path(place).read_bytes()
+
+
+def _plain(value: Any) -> Any:
+    """A value as it compares, whether it comes from Arrow or from JSON."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool | int | float):
+        return float(value)
+    return value if isinstance(value, datetime) else str(value)
+
+
+def _tuples(rows: pa.Table, names: list[str]) -> list[tuple[Any, ...]]:
+    return [tuple(_plain(value) for value in one) for one in zip(*(rows[name].to_pylist() for name in names), strict=True)]
+
+
+def _without(content: bytes, rows: pa.Table, event_time: str) -> bytes | None:
+    """A Parquet file without some rows; None if it has none of them."""
+    reference = pq.read_table(pa.BufferReader(content))
+    names = [name for name in reference.column_names if name not in _BESIDE and name in rows.column_names]
+    if not [name for name in names if name != event_time] or not reference.num_rows:
+        return None
+    wanted = set(_tuples(rows, names))
+    kept = pa.array([one not in wanted for one in _tuples(reference, names)], pa.bool_())
+    if kept.false_count == 0:
+        return None
+    sink = pa.BufferOutputStream()
+    pq.write_table(reference.filter(kept), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _example_without(content: bytes, rows: pa.Table) -> bytes | None:
+    """MLflow's example of rows without some of them; None if it has none of them."""
+    example = json.loads(content)
+    table = example.get("dataframe_split", example) if isinstance(example, dict) else None
+    if not isinstance(table, dict) or not {"columns", "data"} <= table.keys():
+        return None
+    names = [name for name in table["columns"] if name in rows.column_names]
+    if not names:
+        return None
+    wanted = set(_tuples(rows, names))
+    places = [table["columns"].index(name) for name in names]
+    kept = [line for line in table["data"] if tuple(_plain(line[place]) for place in places) not in wanted]
+    if len(kept) == len(table["data"]):
+        return None
+    if "index" in table:
+        table["index"] = table["index"][: len(kept)]
+    table["data"] = kept
+    return json.dumps(example).encode()

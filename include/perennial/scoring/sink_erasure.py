@@ -1,0 +1,104 @@
+"""Rows of entities, or of times that are over, removed from the predictions database.
+
+Neighbour: :mod:`perennial.scoring.sink` writes what is removed here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from perennial.core.database import Database
+
+log = logging.getLogger(__name__)
+
+#: Entities that one statement names.
+_AT_ONCE = 200
+
+
+def columns(url: str, model: str) -> list[str]:
+    """The columns of ``<model>_predictions``; none if there is no such table."""
+    with Database(url).reading() as connection:
+        inspector = sa.inspect(connection)
+        if not inspector.has_table(f"{model}_predictions"):
+            return []
+        return [column["name"] for column in inspector.get_columns(f"{model}_predictions")]
+
+
+def erase(url: str, model: str, names: Sequence[str], tuples: Collection[tuple[object, ...]], *, dry_run: bool = False) -> int:
+    """Remove the rows whose columns have one of some tuples of values.
+
+    Nothing of them stays in SQLite's file; PostgreSQL frees their space by a VACUUM, which is asked for.
+
+    Args:
+        url: of the predictions database.
+        model: the model.
+        names: of the columns.
+        tuples: each as long as ``names``.
+        dry_run: count only.
+
+    Returns:
+        How many rows there were.
+    """
+    if not tuples or not set(names) <= set(columns(url, model)):
+        return 0
+    database = Database(url)
+    with database.reading() as connection:
+        table = sa.Table(f"{model}_predictions", sa.MetaData(), autoload_with=connection)
+    wanted = sorted(tuples, key=repr)
+    count = 0
+    for start in range(0, len(wanted), _AT_ONCE):
+        part = wanted[start : start + _AT_ONCE]
+        where = sa.or_(
+            *(
+                sa.and_(*(table.c[name] == _bound(database, value) for name, value in zip(names, one, strict=True)))
+                for one in part
+            )
+        )
+        if dry_run:
+            with database.reading() as connection:
+                count += connection.execute(sa.select(sa.func.count()).select_from(table).where(where)).scalar_one()
+            continue
+        with database.writing("sink", f"{model}_predictions") as connection:
+            database.leave_nothing(connection)
+            count += connection.execute(sa.delete(table).where(where)).rowcount
+    if count and not dry_run:
+        _clean(database, f"{model}_predictions")
+    return count
+
+
+def remove_before(url: str, model: str, event_time: str, before: datetime) -> int:
+    """Remove predictions of events before a moment, and what is said of their intervals; how many rows there were."""
+    if event_time not in columns(url, model):
+        return 0
+    database = Database(url)
+    with database.reading() as connection:
+        metadata = sa.MetaData()
+        table = sa.Table(f"{model}_predictions", metadata, autoload_with=connection)
+        scored = sa.Table(f"{model}_scored", metadata, autoload_with=connection)
+    moment = _bound(database, before)
+    with database.writing("sink", f"{model}_predictions") as connection:
+        count = connection.execute(sa.delete(table).where(table.c[event_time] < moment)).rowcount
+        connection.execute(sa.delete(scored).where(scored.c.interval_end <= moment))
+    return int(count)
+
+
+def _bound(database: Database, value: Any) -> Any:
+    return value.replace(tzinfo=None) if database.is_sqlite and isinstance(value, datetime) else value
+
+
+def _clean(database: Database, table: str) -> None:
+    """Free the space of removed rows at once."""
+    if database.is_sqlite:
+        database.empty_the_log()
+        return
+    quoted = database.engine.dialect.identifier_preparer.quote(table)
+    try:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql(f"VACUUM {quoted}")
+    except sa.exc.DBAPIError as error:
+        log.warning("the space of erased rows of %s is freed by the server later: %s", table, type(error).__name__)
