@@ -37,10 +37,10 @@ pytestmark = pytest.mark.stack
 UP = """
 import functools, pathlib, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from perennial import cli
+from perennial.cli.main import main
 from perennial.stack import embedded
 embedded.Stack = functools.partial(embedded.Stack, dags=pathlib.Path(sys.argv[1]), imports=())
-cli.main(["up"])
+main(["up"])
 """
 
 DAGS = """
