@@ -34,9 +34,10 @@ from airflow.sdk import DAG, chain, task
 def nothing():
     """Imports what the tasks of ingest, train, score and monitor import."""
     import evidently, great_expectations, mlflow.sklearn
-    from perennial import checks, drift, features, ingestion, monitoring, performance, scoring, sources, training
+    import perennial.features.publish, perennial.ingestion.publish, perennial.ingestion.sources, perennial.monitoring.judge
+    import perennial.monitoring.performance, perennial.monitoring.requests, perennial.scoring.publish, perennial.training.fit
+    from perennial.core.settings import settings
     from perennial.deployment import Deployment
-    from perennial.settings import settings
 
     Deployment(settings())
 
