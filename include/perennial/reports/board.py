@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
@@ -16,7 +16,7 @@ from urllib.parse import quote
 from perennial.alerts.outbox import OutboxEntry
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
-from perennial.ledger.records import Action, Overview, Performance, Promotion, Verdict, VersionRecord
+from perennial.ledger.records import Action, Overview, Performance, Promotion, Refusal, Verdict, VersionRecord
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
@@ -269,54 +269,71 @@ def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Ro
     published = overview.published.get(model, {})
     champion = overview.champions.get(model)
     verdicts = overview.verdicts.get(model, [])
-    refusal = overview.refusals.get(model)
-    data_until, predictions_until = published.get("tables"), published.get("predictions")
-    # A day that was published after all has an end that the newest published one has reached.
-    refused = refusal.interval.key if refusal and (data_until is None or refusal.interval.end > data_until) else None
-    judged = _judged(verdicts[-1], pages) if verdicts else None
-    trained = _trained(spec, overview, champion, pages)
-    told = _told(overview, model, now, has_channel=bool(spec.alerts.everybody))
-    attention, why = _attention(
-        critical=[
-            refused and f"data of {span(refused)} refused",
-            judged and judged.severity == "critical" and _HARM.get(judged.verdict, judged.verdict),
-            trained and trained.outcome == "refused" and not champion and "no champion",
-            told.urgent,
-        ],
-        warning=[
-            judged and judged.verdict != "ok" and f"verdict {judged.verdict}",
-            judged and judged.severity == "warning" and "performance fell",
-            trained and trained.outcome == "waiting" and f"version {trained.version} waits for an approval",
-            champion and _is_behind(data_until, predictions_until) and "predictions are behind the data",
-            told.undelivered and f"{told.undelivered} alerts undelivered",
-        ],
-    )
-    if attention == "fine" and champion is None:
-        attention, why = "new", "not trained yet" if data_until else "no data yet"
-    return Row(
+    data_until = published.get("tables")
+    row = Row(
         model=model,
         owner=spec.owner,
         description=spec.description,
-        attention=attention,
-        why=why,
+        attention="fine",
+        why="",
         link=pages.dags(model),
         champion=_champion(champion, pages) if champion else None,
         data_until=data_until,
-        predictions_until=predictions_until,
-        refused=refused,
-        judged=judged,
+        predictions_until=published.get("predictions"),
+        refused=_refused(overview.refusals.get(model), data_until),
+        judged=_judged(verdicts[-1], pages) if verdicts else None,
         outlook=_outlook(spec, verdicts, overview.performances.get(model, [])),
-        trained=trained,
-        told=told,
+        trained=_trained(spec, overview, champion, pages),
+        told=_told(overview, model, now, has_channel=bool(spec.alerts.everybody)),
     )
+    attention, why = _attention(row)
+    return replace(row, attention=attention, why=why)
 
 
-def _attention(critical: Sequence[object], warning: Sequence[object]) -> tuple[Attention, str]:
-    """The first reason that holds, those that are critical before the others."""
-    for level, reasons in (("critical", critical), ("warning", warning)):
-        if found := [reason for reason in reasons if reason]:
-            return level, str(found[0])  # type: ignore[return-value]  # both are kinds of attention
+def _refused(refusal: Refusal | None, data_until: datetime | None) -> str | None:
+    """The interval of a refusal that still holds: no data of that interval or of a later one are published."""
+    if refusal is None or (data_until is not None and refusal.interval.end <= data_until):
+        return None
+    return refusal.interval.key
+
+
+def _attention(row: Row) -> tuple[Attention, str]:
+    """How urgently the model needs a person, and the first reason. Critical reasons come before warnings."""
+    if critical := _critical_reasons(row):
+        return "critical", critical[0]
+    if warnings := _warning_reasons(row):
+        return "warning", warnings[0]
+    if row.champion is None:
+        return "new", "not trained yet" if row.data_until else "no data yet"
     return "fine", ""
+
+
+def _critical_reasons(row: Row) -> list[str]:
+    reasons = []
+    if row.refused:
+        reasons.append(f"data of {span(row.refused)} refused")
+    if row.judged and row.judged.severity == "critical":
+        reasons.append(_HARM.get(row.judged.verdict, row.judged.verdict))
+    if row.trained and row.trained.outcome == "refused" and not row.champion:
+        reasons.append("no champion")
+    if row.told.urgent:
+        reasons.append(row.told.urgent)
+    return reasons
+
+
+def _warning_reasons(row: Row) -> list[str]:
+    reasons = []
+    if row.judged and row.judged.verdict != "ok":
+        reasons.append(f"verdict {row.judged.verdict}")
+    if row.judged and row.judged.severity == "warning":
+        reasons.append("performance fell")
+    if row.trained and row.trained.outcome == "waiting":
+        reasons.append(f"version {row.trained.version} waits for an approval")
+    if row.champion and _is_behind(row.data_until, row.predictions_until):
+        reasons.append("predictions are behind the data")
+    if row.told.undelivered:
+        reasons.append(f"{row.told.undelivered} alerts undelivered")
+    return reasons
 
 
 def _is_behind(data_until: datetime | None, predictions_until: datetime | None) -> bool:
