@@ -1,14 +1,14 @@
-"""The model board: every model of the deployment in one row, the one that needs somebody first.
+"""The model board: one row per model of the deployment. Models that need a person come first.
 
-Pure composition: :meth:`perennial.ledger.store.Ledger.overview` is read, model folders are read, and what they say is put into
-words here. Neighbour: :mod:`perennial.orchestration.board` serves it to people who are signed in to Airflow.
+This module does no I/O. It composes the board from :meth:`perennial.ledger.store.Ledger.overview` and the model folders.
+Neighbour: :mod:`perennial.orchestration.board` serves the board to people who are signed in to Airflow.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
@@ -16,21 +16,21 @@ from urllib.parse import quote
 from perennial.alerts.outbox import OutboxEntry
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
-from perennial.ledger.records import Action, Overview, Performance, Promotion, Verdict, VersionRecord
+from perennial.ledger.records import Action, Overview, Performance, Promotion, Refusal, Verdict, VersionRecord
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
 
-#: How far the past of a model goes that its row shows, in monitoring windows.
+#: A row shows this many monitoring windows of its model.
 WINDOWS = 12
 
-#: How long an alert is counted after it was raised.
+#: An alert that nothing closes is counted for this long after it was raised.
 ALERTS_FOR = timedelta(days=7)
 
-#: A critical alert of the last day keeps its model on top, whatever came of it since.
+#: A critical alert that nothing closes keeps its model on top for this long.
 _FRESH = timedelta(days=1)
 
-#: Alerts are sent every few minutes; one that nobody has even tried to send after this long is not being sent.
+#: Alerts are sent every few minutes. An alert without any attempt after this long counts as undelivered.
 _SENT_WITHIN = timedelta(minutes=30)
 
 Attention = Literal["broken", "critical", "warning", "new", "fine"]
@@ -51,12 +51,13 @@ _MADE: dict[Action, str] = {
 
 @dataclass(frozen=True)
 class ChampionCell:
-    """Who predicts.
+    """The version that serves predictions.
 
     Attributes:
+        version: its number.
         since: when it became champion.
-        how: in words.
-        link: its page in MLflow.
+        how: how it became champion, in words.
+        link: its page in MLflow; None if MLflow has no address for people.
     """
 
     version: int
@@ -88,8 +89,8 @@ class Window:
     """One monitoring window of the past.
 
     Attributes:
-        estimated: the primary metric as it was expected before labels came; None where it could not be estimated.
-        realised: as it was measured once labels had come; None until then.
+        estimated: the primary metric, estimated before labels arrived; None if it could not be estimated.
+        realised: the primary metric, measured after labels arrived; None until then.
     """
 
     key: str
@@ -103,9 +104,10 @@ class Outlook:
     """Performance over the newest windows, oldest first.
 
     Attributes:
-        metric: the primary one.
-        greater_is_better: whether more of it is better.
-        usual: between these it lies on windows like those of the champion's holdout; None if that is not known.
+        metric: the primary metric.
+        greater_is_better: whether a greater value is better.
+        windows: the newest windows, oldest first.
+        usual: the range of the metric on windows like those of the champion's holdout; None if it is not known.
     """
 
     metric: str
@@ -126,11 +128,11 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of the newest training.
+    """The result of the newest training.
 
     Attributes:
         outcome: ``champion``, ``passed`` (its gates, but it is not champion), ``waiting`` (for an approval), ``refused``.
-        reason: the first; empty if nothing stood against it.
+        reason: the first reason against the version; empty if there is none.
         link: the version's page in MLflow.
         run: page of the run that trained it.
     """
@@ -148,10 +150,11 @@ class Told:
     """Alerts.
 
     Attributes:
-        critical, warning: those that are open, however old, and those of the last :data:`ALERTS_FOR` that nothing closes.
-        undelivered: somebody who is to hear of them has not, although they were to be sent by now.
-        newest: title of the newest that is counted.
-        urgent: title of the newest critical one that is open, or of the last day; empty if there is none.
+        critical, warning: number of open alerts of any age, and of alerts of the last :data:`ALERTS_FOR` that nothing closes.
+        undelivered: number of alerts that should have been sent by now but have not reached every recipient.
+        newest: title of the newest counted alert.
+        newest_at: when that alert was raised.
+        urgent: title of the newest critical alert that is open or less than a day old; empty if there is none.
     """
 
     critical: int = 0
@@ -164,13 +167,13 @@ class Told:
 
 @dataclass(frozen=True)
 class Row:
-    """A model.
+    """One model on the board.
 
     Attributes:
-        attention: how much it needs somebody.
-        why: the reason of that, in a few words; empty if all is well.
+        attention: how urgently the model needs a person.
+        why: the reason, in a few words; empty if all is well.
         data_until, predictions_until: end of the newest published interval.
-        refused: the newest interval, if its data were refused and have not been published since.
+        refused: the interval that was refused last, unless its data, or newer data, are published.
         link: page of its DAGs.
     """
 
@@ -192,11 +195,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """What is shown.
+    """The whole board.
 
     Attributes:
-        at: when it was read.
-        rows: those that need somebody first, then by name.
+        at: when its data were read.
+        rows: models by urgency, then by name.
     """
 
     at: datetime
@@ -207,19 +210,19 @@ class Board:
         return sum(row.attention in kinds for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; moments as ISO 8601 texts, what is not a finite number as None."""
+        """Plain values. Times become ISO 8601 texts; numbers that are not finite become None."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Where the pages are that a board links to.
+    """Addresses of the pages that the board links to.
 
     Attributes:
-        airflow: path before Airflow's own pages, such as ``/``; they lie on the board's own server.
-        reports: path before a report's place below the folder of reports.
-        mlflow: address that a person opens MLflow at; None if there is none.
+        airflow: path prefix of Airflow's pages, such as ``/``; the same server serves the board.
+        reports: path prefix of reports; the report's path below the folder of reports follows.
+        mlflow: MLflow's address for people; None if there is none.
     """
 
     airflow: str = "/"
@@ -247,14 +250,14 @@ def compose(
     now: datetime,
     pages: Pages,
 ) -> Board:
-    """The board.
+    """Compose the board.
 
     Args:
         overview: what the ledger knows; models without a folder have no row.
-        folders: the model folders that can be read, of models that whoever looks may see.
-        broken: those that cannot be read, and why.
-        now: the time.
-        pages: where links lead.
+        folders: readable model folders that the viewer may see.
+        broken: folders that cannot be read, with the error.
+        now: the current time.
+        pages: addresses for links.
     """
     rows = [_row(folder.spec, overview, now, pages) for folder in folders.values()]
     rows += [
@@ -269,54 +272,71 @@ def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Ro
     published = overview.published.get(model, {})
     champion = overview.champions.get(model)
     verdicts = overview.verdicts.get(model, [])
-    refusal = overview.refusals.get(model)
-    data_until, predictions_until = published.get("tables"), published.get("predictions")
-    # A day that was published after all has an end that the newest published one has reached.
-    refused = refusal.interval.key if refusal and (data_until is None or refusal.interval.end > data_until) else None
-    judged = _judged(verdicts[-1], pages) if verdicts else None
-    trained = _trained(spec, overview, champion, pages)
-    told = _told(overview, model, now, has_channel=bool(spec.alerts.everybody))
-    attention, why = _attention(
-        critical=[
-            refused and f"data of {span(refused)} refused",
-            judged and judged.severity == "critical" and _HARM.get(judged.verdict, judged.verdict),
-            trained and trained.outcome == "refused" and not champion and "no champion",
-            told.urgent,
-        ],
-        warning=[
-            judged and judged.verdict != "ok" and f"verdict {judged.verdict}",
-            judged and judged.severity == "warning" and "performance fell",
-            trained and trained.outcome == "waiting" and f"version {trained.version} waits for an approval",
-            champion and _is_behind(data_until, predictions_until) and "predictions are behind the data",
-            told.undelivered and f"{told.undelivered} alerts undelivered",
-        ],
-    )
-    if attention == "fine" and champion is None:
-        attention, why = "new", "not trained yet" if data_until else "no data yet"
-    return Row(
+    data_until = published.get("tables")
+    row = Row(
         model=model,
         owner=spec.owner,
         description=spec.description,
-        attention=attention,
-        why=why,
+        attention="fine",
+        why="",
         link=pages.dags(model),
         champion=_champion(champion, pages) if champion else None,
         data_until=data_until,
-        predictions_until=predictions_until,
-        refused=refused,
-        judged=judged,
+        predictions_until=published.get("predictions"),
+        refused=_refused(overview.refusals.get(model), data_until),
+        judged=_judged(verdicts[-1], pages) if verdicts else None,
         outlook=_outlook(spec, verdicts, overview.performances.get(model, [])),
-        trained=trained,
-        told=told,
+        trained=_trained(spec, overview, champion, pages),
+        told=_told(overview, model, now, has_channel=bool(spec.alerts.everybody)),
     )
+    attention, why = _attention(row)
+    return replace(row, attention=attention, why=why)
 
 
-def _attention(critical: Sequence[object], warning: Sequence[object]) -> tuple[Attention, str]:
-    """The first reason that holds, those that are critical before the others."""
-    for level, reasons in (("critical", critical), ("warning", warning)):
-        if found := [reason for reason in reasons if reason]:
-            return level, str(found[0])  # type: ignore[return-value]  # both are kinds of attention
+def _refused(refusal: Refusal | None, data_until: datetime | None) -> str | None:
+    """The interval of a refusal that still holds: no data of that interval or of a later one are published."""
+    if refusal is None or (data_until is not None and refusal.interval.end <= data_until):
+        return None
+    return refusal.interval.key
+
+
+def _attention(row: Row) -> tuple[Attention, str]:
+    """How urgently the model needs a person, and the first reason. Critical reasons come before warnings."""
+    if critical := _critical_reasons(row):
+        return "critical", critical[0]
+    if warnings := _warning_reasons(row):
+        return "warning", warnings[0]
+    if row.champion is None:
+        return "new", "not trained yet" if row.data_until else "no data yet"
     return "fine", ""
+
+
+def _critical_reasons(row: Row) -> list[str]:
+    reasons = []
+    if row.refused:
+        reasons.append(f"data of {span(row.refused)} refused")
+    if row.judged and row.judged.severity == "critical":
+        reasons.append(_HARM.get(row.judged.verdict, row.judged.verdict))
+    if row.trained and row.trained.outcome == "refused" and not row.champion:
+        reasons.append("no champion")
+    if row.told.urgent:
+        reasons.append(row.told.urgent)
+    return reasons
+
+
+def _warning_reasons(row: Row) -> list[str]:
+    reasons = []
+    if row.judged and row.judged.verdict != "ok":
+        reasons.append(f"verdict {row.judged.verdict}")
+    if row.judged and row.judged.severity == "warning":
+        reasons.append("performance fell")
+    if row.trained and row.trained.outcome == "waiting":
+        reasons.append(f"version {row.trained.version} waits for an approval")
+    if row.champion and _is_behind(row.data_until, row.predictions_until):
+        reasons.append("predictions are behind the data")
+    if row.told.undelivered:
+        reasons.append(f"{row.told.undelivered} alerts undelivered")
+    return reasons
 
 
 def _is_behind(data_until: datetime | None, predictions_until: datetime | None) -> bool:
@@ -346,7 +366,7 @@ def _judged(verdict: Verdict, pages: Pages) -> NewestVerdict:
 
 
 def _outlook(spec: ModelSpec, verdicts: Sequence[Verdict], performances: Sequence[Performance]) -> Outlook | None:
-    """Estimates and measurements window by window; the verdicts' windows and those only measured, the newest of them."""
+    """Estimates and measurements of the newest windows. A window needs a verdict or a measurement to be included."""
     metric = spec.primary_metric
     seen: dict[Interval, Window] = {}
     usual: tuple[float, float] | None = None
@@ -360,7 +380,7 @@ def _outlook(spec: ModelSpec, verdicts: Sequence[Verdict], performances: Sequenc
     rows: dict[Interval, int] = {}
     for performance in performances:
         interval = performance.interval
-        # Where the champion changed within a window, the version that predicted most of it stands for it.
+        # If the champion changed within a window, the version with the most labelled rows represents the window.
         if performance.rows <= rows.get(interval, 0):
             continue
         rows[interval] = performance.rows
@@ -403,7 +423,7 @@ def _trained(spec: ModelSpec, overview: Overview, champion: Promotion | None, pa
 
 
 def _was_champion(champion: Promotion | None, record: VersionRecord) -> bool:
-    """Whether somebody has gone back from the version already, so that nothing is asked about it any more."""
+    """Whether the champion took over from this version: then no approval is requested for it any more."""
     return champion is not None and champion.previous == record.version
 
 
@@ -430,7 +450,7 @@ def _told(overview: Overview, model: str, now: datetime, *, has_channel: bool = 
     return Told(
         critical=len(critical),
         warning=len(counted) - len(critical),
-        # What was only just written waits for the sender's next round, as it should; without a channel nothing is sent.
+        # A new alert waits for the sender's next run, which is normal. Without a channel, nothing is sent.
         undelivered=sum(
             entry.waits and (entry.attempts > 0 or (has_channel and now - entry.created_at > _SENT_WITHIN)) for entry in entries
         ),
@@ -505,7 +525,7 @@ def sparkline(outlook: Outlook) -> Sparkline | None:
 
 
 def age(then: datetime, now: datetime) -> str:
-    """How long ago, in its largest unit: ``3 min``, ``5 h``, ``12 d``."""
+    """How long ago, in the largest unit that fits: ``3 min``, ``5 h``, ``12 d``."""
     seconds = max((now - then).total_seconds(), 0.0)
     if seconds < 3600:
         return f"{int(seconds // 60)} min"
@@ -513,7 +533,7 @@ def age(then: datetime, now: datetime) -> str:
 
 
 def last_day(end: datetime) -> str:
-    """The last day, or hour, of what ends there: an interval that ends on the 24th at midnight has the 23rd."""
+    """The last day, or hour, before an end: for an interval that ends on the 24th at midnight, the 23rd."""
     midnight = end.hour == end.minute == end.second == 0
     return f"{end - timedelta(days=1):%-d %b %Y}" if midnight else f"{end.astimezone(UTC):%-d %b %Y %H:%M}"
 
@@ -531,7 +551,7 @@ def span(key: str) -> str:
 
 
 def _message(text: str, folder: str) -> str:
-    """The first line of an error; of the path before it, what is below the folder of all models."""
+    """The first line of an error. A path in front of it is shortened to the part below the folder of all models."""
     line = next((line for line in text.splitlines() if line.strip()), "no message")
     before, found, after = line.partition(f"/{folder}/")
     return f"{folder}/{after}" if found and " " not in before else line
