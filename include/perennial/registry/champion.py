@@ -1,8 +1,10 @@
 """Who is champion in MLflow: the alias follows the ledger.
 
-A promotion is first a row in the ledger, compared and set there, since MLflow's aliases are last-writer-wins; then the alias
-moves; then the row is completed. Whoever finds an open row finishes it. One process at a time moves the alias and says so in
-the ledger before and after: what a process that was put to sleep in between writes late is known for what it is, and put right.
+A promotion has three steps. A row is written to the ledger, by compare-and-set, because MLflow's aliases are
+last-writer-wins. Then the alias moves. Then the row is completed. Any process that finds an open row finishes it.
+
+One process at a time moves the alias, and it records this in the ledger before and after. If that process is suspended in
+between and writes the alias late, the record shows it, and the alias is corrected.
 """
 
 from __future__ import annotations
@@ -31,22 +33,22 @@ log = logging.getLogger(__name__)
 
 #: How often :meth:`Registry.reconcile` reads again when others keep changing what it reads.
 _READS = 5
-#: How long moving an alias may take; a process that has not said by then that it is done has died or sleeps.
+#: How long moving an alias may take. A process that has not recorded the end of its move by then is dead or suspended.
 LEASE = timedelta(seconds=15)
-#: How long the late write of such a process is looked out for. Later, a person is taken to have moved the alias.
+#: For how long an alias move may be the late write of such a process. After that, a person is assumed to have moved it.
 _LATE = timedelta(hours=1)
-#: How long others wait for their turn, and how often they look.
+#: How long other processes wait for their turn, and how often they check.
 _PATIENCE, _LOOK = timedelta(seconds=60), timedelta(milliseconds=50)
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """What came of asking for a rollback.
+    """The result of a rollback.
 
     Attributes:
-        version: the champion from now on.
-        changed: whether it is another one than before.
-        words: what was done, or why nothing was, for people.
+        version: the champion after the rollback.
+        changed: whether the champion changed.
+        words: for people: what was done, or why nothing was done.
     """
 
     version: int
@@ -55,7 +57,7 @@ class Rollback:
 
 
 def _still_asked(spec: ModelSpec, answers: list[Approval]) -> str | None:
-    """Whether the approval that the model wants is missing."""
+    """What to tell people if the model requires an approval and has none; None if nothing is missing."""
     if spec.promotion == "approval" and not any(answer.answer == "approved" for answer in answers):
         return "nobody has approved it yet"
     return None
@@ -66,12 +68,12 @@ def _called(version: int | None) -> str:
 
 
 class Champions(Versions):
-    """The alias ``champion``: promotion, rollback, and keeping it in line with the ledger."""
+    """The alias ``champion``: promotes, rolls back, and keeps the alias in line with the ledger."""
 
     def champion(self, model: str) -> int | None:
-        """The champion's version; None before the first promotion.
+        """Return the champion's version; None before the first promotion.
 
-        A process that may promote brings ledger and alias in line first; another believes the ledger.
+        A process that may promote brings the ledger and the alias in line first. Other processes only read the ledger.
 
         Raises:
             ArtifactRejected: as in :meth:`reconcile`.
@@ -89,27 +91,27 @@ class Champions(Versions):
         run_id: str | None,
         evidence: Mapping[str, Any],
     ) -> Promotion:
-        """Make a version champion, if the champion still is the one that the decision was made against.
+        """Make a version champion, if the champion is still the one that the decision was made against.
 
-        A retry of the same run changes nothing once it is done, nor does promoting the champion.
+        A retry of the same run changes nothing after the promotion is done. Promoting the current champion changes nothing.
 
         Args:
-            model: its name.
+            model: the model's name.
             version: the new champion; it has passed its gates.
-            expected: the champion it was compared with; None if there was none.
+            expected: the champion that the version was compared with; None if there was none.
             reason: for people.
             actor: who or what decided.
-            run_id: the run that decided; None when a person did by hand.
-            evidence: what the decision rested on.
+            run_id: the run that decided; None if a person decided by hand.
+            evidence: what the decision is based on.
 
         Raises:
-            PromotionRefused: the ledger says that it did not pass its gates, or was not approved.
-            StaleDecision: another version became champion meanwhile, or another promotion is open.
-            ArtifactRejected: the version could not be loaded by those who would score with it.
+            PromotionRefused: according to the ledger, the version did not pass its gates or was not approved.
+            StaleDecision: another version became champion in the meantime, or another promotion is open.
+            ArtifactRejected: the version cannot be loaded, so it could not score.
         """
         if self.reconcile(model) == version:
             made = completed(self._ledger.promotions(model))[-1]
-            self._show(made)  # an attempt that promoted it may have died before it came to this
+            self._show(made)  # an earlier attempt may have promoted the version and died before this step
             return made
         if bar := self._bar(model, version):
             raise PromotionRefused(f"{model} version {version} cannot be promoted: {bar}")
@@ -120,25 +122,26 @@ class Champions(Versions):
     def promote_by_hand(
         self, spec: ModelSpec, version: int, *, override: str | None, actor: str, run_id: str | None = None
     ) -> Promotion:
-        """Make a version champion because a person says so.
+        """Make a version champion at a person's request.
 
-        One that has passed its gates against the current champion, and was approved where the model wants that, needs no
-        more. Any other needs a reason; it is recorded as an ``override`` and bears a tag that says so for ever.
+        No reason is required if the version has passed its gates against the current champion and has the approval that the
+        model may require. Otherwise a reason is required. The promotion is then recorded as an ``override``, and the version
+        has a permanent tag with the reason.
 
         Args:
-            spec: of the model.
+            spec: the model's specification.
             version: the new champion.
-            override: why, whatever stands against it; None or blank: only if nothing does.
-            actor: who.
-            run_id: the run; its retry promotes nothing once more.
+            override: the reason to promote in spite of obstacles; None or blank: promote only if there are none.
+            actor: who asks for it.
+            run_id: the run; a retry of it does not promote again.
 
         Returns:
-            What made it champion, now or before.
+            The promotion that made the version champion, now or earlier.
 
         Raises:
-            PromotionRefused: something stands against it, and no reason is given; the message says what.
-            ArtifactRejected: the version cannot be loaded; the champion stays.
-            StaleDecision: another promotion came in between.
+            PromotionRefused: there is an obstacle and no reason is given; the message names the obstacle.
+            ArtifactRejected: the version cannot be loaded; the champion does not change.
+            StaleDecision: another promotion was made in the meantime.
         """
         model = spec.name
         champion = self.reconcile(model)
@@ -168,9 +171,9 @@ class Champions(Versions):
         )
 
     def _bar(self, model: str, version: int) -> str | None:
-        """What only an override can overcome; None if the gates passed the version and no approver refused it.
+        """Return the obstacle that only an override can overcome; None if the gates passed it and no approver refused it.
 
-        Nor is anything said of a version that the ledger does not know: no override helps it, see :meth:`load`.
+        For a version that the ledger does not know, the result is None too: an override cannot help, see :meth:`load`.
         """
         record = self._ledger.version(model, version)
         if record is None:
@@ -184,11 +187,11 @@ class Champions(Versions):
         return None
 
     def refuse(self, model: str, version: int, decision: GateDecision) -> None:
-        """Tag a version refused, with every reason, and tell people; the champion stays."""
+        """Tag a version as refused, with every reason, and alert people. The champion does not change."""
         self._refuse(model, version, decision.reasons, champion=decision.champion)
 
     def decline(self, approval: Approval) -> None:
-        """Record that nobody approved a version, tag it so, and tell people; the champion stays."""
+        """Record that a version was not approved, tag it as refused, and alert people. The champion does not change."""
         model, version = approval.model, approval.version
         self._ledger.record_approval(approval)
         self._refuse(model, version, [approval.told], champion=self._ledger.champion(model))
@@ -214,25 +217,24 @@ class Champions(Versions):
         expected: int | None = None,
         evidence: Mapping[str, Any] | None = None,
     ) -> Rollback:
-        """Make an earlier champion champion again.
+        """Make an earlier champion the champion again.
 
-        Without a version, the newest promotion is undone. If the newest change already went back, there is nothing to undo
-        and nothing happens: two who see the same trouble and both roll back do not go back two steps. Going further back
-        takes a version.
+        Without a version, the newest promotion is undone. If the newest change was already a rollback, nothing happens. So
+        two people who see the same problem and both roll back do not go back two steps. To go back further, name a version.
 
         Args:
-            model: its name.
-            to: the version, a former champion; None for the one before. If it already is champion, nothing happens.
-            actor: who.
+            model: the model's name.
+            to: a former champion; None: the previous champion. If this version is already champion, nothing happens.
+            actor: who asks for it.
             reason: why, for people.
-            run_id: the run; its retry does not go back once more.
-            expected: roll back from this champion only; None: whichever it is.
-            evidence: what it rests on, if a program decided.
+            run_id: the run; a retry of it does not roll back again.
+            expected: roll back only from this champion; None: from any champion.
+            evidence: what the decision is based on, if a program decided.
 
         Raises:
-            NoChampion: there is no champion, or none before it, or the version never was.
-            ArtifactRejected: the version cannot be loaded; the champion stays.
-            StaleDecision: the champion is not ``expected``, or another promotion came in between.
+            NoChampion: there is no champion, there was none before it, or the version was never champion.
+            ArtifactRejected: the version cannot be loaded; the champion does not change.
+            StaleDecision: the champion is not ``expected``, or another promotion was made in the meantime.
         """
         champion = self.reconcile(model)
         promotions = self._ledger.promotions(model)
@@ -307,11 +309,14 @@ class Champions(Versions):
     def reconcile(self, model: str) -> int | None:
         """Bring MLflow's alias and the ledger in line.
 
-        A promotion that a crash left open is finished. An alias that someone moved in MLflow is taken over as a promotion
-        by ``MLflow``, if the ledger knows the version and it has passed its gates or been champion before; to a version
-        that was refused, it is put back, and people are told how to override. An alias that someone removed is put back,
-        too: to withdraw a champion, roll back. So is one that a process left behind that was put to sleep while it
-        promoted, and woke up when others had gone on.
+        A promotion that a crash left open is finished. An alias that someone moved in MLflow is handled by its version:
+
+        - The version passed its gates or was champion before: the move is recorded as a promotion by ``MLflow``.
+        - The version was refused: the alias is put back, and an alert tells people how to override.
+        - The ledger does not know the version: an error is raised.
+
+        An alias that someone removed is put back; to withdraw a champion, roll back. An alias is also put back if a process
+        moved it late, because it was suspended during a promotion and others promoted in the meantime.
 
         Returns:
             The champion's version; None if the model has none.
@@ -319,12 +324,12 @@ class Champions(Versions):
         Raises:
             PromotionRefused: this process may not promote.
             ArtifactRejected: the alias points to a version that the ledger does not know.
-            StaleDecision: others kept changing the champion meanwhile.
+            StaleDecision: other processes kept changing the champion during the call.
         """
         self._check_that_it_may_promote(model)
         for _ in range(_READS):
-            # An alias that is not the champion's is believed between two equal readings of the ledger: otherwise one that a
-            # promotion has just moved, or is just about to, would look as if a person had.
+            # If the alias differs from the champion, the ledger is read before and after. Only if both reads are equal was
+            # the alias moved by a person. Otherwise a promotion may have just moved it, or be about to.
             before = self._ledger.promotions(model)
             open_ones = [made for made in before if made.completed_at is None and made.withdrawn_at is None]
             if open_ones:
@@ -354,7 +359,7 @@ class Champions(Versions):
                     of_models.alias_put_back(
                         model, version=alias, champion=champion, reason=bar, links=self._links(model, alias)
                     ),
-                    # Once an hour: MLflow does not tell one move from the next.
+                    # At most once per hour: MLflow does not distinguish one move from the next.
                     f"alias_put_back/{model}/version-{alias}/{datetime.now(UTC):%Y-%m-%dT%H}",
                 )
             else:
@@ -364,14 +369,16 @@ class Champions(Versions):
         raise StaleDecision(f"{model}: the champion kept changing while it was looked up; try again")
 
     def alias(self, model: str) -> int | None:
-        """The version that MLflow calls champion, which the ledger may not; None if it calls none so."""
+        """Return the version that MLflow's alias names, which may differ from the ledger; None if there is no alias."""
         return self._alias(model, CHAMPION)
 
     def follow_ledger(self, model: str) -> int | None:
-        """Let the aliases say what the ledger says, whoever moved them, as after a restore: MLflow's database may be newer.
+        """Set MLflow's aliases to what the ledger says, no matter who moved them.
+
+        This is required after a restore, because MLflow's database may be newer than the ledger.
 
         Returns:
-            The version that was called champion before, if it was another one.
+            The version that the alias named before, if it was a different one.
 
         Raises:
             PromotionRefused: this process may not promote.
@@ -387,15 +394,15 @@ class Champions(Versions):
         return None if made and made[-1].version == alias else alias
 
     def retire(self, model: str, *, actor: str, reason: str, files: Mapping[str, str]) -> Retirement:
-        """Take the champion away because the model ends: first in the ledger, then its aliases in MLflow.
+        """Retire a model: record it in the ledger, then remove the model's aliases in MLflow.
 
-        Doing it twice changes nothing more. A promotion brings the model back.
+        A second call changes nothing. A promotion brings the model back.
 
         Args:
-            model: its name.
-            actor: who.
+            model: the model's name.
+            actor: who asks for it.
             reason: why, for people.
-            files: what its folder says, by name.
+            files: texts of the model's folder, by file name.
 
         Raises:
             PromotionRefused: this process may not promote.
@@ -412,7 +419,7 @@ class Champions(Versions):
         return retired
 
     def _standing(self, model: str, promotions: list[Promotion]) -> list[Promotion]:
-        """The promotions that made champions since the model was last retired, if it was."""
+        """Return the completed promotions since the model was last retired; all of them if it never was."""
         last = max((retired.promotion_id for retired in self._ledger.retirements(model)), default=0)
         return [made for made in completed(promotions) if made.id > last]
 
@@ -424,7 +431,7 @@ class Champions(Versions):
             self._point(promotion)
 
     def _adopt(self, model: str, alias: int, champion: int | None) -> None:
-        """Take over an alias that a person moved in MLflow."""
+        """Record as a promotion that a person moved the alias in MLflow."""
         if self._ledger.version(model, alias) is None:
             back = f"move it back to version {champion}" if champion is not None else "remove it"
             raise ArtifactRejected(
@@ -447,18 +454,18 @@ class Champions(Versions):
         self._finish(promotion)
 
     def _finish(self, promotion: Promotion) -> bool:
-        """Let MLflow follow an intended promotion, and complete it.
+        """Apply an intended promotion in MLflow, and complete it.
 
         Returns:
-            Whether it could: a promotion whose version was deleted after the intent is withdrawn, or it would block
-            every other one for ever.
+            Whether the promotion was completed. If its version was deleted after the intent, the promotion is withdrawn,
+            because it would block every other promotion for ever.
         """
         model, version = promotion.model, promotion.version
         if self._version(model, version) is None:
             self._ledger.withdraw_promotion(promotion.id)
             return False
         if promotion.action == "override":
-            # Before it is champion: a crash must not leave an override that bears no mark.
+            # Tag it before it is champion: a crash must not leave an override without the tag.
             self._tag(model, version, {"perennial.override_reason": f"{promotion.reason} ({promotion.actor})"})
         compose = of_models.rollback if promotion.action == "rollback" else of_models.promoted
         try:
@@ -479,18 +486,18 @@ class Champions(Versions):
             now = self._ledger.promotion(promotion.id)
             if now.completed_at is None and now.withdrawn_at is None:
                 raise
-            return now.completed_at is not None  # somebody else has finished it, or given it up, and gone on
+            return now.completed_at is not None  # another process completed or withdrew it
         self._show(promotion)
         return True
 
     def _point(self, promotion: Promotion) -> bool:
-        """Move the alias, when it is this process's turn.
+        """Wait for this process's turn, then move the alias.
 
         Returns:
-            Whether it had to: somebody else may have completed the promotion meanwhile.
+            True if this process moved the alias; False if another process completed the promotion in the meantime.
 
         Raises:
-            StaleDecision: a later promotion has overtaken this one, or it is nobody's turn for too long.
+            StaleDecision: a later promotion has replaced this one, or the wait for the turn took too long.
         """
         model, deadline = promotion.model, time.monotonic() + _PATIENCE.total_seconds()
         while (move := self._ledger.begin_move(promotion, lease=LEASE)) is None:
@@ -500,7 +507,7 @@ class Champions(Versions):
             if time.monotonic() > deadline:
                 raise StaleDecision(f"{model}: others have been moving the alias for {_PATIENCE.seconds} seconds; try again")
         self._client.set_registered_model_alias(model, CHAMPION, str(promotion.version))
-        # Should this process have slept here for longer than its lease, a later promotion's version has the last word.
+        # If this process was suspended here for longer than its lease, a later promotion may exist: its version wins.
         newest = [made for made in self._ledger.promotions(model) if made.withdrawn_at is None][-1]
         if newest.id != promotion.id:
             self._client.set_registered_model_alias(model, CHAMPION, str(newest.version))
@@ -508,10 +515,10 @@ class Champions(Versions):
         return True
 
     def _show(self, promotion: Promotion) -> None:
-        """Write on both versions what people look for in MLflow."""
+        """Tag the new and the former champion in MLflow, for people."""
         model, version = promotion.model, promotion.version
         if self._ledger.champion(model) != version:
-            return  # others have gone on meanwhile
+            return  # another version became champion in the meantime
         since = promotion.intended_at.strftime("%Y-%m-%d %H:%M UTC")
         word = {
             "promote": "promoted",
