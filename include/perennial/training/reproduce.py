@@ -146,17 +146,17 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
 def open_folder(
     record: VersionRecord, folder: ModelFolder | None, registry: Registry, notes: list[str]
 ) -> Iterator[ModelFolder]:
-    """The folder a version was made by: as it is now, or else the files that were logged with its run.
+    """The model folder that a version was made with: the present one if it is the same, or else the copy logged with its run.
 
     Args:
-        record: of the version.
-        folder: as it is now; None if there is none.
-        registry: holds the logged files.
-        notes: is told what was used if it is not the folder.
+        record: the version's record.
+        folder: the model's folder as it is now; None if there is none.
+        registry: contains the logged files.
+        notes: gets a note if the present folder is not used.
 
     Raises:
-        TrainingError: the folder was another one then, and no copy of it was kept.
-        ArtifactRejected: the copy is not what the ledger speaks of.
+        TrainingError: the folder has changed since, and no copy of it was kept.
+        ArtifactRejected: the copy's hashes are not those in the ledger.
     """
     if folder is not None and folder.digest == record.spec_digest:
         yield folder
