@@ -1,6 +1,6 @@
-"""The parts of one deployment, opened together: what the tasks and the command line work with.
+"""One deployment: its ledger, lake and registry. The tasks and the command line work with it.
 
-Neighbours: :mod:`perennial.core.settings` says where the parts are; each part has a module of its own.
+Neighbours: :mod:`perennial.core.settings` says where these parts are. Each part has its own module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Ledger, lake and registry of one deployment; each is opened when it is first asked for."""
+    """Ledger, lake and registry of one deployment. Each is opened at its first use."""
 
     settings: Settings
 
@@ -44,10 +44,10 @@ class Deployment:
         return Registry(self.settings, self.ledger)
 
     def model(self, name: str) -> ModelFolder:
-        """The model folder of that name.
+        """The folder of the model with this name.
 
         Raises:
-            SpecError: there is none, or it is broken.
+            SpecError: there is no such folder, or it is broken.
         """
         folder = self.settings.models / name
         if folder.parent != self.settings.models or not is_model_folder(folder):

@@ -1,5 +1,5 @@
-"""What was measured and decided, as plain values: the ledger, MLflow, a card and a task of Airflow hold the same.
+"""What was measured and decided, as plain values. The ledger, MLflow, model cards and Airflow tasks hold the same values.
 
-Begin with :mod:`perennial.evidence.plain`, which says how evidence becomes JSON and how that of an older release is read.
-Nothing in here measures, decides or reads a store.
+Begin with :mod:`perennial.evidence.plain`: it writes evidence as JSON, and reads evidence of older releases.
+No module of this package measures, decides or reads a store.
 """

@@ -1,4 +1,4 @@
-"""What the gates said of a candidate. :mod:`perennial.evaluation.gates` decides."""
+"""The gates' decision on a candidate. :mod:`perennial.evaluation.gates` makes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from perennial.evidence.plain import Evidence
 
 @dataclass(frozen=True)
 class GateResult(Evidence):
-    """One gate's word: ``reason`` says what was seen and what was wanted, whether it passed or not."""
+    """The result of one gate. ``reason`` says what was measured and what is required, also if the gate passed."""
 
     gate: str
     passed: bool
@@ -19,13 +19,13 @@ class GateResult(Evidence):
 
 @dataclass(frozen=True)
 class GateDecision(Evidence):
-    """Whether a candidate may become champion. One that lacks ``promote`` says no.
+    """Whether a candidate may become champion. A row without ``promote`` reads as no.
 
     Attributes:
-        promote: every gate passed.
-        results: of all gates, in order; none is left out because an earlier one refused.
-        candidate: its name in ``model.yaml``.
-        champion: the version the candidate was compared with.
+        promote: whether every gate passed.
+        results: the results of all gates, in order; later gates are asked even if an earlier one refused.
+        candidate: the candidate's name in ``model.yaml``.
+        champion: the version that the candidate was compared with; None if there was no champion.
     """
 
     promote: bool
@@ -35,7 +35,7 @@ class GateDecision(Evidence):
 
     @property
     def reasons(self) -> list[str]:
-        """Why it was refused; empty if it was not."""
+        """Why the candidate was refused; empty if it was not."""
         return [result.reason for result in self.results if not result.passed]
 
     @property

@@ -1,7 +1,7 @@
-"""What was measured of a candidate and its rivals: the evidence that gates decide on, kept with every version.
+"""The measurements of a candidate and its rivals. The gates decide on them, and every version keeps them.
 
 :mod:`perennial.evaluation.metrics` measures, :mod:`perennial.evaluation.gates` decides. A part that is None or absent was
-not measured, and what needs it is refused; evaluations made before a part existed read back without it.
+not measured, and a gate that needs it refuses. Evaluations from before a part existed are read without it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from perennial.spec.types import Task
 
 @dataclass(frozen=True)
 class PredictionSummary(Evidence):
-    """What a contender's predictions look like.
+    """A summary of a contender's predictions.
 
     Attributes:
-        rows: how many there are.
-        not_finite: how many are NaN, infinite or missing.
-        distinct: how many different values they take.
-        minimum, mean, maximum: of the finite ones; None for classes, or if there are none.
-        digest: :attr:`perennial.model.artifacts.Prediction.digest`, by which the same predictions are known again.
+        rows: number of predictions.
+        not_finite: number of predictions that are NaN, infinite or missing.
+        distinct: number of different values.
+        minimum, mean, maximum: of the finite predictions; None for classes, or if no prediction is finite.
+        digest: :attr:`perennial.model.artifacts.Prediction.digest`; equal predictions have equal digests.
     """
 
     rows: int
@@ -39,17 +39,17 @@ class Contender(Evidence):
     """One model, measured on the holdout.
 
     Attributes:
-        name: of the candidate in ``model.yaml``; the champion keeps the one it had.
-        role: what it stands for in the comparison; a row that lacks it reads as ``candidate``.
-        metrics: by the names of :data:`perennial.spec.training.METRICS`; one that could not be computed is absent.
-        rows: labelled rows it was measured on.
-        rows_hash: content hash of those rows; only equal hashes may be compared.
-        predictions: None if it could not predict.
-        error: why it could not predict.
-        version: registered version, if it has one.
-        mlflow_run_id: MLflow's run that logged it.
-        trained_on: key of the interval whose rows it learned from.
-        intervals: low and high end of each metric's confidence interval, by ``gates.resampling``.
+        name: the candidate's name in ``model.yaml``; a champion keeps the name it had as a candidate.
+        role: the model's role in the comparison; a row without a role reads as ``candidate``.
+        metrics: values by the names of :data:`perennial.spec.training.METRICS`; a metric that could not be computed is absent.
+        rows: number of labelled rows that the model was measured on.
+        rows_hash: content hash of those rows; only contenders with equal hashes may be compared.
+        predictions: a summary of the predictions; None if the model could not predict.
+        error: why the model could not predict.
+        version: the registered version; None if the model is not registered.
+        mlflow_run_id: the MLflow run that logged the model.
+        trained_on: key of the interval that the training rows come from.
+        intervals: low and high end of each metric's confidence interval, computed as ``gates.resampling`` says.
     """
 
     name: str
@@ -67,17 +67,17 @@ class Contender(Evidence):
 
 @dataclass(frozen=True)
 class GainOverChampion(Evidence):
-    """Candidate against champion by the primary metric, on the same rows, in the same resamples.
+    """The candidate compared with the champion: the primary metric on the same rows and the same resamples.
 
     Attributes:
         gain: how much better the candidate is, in units of the metric; negative if it is worse.
-        low, high: between which the true gain lies with ``confidence``; the decision rests on these.
-        lower, upper: above which, and below which, it lies with ``confidence``.
-        identical: share of rows for which both predict the very same, 0 to 1.
-        blocks: how many blocks rows were drawn in.
-        block: what a block is: a length of time or the name of a column.
-        resamples, seed, confidence: of the draws.
-        problem: why chance could not be judged; the bounds are None then.
+        low, high: ends of the two-sided confidence interval of the gain; the decision uses these.
+        lower, upper: one-sided confidence bounds of the gain: it is above ``lower``, or below ``upper``, with ``confidence``.
+        identical: share of rows for which both predict the same, 0 to 1.
+        blocks: number of blocks that the rows were resampled in.
+        block: what a block is: a length of time, or the name of a column.
+        resamples, seed, confidence: number of resamples, their seed, and the level of the bounds.
+        problem: why chance could not be judged; the bounds are None in this case.
     """
 
     gain: float
@@ -96,15 +96,15 @@ class GainOverChampion(Evidence):
 
 @dataclass(frozen=True)
 class Slice(Evidence):
-    """The comparison within the rows that share a value.
+    """The comparison on the rows that share a value of a column.
 
     Attributes:
-        column, value: which rows; a missing value is ``missing``.
-        rows: how many.
-        candidate, champion: the primary metric of each.
+        column, value: the column and the value; a missing value is ``missing``.
+        rows: number of these rows.
+        candidate, champion: the primary metric of each on these rows.
         gain: how much better the candidate is; negative if it is worse.
         error: standard error of the gain.
-        blocks: how many blocks the rows lie in.
+        blocks: number of blocks that contain these rows.
     """
 
     column: str
@@ -119,11 +119,11 @@ class Slice(Evidence):
 
 @dataclass(frozen=True)
 class Slices(Evidence):
-    """All comparisons within parts of the rows.
+    """The comparisons on all slices of the rows.
 
     Attributes:
-        judged: those with enough rows and blocks.
-        not_judged: the others, each with its reason.
+        judged: slices with enough rows and blocks.
+        not_judged: the other slices, each with the reason.
     """
 
     judged: list[Slice]
@@ -132,11 +132,11 @@ class Slices(Evidence):
 
 @dataclass(frozen=True)
 class Groups(Evidence):
-    """How the groups of a column are treated.
+    """How the model treats the groups of a column.
 
     Attributes:
         column, rate, threshold: see :class:`perennial.spec.gates.FairnessGate`.
-        rates: by group with enough rows.
+        rates: the rate of each group with enough rows.
         not_judged: groups with too few rows.
     """
 
@@ -149,14 +149,15 @@ class Groups(Evidence):
 
 @dataclass(frozen=True)
 class Robustness(Evidence):
-    """The primary metric when one feature at a time gets worse.
+    """The primary metric when the values of one feature at a time are disturbed or partly removed.
 
     Attributes:
-        rows: how many it was measured on.
-        clean: with the features as they are.
-        uninformed: of the best constant prediction on the same rows; what lies between is what the model knows.
-        noise, missing: by feature whose values were disturbed, or partly removed; absent where it could not be computed.
-        problems: why not, by feature and what was done to it.
+        rows: number of rows that the metric was measured on.
+        clean: the metric with unchanged features.
+        uninformed: the metric of the best constant prediction on the same rows. The distance to ``clean`` is what the model
+            has learned.
+        noise, missing: the metric by feature, with noise added or values removed; a value that could not be computed is absent.
+        problems: why a value could not be computed, by feature and disturbance.
     """
 
     rows: int
@@ -172,9 +173,9 @@ class Behaved(Evidence):
     """The outcome of a behaviour test.
 
     Attributes:
-        share: of the rows that behaved, 0 to 1; None for a test of ``model.py``.
-        rows: how many were tried.
-        problem: what is wrong, if the test itself says so or could not be run.
+        share: share of the rows that behaved as required, 0 to 1; None for a test in ``model.py``.
+        rows: number of rows that were tried.
+        problem: what is wrong, if the test reports a problem or could not run.
     """
 
     share: float | None
@@ -184,16 +185,16 @@ class Behaved(Evidence):
 
 @dataclass(frozen=True)
 class Operation(Evidence):
-    """What a clean process found when it put the stored candidate to work.
+    """What a clean process measured when it loaded the stored candidate and predicted with it.
 
     Attributes:
-        problem: why it could not; the rest says nothing then.
-        rows: how many it answered.
-        difference: largest difference of an answer from the one given here; None if one of them is not finite.
-        same_features: whether the loaded model takes the features of ``model.yaml``, in their order.
-        latency: milliseconds that 1,000 rows take, warm.
-        load_seconds: of loading, download and check of its files included.
-        artifact_mb: megabytes of its files.
+        problem: why the process failed; the other values mean nothing in this case.
+        rows: number of rows that were predicted.
+        difference: largest difference from the prediction of the evaluating process; None if a prediction is not finite.
+        same_features: whether the loaded model takes the features of ``model.yaml``, in the same order.
+        latency: milliseconds for 1,000 rows, after a warm-up.
+        load_seconds: seconds to load the model, including the download and the check of its files.
+        artifact_mb: size of the model's files in megabytes.
     """
 
     problem: str | None = None
@@ -207,28 +208,28 @@ class Operation(Evidence):
 
 @dataclass(frozen=True)
 class Evaluation(Evidence):
-    """A candidate, all baselines and the champion on the same newest, untouched rows.
+    """The candidate, all baselines and the champion, measured on the same newest rows, which no model was trained on.
 
     Attributes:
-        task: of the model; a row that lacks it reads as ``binary_classification``, of which gates ask most.
-        metric: the primary one.
+        task: the model's task; a row without a task reads as ``binary_classification``, for which the gates require most.
+        metric: the primary metric.
         interval: key of the holdout.
-        entities: rows that a prediction is due for, labelled or not.
-        rows: those whose label is known.
+        entities: number of rows that require a prediction, labelled or not.
+        rows: number of these rows with a known label.
         rows_hash: content hash of the labelled rows.
-        classes: labelled rows a class; empty for regression.
-        not_finite_inputs: infinite values a feature; missing values are no fault.
-        champion: None only while the model has never had one.
-        as_of: ISO time; labels that were known later were not used.
-        training_classes: labelled rows a class of what the candidate learned from; empty for regression.
-        training_coverage: share of what it could have learned from whose label was known in time, 0 to 1.
+        classes: labelled rows per class; empty for regression.
+        not_finite_inputs: infinite values per feature; missing values are allowed.
+        champion: the champion's result; None only if the model has never had a champion.
+        as_of: ISO time; labels that became known later were not used.
+        training_classes: labelled training rows per class; empty for regression.
+        training_coverage: share of the possible training rows whose label was known in time, 0 to 1.
         comparison: candidate against champion; None without a champion, or if one of them could not predict.
-        slices: the same within parts of the rows.
-        groups: how groups are treated.
-        robustness: how the candidate takes worse inputs.
+        slices: the same comparison on slices of the rows.
+        groups: how the candidate treats groups.
+        robustness: how the candidate's metric changes with worse inputs.
         behaviour: outcomes of the behaviour tests, by name.
-        operation: how it works in a clean process.
-        alone: score that each feature reaches alone: area under the ROC curve, or R squared.
+        operation: how the candidate works in a clean process.
+        alone: the score that each feature reaches as the only feature: area under the ROC curve, or R squared.
     """
 
     model: str
@@ -262,12 +263,12 @@ class Evaluation(Evidence):
 
     @property
     def champion_version(self) -> int | None:
-        """The champion it was compared with; a promotion must expect this one to be champion still."""
+        """The champion that the candidate was compared with. A promotion requires that it is still the champion."""
         return self.champion.version if self.champion else None
 
     @property
     def training_prior(self) -> float | None:
-        """Share of true labels among what the candidate learned from; None if the task has none, or it is not known."""
+        """Share of true labels in the training rows; None for other tasks than binary classification, or if unknown."""
         known = self.training_classes or {}
         total = sum(known.values())
         return known.get("true", known.get("True", 0)) / total if total and self.task == "binary_classification" else None

@@ -1,11 +1,11 @@
 """Evidence as JSON, and back: one way to write and one way to read for all dataclasses of this package.
 
-A row may come from an older release, or from a newer one. So reading never fails for a name:
+A row may come from an older release, or from a newer one. So an unknown or absent name is never an error:
 
 - A name that the dataclass does not have is ignored.
-- A name that is absent gives the field's default, or else the field's ``absent`` value (:func:`absent`), or else what says
-  nothing: None where the field may be None, an empty text, list or mapping, 0, False, and NaN for a float. A null where a
-  field may not be None counts as absent.
+- A field whose name is absent gets its default. A field without a default gets its ``absent`` value (:func:`absent`). A field
+  without either gets an empty value: None where the field may be None, an empty text, list or mapping, 0, False, or NaN for
+  a float. A null counts as absent where the field may not be None.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Evidence:
-    """Plain values under names that stay the same from release to release."""
+    """Plain values. Their names stay the same from release to release."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing, as one that was read from an empty row."""
+        """Whether all values are those that an empty row gives."""
         return self == type(self).from_json({})
 
     def to_json(self) -> dict[str, Any]:
-        """Mappings, lists, texts and numbers; NaN and infinity stay what they are."""
+        """Mappings, lists, texts and numbers; NaN and infinity are kept."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_json`, of this release or another one."""
+        """The inverse of :meth:`to_json`, for values of this release or another one."""
         return read(cls, value)
 
 
 def absent(value: Any) -> dict[str, Any]:
-    """The metadata of a required field that reads as ``value`` where a row lacks it."""
+    """The metadata of a required field. The field gets ``value`` where a row does not contain it."""
     return {"absent": value}
 
 
 def read(kind: type[T], value: Mapping[str, Any]) -> T:
-    """A dataclass from plain values; the module says what becomes of names that are unknown or absent."""
+    """Make a dataclass from plain values; see the module for unknown and absent names."""
     given = {}
     for field in _fields(kind):  # type: ignore[arg-type]  # mypy takes no type[T] for hashable
         said = value.get(field.name)
@@ -111,7 +111,7 @@ def _converter(hint: Any) -> Callable[[Any], Any] | None:
 
 
 def _nothing(hint: Any) -> Callable[[], Any]:
-    """What makes the value that says nothing."""
+    """A function that makes the empty value of a type."""
     if isinstance(hint, type) and is_dataclass(hint):
         return lambda: read(hint, {})
     if hint is float:

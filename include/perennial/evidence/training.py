@@ -1,6 +1,6 @@
-"""What a version was made from: its training set, the candidate that was fitted on it, and the code that did it.
+"""What a version was made from: the training set, the fitted candidate, and the code.
 
-:mod:`perennial.training.training_set` pins, :mod:`perennial.training.fit` fits.
+:mod:`perennial.training.training_set` pins the rows, :mod:`perennial.training.fit` fits the candidate.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ PARTS: tuple[Part, ...] = ("window", "holdout")
 
 @dataclass(frozen=True)
 class TrainingSet(Evidence):
-    """Which rows a training learns from and is judged on; small enough to hand from task to task.
+    """The rows that models are trained on and compared on; small enough to pass from task to task.
 
     Attributes:
-        model: its name.
-        run_id: the run that pinned it.
-        as_of: ISO time; nothing known later was used.
-        window: key of the interval that is learned from. Its labels are those known when the holdout began.
-        holdout: key of the newest interval, which models are compared on. Its labels are those known at ``as_of``.
+        model: the model's name.
+        run_id: the run that pinned the rows.
+        as_of: ISO time; data that became known later were not used.
+        window: key of the training interval; its labels are those known when the holdout began.
+        holdout: key of the newest interval, on which models are compared; its labels are those known at ``as_of``.
         snapshots: Iceberg snapshot by table: ``features``, and the tables that labels are read from.
         pin: name under which the lake keeps the snapshots.
-        folder_digest, features_digest: of the model folder, see :class:`perennial.spec.folder.ModelFolder`.
-        rows: rows a part that are used: the labelled ones, of the window the newest ``max_rows``.
-        labelled, entities: rows a part whose label was known in time, and rows that have a prediction due.
-        classes: labelled rows a class a part; empty for regression.
-        content: SHA-256 a part over the labelled rows, independent of how they are stored.
+        folder_digest, features_digest: digests of the model folder, see :class:`perennial.spec.folder.ModelFolder`.
+        rows: labelled rows per part that are used; in the window, only the newest ``max_rows``.
+        labelled, entities: rows per part whose label was known in time, and rows per part that require a prediction.
+        classes: labelled rows per part and class; empty for regression.
+        content: SHA-256 of the labelled rows per part, independent of their storage.
     """
 
     model: str
@@ -58,7 +58,7 @@ class TrainingSet(Evidence):
         return self.window if part == "window" else self.holdout
 
     def label_coverage(self, part: Part) -> float:
-        """Share of the entities whose label was known in time, 0 to 1."""
+        """Share of the part's entities whose label was known in time, 0 to 1."""
         return self.labelled[part] / self.entities[part] if self.entities[part] else 0.0
 
 
@@ -67,13 +67,13 @@ class TrainingRecord(TrainingSet):
     """What the ledger keeps of a training: the training set, and the version that was fitted on it.
 
     Attributes:
-        candidate: its name in ``model.yaml``.
-        params: the parameters it was fitted with.
-        validation: its metrics on the validation part, by name.
-        model_id: MLflow's, of the stored model.
-        task: what the model predicts; None if the row does not say.
-        numeric, categorical: the features it takes, in their order.
-        trusted_types: of the estimator, that ``model.yaml`` trusted.
+        candidate: the candidate's name in ``model.yaml``.
+        params: the parameters of the fit.
+        validation: the candidate's metrics on the validation part, by name.
+        model_id: MLflow's id of the stored model.
+        task: the model's task; None if the row does not contain it.
+        numeric, categorical: the features that the model takes, in order.
+        trusted_types: the types in the estimator that ``model.yaml`` declares trusted.
     """
 
     candidate: str
@@ -87,28 +87,28 @@ class TrainingRecord(TrainingSet):
 
     @property
     def features(self) -> list[str]:
-        """All features it takes, the numeric ones first."""
+        """All features that the model takes, the numeric ones first."""
         return [*self.numeric, *self.categorical]
 
     @property
     def training_set(self) -> TrainingSet:
-        """The training set alone."""
+        """Only the training set."""
         return TrainingSet(**{part.name: getattr(self, part.name) for part in fields(TrainingSet)})
 
 
 @dataclass(frozen=True)
 class CodeState(Evidence):
-    """All that decides what a fit computes beside its rows and parameters, as far as the process that fitted could tell.
+    """Everything besides rows and parameters that the result of a fit depends on, as far as the fitting process knew.
 
     Attributes:
-        commit: of the model's folder; ``unknown`` outside a repository.
-        dirty: whether anything differed from the commit; None if that is not known.
+        commit: the commit of the model's folder; ``unknown`` outside a repository.
+        dirty: whether the files differed from the commit; None if unknown.
         files: SHA-256 of each of :attr:`perennial.spec.folder.ModelFolder.files`; empty if they were not kept.
-        python: its version; None if that is not known.
-        packages: version by name.
-        machine: kind of the processor; None if that is not known.
-        threads: by ``openmp`` and ``blas``, since sums that are made in another order may differ in their last bits; empty
-            if they are not known.
+        python: the version of Python; None if unknown.
+        packages: version by package name.
+        machine: the processor's architecture; None if unknown.
+        threads: number of threads by ``openmp`` and ``blas``; empty if unknown. Another number changes the order of sums, and
+            with it their last bits.
     """
 
     commit: str = "unknown"

@@ -1,7 +1,7 @@
-"""What a verdict on a monitoring window rests on: each column's distance, the estimate, and what the verdict is worth.
+"""The evidence of a verdict on a monitoring window: each column's distance, the estimated metrics, and the impact.
 
-:mod:`perennial.drift.compare` compares columns, :mod:`perennial.monitoring.estimation` estimates,
-:mod:`perennial.monitoring.impact` weighs.
+:mod:`perennial.drift.compare` compares columns, :mod:`perennial.monitoring.estimation` estimates metrics,
+:mod:`perennial.monitoring.impact` judges the impact.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ VerdictSeverity = Literal["none", "warning", "critical"]
 
 @dataclass(frozen=True)
 class ColumnDrift(Evidence):
-    """What was found of one feature, or of the predictions.
+    """The comparison of one feature, or of the predictions, with the reference.
 
     Attributes:
-        kind: a row that lacks it reads as ``numeric``.
+        kind: kind of the column; a row without a kind reads as ``numeric``.
         score: Wasserstein distance in standard deviations of the reference (numeric) or Jensen-Shannon distance
-            (categorical); None if none was taken.
+            (categorical); None if the distance was not computed.
         threshold: score from which the column counts as drifted.
-        status: ``drifted`` by the score or by values that the reference never saw; ``left_out`` when it misses nearly all
-            its values as the reference does, which says nothing either way; ``unusable`` when it could not be judged. A row
-            that lacks it reads as ``unusable``.
+        status: ``drifted``: by the score, or by values that the reference does not contain. ``left_out``: nearly all values
+            are missing, in the reference too, so nothing can be said. ``unusable``: the column could not be judged; a row
+            without a status reads as this.
         missing, reference_missing: share of values that are missing or NaN.
-        reason: what there is to say, in words and numbers; empty if nothing.
+        reason: the explanation in words and numbers; empty if there is none.
     """
 
     column: str
@@ -55,14 +55,14 @@ class Estimate(Evidence):
     """Metrics of a window whose labels are not known.
 
     Attributes:
-        metric: the primary one.
-        metrics: estimated, by name.
-        confusion: binary: share of the rows that probably are ``true_positive``, and so on, at ``threshold``.
+        metric: the primary metric.
+        metrics: estimated values, by name.
+        confusion: for binary classification: expected share of rows that are ``true_positive``, and so on, at ``threshold``.
         threshold: probability from which the answer is yes.
-        band: low and high end of the primary metric, as far as estimates of pieces of the reference were off.
+        band: low and high end of the primary metric; the width is the error of such estimates on pieces of the reference.
         usual: low and high end of the realised primary metric on pieces of the reference as large as the window.
-        rows, reference_rows: that it rests on.
-        reason: why nothing was estimated; empty if it was.
+        rows, reference_rows: number of rows of the window, and of the reference, that were used.
+        reason: why nothing was estimated; empty if something was.
     """
 
     metric: str
@@ -83,13 +83,13 @@ class Estimate(Evidence):
 
 @dataclass(frozen=True)
 class Impact(Evidence):
-    """What a verdict is worth.
+    """How serious a verdict is.
 
     Attributes:
-        severity: of the alert; ``none``: there is nothing to tell. A row that lacks it reads as ``warning``.
-        persistent: whether enough of the last windows drifted, the newest among them.
-        fallen: the performances that are below their bound: ``estimated``, ``realised``.
-        reasons: in words and numbers.
+        severity: the alert's severity; ``none``: no alert. A row without a severity reads as ``warning``.
+        persistent: whether enough of the last windows drifted, including the newest.
+        fallen: which performances are below their bound: ``estimated``, ``realised``.
+        reasons: the reasons in words and numbers.
     """
 
     severity: VerdictSeverity = field(metadata=absent("warning"))
@@ -103,13 +103,13 @@ class Impact(Evidence):
 
 @dataclass(frozen=True)
 class ComparedRows(Evidence):
-    """How many rows a comparison rests on.
+    """The number of rows in a comparison.
 
     Attributes:
         features, predictions: rows of the window.
-        features_compared, predictions_compared: of these, what was compared: a sample, and one version's predictions.
+        features_compared, predictions_compared: rows that were compared: a sample, and only one version's predictions.
         reference: rows of the version's training reference.
-        reference_compared: of these, those that ``drift.match`` leaves; None if they did not suffice.
+        reference_compared: rows of the reference that ``drift.match`` selects; None if they were too few.
     """
 
     features: int
@@ -122,19 +122,19 @@ class ComparedRows(Evidence):
 
 @dataclass(frozen=True)
 class VerdictDetails(Evidence):
-    """The measurements behind a verdict, as far as it got.
+    """The measurements of a verdict, as far as they were made.
 
     Attributes:
-        snapshots: Iceberg snapshot of ``predictions`` and ``features`` that was read.
-        version: the one that made most of the window's predictions; None if none was found.
-        rows: that were compared; None if none were read.
-        share: of the features that drifted; None if they were not compared.
+        snapshots: the Iceberg snapshots of ``predictions`` and ``features`` that were read.
+        version: the version with the most predictions in the window; None if there are no predictions.
+        rows: number of rows that were compared; None if no rows were read.
+        share: share of the features that drifted; None if the features were not compared.
         share_threshold: share from which the verdict is drift.
-        calibrated: when the thresholds of ``drift.yaml`` were taken; None if they are those of ``model.yaml``.
+        calibrated: when the thresholds in ``drift.yaml`` were computed; None if those of ``model.yaml`` were used.
         columns: the predictions first, then the features.
-        estimate: None if none was tried.
-        severity: of the alert; None if the row is older than that was weighed.
-        impact: what the verdict is worth; None as for ``severity``.
+        estimate: the estimated metrics; None if no estimate was tried.
+        severity: the alert's severity; None if the row is from a release that did not judge it.
+        impact: how serious the verdict is; None as for ``severity``.
     """
 
     snapshots: dict[str, int] = field(default_factory=dict)

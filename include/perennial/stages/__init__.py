@@ -1,9 +1,9 @@
-"""The stages: what a run of each does, step by step, whoever starts it.
+"""The stages: what a run of each stage does, step by step.
 
-The tasks of the DAGs call the steps one by one, and the command line calls all of them in order, so that a stage does the same
-either way. A step takes a :class:`~perennial.stages.run.StageRun` and plain values, and gives back what the next one needs.
-It knows neither Airflow nor a terminal; it may import everything else but these two, and imports it when it is called, since
-the libraries of all take ten seconds.
+The tasks of the DAGs call the steps one by one. The command line calls all steps in order, so a stage does the same in both
+cases. A step takes a :class:`~perennial.stages.run.StageRun` and plain values, and returns what the next step needs. Steps do
+not use Airflow or a terminal, and never import their packages. A step imports other packages when it is called, since all
+their libraries together take ten seconds to import.
 
-Begin with :mod:`perennial.stages.train`, whose last function is the whole stage.
+Begin with :mod:`perennial.stages.train`. Its last function is the whole stage.
 """

@@ -1,4 +1,4 @@
-"""Calibrate: the thresholds for drift from stable history; by hand alone."""
+"""Calibrate: set the thresholds for drift from stable history; only run by hand."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 def calibrate(
     run: StageRun, interval: Interval | None, *, replays: int, seed: int | None, progress: Progress
 ) -> DriftThresholds:
-    """Set the thresholds for drift from stable history, and keep them as ``drift.yaml`` in the model's folder.
+    """Set the thresholds for drift from stable history, and write them to ``drift.yaml`` in the model's folder.
 
     Args:
         run: the run.
-        interval: what was stable; None: all features that are published.
-        replays: how many windows of it are compared.
-        seed: of the draws; None: ``training.seed``.
+        interval: the stable history; None: all published features.
+        replays: number of windows of the history that are compared.
+        seed: seed of the random draws; None: ``training.seed``.
         progress: see :func:`perennial.drift.thresholds.calibrate`.
 
     Returns:
-        What is in the file now.
+        The thresholds that were written.
 
     Raises:
         CalibrationError: there is no such history.
-        NoChampion: nobody predicts yet.
+        NoChampion: there is no champion yet.
     """
     from perennial.drift import thresholds
 

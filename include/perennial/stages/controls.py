@@ -1,6 +1,6 @@
-"""Controls: whether a model's gates refuse what they must, tried on its own newest version and rows; by hand alone.
+"""Controls: test whether a model's gates refuse bad candidates, made from its newest version and rows; only run by hand.
 
-Nothing is recorded, and nobody is promoted.
+Nothing is recorded or promoted.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from perennial.ledger.records import VersionRecord
     from perennial.spec.folder import ModelFolder
 
-#: By how much of the area under the ROC curve the honest candidate is better than its rival, so that the gate on the champion
-#: lets it pass, and the gates that are there for the faults are left to refuse them.
+#: How much better than its rival the honest candidate is, in area under the ROC curve. With this gain, the gate on the champion
+#: lets it pass, so only the gates for particular faults can refuse a control.
 EDGE = 0.05
-#: Honest improvements of these sizes are shown to the gates as well.
+#: Gains of the honest candidates that the gates are tried on too.
 IMPROVEMENTS = (0.01, 0.03, EDGE)
-#: How old the stale control is said to be.
+#: How long before the holdout the rows of the stale control claim to end.
 _LONG_AGO = timedelta(days=365)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of a control.
+    """The result of one control.
 
     Attributes:
-        control: its name.
-        gate: the gate that is there for it.
-        refused_by: the gates that refused it.
-        lacks: why it could not be tried; None if it was.
+        control: the control's name.
+        gate: the gate that is meant to refuse the control.
+        refused_by: the gates that refused the control.
+        lacks: why the control could not be tried; None if it was tried.
     """
 
     control: str
@@ -50,16 +50,16 @@ class Tried:
 
 @dataclass(frozen=True)
 class ControlsReport:
-    """What a model's gates do with candidates whose right answer is known.
+    """What a model's gates do with candidates for which the right decision is known.
 
     Attributes:
         model, version: the model, and the version that the controls are made from.
-        holdout: key of the interval that they are judged on.
-        rows: labelled rows in it.
-        negative: the controls that no gate may let pass.
-        improvements: by how much of the ROC AUC an honest candidate is better than its rival, and the gates that refused it;
-            empty where such a one cannot be made.
-        task: of the model.
+        holdout: key of the interval that the controls are judged on.
+        rows: number of labelled rows in this interval.
+        negative: the controls that the gates must refuse.
+        improvements: the gates that refused an honest candidate, by its gain in ROC AUC over its rival; empty if no such
+            candidate can be made.
+        task: the model's task.
     """
 
     model: str
@@ -72,7 +72,7 @@ class ControlsReport:
 
     @property
     def refuse_all(self) -> list[str]:
-        """Gates that refuse the honest candidate too, so that their refusal of a control shows nothing."""
+        """Gates that also refuse the honest candidate. Their refusal of a control shows nothing."""
         return self.improvements.get(EDGE, [])
 
     @property
@@ -86,7 +86,7 @@ class ControlsReport:
         return all(tried.lacks is not None or set(tried.refused_by) - set(self.refuse_all) for tried in self.negative)
 
     def describe(self) -> str:
-        """For people: a line for each control, and one for each honest improvement."""
+        """A text for people: one line per control, and one line per honest improvement."""
         lines = [
             f"Made from {self.model} version {self.version}, and judged by the gates of model.yaml on its holdout "
             f"{self.holdout} ({self.rows:,} rows). Gates on operation are not asked: a control is not stored."
@@ -120,17 +120,17 @@ class ControlsReport:
 
 
 def try_gates(run: StageRun) -> ControlsReport:
-    """Show controls to the gates that ``model.yaml`` describes now, whatever they were when the version was trained.
+    """Try the gates on controls. The gates are those in ``model.yaml`` now, not those of the version's training.
 
     Args:
         run: the run.
 
     Returns:
-        What each gate said.
+        The result of each control.
 
     Raises:
-        TrainingError: there is no version yet, its features are others than those of the folder now, or its rows are gone.
-        ArtifactRejected: its stored model cannot be loaded.
+        TrainingError: there is no version yet, the folder's features have changed since its training, or its rows are gone.
+        ArtifactRejected: the version's stored model cannot be loaded.
     """
     from perennial.evaluation.controls import NEGATIVE, improved
 
@@ -164,7 +164,7 @@ def _try(name: str, control: Control, honest: Honest) -> Tried:
 
 
 def _refused_by(contest: Contest) -> list[str]:
-    """The gates that refuse a contest's candidate; whether it can be put to work is not asked."""
+    """The gates that refuse a contest's candidate; gates on operation are left out."""
     from perennial.evaluation.contest import hold
     from perennial.evaluation.gates import decide
 
@@ -180,7 +180,7 @@ def _newest_version(run: StageRun) -> VersionRecord:
 
 
 def _honest(run: StageRun, record: VersionRecord, pinned: TrainingSet) -> Honest:
-    """The version as a candidate against itself, on its pinned rows, judged as the folder says now."""
+    """A contest of the version with itself, on its pinned rows, with the gates of the present folder."""
     from perennial.evaluation.contest import Contest
     from perennial.evaluation.controls import Honest
     from perennial.training.reproduce import open_folder
@@ -213,7 +213,7 @@ def _honest(run: StageRun, record: VersionRecord, pinned: TrainingSet) -> Honest
 
 
 def _oldest_quarter(folder: ModelFolder, pinned: TrainingSet, window: pa.Table) -> tuple[pa.Table, Interval]:
-    """Rows for the stale control, and when they are said to be from: long before the holdout."""
+    """Rows for the stale control, and the interval that they claim to be from, which ends long before the holdout."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -246,7 +246,7 @@ def _version(run: StageRun, record: VersionRecord, pinned: TrainingSet, role: st
 
 
 def _baselines(folder: ModelFolder, pinned: TrainingSet, window: pa.Table) -> list[Entrant]:
-    """The baselines of the folder, with the first of their parameters, fitted on the window."""
+    """The folder's baselines, each fitted on the window with its first combination of parameters."""
     import pyarrow as pa
 
     from perennial.evaluation.contest import Entrant

@@ -1,4 +1,4 @@
-"""Ingest: an interval from the sources to published features."""
+"""Ingest: read an interval from the sources, and publish its tables and features."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 def settle_order(run: StageRun, interval: Interval) -> None:
-    """Settle the run's order among others of the same interval, before the first row of any is read."""
+    """Fix the run's order among the runs of the same interval, before it reads the first row."""
     run.deployment.ledger.next_order(run.model, "tables", interval, run.run_id)
 
 
 def check_table(run: StageRun, table: str, interval: Interval, *, connect: Callable[[str], sa.Engine]) -> CheckResult:
-    """Read a table's rows of an interval, and let Great Expectations judge them.
+    """Read a table's rows of an interval, and check them with Great Expectations.
 
     Args:
         run: the run.
-        table: its name.
-        interval: of event times.
-        connect: gives the database that a spec's ``connection`` names.
+        table: the table's name.
+        interval: the interval of event times.
+        connect: opens the database that a spec's ``connection`` names.
 
     Returns:
-        What was found, also if the rows are refused.
+        The result of the checks, also if the rows are refused.
 
     Raises:
         SourceError: the source cannot be read.
@@ -45,14 +45,14 @@ def check_table(run: StageRun, table: str, interval: Interval, *, connect: Calla
 
 
 def publish_tables(run: StageRun, interval: Interval, checked: Sequence[CheckResult], *, whole: Interval) -> Publication:
-    """Publish all tables of an interval as one.
+    """Publish all tables of an interval together.
 
-    A table without event time is replaced whole, so that of a range's parts the one that ends last publishes it.
+    A table without event time is replaced as a whole. If a run publishes several intervals, only the last one publishes it.
 
     Args:
         run: the run.
-        interval: what is published.
-        checked: what was found of each table.
+        interval: the interval to publish.
+        checked: the results of the checks, one per table.
         whole: all days of the run.
 
     Raises:
@@ -71,7 +71,7 @@ def build_features(run: StageRun, interval: Interval) -> Publication:
     """Compute an interval's features from the published tables, and publish them.
 
     Returns:
-        The publication that holds them. It is of another run if a training has built these days anew meanwhile.
+        The publication that contains the features. It is another run's if a training has rebuilt these days meanwhile.
     """
     from perennial.features.publish import ensure_features, publish_features
 
@@ -98,7 +98,7 @@ def ingest(run: StageRun, interval: Interval, *, connect: Callable[[str], sa.Eng
     Args:
         run: the run.
         interval: whole days.
-        connect: gives the database that a spec's ``connection`` names.
+        connect: opens the database that a spec's ``connection`` names.
 
     Raises:
         IntervalRefused: a critical check failed; nothing is published.

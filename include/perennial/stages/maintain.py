@@ -1,4 +1,4 @@
-"""Maintain: keep what must be kept, and no more."""
+"""Maintain: remove data, files and runs that are no longer needed, and repair what is inconsistent."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from perennial.stages.run import StageRun
 
 
 def clear_files(run: StageRun) -> dict[str, dict[str, int]]:
-    """Remove what past runs handed from step to step, and reports older than the model keeps.
+    """Remove the staging files of past runs, and reports that are older than the model's retention.
 
     Returns:
-        What was removed, by kind.
+        Counts of what was removed, by kind.
     """
     from perennial.operations import maintenance
 
@@ -23,10 +23,10 @@ def clear_files(run: StageRun) -> dict[str, dict[str, int]]:
 
 
 def tidy_lake(run: StageRun) -> dict[str, dict[str, int]]:
-    """Forget old quarantined rows, let go of what no kept version pins, join small files, remove orphans: in this order.
+    """Remove old quarantined rows, drop snapshots that no kept version pins, join small files, remove orphans: in this order.
 
     Returns:
-        What was done, by function; empty while a backup is made.
+        Counts of what was done, by function; empty while a backup runs.
     """
     from perennial.operations import maintenance
 
@@ -34,22 +34,22 @@ def tidy_lake(run: StageRun) -> dict[str, dict[str, int]]:
 
 
 def align_alias(run: StageRun) -> int | None:
-    """Bring MLflow's alias in line with the ledger, and finish a promotion that was left open; the champion's version."""
+    """Make MLflow's alias agree with the ledger, and complete an interrupted promotion. Returns the champion's version."""
     return run.deployment.registry.reconcile(run.model)
 
 
 def close_abandoned_runs(run: StageRun) -> dict[str, int]:
-    """Mark MLflow runs that their process left open when it was killed; how many."""
+    """Mark MLflow runs that stayed open when their process was killed. Returns how many."""
     from perennial.operations import maintenance
 
     return maintenance.close_abandoned_runs(run.deployment.registry, run.folder.spec)
 
 
 def maintain(run: StageRun) -> dict[str, dict[str, int]]:
-    """The whole stage; who may not promote leaves the alias as it is.
+    """The whole stage. A process that may not promote does not change the alias.
 
     Returns:
-        What was done, by function.
+        Counts of what was done, by function.
     """
     from perennial.operations import maintenance
 

@@ -1,4 +1,4 @@
-"""Monitor: has the world changed, is the champion still good, and is it time to retrain?"""
+"""Monitor: whether data drifted, whether the champion still performs well, and whether to retrain."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 
 def measure_performance(run: StageRun, window: Interval) -> list[Realised]:
-    """Realised metrics of every window whose labels have become known by this window's end."""
+    """Measure realised metrics of all windows whose labels are known by this window's end."""
     from perennial.monitoring import performance
 
     return performance.measure_performance(run.folder, run.deployment, window, as_of=window.end, run_id=run.run_id)
 
 
 def compare_shadows(run: StageRun, window: Interval) -> list[ShadowComparison]:
-    """Compare the champion with the versions in its shadow on mature labels; tell people, or roll back, where it is worse."""
+    """Compare the champion with its shadow versions on mature labels. Where the champion is worse, alert or roll back."""
     from perennial.monitoring import shadowing
 
     return shadowing.compare_shadows(run.folder, run.deployment, as_of=window.end, run_id=run.run_id)
 
 
 def judge_drift(run: StageRun, window: Interval) -> DriftVerdict:
-    """Compare the window's features and predictions with the champion's own training reference."""
+    """Compare the window's features and predictions with the champion's training reference."""
     from perennial.monitoring import judge
 
     return judge.judge_drift(run.folder, run.deployment, window, directory=run.deployment.settings.reports, run_id=run.run_id)
 
 
 def decide_retraining(run: StageRun, window: Interval, *, training_under_way: bool) -> RetrainingRequest | None:
-    """Ask for a retraining, or not; the reason is in the ledger either way.
+    """Decide whether to request a retraining. The reason is recorded in the ledger in both cases.
 
     Args:
         run: the run.
-        window: what was judged.
-        training_under_way: whether a training of the model waits or runs.
+        window: the window that was judged.
+        training_under_way: whether a training of the model is queued or running.
 
     Returns:
-        What is asked for; None if nothing is.
+        The request; None if no retraining is requested.
     """
     from perennial.monitoring import requests
 
@@ -56,13 +56,13 @@ def decide_retraining(run: StageRun, window: Interval, *, training_under_way: bo
 
 @dataclass(frozen=True)
 class Monitored:
-    """What a run of the stage found.
+    """The results of a run of the stage.
 
     Attributes:
-        measured: windows whose labels were new.
-        compared: what was seen of the versions in the shadow.
-        verdict: on the window.
-        request: the retraining that is asked for; None if none is.
+        measured: the windows that were measured.
+        compared: the comparisons with shadow versions.
+        verdict: the verdict on the window.
+        request: the request for a retraining; None if there is none.
     """
 
     measured: list[Realised]
@@ -77,9 +77,9 @@ def monitor(run: StageRun, window: Interval, *, training_under_way: bool) -> Mon
     Args:
         run: the run.
         window: the days or weeks to judge.
-        training_under_way: whether a training of the model waits or runs.
+        training_under_way: whether a training of the model is queued or running.
     """
-    # First, since what was realised so far weighs in the verdict's severity.
+    # Before the verdict, since its severity depends on realised metrics.
     measured = measure_performance(run, window)
     compared = compare_shadows(run, window) if run.folder.spec.shadow.windows else []
     verdict = judge_drift(run, window)

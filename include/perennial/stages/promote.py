@@ -1,4 +1,4 @@
-"""Promote and roll back: who is champion, by what the gates decided, by an approval, or because a person says so."""
+"""Promote and roll back: change the champion by the gates' decision, by an approval, or by hand."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decided:
-    """A version that is registered, and what the gates say of it.
+    """A registered version, and the gates' decision on it.
 
     Attributes:
-        version: its number.
-        decision: of the gates.
-        expected: the champion that it was compared with; None if there was none.
-        links: pages about it, by name.
-        comparison: it and the champion side by side, in Markdown, for a person who is asked.
+        version: the version's number.
+        decision: the gates' decision.
+        expected: the champion that the version was compared with; None if there was none.
+        links: pages about the version, by name.
+        comparison: the version and the champion side by side, in Markdown, for an approver.
     """
 
     version: int
@@ -48,13 +48,13 @@ class Decided:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a version that was trained.
+    """The outcome for a trained version.
 
     Attributes:
-        version: its number.
-        became: ``champion``; ``refused``, by the gates or by an approver; or ``waiting``, for an approval that the model
-            requires and nobody was asked for.
-        words: the same for people, with the reasons.
+        version: the version's number.
+        became: ``champion``; ``refused``, by the gates or by an approver; or ``waiting``, if the model requires an approval
+            that was not asked for.
+        words: the same as a text for people, with the reasons.
     """
 
     version: int
@@ -65,18 +65,18 @@ class Outcome:
 def promote_champion(
     run: StageRun, decided: Decided, *, cause: str, actor: str, answer: Mapping[str, Any] | None = None
 ) -> Outcome:
-    """Move the alias ``champion`` to the version, or tag it refused: by the gates, or by the person who was asked.
+    """Move the alias ``champion`` to the version, or tag the version as refused by the gates or by the approver.
 
     Args:
-        run: the run that trained it.
-        decided: what the gates found.
+        run: the run that trained the version.
+        decided: the version and the gates' decision.
         cause: why the training ran.
-        actor: who promotes, if nobody was asked.
+        actor: who promotes, if there is no approver.
         answer: ``answer``, ``approver``, ``words`` and ``answered_at`` (ISO time) of an approver; None if nobody was asked.
 
     Raises:
         StaleDecision: the champion is no longer the one that the version was compared with.
-        PromotionRefused: an approver refused it before.
+        PromotionRefused: an approver refused the version before.
         ArtifactRejected: the stored model cannot be loaded.
     """
     from perennial.ledger.records import Approval
@@ -121,13 +121,13 @@ def promote_champion(
 
 
 def announce_question(run: StageRun, decided: Decided, *, until: datetime, page: str | None) -> None:
-    """Tell people that a version waits for their approval.
+    """Record an alert that a version waits for an approval.
 
     Args:
-        run: the run that trained it.
-        decided: what the gates found.
+        run: the run that trained the version.
+        decided: the version and the gates' decision.
         until: when the question expires.
-        page: where it is answered; None if it has no address.
+        page: address of the page where the question is answered; None if there is no address.
     """
     from perennial.alerts import of_models
 
@@ -137,16 +137,16 @@ def announce_question(run: StageRun, decided: Decided, *, until: datetime, page:
 
 
 def promote_by_hand(run: StageRun, version: int, *, override: str | None, actor: str) -> Promotion:
-    """Make a version champion because a person says so, with a reason where something stands against it.
+    """Make a version champion by hand. A reason is required if there is an objection, such as a gate that refused.
 
     Args:
         run: the run.
         version: the new champion.
-        override: why, whatever stands against it; None: only if nothing does.
-        actor: who.
+        override: reason to promote despite objections; None: promote only if there is no objection.
+        actor: who promotes.
 
     Raises:
-        PromotionRefused: something stands against it, and no reason is given.
+        PromotionRefused: there is an objection, and no reason is given.
         ArtifactRejected: the stored model cannot be loaded.
         StaleDecision: another promotion came in between.
     """
@@ -157,16 +157,16 @@ def promote_by_hand(run: StageRun, version: int, *, override: str | None, actor:
 
 
 def roll_back(run: StageRun, version: int | None, *, reason: str, actor: str) -> Rollback:
-    """Make the champion before this one, or a former one, champion again.
+    """Make the previous champion, or another former one, champion again.
 
     Args:
         run: the run.
-        version: the former champion; None: the one before.
-        reason: why.
-        actor: who.
+        version: the former champion; None: the previous one.
+        reason: why the champion is rolled back.
+        actor: who rolls it back.
 
     Raises:
-        NoChampion: there is nothing to go back to.
+        NoChampion: there is no former champion.
         ArtifactRejected: the stored model cannot be loaded.
         StaleDecision: another promotion came in between.
     """

@@ -1,4 +1,4 @@
-"""One run of a stage: on whose model it works, in which deployment, and by which name it is recorded."""
+"""One run of a stage: its model, its deployment, and the name that it is recorded under."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from perennial.spec.folder import ModelFolder
 
 @dataclass(frozen=True)
 class StageRun:
-    """What the steps of a stage are given, by a DAG's tasks or by the command line.
+    """What a DAG's tasks or the command line give to the steps of a stage.
 
     Attributes:
         folder: the model's folder, as it is now.
         deployment: ledger, lake and registry.
-        run_id: the run's name among those of its stage; the order of runs of one interval goes by it.
-        qualified_id: its name among all runs, as versions and promotions record it.
+        run_id: the run's name, unique in its stage; the ledger orders the runs of an interval by it.
+        qualified_id: the run's name, unique among all runs; versions and promotions record it.
     """
 
     folder: ModelFolder
@@ -31,7 +31,7 @@ class StageRun:
 
     @property
     def staging(self) -> Path:
-        """A folder for what the steps of this run hand to each other."""
+        """A folder for files that the steps of this run pass to each other."""
         # Without dots: a run may be called "..".
         safe = "".join(character if character.isalnum() or character in "-_" else "_" for character in self.run_id)
         return self.deployment.settings.staging / self.model / safe

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Who scores an interval.
+    """The versions that score an interval.
 
     Attributes:
-        version: the champion's number, or that of a former one which cannot have learned from these rows.
-        shadows: the versions in its shadow.
+        version: the champion, or a former champion that was not trained on these rows.
+        shadows: the champion's shadow versions.
     """
 
     version: int
@@ -29,7 +29,7 @@ class Resolved:
 
 
 def resolve_champion(run: StageRun, interval: Interval) -> Resolved:
-    """Resolve once, by number, who scores, so that every attempt of every step uses the same versions.
+    """Choose the versions that score, once per run, so that every attempt of every step uses the same versions.
 
     Raises:
         NoChampion: no version has been promoted yet.
@@ -43,7 +43,7 @@ def resolve_champion(run: StageRun, interval: Interval) -> Resolved:
 
 
 def predict(run: StageRun, interval: Interval, *, version: int) -> Scored:
-    """Predict an interval in chunks, and publish to the lake and to the predictions database.
+    """Predict an interval in chunks, and publish the predictions to the lake and the predictions database.
 
     Raises:
         ScoringError: features are missing, or the predictions cannot be published.
@@ -67,14 +67,14 @@ def predict(run: StageRun, interval: Interval, *, version: int) -> Scored:
 def score_shadows(
     run: StageRun, interval: Interval, *, version: int, shadows: Sequence[int], features_snapshot: int
 ) -> ShadowScored:
-    """Let the versions in the champion's shadow predict the rows that it has predicted.
+    """Predict the rows that the champion has predicted with its shadow versions.
 
     Args:
         run: the run.
-        interval: what was scored.
-        version: who scored it.
-        shadows: the versions in its shadow.
-        features_snapshot: what it read.
+        interval: the interval that was scored.
+        version: the version that scored it.
+        shadows: the shadow versions.
+        features_snapshot: the snapshot of the features that the version read.
 
     Raises:
         Superseded: a later run has taken over.
@@ -98,7 +98,7 @@ def score(run: StageRun, interval: Interval) -> tuple[Scored, ShadowScored | Non
     """The whole stage.
 
     Returns:
-        What the champion predicted, and what its shadows did; None if there are none.
+        What the champion predicted, and what its shadow versions predicted; None if there are no shadow versions.
 
     Raises:
         NoChampion: no version has been promoted yet.

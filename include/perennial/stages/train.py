@@ -1,4 +1,4 @@
-"""Train: from published features to a version that is champion, refused, or waits for a person."""
+"""Train: make a version from published features. It becomes champion, is refused, or waits for an approval."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def build_training_set(run: StageRun, *, as_of: datetime) -> TrainingSet:
-    """Pin what is learned from: features and labels as they were known, by snapshot and content hash.
+    """Pin features and labels, as they were known at ``as_of``, by snapshot and content hash.
 
     Args:
         run: the run.
-        as_of: only what was known by then is used; the end of the holdout.
+        as_of: only data known by then are used; the end of the holdout.
 
     Raises:
-        TrainingError: there is too little to learn from; the message says what is missing.
+        TrainingError: there is too little data; the message says what is missing.
     """
     from perennial.training import training_set
 
@@ -35,15 +35,15 @@ def build_training_set(run: StageRun, *, as_of: datetime) -> TrainingSet:
 
 
 def fit_candidate(run: StageRun, candidate: str, training_set: TrainingSet) -> Fitted:
-    """Search a candidate's parameters, fit it, and log it to MLflow.
+    """Search a candidate's parameters, fit the candidate, and log it to MLflow.
 
     Args:
         run: the run.
-        candidate: its name in ``model.yaml``.
-        training_set: what it learns from.
+        candidate: the candidate's name in ``model.yaml``.
+        training_set: the rows to learn from.
 
     Raises:
-        TrainingError: it could not be fitted.
+        TrainingError: the candidate could not be fitted.
     """
     from perennial.training import fit
 
@@ -51,15 +51,15 @@ def fit_candidate(run: StageRun, candidate: str, training_set: TrainingSet) -> F
 
 
 def evaluate_candidates(run: StageRun, training_set: TrainingSet, fitted: Sequence[Fitted]) -> Evaluation:
-    """Measure the best candidate, the baselines and the champion on the same newest, untouched interval.
+    """Measure the best candidate, the baselines and the champion on the same holdout.
 
     Args:
         run: the run.
-        training_set: what they learned from, and the holdout.
-        fitted: all candidates.
+        training_set: the training rows and the holdout.
+        fitted: all fitted candidates and baselines.
 
     Raises:
-        TrainingError: no candidate can be chosen, or the rows are no longer those that were pinned.
+        TrainingError: no candidate can be chosen, or the rows are no longer the pinned rows.
     """
     from perennial.training import evaluate
 
@@ -69,16 +69,16 @@ def evaluate_candidates(run: StageRun, training_set: TrainingSet, fitted: Sequen
 
 
 def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[Fitted], evaluation: Evaluation) -> Decided:
-    """Let the gates decide, and register the version with the decision, its evidence, its card and its release report.
+    """Decide by the gates, and register the version with the decision, its evidence, its card and its release report.
 
     Args:
         run: the run.
-        training_set: what the candidates learned from.
-        fitted: all candidates.
-        evaluation: what was measured.
+        training_set: the rows that the candidates were trained on.
+        fitted: all fitted candidates and baselines.
+        evaluation: the measurements.
 
     Raises:
-        CardError: a version that passed has a card with an empty section, so nobody could read what they promote.
+        CardError: the version passed its gates, but a section of its card is empty.
     """
     from perennial.evaluation.gates import decide
     from perennial.reports.approval import comparison_in_words
@@ -89,7 +89,7 @@ def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[
     decision = decide(evaluation, run.folder.spec.gates)
     version = registry.register(run.folder, training_set, choose(fitted), evaluation, decision, run_id=run.qualified_id)
     logs.resolved(version=version)
-    # Before anybody promotes or approves it: they are to have read them, and what they cannot say stops the promotion.
+    # Before a promotion or an approval, since people must read these pages first. An empty section stops the promotion.
     publish_pages(run.folder, run.deployment, version)
     links = registry.links(run.model, version)
     return Decided(
@@ -102,21 +102,21 @@ def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[
 
 
 def train(run: StageRun, *, as_of: datetime, cause: str, actor: str) -> Outcome:
-    """The whole stage. Nobody is asked for an approval: a version that requires one waits.
+    """The whole stage. It does not ask for an approval: a version that requires one waits.
 
     Args:
         run: the run.
-        as_of: only what was known by then is used.
+        as_of: only data known by then are used.
         cause: why the training runs, for the record.
-        actor: who started it.
+        actor: who started the training.
 
     Returns:
-        What became of the version.
+        The outcome for the version.
 
     Raises:
-        TrainingError: there is too little to learn from, or no candidate could be fitted.
+        TrainingError: there is too little data, or a candidate could not be fitted.
         CardError: see :func:`decide_promotion`.
-        StaleDecision: the champion changed meanwhile. The version is registered, and is not promoted.
+        StaleDecision: the champion changed during the training. The version is registered, but not promoted.
     """
     training_set = build_training_set(run, as_of=as_of)
     fitted = [fit_candidate(run, candidate, training_set) for candidate in run.folder.spec.candidates]

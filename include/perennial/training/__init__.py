@@ -1,4 +1,4 @@
-"""Training: the pinned training set, the fits, the evaluation, and making a version again.
+"""Training: pin the training set, fit candidates, evaluate them, and make a version again.
 
 Begin with :mod:`perennial.training.fit`.
 """

@@ -1,4 +1,4 @@
-"""The best candidate, the baselines and the champion, measured on the holdout that none of them has seen."""
+"""Measure the best candidate, the baselines and the champion on the holdout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from perennial.training.training_set import load_rows
 
 
 def choose(fitted: Sequence[Fitted]) -> Fitted:
-    """The best candidate by its validation score; baselines are never chosen, and the holdout has no say.
+    """The candidate with the best validation score. Baselines are never chosen, and the holdout is not used.
 
     Raises:
         TrainingError: no candidate has a validation score.
@@ -34,7 +34,7 @@ def choose(fitted: Sequence[Fitted]) -> Fitted:
     if not scored:
         names = ", ".join(candidate.candidate for candidate in fitted) or "none"
         raise TrainingError(f"no candidate has a validation score (fitted: {names}): make training.validation longer")
-    # The first of equals, so that the order in model.yaml decides rather than chance.
+    # Of equal scores, the first in model.yaml is chosen.
     return max(scored, key=lambda pair: pair[0] if pair[1].greater_is_better else -pair[0])[1]
 
 
@@ -47,17 +47,18 @@ def evaluate_training(
     run_id: str,
     staging: Path | None = None,
 ) -> Evaluation:
-    """Measure the best candidate by validation, all baselines and the champion on the same holdout rows.
+    """Measure the candidate with the best validation score, all baselines and the champion on the same holdout rows.
 
-    What each reached is added to its run in MLflow, and pictures that compare them to the candidate's.
+    The metrics of the candidate and of each baseline are logged to their runs in MLflow. Plots of the comparison are logged to
+    the candidate's run.
 
     Args:
         folder: the model's folder.
-        deployment: where the rows and the models are.
+        deployment: contains the rows and the models.
         training_set: says which rows.
         fitted: all candidates of the run.
-        run_id: the run of the orchestration.
-        staging: where :func:`build_training_set` left the rows, if it did.
+        run_id: the orchestrator's run.
+        staging: the folder where :func:`build_training_set` left the rows; None if it did not.
     """
     spec, chosen, registry = folder.spec, choose(fitted), deployment.registry
     with CleanProcess() as clean, tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
@@ -96,7 +97,7 @@ def evaluate_training(
         files, holdout = Path(scratch), f"holdout {outcome.evaluation.interval}"
         plots.draw_predictions(spec.task, outcome.truth, outcome.predictions, files, rows=holdout)
         plots.draw_comparison(outcome.evaluation, outcome.gains, files, rows=holdout)
-        # Last, since that takes longest.
+        # The clean process takes longest, so its result is collected last.
         evaluation = replace(outcome.evaluation, operation=clean.wait(outcome.model))
         _log_evaluation(spec, registry, training_set, chosen, fitted, evaluation, files)
     return evaluation
@@ -130,7 +131,7 @@ def _log_evaluation(
     result: Evaluation,
     files: Path,
 ) -> None:
-    """Log an evaluation to the run of the candidate, with the files that belong to it, and to each run what it reached."""
+    """Log the evaluation and its files to the candidate's run, and each contender's metrics to its own run."""
     stored = {candidate.mlflow_run_id: candidate.model_id for candidate in fitted}
     for contender in (result.candidate, *result.baselines):
         if contender.mlflow_run_id is not None and contender.metrics:

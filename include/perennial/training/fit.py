@@ -1,8 +1,8 @@
-"""From a pinned training set to candidates, logged and measured.
+"""Fit candidates on a pinned training set, and log them.
 
-Each candidate is searched on the newest part of the window, fitted on all of it, and logged to MLflow by
-:mod:`perennial.registry.store`. The best of them by validation then meets the baselines and the champion on the holdout,
-which none of them has seen; :mod:`perennial.evaluation.gates` decides what follows. Neighbours:
+The parameters of a candidate are chosen by validation on the newest part of the window. Then the candidate is fitted on the
+whole window, and logged to MLflow with :mod:`perennial.registry.store`. Later, the candidate with the best validation score is
+compared with the baselines and the champion on the holdout, and :mod:`perennial.evaluation.gates` decides. Neighbours:
 :mod:`perennial.training.training_set`, :mod:`perennial.model.estimators`, :mod:`perennial.evaluation.metrics`.
 """
 
@@ -51,16 +51,16 @@ from perennial.training.training_set import load_rows
 log = logging.getLogger(__name__)
 
 
-#: Rows on which the importance of features is measured, and about how often they are predicted: together less than half a
-#: second for a booster.
+#: Rows on which the importance of features is measured, and about how many times they are predicted. Both together take less
+#: than half a second for a booster.
 _IMPORTANCE_ROWS = 1_000
 _IMPORTANCE_PREDICTIONS = 60
-#: Shuffled frames that are in memory at once.
+#: Number of shuffled frames in memory at the same time.
 _IMPORTANCE_FRAMES = 16
 _EXAMPLE_ROWS = 5
-#: Where a run in MLflow keeps the model folder's files.
+#: The folder of an MLflow run's artifacts that keeps the model folder's files.
 FOLDER = "folder"
-#: The tag that keeps a run's :class:`Fitted` for a retry.
+#: The tag of an MLflow run that keeps its :class:`Fitted` for a retry.
 _FITTED = "perennial.fitted"
 
 
@@ -76,13 +76,13 @@ class _Trial:
 
 @dataclass(frozen=True)
 class _Window:
-    """The rows of the training window, in the order of time.
+    """The rows of the training window, ordered by time.
 
     Attributes:
-        rows: all of them.
-        frame: their features.
-        truth: their labels.
-        older: how many lie before the validation part.
+        rows: all rows.
+        frame: the features of the rows.
+        truth: the labels of the rows.
+        older: number of rows before the validation part.
     """
 
     rows: pa.Table
@@ -93,13 +93,13 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a search found, and the estimator that its best parameters gave on the whole window.
+    """The result of a search, and the estimator with the best parameters.
 
     Attributes:
-        trials: what was tried.
-        best: the best of them.
-        estimator: fitted on the whole window.
-        search_seconds, fit_seconds: how long each took.
+        trials: all trials that succeeded.
+        best: the best trial.
+        estimator: the estimator with the best parameters, fitted on the whole window.
+        search_seconds, fit_seconds: duration of the search and of the last fit.
     """
 
     trials: list[_Trial]
@@ -118,20 +118,20 @@ def fit_candidate(
     run_id: str,
     staging: Path | None = None,
 ) -> Fitted:
-    """Search a candidate's parameters, fit it on the whole window, and log it as one run in MLflow.
+    """Search a candidate's parameters, fit the candidate on the whole window, and log it as one run in MLflow.
 
-    A retry that finds what an earlier attempt of the same run has logged returns that.
+    A retry returns what an earlier attempt of the same run has logged.
 
     Args:
         folder: the model's folder.
-        candidate: its name in ``model.yaml``.
-        training_set: what to learn from.
-        deployment: where the rows are, and where to log.
-        run_id: the run of the orchestration.
-        staging: where :func:`build_training_set` left the rows, if it did.
+        candidate: the candidate's name in ``model.yaml``.
+        training_set: the rows to learn from.
+        deployment: contains the rows, and the registry to log to.
+        run_id: the orchestrator's run.
+        staging: the folder where :func:`build_training_set` left the rows; None if it did not.
 
     Raises:
-        TrainingError: it could not be made, fitted or stored; the message tells which and why.
+        TrainingError: the candidate could not be made, fitted or stored; the message says why.
     """
     rows = load_rows(folder, deployment.lake, training_set, "window", staging)
     key = _run_key(folder, candidate, training_set, run_id)
@@ -147,16 +147,16 @@ def fit_candidate(
 
 
 def _run_key(folder: ModelFolder, candidate: str, training_set: TrainingSet, run_id: str) -> str:
-    """The same for each attempt of a run to fit the same candidate by the same folder on the same rows."""
+    """A key that is equal for all attempts of a run to fit the same candidate, with the same folder and the same rows."""
     identity = "\0".join((run_id, candidate, folder.digest, training_set.content["window"]))
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def _split(spec: ModelSpec, rows: pa.Table, training_set: TrainingSet) -> _Window:
-    """The window, cut where its validation part begins.
+    """Cut the window where its validation part begins.
 
     Raises:
-        TrainingError: one of the two parts has no rows, or labels of one kind alone.
+        TrainingError: one of the two parts has no rows, or only labels of one class.
     """
     border = training_set.interval("window").end - spec.training.validation
     moments = rows.column(spec.event_time)
@@ -177,7 +177,7 @@ def _search_and_fit(folder: ModelFolder, candidate: str, window: _Window) -> _Fo
 
 
 def _provenance(folder: ModelFolder, candidate: str, training_set: TrainingSet, code: CodeState) -> dict[str, str]:
-    """Tags that say where a run's model comes from."""
+    """Tags that say how a run's model was made."""
     return {
         "perennial.candidate": candidate,
         "perennial.role": "baseline" if folder.spec.candidates[candidate].baseline else "candidate",
@@ -188,7 +188,7 @@ def _provenance(folder: ModelFolder, candidate: str, training_set: TrainingSet, 
         "perennial.features_digest": training_set.features_digest,
         "perennial.snapshots": json.dumps(training_set.snapshots, sort_keys=True),
         "perennial.code_dirty": str(code.dirty).lower(),
-        # The names MLflow's own pages show.
+        # MLflow's pages show the tags with these names.
         "mlflow.source.type": "JOB",
         "mlflow.source.name": f"perennial train {folder.spec.name}",
         "mlflow.source.git.commit": code.commit,
@@ -205,7 +205,7 @@ def _log(
     found: _Found,
     code: CodeState,
 ) -> Fitted:
-    """Store the model in a run, with all that tells of it, and last what a retry finds it by."""
+    """Log the model and everything about it to a run. The tag that a retry looks for is written last."""
     spec, declared, best = folder.spec, folder.spec.candidates[candidate], found.best
     stored = run.log_model(
         spec,
@@ -245,14 +245,14 @@ def _log(
             "trials": len(found.trials),
             "fit_seconds": found.fit_seconds,
         },
-        tags={_FITTED: kept} if len(kept) <= MAX_TAG else {},  # without it, a retry fits once more
+        tags={_FITTED: kept} if len(kept) <= MAX_TAG else {},  # without this tag, a retry fits again
         model_id=stored.model_id,
     )
     return fitted
 
 
 def _log_validation(run: CandidateRun, folder: ModelFolder, candidate: str, window: _Window, found: _Found) -> None:
-    """What was tried, and how the best of it does on the validation part; a baseline has no pictures."""
+    """Log all trials, and plots of the best one on the validation part. A baseline gets no plots."""
     with tempfile.TemporaryDirectory(prefix="perennial-fit-") as scratch:
         directory = Path(scratch)
         (directory / "trials.json").write_text(
@@ -266,7 +266,7 @@ def _log_validation(run: CandidateRun, folder: ModelFolder, candidate: str, wind
 
 
 def _log_folder(run: CandidateRun, folder: ModelFolder) -> None:
-    """Keep with the run what it was made by, for :mod:`perennial.training.reproduce` and for people who compare versions."""
+    """Log the model folder's files, for :mod:`perennial.training.reproduce` and for people who compare versions."""
     with tempfile.TemporaryDirectory(prefix="perennial-folder-") as scratch:
         for name, text in folder.files.items():
             (Path(scratch) / name).write_bytes(text.encode())
@@ -285,10 +285,10 @@ def _check_validation(spec: ModelSpec, truth: NDArray[Any], older: int, border: 
 
 
 def _search(folder: ModelFolder, name: str, frame: pd.DataFrame, truth: NDArray[Any], older: int) -> list[_Trial]:
-    """Fit combinations of the search space on rows before ``older``, measure each on the rest.
+    """Fit combinations of the search space on the first ``older`` rows, and measure each on the other rows.
 
     Raises:
-        TrainingError: all of them failed.
+        TrainingError: all combinations failed.
     """
     spec, cost = folder.spec, cost_function(folder)
     trials, failure = [], None
@@ -317,12 +317,12 @@ def _best_trial(spec: ModelSpec, trials: Sequence[_Trial]) -> _Trial:
 
 
 def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
-    """A candidate's estimator, fitted with given parameters.
+    """Fit a candidate's estimator with given parameters.
 
     Raises:
-        TrainingError: it cannot be made, or cannot learn from these rows.
+        TrainingError: the estimator cannot be made, or cannot be fitted on these rows.
     """
-    # Of a million texts it takes long to ask which are there; of most columns one of the first is.
+    # To search a million texts for one that is not missing takes long. Most columns have one in the first rows.
     empty = [str(name) for name in frame.columns if not (frame[name].head(100).notna().any() or frame[name].notna().any())]
     if empty:
         log.warning("%s is fitted without %s: no value of it in %s rows", name, ", ".join(empty), f"{len(frame):,}")
@@ -336,7 +336,10 @@ def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], fra
 
 
 def _reference(spec: ModelSpec, rows: pa.Table, older: int, unseen: Prediction) -> pa.Table:
-    """What :meth:`perennial.model.artifacts.LoadedModel.reference` gives; ``unseen`` predicts the rows from ``older`` on."""
+    """The table that :meth:`perennial.model.artifacts.LoadedModel.reference` returns.
+
+    ``unseen`` holds the predictions of the rows from ``older`` on; earlier rows have no prediction.
+    """
     size = min(spec.drift.sample, rows.num_rows)
     kept = np.sort(np.random.default_rng(spec.training.seed).choice(rows.num_rows, size=size, replace=False))
     text = unseen.values.dtype.kind == "O"
@@ -352,7 +355,7 @@ def _reference(spec: ModelSpec, rows: pa.Table, older: int, unseen: Prediction) 
 def _illustrate(
     folder: ModelFolder, name: str, trial: _Trial, frame: pd.DataFrame, truth: NDArray[Any], directory: Path
 ) -> None:
-    """Pictures of a candidate on rows it has not seen, and which features it leans on."""
+    """Plot a candidate's predictions on rows that it was not fitted on, and the importance of its features."""
     spec = folder.spec
     plots.draw_predictions(spec.task, truth, {name: trial.prediction}, directory, rows="validation")
     importance = _importance(folder, trial.estimator, frame, truth)
@@ -362,7 +365,9 @@ def _illustrate(
 
 
 def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any]) -> dict[str, float]:
-    """Drop of the primary metric a feature when its values are shuffled among a seeded sample of rows, largest first.
+    """How much the primary metric drops per feature when the feature's values are shuffled; the largest drop first.
+
+    It is measured on a seeded sample of the rows. Empty if a drop could not be computed.
 
     References:
         Breiman: Random Forests. Machine Learning 45, 2001, section 10.
@@ -376,7 +381,7 @@ def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth:
     rows, labels = frame.iloc[kept], truth[kept]
 
     def scores(frames: Sequence[pd.DataFrame]) -> list[float]:
-        # One prediction for all of them: by itself each would take some 20 ms before it comes to its rows.
+        # One call predicts all frames, since each call has a fixed cost of about 20 ms.
         predicted = artifacts.predict(spec.task, estimator, pd.concat(frames, ignore_index=True))
         parts = (predicted[n * size : (n + 1) * size] for n in range(len(frames)))
         found = (evaluate_metric(spec.task, spec.primary_metric, labels, part, cost) for part in parts)
@@ -398,7 +403,7 @@ def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth:
 
 
 def code_state(folder: ModelFolder) -> CodeState:
-    """All that decides what a fit computes beside its rows and parameters, as far as this process can tell."""
+    """Everything besides rows and parameters that the result of a fit depends on, as far as this process knows."""
     commit, dirty = "unknown", None
     git = shutil.which("git")
     if git is not None:

@@ -1,10 +1,10 @@
-"""Whether a version can be made again: from its pinned rows, by the folder it was made by, to the same predictions.
+"""Make a version again, from its pinned rows and its model folder, and check that it predicts the same.
 
-The version is fitted once more with the parameters that its search chose, the same seed and as many threads; what it then
-predicts on its holdout is compared to the last bit with what the gates judged. Nothing is stored or published.
+The version is fitted again with the parameters that its search chose, the same seed and the same number of threads. Its
+predictions on the holdout are compared, bit by bit, with those that the gates judged. Nothing is stored or published.
 
-Neighbours: :mod:`perennial.training.training_set` reads the rows, :mod:`perennial.training.fit` fits and keeps the folder's
-files with each run, :mod:`perennial.reports.lineage` tells where the rows came from.
+Neighbours: :mod:`perennial.training.training_set` reads the rows. :mod:`perennial.training.fit` fits, and keeps the folder's
+files with each run. :mod:`perennial.reports.lineage` says where the rows came from.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from perennial.training.training_set import load_rows
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of making a version once more.
+    """The result of making a version again.
 
     Attributes:
         holdout: key of the interval whose predictions are compared.
-        rows: of the holdout.
-        expected: :attr:`perennial.model.artifacts.Prediction.digest` of what the version predicted when the gates
-            judged it, or, of a version that is older than this record, of what its stored model predicts now.
-        found: the same of the version made again.
-        differing: rows whose prediction differs from the stored model's in any bit; None if that could not be loaded.
-        largest: greatest difference of a probability, or of a predicted number; None as above.
-        changes: what is other now than when the version was made, each a likely reason for a difference.
-        notes: what else a reader should know.
+        rows: number of rows of the holdout.
+        expected: :attr:`perennial.model.artifacts.Prediction.digest` of the predictions that the gates judged. If this was not
+            recorded, as for old versions: the digest of what the stored model predicts now.
+        found: the digest of what the new model predicts.
+        differing: rows whose prediction differs from the stored model's in any bit; None if the stored model cannot be loaded.
+        largest: largest difference of a probability, or of a predicted number; None as for ``differing``.
+        changes: differences between now and when the version was made; each may explain other predictions.
+        notes: further remarks for the reader.
     """
 
     model: str
@@ -70,7 +70,7 @@ class Reproduction:
         return {**asdict(self), "identical": self.identical}
 
     def describe(self) -> str:
-        """For people, in a few lines."""
+        """A few lines for people."""
         what = f"{self.model} version {self.version}, made again from its pinned rows"
         where = f"on its holdout {self.holdout} ({self.rows:,} rows)"
         if self.identical:
@@ -86,18 +86,18 @@ class Reproduction:
 
 
 def reproduce(model: str, version: int, deployment: Deployment, *, folder: ModelFolder | None) -> Reproduction:
-    """Make a version once more and compare.
+    """Make a version again, and compare its predictions.
 
     Args:
-        model: its name.
-        version: its number.
-        deployment: holds its pinned rows, the stored model, and the files of the folder it was made by.
-        folder: the model's folder as it is now, used if it is what the version was made by; None if there is none.
+        model: the model's name.
+        version: the version's number.
+        deployment: contains the pinned rows, the stored model, and the files of the version's model folder.
+        folder: the model's folder as it is now, used if the version was made with it; None if there is none.
 
     Raises:
-        TrainingError: there is no such version, its rows are no longer what they were, or its folder is gone.
-        SnapshotMissing: its snapshots were let go.
-        ArtifactRejected: the folder's files in MLflow are not those it was made by.
+        TrainingError: there is no such version, its rows have changed, or its folder is gone.
+        SnapshotMissing: the snapshots of its rows were deleted.
+        ArtifactRejected: the folder's files in MLflow are not those that the version was made with.
     """
     lake, ledger, registry = deployment.lake, deployment.ledger, deployment.registry
     record = ledger.version(model, version)
@@ -112,7 +112,7 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
     training = record.training
     notes: list[str] = []
     with open_folder(record, folder, registry, notes) as its_folder:
-        # The folder has been compared already, by whichever digests were kept.
+        # open_folder has compared the folder already.
         training_set = replace(training.training_set, folder_digest=its_folder.digest)
         takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
         with _threads_of(record):
@@ -146,17 +146,17 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
 def open_folder(
     record: VersionRecord, folder: ModelFolder | None, registry: Registry, notes: list[str]
 ) -> Iterator[ModelFolder]:
-    """The folder a version was made by: as it is now, or else the files that were logged with its run.
+    """The model folder that a version was made with: the present one if it is the same, or else the copy logged with its run.
 
     Args:
-        record: of the version.
-        folder: as it is now; None if there is none.
-        registry: holds the logged files.
-        notes: is told what was used if it is not the folder.
+        record: the version's record.
+        folder: the model's folder as it is now; None if there is none.
+        registry: contains the logged files.
+        notes: gets a note if the present folder is not used.
 
     Raises:
-        TrainingError: the folder was another one then, and no copy of it was kept.
-        ArtifactRejected: the copy is not what the ledger speaks of.
+        TrainingError: the folder has changed since, and no copy of it was kept.
+        ArtifactRejected: the copy's hashes are not those in the ledger.
     """
     if folder is not None and folder.digest == record.spec_digest:
         yield folder
@@ -207,7 +207,7 @@ def _rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part
 
 
 def _stored(registry: Registry, record: VersionRecord, holdout: Any, notes: list[str]) -> Prediction | None:
-    """What the stored model says of the holdout; None, and a note, if it cannot be loaded."""
+    """What the stored model predicts on the holdout. If the model cannot be loaded: None, and a note is added."""
     try:
         return registry.load(record.model, record.version).predict(holdout)
     except ArtifactRejected as error:
@@ -216,7 +216,7 @@ def _stored(registry: Registry, record: VersionRecord, holdout: Any, notes: list
 
 
 def _compare(again: Prediction, stored: Prediction) -> tuple[int, float | None]:
-    """How many rows differ, and by how much at most."""
+    """The number of rows that differ, and the largest difference; None if the shapes or classes differ."""
     ours, its = (one.values if one.probabilities is None else one.probabilities for one in (again, stored))
     if ours.shape != its.shape or again.classes != stored.classes:
         return len(again), None
@@ -225,7 +225,7 @@ def _compare(again: Prediction, stored: Prediction) -> tuple[int, float | None]:
 
 
 def _changes(then: CodeState, now: CodeState) -> list[str]:
-    """What is other now than then, of all that :func:`perennial.training.fit.code_state` knows."""
+    """The differences between two results of :func:`perennial.training.fit.code_state`."""
     changes = [
         f"{what} was {before}, it is {after}"
         for what, before, after in (

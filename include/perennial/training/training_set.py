@@ -1,7 +1,7 @@
-"""Which rows a training learns from and is judged on, pinned so that they can be read again.
+"""The rows that models are trained on and compared on, pinned so that they can be read again.
 
-A training set is a few snapshot ids, two intervals and a content hash: :func:`build_training_set` says what it is, and
-:func:`load_rows` reads its rows, the same ones each time. Neighbour: :mod:`perennial.training.fit`.
+A training set consists of snapshot ids, two intervals and content hashes. :func:`build_training_set` makes one.
+:func:`load_rows` reads its rows, and gives the same rows each time. Neighbour: :mod:`perennial.training.fit`.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from perennial.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
 
-#: Where in the features read the row of a label's entity is.
+#: The column with the position of a label's entity in the features that were read.
 _PLACE = "_place"
 
 
 def build_training_set(
     folder: ModelFolder, deployment: Deployment, *, as_of: datetime, run_id: str, staging: Path | None = None
 ) -> TrainingSet:
-    """Pin what a training learns from, as it was known at ``as_of``.
+    """Pin the rows of a training, as they were known at ``as_of``.
 
     Args:
         folder: the model's folder.
-        deployment: where the rows are; the snapshots are pinned in its lake.
+        deployment: contains the rows; the snapshots are pinned in its lake.
         as_of: the end of the holdout.
-        run_id: the run; it names the pin.
-        staging: folder to leave the rows in, for :func:`load_rows`; None: nowhere.
+        run_id: the run; the pin's name is derived from it.
+        staging: folder to leave the rows in, for :func:`load_rows`; None: the rows are not left.
 
     Raises:
-        TrainingError: nothing is published, there are too few rows, or labels of one kind alone; it says what to do.
+        TrainingError: nothing is published, there are too few rows, or only labels of one class; the message says what to do.
     """
     spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
     border = as_of - spec.training.holdout
     window, holdout = Interval(border - spec.training.window, border), Interval(border, as_of)
-    # Published features may be of an earlier features.sql; nothing is learned from those.
+    # Features that an earlier features.sql made are built again.
     ensure_features(folder, lake, Interval(window.start, holdout.end), run_id=run_id)
     if removed := ledger.removed(spec.name, "features", Interval(window.start, holdout.end)):
         raise TrainingError(
@@ -70,7 +70,7 @@ def build_training_set(
     labelled: dict[str, int] = {}
     entities: dict[str, int] = {}
     leaving: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as beside:  # rows are left while others are read, and while they are hashed
+    with ThreadPoolExecutor(1) as beside:  # writes rows to the staging folder while others are read or hashed
         for part, (interval, known_by) in asked.items():
             rows, entities[part] = _read_rows(folder, lake, snapshots, interval, labels_known_by=known_by)
             labelled[part], used[part] = rows.num_rows, _newest(spec, rows, part)
@@ -114,14 +114,14 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
 
     Args:
         folder: the model's folder.
-        lake: where the rows are.
-        training_set: says which.
+        lake: contains the rows.
+        training_set: says which rows.
         part: window or holdout.
-        staging: where they were left as well. They are taken from there if they are the rows that were pinned, which saves
-            reading and joining them again; from the lake otherwise, as by a worker on another machine.
+        staging: folder where the rows were left too. They are read from it if their hash is that of the pinned rows, since
+            this is faster. Otherwise they are read from the lake, for example by a worker on another machine.
 
     Raises:
-        TrainingError: the model folder has changed since they were pinned, or they are not the rows that were pinned.
+        TrainingError: the model folder has changed since the rows were pinned, or the lake's rows are not the pinned rows.
     """
     name = training_set.model
     if folder.digest != training_set.folder_digest:
@@ -149,7 +149,7 @@ def _staged(staging: Path, part: Part) -> Path:
 
 
 def _leave(rows: pa.Table, file: Path) -> None:
-    """Write rows where other tasks of the run find them, if the disk lets it; a file that is there is whole."""
+    """Write rows to a file for the run's other tasks; a file is never partial. If the write fails, only a warning is logged."""
     try:
         with replacing(file) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
             writer.write_table(rows)
@@ -158,16 +158,16 @@ def _leave(rows: pa.Table, file: Path) -> None:
 
 
 def _left(file: Path) -> pa.Table | None:
-    """Rows that were left in a file, in the memory that the system has of it; None if they cannot be read."""
+    """Rows that were left in a file, memory-mapped; None if they cannot be read."""
     try:
         with pa.memory_map(str(file)) as source:
             return pa.ipc.open_file(source).read_all()
-    except (OSError, pa.ArrowInvalid):  # no such file among them
+    except (OSError, pa.ArrowInvalid):  # also if there is no file
         return None
 
 
 def content_hash(rows: pa.Table) -> str:
-    """SHA-256 of a table's values and column names, the same however the table is cut into chunks or stored."""
+    """SHA-256 of a table's values and column names; it does not depend on chunks or storage."""
     digest = hashlib.sha256()
     for name, column in zip(rows.column_names, rows.columns, strict=True):
         digest.update(f"{name}\0{column.type}\0{len(column)}\0".encode())
@@ -181,7 +181,7 @@ def content_hash(rows: pa.Table) -> str:
                 bounds = np.frombuffer(offsets, dtype=np.int32)[[texts.offset, texts.offset + len(texts)]]
                 digest.update(memoryview(content)[bounds[0] : bounds[1]])
         else:
-            # What lies below a null is whatever it was before; a NaN has many forms.
+            # The bytes below a null are arbitrary, and NaN has many bit patterns. Both are made uniform.
             plain = pc.fill_null(values, pa.scalar(0).cast(values.type)) if values.null_count else values
             numbers = plain.to_numpy(zero_copy_only=False)
             if numbers.dtype.kind == "f" and (missing := np.isnan(numbers)).any():
@@ -202,7 +202,7 @@ def _snapshots(folder: ModelFolder, ledger: Ledger) -> dict[str, int]:
 def _read_rows(
     folder: ModelFolder, lake: Lake, snapshots: Mapping[str, int], interval: Interval, *, labels_known_by: datetime
 ) -> tuple[pa.Table, int]:
-    """Labelled rows of an interval, and how many entities it has."""
+    """Labelled rows of an interval, and the number of its entities."""
     spec = folder.spec
     key = [*spec.entity_table.key, *([] if spec.event_time in spec.entity_table.key else [spec.event_time])]
     features = lake.scan(
@@ -213,18 +213,18 @@ def _read_rows(
         interval=interval,
         event_time=spec.event_time,
     ).read_all()
-    # Only keys are joined and ordered; each label says where the features of its entity are.
+    # Only keys are joined and sorted. Each label carries the position of its entity's features.
     entities = features.select(key).append_column(_PLACE, pa.array(np.arange(features.num_rows)))
     labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by, entities=entities)
     place = labels.column(_PLACE).combine_chunks()
-    with ThreadPoolExecutor(pa.cpu_count()) as threads:  # a column is copied by one of them, and only while it is in one piece
+    with ThreadPoolExecutor(pa.cpu_count()) as threads:  # one thread joins a column's chunks and copies its rows
         columns = list(threads.map(lambda column: column.combine_chunks().take(place), features.columns))
     rows = pa.Table.from_arrays(columns, schema=features.schema).append_column(LABEL, labels.column(LABEL).combine_chunks())
     return rows, features.num_rows
 
 
 def _newest(spec: ModelSpec, rows: pa.Table, part: Part) -> pa.Table:
-    """What ``max_rows`` leaves to learn from; models are compared on all rows of the holdout."""
+    """The newest ``max_rows`` rows of the window; all rows of the holdout."""
     return rows if part == "holdout" else rows.slice(max(0, rows.num_rows - spec.training.max_rows))
 
 
