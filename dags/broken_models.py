@@ -2,20 +2,20 @@
 # Broken models: why a model has no DAGs
 
 Each model has one DAG per stage as long as its folder can be read. If a folder cannot be read, this file has an import error.
-Airflow shows it at the top of its page of DAGs: the folder, the file, the line, and what to write instead. The watchdog raises
+Airflow shows it at the top of its list of DAGs: the folder, the file, the line, and what to write instead. The watchdog raises
 the alert `import_errors`.
 
 This file never has a DAG. Airflow switches off every DAG of a file that has an import error, and the other files hold the DAGs
-of all models. So only the DAGs of the broken model disappear, within a few minutes; those of the other models run on.
+of all models. So only the DAGs of the broken model disappear, within a few minutes. The DAGs of all other models keep running.
 
 ## When it fails
-- Correct the folder as the message says; `perennial check <model>` tells at once whether it can be read. Nothing has to be
-  started: when Airflow reads the folder again, the error goes and the model's DAGs return, with their history, switched on or
-  off as before.
-- Runs of the model that were under way wait until then. A task that starts meanwhile is tried again for three minutes, then it
-  fails, and its log has the same message: clear it once the folder can be read.
-- Of the days that were due meanwhile, Airflow ingests the last when the DAGs return. Trigger `<model>.ingest` for the days
-  before it.
+- Correct the folder as the message says. `perennial check <model>` shows at once whether it can be read. You need not start
+  anything: when Airflow reads the folder again, the error disappears and the model's DAGs return. Their history is kept, and
+  they are switched on or off as before.
+- Running runs of the model wait until then. A task that starts meanwhile is retried for three minutes. Then it fails, and its
+  log has the same message: clear it once the folder can be read.
+- When the DAGs return, Airflow ingests only the last of the days that were due meanwhile. Trigger `<model>.ingest` for the
+  days before it.
 - To take a model out of service, remove its folder.
 """
 

@@ -1,20 +1,20 @@
 """
 # Ingest: a day from the sources to published features
 
-For each table the rows of the interval are read, checked by Great Expectations as `model.yaml` says, and split: rows that
-fail a critical check go to the **quarantine** table with every reason; the rest is published. All tables of the interval
-are published as one, and readers see the old state until the very last step. Then the features of the interval are
-computed, each row from what was known at its own as-of time, and every day is announced to scoring, monitoring and training.
+For each table, this DAG reads the rows of the interval. Great Expectations checks them as `model.yaml` says. Rows that fail a
+critical check go to the **quarantine** table with every reason; the others are published. All tables of the interval are
+published in one step, and until then readers see the old state. Then the features of the interval are computed. Each row
+uses only what was known at its own as-of time. Last, every day is announced to scoring, monitoring and training.
 
 Runs automatically each day, for the day before. By hand: give `start` and `end` for days that belong together, such as those
-of a correction: they are published as one. History is loaded in parts by `<model>.load`.
+of a correction. They are published in one step. Use `<model>.load` to load history in parts.
 
 ## When it fails
 - **check_… is red**: the message names the check, the column and the share of rows. Nothing of the interval was published;
-  what was published before stays. Look at the Data Docs under `var/reports/<model>/checks`. Mend the source, then clear
+  what was published before stays. Look at the Data Docs under `var/reports/<model>/checks`. Correct the source, then clear
   the failed tasks. If the data are right and the check is wrong, change `model.yaml` and clear them.
-- **"… was expected"**: the source has not delivered. The task has tried again several times; clear it once the file is there.
-- **Superseded**: a newer run of the same days has taken over. Nothing to do.
+- **"… was expected"**: the source has not delivered. The task was retried several times. Clear it once the file is there.
+- **Superseded**: a newer run has replaced this one for the same days. You need not do anything.
 - You may ignore a failure if a later run for the same days has succeeded.
 """
 

@@ -1,19 +1,19 @@
 """
 # Load: history, in parts that many workers share
 
-Does for a long range of past days what `ingest` does for a day. The range is cut into parts; the tables of each part are read,
-checked and published by tasks of their own, beside those of other parts. When all tables are there, the features of each part
-are computed, since they look back over the parts before. A table without event time is read once, and published with the part
-that ends last.
+Does for a long range of past days what `ingest` does for one day. The range is cut into parts. For each part, separate tasks
+read, check and publish its tables; several parts run at the same time. When all tables are published, the features of each
+part are computed: features look back over earlier parts. A table without event time is read once, and published with the last
+part.
 
-By hand alone: give `start` and `end`, and turn `announce` on if these days are to be scored, monitored and trained on. Daily
-work waits for no load: a load takes only as many workers as its pool and `PERENNIAL_PARTS_AT_ONCE` let it.
+Runs only by hand: give `start` and `end`. Turn `announce` on to have these days scored, monitored and trained on. Daily runs
+do not wait for a load: it uses at most as many workers as its pool and `PERENNIAL_PARTS_AT_ONCE` allow.
 
 ## When it fails
-- **check_… of a part is red**: as in `ingest`, but for that part; the tables of the others are published. Mend the source, then
-  clear the red tasks with what follows them. If these days cannot be mended, load the days before and after them.
-- **build_features is not started**: tables of a part are missing, and features that look back into a gap would be wrong.
-- **Superseded**: a newer run of the same days has taken over. Nothing to do.
+- **check_… of a part is red**: as in `ingest`, but for that part; the tables of the others are published. Correct the source,
+  then clear the red tasks and their downstream tasks. If these days cannot be corrected, load the days before and after them.
+- **build_features is not started**: tables of a part are missing. Features that look back into a gap would be wrong.
+- **Superseded**: a newer run has replaced this one for the same days. You need not do anything.
 - Loading the same range again is always safe.
 """
 
@@ -31,7 +31,7 @@ def load_part(model: ModelSpec, part: str, whole: list[XComArg]) -> None:
 
     Args:
         model: the model.
-        part: its days.
+        part: key of the part's days.
         whole: results of the tables without event time.
     """
     checked = [

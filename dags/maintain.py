@@ -1,20 +1,24 @@
 """
 # Maintain: keep what must be kept, and no more
 
-Once a day Airflow removes what runs handed from task to task, reports and quarantined rows older than `retention` in
-`model.yaml`, rows of tables, features and predictions where a duration is stated there, and Iceberg snapshots that nobody
-needs. What a kept version learned from stays. A snapshot that a kept version was trained on is pinned and never
-dropped. Small files of a table are joined, files that no snapshot names are removed, and runs that MLflow still shows as
-running although their process is dead are closed. Should MLflow's alias `champion` and the ledger differ, because somebody
-moved the one or a promotion was cut off, they are brought in line.
+Once a day, this DAG removes:
 
-Readers and writers may work meanwhile: a table is only ever replaced by one with the same rows, or without those whose time
-is over.
+- files that past runs handed from task to task;
+- reports and quarantined rows that are older than `retention` in `model.yaml`;
+- old rows of tables, features and predictions, where `retention` states a duration for them;
+- Iceberg snapshots that are no longer needed;
+- files that no snapshot names.
+
+Data that a kept version was trained on are kept: their snapshot is pinned and never dropped. Small files of a table are
+compacted. Runs that MLflow still shows as running although their process is dead are closed. MLflow's alias `champion` and
+the ledger can differ, if somebody moved the alias or a promotion was interrupted; then they are made to agree.
+
+Readers and writers can work meanwhile: a table is only replaced by one with the same rows, or without those past retention.
 
 ## When it fails
-- Nothing is lost and nothing stops; disks fill more slowly than you have time to read the log. Clear it, or wait for tomorrow.
+- Nothing is lost, and no other DAG stops. Disks fill slowly, so it is not urgent. Clear the task, or wait for tomorrow's run.
 - **align_alias** with *ArtifactRejected*: somebody moved the alias to a version that Perennial did not register. Move it back.
-- **no space left**: `retention` is longer than the disk. Shorten it, then trigger this DAG by hand.
+- **no space left**: the disk is too small for this `retention`. Shorten it, then trigger this DAG by hand.
 """
 
 from airflow.sdk import chain

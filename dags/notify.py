@@ -1,17 +1,18 @@
 """
 # Notify: send the alerts that wait in the outbox
 
-Every alert is first a row of the ledger, written with what caused it. Each minute this DAG sends what waits, to the Slack
-channels and the addresses that the alert's model names in `model.yaml`, or else the environment (`PERENNIAL_ALERTS_…`),
-through Airflow's connections. Failed messages are retried with longer and longer delays, and none is lost.
-Many alerts at once become a digest. Recoveries are sent too. A channel that is down does not hold up the others.
+Every alert is first a row of the ledger, written together with its cause. Each minute, this DAG sends the alerts that wait,
+through Airflow's connections. They go to the Slack channels and mail addresses in the model's `model.yaml`; if it names none,
+to those of the environment (`PERENNIAL_ALERTS_…`). Failed messages are retried with longer and longer delays, and none is
+lost. Many alerts at the same time are sent as one digest. Recoveries are sent, too. A channel that is down does not delay the
+others.
 
-There is one such DAG for all models, and none while nobody names a channel. `docs/alerts.md` says what each alert means.
+There is one such DAG for all models, and none if no channel is configured. `docs/alerts.md` explains each alert.
 
 ## When it fails
-- **failed is above zero**: a channel takes nothing. `perennial alerts` and the task's log say why, and the other channels
-  are told as well. Mend the connection in Admin → Connections, then **trigger this DAG by hand**: that tries at once.
-- A red run needs nothing: the next one sends what this one did not. If none runs, the watchdog sends what is overdue.
+- **failed is above zero**: a channel refuses messages. `perennial alerts` and the task's log say why, and the other channels
+  get an alert. Correct the connection in Admin → Connections, then **trigger this DAG by hand**: that tries at once.
+- You need not clear a red run: the next one sends what it did not send. If no run starts, the watchdog sends overdue alerts.
 """
 
 from datetime import timedelta

@@ -1,18 +1,18 @@
 """
 # Promote: a person makes a version champion
 
-By hand alone, in the Airflow UI. A version that passed its gates against the current champion, and was approved where the
-model requires that, becomes champion as it would have automatically. Any other (refused by the gates or by an approver, not
-asked about, or compared with a former champion) needs an override: a reason, which is recorded as such and stays on the version
-for ever.
+Runs only by hand, in the Airflow UI. A version needs no override if it passed its gates against the current champion, and was
+approved where the model requires that. Any other version needs one: it was refused by the gates or by an approver, nobody was
+asked about it, or it was compared with a former champion. An override is a reason; it is recorded as an override and stays
+on the version for ever.
 
-The version must be loadable all the same: nothing overrides a changed file. To go back to a former champion, use
+Even with an override, the version must be loadable: a changed file is always refused. To go back to a former champion, use
 `<model>.rollback`.
 
 ## When it fails
-- **PromotionRefused**: the message says what stands against the version. Train again, or give `override` a reason.
+- **PromotionRefused**: the message says why the version was refused. Train again, or give a reason in `override`.
 - **ArtifactRejected**: the stored model differs from what was registered, or Perennial did not register it.
-- **StaleDecision**: somebody else changed the champion at the same moment. Look at it, then trigger this again.
+- **StaleDecision**: somebody else changed the champion at the same moment. Look at the new champion, then decide again.
 """
 
 from perennial.orchestration.dags import models, stage, text, version

@@ -1,15 +1,15 @@
 """
 # Rollback: an earlier version becomes champion again
 
-By hand alone, in the Airflow UI: press *Trigger*, say why, and leave `version` empty for the champion before this one.
-The ledger records who, when and why; the next scoring uses the version. Rolling back to the version that already is
-champion changes nothing, nor does a second rollback without a version right after a first one: two who see the same trouble
-do not go back two steps. Predictions that were already written stay; to replace them, trigger `<model>.score` for their days.
+Runs only by hand, in the Airflow UI: press *Trigger*, say why, and leave `version` empty for the champion before this one.
+The ledger records who, when and why. The next scoring uses the version. Rolling back to the version that is already champion
+changes nothing. Nor does a second rollback without a version right after a first one: two people who see the same problem do
+not go back two steps. Predictions that were already written stay; to replace them, trigger `<model>.score` for their days.
 
 ## When it fails
-- **no earlier champion**: there is nothing to go back to. Train a new version, or make another one champion by
+- **no earlier champion**: there is nothing to go back to. Train a new version, or make another one champion with
   `<model>.promote`.
-- **never was champion**: that is no way back. Use `<model>.promote`.
+- **never was champion**: a rollback only goes to former champions. Use `<model>.promote`.
 - **ArtifactRejected**: that version's stored model differs from what was registered. Choose another one.
 """
 

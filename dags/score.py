@@ -1,27 +1,27 @@
 """
 # Score: from published features to published predictions
 
-The champion is resolved once, by number, and that number is what every prediction records. Predictions are written for
-their interval as one, to the lake and to the table `<model>_predictions` of the predictions database, with version,
+The run looks up the champion's version number once, and every prediction records that number. The predictions of an interval
+are written in one step: to the lake, and to the table `<model>_predictions` of the predictions database. Each has its version,
 feature snapshot, run and time. Scoring a day again replaces its predictions.
 
-After a promotion the champion before keeps scoring in the shadow of the new one for some windows, and so may a refused
-candidate that came close (`shadow` in `model.yaml`). What they say lies in the lake, as the dataset `shadows`; nobody who
-reads predictions sees it, and the champion's are published before.
+After a promotion, the former champion keeps scoring in the shadow of the new one for some windows. A refused candidate that
+came close can do so, too (`shadow` in `model.yaml`). The lake keeps shadow predictions in the separate dataset `shadows`, so
+readers of predictions do not see them. The champion's predictions are published first.
 
-Runs for each day that `ingest` announces. By hand: give `start` and `end`; a long range is scored in parts, a task each, by
-the same version, and each part's predictions can be read as soon as it is done.
+Runs for each day that `ingest` announces. By hand: give `start` and `end`. A long range is scored in parts, one task per part,
+all with the same version. Each part's predictions can be read as soon as the part is done.
 
 ## When it fails
 - **resolve_champion is skipped**: no version has been promoted yet. Trigger `<model>.train`.
-- **ScoringError**: the champion gave NaN, infinite or constant predictions, and nothing was written. Look at the day's
-  features first; if they are sound, roll back with `<model>.rollback`, then clear this run.
-- **ArtifactRejected**: the stored model differs from what was registered. Do not force it: roll back, and find out who
-  changed the file.
-- **A part of predict is red**: the other parts are published. Mend the cause and clear that part alone.
-- **score_shadows is skipped**: no failure. No version is in the shadow now.
-- **score_shadows is red**: the champion's predictions are published all the same; a version that cannot predict is left out
-  and does not fail the task. Clear it, or let it be: these days are then missing in a comparison.
+- **ScoringError**: the champion's predictions were NaN, infinite or constant, and nothing was written. Look at the day's
+  features first. If they are correct, roll back with `<model>.rollback`, then clear this run.
+- **ArtifactRejected**: the stored model differs from what was registered. Do not work around this: roll back, and find
+  out who changed the file.
+- **A part of predict is red**: the other parts are published. Correct the cause and clear only that part.
+- **score_shadows is skipped**: this is not a failure. No version is in the shadow now.
+- **score_shadows is red**: the champion's predictions are published nevertheless. (A version that cannot predict is left out
+  and does not fail the task.) Clear it, or leave it: then these days are missing from a comparison.
 - You may ignore a failure if a later run for the same day has succeeded.
 """
 

@@ -1,27 +1,27 @@
 """
 # Train: from published features to a champion, or a refusal with its reasons
 
-The training set is pinned first: features and labels as they were known at the as-of time, by Iceberg snapshot and content
-hash. Every candidate of `model.yaml`, the baselines among them, is fitted in a task of its own and logged to MLflow. The
-best one by validation is then judged beside the baselines and the champion on the newest interval, which none of them was
-trained on. The gates decide: the version is registered, and becomes `champion` or is tagged refused with every reason.
+The training set is pinned first, by Iceberg snapshot and content hash: features and labels as they were known at the as-of
+time. Every candidate of `model.yaml`, including the baselines, is fitted in a separate task and logged to MLflow. The best
+candidate by validation is then evaluated together with the baselines and the champion on the newest interval. None of them
+was trained on it. The gates decide: the version is registered, and becomes `champion` or is tagged refused with every reason.
 
-Where `model.yaml` says `promotion: approval`, a person is asked before a version that passed becomes champion: the run waits
-in `ask_approval`, which shows the comparison (*Required Actions*), for as long as `approval.within`. Who answered, with
-which words and when goes into the ledger. A refusal, or no answer in time, leaves the champion as it is.
+With `promotion: approval` in `model.yaml`, a person is asked before a version that passed becomes champion. The run waits in
+`ask_approval`, which shows the comparison (*Required Actions*), for at most `approval.within`. The ledger records who
+answered, when, and with which words. After a refusal, or without an answer in time, the champion stays as it is.
 
 Runs when the days of a week (or month, as `model.yaml` says) are published, when monitoring asks for it, or by hand.
 
 ## When it fails
-- **build_training_set**: too few labelled rows, or one class alone. The message tells how many there are; ingest more
+- **build_training_set**: too few labelled rows, or only one class. The message says how many there are. Ingest more
   history, or shorten `training.window`.
-- **decide_promotion**: a model card has nothing to show in one of its sections, and nobody promotes what they cannot read
-  about. The message names the section and what would fill it.
-- **promote_champion is skipped**: no failure. The gates or a person refused the version; its reasons are on the task and in
-  MLflow. If you know better: `<model>.promote`, with a reason.
-- **StaleDecision**: the champion changed in between, so the evaluation is stale. Clear `evaluate_candidates` and what follows
-  it: the candidate is measured again, beside the new champion.
-- **PromotionRefused**: an earlier attempt was refused by a person. `<model>.promote` overrides that, with a reason.
+- **decide_promotion**: a section of the model card is empty, and a version is only promoted with a complete card. The
+  message names the section and what would fill it.
+- **promote_champion is skipped**: this is not a failure. The gates or a person refused the version; the reasons are on the task
+  and in MLflow. To promote it nevertheless, use `<model>.promote` with a reason.
+- **StaleDecision**: the champion changed in between, so the evaluation is stale. Clear `evaluate_candidates` and its
+  downstream tasks: the candidate is evaluated again, together with the new champion.
+- **PromotionRefused**: a person refused an earlier attempt. To override that, use `<model>.promote` with a reason.
 - You may ignore a failed weekly run if the next one succeeds: the champion stays as it is.
 """
 

@@ -12,7 +12,7 @@ class PerennialBoard(AirflowPlugin):
     """All models on one page, which the API server serves behind Airflow's own sign-in."""
 
     name = "perennial_board"
-    # Addresses are relative to where Airflow's pages lie.
+    # Addresses are relative to the base path of Airflow's pages.
     external_views = [  # noqa: RUF012
         {
             "name": "Models",
@@ -25,10 +25,10 @@ class PerennialBoard(AirflowPlugin):
         }
     ]
 
-    # The plugin's class has a list here, which Airflow reads of the instance and never sets.
+    # The base class declares a list here. Airflow reads it from the instance and never sets it.
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Made when the API server asks: every process of Airflow loads the plugins, and no other needs a web application."""
+        """Built when the API server reads it: every Airflow process loads the plugins, but only that server needs the app."""
         from perennial.orchestration.board import PREFIX, app
 
         return [{"app": app, "url_prefix": PREFIX, "name": "Perennial"}]

@@ -9,7 +9,7 @@ from perennial.orchestration.links import LINKS
 
 
 class PerennialLinks(AirflowPlugin):
-    """Links that any task of Perennial may fill."""
+    """Links that any task of Perennial can set."""
 
     name = "perennial_links"
     global_operator_extra_links = [XComOperatorLink(name=name, xcom_key=key) for key, name in LINKS.items()]  # noqa: RUF012

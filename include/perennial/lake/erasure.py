@@ -1,11 +1,11 @@
-"""Rows that must be gone: from what readers read, from every older snapshot, and from every file of the lake.
+"""Erases rows from the lake: from the current snapshot, from every older snapshot, and from every file.
 
-A table is rid of them in four steps, each of which may be done again after a process was killed:
+A table is cleaned in four steps. After a process was killed, each step can be repeated:
 
-1. files that hold such a row are written anew without it, and the ledger sends readers to a snapshot of the new ones;
-2. snapshots that still name the old files are let go whatever their age, pinned ones too, with their branches and tags;
-3. the old files, and the files that name their values' bounds, are removed;
-4. Parquet files that no snapshot names, as attempts that died leave them, are looked through and removed.
+1. files that hold such a row are rewritten without it, and the ledger points readers to a snapshot with the new files;
+2. snapshots that still name the old files are expired at any age, also pinned ones, with their branches and tags;
+3. the old files are removed, and so are the manifests that record the bounds of their values;
+4. Parquet files that no snapshot names, which a killed process can leave, are searched and removed.
 
 Neighbours: :mod:`perennial.lake.publish` publishes; :mod:`perennial.operations.forget` says which rows, and keeps runs from
 publishing such rows again.
@@ -37,28 +37,28 @@ from perennial.ledger.store import Ledger
 
 log = logging.getLogger(__name__)
 
-#: How often readers are sent on when publications come between.
+#: How often the switch of readers is tried when other runs publish meanwhile.
 _TRIALS = 20
 
 
 class Finder(Protocol):
-    """Finds the rows that must be gone."""
+    """Finds the rows to erase."""
 
     def finds(self, rows: pa.Table) -> pa.BooleanArray | pa.ChunkedArray:
-        """Which of the rows they are; never null. The columns are those of the table, or fewer in an old file."""
+        """A mask of the rows to erase, without nulls. The rows have the table's columns, or fewer if their file is old."""
 
     @property
     def where(self) -> BooleanExpression:
-        """Holds for each of them, and for others perhaps; files for which it cannot hold are not read."""
+        """A condition that holds for every row to erase. It may hold for others. Files where it cannot hold are not read."""
 
 
 @dataclass(frozen=True)
 class Equal:
-    """Rows whose columns have one of some tuples of values.
+    """Finds rows whose columns have one of several tuples of values.
 
     Attributes:
-        columns: names.
-        tuples: each as long as ``columns``, of values of their types.
+        columns: their names.
+        tuples: each has one value per column, of the column's type.
     """
 
     columns: tuple[str, ...]
@@ -95,7 +95,7 @@ class Equal:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """Rows that one of several finds."""
+    """Finds the rows that at least one of several finders finds."""
 
     finders: tuple[Finder, ...]
 
@@ -112,14 +112,14 @@ class AnyOf:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a table holds of the rows that must be gone.
+    """What a table holds of the rows to erase.
 
     Attributes:
-        found: the different rows of all snapshots.
-        files: data files that hold one, by path.
+        found: the distinct rows of all snapshots.
+        files: data files that hold such a row, by path.
         tainted: the snapshots that name such a file.
-        pins: those of them that are pinned, by the pin's name.
-        unnamed: files that hold one and that no snapshot names.
+        pins: by the pin's name, those of these snapshots that are pinned.
+        unnamed: files that hold such a row and that no snapshot names.
     """
 
     found: pa.Table
@@ -133,8 +133,8 @@ class Eraser:
     """Erases rows from tables of the lake.
 
     Args:
-        settings: where the lake is.
-        ledger: says what readers read.
+        settings: the location of the lake.
+        ledger: names the snapshots that readers use.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
@@ -142,7 +142,7 @@ class Eraser:
         self._catalog = Catalog(settings.catalog_url, settings.warehouse)
 
     def tables(self, model: str) -> dict[str, pa.Schema]:
-        """A model's tables with their columns."""
+        """The schema of each of a model's tables."""
         return {name: plain_schema(self._catalog.load(model, name).schema()) for name in self._catalog.tables(model)}
 
     def look(self, model: str, name: str, finder: Finder, *, older_than: datetime) -> Findings:
@@ -151,8 +151,8 @@ class Eraser:
         Args:
             model: the model.
             name: the table.
-            finder: which rows.
-            older_than: unnamed files that are younger are not looked at: they may belong to an attempt that is at work.
+            finder: finds the rows.
+            older_than: unnamed files that are younger are not searched: a running task may be writing them.
         """
         table = self._catalog.load(model, name)
         holdings = self._catalog.holdings(table)
@@ -163,7 +163,7 @@ class Eraser:
         for task in self._catalog.some(table, every.values(), finder.where):
             path = task.file.file_path
             if not table.io.new_input(path).exists():
-                # It was removed, and an older snapshot still says so.
+                # It was removed, but an older snapshot still names it.
                 continue
             rows = self._found_in(table, task, finder)
             if rows.num_rows:
@@ -185,13 +185,13 @@ class Eraser:
         return Findings(_distinct(rows), files, tainted, pins, unnamed)
 
     def rewrite(self, model: str, name: str, finder: Finder, *, older_than: datetime) -> Findings:
-        """Send readers to a snapshot without the rows.
+        """Point readers to a snapshot without the rows.
 
         Returns:
-            What is left to be let go and removed, by :meth:`let_go`.
+            What is left: snapshots for :meth:`let_go` and files for :meth:`remove`.
 
         Raises:
-            StaleDecision: publications kept coming between.
+            StaleDecision: in every try, another run published in between.
         """
         dataset = self._dataset(model, name)
         for _ in range(_TRIALS):
@@ -224,7 +224,7 @@ class Eraser:
         raise StaleDecision(f"{model}: {name} kept being published while rows were erased from it; try again")
 
     def doomed(self, model: str, name: str, findings: Findings) -> list[str]:
-        """The files that go with the snapshots that are let go, and those that no snapshot names."""
+        """The files to remove: those that only the tainted snapshots name, and the unnamed ones that hold such rows."""
         ids = {holding.snapshot for holding in findings.tainted}
         stay = [one for one in self._catalog.holdings(self._catalog.load(model, name)) if one.snapshot not in ids]
         kept = {path for holding in stay for path in (*holding.files, *holding.lists)}
@@ -232,18 +232,18 @@ class Eraser:
         return sorted((gone - kept) | set(findings.unnamed))
 
     def let_go(self, model: str, name: str, findings: Findings) -> None:
-        """Let go of the snapshots that name files with such rows."""
+        """Expire the snapshots that name files with such rows."""
         if findings.tainted:
             self._catalog.expire(model, name, [holding.snapshot for holding in findings.tainted])
 
     def remove(self, model: str, name: str, paths: Sequence[str]) -> int:
-        """Remove files, unless a snapshot names them; how many were there."""
+        """Remove the files that no snapshot names; returns how many of them existed."""
         table = self._catalog.load(model, name)
         named = {path for one in self._catalog.holdings(table) for path in (*one.files, *one.lists)}
         return self._catalog.delete(table, [path for path in paths if path not in named])
 
     def drop(self, model: str) -> list[str]:
-        """Remove all tables of a model with their files; their names."""
+        """Remove all tables of a model with their files; returns the tables' names."""
         names = self._catalog.tables(model)
         for name in names:
             self._catalog.drop(model, name)
@@ -272,7 +272,7 @@ class Eraser:
             return self._catalog.write(table, rest).files
 
     def _leave(self, model: str, dataset: str, name: str, branch: str) -> None:
-        """Let main follow the ledger, and drop the branch."""
+        """Set the branch ``main`` to the ledger's snapshot, and remove the attempt's branch."""
 
         def change(_: Table, transaction: Transaction) -> None:
             point_main(transaction, self._ledger.head(model, dataset).snapshots[name])
@@ -282,7 +282,7 @@ class Eraser:
 
 
 def _distinct(rows: pa.Table) -> pa.Table:
-    """Each row once; a file that was joined or written anew holds the rows of others."""
+    """Each row once. A file that was compacted or rewritten holds rows that older files hold, too."""
     if not rows.num_rows:
         return rows
     seen, places = set(), []

@@ -1,7 +1,9 @@
-"""What was erased of an entity: that it was, when, why and how much, and never of whom.
+"""Records of erasures: when, why and how much was erased, but never which entity.
 
-An erasure is also a fence: a run that started before it may hold rows that it erases, and cannot publish any more
-(:meth:`perennial.ledger.publications.Publications.commit`). Neighbour: :mod:`perennial.operations.forget` does the work.
+An erasure is also a fence. A run that started before it may hold rows of the entity, so that run can no longer publish
+(:meth:`perennial.ledger.publications.Publications.commit`).
+
+Neighbour: :mod:`perennial.operations.forget` does the erasing.
 """
 
 from __future__ import annotations
@@ -23,31 +25,30 @@ from perennial.core.intervals import Interval
 from perennial.ledger import tables
 from perennial.ledger.rows import TableFamily, now
 
-#: What stands in a text of the ledger where a value was erased.
+#: Replaces an erased value in texts of the ledger.
 ERASED = "[erased]"
-#: Datasets that a run may publish for the first time while an erasure is at work.
+#: Datasets that a run may publish for the first time during an erasure.
 _DATASETS = ("tables", "features", "predictions", "shadows")
-#: Columns of the ledger that may quote a value of the data, with the models they are of.
+#: By table of the ledger, the columns that may quote a value of the data.
 _QUOTING = {"publications": ("inputs",), "refusals": ("reasons",), "verdicts": ("reasons", "details")}
 
 
 @dataclass(frozen=True)
 class Erasure:
-    """An erasure.
+    """The record of an erasure.
 
     Attributes:
         columns: names of the columns that named the entity.
-        salt, digest: of the values, see :meth:`is_of`. Who has both can try values, one in some 50 ms.
+        salt, digest: of the values, see :meth:`is_of`. With both, anybody can guess values, at some 50 ms per guess.
         actor: who asked for it.
         reason: why.
-        fence: runs with a lower order cannot publish any more.
-        completed_at: None while it is at work, or was cut off.
-        rows: by table, how many rows were erased, those of older snapshots once.
-        versions: ``learned``: those that learned from the rows or were judged on them; ``unpinned``: those whose training
-            rows are not kept any more, so that they cannot be made again to the bit; ``rewritten``: those whose stored
-            sample was written anew.
-        details: ``staging``, ``reports``, ``texts`` and ``files``: how many of each were removed or changed. While it is at
-            work also ``doomed``: by table, files that are to be removed.
+        fence: runs with a lower order can no longer publish.
+        completed_at: None while it is in progress or after it was interrupted.
+        rows: by table, the number of distinct rows that were erased, including those of older snapshots.
+        versions: ``learned``: those that were trained or evaluated on the rows; ``unpinned``: those whose training rows are no
+            longer kept, so that they cannot be reproduced to the bit; ``rewritten``: those whose stored sample was rewritten.
+        details: ``staging``, ``reports``, ``texts`` and ``files``: the number of each that was removed or changed. While the
+            erasure is in progress also ``doomed``: by table, the files to remove.
     """
 
     id: int
@@ -65,7 +66,7 @@ class Erasure:
     details: dict[str, Any]
 
     def is_of(self, values: Mapping[str, str]) -> bool:
-        """Whether it erased the entity with these values by column."""
+        """Whether it is the erasure of the entity with these values by column."""
         return sorted(values) == self.columns and secrets.compare_digest(self.digest, _digest(self.salt, values))
 
 
@@ -75,15 +76,15 @@ def _digest(salt: str, values: Mapping[str, str]) -> str:
 
 
 class Erasures(TableFamily):
-    """The table ``erasures``, and texts of other tables that quote what was erased."""
+    """The table ``erasures``, and the texts of other tables that quote erased values."""
 
     def begin_erasure(self, model: str, values: Mapping[str, str], *, actor: str, reason: str) -> Erasure:
-        """Open an erasure, or take up the one of the same entity that was cut off; fence off all runs that have started.
+        """Begin an erasure, or resume the interrupted one of the same entity. Runs that have started can no longer publish.
 
         Args:
             model: the model.
-            values: by column, what names the entity. They are not kept.
-            actor: who asks for it.
+            values: by column, the values that name the entity. They are not stored.
+            actor: who asks for the erasure.
             reason: why.
         """
         cut_off = next((one for one in self.erasures(model) if one.completed_at is None and one.is_of(values)), None)
@@ -112,7 +113,7 @@ class Erasures(TableFamily):
             ).scalars()
             datasets = {*_DATASETS, *known}
         for dataset in sorted(datasets):
-            # A commit that looked for the fence before it was there is over once its lock is free.
+            # A commit may have checked for the fence before it existed. That commit has ended when this lock is free.
             with self._database.writing(model, dataset):
                 pass
         [begun] = [one for one in self.erasures(model) if one.id == number]
@@ -126,9 +127,10 @@ class Erasures(TableFamily):
         versions: Mapping[str, Collection[int]] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add to what is recorded of an erasure at work: of counts the largest stands, versions are united, details replaced.
+        """Update the record of an erasure in progress.
 
-        A count is noted before its rows go, so that an erasure that is taken up again, and finds fewer, forgets none.
+        Of two counts the larger is kept; versions are added to those that are recorded; details are replaced. A count is
+        recorded before its rows are removed. So a resumed erasure, which finds fewer rows, does not lower it.
         """
         with self._database.writing("erasures") as connection:
             where = tables.erasures.c.id == number
@@ -146,7 +148,7 @@ class Erasures(TableFamily):
             )
 
     def complete_erasure(self, number: int) -> Erasure:
-        """Say that an erasure is done; what it needed to be taken up again is dropped."""
+        """Mark an erasure as complete, and remove from its record what was only needed to resume it."""
         with self._database.writing("erasures") as connection:
             where = tables.erasures.c.id == number
             row = connection.execute(sa.select(tables.erasures).where(where)).mappings().one()
@@ -156,26 +158,26 @@ class Erasures(TableFamily):
         return Erasure(**{**row, **done})
 
     def erasures(self, model: str) -> list[Erasure]:
-        """What was erased of a model, oldest first."""
+        """The erasures of a model, oldest first."""
         query = sa.select(tables.erasures).where(tables.erasures.c.model == model).order_by(tables.erasures.c.id)
         return self._list(Erasure, query)
 
     def replace_manifest(self, model: str, version: int, manifest: Mapping[str, str]) -> None:
-        """Record that an erasure wrote files of a version anew: its other files must still be those that were registered."""
+        """Replace a version's manifest after an erasure rewrote some of its files; entries of other files must be unchanged."""
         with self._database.writing(model) as connection:
             where = (tables.versions.c.model == model, tables.versions.c.version == version)
             connection.execute(sa.update(tables.versions).where(*where).values(manifest=dict(manifest)))
 
     def erase_texts(self, model: str, values: Sequence[str], *, dry_run: bool = False) -> int:
-        """Replace values in texts that quote them: warnings, refusals, reasons of verdicts, alerts.
+        """Replace values in the texts that quote them: warnings, refusals, reasons of verdicts, alerts.
 
         Args:
-            model: whose texts.
-            values: as texts; each is looked for as a whole word.
-            dry_run: count only.
+            model: the model of the texts.
+            values: as texts; each is searched for as a whole word.
+            dry_run: only count the rows.
 
         Returns:
-            How many rows quote one.
+            The number of rows that quote a value.
         """
         pattern = word_pattern(values)
         if pattern is None:
@@ -203,7 +205,7 @@ class Erasures(TableFamily):
 
 
 def word_pattern(values: Sequence[str]) -> re.Pattern[str] | None:
-    """Finds any of some values as a whole word, also as HTML and JSON write it; None if there are none to be found."""
+    """Matches each of the values as a whole word, also as it is escaped in HTML and JSON; None if all values are blank."""
     words = {form for value in values for form in (value, json.dumps(value)[1:-1], _as_html(value)) if form.strip()}
     if not words:
         return None

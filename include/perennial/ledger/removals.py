@@ -1,4 +1,4 @@
-"""Rows that were removed because their time was over, so that nobody takes them for a gap."""
+"""Records of rows that retention removed, so that their absence is not taken for a gap."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Removal:
     """Rows of a dataset that were removed.
 
     Attributes:
-        before: all rows of earlier events went.
-        publication_id: the newest publication then; what was published later stands.
-        rows: by table, how many there were.
+        before: all rows of earlier events were removed.
+        publication_id: the newest publication at that time; later publications are not affected.
+        rows: by table, the number of removed rows.
     """
 
     id: int
@@ -36,7 +36,7 @@ class Removals(TableFamily):
     """The table ``removals``."""
 
     def record_removal(self, model: str, dataset: str, before: datetime, rows: Mapping[str, int]) -> None:
-        """Record that rows of a dataset are removed. It is said before they are: they are not counted on any more."""
+        """Record a removal, before the rows are removed: from now on, nothing relies on them."""
         publications = tables.publications
         with self._database.writing(model, dataset) as connection:
             newest = connection.execute(
@@ -51,14 +51,14 @@ class Removals(TableFamily):
             )
 
     def removals(self, model: str, dataset: str | None = None) -> list[Removal]:
-        """What was removed of a model, or of one of its datasets, oldest first."""
+        """The removals of a model, or of one of its datasets, oldest first."""
         query = sa.select(tables.removals).where(tables.removals.c.model == model)
         if dataset is not None:
             query = query.where(tables.removals.c.dataset == dataset)
         return self._list(Removal, query.order_by(tables.removals.c.id))
 
     def removed(self, model: str, dataset: str, interval: Interval) -> list[Interval]:
-        """The parts of an interval that were published, were removed since, and were not published again; in order."""
+        """The parts of an interval that were published, then removed, and not published again; in order."""
         removals = self.removals(model, dataset)
         if not removals or interval.start >= max(removal.before for removal in removals):
             return []

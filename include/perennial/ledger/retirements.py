@@ -1,6 +1,6 @@
-"""The ends of models: when, why, by whom, and what their folder said.
+"""Records of retired models: when, why and by whom each was retired, and the content of its folder.
 
-A retirement takes the champion away: promotions before it count no more. A promotion after it brings the model back.
+After a retirement, the model has no champion: earlier promotions no longer count. A later promotion brings the model back.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from perennial.ledger.rows import TableFamily, as_record, now
 
 @dataclass(frozen=True)
 class Retirement:
-    """The end of a model.
+    """The record of a model's retirement.
 
     Attributes:
         promotion_id: the last promotion before it; 0 if there was none.
         champion: the version that was champion until then; None if there was none.
-        actor: who ended it.
+        actor: who retired it.
         reason: why.
-        files: texts of the model's folder by name, as far as they were there: the model is understood without its folder.
-        dropped_at: when its lake was removed; None while that is kept.
+        files: the texts of the model's folder by name; empty if they were not found. They replace a removed folder.
+        dropped_at: when its lake was removed; None while the lake is kept.
     """
 
     id: int
@@ -41,7 +41,7 @@ class Retirement:
 
 
 def counts(promotions: sa.Table) -> sa.ColumnElement[bool]:
-    """Holds for promotions that no retirement has taken back."""
+    """A condition that holds for promotions after the model's last retirement."""
     last = sa.select(sa.func.coalesce(sa.func.max(tables.retirements.c.promotion_id), 0)).where(
         tables.retirements.c.model == promotions.c.model
     )
@@ -52,9 +52,9 @@ class Retirements(TableFamily):
     """The table ``retirements``."""
 
     def retire(self, model: str, *, actor: str, reason: str, files: Mapping[str, str]) -> Retirement:
-        """Record the end of a model; the retirement that stands already, if one does.
+        """Record the retirement of a model. If it is retired already, return that retirement.
 
-        A promotion that is open is given up.
+        A promotion that has not been completed is withdrawn.
         """
         promotions = tables.promotions
         with self._database.writing(model) as connection:
@@ -78,7 +78,7 @@ class Retirements(TableFamily):
             return Retirement(id=number, **values)
 
     def retirement(self, model: str) -> Retirement | None:
-        """The retirement of a model; None if it has none, or was brought back since."""
+        """The retirement of a model; None if it was never retired, or was brought back later."""
         with self._database.reading() as connection:
             return self._standing(connection, model)
 

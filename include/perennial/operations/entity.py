@@ -1,4 +1,4 @@
-"""One entity, as it was named, and the rows of each place that are its own.
+"""One entity that is to be erased, and how its rows are found in each place.
 
 Neighbour: :mod:`perennial.operations.forget` erases what is found here.
 """
@@ -27,21 +27,21 @@ from perennial.lake.schema import ARROW
 from perennial.ledger.erasures import word_pattern
 from perennial.spec.model import ModelSpec
 
-#: A shorter value stands in too many texts to say whose they are.
+#: Shorter values are not searched for in texts: they occur in too many that are about something else.
 SHORTEST_WORD = 4
-#: What a quarantined row that was no row at all has in place of its columns.
+#: The only key of a quarantined row whose line could not be read as columns.
 _RAW = "_raw"
 
 
 @dataclass(frozen=True)
 class Entity:
-    """What is to be erased.
+    """The entity that is to be erased.
 
     Attributes:
-        spec: of the model.
-        values: by column, as they were given.
-        keys: texts of the entity keys, in the order of the spec's key: the one that was given, or those of all rows that
-            have the value of a column.
+        spec: the model's spec.
+        values: the values that name the entity, by column, as they were given.
+        keys: entity keys as texts, in the order of the spec's key: the key that was given, or the keys of all rows that have
+            the given value of a column.
         quoted: how warnings and pages quote its quarantined rows: position and reason.
     """
 
@@ -57,18 +57,18 @@ class Entity:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that it was named by."""
+        """The columns that name the entity, sorted."""
         return tuple(sorted(self.values))
 
     def in_table(self, schema: pa.Schema) -> Finder | None:
-        """Finds its rows in a table of these columns; None if the table has no columns that would tell."""
+        """A finder of the entity's rows in a table with these columns; None if the columns cannot identify them."""
         found = self.equal(schema)
         if not found:
             return None
         return found[0] if len(found) == 1 else AnyOf(tuple(found))
 
     def equal(self, schema: pa.Schema) -> list[Equal]:
-        """What its rows in a table of these columns have, each enough to tell one."""
+        """Conditions on these columns, each of which identifies the entity's rows."""
         found: list[Equal] = []
         if set(self.columns) <= set(schema.names):
             found += _equal(schema, self.columns, [tuple(self.values[name] for name in self.columns)])
@@ -77,11 +77,11 @@ class Entity:
         return found
 
     def in_quarantine(self) -> Finder:
-        """Finds its rows in the quarantine, which keeps them as texts."""
+        """A finder of the entity's rows in the quarantine, which stores rows as texts."""
         return _Quarantined(self)
 
     def keys_in(self, rows: pa.Table) -> frozenset[tuple[str, ...]]:
-        """Keys of rows that have the columns of the key."""
+        """The entity keys of these rows; none if the key's columns are missing."""
         if not set(self.key) <= set(rows.column_names):
             return frozenset()
         columns = [[_text(value) for value in rows[name].to_pylist()] for name in self.key]
@@ -89,13 +89,13 @@ class Entity:
 
     @cached_property
     def words(self) -> list[str]:
-        """What its values look like in a text, such as a warning that quotes one; none if they are too short to tell."""
+        """What a text, such as a warning, may quote of the entity, without strings shorter than :data:`SHORTEST_WORD`."""
         named = [self.values[name] for name in (self.key if set(self.key) == set(self.columns) else self.columns)]
         found = {", ".join(named), *(", ".join(one) for one in self.keys), *self.quoted}
         return sorted(word for word in found if len(word) >= SHORTEST_WORD)
 
     def in_file(self, path: Path) -> bool:
-        """Whether a file of ours, such as a report or rows on their way from task to task, quotes one of its values.
+        """Whether a file quotes one of the entity's values: a report, or rows that one task hands to another.
 
         Raises:
             OSError: the file cannot be read.
@@ -111,7 +111,7 @@ def _text(value: Any) -> str | None:
 
 
 def _value(text: str, kind: pa.DataType) -> object:
-    """A value of a column's type; None if the text is none."""
+    """The text as a value of a column's type; None if it is not such a value."""
     try:
         if pa.types.is_timestamp(kind):
             return utc(text)
@@ -134,10 +134,10 @@ def _equal(schema: pa.Schema, names: tuple[str, ...], texts: Iterable[tuple[str,
 
 
 def check_values(spec: ModelSpec, values: Mapping[str, str]) -> None:
-    """Refuse values that no row could have.
+    """Refuse values that no row can have.
 
     Raises:
-        ErasureError: a column is in no table of the model, or the value is none of its type.
+        ErasureError: no table of the model has the column, or the value is not of its type.
     """
     for name, text in values.items():
         kinds = {table.columns[name].type for table in spec.tables.values() if name in table.columns}
@@ -153,10 +153,10 @@ def check_values(spec: ModelSpec, values: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class _Quarantined:
-    """Finds rows by what was read of them: a JSON object of the source's columns, or the line that was no row.
+    """Finds rows by their stored text: a JSON object of the source's columns, or a line that could not be read as a row.
 
-    A column that the spec computes is computed again; where that fails, any value of the row that is the same counts. One
-    row too many is no loss: nothing reads the quarantine but people.
+    A column that the spec computes is computed again. If that fails, the row is found if any of its values is the same. A row
+    that is found by mistake does no harm: only people read the quarantine.
     """
 
     entity: Entity
@@ -219,7 +219,7 @@ def _same(value: Any, text: str, kind: pa.DataType) -> bool:
 
 
 def _computed(sql: str, kind: str, row: Mapping[str, Any]) -> str | None:
-    """What an expression of the spec makes of a row of texts; None if it fails."""
+    """The result of a spec's expression on a row of texts; None if it fails."""
     names = ", ".join(f"? AS {quoted(name)}" for name in row)
     with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
         try:
@@ -243,7 +243,7 @@ def _in_parquet(path: Path, tuples: Iterable[tuple[str, ...]]) -> bool:
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowException:
-        return False  # a part that is being written, or was left by an attempt that died
+        return False  # an incomplete file: it is still being written, or its process died
     with file:
         for batch in file.iter_batches():
             columns = [_texts(column) for column in batch.columns]
@@ -254,7 +254,7 @@ def _in_parquet(path: Path, tuples: Iterable[tuple[str, ...]]) -> bool:
                 if any(one <= set(row) for row in rows for one in several):
                     return True
             for column in columns:
-                # A quarantined row is a text of its own.
+                # The column `row` of the quarantine holds a whole row as one text.
                 if "row" in batch.schema.names and column is columns[batch.schema.names.index("row")]:
                     patterns = [word_pattern([text]) for text in single]
                     lines = [text for text in column.to_pylist() if text]

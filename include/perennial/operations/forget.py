@@ -1,12 +1,12 @@
-"""What is known of one entity, erased: rows, older snapshots, samples of stored models, files, texts.
+"""Erases one entity from everywhere: rows, older snapshots, samples of stored models, files, texts.
 
-An erasure is recorded in the ledger before anything is erased, without the values, and is a fence from then on: no run that
-started before it can publish. Each step may be done again, so one that was killed is taken up by doing the same again. What
-leads to other rows goes last: while a row of the entity's own table is there, the keys that a value of a column stands for
-are found again.
+The ledger records an erasure before anything is erased. It does not record the values. From then on the erasure is a fence:
+runs that started before it cannot publish. Every step can be repeated, so the same call resumes an erasure that was killed.
+The entity's own table is erased last: if the entity was named by a column's value, that table's rows lead to its keys, and a
+resumed erasure needs these keys again.
 
-Nobody else removes or rearranges files of the lake meanwhile (:func:`perennial.lake.removal.removing_alone`), and none is
-removed while a backup is made.
+During an erasure, no other process removes or rewrites files of the lake
+(:func:`perennial.lake.removal.removing_alone`). An erasure cannot run during a backup.
 
 Neighbours: :mod:`perennial.operations.entity` finds the rows; :mod:`perennial.lake.erasure` erases them from the lake,
 :mod:`perennial.registry.samples` from stored models, :mod:`perennial.scoring.sink_erasure` from the predictions database.
@@ -43,16 +43,16 @@ class Survey:
     """What is known of an entity.
 
     Attributes:
-        rows: by table of the lake, and ``<model>_predictions``: different rows, those of older snapshots among them.
-        files: data files of the lake that hold one; they are written anew or removed.
-        snapshots: of the lake that hold one and are let go.
-        pins: of training sets that are let go.
-        samples: stored models that keep a row as a sample, and which versions those are.
-        staging, reports: files that quote its values.
-        texts: warnings, refusals, verdicts and alerts of the ledger that quote its values.
-        learned: versions that learned from its rows or were judged on them.
-        unpinned: versions whose training rows are not kept any more.
-        notes: what was not looked at, and why.
+        rows: number of distinct rows, including those of older snapshots; by table of the lake, and ``<model>_predictions``.
+        files: number of data files of the lake that hold such a row; they are rewritten or removed.
+        snapshots: number of snapshots of the lake that hold such a row; they are expired.
+        pins: pins of training sets that are removed.
+        samples: by MLflow's id, stored models that keep such a row as a sample, with their version; None for a candidate.
+        staging, reports: files that quote the entity's values.
+        texts: number of warnings, refusals, verdicts and alerts of the ledger that quote the entity's values.
+        learned: versions that were trained or evaluated on the entity's rows.
+        unpinned: versions whose training rows are no longer kept.
+        notes: what was not searched, and why.
     """
 
     model: str
@@ -74,7 +74,7 @@ class Survey:
         return not (any(self.rows.values()) or self.files or self.samples or self.staging or self.reports or self.texts)
 
     def describe(self) -> list[str]:
-        """For people, a line each."""
+        """The survey as lines for people."""
         if self.nothing:
             return [f"{self.model}: nothing is known of it", *self.notes]
         lines = [f"{table}: {count:,} rows" for table, count in self.rows.items() if count]
@@ -99,7 +99,7 @@ class Survey:
 
 
 def describe(erasure: Erasure) -> list[str]:
-    """What an erasure did, for people."""
+    """What an erasure did, as lines for people."""
     rows = ", ".join(f"{table} {count:,}" for table, count in sorted(erasure.rows.items()) if count) or "none"
     lines = [f"{erasure.model}: erasure {erasure.id} is complete; rows erased: {rows}"]
     for kind, words in (
@@ -129,15 +129,15 @@ def _numbers(versions: Collection[int]) -> str:
 
 
 def entity_of(spec: ModelSpec, *, key: Mapping[str, str] | None, column: Mapping[str, str] | None) -> Entity:
-    """What was named.
+    """The entity that a key or a column's value names.
 
     Args:
-        spec: of the model.
-        key: by column, all of the entity's key.
-        column: a column of some table and its value; all entities are meant whose rows have it.
+        spec: the model's spec.
+        key: the value of each column of the entity's key.
+        column: a column of any table, and its value; this means all entities whose rows have that value.
 
     Raises:
-        ErasureError: the key is not whole, or there is no such column or value.
+        ErasureError: the key is incomplete, no table has such a column, or the value is not of the column's type.
     """
     values = dict(key or column or {})
     wanted = spec.entity_table.key
@@ -152,11 +152,11 @@ def entity_of(spec: ModelSpec, *, key: Mapping[str, str] | None, column: Mapping
 
 
 class Forgetting:
-    """The work on one entity.
+    """The erasure of one entity.
 
     Args:
         parts: the deployment.
-        entity: what is erased.
+        entity: the entity.
     """
 
     def __init__(self, parts: Deployment, entity: Entity) -> None:
@@ -169,23 +169,23 @@ class Forgetting:
         return self._entity.spec.name
 
     def survey(self) -> Survey:
-        """Look at what is known of the entity; nothing is changed."""
+        """Search for the entity everywhere. Nothing is changed."""
         return self._survey(datetime.now(UTC))[0]
 
     def run(self, *, actor: str, reason: str, say: Callable[[str], object] = lambda _: None) -> Erasure | None:
-        """Erase it.
+        """Erase the entity.
 
         Args:
-            actor: who asks for it.
+            actor: who asks for the erasure.
             reason: why.
-            say: is told each step.
+            say: is called with a message for each step.
 
         Returns:
-            The record; None if nothing is known of the entity and no erasure of it was cut off.
+            The record; None if nothing is known of the entity and no erasure of it was interrupted.
 
         Raises:
             BackupError: a backup is being made.
-            StaleDecision: publications kept coming between; do it again.
+            StaleDecision: other runs published each time before the readers could be switched; try again.
         """
         ledger, model = self._parts.ledger, self.model
         with removing_alone(self._parts.settings):
@@ -194,7 +194,7 @@ class Forgetting:
                 return None
             begun = ledger.begin_erasure(model, self._entity.values, actor=actor, reason=reason)
             say(f"erasure {begun.id}: runs of {model} that have started cannot publish any more")
-            # Before rows are looked for: a run that was fenced off must find nothing to begin again with.
+            # The search begins after the fence exists. Runs that started earlier cannot publish after the search.
             return self._erase(begun, datetime.now(UTC), say)
 
     def _erase(self, begun: Erasure, since: datetime, say: Callable[[str], object]) -> Erasure:
@@ -219,13 +219,13 @@ class Forgetting:
             intend=lambda samples: ledger.note_erasure(begun.id, details={"samples": samples}),
         )
         ledger.note_erasure(begun.id, versions={"rewritten": rewritten})
-        # Both are found by keys, which a value of a column leads to no more once its rows are gone.
+        # Both are found by the entity's keys. Once the rows are gone, a column's value no longer leads to these keys.
         ledger.erase_texts(model, entity.words)
         self._erase_from_sink(entity)
         for pin in found.pins:
             parts.lake.unpin(model, pin)
         removed = sum(self._erase_table(begun, name, finder, since, say) for name, finder in self._finders(entity))
-        # Once more, should a run have shown there what it had published before.
+        # Again: a run may have copied to the predictions database what it had published before the fence.
         self._erase_from_sink(entity)
         ledger.note_erasure(begun.id, details={"files": removed})
         done = ledger.complete_erasure(begun.id)
@@ -237,7 +237,7 @@ class Forgetting:
         left = eraser.rewrite(model, name, finder, older_than=since)
         before: list[str] = begun.details.get("doomed", {}).get(name, [])
         paths = sorted({*before, *eraser.doomed(model, name, left)})
-        # Kept, since nothing leads to them any more once the snapshots are gone.
+        # The ledger keeps these paths: once the snapshots are gone, nothing else names the files.
         ledger.note_erasure(begun.id, details={"doomed": {**begun.details.get("doomed", {}), name: paths}})
         eraser.let_go(model, name, left)
         removed = eraser.remove(model, name, paths)
@@ -289,7 +289,7 @@ class Forgetting:
         return [model for model in others if any(wanted <= set(schema.names) for schema in self._eraser.tables(model).values())]
 
     def _with_keys(self, older_than: datetime) -> Entity:
-        """The entity with the keys of all rows that have the value of the column it was named by."""
+        """The entity with its keys: if it was named by a column, the keys of all rows that have that column's value."""
         entity = self._entity
         if entity.keys:
             return entity
@@ -300,7 +300,7 @@ class Forgetting:
         return replace(entity, keys=keys)
 
     def _finders(self, entity: Entity) -> list[tuple[str, Finder]]:
-        """By table, who finds its rows; those that others are found by come last, the entity's own table last of all."""
+        """Each table and the finder of its rows. Tables that lead to rows of others come last, the entity's own very last."""
         found = []
         for name, schema in self._eraser.tables(self.model).items():
             finder = entity.in_quarantine() if name == _QUARANTINE else entity.in_table(schema)
@@ -325,18 +325,18 @@ def _quoting(entity: Entity, folder: Path) -> list[Path]:
             if path.is_file() and not path.is_symlink() and entity.in_file(path):
                 found.append(path)
         except FileNotFoundError:
-            continue  # drafts come and go
+            continue  # a temporary file that was removed meanwhile
     return found
 
 
 def _quotes(quarantined: pa.Table) -> frozenset[str]:
-    """How a warning tells of quarantined rows."""
+    """How warnings quote quarantined rows."""
     rows = quarantined.to_pylist()
     return frozenset(f"{row['position']}: {reason}" for row in rows for reason in row.get("reasons") or ())
 
 
 def _pages(folder: Path, quarantined: pa.Table) -> list[Path]:
-    """Pages of Data Docs, which quote values, of the intervals that quarantined rows are of."""
+    """The pages of Data Docs for the intervals of the quarantined rows. These pages quote values."""
     found = []
     for row in quarantined.to_pylist():
         for page in sorted((folder / str(row["table"])).glob("*.html")):
@@ -347,7 +347,7 @@ def _pages(folder: Path, quarantined: pa.Table) -> list[Path]:
 
 
 def _used(training: TrainingSet, rows: pa.Table, event_time: str) -> bool:
-    """Whether a version's window or holdout has a moment of one of the rows."""
+    """Whether the event time of one of the rows lies in a part of the version's training set."""
     if event_time not in rows.column_names:
         return False
     parts = [training.interval(part) for part in PARTS if training.key(part)]

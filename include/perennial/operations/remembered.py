@@ -1,4 +1,4 @@
-"""What a model's folder said, of a model whose folder is gone: its history, lineage and upkeep go on by name."""
+"""The content of a model's folder after it was removed. Commands for history, lineage and maintenance still need it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def remembered(parts: Deployment, model: str) -> ModelFolder:
-    """The folder of a model; one that is gone as it was when the model was retired, or when its newest version was trained.
+    """The folder of a model.
 
-    Only what it says may be used: its path may lead nowhere.
+    If the folder was removed, this is its content when the model was retired, or else when the newest version that kept it was
+    trained. Then the folder's path may not exist: use only the content.
 
     Raises:
-        SpecError: it is broken, or nothing of it is kept.
+        SpecError: the folder is broken, or neither a retirement nor a version kept its content.
     """
     if is_model_folder(parts.settings.models / model):
         return parts.model(model)

@@ -1,8 +1,9 @@
-"""Rows whose time is over, removed: raw tables, features, predictions, by ``retention`` in ``model.yaml``.
+"""Removes old rows of raw tables, features and predictions, as ``retention`` in ``model.yaml`` says.
 
-Nothing goes that a kept version learned from or the next training will, nor what features look back at, nor the windows that
-monitoring still measures. Rows go from what readers see; their files go with the last snapshot that has them, which a
-training set of a kept version may pin for long.
+Some rows are kept although they are older: those that a kept version was trained on, those that the next training will use,
+those that features look back at, and the windows that monitoring still measures. Readers no longer see removed rows. Their
+files are removed later, with the last snapshot that names them; a training set of a kept version may pin that snapshot for
+a long time.
 
 Neighbours: :mod:`perennial.operations.maintenance` calls this; :mod:`perennial.ledger.removals` remembers it.
 """
@@ -25,17 +26,17 @@ _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 
 
 def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
-    """Remove rows of events that lie longer ago than ``retention.tables``, ``features`` and ``predictions``.
+    """Remove rows of events that are older than ``retention.tables``, ``features`` or ``predictions`` allows.
 
     Args:
-        sink_url: of the predictions database.
-        lake: holds the rows.
-        ledger: is told before they go.
-        spec: of the model.
-        now: the time.
+        sink_url: the predictions database.
+        lake: the lake that holds the rows.
+        ledger: records the removal before the rows are removed.
+        spec: the model's spec.
+        now: the current time.
 
     Returns:
-        How many rows were removed, by table; of ``<model>_predictions`` too.
+        The number of removed rows by table, with ``<model>_predictions``.
     """
     done: dict[str, int] = {}
     for dataset, before in removable(ledger, spec, now=now).items():
@@ -57,7 +58,7 @@ def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, 
 
 
 def removable(ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, datetime]:
-    """By dataset, before which day rows may go now; only datasets whose retention is stated."""
+    """For each dataset with a stated retention, the day before which rows may be removed now."""
     keeps = spec.retention
     stated = {
         "tables": keeps.tables, "features": keeps.features, "predictions": keeps.predictions, "shadows": keeps.predictions,
@@ -74,9 +75,9 @@ def removable(ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, da
 
 
 def _needed(ledger: Ledger, spec: ModelSpec, dataset: str, newest: datetime) -> Iterable[datetime]:
-    """The first moments that rows of a dataset are needed from."""
+    """For each use of a dataset, the first moment from which its rows are still needed."""
     if dataset in ("predictions", "shadows"):
-        # A window is measured once its labels have come, and compared with those in its shadow.
+        # A window is measured when its labels have arrived, and then compared with the versions in the shadow.
         windows = max(2, spec.shadow.windows + 1)
         return [newest - windows * spec.schedules.window - spec.watch.labels]
     learned = [newest - spec.training.holdout - spec.training.window]
@@ -90,7 +91,7 @@ def _needed(ledger: Ledger, spec: ModelSpec, dataset: str, newest: datetime) -> 
 
 
 def _event_time(spec: ModelSpec, dataset: str, table: str) -> str | None:
-    """The column that says when an event was; None for tables that are replaced as a whole, or kept by another rule."""
+    """The column with the event time; None for tables that are replaced as a whole, or have another rule of retention."""
     if dataset != "tables":
         return spec.event_time
     return spec.tables[table].event_time if table in spec.tables else None

@@ -1,9 +1,10 @@
-"""The end of a model: no DAGs, no champion, no open alerts; its history stays, its lake if it is wanted.
+"""Retires a model: it has no DAGs, no champion and no open alerts. Its history is kept, and its lake unless it is dropped.
 
-Parsing DAGs never reads the ledger, so the folder says first that the model has ended: it is removed, or has
-``retired: true``. Each step may be done again, so an end that was cut off is gone on with by doing the same again.
+Parsing DAGs never reads the ledger. So the folder must first say that the model has ended: the folder is removed, or it has
+``retired: true``. Every step can be repeated, so the same call resumes a retirement that was interrupted.
 
-Neighbour: :mod:`perennial.ledger.retirements` records it; :mod:`perennial.operations.remembered` tells what the folder said.
+Neighbours: :mod:`perennial.ledger.retirements` records it; :mod:`perennial.operations.remembered` finds a removed folder's
+content.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ def mark_retired(parts: Deployment, model: str) -> bool:
     """Write ``retired: true`` into a model's folder.
 
     Returns:
-        Whether it had to be written.
+        True if it was written; False if the model was already marked.
 
     Raises:
         SpecError: there is no such folder, or it is broken.
-        ErasureError: the file cannot be written here, or says ``retired: false``.
+        ErasureError: the file cannot be written here, or it says ``retired: false``.
     """
     folder = parts.model(model)
     if folder.spec.retired:
@@ -53,22 +54,22 @@ def mark_retired(parts: Deployment, model: str) -> bool:
 
 
 def retire(parts: Deployment, model: str, *, actor: str, reason: str, drop_lake: bool = False) -> list[str]:
-    """End a model.
+    """Retire a model.
 
     Args:
         parts: the deployment.
         model: its name.
-        actor: who ends it.
+        actor: who retires it.
         reason: why.
-        drop_lake: remove its tables, features and predictions from the lake, too.
+        drop_lake: also remove its tables, features and predictions from the lake.
 
     Returns:
-        What was done, for people.
+        What was done, as lines for people.
 
     Raises:
-        ErasureError: nothing is known of the model, or its folder is still there and not marked.
-        PromotionRefused: this process may not change who is champion.
-        BackupError: the lake is to be dropped while a backup is made.
+        ErasureError: the model is unknown, or its folder still exists without ``retired: true``.
+        PromotionRefused: this process may not change the champion.
+        BackupError: the lake cannot be dropped because a backup is being made.
     """
     ledger = parts.ledger
     if model not in ledger.models():
@@ -112,7 +113,7 @@ def _drop_lake(parts: Deployment, model: str, retirement: int) -> str:
         for dataset in ledger.datasets(model):
             ends = [made.interval.end for made in ledger.publications(model, dataset)]
             ledger.record_removal(model, dataset, max(ends), {})
-            # Readers are sent nowhere before anything is removed; who ingests again begins anew.
+            # Before anything is removed, the ledger names no snapshots any more. A later ingestion starts from nothing.
             while (head := ledger.head(model, dataset)).snapshots:
                 ledger.move(model, dataset, base=head, snapshots={})
         names = Eraser(parts.settings, ledger).drop(model)

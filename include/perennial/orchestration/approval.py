@@ -1,7 +1,7 @@
-"""The task of ``train`` that asks a person whether a version may become champion, by Airflow's own human-in-the-loop.
+"""The task of ``train`` that asks a person whether a version may become champion. It uses Airflow's human-in-the-loop.
 
-The run is parked, without a worker, until somebody who may answers in the UI or by the REST API, or time is up. What was
-answered is handed on to ``promote_champion``, which acts on it and records it.
+The run waits without a worker until an approver answers, in the UI or by the REST API, or until the time is up. The answer is
+passed to ``promote_champion``, which acts on it and records it.
 
 Neighbours: :mod:`perennial.reports.approval` says what is shown and what an answer means.
 """
@@ -19,7 +19,7 @@ from perennial.orchestration.runs import stage_run
 from perennial.spec.model import ModelSpec
 
 APPROVE, REJECT = "Approve", "Reject"
-#: The task whose version is asked about.
+#: The task that registers the version in question.
 DECIDED = "decide_promotion"
 
 
@@ -31,7 +31,7 @@ def ask_approval(spec: ModelSpec) -> ApprovalRequest:
         subject=f"Make version {{{{ {decided}['version'] }}}} the champion of {spec.name}?",
         body=f"{{{{ {decided}['comparison'] }}}}",
         options=[APPROVE, REJECT],
-        # Taken when time is up; nobody's answer is told from a refusal by the missing name.
+        # Used when the time is up. The missing name of a user tells this apart from a person's refusal.
         defaults=REJECT,
         params={
             "words": Param("", type=["null", "string"], title="Why", description_md="Kept in the ledger with your answer.")
@@ -44,7 +44,7 @@ def ask_approval(spec: ModelSpec) -> ApprovalRequest:
 class ApprovalRequest(HITLOperator):
     """Airflow's request for a person's input, skipped if the gates refused the version.
 
-    Airflow's own ApprovalOperator skips what follows a refusal, which then nobody would record.
+    Airflow's ApprovalOperator skips all downstream tasks after a refusal, so no task would record the refusal.
     """
 
     def execute(self, context: Context) -> Any:

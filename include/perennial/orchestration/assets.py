@@ -1,4 +1,4 @@
-"""Every hand-off between DAGs, named once. An asset is a fact: these rows are published."""
+"""The assets and timetables that connect the DAGs. An event of an asset states that these rows are published."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from airflow.sdk import (
     WeekWindow,
 )
 
-#: A partition is a UTC day; so is the name of a week or month, by its first day.
+#: Format of a partition key: a UTC day. A week or month is named by its first day.
 DAY = "%Y-%m-%d"
-#: A DAG that is switched on waits for its next tick. By itself Airflow would also run one that is less than a tenth of the time
-#: between two ticks ago, and so what happens would depend on the hour. None at all would lose a first tick: whenever a file is
-#: parsed, Airflow asks anew when a DAG without runs is due, and just after the tick the scheduler may not have come to it yet.
+#: A DAG that is switched on should wait for its next tick. Airflow's default also runs a past tick if its age is below a tenth of
+#: the time between two ticks, so the result would depend on the hour. But with no grace at all, the first tick can be lost:
+#: at each parse, Airflow computes again when a DAG without runs is due, perhaps before the scheduler has handled the tick.
 _GRACE = timedelta(minutes=5)
 
 
@@ -35,17 +35,17 @@ def predictions(model: str) -> Asset:
 
 
 def each_day(cron: str) -> CronPartitionTimetable:
-    """At each tick of ``cron`` (UTC), the day before it."""
+    """A run at each tick of ``cron`` (UTC), for the day before."""
     return CronPartitionTimetable(cron, timezone="UTC", run_offset=-1, key_format=DAY, run_immediately=_GRACE)
 
 
 def at(cron: str) -> CronTriggerTimetable:
-    """At each tick of ``cron`` (UTC)."""
+    """A run at each tick of ``cron`` (UTC)."""
     return CronTriggerTimetable(cron, timezone="UTC", run_immediately=_GRACE)
 
 
 def when_published(asset: Asset, window: str) -> PartitionedAssetTimetable | None:
-    """Once for each ``day``, ``week`` (from Monday) or ``month`` whose days are all published; None for ``never``."""
+    """A run for each ``day``, ``week`` (from Monday) or ``month`` once all its days are published; None for ``never``."""
     match window:
         case "day":
             return PartitionedAssetTimetable(assets=asset)

@@ -1,7 +1,7 @@
 """The model board as a part of Airflow's API server: one page, the same as JSON, and the reports it links to.
 
-Airflow does not protect what a plugin serves. Here every route requires a signed-in user who may read DAGs. What is shown of a
-model requires that the user may read a DAG of that model. The ledger is read with ``SELECT`` alone.
+Airflow does not protect what a plugin serves. Here every route requires a signed-in user who may read DAGs. A model is shown
+only to users who may read one of its DAGs. The ledger is only read with ``SELECT``.
 
 Neighbours: :mod:`perennial.reports.board` composes what is shown; ``plugins/perennial_board.py`` hands this to Airflow.
 """
@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 #: Where Airflow mounts :data:`app`.
 PREFIX = "/perennial"
 
-#: The path that Airflow's own pages lie below.
+#: The base path of Airflow's own pages.
 BASE = f"{get_cookie_path().rstrip('/')}/"
 
-#: Most bytes of a report. Reports have a few megabytes.
+#: Largest size of a report in bytes. Most have a few megabytes.
 LARGEST_REPORT = 64_000_000
 
 _KINDS = {".html": "text/html; charset=utf-8", ".json": "application/json", ".png": "image/png"}
@@ -58,14 +58,14 @@ _HEADERS = {
     "X-Frame-Options": "SAMEORIGIN",
 }
 
-#: Our own pages use one script and one style sheet, and connect to this server alone.
+#: The board's pages use one script and one style sheet, and connect only to this server.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 
-#: A report has its own scripts, and quotes data. It gets its own origin, so that it can neither use its reader's session nor
-#: read Airflow's pages. It may connect to no server.
+#: A report has its own scripts, and quotes data. It gets a separate origin, so that it can neither use its reader's session nor
+#: read Airflow's pages. It cannot connect to any server.
 _REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -95,7 +95,7 @@ class Sight:
 
 
 def _sight(user: GetUserDep) -> Sight:
-    # From the server's own application. This one is mounted below it, and has no state of Airflow's.
+    # This app is mounted below Airflow's app and does not have its state, so the auth manager comes from Airflow's app.
     auth_manager = get_auth_manager()
     return Sight(
         models=frozenset(dag_id.partition(".")[0] for dag_id in auth_manager.get_authorized_dag_ids(user=user)),
@@ -216,9 +216,9 @@ def _readable() -> Iterator[None]:
 
 
 def read_folders(models: Path) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
-    """As :func:`perennial.spec.folder.read_models`, without retired models.
+    """The sound and the broken model folders, as from :func:`perennial.spec.folder.read_models`, without retired models.
 
-    A folder is read again only if one of its files has changed.
+    A folder is only read again if one of its files has changed.
     """
     sound: dict[str, ModelFolder] = {}
     broken: dict[str, SpecError] = {}
@@ -242,7 +242,7 @@ def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 @lru_cache(maxsize=2048)
-def _read_folder(folder: Path, stamp: object) -> ModelFolder | SpecError:  # noqa: ARG001  # what it is kept by
+def _read_folder(folder: Path, stamp: object) -> ModelFolder | SpecError:  # noqa: ARG001  # part of the cache's key
     try:
         return read_model(folder)
     except SpecError as error:

@@ -1,4 +1,4 @@
-"""Callbacks of tasks: one records an alert when a task has failed for good, one its recovery when the task has since succeeded.
+"""Callbacks of tasks: one records an alert when a task fails for good, the other the recovery when it succeeds later.
 
 An error in a callback is logged, and never fails the task.
 """
@@ -48,7 +48,7 @@ def resolve_failure(context: Context) -> None:
     from perennial.orchestration.runs import deployment
 
     task, run = context["ti"], context["dag_run"]
-    # The first try in a scheduled run: nothing can have failed for its interval before. Nearly every task is one.
+    # In the first try of a scheduled run, nothing can have failed for its interval before. This is by far the most common case.
     if task.try_number == 1 and run.run_type == "scheduled":
         return
     try:
@@ -61,7 +61,7 @@ def resolve_failure(context: Context) -> None:
 
 
 def _subject(context: Context) -> str:
-    """The same for all runs of an interval; for a run without one, the run's own."""
+    """The alert's subject: the same for all runs of an interval; a run without an interval has its own."""
     task, interval = context["ti"], _interval(context)
     what = interval.key if interval is not None else context["dag_run"].run_id
     return f"{failure(task.dag_id, task.task_id, task.map_index)}/{what}"

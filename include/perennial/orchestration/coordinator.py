@@ -1,8 +1,8 @@
-"""Tells a worker at once that its task's process has ended.
+"""Makes a worker notice at once that its task's process has ended.
 
-Airflow's own supervisor waits for what the task writes. When all of that is closed, it looks whether the process has ended.
-Often it looks a moment too early, and looks again only after ``[workers] min_heartbeat_interval``: for a second or more, an
-idle worker is lost to other tasks. Here the supervisor waits for the process as well.
+Airflow's supervisor waits until the task's output streams are closed, then checks whether the process has ended. Often it
+checks a moment too early, and checks again only after ``[workers] min_heartbeat_interval``. So a worker is idle for a second
+or more. Here the supervisor also waits for the process itself.
 
 Airflow finds this class by ``[sdk] coordinators`` and ``queue_to_coordinator``; :mod:`perennial.stack.environment` sets both.
 """
@@ -18,7 +18,7 @@ from perennial.core.private_parts import watch_for_the_end
 
 
 class PromptCoordinator(BaseCoordinator):
-    """Runs tasks in Python as Airflow does, without the wait at their end."""
+    """Runs Python tasks as Airflow does, without the delay at their end."""
 
     def execute_task(self, **given: Any) -> BaseCoordinator.ExecutionResult:
         process = ActivitySubprocess.start(**given)

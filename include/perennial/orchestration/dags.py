@@ -1,7 +1,8 @@
-"""What every DAG of Perennial has in common, and one DAG a model for each stage.
+"""What all DAGs of Perennial have in common: their models, defaults and form fields.
 
-A DAG file loops over :func:`models` and opens :func:`stage`. A broken model folder has no DAGs; a file without any DAG calls
-:func:`report_broken_models`, which shows what is wrong as that file's import error.
+A DAG file loops over :func:`models` and makes one DAG per model with :func:`stage`. A broken model folder has no DAGs. The file
+``dags/broken_models.py`` has no DAG either; it calls :func:`report_broken_models`, which shows the errors as that file's import
+error.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from perennial.orchestration.users import access
 from perennial.spec.folder import ModelFolder, is_model_folder, read_models
 from perennial.spec.model import ModelSpec
 
-#: Queues of Celery's workers, by stage: what trains for an hour must not keep scoring waiting. Other executors have none.
+#: The queue of Celery's workers for most tasks. Stages have several queues so that long trainings do not delay scoring. Other
+#: executors have no queues.
 LIGHT = "light"
-#: Of the tasks that change who is champion: its workers alone have the identity that may.
+#: The queue of the tasks that change the champion. Only its workers have the identity that may.
 PROMOTE = "promote"
 _QUEUES = {"train": "train", "score": "score", "promote": PROMOTE, "rollback": PROMOTE}
 
-#: By stage, which tasks go first of those that wait for a worker: what a person asked for just now, what is due each day,
-#: what looks back at it, history, and last what takes long and nobody waits for.
+#: By stage, the priority of tasks that wait for a worker. The order: what a person has just asked for, daily work, monitoring
+#: of it, loads of history, and last long work that nobody waits for.
 _PRIORITIES = {
     "promote": 50, "rollback": 50, "notify": 50,
     "score": 40, "ingest": 40,
@@ -41,13 +43,13 @@ _PRIORITIES = {
     "train": 10, "maintain": 10,
 }  # fmt: skip
 
-#: Most tasks of one DAG at once, those that wait in a worker's queue among them.
+#: Most tasks of one DAG at the same time, including those that wait in a worker's queue.
 MOST_TASKS = 16
 
-#: Longest time a run may take, unless it waits for a person.
+#: Longest duration of a run that does not wait for a person.
 RUN_LIMIT = timedelta(hours=12)
 
-#: Most lines that are shown of what is wrong with a folder, and most characters of a line.
+#: Most lines that are shown of a folder's errors, and most characters of a line.
 _LINES, _LINE = 20, 500
 
 
@@ -55,7 +57,7 @@ def models() -> list[ModelSpec]:
     """The models that have a sound folder and are not retired, by name.
 
     Raises:
-        SpecError: a worker asks, for a task of a model whose folder is broken. The task fails, and its log says why.
+        SpecError: a worker parses the file for a task of a model whose folder is broken. The task fails, and its log says why.
     """
     own = _own()
     sound, broken = _folders(settings().models, own)
@@ -65,10 +67,10 @@ def models() -> list[ModelSpec]:
 
 
 def report_broken_models() -> None:
-    """Show what is wrong with the other folders as an import error of the calling DAG file.
+    """Show the errors of all broken folders as an import error of the calling DAG file.
 
-    That file must have no DAG: Airflow marks all DAGs of a file with an import error as stale, so that they are neither
-    scheduled nor can be triggered.
+    That file must have no DAG: Airflow marks all DAGs of a file with an import error as stale. Stale DAGs are not scheduled and
+    cannot be triggered.
 
     Raises:
         SpecError: there are broken folders. Its last line names them all.
@@ -87,16 +89,16 @@ def _shown(error: str) -> list[str]:
 
 
 def _own() -> str | None:
-    """The model whose task a worker parses the file for; None elsewhere, and for what concerns all models."""
+    """The model of the task for which a worker parses the file; None in other processes, and for DAGs of all models."""
     own = (get_parsing_context().dag_id or "").partition(".")[0]
     return own if own and is_model_folder(settings().models / own) else None
 
 
 @lru_cache(maxsize=1)
 def _folders(everything: Path, own: str | None) -> tuple[dict[str, ModelFolder], dict[str, SpecError]]:
-    """Every folder, read once a process: Airflow parses each DAG file in a process of its own.
+    """All folders, read once per process: Airflow parses each DAG file in a separate process.
 
-    A worker parses the file anew for each task, and only wants the task's DAG: it reads that model alone.
+    A worker parses the file again for each task, and needs only that task's DAG. So it reads only that model.
     """
     return read_models(everything, own)
 
@@ -116,15 +118,15 @@ def stage(
     """The DAG ``<model>.<stage>``.
 
     Args:
-        model: whose DAG it is.
-        name: of the stage, a verb.
-        schedule: a timetable, cron text, or None for by hand alone.
-        doc: Markdown shown in the UI, ending with what to do about a failure.
+        model: the DAG's model.
+        name: the stage's name, a verb.
+        schedule: a timetable or cron text; None if the DAG only runs by hand.
+        doc: Markdown shown in the UI; it ends with what to do about a failure.
         params: the fields of the trigger form.
-        max_active_runs: runs at once; one where their order matters.
-        max_active_tasks: tasks at once.
-        run_limit: longest time a run may take.
-        task_limit: longest time a try of a task may take.
+        max_active_runs: most runs at the same time; one if their order matters.
+        max_active_tasks: most tasks at the same time.
+        run_limit: longest duration of a run.
+        task_limit: longest duration of one try of a task.
     """
     return common(
         f"{model.name}.{name}",
@@ -155,7 +157,7 @@ def common(
     run_limit: timedelta,
     task_limit: timedelta,
 ) -> DAG:
-    """A DAG with the house's retries, limits, alerts and priorities; :func:`stage` says what the arguments mean."""
+    """A DAG with Perennial's retries, limits, alerts and priorities; :func:`stage` explains the arguments."""
     name = dag_id.rpartition(".")[2]
     pool = pools(settings()).get(name)
     defaults: dict[str, Any] = {
@@ -168,7 +170,7 @@ def common(
         "queue": _QUEUES.get(name, LIGHT),
         **({"pool": pool.name} if pool else {}),
         "priority_weight": _PRIORITIES[name],
-        # A task's own number; Airflow would add up those of all that follow it.
+        # Use the task's own number. By default, Airflow adds the numbers of all downstream tasks.
         "weight_rule": "absolute",
         "on_failure_callback": alert_of_failure,
         "on_success_callback": resolve_failure,
@@ -178,14 +180,14 @@ def common(
         description=description,
         doc_md=inspect.cleandoc(doc or ""),
         schedule=assets.at(schedule) if isinstance(schedule, str) else schedule,
-        # No start date: with one, Airflow would run the last missed tick as soon as the DAG is switched on, whatever
-        # the timetable says of it.
+        # No start date: with one, Airflow would run the last missed tick as soon as the DAG is switched on, even if the
+        # timetable forbids it.
         catchup=False,
         max_active_runs=max_active_runs,
         max_active_tasks=max_active_tasks,
         dagrun_timeout=run_limit,
         default_args=defaults,
-        # Heeded by the deployment's auth manager, which knows roles; the embedded stack has one user.
+        # The deployment's auth manager, which has roles, uses this. The embedded stack has only one user.
         access_control=access(name),
         params=dict(params or {}),
         tags={"perennial", *tags},
@@ -193,13 +195,13 @@ def common(
 
 
 def result(of: XComArg) -> Any:
-    """What a task returns, to be passed to another task.
+    """A task's result, as an argument for another task.
 
-    The call of a task gives a reference, and Airflow passes the task that takes it what the first one returned. Airflow's types
-    do not say what that is: to the type checker it may be anything.
+    The call of a task returns a reference. When the other task runs, Airflow replaces the reference with the result. Airflow's
+    types do not say which type the result has, so the type checker treats it as ``Any``.
 
     Args:
-        of: what the call of the task gave.
+        of: the reference that the call of the task returned.
     """
     return of
 
@@ -207,8 +209,8 @@ def result(of: XComArg) -> Any:
 def _field(default: object, **schema: Any) -> Param:
     """A form field.
 
-    Airflow checks each field of each task, and the field's schema itself, whenever it parses the DAG; by the older of JSON
-    Schema's drafts that takes a third of the time, and what is used here means the same in both.
+    Whenever Airflow parses a DAG, it checks each field of each task, and the field's schema itself. With JSON Schema's draft 7,
+    which is older than Airflow's default, this takes a third of the time. The keywords used here mean the same in both.
     """
     schema["$schema"] = "http://json-schema.org/draft-07/schema#"
     return Param(default, **schema)
@@ -220,10 +222,10 @@ def day(title: str, description: str) -> Param:
 
 
 def days_per_part() -> Param:
-    """A form field for how a range is cut up.
+    """A form field for the length of a range's parts.
 
-    A part has a fixed cost: some four seconds for a load, a second or two for scoring (tasks, a publication). A quarter of a
-    thousand rows a day is worth more than that; more rows a day want shorter parts.
+    A part has a fixed cost for its tasks and publication: some four seconds for a load, one or two for scoring. The work for a
+    quarter of a year takes longer than that at a thousand rows per day. With more rows per day, shorter parts are better.
     """
     return _field(
         91,
@@ -236,7 +238,7 @@ def days_per_part() -> Param:
 
 
 def parts_at_once() -> int:
-    """Most tasks at once of a range that is worked on in parts."""
+    """Most parts of a range that are worked on at the same time."""
     return settings().parts_at_once
 
 
@@ -246,7 +248,7 @@ def switch(title: str, description: str, *, default: bool) -> Param:
 
 
 def text(title: str, description: str, *, required: bool = True, longest: int = 500) -> Param:
-    """A form field for a text of so many characters; it must be given if it is required."""
+    """A form field for a text of at most ``longest`` characters; it may be left empty unless it is required."""
     if not required:
         return _field(None, type=["null", "string"], maxLength=longest, title=title, description_md=description)
     return _field(None, type="string", minLength=3, maxLength=longest, title=title, description_md=description)

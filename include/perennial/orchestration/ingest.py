@@ -1,4 +1,4 @@
-"""The tasks of ``ingest`` and ``load``: an interval, or a range of them in parts, from the sources to published features."""
+"""The tasks of ``ingest`` and ``load``, from the sources to published features."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_task_id(table: str) -> str:
 
 @task(multiple_outputs=False)
 def split_range(model: str) -> list[str]:
-    """The parts that the run's days are loaded in."""
+    """Cut the run's days into the parts that are loaded."""
     with stage_run(model) as run:
         for part in run.parts:
             ingest.settle_order(run.stage, part)
@@ -30,7 +30,7 @@ def split_range(model: str) -> list[str]:
 def land_and_check(model: str, table: str, part: str | None = None) -> dict[str, Any]:
     """Read a table's rows of the interval and let Great Expectations judge them.
 
-    The result is handed on before the task fails, so that ``publish_tables`` can tell of all tables at once.
+    The result is passed on before the task fails, so that ``publish_tables`` can report on all tables.
     """
     with stage_run(model, part=part) as run:
         result = ingest.check_table(run.stage, table, run.interval, connect=connect)
@@ -43,7 +43,7 @@ def land_and_check(model: str, table: str, part: str | None = None) -> dict[str,
 
 @task(trigger_rule="all_done", multiple_outputs=False)
 def publish_tables(model: str, checked: list[dict[str, Any] | None], part: str | None = None) -> dict[str, Any]:
-    """Publish all tables of the interval as one, or refuse the interval whole and say why."""
+    """Publish all tables of the interval in one step, or refuse the whole interval and say why."""
     from perennial.ingestion.checks import CheckResult
 
     with stage_run(model, part=part) as run:
@@ -59,7 +59,7 @@ def build_features(model: str, part: str | None = None, *, outlet_events: Any = 
 
     with stage_run(model, part=part) as run:
         publication = ingest.build_features(run.stage, run.interval)
-        # Also where a training has built these days anew meanwhile: they must be announced all the same.
+        # The event is needed even if a training has rebuilt the features of these days meanwhile.
         event = outlet_events[assets.features(model)]
         event.extra = {
             "interval": run.interval.key,

@@ -1,4 +1,4 @@
-"""Links on a task's page in the UI: to the MLflow run or version that it made, and to the report that it wrote.
+"""Links on a task's page in the UI: to the task's MLflow run or version, and to its report.
 
 A task pushes an address to XCom under the key of a link. The plugin ``perennial_links`` shows it.
 """
@@ -8,5 +8,5 @@ from __future__ import annotations
 MLFLOW = "perennial_mlflow"
 REPORT = "perennial_report"
 
-#: By XCom key, the name on the link's button.
+#: By XCom key, the label of the link's button.
 LINKS = {MLFLOW: "MLflow", REPORT: "Report"}

@@ -24,14 +24,14 @@ def judge_drift(model: str, window: Window) -> dict[str, Any]:
 
 @task(multiple_outputs=False)
 def measure_performance(model: str, window: Window) -> list[dict[str, Any]]:
-    """Realised metrics of every window whose labels have become known by this window's end."""
+    """Measure realised metrics of every window whose labels were known by this window's end."""
     with stage_run(model, window=window) as run:
         return [measured.to_json() for measured in monitor.measure_performance(run.stage, run.interval)]
 
 
 @task(multiple_outputs=False, queue=PROMOTE)
 def compare_shadows(model: str, window: Window) -> list[dict[str, Any]]:
-    """Compare the champion with the versions in its shadow on mature labels; tell people, or roll back, where it is worse."""
+    """Compare the champion with the versions in its shadow on mature labels; raise an alert, or roll back, if it is worse."""
     with stage_run(model, window=window) as run:
         seen = monitor.compare_shadows(run.stage, run.interval)
         return [{"version": found.version, "outcome": found.outcome, "reason": found.reason} for found in seen]
@@ -39,7 +39,7 @@ def compare_shadows(model: str, window: Window) -> list[dict[str, Any]]:
 
 @task.short_circuit(multiple_outputs=False)
 def decide_retraining(model: str, window: Window) -> dict[str, Any]:
-    """Ask for a retraining, or not; the reason is in the ledger either way. Empty when nothing is asked for."""
+    """Decide whether to ask for a retraining; the reason goes into the ledger. Empty if none is asked for."""
     with stage_run(model, window=window) as run:
         under_way = run.context["ti"].get_dr_count(f"{model}.train", states=["queued", "running"]) > 0
         request = monitor.decide_retraining(run.stage, run.interval, training_under_way=under_way)

@@ -1,7 +1,7 @@
 """Sends the alerts that wait in the outbox, through Airflow's connections to Slack and to a mail server.
 
 The DAG ``perennial.notify`` runs this every minute. The watchdog runs it when alerts are overdue. A process that is not a task
-finds connections in its environment alone (``AIRFLOW_CONN_<ID>``).
+finds only the connections in its environment (``AIRFLOW_CONN_<ID>``).
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def deliver(
 
     Args:
         parts: the deployment.
-        overdue_by: send only what has waited for this long, and skip channels whose connection cannot be found here; for a
-            process that stands in for the DAG.
+        overdue_by: send only what has waited for this long, and skip channels whose connection this process cannot find; a
+            process that replaces the DAG sets this.
         at_once: also use channels whose delay after a failure has not ended.
         clock: returns the current time.
         deadline: longest time for one message.
@@ -91,14 +91,14 @@ class Routing:
     """The channels of alerts: by the routes in ``model.yaml``, and by the environment for alerts that concern no single model.
 
     Args:
-        settings: of the deployment. Its model folders are read when they are first needed.
+        settings: the deployment's settings. Model folders are read when they are first needed.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def channels_of(self, alert: Alert) -> Collection[str] | None:
-        """The channels of an alert; None while its model's folder is broken and they are unknown.
+        """The channels of an alert; None if they are unknown because its model's folder is broken.
 
         Alerts of a model that names no channel, or that is gone, go to the environment's channels. So do alerts that concern no
         single model; if the environment names none, they go to the channels of all models.
@@ -114,7 +114,7 @@ class Routing:
 
     @property
     def named(self) -> Collection[str] | None:
-        """Every channel that a model or the environment names; None while a folder is broken."""
+        """Every channel that a model or the environment names; None if a folder is broken."""
         if self._broken:
             return None
         routes = [*self._of_environment, *(route for named in self._of_models.values() for route in named.everybody)]
@@ -145,7 +145,7 @@ def open_channel(name: str) -> Channel:
     """Open a channel by its connection in Airflow.
 
     Args:
-        name: of the channel, as in :attr:`perennial.spec.operation.Route.channels`.
+        name: the channel's name, as in :attr:`perennial.spec.operation.Route.channels`.
 
     Raises:
         NotDelivered: there is no such connection, it has another type, or it cannot be read now.
@@ -177,7 +177,7 @@ def _slack(connection_id: str, channel: str) -> Channel:
             return SlackApi(str(api.token), channel, base_url=api.base_url, proxy=api.proxy)
     except NotDelivered:
         raise
-    except Exception as error:  # the hooks raise AirflowException and others, whose messages may hold secrets
+    except Exception as error:  # hooks raise AirflowException and others; their messages may hold secrets
         raise NotDelivered(f"connection {connection_id} cannot be used for Slack: {type(error).__name__}", mend=True) from error
     raise NotDelivered(f"connection {connection_id} has the type {found.conn_type}; use slackwebhook or slack", mend=True)
 
@@ -214,5 +214,5 @@ def _connection(connection_id: str) -> Connection:
         return found
     except AirflowNotFoundException as error:
         raise NotDelivered(f"there is no Airflow connection {connection_id}", mend=True) from error
-    except Exception as error:  # whatever a secrets backend raises; its message may hold secrets
+    except Exception as error:  # a secrets backend may raise anything; the message may hold secrets
         raise NotDelivered(f"Airflow connection {connection_id} cannot be read: {type(error).__name__}") from error

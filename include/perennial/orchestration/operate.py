@@ -1,4 +1,4 @@
-"""The tasks of ``rollback``, ``promote`` and ``maintain``: what people ask for, and what keeps a deployment in order."""
+"""The tasks of ``rollback``, ``promote`` and ``maintain``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def roll_back(model: str) -> dict[str, Any]:
 
 @task(multiple_outputs=False)
 def promote_by_hand(model: str) -> dict[str, Any]:
-    """Make the version that the form names champion, with a reason where something stands against it."""
+    """Make the version that the form names champion; an override needs a reason."""
     with stage_run(model) as run:
         made = promote.promote_by_hand(
             run.stage, int(run.params["version"]), override=run.params.get("override"), actor=_actor(run)
@@ -43,28 +43,28 @@ def _actor(run: Run) -> str:
 
 @task(multiple_outputs=False)
 def clear_files(model: str) -> dict[str, dict[str, int]]:
-    """Remove what past runs handed from task to task, and reports older than the model keeps."""
+    """Remove files that past runs handed from task to task, and reports past the model's retention."""
     with stage_run(model) as run:
         return maintain.clear_files(run.stage)
 
 
 @task(multiple_outputs=False)
 def tidy_lake(model: str) -> dict[str, dict[str, int]]:
-    """Remove rows whose time is over, let go of what no kept version pins, join small files, remove orphans: in this order.
-    Nothing while a backup is made."""
+    """Remove rows past retention, expire snapshots that nothing needs, compact small files, remove orphans: in this order.
+    During a backup, nothing is done."""
     with stage_run(model) as run:
         return maintain.tidy_lake(run.stage)
 
 
 @task(multiple_outputs=False, queue=PROMOTE)
 def align_alias(model: str) -> int | None:
-    """Bring MLflow's alias in line with the ledger, and finish a promotion that was left open; the champion's version."""
+    """Make MLflow's alias agree with the ledger, and finish an interrupted promotion; returns the champion's version."""
     with stage_run(model) as run:
         return maintain.align_alias(run.stage)
 
 
 @task(multiple_outputs=False)
 def close_abandoned_runs(model: str) -> dict[str, int]:
-    """Mark MLflow runs that their process left open when it was killed."""
+    """Close MLflow runs that a killed process left open."""
     with stage_run(model) as run:
         return maintain.close_abandoned_runs(run.stage)

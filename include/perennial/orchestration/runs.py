@@ -1,7 +1,7 @@
-"""A task's view of its run: which model, which interval, with what parts, and how an error ends it.
+"""A task's view of its run: the model, the interval and its parts, and which errors end the task without a retry.
 
-In Airflow 3 a run that an asset or the API started has no logical date: the interval comes from the form's days or from
-the partition key, never from a date of Airflow's.
+In Airflow 3, a run that an asset or the API started has no logical date. So the interval comes from the form's days or the
+partition key, never from a date of Airflow's.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from perennial.deployment import Deployment
 from perennial.spec.folder import ModelFolder
 from perennial.stages.run import StageRun
 
-#: What a run's partition key names the first day of.
+#: The period that a run's partition key names by its first day.
 Window = Literal["day", "week", "month", "never"]
 
-#: The longest range one run may take; anything longer is a slip of the hand.
+#: The longest range of one run; a longer one is taken for a typing error.
 LONGEST = timedelta(days=366 * 20)
 
-#: Most parts of a range. They keep the workers of a large deployment busy, and the run's page in the UI is still read.
+#: Most parts of a range: enough for the workers of a large deployment, and few enough for the run's page in the UI.
 MOST_PARTS = 64
 
 #: Longest conf of a run, in characters of JSON; the fields of a form need a tenth of it.
 LONGEST_CONF = 20_000
 
-#: Trying again cannot help these.
+#: Errors that a retry cannot cure.
 _FINAL = (ArtifactRejected, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded, TrainingError)
 
 
@@ -63,9 +63,9 @@ class Run:
     Attributes:
         folder: the model's folder, as it is now.
         deployment: ledger, lake and registry.
-        context: Airflow's own view.
-        window: what the partition key names the first day of.
-        part: key of the part of the run's days that this task works on; None: all of them.
+        context: Airflow's context of the task.
+        window: the period that the partition key names by its first day.
+        part: key of the part of the run's days that this task works on; None for all days.
     """
 
     folder: ModelFolder
@@ -80,7 +80,7 @@ class Run:
 
     @cached_property
     def stage(self) -> StageRun:
-        """What the steps of the stage are given."""
+        """The argument of the stage's steps."""
         run_id = str(self.context["dag_run"].run_id)
         return StageRun(self.folder, self.deployment, run_id, f"{self.context['dag'].dag_id}/{run_id}")
 
@@ -95,20 +95,20 @@ class Run:
 
     @property
     def interval(self) -> Interval:
-        """What the task works on: its part of the run's days, or all of them."""
+        """The interval of the task: its part of the run's days, or all of them."""
         return self.whole if self.part is None else Interval.from_key(self.part)
 
     @property
     def parts(self) -> list[Interval]:
-        """The run's days cut up as its form says, in order; one part for a day."""
+        """The run's days in parts of the length in its form, in order; a single day is one part."""
         return self.whole.parts(timedelta(days=self.params["days_per_part"]), MOST_PARTS)
 
     @cached_property
     def whole(self) -> Interval:
-        """The days that the form names, else the partition's day, week or month.
+        """The days that the form names, or else the partition's day, week or month.
 
         Raises:
-            SpecError: neither is given, or the range is reversed or absurdly long.
+            SpecError: neither is given, or the range is reversed or longer than :data:`LONGEST`.
         """
         start, end = self.params.get("start"), self.params.get("end")
         try:
@@ -138,10 +138,10 @@ class Run:
 
     @cached_property
     def as_of(self) -> datetime:
-        """The moment this run looks back from: the form's day, the partition's end, or the end of the newest data.
+        """The moment from which this run looks back: the form's day, the partition's end, or the end of the newest data.
 
         Raises:
-            SpecError: the form's day is none, or nothing is published yet.
+            SpecError: the form's day is not a valid day, or nothing is published yet.
         """
         try:
             if self.params.get("as_of"):
@@ -156,7 +156,7 @@ class Run:
         return min(datetime.now(UTC), max(publication.interval.end for publication in published))
 
     def report(self, file: str | None) -> str | None:
-        """Where people read a file of the deployment's folder of reports; None if they have no address of Airflow's."""
+        """The public address of a file in the folder of reports; None if Airflow has no public address."""
         public, root = self.deployment.settings.airflow_public_url, self.deployment.settings.reports
         if file is None or public is None or not Path(file).is_relative_to(root):
             return None
@@ -170,7 +170,7 @@ class Run:
 
 @lru_cache(maxsize=1)
 def deployment() -> Deployment:
-    """The deployment of this process; its secrets are masked in what Airflow logs from now on."""
+    """The deployment of this process. From now on, Airflow masks its secrets in logs."""
     for secret in redaction.known():
         mask_secret(secret)
     return Deployment(settings())
@@ -178,12 +178,12 @@ def deployment() -> Deployment:
 
 @contextmanager
 def stage_run(model: str, *, window: Window = "day", part: str | None = None) -> Iterator[Run]:
-    """Open a task's run: log lines carry model, interval and run; errors that a retry cannot mend end the task at once.
+    """Open a task's run. Log lines have its model, interval and run. Errors that a retry cannot cure end the task at once.
 
     Args:
-        model: its name.
-        window: what the run's partition key names the first day of.
-        part: key of the part of the run's days that the task works on; None: all of them.
+        model: the model's name.
+        window: the period that the run's partition key names by its first day.
+        part: key of the part of the run's days that the task works on; None for all days.
     """
     context = get_current_context()
     parts = deployment()
@@ -201,7 +201,7 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
 
 
 def task_links(settings: Settings, task: Any) -> dict[str, str]:
-    """The page of a task of a run, for people; empty if they have no address of Airflow's."""
+    """A link to the task's page in the UI; empty if Airflow has no public address."""
     if settings.airflow_public_url is None:
         return {}
     page = f"{settings.airflow_public_url.rstrip('/')}/dags/{task.dag_id}/runs/{quote(task.run_id)}/tasks/{task.task_id}"
@@ -209,16 +209,16 @@ def task_links(settings: Settings, task: Any) -> dict[str, str]:
 
 
 def check_conf(conf: object, form: Collection[str]) -> None:
-    """Refuse what a run was triggered with unless the DAG's form has fields for all of it.
+    """Refuse a run's conf if it has keys that are not fields of the DAG's form.
 
-    Airflow checks each field by its schema, and lets pass whatever there is no field for.
+    Airflow checks the values of the form's fields, and accepts any other key.
 
     Args:
-        conf: what came with the trigger.
+        conf: the conf that the run was triggered with.
         form: the names of the form's fields.
 
     Raises:
-        SpecError: conf is no mapping, is too large, or has a key that is no field.
+        SpecError: conf is not a mapping, is too large, or has a key that is not a field.
     """
     fields = ", ".join(sorted(form)) or "none"
     if conf is not None and not isinstance(conf, Mapping):
@@ -239,7 +239,7 @@ def connect(name: str) -> Engine:
     """The database that a spec's ``connection`` names: an Airflow connection, or a variable that holds a SQLAlchemy URL.
 
     Raises:
-        SettingsError: there is neither.
+        SettingsError: neither exists.
     """
     if "://" in (url := os.environ.get(name, "")):
         return create_engine(url, hide_parameters=True)

@@ -14,7 +14,7 @@ from perennial.stages import score
 
 @task(multiple_outputs=False)
 def resolve_champion(model: str) -> list[dict[str, Any]]:
-    """Who scores what: each part of the run's days, with the numbers of the champion and of the versions in its shadow.
+    """Look up who scores: for each part of the run's days, the numbers of the champion and of the versions in its shadow.
 
     Every try of every task of the run uses the same versions.
     """
@@ -34,8 +34,8 @@ def predict(model: str, work: dict[str, Any], *, outlet_events: Any = None) -> d
     """Predict a part's days in chunks and publish to the lake and to the SQL sink.
 
     Returns:
-        What the versions in the shadow are to predict as well; None if there are none. Airflow makes a task of
-        ``score_shadows`` for each result, and none for None.
+        The work for the versions in the shadow; None if there are none. Airflow makes one task of ``score_shadows`` for each
+        result that is not None.
     """
     from perennial.orchestration import assets
 
@@ -50,7 +50,7 @@ def predict(model: str, work: dict[str, Any], *, outlet_events: Any = None) -> d
 
 @task(multiple_outputs=False)
 def score_shadows(model: str, work: dict[str, Any]) -> dict[str, Any]:
-    """Let the versions in the champion's shadow predict the rows that it has predicted."""
+    """Let the versions in the champion's shadow predict the rows that the champion predicted."""
     with stage_run(model, part=work["part"]) as run:
         return score.score_shadows(
             run.stage,

@@ -1,7 +1,7 @@
 """Sends overdue alerts in place of the DAG ``perennial.notify``: ``python -m perennial.orchestration.stand_in``.
 
-The watchdog starts it as a separate process, so that it need not keep Airflow in its memory. It finds connections in its
-environment alone (``AIRFLOW_CONN_<ID>``), and leaves channels with other connections to the DAG.
+The watchdog starts this as a separate process, so that the watchdog need not keep Airflow in its memory. The process finds only
+the connections in its environment (``AIRFLOW_CONN_<ID>``). Channels with other connections are left to the DAG.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from perennial.stages import promote, train
 
 @task(multiple_outputs=False)
 def build_training_set(model: str, window: Window) -> dict[str, Any]:
-    """Pin what is learnt from: features and labels as they were known, by snapshot and content hash."""
+    """Pin the training set by snapshot and content hash: features and labels as they were known."""
     with stage_run(model, window=window) as run:
         return train.build_training_set(run.stage, as_of=run.as_of).to_json()
 
@@ -33,7 +33,7 @@ def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> d
 
 @task(multiple_outputs=False)
 def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]]) -> dict[str, Any]:
-    """Judge the best candidate, the baselines and the champion on the same newest, untouched interval."""
+    """Evaluate the best candidate, the baselines and the champion on the newest interval, which none was trained on."""
     from perennial.evidence.training import TrainingSet
     from perennial.model.candidate import Fitted
 
@@ -64,12 +64,12 @@ def decide_promotion(
 
 @task(multiple_outputs=False, trigger_rule="none_failed", queue=PROMOTE)
 def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Move the alias ``champion`` to the version, or tag it refused and skip: by the gates, or by whoever was asked.
+    """Move the alias ``champion`` to the version, or tag it refused and skip, as the gates or the approver decided.
 
     Args:
         model: the model.
-        decided: what ``decide_promotion`` found.
-        answer: of ``ask_approval``; None if nobody had to be asked.
+        decided: the result of ``decide_promotion``.
+        answer: the result of ``ask_approval``; None if no approval is required.
     """
     from perennial.core.errors import StaleDecision
 
@@ -92,6 +92,6 @@ def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any]
 
 
 def cause(run: Run) -> str:
-    """Why this training runs: what monitoring said, the calendar, or a person."""
+    """Why this training runs: the cause in its form, the calendar, or a person."""
     asked = run.params.get("cause")
     return str(asked) if asked else f"calendar: {run.partition}" if run.partition else "by hand"

@@ -1,4 +1,4 @@
-"""Imports what takes long to import. A worker's parent process imports this before it forks, so that no task waits for it."""
+"""Imports slow modules. A worker's parent process imports this module before it forks, so that no task waits for imports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import import_module
 from perennial.core.private_parts import let_mlflow_read_the_installed_packages
 
 for name in (
-    # Searches all modules that are there already, and so is quicker the earlier it comes.
+    # First, because it searches all modules that are imported already.
     "skops.io",
     "airflow.sdk.execution_time.task_runner",
     "great_expectations",
@@ -47,8 +47,8 @@ for name in (
 ):
     import_module(name)
 
-# The first use of SQLAlchemy's mappers, which the lake's catalog makes, has Airflow import all of its models.
+# The lake's catalog is the first to use SQLAlchemy's mappers. That first use makes Airflow import all of its models.
 import_module("sqlalchemy.orm").configure_mappers()
 
-# Otherwise the first task that stores a model would wait for it.
+# Otherwise the first task that stores a model would wait for this.
 let_mlflow_read_the_installed_packages()

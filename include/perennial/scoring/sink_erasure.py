@@ -1,4 +1,4 @@
-"""Rows of entities, or of times that are over, removed from the predictions database.
+"""Removes rows from the predictions database: of erased entities, or past their retention.
 
 Neighbour: :mod:`perennial.scoring.sink` writes what is removed here.
 """
@@ -16,7 +16,7 @@ from perennial.core.database import Database
 
 log = logging.getLogger(__name__)
 
-#: Entities that one statement names.
+#: Most entities in one statement.
 _AT_ONCE = 200
 
 
@@ -30,19 +30,19 @@ def columns(url: str, model: str) -> list[str]:
 
 
 def erase(url: str, model: str, names: Sequence[str], tuples: Collection[tuple[object, ...]], *, dry_run: bool = False) -> int:
-    """Remove the rows whose columns have one of some tuples of values.
+    """Remove the rows whose columns have one of several tuples of values.
 
-    Nothing of them stays in SQLite's file; PostgreSQL frees their space by a VACUUM, which is asked for.
+    SQLite's file keeps no trace of the rows. PostgreSQL frees their space by a VACUUM, which this function runs.
 
     Args:
-        url: of the predictions database.
+        url: the predictions database.
         model: the model.
-        names: of the columns.
-        tuples: each as long as ``names``.
-        dry_run: count only.
+        names: the columns' names.
+        tuples: each has one value per column.
+        dry_run: only count the rows.
 
     Returns:
-        How many rows there were.
+        The number of rows.
     """
     if not tuples or not set(names) <= set(columns(url, model)):
         return 0
@@ -72,7 +72,7 @@ def erase(url: str, model: str, names: Sequence[str], tuples: Collection[tuple[o
 
 
 def remove_before(url: str, model: str, event_time: str, before: datetime) -> int:
-    """Remove predictions of events before a moment, and what is said of their intervals; how many rows there were."""
+    """Remove predictions of events before a moment, and the records of their intervals; returns the number of predictions."""
     if event_time not in columns(url, model):
         return 0
     database = Database(url)
@@ -92,7 +92,7 @@ def _bound(database: Database, value: Any) -> Any:
 
 
 def _clean(database: Database, table: str) -> None:
-    """Free the space of removed rows at once."""
+    """Free the space of removed rows now."""
     if database.is_sqlite:
         database.empty_the_log()
         return
