@@ -1,4 +1,4 @@
-"""Commands that end things: ``forget`` an entity, ``retire`` a model."""
+"""Commands that remove something for good: ``forget`` an entity, ``retire`` a model."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def retire(chosen: argparse.Namespace) -> int:
 
 
 def _read(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Values that are ``-`` come from standard input, a line each, so that they stand in no list of processes."""
+    """Read each value given as ``-`` from a line of standard input, so that no list of processes shows it."""
     return [(name, sys.stdin.readline().rstrip("\n") if value == "-" else value) for name, value in pairs]
 
 
@@ -87,7 +87,7 @@ def _agrees(question: str) -> bool:
     """Whether the person at the terminal says yes.
 
     Raises:
-        ErasureError: there is nobody to be asked.
+        ErasureError: standard input is not a terminal, so nobody can be asked.
     """
     if not sys.stdin.isatty():
         raise ErasureError("nobody is there to be asked: run it at a terminal, or say --yes")
