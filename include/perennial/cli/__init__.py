@@ -1,4 +1,4 @@
-"""The command line: ``perennial …``, one function per command, with its arguments beside it.
+"""The command line: ``perennial …``. Each command is one function, declared together with its arguments.
 
-Begin with :mod:`perennial.cli.main`. Imports any package below but :mod:`perennial.orchestration`.
+Begin with :mod:`perennial.cli.main`. May import all lower packages except :mod:`perennial.orchestration`.
 """

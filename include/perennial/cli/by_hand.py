@@ -1,7 +1,7 @@
-"""The stages without Airflow, for a person at a terminal: a run is opened, its stage is done, and what came of it is told.
+"""Run the stages without Airflow, for a person at a terminal. Each function opens a run, does its work and returns the result.
 
-Neighbours: :mod:`perennial.stages` says what a stage does; :mod:`perennial.orchestration` is the way it runs every day.
-Each function imports what it needs, since the libraries of all take ten seconds.
+Neighbours: :mod:`perennial.stages` says what a stage does. :mod:`perennial.orchestration` runs the stages every day.
+Each function imports what it needs, since all libraries together take ten seconds to import.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def ingest(settings: Settings, model: str, interval: Interval) -> str:
 
 
 def train(settings: Settings, model: str, as_of: datetime, cause: str | None = None) -> str:
-    """Fit the candidates as of a moment, and promote the best if the gates let it and nobody has to approve it."""
+    """Fit the candidates as of a moment. Promote the best one if it passes the gates and requires no approval."""
     from perennial.stages.train import train
 
     with _run(settings, model, None) as run:
@@ -55,7 +55,7 @@ def train(settings: Settings, model: str, as_of: datetime, cause: str | None = N
 
 
 def score(settings: Settings, model: str, interval: Interval) -> str:
-    """Predict an interval with the champion, into the lake and the predictions database."""
+    """Predict an interval with the champion, and publish to the lake and the predictions database."""
     from perennial.stages.score import score
 
     with _run(settings, model, interval) as run:
@@ -67,7 +67,7 @@ def score(settings: Settings, model: str, interval: Interval) -> str:
 
 
 def monitor(settings: Settings, model: str, interval: Interval) -> str:
-    """Judge the drift of an interval, measure what can be measured, and say whether a retraining is due."""
+    """Measure the windows whose labels are known, judge the drift of an interval, and say whether a retraining is due."""
     from perennial.stages.monitor import monitor
 
     with _run(settings, model, interval) as run:
@@ -89,7 +89,7 @@ def calibrate(
     """Set the thresholds for drift from stable history; see :func:`perennial.stages.calibrate.calibrate`.
 
     Returns:
-        The folder as it was before, and what is in the file now.
+        The folder as it was before, and the new thresholds.
     """
     from perennial.stages.calibrate import calibrate
 
@@ -98,7 +98,7 @@ def calibrate(
 
 
 def rollback(settings: Settings, model: str, version: int | None, reason: str) -> str:
-    """Make the champion before this one, or the version given, champion again."""
+    """Make the previous champion, or the given version, champion again."""
     from perennial.stages.promote import roll_back
 
     with _run(settings, model, None) as run:
@@ -107,7 +107,7 @@ def rollback(settings: Settings, model: str, version: int | None, reason: str) -
 
 
 def promote(settings: Settings, model: str, version: int, override: str | None) -> str:
-    """Make a version champion that has passed its gates, or, with a reason, any other that can be loaded."""
+    """Make a version champion. It must have passed its gates; with a reason, any version that can be loaded is accepted."""
     from perennial.stages.promote import promote_by_hand
 
     with _run(settings, model, None) as run:
@@ -116,7 +116,7 @@ def promote(settings: Settings, model: str, version: int, override: str | None) 
 
 
 def tidy(settings: Settings, model: str) -> str:
-    """Remove what is older than the retention, tidy the tables, close what the dead left open."""
+    """Remove what is older than the retention, tidy the tables, and close the runs of killed processes."""
     from perennial.stages.maintain import maintain
 
     with _remembered(settings, model, None) as run:
@@ -127,18 +127,18 @@ def tidy(settings: Settings, model: str) -> str:
 
 
 def controls(settings: Settings, model: str) -> ControlsReport:
-    """Try the model's gates on candidates that no gate may let pass."""
+    """Try the model's gates on candidates that they must refuse."""
     from perennial.stages.controls import try_gates
 
     with _run(settings, model, None) as run:
         return try_gates(run)
 
 
-# --- what can be asked -----------------------------------------------------------------------------------------------
+# --- questions -------------------------------------------------------------------------------------------------------
 
 
 def outlook(settings: Settings, model: str) -> tuple[str, list[WindowOutlook]]:
-    """The primary metric, and what was expected of each window and what came, oldest first."""
+    """The name of the primary metric, and its estimated and realised values by window, oldest first."""
     from perennial.monitoring.estimation import beside_realised
 
     with _remembered(settings, model, None) as run:
@@ -155,14 +155,14 @@ def outlook(settings: Settings, model: str) -> tuple[str, list[WindowOutlook]]:
 def lineage(
     settings: Settings, model: str, *, prediction: Sequence[str] | None, at: Interval | None, interval: Interval | None
 ) -> Node:
-    """Where a prediction came from, or where a raw interval went; exactly one of the two is given.
+    """Trace a prediction back to its raw rows, or trace raw rows forward. Give either ``prediction`` or ``interval``.
 
     Args:
-        settings: the deployment.
-        model: its name.
-        prediction: values of its entity's key.
-        at: the day of its event time; None looks for it in all of them.
-        interval: of raw rows.
+        settings: the deployment's settings.
+        model: the model's name.
+        prediction: the key values of the prediction's entity.
+        at: the day of the prediction's event time; None: search all days.
+        interval: the interval of raw rows.
     """
     from perennial.reports.lineage import trace_back, trace_forward
     from perennial.reports.traces import find_prediction, read_history
@@ -176,7 +176,7 @@ def lineage(
 
 
 def card(settings: Settings, model: str, version: int, out: Path | None) -> str:
-    """Write a version's model card and release report anew, with what has been decided since, to MLflow or a folder."""
+    """Write a version's model card and release report again, with later decisions, to MLflow or to a folder."""
     from perennial.operations.remembered import remembered
     from perennial.reports.releases import publish_pages, write_pages
 
@@ -189,10 +189,10 @@ def card(settings: Settings, model: str, version: int, out: Path | None) -> str:
 
 
 def reproduce(settings: Settings, model: str, version: int) -> tuple[str, bool]:
-    """Make a version once more from its pinned rows, and compare its predictions.
+    """Make a version again from its pinned rows, and compare its predictions.
 
     Returns:
-        What was found, and whether they are the same to the last bit.
+        The result as a text, and whether the predictions are equal to the last bit.
     """
     from perennial.training.reproduce import reproduce
 
@@ -212,7 +212,7 @@ def history(settings: Settings, model: str) -> list[dict[str, Any]]:
 
 
 def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
-    """All that the ledger tells of a version."""
+    """Everything that the ledger contains about a version."""
     from perennial.reports.history import explain
 
     with _opened(settings, model, None) as (deployment, _):
@@ -220,13 +220,13 @@ def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
 
 
 def inspect(settings: Settings, model: str) -> tuple[str, bool]:
-    """Read a model folder and, where data are published, try its features on the newest day.
+    """Read a model folder. If data are published, also build its features for the newest day.
 
     Returns:
-        What was found, and whether it is in order.
+        The result as a text, and whether no feature leaks.
 
     Raises:
-        SpecError: the folder does not describe a model: file, line, and what would be right.
+        SpecError: the folder does not describe a model; the message gives the file, the line and the correction.
     """
     parts = Deployment(settings)
     folder = parts.model(model)
@@ -249,7 +249,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     return "\n".join(found), not leaks
 
 
-# --- a run of a person's ---------------------------------------------------------------------------------------------
+# --- runs by hand ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -260,7 +260,7 @@ def _run(settings: Settings, model: str, interval: Interval | None) -> Iterator[
 
 @contextmanager
 def _remembered(settings: Settings, model: str, interval: Interval | None) -> Iterator[StageRun]:
-    """A run on a model whose folder may be gone; only what the folder said may be used."""
+    """A run on a model whose folder may be gone; use only the folder's specification."""
     from perennial.operations.remembered import remembered
 
     with _opened(settings, model, interval) as (deployment, run_id):
@@ -269,7 +269,7 @@ def _remembered(settings: Settings, model: str, interval: Interval | None) -> It
 
 @contextmanager
 def _opened(settings: Settings, model: str, interval: Interval | None) -> Iterator[tuple[Deployment, str]]:
-    """The deployment, and a name for what is done in it; log lines bear it."""
+    """The deployment, and the name of the run, which is added to log lines."""
     deployment = Deployment(settings)
     deployment.ledger.migrate_own()
     run_id = f"by-hand-{uuid4().hex[:12]}"
@@ -278,22 +278,22 @@ def _opened(settings: Settings, model: str, interval: Interval | None) -> Iterat
 
 
 def _folder(deployment: Deployment, model: str) -> ModelFolder | None:
-    """The model's folder; None if there is none that can be read, since a version outlives its folder."""
+    """The model's folder; None if it is gone or cannot be read, since versions outlive their folder."""
     with suppress(SpecError):
         return deployment.model(model)
     return None
 
 
 def actor() -> str:
-    """Who works by hand, for the record."""
+    """The name of the person who works by hand, for the record."""
     try:
         return f"by hand: {getpass.getuser()}"
-    except (KeyError, OSError):  # an account without a name, as in a container
+    except (KeyError, OSError):  # an account without a name, for example in a container
         return f"by hand: user {os.getuid()}"
 
 
 def _connect(name: str) -> sa.Engine:
-    """The database whose SQLAlchemy URL the variable of that name holds; Airflow's connections are Airflow's."""
+    """Open the database whose SQLAlchemy URL is in the environment variable ``name``; Airflow's connections are not used."""
     if "://" not in (url := os.environ.get(name, "")):
         raise SettingsError(f"connection {name}: outside Airflow it is the environment variable {name}, with a SQLAlchemy URL")
     import sqlalchemy as sa

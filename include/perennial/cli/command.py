@@ -1,4 +1,4 @@
-"""What a command is: a function with its arguments beside it, and what the functions of several modules share."""
+"""Declare a command as a function with its arguments. Also what the commands of several modules share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from perennial.core.settings import PROJECT, Settings, settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: What ``argparse`` gives a command is what it was called with; it gives back the exit code.
+#: A command's function: it takes the parsed arguments, and returns the exit code.
 Action = Callable[[argparse.Namespace], int]
 
 
@@ -58,11 +58,11 @@ class Command:
     """A command, or a group of them.
 
     Attributes:
-        name: what is typed.
-        summary: a line of the overview.
-        arguments: what else is typed.
-        action: what is done; None for a group.
-        defaults: of the parsed arguments, beside what was typed.
+        name: the command's name.
+        summary: its line in the overview.
+        arguments: the command's arguments.
+        action: the function to call; None for a group.
+        defaults: further values for the parsed arguments.
         steps: the commands of a group.
     """
 
@@ -84,7 +84,7 @@ class Command:
 
 
 def add_all(commands: Iterable[Command], parser: argparse.ArgumentParser, metavar: str) -> None:
-    """Let a parser know commands, of which one must be typed."""
+    """Add commands to a parser; one of them must be given."""
     below = parser.add_subparsers(required=True, metavar=metavar)
     for one in commands:
         one.add(below)
@@ -101,13 +101,13 @@ def one_of(*arguments: Argument) -> OneOf:
 
 
 def command(name: str, summary: str, *arguments: Argument | OneOf, **defaults: Any) -> Callable[[Action], Command]:
-    """Make a command of the function below.
+    """Decorator that makes a command of a function.
 
     Args:
-        name: what is typed.
-        summary: a line of the overview.
-        arguments: what else is typed.
-        defaults: of the parsed arguments, beside what is typed.
+        name: the command's name.
+        summary: its line in the overview.
+        arguments: the command's arguments.
+        defaults: further values for the parsed arguments.
     """
     return lambda action: Command(name, summary, arguments, action, defaults)
 
@@ -127,7 +127,7 @@ END = argument("end", type=moment, help="first day that is left out")
 
 
 def interval(chosen: argparse.Namespace) -> Interval:
-    """What lies between the typed ``start`` and ``end``; the command ends with a sentence if nothing does."""
+    """The interval from the argument ``start`` to ``end``; if it is empty, the command exits with a message."""
     try:
         return Interval(chosen.start, chosen.end)
     except ValueError as error:
@@ -140,10 +140,10 @@ def state_folder() -> Path:
 
 
 def living_settings() -> Settings:
-    """The settings, with the address of MLflow if that is the embedded stack's.
+    """The settings, with the address of the embedded stack's MLflow unless MLFLOW_TRACKING_URI is set.
 
     Raises:
-        StackError: there is no MLflow to talk to.
+        StackError: no MLflow is named, and no embedded stack is running.
     """
     from perennial.stack.embedded import find_running
 
@@ -157,13 +157,13 @@ def living_settings() -> Settings:
 
 
 def console() -> Console:
-    """What tables are printed on."""
+    """The console that tables are printed on."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True)
 
 
 def tell(text: str) -> int:
-    """Print a text, and say that all is well."""
+    """Print a text, and return the exit code 0."""
     sys.stdout.write(f"{text}\n")
     return 0

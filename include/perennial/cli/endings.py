@@ -1,4 +1,4 @@
-"""Commands that end things: ``forget`` an entity, ``retire`` a model."""
+"""Commands that remove something for good: ``forget`` an entity, ``retire`` a model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``perennial``: the stack, the demo, and the stages by hand.
 
-Each command imports what it needs when it is called, since some need much. A command and its arguments are declared in one
-place: :mod:`perennial.cli.running`, :mod:`perennial.cli.stages`, :mod:`perennial.cli.questions`,
+Each command imports what it needs when it is called, since some imports are slow. These modules declare the commands and their
+arguments: :mod:`perennial.cli.running`, :mod:`perennial.cli.stages`, :mod:`perennial.cli.questions`,
 :mod:`perennial.cli.operations`, :mod:`perennial.cli.endings`.
 """
 
@@ -55,9 +55,9 @@ COMMANDS: tuple[Command, ...] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command, and exit: 0 if it succeeded, 1 with a sentence if not, 130 if it was interrupted."""
+    """Run a command and exit: with 0 if it succeeded, with 1 and a message if it failed, with 130 if it was interrupted."""
     chosen = make_parser().parse_args(arguments)
-    # Whoever stops us means the same: put everything in order and go.
+    # These signals are handled as Ctrl-C is: clean up and exit.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What knows all commands and their arguments."""
+    """Make the parser for all commands and their arguments."""
     parser = argparse.ArgumentParser(prog="perennial", description="Keeps machine-learning models alive in production.")
     add_all(COMMANDS, parser, "command")
     return parser

@@ -1,4 +1,4 @@
-"""Commands for who runs a deployment."""
+"""Commands for the operators of a deployment."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _ping(chosen: argparse.Namespace) -> int:
     return 0 if ping(chosen.target) else 1
 
 
-#: What ``docker-compose.yaml`` and the Makefile call.
+#: The steps that ``docker-compose.yaml`` and the Makefile call.
 deploy = Command(
     "deploy",
     "the deployed stack: secrets, init job, MLflow's server, health",

@@ -1,4 +1,4 @@
-"""Commands that start something, and what they need first."""
+"""Commands that start the stack, the demo or the watchdog, and commands that prepare for them."""
 
 from __future__ import annotations
 

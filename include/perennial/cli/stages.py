@@ -1,4 +1,4 @@
-"""Commands that do a stage by hand."""
+"""Commands that run a stage by hand."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def calibrate(chosen: argparse.Namespace) -> int:
 
 
 def _thresholds(folder: ModelFolder, found: DriftThresholds) -> Table:
-    """Each column's thresholds, as they were and as they are now."""
+    """A table of each column's thresholds, before and after."""
     from rich.table import Column, Table
 
     policy, before = folder.spec.drift, folder.thresholds.columns if folder.thresholds else {}
