@@ -1,6 +1,6 @@
-"""Rows of entities, or of times that are over, removed from the predictions database.
+"""Removes rows of erased entities, and rows whose retention has ended, from the predictions database.
 
-Neighbour: :mod:`perennial.scoring.sink` writes what is removed here.
+Neighbour: :mod:`perennial.scoring.sink` writes these rows.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from perennial.core.database import Database
 
 log = logging.getLogger(__name__)
 
-#: Entities that one statement names.
+#: Number of entities per statement.
 _AT_ONCE = 200
 
 
 def columns(url: str, model: str) -> list[str]:
-    """The columns of ``<model>_predictions``; none if there is no such table."""
+    """Return the columns of ``<model>_predictions``; none if there is no such table."""
     with Database(url).reading() as connection:
         inspector = sa.inspect(connection)
         if not inspector.has_table(f"{model}_predictions"):
@@ -30,19 +30,19 @@ def columns(url: str, model: str) -> list[str]:
 
 
 def erase(url: str, model: str, names: Sequence[str], tuples: Collection[tuple[object, ...]], *, dry_run: bool = False) -> int:
-    """Remove the rows whose columns have one of some tuples of values.
+    """Remove the rows whose values in some columns equal one of some tuples.
 
-    Nothing of them stays in SQLite's file; PostgreSQL frees their space by a VACUUM, which is asked for.
+    SQLite's file keeps no trace of them. PostgreSQL frees their space by a VACUUM, which is started here.
 
     Args:
-        url: of the predictions database.
+        url: SQLAlchemy URL of the predictions database.
         model: the model.
-        names: of the columns.
-        tuples: each as long as ``names``.
-        dry_run: count only.
+        names: names of the columns.
+        tuples: tuples of values, in the order of ``names``.
+        dry_run: only count the rows.
 
     Returns:
-        How many rows there were.
+        The number of rows.
     """
     if not tuples or not set(names) <= set(columns(url, model)):
         return 0
@@ -72,7 +72,7 @@ def erase(url: str, model: str, names: Sequence[str], tuples: Collection[tuple[o
 
 
 def remove_before(url: str, model: str, event_time: str, before: datetime) -> int:
-    """Remove predictions of events before a moment, and what is said of their intervals; how many rows there were."""
+    """Remove predictions of events before a time, and the records of their intervals; return the number of predictions."""
     if event_time not in columns(url, model):
         return 0
     database = Database(url)
@@ -92,7 +92,7 @@ def _bound(database: Database, value: Any) -> Any:
 
 
 def _clean(database: Database, table: str) -> None:
-    """Free the space of removed rows at once."""
+    """Free the space of removed rows now."""
     if database.is_sqlite:
         database.empty_the_log()
         return
