@@ -49,7 +49,7 @@ def _check_signature(directory: Path, takes: FeatureList) -> None:
     try:
         signature = Model.load(str(directory)).signature
         its = {column.name: column.type.name for column in signature.inputs.inputs} if signature else {}
-    # MLflow does not document which errors it raises when it parses the file.
+    # MLflow passes on any error of its YAML and JSON parsers.
     except Exception as error:
         raise ArtifactRejected(f"its MLmodel cannot be read: {type(error).__name__}: {error}") from error
     wanted = {**dict.fromkeys(takes.numeric, "double"), **dict.fromkeys(takes.categorical, "string")}

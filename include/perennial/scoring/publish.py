@@ -104,7 +104,7 @@ def score(
 
 
 class Predictions(Protocol):
-    """Predictions of an interval that are not published yet, in whichever process they were made."""
+    """Predictions of an interval that are not published yet, no matter where they were made."""
 
     interval: Interval
     version: int
