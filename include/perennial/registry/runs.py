@@ -1,4 +1,4 @@
-"""Runs of MLflow: where a candidate's training is logged, with its stored model."""
+"""MLflow runs: each logs the training of a candidate, with its stored model."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from perennial.model import artifacts
 from perennial.registry.server import Mlflow
 from perennial.spec.model import ModelSpec
 
-#: The tag by which an attempt finds what an earlier attempt at the same thing has logged.
+#: The tag by which a retry finds what an earlier attempt of the same work has logged.
 KEY = "perennial.key"
-#: Longest text of a run's tag or parameter, and of a version's tag, that MLflow takes or people can read.
+#: Longest text of a run's tag or parameter that MLflow accepts or people can read.
 MAX_TAG, _MAX_PARAM = 8_000, 6_000
 
 
@@ -45,7 +45,7 @@ class StoredModel:
 
 
 class CandidateRun:
-    """One run in MLflow, open: where a candidate's training is logged."""
+    """An MLflow run to log a candidate's training in."""
 
     def __init__(self, client: MlflowClient, info: RunInfo) -> None:
         self._client = client
@@ -61,11 +61,11 @@ class CandidateRun:
         tags: Mapping[str, str] | None = None,
         model_id: str | None = None,
     ) -> None:
-        """Log in one call. A metric that is not finite is left out: MLflow would give back another number.
+        """Log in one call. A metric that is not finite is left out, because MLflow would return a different number.
 
         Args:
             params, metrics, tags: by name.
-            model_id: stored model that the metrics are also shown at.
+            model_id: stored model whose page also shows the metrics.
         """
         now = int(time.time() * 1000)
         self._client.log_batch(
@@ -80,18 +80,18 @@ class CandidateRun:
         )
 
     def log_rows(self, name: str, digest: str, source: Mapping[str, Any], *, rows: int, context: str) -> None:
-        """Say which rows went in.
+        """Log which rows were used.
 
         Args:
-            name: of the rows, for people.
+            name: name of the rows, for people.
             digest: their content hash.
             source: where they can be read again.
-            rows: how many.
-            context: what for: ``training`` or ``evaluation``.
+            rows: number of rows.
+            context: what they were used for: ``training`` or ``evaluation``.
         """
         dataset = Dataset(
             name=name,
-            digest=digest[:36],  # MLflow's column is no wider; the whole hash is in the source
+            digest=digest[:36],  # MLflow's column holds 36 characters; the full hash is in the source
             source_type="iceberg",
             source=json.dumps({**source, "content_hash": digest}),
             profile=json.dumps({"num_rows": rows}),
@@ -99,12 +99,12 @@ class CandidateRun:
         self._client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     def log_files(self, directory: Path, path: str | None = None) -> None:
-        """Upload all files of a directory, below ``path`` of the run's artifacts."""
+        """Upload all files of a directory to the folder ``path`` of the run's artifacts."""
         self._client.log_artifacts(self.id, str(directory), path)
 
     def read_files(self, path: str) -> dict[str, bytes]:
-        """The files below ``path`` of the run's artifacts, by their path relative to it; none if there is no such folder."""
-        # By their address: by the run's id, MLflow would also look through its stored models, with seven requests more.
+        """Return the files in the folder ``path`` of the run's artifacts, by relative path; none if there is no such folder."""
+        # Ask by address: by run id, MLflow would also search the run's stored models, which takes seven more requests.
         folder = {"artifact_uri": f"{self._artifacts}/{path}", "tracking_uri": self._client.tracking_uri}
         if not mlflow.artifacts.list_artifacts(**folder):
             return {}
@@ -121,10 +121,10 @@ class CandidateRun:
         reference: pa.Table | None,
         params: Mapping[str, Any],
     ) -> StoredModel:
-        """Store a fitted estimator with skops, with signature, example and reference sample.
+        """Store a fitted estimator in the skops format, with its signature, example and reference sample.
 
         Raises:
-            TrainingError: it holds types that are not trusted, so nobody could load it again.
+            TrainingError: the estimator contains types that are not trusted, so it could not be loaded again.
         """
         with tempfile.TemporaryDirectory(prefix="perennial-model-") as scratch:
             directory = Path(scratch) / "model"
@@ -145,7 +145,7 @@ class CandidateRun:
                         model_uuid=stored.model_id,
                         run_id=self.id,
                     ),
-                    # Named, since MLflow would load the model in another process to find them: 8.8 s instead of 0.1 s.
+                    # Without this list, MLflow would load the model in another process to find it: 8.8 s instead of 0.1 s.
                     pip_requirements=[f"{name}=={version}" for name, version in artifacts.environment().items()],
                     serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_SKOPS,
                     # For people who load it with MLflow; Perennial never reads the list back.
@@ -159,7 +159,7 @@ class CandidateRun:
                 manifest = artifacts.manifest(directory)
                 self._client.log_model_artifacts(stored.model_id, str(directory))
             except Exception as error:
-                # Otherwise it stays in MLflow as a model that is for ever about to be stored.
+                # Otherwise MLflow would show it as pending for ever.
                 self._client.delete_logged_model(stored.model_id)
                 if isinstance(error, MlflowException) and (
                     unknown := artifacts.untrusted_types(estimator, artifacts.trusted_types(spec))
@@ -175,10 +175,10 @@ class CandidateRun:
 
 
 def _signature(spec: ModelSpec, estimator: Any) -> ModelSignature:
-    """Numbers as doubles, which can be missing, and categories as strings.
+    """Declare numbers as doubles, which can be missing, and categories as strings.
 
-    Inferred from an example, a column that happens to hold whole numbers would be an integer and refuse the first
-    missing value.
+    The signature is not inferred from an example. A column with only whole numbers in the example would become an integer
+    column, which rejects missing values.
     """
     inputs: list[Any] = [ColSpec("double", name) for name in spec.features.numeric]
     inputs += [ColSpec("string", name) for name in spec.features.categorical]
@@ -187,16 +187,16 @@ def _signature(spec: ModelSpec, estimator: Any) -> ModelSignature:
 
 
 class Runs(Mlflow):
-    """Runs of the models' experiments."""
+    """Runs in the models' experiments."""
 
     @contextmanager
     def open_run(self, model: str, name: str, tags: Mapping[str, str]) -> Iterator[CandidateRun]:
-        """A new run of the model's experiment; it ends as finished, or as failed if an error leaves the block.
+        """Open a new run in the model's experiment. It ends as finished, or as failed if an error leaves the block.
 
         Args:
-            model: the experiment.
-            name: of the run.
-            tags: to find it by.
+            model: the model, whose name is the experiment's.
+            name: name of the run.
+            tags: tags to find it by.
         """
         experiment = self._experiment(model)
         run = self._client.create_run(experiment, run_name=name, tags=dict(tags))
@@ -208,13 +208,17 @@ class Runs(Mlflow):
         self._client.set_terminated(run.info.run_id, "FINISHED")
 
     def run(self, mlflow_run_id: str) -> CandidateRun:
-        """A run that was logged before, to add to."""
+        """Return a run that was logged before, to add to it."""
         return CandidateRun(self._client, self._client.get_run(mlflow_run_id).info)
 
     def find_run(self, model: str, key: str) -> dict[str, str] | None:
-        """Tags of the newest finished run whose tag :data:`KEY` is ``key``, a text of letters and digits.
+        """Return the tags of the newest finished run whose tag :data:`KEY` is ``key``; None if there is none.
 
-        Others that have it and are still open were left by a process that was killed; they are closed.
+        Runs with this tag that are still open belong to a process that was killed; they are closed.
+
+        Args:
+            model: the model.
+            key: a text of letters and digits.
         """
         finished = None
         for run in self._client.search_runs(
@@ -230,7 +234,7 @@ class Runs(Mlflow):
         """Close runs that have been open for longer than any fit takes: their process was killed.
 
         Returns:
-            How many there were.
+            The number of runs that were closed.
         """
         before = int((datetime.now(UTC) - older_than).timestamp() * 1000)
         found = self._client.search_runs(

@@ -1,7 +1,8 @@
-"""Rows that stored models keep as samples: which of them are an entity's, and the models without them.
+"""Samples of rows in stored models: find an entity's rows in them, and remove these rows.
 
-A model keeps a sample of what it learned from, for drift, and a few rows as an example. Neither has the entity's key: a row
-is the entity's if it has the features, and where they are there the event time, that were published for the entity.
+A model keeps a sample of its training rows, for drift, and a few rows as an example. Neither contains the entity's key. A
+row belongs to the entity if its features equal those that were published for the entity. If the row has an event time,
+that must be equal too.
 Neighbours: :mod:`perennial.model.artifacts` says what a stored model holds; :mod:`perennial.operations.forget` erases.
 """
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from perennial.model import artifacts
 from perennial.registry.versions import Versions
 
-#: What a reference sample has besides features.
+#: Columns of a reference sample that are not features.
 _BESIDE = {"label", "prediction", "probabilities"}
 _EXAMPLES = ("input_example.json", "serving_input_example.json")
 
@@ -32,15 +33,15 @@ class Samples(Versions):
     """Samples of rows in stored models."""
 
     def sampled(self, model: str, rows: pa.Table, event_time: str) -> dict[str, int | None]:
-        """Stored models that keep one of some rows.
+        """Find the stored models whose samples contain any of the rows.
 
         Args:
             model: the model.
             rows: features and event time.
-            event_time: name of that column.
+            event_time: name of the column with the event time.
 
         Returns:
-            By MLflow's id of the stored model, the version that it is; None for a candidate that was never registered.
+            The version by MLflow's id of the stored model; None for a candidate that was never registered.
         """
         return {model_id: version for model_id, version, _ in self._changed(model, rows, event_time)}
 
@@ -53,19 +54,20 @@ class Samples(Versions):
         pending: Mapping[str, Mapping[str, str]],
         intend: Callable[[dict[str, dict[str, str]]], None],
     ) -> list[int]:
-        """Write the samples of stored models anew without some rows; the manifests of registered versions follow.
+        """Remove rows from the samples of stored models, and update the manifests of registered versions.
 
-        Between the files and the manifest a version cannot be loaded; an attempt that dies there is taken up by ``pending``.
+        Files are written first and the manifest is updated after them. In between, the version cannot be loaded. If an
+        attempt dies there, the next one continues with ``pending``.
 
         Args:
             model: the model.
-            rows: features and event time.
-            event_time: name of that column.
-            pending: what ``intend`` was told by an attempt that died.
-            intend: is told, before anything is written, the SHA-256 of files to come, by version and name.
+            rows: features and event time of the rows to remove.
+            event_time: name of the column with the event time.
+            pending: what an attempt that died passed to ``intend``.
+            intend: called before files are written, with the SHA-256 of the new files, by version and file name.
 
         Returns:
-            The versions whose samples were written anew.
+            The versions whose samples were rewritten.
         """
         told = {version: dict(files) for version, files in pending.items()}
         done = {int(version) for version, files in told.items() if self._follow(model, int(version), files)}
@@ -82,7 +84,7 @@ class Samples(Versions):
         return sorted(done)
 
     def _follow(self, model: str, version: int, files: Mapping[str, str]) -> bool:
-        """Let a version's manifest name files as they are now, if they are those that were intended."""
+        """Update a version's manifest to the files as stored now, if they are the intended ones; whether it was updated."""
         record = self._ledger.version(model, version)
         if record is None:
             return False
@@ -123,11 +125,11 @@ class Samples(Versions):
                 return found
 
     def _read(self, model_id: str, name: str) -> bytes | None:
-        """A file of a stored model; None if it has none of that name."""
+        """Return the content of a stored model's file; None if there is no file of that name."""
         source = self._stored_at(model_id)
         artifacts.check_source(source)
         with tempfile.TemporaryDirectory(prefix="perennial-samples-") as scratch:
-            # What cannot be looked at raises: it must not pass for a model without samples.
+            # If files cannot be listed, this raises: the model must not be taken for one without samples.
             listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._settings.mlflow_url)
             if name not in {Path(file.path).name for file in listed}:
                 return None
@@ -138,7 +140,7 @@ class Samples(Versions):
 
 
 def _plain(value: Any) -> Any:
-    """A value as it compares, whether it comes from Arrow or from JSON."""
+    """Convert a value so that values from Arrow and from JSON can be compared."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool | int | float):
@@ -151,7 +153,7 @@ def _tuples(rows: pa.Table, names: list[str]) -> list[tuple[Any, ...]]:
 
 
 def _without(content: bytes, rows: pa.Table, event_time: str) -> bytes | None:
-    """A Parquet file without some rows; None if it has none of them."""
+    """Return a Parquet file without the rows; None if it contains none of them."""
     reference = pq.read_table(pa.BufferReader(content))
     names = [name for name in reference.column_names if name not in _BESIDE and name in rows.column_names]
     if not [name for name in names if name != event_time] or not reference.num_rows:
@@ -166,7 +168,7 @@ def _without(content: bytes, rows: pa.Table, event_time: str) -> bytes | None:
 
 
 def _example_without(content: bytes, rows: pa.Table) -> bytes | None:
-    """MLflow's example of rows without some of them; None if it has none of them."""
+    """Return MLflow's example without the rows; None if it contains none of them."""
     example = json.loads(content)
     table = example.get("dataframe_split", example) if isinstance(example, dict) else None
     if not isinstance(table, dict) or not {"columns", "data"} <= table.keys():

@@ -1,6 +1,6 @@
-"""MLflow's tracking and registry as one client, where its experiments lie, and the addresses at which people see them.
+"""One client for MLflow's tracking and registry, the models' experiments, and the addresses that people open.
 
-The client is given its addresses, so nothing depends on, or leaves behind, MLflow's process-wide state.
+The client has explicit addresses, so it neither reads nor changes MLflow's process-wide state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from perennial.core.settings import Settings
 from perennial.ledger.store import Ledger
 
 CHAMPION = "champion"
-#: Newest registered version that no decision has been acted on yet; a person who is asked to approve finds it here.
+#: Alias of the newest registered version that is neither promoted nor refused yet; an approver finds the version by it.
 CHALLENGER = "challenger"
 
 MISSING = "RESOURCE_DOES_NOT_EXIST"
@@ -30,7 +30,7 @@ EXISTS = "RESOURCE_ALREADY_EXISTS"
 
 
 class Mlflow:
-    """MLflow as this deployment has it, led by the ledger; each concern of :mod:`perennial.registry` extends it."""
+    """The MLflow of this deployment, which follows the ledger; each concern of :mod:`perennial.registry` extends it."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
@@ -38,7 +38,7 @@ class Mlflow:
 
     @property
     def settings(self) -> Settings:
-        """Of the deployment."""
+        """The deployment's settings."""
         return self._settings
 
     def migrate(self) -> None:
@@ -49,11 +49,11 @@ class Mlflow:
     def _client(self) -> MlflowClient:
         url = self._settings.mlflow_url
         with self._alone(), warnings.catch_warnings():
-            # Of MLflow's own tables, when they are mapped first.
+            # MLflow's own tables cause this warning when they are first mapped.
             warnings.simplefilter("ignore", SADeprecationWarning)
             client = MlflowClient(tracking_uri=url, registry_uri=url)
             if self._is_database:
-                client.search_registered_models(max_results=1)  # opens the registry's half of the store too
+                client.search_registered_models(max_results=1)  # opens the registry's store too
             return client
 
     @property
@@ -62,7 +62,7 @@ class Mlflow:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One process at a time: two that first touch a fresh SQLite store break its migration."""
+        """Let one process at a time in: two processes that open a new SQLite store together break its migration."""
         if not self._settings.mlflow_url.startswith("sqlite:"):
             yield
             return
@@ -73,10 +73,10 @@ class Mlflow:
             yield
 
     def _experiment(self, model: str) -> str:
-        """Id of the model's experiment, which is made if there is none."""
+        """Return the id of the model's experiment; create the experiment if there is none."""
         found = self._client.get_experiment_by_name(model)
         if found is None:
-            # A server has a place for artifacts of its own; a bare database would put them below the current folder.
+            # A server has its own artifact location. A database without a server would use the current folder.
             place = (self._settings.state / "mlflow-artifacts" / model).as_uri() if self._is_database else None
             try:
                 return str(self._client.create_experiment(model, artifact_location=place))
@@ -93,18 +93,18 @@ class Mlflow:
         return f"{base.rstrip('/')}/#/{path}" if base else None
 
     def run_url(self, mlflow_run_id: str) -> str | None:
-        """Where a person sees a run; None if this deployment has no address for people."""
+        """Return the address of a run's page; None if this deployment has no address for people."""
         if self._address("") is None:
             return None
         experiment = self._client.get_run(mlflow_run_id).info.experiment_id
         return self._address(f"experiments/{experiment}/runs/{mlflow_run_id}")
 
     def version_url(self, model: str, version: int) -> str | None:
-        """Where a person sees a version; None if this deployment has no address for people."""
+        """Return the address of a version's page; None if this deployment has no address for people."""
         return self._address(f"models/{model}/versions/{version}")
 
     def links(self, model: str, version: int) -> dict[str, str]:
-        """Where a person reads about a version, by name; empty if this deployment has no address for people."""
+        """Return the addresses of pages about a version, by name; empty if this deployment has no address for people."""
         address, record = self.version_url(model, version), self._ledger.version(model, version)
         found = {"MLflow": address} if address else {}
         if record is not None and (run := self.run_url(record.mlflow_run_id)):

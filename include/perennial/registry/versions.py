@@ -1,4 +1,4 @@
-"""Registered versions: made, described, and loaded once their files are those that the ledger names."""
+"""Registered versions: create and describe them, and load them after their files are checked against the ledger."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from perennial.model.candidate import Fitted
 
 
-#: How often a tag is written when others write the same one.
+#: Number of attempts to write a tag while others write the same one.
 _TAG_ATTEMPTS = 5
-#: How the databases behind MLflow call that: SQLite, PostgreSQL.
+#: Names of the resulting error in MLflow's databases: SQLite, PostgreSQL.
 _COLLISIONS = ("IntegrityError", "UniqueViolation")
 _MAX_VERSION_TAG = 5_000
 
@@ -45,11 +45,11 @@ def _read_reference(directory: Path) -> pa.Table:
 
 
 def _check_signature(directory: Path, takes: FeatureList) -> None:
-    """Compare the inputs that an artifact says it takes with those the ledger says it was trained on."""
+    """Compare the inputs in an artifact's signature with the training inputs in the ledger."""
     try:
         signature = Model.load(str(directory)).signature
         its = {column.name: column.type.name for column in signature.inputs.inputs} if signature else {}
-    # MLflow parses the file with whatever errors its YAML and JSON code has.
+    # MLflow passes on any error of its YAML and JSON parsers.
     except Exception as error:
         raise ArtifactRejected(f"its MLmodel cannot be read: {type(error).__name__}: {error}") from error
     wanted = {**dict.fromkeys(takes.numeric, "double"), **dict.fromkeys(takes.categorical, "string")}
@@ -68,7 +68,7 @@ def _verdict_tags(evaluation: Evaluation, decision: GateDecision) -> dict[str, s
 
 
 def _describe(evaluation: Evaluation, decision: GateDecision) -> str:
-    """A version's description in MLflow, in Markdown."""
+    """Return a version's description for MLflow, in Markdown."""
     candidate, metric = evaluation.candidate, evaluation.metric
     rivals = [*evaluation.baselines, *([evaluation.champion] if evaluation.champion else [])]
     rows = [
@@ -95,21 +95,21 @@ class Versions(Mlflow):
         *,
         run_id: str,
     ) -> int:
-        """Make the chosen candidate a version, in MLflow and in the ledger, whatever the gates said of it.
+        """Register the chosen candidate as a version in MLflow and in the ledger, even if the gates refused it.
 
         Args:
-            folder: what it was trained by.
-            training_set: what it learned from.
+            folder: the model's folder that it was trained with.
+            training_set: the data that it was trained on.
             fitted: the candidate.
-            evaluation, decision: what was measured, and what the gates said.
-            run_id: the run of the orchestration; the same one gives the same version again, judged by the newest evaluation
-                until it is promoted.
+            evaluation, decision: the measurements, and the gates' decision.
+            run_id: the orchestrator's run; the same run gets the same version again, with the newest evaluation and
+                decision until the version is promoted.
 
         Returns:
-            Its number.
+            The version's number.
 
         Raises:
-            PromotionRefused: this process may not promote, nor then say what the gates said.
+            PromotionRefused: this process may not promote, so it may not record the gates' decision.
         """
         spec = folder.spec
         self._check_that_it_may_promote(spec.name)
@@ -141,7 +141,7 @@ class Versions(Mlflow):
             )
         )
         if found is not None and self._ledger.record_decision(spec.name, version, evaluation, decision):
-            # Another attempt of the run, which may have compared it with another champion.
+            # A retry of the run may have compared the version with another champion.
             self._tag(spec.name, version, _verdict_tags(evaluation, decision))
             self._client.update_model_version(spec.name, str(version), description=_describe(evaluation, decision))
         if self._ledger.champion(spec.name) != version:
@@ -178,30 +178,30 @@ class Versions(Mlflow):
         }
         created = self._client.create_model_version(
             spec.name,
-            # The artifact's own place: an address such as models:/m-… would be looked up in MLflow's process-wide store.
+            # Use the artifact's location: MLflow would resolve an address such as models:/m-… in its process-wide store.
             source=self._client.get_logged_model(fitted.model_id).artifact_location,
             run_id=fitted.mlflow_run_id,
             model_id=fitted.model_id,
             tags=tags,
             description=_describe(evaluation, decision),
         )
-        if self._is_database:  # a server does this by itself
+        if self._is_database:  # a server does this automatically
             self._client.set_logged_model_tags(
                 fitted.model_id, {"mlflow.modelVersions": json.dumps([{"name": spec.name, "version": created.version}])}
             )
         return int(created.version)
 
     def load(self, model: str, version: int, *, spec: ModelSpec | None = None) -> LoadedModel:
-        """A registered version, once its artifact has been compared with what the ledger says of it.
+        """Load a registered version after its artifact has been checked against the ledger.
 
         Args:
-            model: its name.
-            version: its number.
-            spec: what its folder says now. With it, the version must be fit to be used with the features that are built
-                now, and of its trusted types only those that the spec still names are trusted.
+            model: the model's name.
+            version: the version's number.
+            spec: the model's current specification. If it is given, the version's features and task must still be in it,
+                and only those of the version's trusted types are trusted that are still in it.
 
         Raises:
-            ArtifactRejected: the version, a file of it, or a difference is named; nothing of it was loaded.
+            ArtifactRejected: a check failed and nothing was loaded; the message names the version and the difference.
         """
         name = f"{model} version {version}"
         record = self._ledger.version(model, version)
@@ -244,7 +244,7 @@ class Versions(Mlflow):
         )
 
     def load_fitted(self, spec: ModelSpec, training_set: TrainingSet, fitted: Fitted) -> LoadedModel:
-        """A candidate that was logged and need not be registered, by the manifest that :meth:`CandidateRun.log_model` gave.
+        """Load a logged candidate, registered or not, after a check against its manifest (:meth:`CandidateRun.log_model`).
 
         Raises:
             ArtifactRejected: as in :meth:`load`.
@@ -284,10 +284,10 @@ class Versions(Mlflow):
         return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample, size)
 
     def reference(self, record: VersionRecord) -> pa.Table:
-        """What :meth:`perennial.model.artifacts.LoadedModel.reference` gives of a version, without loading it.
+        """Return a version's reference sample, as in :class:`perennial.model.artifacts.LoadedModel`, without loading it.
 
         Raises:
-            ArtifactRejected: the files are not there, or not those that were registered.
+            ArtifactRejected: files are missing, or differ from those that were registered.
         """
         name = f"{record.model} version {record.version}"
         with self._checked(name, record.training.model_id, record.manifest) as directory:
@@ -295,7 +295,7 @@ class Versions(Mlflow):
 
     @contextmanager
     def _checked(self, name: str, model_id: str, manifest: Mapping[str, str]) -> Iterator[Path]:
-        """A copy of a stored model's files, which are those of the manifest; whatever is rejected meanwhile names the model."""
+        """Yield a copy of a stored model's files, checked against the manifest. Rejections in the block name the model."""
         with tempfile.TemporaryDirectory(prefix="perennial-load-") as scratch:
             try:
                 directory = self.fetch(model_id, Path(scratch))
@@ -305,14 +305,17 @@ class Versions(Mlflow):
                 raise ArtifactRejected(f"{name}: {error}") from error
 
     def fetch(self, model_id: str, into: Path) -> Path:
-        """The folder of a stored model's files, not yet checked: a copy that nobody else can change while it is.
+        """Copy a stored model's files to a folder, unchecked. Nobody else can change the copy while it is checked.
 
         Args:
-            model_id: MLflow's, of what was logged.
-            into: folder to put it in.
+            model_id: MLflow's id of the stored model.
+            into: folder for the copy.
+
+        Returns:
+            The folder with the files.
 
         Raises:
-            ArtifactRejected: it is not where a model may be, or cannot be fetched.
+            ArtifactRejected: the stored model is not in an allowed location, or cannot be fetched.
         """
         source = self._stored_at(model_id)
         artifacts.check_source(source)
@@ -326,7 +329,7 @@ class Versions(Mlflow):
             raise ArtifactRejected(f"its artifact cannot be fetched from {source}: {error}") from error
 
     def _stored_at(self, model_id: str) -> str:
-        """Where MLflow says that a stored model's files lie."""
+        """Return the location of a stored model's files, according to MLflow."""
         try:
             return str(self._client.get_logged_model(model_id).artifact_location)
         except MlflowException as error:
@@ -335,7 +338,7 @@ class Versions(Mlflow):
             raise
 
     def _version(self, model: str, version: int) -> Any:
-        """MLflow's record of a version; None if it has none, or none any more."""
+        """Return MLflow's record of a version; None if there is none, or it was deleted."""
         try:
             return self._client.get_model_version(model, str(version))
         except MlflowException as error:
@@ -352,6 +355,6 @@ class Versions(Mlflow):
                 except MlflowException as error:
                     if missing_ok and error.error_code == MISSING:
                         return
-                    # MLflow looks for the tag and then inserts it: of two who do so at once, the second one finds it there.
+                    # MLflow reads the tag and then inserts it. If two processes do so at once, the second insert fails.
                     if not any(collision in str(error) for collision in _COLLISIONS) or attempt == _TAG_ATTEMPTS:
                         raise

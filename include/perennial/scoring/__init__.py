@@ -1,4 +1,4 @@
-"""Batch scoring: which version scores an interval, its predictions, the lake and the predictions database.
+"""Batch scoring: selects the version, predicts an interval, and writes to the lake and to the predictions database.
 
-Begin with :mod:`perennial.scoring.publish`.
+Start with :mod:`perennial.scoring.publish`.
 """

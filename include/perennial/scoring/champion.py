@@ -1,4 +1,4 @@
-"""Which version scores an interval."""
+"""Selects the version that scores an interval."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def resolve_champion(registry: Registry, ledger: Ledger, model: str, interval: Interval) -> int:
-    """The version that is to score an interval, to be asked once a run.
+    """Return the version that scores an interval. Call this once per run.
 
-    The champion, unless it was trained as of a time after the interval's start: then it may have learned from the very
-    rows it is to predict, and the newest of its predecessors that cannot have is taken. Predecessors that were rolled
-    back from are passed over. If there is none, it is the champion after all.
+    This is the champion, unless it was trained as of a time after the interval's start. Then it may have learned from the
+    rows that it is to predict. In that case it is the newest of its predecessors that cannot have learned from them.
+    Predecessors that were rolled back are skipped. If no predecessor qualifies, the champion scores.
 
     Raises:
         NoChampion: no version was ever promoted.
@@ -48,6 +48,6 @@ def resolve_champion(registry: Registry, ledger: Ledger, model: str, interval: I
 
 
 def _was_trained_before(record: VersionRecord | None, interval: Interval) -> bool:
-    # Of a version that someone registered by hand nothing is known, and it was made champion all the same.
+    # Nothing is known of a version that was registered by hand; it may score because it was made champion.
     as_of = trained_as_of(record)
     return as_of is None or as_of <= interval.start

@@ -1,4 +1,4 @@
-"""A loaded version at work: features in, predictions in the table's columns out, counted as they pass."""
+"""Predicts with a loaded version: reads features, returns predictions in the table's columns, and counts them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from perennial.model.artifacts import LoadedModel, Prediction
 from perennial.model.probabilities import probabilities_as_json
 from perennial.spec.model import ModelSpec
 
-#: Names of the dataset and of its one table.
+#: Name of the dataset and of its only table.
 DATASET = "predictions"
-#: Rows predicted at once; memory does not grow with the interval. Trees take a third less time for rows that stay in the
-#: processor's cache than for all rows of a year at once.
+#: Rows predicted at once, so that memory does not grow with the interval. Trees take a third less time for rows that stay
+#: in the processor's cache than for all rows of a year at once.
 CHUNK_ROWS = 32_768
-#: From this many entities on, predictions that are all the same are a fault of the model or of its features.
+#: If at least this many entities all have the same prediction, the model or its features are faulty.
 CONSTANT_FROM = 50
 
-#: Columns that the predictions of a run have in common.
+#: Columns whose values are the same for all predictions of a run.
 PROVENANCE = ("version", "features_snapshot", "run_id", "predicted_at")
 
 
 def predictions_schema(spec: ModelSpec) -> pa.Schema:
-    """Columns of a model's predictions, in the lake and in the predictions database.
+    """Return the columns of a model's predictions, in the lake and in the predictions database.
 
-    The entity's key, its event time, ``as_of``, ``prediction`` (probability of true, number or class), for multiclass also
-    ``probability`` of that class and ``probabilities`` (a JSON object, by class), then what each prediction must be able to
-    answer: ``version``, ``features_snapshot``, ``run_id``, ``predicted_at``.
+    - The entity's key, its event time, and ``as_of``.
+    - ``prediction``: the probability of true, a number, or a class.
+    - For multiclass also ``probability`` of that class, and ``probabilities``, a JSON object by class.
+    - The origin of the prediction: ``version``, ``features_snapshot``, ``run_id``, ``predicted_at``.
     """
     table = spec.entity_table
     keys = [name for name in table.key if name != spec.event_time]
@@ -63,10 +64,10 @@ def predictions_schema(spec: ModelSpec) -> pa.Schema:
 
 
 class PredictionTally:
-    """What the predictions of an interval look like as a whole, counted as they pass.
+    """Statistics of an interval's predictions, updated with each chunk.
 
     Attributes:
-        rows: how many have passed.
+        rows: number of predictions counted so far.
     """
 
     def __init__(self, about: str) -> None:
@@ -83,7 +84,7 @@ class PredictionTally:
 
         Args:
             values: numbers, probabilities or classes.
-            probability: of the class, where ``values`` are classes.
+            probability: probability of the class, if ``values`` are classes.
         """
         numbers = values if probability is None else probability
         self.rows += len(values)
@@ -97,7 +98,7 @@ class PredictionTally:
         """Refuse predictions that are all the same.
 
         Raises:
-            ScoringError: they are, and there are many of them.
+            ScoringError: all of at least :data:`CONSTANT_FROM` predictions are the same.
         """
         if self.rows >= CONSTANT_FROM and self._least == self._most:
             raise ScoringError(
@@ -106,7 +107,7 @@ class PredictionTally:
             )
 
     def summary(self) -> dict[str, float]:
-        """``minimum``, ``mean`` and ``maximum`` of numbers; of classes, the share of each."""
+        """Return ``minimum``, ``mean`` and ``maximum`` of numbers, or the share of each of the 20 most frequent classes."""
         if not self.rows:
             return {}
         if self._shares:
@@ -115,18 +116,18 @@ class PredictionTally:
 
 
 class Predictor:
-    """The predictions of an interval, made as they are read, and what they look like as a whole.
+    """The predictions of an interval, computed while they are read, and their statistics.
 
-    The table is written as it is read from here, so an error that is raised at the last row still publishes nothing.
+    The table is published only after all rows were read from here. So even an error at the last row publishes nothing.
 
     Attributes:
-        columns: what it reads of the features: the entity's key and times, then the model's features.
+        columns: columns that are read from the features: the entity's key and times, then the model's features.
     """
 
     def __init__(
         self, spec: ModelSpec, lake: Lake, model: LoadedModel, interval: Interval, features_snapshot: int, run_id: str
     ) -> None:
-        assert model.version is not None  # only what is registered scores
+        assert model.version is not None  # only registered versions score
         self._spec, self._lake, self._model = spec, lake, model
         self.interval, self.version = interval, model.version
         self.features_snapshot, self.run_id = features_snapshot, run_id
@@ -139,18 +140,18 @@ class Predictor:
 
     @property
     def rows(self) -> int:
-        """How many entities have been predicted so far."""
+        """The number of entities predicted so far."""
         return self.tally.rows
 
     def reader(self) -> pa.RecordBatchReader:
-        """All predictions, from the first; each call predicts anew, while those before are being used."""
+        """Return all predictions, from the first; each call predicts again. The next chunk is predicted while one is used."""
         return pa.RecordBatchReader.from_batches(self._schema, ahead(self.batches()))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All predictions, from the first.
+        """Yield all predictions, from the first.
 
         Raises:
-            ScoringError: they are not fit to be published.
+            ScoringError: the predictions must not be published.
         """
         self.tally.restart()
         features = self._lake.scan(
@@ -166,10 +167,10 @@ class Predictor:
         self.tally.check()
 
     def predict(self, chunk: pa.Table) -> pa.Table:
-        """The predictions of some rows of features.
+        """Predict some rows of features.
 
         Raises:
-            ScoringError: they are not fit to be published.
+            ScoringError: the predictions must not be published.
         """
         prediction = self._model.predict(chunk)
         if len(prediction) != chunk.num_rows:
@@ -203,7 +204,7 @@ class Predictor:
 
 
 def _chunks(reader: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
-    """The reader's rows in tables of ``rows`` rows, the last one shorter: a file may hold ten rows or ten million."""
+    """Yield the reader's rows in tables of ``rows`` rows; the last is shorter. A file may hold ten rows or ten million."""
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in reader:

@@ -1,12 +1,11 @@
-"""Champion and features of an interval → published predictions, in bounded memory.
+"""Scores an interval with a version and publishes the predictions, in bounded memory.
 
-Which version predicts is resolved once a run, by number, and that number is what every prediction records. Predictions go
-to the lake, as the dataset ``predictions``, and are shown in the predictions database (:mod:`perennial.scoring.sink`) once
-they are published there. Predictions that no model in its right mind would make are refused before anything of them can be
-read.
+The version is resolved once per run, by number, and every prediction records this number. Predictions are published in the
+lake, as the dataset ``predictions``. After that they are visible in the predictions database
+(:mod:`perennial.scoring.sink`). Predictions that are obviously wrong are refused before anyone can read them.
 
-Neighbours: :mod:`perennial.features.publish` publishes what is read here; :mod:`perennial.drift.compare` and
-:mod:`perennial.monitoring.performance` look back at what is written.
+Neighbours: :mod:`perennial.features.publish` publishes the features that are read here; :mod:`perennial.drift.compare` and
+:mod:`perennial.monitoring.performance` read the predictions.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ from perennial.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
 
-#: How often the sink is offered newer rows before something must be wrong.
+#: Number of attempts to write the newest rows to the sink; if all fail, the sink and the ledger do not belong together.
 _SINK_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An interval whose predictions are published and in the predictions database.
+    """An interval whose predictions are published in the lake and in the predictions database.
 
     Attributes:
         version: the version that predicted.
-        rows: predictions, one an entity.
-        publication: the ledger's number for them.
+        rows: number of predictions, one per entity.
+        publication: the publication's number in the ledger.
         features_snapshot: Iceberg snapshot of the features that were read.
         predictions_snapshot: Iceberg snapshot of the predictions.
-        summary: ``minimum``, ``mean`` and ``maximum`` of numeric predictions; by class, the share predicted, otherwise.
+        summary: ``minimum``, ``mean`` and ``maximum`` of numeric predictions; otherwise the predicted share by class.
     """
 
     model: str
@@ -77,22 +76,23 @@ def score(
 ) -> Scored:
     """Predict every entity of an interval and publish the predictions, to the lake and to the predictions database.
 
-    Done twice, at once or after a crash at any point, the tables hold the interval's predictions once. A run that was
-    overtaken by a later one leaves the later one's predictions as they are.
+    If this is done twice, at the same time or after a crash at any point, the tables contain the interval's predictions
+    once. A run does not change predictions that a later run has published.
 
     Args:
         folder: the model's folder.
-        deployment: its lake is read and written; its registry loads the version.
-        interval: its features must be published.
+        deployment: the lake to read and write, and the registry that loads the version.
+        interval: the interval; its features must be published.
         version: from :func:`resolve_champion`.
         order: the run's rank, from :meth:`Ledger.next_order`.
         run_id: the run.
         sink_url: SQLAlchemy URL of the predictions database.
 
     Raises:
-        ScoringError: features are missing, or the predictions are not fit to be published; nothing was published.
-        ArtifactRejected: the stored model is not what was registered.
-        Superseded: a later run or attempt has taken over; nothing of this one was published.
+        ScoringError: features are missing, or the predictions were refused, and nothing was published; or the predictions
+            database refused the rows, which are then published in the lake only.
+        ArtifactRejected: the stored model is not the one that was registered.
+        Superseded: a later run or attempt has taken over; this one published nothing.
     """
     spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     features = published_features(spec, ledger, interval)
@@ -104,7 +104,7 @@ def score(
 
 
 class Predictions(Protocol):
-    """Predictions of an interval that are yet to be published, wherever they were made."""
+    """Predictions of an interval that are not published yet, no matter where they were made."""
 
     interval: Interval
     version: int
@@ -113,7 +113,7 @@ class Predictions(Protocol):
     tally: PredictionTally
 
     def reader(self) -> pa.RecordBatchReader:
-        """All predictions, from the first, with the columns of :func:`predictions_schema`; counted anew by ``tally``."""
+        """Return all predictions, from the first, in the columns of :func:`predictions_schema`; ``tally`` starts again."""
 
 
 def publish_predictions(
@@ -121,8 +121,8 @@ def publish_predictions(
 ) -> Scored:
     """Publish predictions to the lake and to the predictions database, see :func:`score`.
 
-    The predictions database is sent the rows while the lake is, and shows them when the lake has published. If that is not to
-    be or cannot be, it is brought in line from the lake.
+    Rows are sent to the predictions database while they are written to the lake. They become visible there after the lake
+    has published them. If that fails, or a newer publication exists, the predictions database is updated from the lake.
     """
     interval, version, run_id = predictions.interval, predictions.version, predictions.run_id
     schema = predictions_schema(spec)
@@ -171,10 +171,10 @@ def publish_predictions(
 
 
 def published_features(spec: ModelSpec, ledger: Ledger, interval: Interval) -> Publication:
-    """The publication whose snapshots the features of an interval are read at.
+    """Return the publication at whose snapshots the features of an interval are read.
 
     Raises:
-        ScoringError: days of the interval have no features.
+        ScoringError: some days of the interval have no features.
     """
     newest = ledger.published(spec.name, "features")
     gaps = uncovered(interval, ledger.publications(spec.name, "features", interval))
@@ -194,7 +194,7 @@ def published_features(spec: ModelSpec, ledger: Ledger, interval: Interval) -> P
 def _is_copied(copying: Follower[pa.RecordBatch, int | None]) -> bool:
     try:
         return copying.result() is not None
-    # Whatever it is: the same is done again from the lake, and fails for everybody to see if it must.
+    # Any error: the copy is repeated from the lake, and a lasting error is raised there.
     except Exception as error:
         log.warning("predictions are copied from the lake, as they could not be while they were made: %s", error)
         return False
@@ -203,8 +203,8 @@ def _is_copied(copying: Follower[pa.RecordBatch, int | None]) -> bool:
 def _copy_to_sink(spec: ModelSpec, lake: Lake, ledger: Ledger, interval: Interval, sink: PredictionSink) -> None:
     """Bring the predictions database in line with what is published for the interval now.
 
-    What is copied is the newest publication rather than this run's own: a run that slept while another one published then
-    copies the other's rows, and it does not matter who is last.
+    The newest publication is copied, not this run's own. If another run published in the meantime, its rows are copied, so
+    the order in which runs end does not matter.
     """
     for _ in range(_SINK_ATTEMPTS):
         newest = ledger.published(spec.name, DATASET)

@@ -1,14 +1,14 @@
 """The predictions database: the table ``<model>_predictions`` that a model's consumers read with plain SQL.
 
-It follows the lake and never leads it: the rows of an interval are shown here after :mod:`perennial.scoring.publish` has
-published them as an Iceberg table. Of which publication an interval's rows are stands in ``<model>_scored`` beside it, and
-rows of an older publication never replace those of a newer one.
+It follows the lake: the rows of an interval become visible here after :mod:`perennial.scoring.publish` has published them as
+an Iceberg table. The table ``<model>_scored`` records the publication that an interval's rows belong to. Rows of an older
+publication never replace those of a newer one.
 
-Rows are staged in temporary tables of a session first, which may be done before it is known whether they will be published:
-nothing is locked meanwhile, no transaction stays open that would keep a server from tidying up, and rows that are not
-published leave nothing behind. The swap is then made by the server itself. SQLite has one writer at a time. In PostgreSQL
-nobody sees the new rows before they are committed, and the lock is for what they replace. A pooler in front of it must pool
-sessions, not transactions.
+Rows are first staged in temporary tables of the session, possibly before it is known whether they will be published.
+During this time nothing is locked, and no transaction stays open, so the server can vacuum. Rows that are not published
+leave nothing behind. The server then swaps the rows. SQLite has one writer at a time. In PostgreSQL nobody sees the new rows
+before they are committed, and a lock protects the rows that they replace. A connection pooler in front of PostgreSQL must
+pool sessions, not transactions.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from perennial.core.database import LOCK_WAIT, Database
 from perennial.core.errors import ScoringError
 from perennial.core.intervals import Interval
 
-#: How long PostgreSQL lets a writer that has stopped hold what others wait for.
+#: How long PostgreSQL lets a stopped writer hold a lock that others wait for.
 IDLE_LIMIT = LOCK_WAIT / 2
-#: Rows that SQLite is sent at once: more take as long, and a row a statement nearly twice as long.
+#: Rows per statement for SQLite. More rows per statement are not faster; one row per statement takes nearly twice as long.
 _ROWS_A_STATEMENT = 50
 _SQL_TYPES: dict[pa.DataType, sa.types.TypeEngine[Any]] = {
     pa.string(): sa.Text(),
@@ -49,9 +49,9 @@ class PredictionSink:
         url: SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg2://…``.
         model: the model's name.
         schema: columns of a prediction; they are created on first use.
-        event_time: the column that places a row in an interval.
-        shared: columns, none of floats, whose values many rows have in common, such as the run they are from: they are sent
-            once.
+        event_time: the column that assigns a row to an interval.
+        shared: columns whose values are the same in many rows, such as the run's id. Each set of values is sent once. No
+            column of floats is allowed.
     """
 
     def __init__(self, url: str, model: str, schema: pa.Schema, event_time: str, shared: Sequence[str] = ()) -> None:
@@ -98,15 +98,15 @@ class PredictionSink:
 
         Args:
             interval: all of its rows are replaced.
-            publication: the ledger's number of the publication that ``rows`` are of. A function is called for it when all
-                rows are staged, and may wait until they are published; what it raises is raised here, and nothing is changed.
+            publication: the ledger's number of the rows' publication. If it is a function, it is called after all rows are
+                staged, and may wait until they are published. Its errors are raised here, and nothing is changed.
             rows: the interval's predictions, in the sink's schema.
 
         Returns:
-            How many rows were written; None if a newer publication was here first, in which case nothing was changed.
+            The number of rows written; None if the rows of a newer publication are there, so that nothing was changed.
 
         Raises:
-            ScoringError: the table there has other columns, or the database refused the rows.
+            ScoringError: the existing table has other columns, or the database refused the rows.
         """
         try:
             with self._engine.connect() as connection:
@@ -114,8 +114,8 @@ class PredictionSink:
                 number = publication if isinstance(publication, int) else publication()
                 self._create()
                 return self._replace(connection, interval, number, staged)
-        except (sa.exc.DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:  # the rows are sent by the driver itself
-            # The first line alone: what follows may quote data.
+        except (sa.exc.DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:  # rows bypass SQLAlchemy
+            # Only the first line: the following lines may quote data.
             cause = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
             raise ScoringError(
                 f"{self._table.name}, {interval}: the predictions database {self._where} refused: {cause}. "
@@ -144,7 +144,7 @@ class PredictionSink:
     def _stage(self, connection: sa.Connection, rows: Iterable[pa.RecordBatch]) -> int:
         with connection.begin():
             if not self._database.is_sqlite:
-                connection.exec_driver_sql("SET timezone TO 'UTC'")  # moments are sent without their zone
+                connection.exec_driver_sql("SET timezone TO 'UTC'")  # times are sent without their zone
             self._staging.create_all(connection, checkfirst=False)
         written = said = 0
         for batch in rows:
@@ -170,7 +170,7 @@ class PredictionSink:
         cursor.close()
 
     def _send_to_postgresql(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:
-        # Texts are quoted and missing values are not, which is how PostgreSQL tells an empty text from none.
+        # Texts are quoted and missing values are not: this is how PostgreSQL distinguishes an empty text from NULL.
         options = pa.csv.WriteOptions(include_header=False, quoting_style="needed")
         columns = [*map(_without_zone, rows.columns), pa.repeat(pa.scalar(said), rows.num_rows)]
         buffer = pa.BufferOutputStream()
@@ -184,7 +184,7 @@ class PredictionSink:
             connection = connection.execution_options(writes=True)
         with connection.begin() as transaction:
             if not self._database.is_sqlite:
-                # A writer that is stopped while it holds the lock is cut off by the server, so those behind it go on.
+                # If a writer stops while it holds the lock, the server disconnects it, so that other writers can continue.
                 for setting, limit in (("idle_in_transaction_session_timeout", IDLE_LIMIT), ("lock_timeout", LOCK_WAIT)):
                     connection.exec_driver_sql(f"SET LOCAL {setting} = {int(limit.total_seconds() * 1000)}")
                 self._insert(connection)
@@ -197,7 +197,7 @@ class PredictionSink:
 
     def _insert(self, connection: sa.Connection) -> None:
         names = [*self._own, *self._shared]
-        # Nothing is missing on the right; the outer join keeps SQLite from going through all rows for each value.
+        # Every row has a match on the right. The outer join prevents SQLite from scanning all rows for each value.
         together = self._staged.outerjoin(self._said, self._staged.c["_said"] == self._said.c["_said"])
         columns = [(self._staged if name in self._own else self._said).c[name] for name in names]
         connection.execute(sa.insert(self._table).from_select(names, sa.select(*columns).select_from(together)))
@@ -223,7 +223,7 @@ class PredictionSink:
             connection.execute(replaced)
             self._insert(connection)
         else:
-            # The rows that this transaction has inserted are to stay.
+            # Keep the rows that this transaction has inserted.
             connection.execute(replaced.where(sa.text("xmin <> pg_current_xact_id()::xid")))
         connection.execute(sa.delete(self._scored).where(scored.interval_start >= start, scored.interval_end <= end))
         connection.execute(
@@ -241,7 +241,7 @@ class PredictionSink:
 
 
 def newest_publication(url: str, model: str) -> int | None:
-    """The newest publication that predictions of a model were copied from; None if none were."""
+    """Return the newest publication whose predictions are in the database; None if there is none."""
     with Database(url).reading() as connection:
         if not sa.inspect(connection).has_table(f"{model}_scored"):
             return None
@@ -249,10 +249,12 @@ def newest_publication(url: str, model: str) -> int | None:
 
 
 def forget_newer(url: str, model: str, publication: int) -> int:
-    """Let intervals be written again that were copied from a publication which the ledger, once restored, never made.
+    """Allow intervals to be written again whose publication is newer than ``publication``.
+
+    This is for a ledger that was restored from a backup: it does not know these publications.
 
     Returns:
-        How many intervals there were.
+        The number of these intervals.
     """
     if (newest := newest_publication(url, model)) is None or newest <= publication:
         return 0
@@ -265,7 +267,7 @@ def _scored(model: str) -> sa.TableClause:
 
 
 def _by_values(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a batch, those together that have the same values in some columns."""
+    """Yield the rows of a batch, grouped by their values in some columns."""
     found = pa.Table.from_batches([batch]).group_by(list(columns)).aggregate([]) if columns else None
     if found is None or found.num_rows <= 1:
         yield from [batch] if batch.num_rows else []
@@ -280,7 +282,7 @@ def _by_values(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[pa.Rec
 
 
 def _for_sqlite(column: pa.Array) -> list[Any]:
-    """Values as SQLAlchemy stores them in SQLite; moments are text in UTC that sorts by time."""
+    """Convert values to what SQLAlchemy stores in SQLite; times become text in UTC that sorts by time."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         column = pc.cast(_without_zone(column), pa.string())
     values: list[Any] = column.to_pylist()
@@ -288,5 +290,5 @@ def _for_sqlite(column: pa.Array) -> list[Any]:
 
 
 def _without_zone(column: pa.Array) -> pa.Array:
-    """Moments as those of UTC, which Arrow makes texts of twenty times as fast; anything else as it is."""
+    """Remove the time zone UTC: Arrow converts such times to text twenty times as fast. Other columns do not change."""
     return pc.cast(column, pa.timestamp("us")) if pa.types.is_timestamp(column.type) else column

@@ -1,6 +1,6 @@
 """Removes rows from the predictions database: of erased entities, or past their retention.
 
-Neighbour: :mod:`perennial.scoring.sink` writes what is removed here.
+Neighbour: :mod:`perennial.scoring.sink` writes these rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AT_ONCE = 200
 
 
 def columns(url: str, model: str) -> list[str]:
-    """The columns of ``<model>_predictions``; none if there is no such table."""
+    """Return the columns of ``<model>_predictions``; none if there is no such table."""
     with Database(url).reading() as connection:
         inspector = sa.inspect(connection)
         if not inspector.has_table(f"{model}_predictions"):
