@@ -1,4 +1,4 @@
-"""The only package that uses MLflow: runs, versions, and the alias ``champion``, which follow the ledger.
+"""The only package that knows MLflow: runs, versions, and the alias ``champion``, led by the ledger.
 
-Start with :mod:`perennial.registry.store`, the façade; :mod:`perennial.registry.champion` moves the alias.
+Begin with :mod:`perennial.registry.store`, the façade; :mod:`perennial.registry.champion` moves the alias.
 """

@@ -1,4 +1,4 @@
-"""Batch scoring: selects the version, predicts an interval, and writes to the lake and to the predictions database.
+"""Batch scoring: which version scores an interval, its predictions, the lake and the predictions database.
 
-Start with :mod:`perennial.scoring.publish`.
+Begin with :mod:`perennial.scoring.publish`.
 """
