@@ -22,6 +22,7 @@ from perennial.evaluation.comparison import Arena, compare, compare_slices, inte
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction, summarise
 from perennial.evaluation.probes import probe_behaviour, probe_robustness, score_alone
 from perennial.evidence.evaluation import Contender, Evaluation
+from perennial.evidence.training import TrainingSet
 from perennial.model.artifacts import LoadedModel, Prediction
 from perennial.model.costs import CostFunction, cost_function
 from perennial.model.labels import count_classes, labels_of
@@ -73,6 +74,34 @@ class Contest:
     baselines: list[Entrant]
     champion: Entrant | None
     run_id: str | None = None
+
+    @classmethod
+    def on_holdout(
+        cls,
+        folder: ModelFolder,
+        training_set: TrainingSet,
+        rows: pa.Table,
+        *,
+        candidate: Entrant,
+        baselines: list[Entrant],
+        champion: Entrant | None,
+        run_id: str | None,
+    ) -> Contest:
+        """A contest on the holdout of a training set; ``rows`` are the holdout's, the rest is as for the class."""
+        return cls(
+            folder=folder,
+            interval=training_set.interval("holdout"),
+            rows=rows,
+            rows_hash=training_set.content["holdout"],
+            entities=training_set.entities["holdout"],
+            as_of=training_set.as_of,
+            training_classes=training_set.classes["window"],
+            training_coverage=training_set.label_coverage("window"),
+            candidate=candidate,
+            baselines=baselines,
+            champion=champion,
+            run_id=run_id,
+        )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.core.errors import PerennialError, SpecError
@@ -35,6 +35,7 @@ from perennial.core.settings import settings
 from perennial.ledger.store import Ledger
 from perennial.reports import board
 from perennial.reports.board import Board, Pages
+from perennial.reports.documents import page_templates
 from perennial.spec.folder import ModelFolder, model_folders, read_model
 
 log = logging.getLogger(__name__)
@@ -284,13 +285,7 @@ def _message(status: HTTPStatus, title: str, text: str, *, sign_in_for: str | No
 
 @lru_cache(maxsize=1)
 def _templates() -> Environment:
-    made = Environment(
-        loader=PackageLoader("perennial.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    made = page_templates()
     made.filters["number"] = _number
     return made
 

@@ -13,7 +13,7 @@ import base64
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -220,17 +220,26 @@ def _is_plain(letter: str) -> bool:
 # --- HTML ------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
+def page_templates(finalize: Callable[[Any], Any] | None = None) -> Environment:
+    """The templates of this package, in which every value is escaped and none may be missing.
+
+    Args:
+        finalize: changes each value before it is escaped; by default nothing does.
+    """
+    return Environment(
         loader=PackageLoader("perennial.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # Whatever is put in is made readable first, and escaped then.
-        finalize=lambda value: value if isinstance(value, Markup) else show(value),
+        finalize=finalize,
     )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    # Whatever is put in is made readable first, and escaped then.
+    environment = page_templates(finalize=lambda value: value if isinstance(value, Markup) else show(value))
     environment.tests["mark"] = lambda value: isinstance(value, Mark)
     environment.tests["quantity"] = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
     return environment

@@ -195,15 +195,10 @@ def _honest(run: StageRun, record: VersionRecord, pinned: TrainingSet) -> Honest
         rows = replace(pinned, folder_digest=its_folder.digest)
         window, holdout = (load_rows(its_folder, deployment.lake, rows, part) for part in ("window", "holdout"))
     older, age = _oldest_quarter(folder, pinned, window)
-    contest = Contest(
-        folder=folder,
-        interval=pinned.interval("holdout"),
-        rows=holdout,
-        rows_hash=pinned.content["holdout"],
-        entities=pinned.entities["holdout"],
-        as_of=pinned.as_of,
-        training_classes=pinned.classes["window"],
-        training_coverage=pinned.label_coverage("window"),
+    contest = Contest.on_holdout(
+        folder,
+        pinned,
+        holdout,
         candidate=_version(run, record, pinned, "candidate"),
         baselines=_baselines(folder, pinned, window),
         champion=_version(run, record, pinned, "champion"),

@@ -79,15 +79,10 @@ def evaluate_training(
             return Entrant(blank, partial(registry.load_fitted, spec, training_set, candidate))
 
         outcome = hold(
-            Contest(
-                folder=folder,
-                interval=training_set.interval("holdout"),
-                rows=rows,
-                rows_hash=training_set.content["holdout"],
-                entities=training_set.entities["holdout"],
-                as_of=training_set.as_of,
-                training_classes=training_set.classes["window"],
-                training_coverage=training_set.label_coverage("window"),
+            Contest.on_holdout(
+                folder,
+                training_set,
+                rows,
                 candidate=entrant(chosen, "candidate"),
                 baselines=[entrant(baseline, "baseline") for baseline in fitted if baseline.baseline],
                 champion=_champion(spec, deployment, training_set, rows.num_rows),
