@@ -172,7 +172,7 @@ def pins(lock: str) -> list[Pin]:
 
 
 def on_python(version: str) -> dict[str, str]:
-    return {**default_environment(), "python_version": version, "python_full_version": f"{version}.5"}  # type: ignore[dict-item]
+    return {**default_environment(), "python_version": version, "python_full_version": f"{version}.5"}  # type: ignore[dict-item]  # the values of a TypedDict are objects to mypy
 
 
 def chosen(lock: str, environment: dict[str, str]) -> dict[str, str]:
@@ -222,7 +222,7 @@ def test_a_lock_satisfies_what_is_declared(lock: str, declared: list[Requirement
 
 
 def test_what_runs_is_locked_whole_and_nothing_else_is() -> None:
-    locked = set(chosen("requirements.lock", default_environment()))  # type: ignore[arg-type]
+    locked = set(chosen("requirements.lock", default_environment()))  # type: ignore[arg-type]  # a TypedDict of texts is no dict to mypy
     needed = reached(RUNS)
     assert locked - needed == set(), "nothing that runs requires these: run make lock"
     assert needed - locked == set(), "these are installed unpinned, and an image would lack them: run make lock"

@@ -250,7 +250,7 @@ def test_a_transaction_derives_its_metadata_once_per_update(tmp_path: Path, monk
 
     def counted(*given: object) -> object:
         derived.append(1)
-        return update_table_metadata(*given)  # type: ignore[arg-type]
+        return update_table_metadata(*given)  # type: ignore[arg-type]  # handed on as it came
 
     monkeypatch.setattr("pyiceberg.table.update_table_metadata", counted)
 
