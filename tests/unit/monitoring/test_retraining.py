@@ -292,21 +292,21 @@ def loops(draw: st.DrawFn) -> Loop:
 
 
 @given(loops())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_thirty_days_see_no_more_than_the_budget(loop: Loop) -> None:
     for first in loop.asked:
         assert len([end for end in loop.asked if first <= end < first + BUDGET_SPAN]) <= loop.policy.budget
 
 
 @given(loops())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_two_asks_are_never_within_the_cooldown(loop: Loop) -> None:
     for earlier, later in pairwise(loop.asked):
         assert later - earlier >= loop.policy.cooldown
 
 
 @given(loops())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_more_asks_than_the_breaker_allows_lead_to_no_promotion(loop: Loop) -> None:
     promoted = {training.as_of for training in loop.trainings if training.promoted}
     vain = 0
@@ -316,7 +316,7 @@ def test_no_more_asks_than_the_breaker_allows_lead_to_no_promotion(loop: Loop) -
 
 
 @given(loops(), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_asking_twice_for_a_window_gives_the_same_answer(loop: Loop, data: st.DataObject) -> None:
     past = data.draw(st.sampled_from(loop.decisions))
     loop.verdicts.append(Verdict(Interval(past.window_end - WEEK, past.window_end), "drift"))
@@ -324,7 +324,7 @@ def test_asking_twice_for_a_window_gives_the_same_answer(loop: Loop, data: st.Da
 
 
 @given(policies, st.lists(st.sampled_from(["ok", "unknown"]), min_size=1, max_size=20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_what_is_unknown_never_asks(policy: RetrainingPolicy, verdicts: list[str]) -> None:
     loop = Loop(policy, windows(*verdicts))
     for verdict in loop.verdicts:
