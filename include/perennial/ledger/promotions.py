@@ -146,7 +146,7 @@ class Promotions(TableFamily):
                     f"{model}: version {version} was decided against champion {expected or 'none'}, but the champion is "
                     f"{champion or 'none'}: decide again"
                 )
-            values = {
+            values: dict[str, Any] = {
                 "model": model, "version": version, "previous": expected, "action": action, "reason": reason,
                 "actor": actor, "run_id": run_id, "evidence": dict(evidence), "intended_at": now(),
                 "completed_at": None, "withdrawn_at": None,
@@ -154,7 +154,7 @@ class Promotions(TableFamily):
             number = connection.execute(
                 sa.insert(tables.promotions).values(values).returning(tables.promotions.c.id)
             ).scalar_one()
-            return Promotion(id=number, **values)  # type: ignore[arg-type]
+            return Promotion(id=number, **values)
 
     def complete_promotion(self, promotion_id: int, alert: Alert | None = None) -> None:
         """Say that the registry followed: the version is champion from now on. Saying it twice is the same as once.
