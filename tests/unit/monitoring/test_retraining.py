@@ -105,7 +105,7 @@ def test_windows_long_ago_do_not_count_as_the_last_ones() -> None:
 def test_a_window_without_verdict_is_not_asked_about() -> None:
     decision = decide_retraining(RetrainingPolicy(alarms=1), window_end=START + 2 * WEEK, verdicts=windows("drift"))
     assert not decision.ask
-    assert "no drift verdict for the window that ends 2013-03-18" in decision.reason
+    assert "no drift verdict for the window that ends on 2013-03-18" in decision.reason
 
 
 def test_later_windows_do_not_change_the_answer_of_an_earlier_one() -> None:
@@ -121,7 +121,7 @@ def test_the_cooldown_holds_an_alarm_back_and_says_so() -> None:
     end = START + 2 * WEEK
     decision = decide("drift", "drift", decisions=[Asked(end - timedelta(days=13))])
     assert (decision.ask, decision.cause) == (False, "drift")
-    assert "the last retraining asked for was as of 2013-03-05, and the cooldown is 14 days" in decision.reason
+    assert "the last requested retraining was as of 2013-03-05, and the cooldown is 14 days" in decision.reason
     assert decide("drift", "drift", decisions=[Asked(end - timedelta(days=14))]).ask
 
 
@@ -186,7 +186,7 @@ def test_asks_that_led_to_no_promotion_trip_the_breaker_and_a_promotion_closes_i
     tripped = decide("drift", "drift", policy=policy, decisions=vain, trainings=refused)
 
     assert (tripped.ask, tripped.breaker) == (False, True)
-    assert "the last 2 retrainings asked for" in tripped.reason
+    assert "the last 2 requested retrainings" in tripped.reason
     assert "led to no promotion" in tripped.reason
     closed = [*refused, PastTraining(end - timedelta(days=40), promoted=True)]
     assert decide("drift", "drift", policy=policy, decisions=vain, trainings=closed).ask
