@@ -223,7 +223,7 @@ def _a_slice(honest: Honest) -> str | None:
     if missing := _probabilities(honest):
         return missing
     if not slices.columns:
-        return "gates.slices names no column, so no slice is looked at"
+        return "gates.slices names no column, so no slice is judged"
     if not _judged_slices(honest.contest, slices.columns[0]):
         return f"no value of {slices.columns[0]} has gates.slices.min_rows ({slices.min_rows:,}) rows"
     return None

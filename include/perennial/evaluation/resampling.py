@@ -111,7 +111,7 @@ def too_few(blocks: Blocks) -> str | None:
     if blocks.occupied >= FEWEST_BLOCKS:
         return None
     return (
-        f"the rows lie in {blocks.occupied} blocks of {blocks.kind}, and the uncertainty requires at least {FEWEST_BLOCKS}: "
+        f"the rows are in {blocks.occupied} blocks of {blocks.kind}, and the uncertainty requires at least {FEWEST_BLOCKS}: "
         "make gates.resampling.block shorter or training.holdout longer"
     )
 
