@@ -16,7 +16,7 @@ import tempfile
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,8 @@ Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 
 #: Number of rows per batch of features.
 _BATCH_ROWS = 65_536
+#: An interval for tables without rows.
+_ANY = Interval.day("2000-01-01")
 #: Beyond this, DuckDB uses the disk: several tasks share a worker.
 _MEMORY = "2GB"
 
@@ -131,6 +133,37 @@ def compute(
     except BaseException:
         connection.close()
         raise
+
+
+def faults_without_rows(folder: ModelFolder) -> list[SpecError]:
+    """What is wrong in ``entity.as_of`` and ``features.sql`` for any rows, at most one error for each."""
+    tables: dict[str, Rows] = {name: published_schema(folder.spec.tables[name]).empty_table() for name in needed_tables(folder)}
+    found: list[SpecError] = []
+    with closing(open_database(threads=1)) as connection:
+        try:
+            offer(connection, folder, tables, _ANY)
+            _check_as_of(connection, folder)
+        except SpecError as error:
+            found.append(error)
+            offer(connection, _with_as_of(folder, quoted(folder.spec.event_time)), tables, _ANY)
+        try:
+            select(connection, folder)
+        except SpecError as error:
+            found.append(error)
+    return found
+
+
+def _check_as_of(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> None:
+    entity, place = folder.spec.entity, f"{folder.path / 'model.yaml'}: entity.as_of"
+    with blaming(place):
+        kind = str(connection.sql(f"SELECT (\n{entity.as_of}\n) FROM {quoted(entity.table)}").types[0])
+    if not kind.startswith("TIMESTAMP") and kind not in {"DATE", "VARCHAR", '"NULL"'}:
+        raise SpecError(f"{place}: gives {kind}; it must give the moment for which a prediction is made")
+
+
+def _with_as_of(folder: ModelFolder, sql: str) -> ModelFolder:
+    entity = folder.spec.entity.model_copy(update={"as_of": sql})
+    return folder.model_copy(update={"spec": folder.spec.model_copy(update={"entity": entity})})
 
 
 def needed_tables(folder: ModelFolder) -> list[str]:
