@@ -12,10 +12,11 @@ import pyarrow as pa
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
-from perennial.features.point_in_time import WHOLE_TYPES, blaming, mentions, open_database
+from perennial.features.point_in_time import WHOLE_TYPES, blaming, open_database
 from perennial.features.published import scan
 from perennial.lake.publish import Lake
 from perennial.lake.schema import KNOWN, published_schema
+from perennial.spec.features_digest import mentions
 from perennial.spec.folder import ModelFolder
 
 
