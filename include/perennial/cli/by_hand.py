@@ -220,7 +220,7 @@ def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
 
 
 def inspect(settings: Settings, model: str) -> tuple[str, bool]:
-    """Read a model folder. If data are published, also build its features for the newest day.
+    """Read a model folder, and try its SQL without data. If data are published, also build its features for the newest day.
 
     Returns:
         The result as a text, and whether no feature leaks.
@@ -228,12 +228,17 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     Raises:
         SpecError: the folder does not describe a model; the message gives the file, the line and the correction.
     """
+    from perennial.operations.inspection import find_faults, find_remarks
+
     parts = Deployment(settings)
     folder = parts.model(model)
+    if faults := find_faults(folder):
+        raise SpecError("\n".join(faults))
     spec = folder.spec
     found = [
+        *find_remarks(folder),
         f"{folder.path} describes the model {model} ({spec.task.replace('_', ' ')}): {len(spec.tables)} tables from "
-        f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}"
+        f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}",
     ]
     parts.ledger.migrate_own()
     published = parts.ledger.published(model, "tables")

@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from perennial.core.intervals import Interval
 from perennial.core.redaction import redact
 from perennial.core.text import UNSAFE
-from perennial.drift.distances import HUGE, MAX_CATEGORIES, MIN_VALUES, is_number, prepare
+from perennial.drift.distances import HUGE, MAX_CATEGORIES, is_number, prepare
 from perennial.drift.findings import DriftComparison
 from perennial.evidence.verdict import ColumnDrift, Kind, Status
 from perennial.ledger.records import VerdictName
-from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
+from perennial.spec.monitoring import MIN_VALUES, Drift, DriftThresholds, Threshold
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
-from perennial.features.point_in_time import WHOLE_TYPES, blaming, mentions, open_database
+from perennial.features.point_in_time import WHOLE_TYPES, blaming, open_database
 from perennial.features.published import scan
 from perennial.lake.publish import Lake
-from perennial.lake.schema import KNOWN
+from perennial.lake.schema import KNOWN, published_schema
+from perennial.spec.features_digest import mentions
 from perennial.spec.folder import ModelFolder
 
 
@@ -78,6 +79,17 @@ def read_labels(
             f"{interval} repeat a label; the table must have one row for each {', '.join(key)}"
         )
     return found
+
+
+def bind_label(folder: ModelFolder) -> None:
+    """Try ``label.sql`` on a table without rows.
+
+    Raises:
+        SpecError: it cannot be computed, or gives a type that the task does not allow.
+    """
+    with closing(open_database(threads=1)) as connection:
+        connection.register("_labels", published_schema(folder.spec.label_table).empty_table())
+        _select_labels(connection, folder)
 
 
 _LABEL_TYPES = {

@@ -125,22 +125,13 @@ def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str
         found = {}
         for column, spec in table.columns.items():
             found[column] = types[f"columns.{column}.sql"]
-            if _value(spec, found[column], "x") is None:
+            if spec.sql is not None:
+                _check_result(spec, found[column], f"{where}.columns.{column}.sql")
+            elif _value(spec, found[column], "x") is None:
                 fault = f"has the type {_short(found[column], 40)}, which cannot become {spec.type} without a decision"
-                if spec.sql is None:
-                    raise SourceError(f"{place}: {column} {fault}; write it as `sql` at {where}.columns.{column}")
-                raise SpecError(f"{where}.columns.{column}.sql: the result {fault}; cast it")
+                raise SourceError(f"{place}: {column} {fault}; write it as `sql` at {where}.columns.{column}")
         if table.known != "always":
-            connection.register("typed", published_schema(table).empty_table().drop_columns([KNOWN]))
-            known = {"known": f"({table.known}\n)::TIMESTAMPTZ"}
-            columns = ", ".join(table.columns)
-            _types(
-                connection,
-                "typed",
-                known,
-                where,
-                lambda c: SpecError(f"{where}.known: no column {c}; there are {columns}"),
-            )
+            _bind_known(connection, table, where)
     return found
 
 
@@ -167,6 +158,81 @@ def _types(
                     raise lacks(absent[1]) from error
                 raise SpecError(f"{where}.{place}: this expression cannot be used here: {message}") from error
         raise
+
+
+def faults_without_rows(folder: ModelFolder, name: str, *, texts: bool) -> list[SpecError]:
+    """What is wrong in a table's expressions for any source, one error per expression.
+
+    Args:
+        folder: the model's folder.
+        name: the name of the table.
+        texts: whether all values of the source are texts. If not, their types are not known. Then only what is wrong for
+            every type is found.
+    """
+    table = folder.spec.tables[name]
+    where = f"{folder.path / 'model.yaml'}: tables.{name}"
+    kind = pa.string() if texts else pa.null()
+    expressions = {f"columns.{column}.sql": spec.sql for column, spec in table.columns.items() if spec.sql is not None}
+    if table.where is not None:
+        expressions["where"] = f"({table.where}\n)::BOOLEAN"
+    found = []
+    with connect() as connection:
+        for place, sql in expressions.items():
+            try:
+                result = _bound_to_any(connection, {place: sql}, where, kind)
+                if place != "where" and result is not None:
+                    _check_result(table.columns[place.split(".")[1]], result, f"{where}.{place}")
+            except SpecError as error:
+                found.append(error)
+        if table.known != "always":
+            try:
+                _bind_known(connection, table, where)
+            except SpecError as error:
+                found.append(error)
+    return found
+
+
+class _Absent(PerennialError):
+    """An expression reads a column that was not offered; its name is the message."""
+
+
+def _bound_to_any(
+    connection: duckdb.DuckDBPyConnection, expression: dict[str, str], where: str, kind: pa.DataType
+) -> str | None:
+    """The type of an expression over a source that has every column the expression reads; None if it is not known."""
+    columns = [pa.field(POSITION, pa.string())]
+    while True:
+        connection.register("any_source", pa.schema(columns).empty_table())
+        try:
+            return _types(connection, "any_source", expression, where, _Absent)[0]
+        except _Absent as absent:
+            if str(absent) in [column.name for column in columns]:
+                return None  # offered, and absent where the expression looks for it: in a subquery of its own
+            columns.append(pa.field(str(absent), kind))
+        except SpecError as error:
+            # DuckDB cannot choose between functions for a value without a type. A name with a dot may be a part of a value.
+            if kind == pa.null() and ('"NULL"' in str(error) or "Referenced table" in str(error)):
+                return None
+            raise
+
+
+def _check_result(spec: Column, kind: str, place: str) -> None:
+    if _value(spec, kind, "x") is None:
+        raise SpecError(
+            f"{place}: the result has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision; cast it"
+        )
+
+
+def _bind_known(connection: duckdb.DuckDBPyConnection, table: Table, where: str) -> None:
+    connection.register("typed", published_schema(table).empty_table().drop_columns([KNOWN]))
+    columns = ", ".join(table.columns)
+
+    def lacks(column: str) -> SpecError:
+        return SpecError(f"{where}.known: no column {column}; there are {columns}")
+
+    [kind] = _types(connection, "typed", {"known": table.known}, where, lacks)
+    if kind not in _TIMESTAMPS | {"DATE", "VARCHAR", '"NULL"'}:
+        raise SpecError(f"{where}.known: gives {kind}; it must give the moment from which a row may be used")
 
 
 def _lacks(column: str, raw: pa.Schema, place: str) -> SourceError:

@@ -36,6 +36,7 @@ from perennial.reports.cards import (
 )
 from perennial.reports.documents import Block, Chapter, Code, Document, Facts, Grid, Mark, Points, Words
 from perennial.reports.dossier import Dossier, gather
+from perennial.spec.features_digest import first_features_digest
 from perennial.spec.folder import ModelFolder
 from perennial.spec.training import METRICS
 
@@ -244,11 +245,13 @@ def _made_otherwise(dossier: Dossier) -> Iterator[Block]:
         )
         return
     ours, its = ({*of.features} for of in (training, rival.training))
+    # An earlier release gave the rival another digest for the same.
+    same = {dossier.record.features_digest, first_features_digest(dossier.spec, dossier.files.get("features.sql", ""))}
     yield Facts(
         [
             ("features added", ", ".join(sorted(ours - its)) or "none"),
             ("features removed", ", ".join(sorted(its - ours)) or "none"),
-            ("feature definitions", "the same" if rival.features_digest == dossier.record.features_digest else "changed"),
+            ("feature definitions", "the same" if rival.features_digest in same else "changed"),
             ("candidate", _change(rival.training.candidate, training.candidate)),
             ("commit", _change(rival.code.commit, dossier.record.code.commit)),
             (
