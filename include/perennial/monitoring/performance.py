@@ -23,8 +23,9 @@ from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
 from perennial.evaluation.metrics import evaluate
 from perennial.features.labels import read_labels
+from perennial.features.maturity import mature_until
 from perennial.lake.publish import Lake
-from perennial.ledger.coverage import trained_as_of
+from perennial.ledger.coverage import label_delay, trained_as_of
 from perennial.ledger.records import Performance, Publication
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
@@ -69,9 +70,11 @@ def measure_performance(
     """Measure the windows up to the end of ``interval`` that can be measured now and could not, or less well, before.
 
     Windows are the days or ISO weeks of ``schedules.monitor`` that lie in ``interval`` or in as long a time before its end
-    as a version trains on. A window is measured, for each version that predicted in it, when at least ``gates.min_rows``
-    labels, and labels for the share ``gates.label_coverage`` of its predictions, are known by ``as_of``; again, when more
-    are, or when predictions or labels were published anew. Each measurement is recorded in the ledger.
+    as a version trains on and its labels take. A window is measured, for each version that predicted in it, when its labels
+    are mature (:func:`perennial.features.maturity.mature_until`), and at least ``gates.min_rows`` labels, and labels for the
+    share ``gates.label_coverage`` of its predictions, are known by ``as_of``; again, when more are, or when predictions or
+    labels were published anew. Each measurement is recorded in the ledger. So the run of a later window measures a window
+    whose labels came late.
 
     Args:
         folder: the model's folder.
@@ -88,9 +91,17 @@ def measure_performance(
     if predictions is None or tables is None:
         log.info("nothing to measure: no predictions are published yet")
         return []
-    earliest = min(interval.start, interval.end - spec.training.window)
-    windows = Interval(earliest, interval.end).windows(spec.schedules.window)
+    champion = ledger.champion(spec.name)
+    delay = label_delay(spec.label, ledger.version(spec.name, champion) if champion is not None else None)
+    mature = mature_until(as_of, delay)
+    earliest = min(interval.start, mature_until(interval.end - spec.training.window, delay))
+    windows = [
+        window
+        for window in Interval(earliest, interval.end).windows(spec.schedules.window)
+        if window.end <= mature or not delay
+    ]
     if not windows:
+        log.info("nothing to measure: labels take %d days, and those of %s are not mature yet", delay.days, interval)
         return []
     span = Interval(windows[0].start, windows[-1].end)
     scored, ingested = (ledger.publications(spec.name, dataset, span) for dataset in (DATASET, "tables"))
