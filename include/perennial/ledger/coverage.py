@@ -1,4 +1,4 @@
-"""Which parts of an interval are published, and up to when a version has learned."""
+"""Which parts of an interval are published, and up to which time a version has learned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perennial.spec.data import Label
 
 
 def trained_as_of(record: VersionRecord | None) -> datetime | None:
-    """The time up to which a version may have learned; None if nothing is recorded of it."""
+    """The time up to which a version may have learned (``as_of`` of its training); None if that is not recorded."""
     return utc(record.training.as_of) if record is not None and record.training.as_of else None
 
 

@@ -50,7 +50,7 @@ def build_training_set(
         deployment: contains the rows; the snapshots are pinned in its lake.
         as_of: only labels known by then are used. The holdout ends where labels were mature by then.
         run_id: the run; the pin's name is derived from it.
-        staging: folder to leave the rows in, for :func:`load_rows`; None: the rows are not left.
+        staging: folder that the rows are also written to, for :func:`load_rows`; None: they are not written to a folder.
 
     Raises:
         TrainingError: nothing is published, there are too few rows, or only labels of one class; the message says what to do.
@@ -71,8 +71,8 @@ def build_training_set(
     if removed := ledger.removed(spec.name, "features", Interval(window.start, holdout.end)):
         raise TrainingError(
             f"{spec.name}: features of {', '.join(part.key for part in removed)} were removed by retention (retention.features "
-            f"in model.yaml), and {window} would be learned from: load these days again with {spec.name}.load, or train as of "
-            "a later day"
+            f"in model.yaml), and the training needs them: load these days again with {spec.name}.load, or train as of a "
+            "later day"
         )
     snapshots = _snapshots(folder, ledger)
     asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
@@ -130,8 +130,9 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
         lake: contains the rows.
         training_set: says which rows.
         part: window or holdout.
-        staging: folder where the rows were left too. They are read from it if their hash is that of the pinned rows, since
-            this is faster. Otherwise they are read from the lake, for example by a worker on another machine.
+        staging: folder that :func:`build_training_set` wrote the rows to. They are read from it if their hash is that of the
+            pinned rows, since this is faster. Otherwise they are read from the lake, for example by a worker on another
+            machine.
 
     Raises:
         TrainingError: the model folder has changed since the rows were pinned, or the lake's rows are not the pinned rows.
@@ -144,14 +145,14 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
     if staging is not None and (left := _left(_staged(staging, part))) is not None:
         if content_hash(left) == training_set.content[part]:
             return left
-        log.warning("the rows left in %s are not those that were pinned; they are read from the lake", staging)
+        log.warning("the rows in the staging folder %s are not the pinned rows, so they are read from the lake", staging)
     known_by = training_set.interval("holdout").start if part == "window" else utc(training_set.as_of)
     labelled, _ = _read_rows(folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by)
     rows = _newest(folder.spec, labelled, part)
     if content_hash(rows) != training_set.content[part]:
         raise TrainingError(
-            f"{name}: the rows of {training_set.interval(part)} are not those that run {training_set.run_id} pinned, though "
-            "the snapshots are the same: the lake's files were changed by hand. Start a new run"
+            f"{name}: the rows of {training_set.interval(part)} are not those that run {training_set.run_id} pinned, although "
+            "the snapshots are the same: somebody changed the lake's files by hand. Start a new run"
         )
     return rows
 
@@ -166,11 +167,11 @@ def _leave(rows: pa.Table, file: Path) -> None:
         with replacing(file) as draft, pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
             writer.write_table(rows)
     except OSError as error:
-        log.warning("the rows cannot be left in %s, so each task reads them from the lake: %s", file.parent, error)
+        log.warning("the rows cannot be written to %s, so each task reads them from the lake: %s", file.parent, error)
 
 
 def _left(file: Path) -> pa.Table | None:
-    """Rows that were left in a file, memory-mapped; None if they cannot be read."""
+    """Rows that :func:`_leave` wrote to a file, memory-mapped; None if they cannot be read."""
     try:
         with pa.memory_map(str(file)) as source:
             return pa.ipc.open_file(source).read_all()
@@ -245,7 +246,7 @@ def _check_window(folder: ModelFolder, lake: Lake, training_set: TrainingSet, wi
     rows, entities = training_set.rows["window"], training_set.entities["window"]
     if rows < spec.training.min_rows:
         raise TrainingError(
-            f"{spec.name}: {rows:,} labelled rows of {entities:,} in {training_set.window}, training.min_rows is "
+            f"{spec.name}: {training_set.window} has {rows:,} labelled rows, of {entities:,} rows, but training.min_rows is "
             f"{spec.training.min_rows:,}: ingest more past days, or make training.window longer"
             f"{_outlook(folder, lake, training_set, delay)}"
         )
@@ -265,8 +266,8 @@ def _check_window(folder: ModelFolder, lake: Lake, training_set: TrainingSet, wi
         )
     if spec.task == "regression" and (bad := rows - pc.sum(pc.is_finite(window.column(LABEL))).as_py()):
         raise TrainingError(
-            f"{spec.name}: {bad:,} labels in {training_set.window} are NaN or infinite: let label.sql give NULL where there is "
-            "no label"
+            f"{spec.name}: {bad:,} labels in {training_set.window} are NaN or infinite: change label.sql so that it "
+            "returns NULL where there is no label"
         )
 
 

@@ -136,7 +136,6 @@ RUNS = st.builds(Run, st.sampled_from(_INTERVALS), st.sampled_from([1, 1, 3]), s
 @example(plan=([Run(_INTERVALS[4], 1, False), Run(_DAYS[1], 3, True), Run(_INTERVALS[3], 1, True)], [0, 1, 2]))
 @hypothesis_settings(
     max_examples=8,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

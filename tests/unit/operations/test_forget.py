@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
 
 from perennial.cli.main import main
 from perennial.core.errors import BackupError, ErasureError, Superseded, TrainingError
@@ -45,7 +47,16 @@ def mark(rows: pd.DataFrame) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path, settings: Settings) -> World:
-    world = make_world(tmp_path, settings)
+    return lived_in(tmp_path, settings)
+
+
+@pytest.fixture
+def world_on_each_database(tmp_path: Path, settings_on_each_database: Settings) -> World:
+    return lived_in(tmp_path, settings_on_each_database)
+
+
+def lived_in(place: Path, settings: Settings) -> World:
+    world = make_world(place, settings)
     world.publish(DAY, change=mark)
     version = world.register()
     world.promote(version)
@@ -90,11 +101,26 @@ def assert_gone(world: World) -> None:
         assert VISIT not in rows
         assert len(rows) == (59 if table == "predictions" else 119), f"{table} lost rows of others"
     assert len(world.sink()) == 59
+    for url in {world.settings.predictions_url, world.settings.database_url, world.settings.catalog_url}:
+        assert tables_that_hold(url, VISIT) == []
     file = Path(world.settings.predictions_url.removeprefix("sqlite:///"))
     assert [name for name in holders(file.parent, VISIT) if name.startswith("predictions.db")] == []
 
 
-def test_an_entity_goes_from_all_tables_snapshots_and_files_and_no_other_row_does(world: World) -> None:
+def tables_that_hold(url: str, value: str) -> list[str]:
+    """Tables of a database with a row that tells a value."""
+    engine = sa.create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        rows = {
+            table: connection.exec_driver_sql(f'SELECT * FROM "{table}"').all()
+            for table in sa.inspect(engine).get_table_names()
+        }
+    return [table for table, found in rows.items() if value in str(found)]
+
+
+def test_an_entity_goes_from_all_tables_snapshots_and_files_and_no_other_row_does(world_on_each_database: World) -> None:
+    world = world_on_each_database
+    assert tables_that_hold(world.settings.predictions_url, VISIT) == ["toy_predictions"]
     assert holders(Path(world.settings.warehouse), VISIT) != []
     done = work(world).run(actor="tester", reason="she asked for it")
     assert done is not None

@@ -30,8 +30,16 @@ from tests.unit.monitored import DAY, World, make_world, open_world
 
 @pytest.fixture
 def world(tmp_path: Path, settings: Settings) -> World:
-    settings = settings.model_copy(update={"models": tmp_path / "models"})
-    world = make_world(tmp_path, settings)
+    return lived_in(tmp_path, settings)
+
+
+@pytest.fixture
+def world_on_each_database(tmp_path: Path, settings_on_each_database: Settings) -> World:
+    return lived_in(tmp_path, settings_on_each_database)
+
+
+def lived_in(place: Path, settings: Settings) -> World:
+    world = make_world(place, settings.model_copy(update={"models": place / "models"}))
     world.publish(DAY)
     version = world.register()
     world.promote(version)
@@ -66,7 +74,8 @@ def test_marking_changes_neither_the_model_nor_what_it_learned_by(parts: Deploym
     assert not mark_retired(parts, "toy")
 
 
-def test_a_retired_model_has_no_champion_in_ledger_and_mlflow_and_says_since_when(parts: Deployment) -> None:
+def test_a_retired_model_has_no_champion_in_ledger_and_mlflow_and_says_since_when(world_on_each_database: World) -> None:
+    parts = Deployment(world_on_each_database.settings)
     mark_retired(parts, "toy")
     told = end(parts)
     assert "version 1 is champion no more" in told[0]
@@ -140,7 +149,9 @@ def test_an_end_that_is_killed_between_ledger_and_mlflow_is_gone_on_with(parts: 
 # --- the lake --------------------------------------------------------------------------------------------------------
 
 
-def test_a_lake_is_kept_unless_it_is_to_go_and_then_nothing_of_it_is_left(world: World, parts: Deployment) -> None:
+def test_a_lake_is_kept_unless_it_is_to_go_and_then_nothing_of_it_is_left(world_on_each_database: World) -> None:
+    world = world_on_each_database
+    parts = Deployment(world.settings)
     mark_retired(parts, "toy")
     end(parts)
     lake = Path(parts.settings.warehouse)

@@ -110,7 +110,7 @@ def test_four_wrong_references_are_four_messages_each_with_its_line(tmp_path: Pa
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sets(st.sampled_from(PLACES), min_size=1))
 def test_each_broken_reference_is_one_message_with_its_line(places: set[int]) -> None:
     messages = reported(broken(places))
@@ -119,7 +119,7 @@ def test_each_broken_reference_is_one_message_with_its_line(places: set[int]) ->
     assert all(f"nowhere{place}_" in message for place, message in zip(sorted(places), messages, strict=True))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sets(st.sampled_from(PLACES), min_size=1))
 def test_a_broken_field_elsewhere_hides_no_broken_reference(places: set[int]) -> None:
     text = broken(places).replace("owner: operations", "owner: 3").replace("minutes: {type: integer}", "minutes: {type: int}")

@@ -278,7 +278,8 @@ def test_nothing_published_says_what_to_run(folder: ModelFolder, deployment: Dep
 def test_too_few_rows_say_how_many_and_what_to_do(folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame) -> None:
     publish(deployment, rows.iloc[::60].reset_index(drop=True))
     with pytest.raises(
-        TrainingError, match=r"20 labelled rows of 20 in 2013-03-01--2013-03-21, training\.min_rows is 100: ingest"
+        TrainingError,
+        match=r"2013-03-01--2013-03-21 has 20 labelled rows, of 20 rows, but training\.min_rows is 100: ingest",
     ):
         build(folder, deployment)
 
@@ -566,7 +567,7 @@ def test_a_validation_part_that_cannot_validate_says_what_to_change(
     validation = (rows["moment"] >= PERIOD.start + timedelta(days=15)) & (rows["moment"] < PERIOD.start + timedelta(days=20))
     publish(deployment, rows.assign(y=rows["y"].where(~validation, 0.0)))
     with pytest.raises(
-        TrainingError, match=r"all 300 labels of the window from 2013-03-16 on are False.*training\.validation longer"
+        TrainingError, match=r"all 300 labels of the training window from 2013-03-16 on are False.*training\.validation longer"
     ):
         fit_candidate(folder, "boosting", build(folder, deployment), deployment, run_id="run-1")
 
