@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 from scipy.special import stdtr
 
@@ -146,13 +147,21 @@ def _fresh(evaluation: Evaluation, gates: Gates) -> GateResult:
     gate, trained_on = "fresh_training", evaluation.candidate.trained_on
     if trained_on is None:
         return GateResult(gate, False, f"the rows that {evaluation.candidate.name} was trained on are unknown")
-    gap = Interval.from_key(evaluation.interval).start - Interval.from_key(trained_on).end
-    days, most = gap.total_seconds() / 86_400, gates.stale_after.total_seconds() / 86_400
+    holdout = Interval.from_key(evaluation.interval)
+    gap = holdout.start - Interval.from_key(trained_on).end
+    # The holdout ends where labels are mature, and the window ends as long before the holdout.
+    labels = max(utc(evaluation.as_of) - holdout.end, timedelta()) if evaluation.as_of else timedelta()
+    days, late, most = (length / timedelta(days=1) for length in (gap, labels, gates.stale_after))
     return GateResult(
         gate,
-        gap <= gates.stale_after,
+        gap - labels <= gates.stale_after,
         f"{evaluation.candidate.name} was trained on {trained_on}, which ends {days:g} days before the holdout "
-        f"{evaluation.interval}; at most {most:g} are required",
+        f"{evaluation.interval}"
+        + (
+            f"; labels take {late:g} days, and at most {most:g} more are required"
+            if late
+            else f"; at most {most:g} are required"
+        ),
     )
 
 

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+from perennial.core.intervals import utc
 from perennial.evidence.evaluation import Contender
-from perennial.evidence.training import PARTS
+from perennial.evidence.training import PARTS, TrainingRecord
 from perennial.reports.documents import Block, Chapter, Document, Facts, Grid, Mark, Points, Words
 from perennial.reports.dossier import Dossier
 from perennial.reports.lineage import training_set
@@ -200,6 +201,20 @@ def decision(dossier: Dossier) -> Chapter:
     return Chapter("Decision", blocks, "the gates' decision, in the ledger")
 
 
+def _labels(training: TrainingRecord) -> list[tuple[str, str]]:
+    """How late labels come, and how old the newest one was when the version was made."""
+    facts = []
+    if training.label_delay:
+        source = "measured" if training.delay_measured else "label.delay in model.yaml"
+        facts.append(("labels take", f"{training.label_delay} days ({source})"))
+    if training.newest_label:
+        age = utc(training.as_of) - utc(training.newest_label)
+        facts.append(
+            ("newest label", f"of {utc(training.newest_label):%Y-%m-%d %H:%M} UTC, {age / timedelta(days=1):.1f} days old")
+        )
+    return facts
+
+
 def _data(dossier: Dossier) -> list[Block]:
     training = dossier.training
     parts = [
@@ -219,6 +234,7 @@ def _data(dossier: Dossier) -> list[Block]:
         Facts(
             [
                 ("labels known by", training.as_of),
+                *_labels(training),
                 ("features", f"{len(training.numeric)} numeric, {len(training.categorical)} categorical"),
                 ("feature definitions", f"SHA-256 {dossier.record.features_digest}"),
                 ("pinned as", training.pin),
