@@ -6,7 +6,6 @@ from datetime import timedelta
 
 from airflow.sdk import (
     Asset,
-    CronPartitionTimetable,
     CronTriggerTimetable,
     MonthWindow,
     PartitionedAssetTimetable,
@@ -15,6 +14,8 @@ from airflow.sdk import (
     StartOfWeekMapper,
     WeekWindow,
 )
+
+from perennial.orchestration.timetables import EachDay
 
 #: Format of a partition key: a UTC day. A week or month is named by its first day.
 DAY = "%Y-%m-%d"
@@ -35,9 +36,9 @@ def predictions(model: str) -> Asset:
     return Asset(name=f"{model}.predictions", uri=f"perennial://{model}/predictions", group="perennial")
 
 
-def each_day(cron: str) -> CronPartitionTimetable:
-    """A run at each tick of ``cron`` (UTC), for the day before."""
-    return CronPartitionTimetable(cron, timezone="UTC", run_offset=-1, key_format=DAY, run_immediately=_GRACE)
+def each_day(cron: str, *, catch_up: timedelta) -> EachDay:
+    """A run at each tick of ``cron`` (UTC), for the day before; also at missed ticks that are not older than ``catch_up``."""
+    return EachDay(cron, key_format=DAY, run_immediately=_GRACE, catch_up=catch_up)
 
 
 def at(cron: str) -> CronTriggerTimetable:
