@@ -205,7 +205,7 @@ def test_what_is_not_on_this_machine_is_left_to_its_own_tools(
 
 
 def test_a_backup_is_not_made_into_what_it_copies_nor_over_another(world: World, tmp_path: Path) -> None:
-    with pytest.raises(BackupError, match="which would be copied"):
+    with pytest.raises(BackupError, match="which is copied"):
         make_backup(world.settings, Path(world.settings.warehouse) / "backup", {}, now=NOW)
     make_backup(world.settings, tmp_path / "backup", {}, now=NOW)
     with pytest.raises(BackupError, match="is not empty"):
