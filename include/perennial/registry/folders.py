@@ -35,11 +35,10 @@ from perennial.core.errors import (
     VersionUnusable,
 )
 from perennial.core.intervals import Interval
-from perennial.features.point_in_time import compute, needed_tables
+from perennial.features.point_in_time import faults_without_rows
 from perennial.features.publish import ensure_features, outdated_days, visible_to
 from perennial.features.published import DATASET, TABLES, dataset_of, published_tables
 from perennial.lake.publish import Lake
-from perennial.lake.schema import published_schema
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import Publication, VersionRecord
 from perennial.model.artifacts import FeatureList
@@ -77,25 +76,25 @@ def open_folder(record: VersionRecord, folder: ModelFolder | None, registry: Run
     name, kept = f"{record.model} version {record.version}", record.code.files
     if not kept:
         raise TrainingError(
-            f"{name} was made by another model folder than there is now, and no copy of that was kept: check out commit "
-            f"{record.code.commit} of the folder and try again"
+            f"{name} was made with another model folder than the present one, and no copy of that folder was kept: check out "
+            f"commit {record.code.commit} of the folder and try again"
         )
     if folder is None:
-        notes.append("there is no readable model folder now; the files logged with the version were used")
+        notes.append("the present model folder cannot be read; the files logged with the version were used")
     else:
         changed = [file for file in {**kept, **folder.files} if kept.get(file) != _sha256(folder.files.get(file))]
-        # With the same files, it is Perennial that reads more out of them than it did.
-        what = f"{', '.join(changed)} changed" if changed else "what Perennial reads in the folder changed"
+        # If the files are the same, a newer release of Perennial reads more from them.
+        what = f"{', '.join(changed)} changed" if changed else "what Perennial reads from the folder changed"
         notes.append(f"{what} since the version was made; the files logged with it were used")
     with tempfile.TemporaryDirectory(prefix="perennial-folder-") as scratch:
         place = Path(scratch) / record.model
         place.mkdir()
         for file, text in registry.files_of_run(record.mlflow_run_id, FOLDER).items():
             if file not in kept or hashlib.sha256(text).hexdigest() != kept[file]:
-                raise VersionUnusable(f"{name}: {FOLDER}/{file} in MLflow is not the file that the ledger speaks of")
+                raise VersionUnusable(f"{name}: {FOLDER}/{file} in MLflow is not the file that the ledger records")
             (place / file).write_bytes(text)
         if missing := [file for file in kept if not (place / file).exists()]:
-            raise VersionUnusable(f"{name}: {', '.join(missing)} is no longer in MLflow, below {FOLDER}/ of its run")
+            raise VersionUnusable(f"{name}: {', '.join(missing)} is no longer in MLflow, in the folder {FOLDER}/ of its run")
         yield read_model(place)
 
 
@@ -162,7 +161,7 @@ def own_folder(registry: Runs, version: int, current: ModelFolder) -> OwnFolder:
     name = f"{spec.name} version {version}"
     if (task := record.training.task) is not None and task != spec.task:
         raise VersionUnusable(f"{name} was trained for the task {task}, and model.yaml now has {spec.task}")
-    if current.digest == record.spec_digest or current.features_digest == record.features_digest:
+    if current.digest == record.spec_digest or record.features_digest in current.features_digests:
         return OwnFolder(record, current, current, DATASET)
     try:
         with open_folder(record, current, registry, []) as opened:
@@ -303,32 +302,19 @@ def computable(own: OwnFolder, lake: Lake | None, interval: Interval | None) -> 
     if not gone:
         return own.folder
     without = _without(own.folder, gone)
-    try:
-        if without is None:
-            raise SpecError(f"there is no table {own.folder.spec.entity.table}")
-        try_out(without)
-    except SpecError as error:
-        if lake is not None and interval is not None and _all_have(own.folder, lake, visible_to(own.folder, interval), gone):
-            return own.folder
-        named = ", ".join(f"{table}.{column}" if column else table for table, column in gone)
-        raise VersionUnusable(f"{own.name} needs what the tables of model.yaml no longer have ({named}): {error}") from error
-    return without
-
-
-def try_out(folder: ModelFolder) -> None:
-    """Run a folder's ``features.sql`` on empty tables: it must parse, find its tables and columns, and give the features.
-
-    Raises:
-        SpecError: it does not.
-    """
-    tables = {name: published_schema(folder.spec.tables[name]).empty_table() for name in needed_tables(folder)}
-    compute(folder, tables, Interval.day("2000-01-01")).close()
+    faults = faults_without_rows(without) if without is not None else ["without it there are no entities"]
+    if without is not None and not faults:
+        return without
+    if lake is not None and interval is not None and _all_have(own.folder, lake, visible_to(own.folder, interval), gone):
+        return own.folder
+    named = ", ".join(f"{table}.{column}" if column else table for table, column in gone)
+    raise VersionUnusable(f"{own.name} needs what the tables of model.yaml no longer have ({named}): {faults[0]}")
 
 
 def _gone(folder: ModelFolder, present: Mapping[str, Table]) -> list[tuple[str, str | None]]:
     """Tables that a query may read and that are gone, each with None; and columns of the others that are gone."""
     found: list[tuple[str, str | None]] = []
-    for name in needed_tables(folder):
+    for name in folder.feature_tables:
         if name not in present:
             found.append((name, None))
         else:

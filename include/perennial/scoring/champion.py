@@ -49,11 +49,11 @@ def resolve_champion(
         if version == champion or version not in records or not _was_trained_before(records[version], interval):
             continue
         if can_score(version):
-            log.info("version %d scores: champion %d was trained as of a time after %s", version, champion, interval)
+            log.info("version %d scores: champion %d was trained as of a time after %s began", version, champion, interval)
             return version
     log.warning(
-        "champion %d was trained as of a time after %s begins and no earlier champion can stand in: its predictions may be of "
-        "rows it learned from, and say nothing about how good it is",
+        "champion %d was trained as of a time after the start of %s, and no earlier champion can stand in: it may have learned "
+        "from the rows that it predicts, so these predictions do not show how good it is",
         champion,
         interval,
     )

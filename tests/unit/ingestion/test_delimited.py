@@ -48,7 +48,7 @@ def read(content: bytes, *, delimiter: str = ",") -> tuple[list[list[str | None]
     return rows, positions, faults
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     rows=st.lists(st.tuples(FIELDS, FIELDS, FIELDS), max_size=8),
     line_end=st.sampled_from(["\n", "\r\n", "\r"]),
@@ -78,7 +78,7 @@ def test_whatever_is_written_soundly_is_read_back_in_any_blocks(
     assert faults == [None] * len(rows)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=st.text(st.sampled_from(list('ab",\n\r')), max_size=60), chunk=st.integers(1, 40))
 def test_any_text_is_split_the_same_in_any_blocks_or_refused(content: str, chunk: int) -> None:
     def outcome() -> object:
@@ -194,7 +194,7 @@ def test_ten_thousand_columns_leave_those_that_are_named(tmp_path: Path) -> None
     done = ingest(trips(tmp_path), tmp_path)
 
     assert done.published == [GOOD]
-    assert pq.read_schema(done.landed.path).names[:5] == ["id", "begun", "place", "n", "x"]
+    assert pq.read_schema(done.landed.paths[0]).names[:5] == ["id", "begun", "place", "n", "x"]
 
 
 # --- rejected with a clear error -------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def test_a_former_champion_scores_in_the_shadow_by_its_own_folder(world: World) 
     change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
     by_hand.train(world.settings, "toy", NEXT.end)
     told = by_hand.score(world.settings, "toy", LATER)
-    assert told == f"toy, {LATER}: 120 predictions by version 2, in its shadow 120 by 1"
+    assert told == f"toy, {LATER}: 120 predictions by version 2, 120 by its shadow versions 1"
 
 
 def test_another_label_is_told_and_both_are_measured_by_it(world: World) -> None:
@@ -282,6 +282,6 @@ def test_a_champion_whose_own_folder_is_gone_is_unusable_only_if_it_needs_it(wor
     shutil.rmtree(Path(run.info.artifact_uri.removeprefix("file://")) / FOLDER)
     assert {version for _, _, version in rescored(world, LATER)} == {1}
     change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
-    with pytest.raises(VersionUnusable, match="is no longer in MLflow, below folder/ of its run"):
+    with pytest.raises(VersionUnusable, match="is no longer in MLflow, in the folder folder/ of its run"):
         by_hand.score(world.settings, "toy", LATER)
     assert by_hand.train(world.settings, "toy", NEXT.end) == "toy version 2 is champion"
