@@ -171,9 +171,7 @@ def show_story(console: Console, story: dict[str, Any]) -> None:
         gates.add_row(gate["gate"], "passed" if gate["passed"] else "refused", escape(gate["reason"]))
     console.print(gates)
     if story["champion_unusable"]:
-        say(
-            f"It was not compared with version {judged['champion']}, which can never be used again: {story['champion_unusable']}"
-        )
+        say(f"Nothing was compared with the champion, which can never be used again: {story['champion_unusable']}")
     say("Who decided")
     for approval in story["approvals"]:
         say(f"  {_minute(approval['at'])} {approval['answer']} by {approval['by'] or 'nobody'}: {approval['words']}")
