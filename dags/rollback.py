@@ -9,7 +9,7 @@ not go back two steps. Predictions that were already written stay; to replace th
 ## When it fails
 - **no earlier champion**: there is nothing to go back to. Train a new version, or make another one champion with
   `<model>.promote`.
-- **never was champion**: a rollback only goes to former champions. Use `<model>.promote`.
+- **was never champion**: a rollback only goes to former champions. Use `<model>.promote`.
 - **ArtifactRejected**: that version's stored model differs from what was registered. Choose another one.
 """
 

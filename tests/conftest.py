@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 # Before anything that reports its use is imported.
 os.environ.update({"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "GX_ANALYTICS_ENABLED": "false"})
 
+import hypothesis
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -33,6 +34,10 @@ from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
 from tests import receivers
 from tests.living import living  # noqa: F401  # a fixture of the end-to-end and browser tests
+
+# No test depends on how fast the machine is.
+hypothesis.settings.register_profile("perennial", deadline=None)
+hypothesis.settings.load_profile("perennial")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -186,30 +186,18 @@ def _bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> Bound:
                     bound.absent.append(missing)
                     bound.lacking.extend([] if is_replaced else [missing])
                     continue
-                message = str(refused.error).splitlines()[0]
-                error = (
-                    _lacks(missing, raw, place)
-                    if missing
-                    else SpecError(f"{where}.{refused.key}: this expression cannot be used here: {message}")
-                )
+                error = _lacks(missing, raw, place) if missing else _unusable(where, refused)
                 raise _unless_vacant(table, column, error, raw) from refused.error
         for column, spec in table.columns.items():
             kind = bound.types[column] = types[f"columns.{column}.sql"]
             if _value(spec, kind, "x") is None:
-                fault = f"has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision"
-                unfit: PerennialError = SpecError(f"{where}.columns.{column}.sql: the result {fault}; cast it")
+                unfit: PerennialError = _unfit_result(spec, kind, f"{where}.columns.{column}.sql")
                 if spec.sql is None:
+                    fault = f"has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision"
                     unfit = SourceError(f"{place}: {column} {fault}; write it as `sql` at {where}.columns.{column}")
                 raise _unless_vacant(table, column, unfit, raw)
         if table.known != "always":
-            connection.register("typed", published_schema(table).empty_table().drop_columns([KNOWN]))
-            try:
-                _types(connection, "typed", {"known": f"({table.known}\n)::TIMESTAMPTZ"})
-            except _Refused as refused:
-                message = f"this expression cannot be used here: {str(refused.error).splitlines()[0]}"
-                if missing := _absent_column(refused.error):
-                    message = f"no column {missing}; there are {', '.join(table.columns)}"
-                raise SpecError(f"{where}.known: {message}") from refused.error
+            _bind_known(connection, table, where)
     return bound
 
 
@@ -299,6 +287,85 @@ def _types(connection: duckdb.DuckDBPyConnection, view: str, expressions: Mappin
             except duckdb.Error as error:
                 raise _Refused(key, error) from error
         raise
+
+
+def faults_without_rows(folder: ModelFolder, name: str, *, texts: bool) -> list[SpecError]:
+    """What is wrong in a table's expressions for any source, one error per expression.
+
+    Args:
+        folder: the model's folder.
+        name: the name of the table.
+        texts: whether all values of the source are texts. If not, their types are not known. Then only what is wrong for
+            every type is found.
+    """
+    table = folder.spec.tables[name]
+    where = f"{folder.path / 'model.yaml'}: tables.{name}"
+    kind = pa.string() if texts else pa.null()
+    expressions = {f"columns.{column}.sql": spec.sql for column, spec in table.columns.items() if spec.sql is not None}
+    if table.where is not None:
+        expressions["where"] = f"({table.where}\n)::BOOLEAN"
+    found = []
+    with connect() as connection:
+        for place, sql in expressions.items():
+            try:
+                result = _bound_to_any(connection, place, sql, kind)
+            except _Refused as refused:
+                found.append(_unusable(where, refused))
+                continue
+            spec = table.columns[place.split(".")[1]] if place != "where" else None
+            if spec is not None and result is not None and _value(spec, result, "x") is None:
+                found.append(_unfit_result(spec, result, f"{where}.{place}"))
+        if table.known != "always":
+            try:
+                _bind_known(connection, table, where)
+            except SpecError as error:
+                found.append(error)
+    return found
+
+
+def _bound_to_any(connection: duckdb.DuckDBPyConnection, place: str, sql: str, kind: pa.DataType) -> str | None:
+    """The type of an expression over a source that has every column the expression reads; None if it is not known.
+
+    Raises:
+        _Refused: the expression is wrong for every source.
+    """
+    columns = [pa.field(POSITION, pa.string())]
+    while True:
+        connection.register("any_source", pa.schema(columns).empty_table())
+        try:
+            return _types(connection, "any_source", {place: sql})[place]
+        except _Refused as refused:
+            message, missing = str(refused.error), _absent_column(refused.error)
+            if missing is None:
+                # DuckDB cannot choose between functions for a value without a type. A name with a dot may be a part of a value.
+                if kind == pa.null() and ('"NULL"' in message or "Referenced table" in message):
+                    return None
+                raise
+            if missing in [column.name for column in columns]:
+                return None  # offered, and absent where the expression looks for it: in a subquery of its own
+            columns.append(pa.field(missing, kind))
+
+
+def _unusable(where: str, refused: _Refused) -> SpecError:
+    return SpecError(f"{where}.{refused.key}: this expression cannot be used here: {str(refused.error).splitlines()[0]}")
+
+
+def _unfit_result(spec: Column, kind: str, place: str) -> SpecError:
+    return SpecError(
+        f"{place}: the result has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision; cast it"
+    )
+
+
+def _bind_known(connection: duckdb.DuckDBPyConnection, table: Table, where: str) -> None:
+    connection.register("typed", published_schema(table).empty_table().drop_columns([KNOWN]))
+    try:
+        kind = _types(connection, "typed", {"known": table.known})["known"]
+    except _Refused as refused:
+        if missing := _absent_column(refused.error):
+            raise SpecError(f"{where}.known: no column {missing}; there are {', '.join(table.columns)}") from refused.error
+        raise _unusable(where, refused) from refused.error
+    if kind not in _TIMESTAMPS | {"DATE", "VARCHAR", '"NULL"'}:
+        raise SpecError(f"{where}.known: gives {kind}; it must give the moment from which a row may be used")
 
 
 def _absent_column(error: duckdb.Error) -> str | None:

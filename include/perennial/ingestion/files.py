@@ -44,6 +44,9 @@ BOMB_RATIO = 250
 BOMB_FROM = 256 << 20
 
 _TIME_CODES = re.compile(r"%[YmdH]")
+#: What looks like a time code. A file's address may have %20 or %C3, which are none.
+_LIKE_A_CODE = re.compile(r"%[A-Za-z]")
+_ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,12 @@ def _expand(pattern: str, interval: Interval) -> list[tuple[str, Interval | None
         steps.append((_at(pattern, start), Interval(start, end)))
         start = end
     return steps
+
+
+def unknown_codes(pattern: str) -> list[str]:
+    """What looks like a time code in a pattern, and stands for no time here."""
+    plain = _ESCAPED.sub("", _TIME_CODES.sub("", pattern)) if "://" in pattern else _TIME_CODES.sub("", pattern)
+    return sorted(set(_LIKE_A_CODE.findall(plain)))
 
 
 def _at(pattern: str, moment: datetime) -> str:

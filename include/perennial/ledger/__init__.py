@@ -1,4 +1,6 @@
-"""The ledger: one SQL database that decides what is published and who is champion.
+"""The ledger: one SQL database that decides what is published and which version is champion.
 
-Begin with :mod:`perennial.ledger.store`, the façade; each family of tables has a module beside it.
+Each family of tables has its own module. :mod:`perennial.ledger.store` combines them.
+
+Begin with :mod:`perennial.ledger.store`.
 """

@@ -1,4 +1,4 @@
-"""The alerts of the ledger: what was told, what is open, what waits. :mod:`perennial.alerts.outbox` holds the tables."""
+"""The ledger's alerts: recording, resolving and listing them. :mod:`perennial.alerts.outbox` holds the tables."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from perennial.ledger.rows import TableFamily, now
 
 
 class AlertTables(TableFamily):
-    """The outbox of alerts, as those who record and resolve them use it."""
+    """The outbox, for code that records and resolves alerts."""
 
     @property
     def outbox(self) -> Outbox:
-        """What those who send alerts work with."""
+        """The outbox, for senders of alerts."""
         return Outbox(self._database)
 
     def record_alert(self, alert: Alert, key: str | None = None) -> bool:
         """Put an alert into the outbox.
 
         Args:
-            alert: what people are told.
-            key: of the event; the same one is told once, until it is resolved. None: the alert's subject is told of once
-                for as long as it is open, as befits what is found again at each look.
+            alert: the message to people.
+            key: the key of the event. An alert with the same key is recorded once, until it is resolved. None: nothing is
+                recorded while an alert with the same subject is open. Use None for a check that finds the same problem again
+                each time.
 
         Returns:
-            Whether it was put there.
+            Whether the alert was recorded.
+
+        Raises:
+            ValueError: the alert has neither a key nor a subject.
         """
         if key is None and alert.subject is None:
             raise ValueError(f"an alert without a key needs a subject: {alert.title}")
@@ -39,14 +43,14 @@ class AlertTables(TableFamily):
             return outbox.record(connection, alert, str(key))
 
     def resolve(self, subject: str, cause: str) -> bool:
-        """Notify everyone who was told about a subject that it has recovered; nothing happens if no alert of it is open.
+        """Notify everyone who was told about a subject that it has recovered. Without an open alert, nothing happens.
 
         Args:
             subject: of the alerts, see :class:`perennial.alerts.alert.Alert`.
-            cause: what made it well, for people.
+            cause: for people, why it recovered.
 
         Returns:
-            Whether there was anything to resolve.
+            Whether an alert was open.
         """
         with self._database.reading() as connection:
             if not outbox.is_open(connection, subject):
@@ -55,11 +59,11 @@ class AlertTables(TableFamily):
             return outbox.resolve(connection, subject, cause)
 
     def open_subjects(self, topic: str) -> list[str]:
-        """The subjects below ``topic``, or it itself, of which an alert is open."""
+        """The subjects with an open alert: those below ``topic``, and ``topic`` itself."""
         with self._database.reading() as connection:
             return outbox.open_subjects(connection, topic)
 
     def alerts(self, *, since: datetime | None = None) -> list[OutboxEntry]:
-        """All alerts, oldest first, and what has become of each; with ``since``, older ones only if they wait or are open."""
+        """All alerts and their deliveries, oldest first. With ``since``, older alerts only if they wait or are open."""
         with self._database.reading() as connection:
             return outbox.entries(connection, since=since)

@@ -39,16 +39,18 @@ class Erasure:
 
     Attributes:
         columns: names of the columns that named the entity.
-        salt, digest: of the values, see :meth:`is_of`. With both, anybody can guess values, at some 50 ms per guess.
+        salt, digest: of the values, see :meth:`is_of`. Anyone who has both can test guesses of the values, at about 50 ms per
+            guess.
         actor: who asked for it.
         reason: why.
         fence: runs with a lower order can no longer publish.
         completed_at: None while it is in progress or after it was interrupted.
         rows: by table, the number of distinct rows that were erased, including those of older snapshots.
-        versions: ``learned``: those that were trained or evaluated on the rows; ``unpinned``: those whose training rows are no
-            longer kept, so that they cannot be reproduced to the bit; ``rewritten``: those whose stored sample was rewritten.
+        versions: ``learned``: versions that were trained or evaluated on the rows. ``unpinned``: versions whose training rows
+            are no longer kept, so that they cannot be reproduced exactly. ``rewritten``: versions whose stored sample was
+            rewritten.
         details: ``staging``, ``reports``, ``texts`` and ``files``: the number of each that was removed or changed. While the
-            erasure is in progress also ``doomed``: by table, the files to remove.
+            erasure is in progress, also ``doomed``: by table, the files to remove.
     """
 
     id: int
@@ -66,7 +68,7 @@ class Erasure:
     details: dict[str, Any]
 
     def is_of(self, values: Mapping[str, str]) -> bool:
-        """Whether it is the erasure of the entity with these values by column."""
+        """Whether this is the erasure of the entity with these values (column: value)."""
         return sorted(values) == self.columns and secrets.compare_digest(self.digest, _digest(self.salt, values))
 
 
@@ -79,7 +81,7 @@ class Erasures(TableFamily):
     """The table ``erasures``, and the texts of other tables that quote erased values."""
 
     def begin_erasure(self, model: str, values: Mapping[str, str], *, actor: str, reason: str) -> Erasure:
-        """Begin an erasure, or resume the interrupted one of the same entity. Runs that have started can no longer publish.
+        """Begin the erasure of an entity, or resume one that was interrupted. Runs that have started can no longer publish.
 
         Args:
             model: the model.
@@ -113,7 +115,7 @@ class Erasures(TableFamily):
             ).scalars()
             datasets = {*_DATASETS, *known}
         for dataset in sorted(datasets):
-            # A commit may have checked for the fence before it existed. That commit has ended when this lock is free.
+            # A commit may have looked for the fence before it existed. Once this lock is free, that commit has ended.
             with self._database.writing(model, dataset):
                 pass
         [begun] = [one for one in self.erasures(model) if one.id == number]
@@ -129,8 +131,9 @@ class Erasures(TableFamily):
     ) -> None:
         """Update the record of an erasure in progress.
 
-        Of two counts the larger is kept; versions are added to those that are recorded; details are replaced. A count is
-        recorded before its rows are removed. So a resumed erasure, which finds fewer rows, does not lower it.
+        The larger of two counts is kept. Versions are added to the recorded ones. Details replace the recorded ones of the
+        same name. A count is recorded before its rows are removed, so a resumed erasure, which finds fewer rows, does not
+        lower the count.
         """
         with self._database.writing("erasures") as connection:
             where = tables.erasures.c.id == number
@@ -148,7 +151,7 @@ class Erasures(TableFamily):
             )
 
     def complete_erasure(self, number: int) -> Erasure:
-        """Mark an erasure as complete, and remove from its record what was only needed to resume it."""
+        """Mark an erasure as complete. Remove from its record what was only needed to resume it."""
         with self._database.writing("erasures") as connection:
             where = tables.erasures.c.id == number
             row = connection.execute(sa.select(tables.erasures).where(where)).mappings().one()
@@ -163,7 +166,7 @@ class Erasures(TableFamily):
         return self._list(Erasure, query)
 
     def replace_manifest(self, model: str, version: int, manifest: Mapping[str, str]) -> None:
-        """Replace a version's manifest after an erasure rewrote some of its files; entries of other files must be unchanged."""
+        """Replace a version's manifest after an erasure rewrote some of its files. Entries of other files must be unchanged."""
         with self._database.writing(model) as connection:
             where = (tables.versions.c.model == model, tables.versions.c.version == version)
             connection.execute(sa.update(tables.versions).where(*where).values(manifest=dict(manifest)))
@@ -173,7 +176,7 @@ class Erasures(TableFamily):
 
         Args:
             model: the model of the texts.
-            values: as texts; each is searched for as a whole word.
+            values: as texts. Only whole words are replaced.
             dry_run: only count the rows.
 
         Returns:
@@ -205,7 +208,7 @@ class Erasures(TableFamily):
 
 
 def word_pattern(values: Sequence[str]) -> re.Pattern[str] | None:
-    """Matches each of the values as a whole word, also as it is escaped in HTML and JSON; None if all values are blank."""
+    """A pattern that finds each value as a whole word, also where it is escaped in HTML or JSON; None if all are blank."""
     words = {form for value in values for form in (value, json.dumps(value)[1:-1], _as_html(value)) if form.strip()}
     if not words:
         return None

@@ -1,4 +1,4 @@
-"""What monitoring saw and decided: verdicts, performance, shadow comparisons, retraining requests, refused data."""
+"""The results of monitoring: verdicts, performance, shadow comparisons, retraining decisions, and refused data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,19 @@ class Observations(TableFamily):
         run_id: str,
         alert: Alert | None = None,
     ) -> None:
-        """Record whether an interval drifted, in place of what was recorded for it before."""
+        """Record the verdict on an interval. It replaces an earlier one. Alerts that it answers are resolved.
+
+        Args:
+            model: the model.
+            interval: the monitoring window.
+            version: the champion that was judged; None if there was none.
+            verdict: ``ok``, ``drift`` or ``unknown``.
+            reasons: for people, the most important first.
+            details: the measurements.
+            report: where the report is stored; None if there is none.
+            run_id: the run.
+            alert: sent at most once per window and version; None: send none.
+        """
         key = {"model": model, "start": interval.start, "end": interval.end}
         values = {
             "version": version, "verdict": verdict, "reasons": list(reasons), "details": as_column(details), "report": report,
@@ -66,7 +78,7 @@ class Observations(TableFamily):
         Args:
             model: the model.
             before: leave out intervals that end after this.
-            limit: most that are returned.
+            limit: the largest number of verdicts to return.
         """
         query = sa.select(tables.verdicts).where(tables.verdicts.c.model == model)
         if before is not None:
@@ -85,7 +97,18 @@ class Observations(TableFamily):
         as_of: datetime,
         run_id: str,
     ) -> None:
-        """Record how a version did on an interval, in place of what was recorded for the two before."""
+        """Record the performance of a version on an interval. It replaces an earlier record of both.
+
+        Args:
+            model: the model.
+            interval: the monitoring window.
+            version: the version that made the predictions.
+            metrics: by name.
+            rows: the number of labelled predictions.
+            coverage: the share of predictions with a known label, 0 to 1.
+            as_of: labels that became known later are not used.
+            run_id: the run.
+        """
         key = {"model": model, "start": interval.start, "end": interval.end, "version": version}
         values = {
             "metrics": dict(metrics), "rows": rows, "coverage": coverage, "as_of": as_of, "run_id": run_id,
@@ -102,11 +125,13 @@ class Observations(TableFamily):
         )
 
     def record_shadow_comparison(self, record: ShadowComparison, alert: Alert | None = None) -> None:
-        """Record what was seen of a champion and a version in its shadow; the first look at a number of windows stands.
+        """Record a comparison of a champion with a version in its shadow.
+
+        The first comparison of a pair at a number of windows is kept; later ones at the same number are ignored.
 
         Args:
-            record: what was seen.
-            alert: what people are told of the pair, once.
+            record: the comparison.
+            alert: sent once per pair; None: send none.
         """
         with self._database.writing(record.model) as connection:
             connection.execute(
@@ -121,12 +146,12 @@ class Observations(TableFamily):
     def shadow_comparisons(
         self, model: str, *, promotion: int | None = None, version: int | None = None
     ) -> list[ShadowComparison]:
-        """What was seen of champions and versions in their shadows, in the order of promotions, versions and looks.
+        """The shadow comparisons of a model, ordered by promotion, version and number of windows.
 
         Args:
             model: the model.
-            promotion: only in the shadow of the champion that this one made.
-            version: only of this version.
+            promotion: only comparisons with the champion of this promotion.
+            version: only comparisons of this version.
         """
         table = tables.shadow_comparisons
         query = sa.select(table).where(table.c.model == model)
@@ -155,14 +180,14 @@ class Observations(TableFamily):
             window_end: end of the window.
             asked, cause, reason: the decision.
             run_id: the run.
-            after: how many decisions on other windows it was made in the knowledge of; None: that does not matter.
-            alert: recorded with it, once for the same cause until a version is promoted.
+            after: how many decisions were recorded when this one was made; None: do not check.
+            alert: recorded with the decision, once per champion; None: send none.
 
         Returns:
-            What stands: the first word on a window, whoever says another one later.
+            The decision that counts: the first one that was recorded for the window.
 
         Raises:
-            StaleDecision: other windows were decided meanwhile, so cooldown and budget must be looked at again.
+            StaleDecision: other windows were decided meanwhile, so cooldown and budget must be checked again.
         """
         key = {"model": model, "window_end": utc(window_end)}
         values = {"asked": asked, "cause": cause, "reason": reason, "run_id": run_id, "recorded_at": now()}
@@ -180,7 +205,8 @@ class Observations(TableFamily):
                 ).scalar_one()
                 if made != after:
                     raise StaleDecision(
-                        f"{model}: {made - after} other windows were decided while that to {utc(window_end)} was: decide again"
+                        f"{model}: {made - after} other windows were decided during the decision on the window to "
+                        f"{utc(window_end)}. Decide again"
                     )
             connection.execute(sa.insert(tables.retrainings).values(key | values))
             if alert is not None:
@@ -189,7 +215,7 @@ class Observations(TableFamily):
             return as_record(Retraining, key | values)
 
     def retrainings(self, model: str, since: datetime | None = None) -> list[Retraining]:
-        """What was decided on retraining a model, oldest window first.
+        """The decisions on retraining a model, oldest window first.
 
         Args:
             model: the model.
@@ -210,7 +236,7 @@ class Observations(TableFamily):
         rows: Mapping[str, int],
         alert: Alert | None = None,
     ) -> None:
-        """Record that a run refused an interval's data, in place of what the run recorded for it before."""
+        """Record that a run refused the data of an interval. It replaces an earlier record of the same run."""
         key = {"model": model, "start": interval.start, "end": interval.end, "run_id": run_id}
         values = {"reasons": list(reasons), "rows": dict(rows), "recorded_at": now()}
         with self._database.writing(model) as connection:
@@ -219,7 +245,7 @@ class Observations(TableFamily):
                 outbox.record(connection, alert, f"{alert.kind}/{model}/{interval.key}/{run_id}")
 
     def refusals(self, model: str) -> list[Refusal]:
-        """Refused intervals of a model, oldest first."""
+        """The refused intervals of a model, oldest first."""
         query = sa.select(tables.refusals).where(tables.refusals.c.model == model)
         return self._list(
             Refusal, query.order_by(tables.refusals.c.start, tables.refusals.c.end, tables.refusals.c.recorded_at)
@@ -227,7 +253,7 @@ class Observations(TableFamily):
 
     @staticmethod
     def _resolve_judged(connection: sa.Connection, topic: str, by: Interval, cause: str) -> None:
-        """Resolve what was said of windows that ended no later than ``by``: an older window says nothing of a newer one."""
+        """Resolve the open alerts on windows that end no later than ``by``. An older window says nothing about a newer one."""
         for subject in outbox.open_subjects(connection, topic):
             if Interval.from_key(subject.rpartition("/")[2]).end <= by.end:
                 outbox.resolve(connection, subject, cause)

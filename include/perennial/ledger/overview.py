@@ -1,4 +1,4 @@
-"""Where all models stand, in as many queries for a hundred models as for one."""
+"""The state of all models, read with a fixed number of queries, whatever the number of models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _by_model(found: Sequence[_W]) -> dict[str, list[_W]]:
 def _newest(
     table: sa.Table, *order: sa.Column[Any], number: int = 1, where: sa.ColumnElement[bool] | None = None
 ) -> sa.Select[Any]:
-    """Of each model the ``number`` rows that come last by ``order``."""
+    """A query for the last ``number`` rows of each model, by ``order``."""
     rank = sa.func.row_number().over(partition_by=table.c.model, order_by=[column.desc() for column in order])
     ranked = sa.select(table, rank.label("rank"))
     if where is not None:
@@ -46,13 +46,13 @@ def _newest(
 
 
 class Overviews(TableFamily):
-    """Reads of all families at one moment."""
+    """Reads the tables of all families at one moment."""
 
     def overview(self, *, windows: int, alerts_since: datetime) -> Overview:
-        """Where all models stand; as many queries for a hundred models as for one.
+        """The state of all models. The number of queries does not grow with the number of models.
 
         Args:
-            windows: the newest monitoring windows of a model that are told of.
+            windows: how many of the newest monitoring windows to return per model.
             alerts_since: leave out older alerts, unless they wait for delivery.
         """
         newest_version = sa.select(tables.versions.c.model, sa.func.max(tables.versions.c.version)).group_by(

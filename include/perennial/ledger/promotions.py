@@ -1,6 +1,7 @@
-"""Versions and who is champion: registered versions, approvals, promotions, and moves of the alias.
+"""Versions and the champion: registered versions, approvals, promotions, and moves of the alias.
 
-The champion is what the newest completed promotion says; :mod:`perennial.registry.champion` brings MLflow's alias in line.
+The newest completed promotion decides which version is champion. :mod:`perennial.registry.champion` then moves MLflow's alias
+to that version.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from perennial.ledger.succession import in_force
 
 
 def champion_of(connection: sa.Connection, model: str) -> int | None:
-    """The champion's version within a transaction; None if nothing was ever promoted, or the model was retired since."""
-    # Only one promotion is open at a time, so the order of ids is the order of completion.
+    """The champion's version, read within a transaction; None before the first promotion and after a retirement."""
+    # Only one promotion is open at a time, so the ids have the order in which promotions were completed.
     return connection.execute(
         sa.select(tables.promotions.c.version)
         .where(tables.promotions.c.model == model, tables.promotions.c.completed_at.is_not(None), counts(tables.promotions))
@@ -44,11 +45,11 @@ class Promotions(TableFamily):
     """The tables ``versions``, ``approvals``, ``promotions`` and ``alias_moves``."""
 
     def record_version(self, record: VersionRecord) -> None:
-        """Record a version. Recording it again changes nothing that is recorded, and fills in what was empty.
+        """Record a version. If it is recorded already, only fill in the values that are empty.
 
         Raises:
-            ArtifactRejected: the version is recorded with another run or other files, as when MLflow's database was
-                replaced under the ledger and counts from 1 again.
+            ArtifactRejected: the version is recorded with another run or other files. This happens when MLflow's database was
+                replaced, so that its version numbers begin at 1 again.
         """
         key = {"model": record.model, "version": record.version}
         values = as_columns(record)
@@ -60,17 +61,17 @@ class Promotions(TableFamily):
             for name in ("mlflow_run_id", "manifest"):
                 if row[name] and values[name] and row[name] != values[name]:
                     raise ArtifactRejected(
-                        f"{record.model}: version {record.version} is recorded with another {name}: the registry does not "
-                        "belong to this ledger. Restore the two from backups of the same time"
+                        f"{record.model}: version {record.version} is recorded with another {name}, so the registry does not "
+                        "belong to this ledger. Restore both from the same backup"
                     )
             if empty := {name: value for name, value in values.items() if value and not row[name]}:
                 connection.execute(sa.update(tables.versions).where(*matches(tables.versions, key)).values(empty))
 
     def record_decision(self, model: str, version: int, evaluation: Evaluation, decision: GateDecision) -> bool:
-        """Replace what a version was judged by, as when it is compared anew because the champion changed meanwhile.
+        """Replace a version's evaluation and decision, for example after the champion changed and both were compared again.
 
         Returns:
-            Whether it was done; False once the version was to be promoted, since that rested on the first word.
+            Whether they were replaced. False if the version has a promotion, because that promotion rests on the recorded ones.
         """
         with self._database.writing(model) as connection:
             if self._promotions(connection, model, tables.promotions.c.version == version):
@@ -83,7 +84,7 @@ class Promotions(TableFamily):
             return True
 
     def version(self, model: str, version: int) -> VersionRecord | None:
-        """What is recorded of a version."""
+        """The record of a version; None if there is none."""
         found = self._list(
             VersionRecord,
             sa.select(tables.versions).where(tables.versions.c.model == model, tables.versions.c.version == version),
@@ -109,19 +110,20 @@ class Promotions(TableFamily):
         run_id: str | None,
         evidence: Mapping[str, Any],
     ) -> Promotion:
-        """Say that a version is about to become champion; :meth:`complete_promotion` follows once the registry agrees.
+        """Open a promotion: record that a version is about to become champion.
 
-        A run that says it again gets the same promotion back, whatever became of it.
+        :meth:`complete_promotion` follows after the registry has moved the alias. If the same run asks again, it gets the same
+        promotion, in whatever state it is.
 
         Args:
             model: the model.
             version: the new champion.
-            expected: the champion the decision was made against; None if there was none.
-            action: what kind of change it is.
-            reason: for people.
-            actor: who or what decided.
-            run_id: the run that decided; None when a person did by hand.
-            evidence: what the decision rested on.
+            expected: the champion that the decision was made against; None if there was none.
+            action: the kind of change.
+            reason: a text for people.
+            actor: the person or process that decided.
+            run_id: the run that decided; None if a person decided by hand.
+            evidence: the evidence for the decision.
 
         Raises:
             StaleDecision: the champion is not ``expected``, or another promotion is open.
@@ -138,15 +140,15 @@ class Promotions(TableFamily):
             ):
                 raise StaleDecision(
                     f"{model}: version {version} cannot be promoted while the promotion of version {intents[0].version} "
-                    f"(number {intents[0].id}) is open: complete or withdraw it first"
+                    f"(number {intents[0].id}) is open. Complete or withdraw that promotion first"
                 )
             champion = champion_of(connection, model)
             if champion != expected:
                 raise StaleDecision(
-                    f"{model}: version {version} was decided against champion {expected or 'none'}, but the champion is "
-                    f"{champion or 'none'}: decide again"
+                    f"{model}: the decision on version {version} was made against champion {expected or 'none'}, but the "
+                    f"champion is now {champion or 'none'}. Decide again"
                 )
-            values = {
+            values: dict[str, Any] = {
                 "model": model, "version": version, "previous": expected, "action": action, "reason": reason,
                 "actor": actor, "run_id": run_id, "evidence": dict(evidence), "intended_at": now(),
                 "completed_at": None, "withdrawn_at": None,
@@ -154,10 +156,12 @@ class Promotions(TableFamily):
             number = connection.execute(
                 sa.insert(tables.promotions).values(values).returning(tables.promotions.c.id)
             ).scalar_one()
-            return Promotion(id=number, **values)  # type: ignore[arg-type]
+            return Promotion(id=number, **values)
 
     def complete_promotion(self, promotion_id: int, alert: Alert | None = None) -> None:
-        """Say that the registry followed: the version is champion from now on. Saying it twice is the same as once.
+        """Complete a promotion after the registry has moved the alias: from now on the version is champion.
+
+        A second call changes nothing.
 
         Raises:
             StaleDecision: there is no such promotion, or it was withdrawn.
@@ -165,7 +169,7 @@ class Promotions(TableFamily):
         self._close_promotion(promotion_id, "completed_at", alert)
 
     def withdraw_promotion(self, promotion_id: int) -> None:
-        """Give up a promotion that cannot be completed, as when its version was deleted from the registry.
+        """Give up a promotion that cannot be completed, for example because its version was deleted from the registry.
 
         Raises:
             StaleDecision: there is no such promotion, or it was completed.
@@ -186,7 +190,7 @@ class Promotions(TableFamily):
             other = "withdrawn_at" if how == "completed_at" else "completed_at"
             if row[other] is not None:
                 raise StaleDecision(
-                    f"{model}: promotion {promotion_id} of version {row['version']} was {other.removesuffix('_at')}"
+                    f"{model}: promotion {promotion_id} of version {row['version']} was already {other.removesuffix('_at')}"
                 )
             if row[how] is None:
                 connection.execute(
@@ -194,19 +198,19 @@ class Promotions(TableFamily):
                 )
                 if how == "completed_at":
                     for subject in (reign(model, "breaker"), reign(model, "shadow")):
-                        outbox.resolve(connection, subject, f"Version {row['version']} is champion now ({row['action']}).")
+                        outbox.resolve(connection, subject, f"Version {row['version']} is now champion ({row['action']}).")
             if alert is not None:
                 outbox.record(connection, alert, f"{alert.kind}/{model}/promotion-{promotion_id}")
 
     def begin_move(self, promotion: Promotion, *, lease: timedelta) -> int | None:
-        """Take the right to move the registry's alias to a promotion's version; one process at a time has it.
+        """Reserve the registry's alias to move it to a promotion's version. Only one process at a time can reserve it.
 
         Args:
             promotion: open or completed.
-            lease: whoever took the right longer ago than this has died or sleeps, and others may take it.
+            lease: how long a reservation holds. After that its process counts as dead, and another one may reserve the alias.
 
         Returns:
-            What :meth:`end_move` ends; None while another process has the right.
+            The number of the move, for :meth:`end_move`; None while another process has reserved the alias.
 
         Raises:
             StaleDecision: the promotion was withdrawn, or is no longer the newest.
@@ -216,7 +220,7 @@ class Promotions(TableFamily):
             standing = self._promotions(connection, model, tables.promotions.c.withdrawn_at.is_(None))
             if not standing or standing[-1].id != promotion.id:
                 raise StaleDecision(
-                    f"{model}: promotion {promotion.id} of version {promotion.version} is not the newest any more"
+                    f"{model}: promotion {promotion.id} of version {promotion.version} is no longer the newest one"
                 )
             began_at = now()
             busy = sa.select(tables.alias_moves.c.id).where(
@@ -230,12 +234,12 @@ class Promotions(TableFamily):
             )
 
     def end_move(self, model: str, move: int) -> None:
-        """Give back what :meth:`begin_move` gave: the alias is where it belongs."""
+        """End a move of the alias that :meth:`begin_move` began: the alias is at its version."""
         with self._database.writing(model) as connection:
             connection.execute(sa.delete(tables.alias_moves).where(tables.alias_moves.c.id == move))
 
     def unended_moves(self, model: str, since: datetime) -> set[int]:
-        """Versions that a process has begun to move the alias to since then, and never said that it was done."""
+        """Versions to which a move of the alias began after ``since`` and has not ended."""
         query = sa.select(tables.alias_moves.c.version).where(
             tables.alias_moves.c.model == model, tables.alias_moves.c.began_at > since
         )
@@ -254,34 +258,34 @@ class Promotions(TableFamily):
         return found[0]
 
     def promotions(self, model: str) -> list[Promotion]:
-        """All promotions of a model in their order, open and withdrawn ones too."""
+        """All promotions of a model, oldest first, including open and withdrawn ones."""
         with self._database.reading() as connection:
             return self._promotions(connection, model)
 
     def champion_at(self, model: str, moment: datetime) -> Promotion | None:
-        """Who was champion at a moment, and with it why, on what evidence, over which champion and by whom.
+        """The promotion of the version that was champion at a moment. It also tells the reason, the evidence and the actor.
 
         Returns:
-            The change that was in force; None before the first champion.
+            The promotion in force; None before the first champion.
         """
         return in_force(self.promotions(model), utc(moment))
 
     def record_approval(self, approval: Approval) -> None:
-        """Record what a person answered; the same answer twice is recorded once."""
+        """Record a person's answer. The same answer is recorded once."""
         values = as_columns(approval)
         key = {name: values[name] for name in ("model", "version", "answered_at")}
         with self._database.writing(approval.model) as connection:
             self._replace(connection, tables.approvals, key, {name: values[name] for name in values if name not in key})
 
     def approvals(self, model: str, version: int | None = None) -> list[Approval]:
-        """What people answered who were asked about the model's versions, or one of them, oldest first."""
+        """The answers of people who were asked to approve versions of a model, or one version; oldest first."""
         query = sa.select(tables.approvals).where(tables.approvals.c.model == model)
         if version is not None:
             query = query.where(tables.approvals.c.version == version)
         return self._list(Approval, query.order_by(tables.approvals.c.answered_at))
 
     def champion(self, model: str) -> int | None:
-        """The champion's version; None if nothing was ever promoted."""
+        """The champion's version; None before the first promotion and after a retirement."""
         with self._database.reading() as connection:
             return champion_of(connection, model)
 

@@ -1,7 +1,8 @@
-"""What is published: the orders, claims and publications of intervals, and where readers read.
+"""What is published: the orders, claims and publications of intervals, and the snapshots that readers read.
 
-An interval is published when a row of ``publications`` says so, and read at the snapshots of the dataset's newest revision.
-:mod:`perennial.lake.publish` writes them.
+An interval is published when ``publications`` has a row for it. Readers read the snapshots of the dataset's newest revision.
+
+Neighbour: :mod:`perennial.lake.publish` writes the snapshots.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Publications(TableFamily):
     """The tables ``orders``, ``claims``, ``publications`` and ``revisions``."""
 
     def next_order(self, model: str, dataset: str, interval: Interval, run_id: str) -> int:
-        """The rank of a run that is about to publish an interval; to be taken when the run starts to read its input.
+        """The order (rank) of a run that is about to publish an interval. Call it before the run reads its input.
 
-        Of two runs that publish overlapping intervals, the one with the higher order wins whichever ends first. A run
-        keeps its order when it asks again, so its retries do not overtake a run that started after it.
+        If two runs publish overlapping intervals, the run with the higher order wins, whichever ends first. A run that asks
+        again gets the same order, so its retries do not overtake a run that started later.
         """
         key = {"model": model, "dataset": dataset, "start": interval.start, "end": interval.end, "run_id": run_id}
         with self._database.writing("orders") as connection:
@@ -43,16 +44,16 @@ class Publications(TableFamily):
             return int(found)
 
     def claim(self, model: str, dataset: str, interval: Interval, *, order: int, run_id: str) -> Claim:
-        """Take over a run's publishing of an interval from whatever attempt of it went before."""
+        """Claim an interval for this attempt of a run. Earlier attempts of the same run can then no longer publish it."""
         key = {"model": model, "dataset": dataset, "start": interval.start, "end": interval.end, "run_id": run_id}
-        # Drawn, not counted: a claim that was revoked must not come back to life with the next one's number.
+        # A random token, not a counter: a counter could give a later claim the number of a revoked one.
         token = uuid.uuid4().hex
         with self._database.writing(model, dataset) as connection:
             self._replace(connection, tables.claims, key, {"token": token, "claimed_at": now()})
         return Claim(model, dataset, interval, order, run_id, token)
 
     def head(self, model: str, dataset: str) -> Head:
-        """Where a dataset stands now."""
+        """The head of a dataset: its newest revision."""
         with self._database.reading() as connection:
             return self._head(connection, model, dataset)
 
@@ -71,13 +72,13 @@ class Publications(TableFamily):
         Args:
             claim: the attempt's claim.
             base: the head that ``snapshots`` were derived from.
-            snapshots: of every table of the dataset, those that were not written included.
+            snapshots: by table, for every table of the dataset, including those that were not written.
             hashes: see :class:`Publication`.
             rows: see :class:`Publication`.
             inputs: see :class:`Publication`.
 
         Returns:
-            The publication, or None if the dataset has moved on from ``base``: derive from the new head and try again.
+            The publication; None if ``base`` is no longer the head. Then derive the snapshots from the new head and try again.
 
         Raises:
             Superseded: another attempt of the run has claimed the interval, or a later run has published it.
@@ -106,7 +107,7 @@ class Publications(TableFamily):
             return Publication(id=number, interval=interval, **stored)
 
     def check(self, claim: Claim) -> None:
-        """Raise what :meth:`commit` would raise now, to spare an attempt that has lost already its work.
+        """Raise the error that :meth:`commit` would raise now, so that an attempt that cannot commit stops early.
 
         Raises:
             Superseded: as in :meth:`commit`.
@@ -115,10 +116,10 @@ class Publications(TableFamily):
             self._check(connection, claim)
 
     def move(self, model: str, dataset: str, *, base: Head, snapshots: Mapping[str, int]) -> bool:
-        """Let readers read the same rows at other snapshots, as after a compaction.
+        """Point readers to other snapshots with the same rows, for example after a compaction.
 
         Returns:
-            Whether it was done; False if the dataset has moved on from ``base``.
+            Whether readers were pointed to them; False if ``base`` is no longer the head.
         """
         with self._database.writing(model, dataset) as connection:
             head = self._head(connection, model, dataset)
@@ -128,13 +129,13 @@ class Publications(TableFamily):
             return True
 
     def published(self, model: str, dataset: str) -> Publication | None:
-        """The newest publication of a dataset; its ``snapshots`` are what readers read. None before the first."""
+        """The newest publication of a dataset, with the snapshots that readers read now; None before the first."""
         with self._database.reading() as connection:
             head = self._head(connection, model, dataset)
             row = connection.execute(
                 sa.select(tables.publications).where(tables.publications.c.id == head.publication_id)
             ).mappings().one_or_none()  # fmt: skip
-        # Maintenance moves the head and leaves the publication's own snapshots as they were.
+        # Maintenance moves the head, but the row of the publication keeps the snapshots that it was published at.
         return None if row is None else as_record(Publication, {**row, "snapshots": head.snapshots})
 
     def publications(self, model: str, dataset: str, interval: Interval | None = None) -> list[Publication]:
@@ -153,9 +154,10 @@ class Publications(TableFamily):
         return self._list(Publication, query.order_by(tables.publications.c.id))
 
     def publications_after(self, number: int, limit: int) -> list[Publication]:
-        """Publications of all models with a higher number than this one, at most ``limit`` of them, the lowest first.
+        """Publications of all models with a number above ``number``, at most ``limit`` of them, the lowest number first.
 
-        One with a lower number may become visible after one with a higher: whoever follows them looks back a little.
+        A publication with a lower number may become visible after one with a higher number. A caller that follows them must
+        therefore read some earlier numbers again.
         """
         return self._list(
             Publication,
@@ -166,14 +168,14 @@ class Publications(TableFamily):
         )
 
     def revisions(self, model: str, dataset: str) -> list[Head]:
-        """Where a dataset has stood, oldest first: what readers were sent to by each publication and each maintenance."""
+        """All heads that a dataset has had, oldest first: one per publication and one per maintenance."""
         query = sa.select(tables.revisions).where(tables.revisions.c.model == model, tables.revisions.c.dataset == dataset)
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(tables.revisions.c.revision))
             return [Head(row.revision, row.publication_id, row.snapshots) for row in rows]
 
     def models(self) -> list[str]:
-        """The models that anything was published, registered or promoted of."""
+        """The models with at least one publication, version or promotion."""
         query = sa.union(
             *(sa.select(table.c.model) for table in (tables.revisions, tables.versions, tables.promotions))
         ).order_by("model")
@@ -181,7 +183,7 @@ class Publications(TableFamily):
             return list(connection.execute(query).scalars())
 
     def datasets(self, model: str) -> list[str]:
-        """The datasets of a model that something was published in."""
+        """The datasets of a model with at least one publication."""
         query = (
             sa.select(tables.revisions.c.dataset)
             .where(tables.revisions.c.model == model)
@@ -192,7 +194,7 @@ class Publications(TableFamily):
             return list(connection.execute(query).scalars())
 
     def snapshots_since(self, model: str, dataset: str, since: datetime) -> dict[str, set[int]]:
-        """By table, the snapshots that readers were sent to at ``since`` or later."""
+        """By table, the snapshots that were the head's at ``since`` or later."""
         query = (
             sa.select(tables.revisions.c.snapshots, tables.revisions.c.since)
             .where(tables.revisions.c.model == model, tables.revisions.c.dataset == dataset)
@@ -203,23 +205,23 @@ class Publications(TableFamily):
             for row in connection.execute(query.execution_options(yield_per=100)):
                 for table, snapshot in row.snapshots.items():
                     found.setdefault(table, set()).add(snapshot)
-                # Readers were sent here until the revision after this one came.
+                # A revision that began before ``since`` was the head until the next one came, so it counts too.
                 if row.since < since:
                     break
         return found
 
     def revoke_claims(self, model: str, before: datetime) -> None:
-        """Let no attempt commit that claimed its interval before ``before``: what it wrote is about to be removed."""
+        """Revoke the claims that were made before ``before``: the files of those attempts are about to be removed."""
         stale = (tables.claims.c.model == model, tables.claims.c.claimed_at < before)
         with self._database.reading() as connection:
             datasets = connection.execute(sa.select(tables.claims.c.dataset).where(*stale).distinct()).scalars().all()
         for dataset in datasets:
-            # Under the lock that a commit holds while it looks for its claim.
+            # A commit holds the same lock while it looks for its claim.
             with self._database.writing(model, dataset) as connection:
                 connection.execute(sa.delete(tables.claims).where(*stale, tables.claims.c.dataset == dataset))
 
     def latest(self, model: str, dataset: str, table: str) -> Publication | None:
-        """Of the publications that hold ``table``, the one whose interval ends last, of several the highest in order."""
+        """The publication that contains ``table`` and whose interval ends last; among equal ends, the highest order."""
         query = (
             sa.select(tables.publications)
             .where(tables.publications.c.model == model, tables.publications.c.dataset == dataset)
@@ -246,14 +248,14 @@ class Publications(TableFamily):
         token = connection.execute(sa.select(tables.claims.c.token).where(*matches(tables.claims, key))).scalar_one_or_none()
         if token != claim.token:
             raise Superseded(
-                f"{model}: {dataset} of {interval}: another attempt of run {claim.run_id} has taken over, or this one was "
-                "given up as dead; it has published nothing. If no other attempt is running, clear the task"
+                f"{model}: {dataset} of {interval}: another attempt of run {claim.run_id} has taken over, or the claim of this "
+                "attempt was revoked. This attempt has published nothing. If no other attempt is running, clear the task"
             )
         fenced = sa.select(tables.erasures.c.id).where(tables.erasures.c.model == model, tables.erasures.c.fence > claim.order)
         if (erasure := connection.execute(fenced.limit(1)).scalar_one_or_none()) is not None:
             raise Superseded(
                 f"{model}: {dataset} of {interval}: run {claim.run_id} started before erasure {erasure} (perennial forget) and "
-                "may hold rows that were erased; it has published nothing. Start a new run for this interval"
+                "may hold erased rows. It has published nothing. Start a new run for this interval"
             )
         later = connection.execute(
             sa.select(tables.publications.c.run_id, tables.publications.c.start, tables.publications.c.end)
@@ -269,7 +271,7 @@ class Publications(TableFamily):
         if later is not None:
             raise Superseded(
                 f"{model}: {dataset} of {interval}: run {later.run_id}, which started after run {claim.run_id}, has published "
-                f"{Interval(later.start, later.end)}; to publish this interval once more, start a new run for it"
+                f"{Interval(later.start, later.end)}. To publish this interval again, start a new run for it"
             )
 
     def _move(self, connection: sa.Connection, model: str, dataset: str, head: Head) -> None:

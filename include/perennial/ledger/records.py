@@ -1,6 +1,6 @@
-"""What the ledger tells: one frozen dataclass per kind of record.
+"""The ledger's records: one frozen dataclass per kind.
 
-What was measured and decided is of the types of :mod:`perennial.evidence`; one that a row does not hold is empty
+Measurements and decisions have the types of :mod:`perennial.evidence`. If a row has none, the value is empty
 (:attr:`perennial.evidence.plain.Evidence.is_empty`).
 """
 
@@ -25,21 +25,21 @@ Answer = Literal["approved", "refused", "expired"]
 
 @dataclass(frozen=True)
 class Publication:
-    """An interval of a dataset, published.
+    """A published interval of a dataset.
 
     Attributes:
         id: grows with each publication.
         model: the model.
         dataset: ``tables``, ``features`` or ``predictions``.
-        interval: what was published.
+        interval: the published interval.
         order: rank of the run that published it, see :meth:`Ledger.next_order`.
-        snapshots: for every table of the dataset, written or not, the Iceberg snapshot at which to read it.
-        hashes: by table, a hash of the rows that it holds for the interval (of all its rows, for a table without event
-            time), whatever their order and files.
-        rows: by table, how many rows those are.
+        snapshots: by table, the Iceberg snapshot to read, for every table of the dataset, written or not.
+        hashes: by table, a hash of its rows for the interval, or of all its rows if it has no event time. The order of rows
+            and the files do not matter.
+        rows: by table, the number of these rows.
         run_id: the run that published it.
-        published_at: when.
-        inputs: what it was made from, as its writer told.
+        published_at: when it was published.
+        inputs: what it was made from, as recorded by its writer.
     """
 
     id: int
@@ -55,7 +55,7 @@ class Publication:
     inputs: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, small enough to hand from task to task."""
+        """Plain values, small enough to pass from task to task."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**plain, "interval": self.interval.key, "published_at": self.published_at.isoformat()}
 
@@ -70,7 +70,7 @@ class Claim:
     """An attempt's right to publish an interval, until another attempt of the same run claims it.
 
     Attributes:
-        token: of the attempts of a run at an interval, the one whose token the ledger holds may commit.
+        token: identifies the attempt. Only the attempt whose token is in the ledger may commit.
     """
 
     model: str
@@ -83,10 +83,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Head:
-    """Where a dataset stands.
+    """The newest revision of a dataset, which readers read.
 
     Attributes:
-        revision: grows with each change, publication or maintenance; 0 before the first.
+        revision: grows with each publication and each maintenance; 0 before the first.
         publication_id: the newest publication; 0 before the first.
         snapshots: as in :class:`Publication`.
     """
@@ -98,19 +98,19 @@ class Head:
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """What is known of a registered version.
+    """The record of a registered version.
 
     Attributes:
         model: the model.
         version: MLflow's number for it.
         mlflow_run_id: the run that logged it.
-        spec_digest: :attr:`perennial.spec.folder.ModelFolder.digest` of what it was trained by.
+        spec_digest: :attr:`perennial.spec.folder.ModelFolder.digest` of the folder that it was trained with.
         features_digest: :attr:`perennial.spec.folder.ModelFolder.features_digest`.
         manifest: SHA-256 by path for every file of the artifact.
         training: the training set: snapshots, content hash, rows, window; the candidate and its parameters.
-        evaluation: metrics and slices, its own and those it was compared with.
-        decision: what the gates said.
-        code: commit, whether it was dirty, environment.
+        evaluation: its metrics and slices, and those of the versions it was compared with.
+        decision: the gates' decision.
+        code: the commit, whether there were uncommitted changes, and the environment.
         created_at: when it was recorded.
     """
 
@@ -132,14 +132,14 @@ class Promotion:
     """A change of champion, intended or completed.
 
     Attributes:
-        id: the order of promotions.
+        id: grows with each promotion.
         version: the new champion.
-        previous: the champion it was decided against; None if there was none.
-        action: ``promote``, ``rollback``, ``adopt`` (an alias that someone moved in MLflow, taken over) or ``override`` (a
-            person's promotion of what the gates or an approver had refused).
-        evidence: what the decision rested on.
-        completed_at: when the registry followed; None while only intended.
-        withdrawn_at: when it was given up; None otherwise.
+        previous: the champion that the decision was made against; None if there was none.
+        action: ``promote``, ``rollback``, ``adopt`` (someone moved the alias in MLflow, and the ledger follows) or ``override``
+            (a person promoted a version that the gates or an approver had refused).
+        evidence: the evidence for the decision.
+        completed_at: when the registry's alias had been moved; None before that.
+        withdrawn_at: when the promotion was given up; None otherwise.
     """
 
     id: int
@@ -158,13 +158,13 @@ class Promotion:
 
 @dataclass(frozen=True)
 class Approval:
-    """What a person answered who was asked whether a version may become champion.
+    """A person's answer to the question whether a version may become champion.
 
     Attributes:
         answer: ``approved``, ``refused``, or ``expired`` if nobody answered in time.
-        approver: who; None if it expired.
-        words: theirs, for the record.
-        answered_at: when.
+        approver: the person; None if the question expired.
+        words: the person's comment.
+        answered_at: the time of the answer, or of expiry.
         run_id: the run that asked.
     """
 
@@ -181,7 +181,7 @@ class Approval:
         """The answer in a sentence."""
         if self.answer == "expired":
             return f"nobody answered until {self.answered_at:%Y-%m-%d %H:%M} UTC"
-        return f"{self.answer} by {self.approver}: {self.words or 'no words were left'}"
+        return f"{self.answer} by {self.approver}: {self.words or 'no comment'}"
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,9 @@ class Verdict:
 
     Attributes:
         verdict: ``ok``, ``drift`` or ``unknown``.
-        reasons: for people, the weightiest first.
-        details: the measurements behind it.
-        report: where the report lies, if one could be made.
+        reasons: for people, the most important first.
+        details: the measurements.
+        report: where the report is stored; None if none could be made.
     """
 
     model: str
@@ -208,12 +208,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Performance:
-    """How a version did on an interval, once its labels were known.
+    """The performance of a version on an interval, measured after its labels became known.
 
     Attributes:
         metrics: by name.
-        rows: labelled predictions that the metrics rest on.
-        coverage: share of the predictions whose label was known by ``as_of``.
+        rows: the number of labelled predictions that were measured.
+        coverage: the share of predictions whose label was known by ``as_of``, 0 to 1.
+        as_of: labels that became known later are not used.
     """
 
     model: str
@@ -229,20 +230,20 @@ class Performance:
 
 @dataclass(frozen=True)
 class ShadowComparison:
-    """What labels said of the champion and a version in its shadow, on the rows that both predicted.
+    """A comparison of the champion with a version in its shadow, on the labelled rows that both predicted.
 
     Attributes:
-        promotion_id: what had made the champion champion.
-        version: the one in the shadow.
-        windows: monitoring windows that were mature; one look a number.
+        promotion_id: the promotion that made the champion.
+        version: the version in the shadow.
+        windows: the number of mature monitoring windows that were compared. There is one comparison per number.
         champion: the champion's version.
         interval: from the first to the last of these windows.
         outcome: ``champion_worse``, ``no_difference`` or ``unknown``.
-        reason: in words and numbers.
-        rows: labelled rows that both predicted.
+        reason: the outcome in words and numbers.
+        rows: the number of labelled rows that both predicted.
         metrics: by version, then by name.
-        comparison: gain and bounds.
-        as_of: labels known later were not used.
+        comparison: the gain and its bounds.
+        as_of: labels that became known later are not used.
     """
 
     model: str
@@ -266,8 +267,8 @@ class Retraining:
 
     Attributes:
         window_end: end of the window that was judged.
-        asked: whether a training was asked for.
-        cause: ``drift``, ``performance``, or why not.
+        asked: whether a training was requested.
+        cause: ``drift`` or ``performance``; if no training was requested, why not.
     """
 
     model: str
@@ -281,10 +282,10 @@ class Retraining:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An interval whose data were refused; nothing of it was published.
+    """An interval whose data a run refused. The run published nothing of it.
 
     Attributes:
-        rows: rows read, by table.
+        rows: by table, the number of rows that were read.
     """
 
     model: str
@@ -297,17 +298,17 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Overview:
-    """Where all models stand, read at one moment, each by model; a model of which nothing is known is missing.
+    """The state of all models, read at one moment. Each attribute maps a model to its value; a model without one is absent.
 
     Attributes:
-        published: by dataset, where the newest published interval ends.
+        published: by dataset, the end of the newest published interval.
         champions: the promotion that made the champion.
         versions: the champion and the newest version, by number.
-        approvals: the last answer to the newest version that anybody was asked about.
+        approvals: the last answer on the newest version that had an approval.
         refusals: the interval that was refused last.
-        verdicts: on the newest windows, oldest first.
-        performances: of the newest windows, oldest first.
-        alerts: the recent ones and those that wait for delivery, oldest first.
+        verdicts: the verdicts on the newest windows, oldest first.
+        performances: the performance on the newest windows, oldest first.
+        alerts: recent alerts and alerts that wait for delivery, oldest first.
     """
 
     published: dict[str, dict[str, datetime]]

@@ -1,4 +1,4 @@
-"""Records of rows that retention removed, so that their absence is not taken for a gap."""
+"""Records of rows that retention removed. Without them, the missing rows would look like a gap in the data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Removals(TableFamily):
     """The table ``removals``."""
 
     def record_removal(self, model: str, dataset: str, before: datetime, rows: Mapping[str, int]) -> None:
-        """Record a removal, before the rows are removed: from now on, nothing relies on them."""
+        """Record a removal. Call it before the rows are removed, so that nothing relies on them any longer."""
         publications = tables.publications
         with self._database.writing(model, dataset) as connection:
             newest = connection.execute(
@@ -58,7 +58,7 @@ class Removals(TableFamily):
         return self._list(Removal, query.order_by(tables.removals.c.id))
 
     def removed(self, model: str, dataset: str, interval: Interval) -> list[Interval]:
-        """The parts of an interval that were published, then removed, and not published again; in order."""
+        """The parts of an interval that were published, then removed, and not published again, in order of time."""
         removals = self.removals(model, dataset)
         if not removals or interval.start >= max(removal.before for removal in removals):
             return []

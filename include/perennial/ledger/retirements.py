@@ -25,7 +25,7 @@ class Retirement:
         champion: the version that was champion until then; None if there was none.
         actor: who retired it.
         reason: why.
-        files: the texts of the model's folder by name; empty if they were not found. They replace a removed folder.
+        files: the texts of the model's folder by file name; empty if the folder was not found. They replace a removed folder.
         dropped_at: when its lake was removed; None while the lake is kept.
     """
 
@@ -78,7 +78,7 @@ class Retirements(TableFamily):
             return Retirement(id=number, **values)
 
     def retirement(self, model: str) -> Retirement | None:
-        """The retirement of a model; None if it was never retired, or was brought back later."""
+        """The retirement of a model; None if it was never retired or was promoted again later."""
         with self._database.reading() as connection:
             return self._standing(connection, model)
 

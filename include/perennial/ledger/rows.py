@@ -1,4 +1,4 @@
-"""How rows of the ledger become records, and what every family of tables shares: the database and two ways to use it."""
+"""Makes records from rows of the ledger. Also holds the base class of all families of tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def now() -> datetime:
 
 
 def as_record(kind: type[RecordT], row: Mapping[str, Any] | sa.RowMapping) -> RecordT:
-    """A row as the dataclass of the same columns, its bounds made an interval and its evidence typed."""
+    """Make a record of class ``kind`` from a row: ``start`` and ``end`` become an interval, and evidence gets its type."""
     values: dict[str, Any] = dict(row)
     if "start" in values:
         values["interval"] = Interval(values.pop("start"), values.pop("end"))
@@ -33,7 +33,7 @@ def as_record(kind: type[RecordT], row: Mapping[str, Any] | sa.RowMapping) -> Re
 
 
 def as_columns(record: Approval | ShadowComparison | VersionRecord) -> dict[str, Any]:
-    """The inverse of :func:`as_record`; evidence that says nothing is an empty mapping."""
+    """The inverse of :func:`as_record`. Empty evidence becomes an empty mapping."""
     values = {field.name: as_column(getattr(record, field.name)) for field in fields(record)}
     if isinstance(interval := values.pop("interval", None), Interval):
         values |= {"start": interval.start, "end": interval.end}
@@ -41,7 +41,7 @@ def as_columns(record: Approval | ShadowComparison | VersionRecord) -> dict[str,
 
 
 def as_column(value: Any) -> Any:
-    """What a column holds of a record's value."""
+    """The value that a column stores for a value of a record."""
     if isinstance(value, Evidence):
         return {} if value.is_empty else value.to_json()
     return value

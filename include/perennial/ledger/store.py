@@ -1,13 +1,13 @@
-"""The ledger: the one place where it is decided what is published and what is champion.
+"""The ledger: the one SQL database that decides what is published and which version is champion.
 
-A SQL database (SQLite embedded, PostgreSQL deployed) that holds publications, versions and promotions, verdicts,
-performance, retraining requests, refusals, and alerts (:mod:`perennial.alerts.outbox`). Iceberg and MLflow cannot commit
-two things at once; a row here can, so readers believe the ledger: an interval is published when a row of it says so
-(:mod:`perennial.lake.publish` writes it), and the champion is what its newest completed promotion says
-(:mod:`perennial.registry.store` brings MLflow's alias in line).
+The database (SQLite embedded, PostgreSQL deployed) holds publications, versions and promotions, verdicts, performance,
+retraining decisions, refusals, and alerts (:mod:`perennial.alerts.outbox`). Iceberg and MLflow cannot commit two changes
+together, but a row of the ledger can, so readers trust the ledger. An interval is published when the ledger has a row for it
+(:mod:`perennial.lake.publish` writes that row). The newest completed promotion decides the champion
+(:mod:`perennial.registry.store` moves MLflow's alias to it).
 
-Every method is one transaction. Writers of the same thing queue for a lock, so that what they read still holds when
-they write.
+Every method is one transaction. Writers of the same rows wait for a lock, so that what they have read is still true when they
+write.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from perennial.ledger.retirements import Retirements
 class Ledger(Publications, Promotions, Observations, Erasures, Removals, Retirements, AlertTables, Overviews):
     """The operational database.
 
-    Holds no open connection between calls, so it may be shared by threads and survives a fork.
+    It holds no open connection between calls, so threads may share it, and it survives a fork.
 
     Args:
         url: SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg2://…``.
@@ -40,22 +40,25 @@ class Ledger(Publications, Promotions, Observations, Erasures, Removals, Retirem
         super().__init__(Database(url, check=migrations.check))
 
     def migrate(self) -> None:
-        """Bring the tables to what this code needs, see :mod:`perennial.ledger.migrations`.
+        """Bring the tables to the revision that this code needs, see :mod:`perennial.ledger.migrations`.
 
-        Several processes may call it at once.
+        Several processes may call it at the same time.
 
         Raises:
-            SchemaMismatch: a newer release has been here.
+            SchemaMismatch: a newer release has changed the tables.
         """
         try:
             with self._database.reading():
                 return
-        except (SchemaMismatch, sa.exc.OperationalError):  # of an older release, or no such file yet
+        except (SchemaMismatch, sa.exc.OperationalError):  # The tables are of an older release, or the file does not exist.
             with self._database.changing_tables() as connection:
                 migrations.upgrade(connection)
 
     def migrate_own(self) -> None:
-        """As :meth:`migrate`, but only where nobody else is at work: on SQLite. The tables of PostgreSQL, which many
-        processes share, are left to the init job; the first use tells if that is missing."""
+        """Like :meth:`migrate`, but only on SQLite, which one deployment uses alone.
+
+        Many processes share the tables of PostgreSQL, so the init job migrates them. If it has not run, the first use of the
+        ledger raises an error.
+        """
         if self._database.is_sqlite:
             self.migrate()

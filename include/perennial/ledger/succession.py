@@ -1,8 +1,10 @@
-"""Who was champion, who led to the current one, and what going back means. Pure: it reads what the ledger tells.
+"""The succession of champions: which version was champion when, and which earlier champions led to the current one.
 
-Neighbours: :mod:`perennial.ledger.store` keeps the changes, :mod:`perennial.registry.store` makes them,
-:mod:`perennial.scoring.publish` lets an earlier champion score what the current one has learned from,
-:mod:`perennial.monitoring.shadow` lets it score beside the current one.
+These are pure functions of the ledger's promotions.
+
+Neighbours: :mod:`perennial.ledger.store` keeps the promotions, and :mod:`perennial.registry.store` makes them.
+:mod:`perennial.scoring.publish` scores days with an earlier champion if the current one has learned from them.
+:mod:`perennial.monitoring.shadow` lets an earlier champion score beside the current one.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Protocol, TypeVar
 
 
 class Change(Protocol):
-    """What is read of the ledger's promotions."""
+    """The attributes of a promotion that this module reads."""
 
     @property
     def version(self) -> int: ...
@@ -25,23 +27,23 @@ class Change(Protocol):
 
 _C = TypeVar("_C", bound=Change)
 
-#: Changes that lead back when their version was champion before; whoever promotes one again means a step forward.
+#: Actions that lead back if their version was champion before. Any other promotion of such a version is a step forward.
 _LEADS_BACK = ("rollback", "adopt")
 
 
 def completed(changes: Iterable[_C]) -> list[_C]:
-    """The changes that took place, in their order."""
+    """The completed changes, in their order."""
     return [change for change in changes if change.completed_at is not None]
 
 
 def in_force(changes: Iterable[_C], moment: datetime) -> _C | None:
-    """The change that made the champion of a moment; None before the first champion."""
+    """The change that made the version champion that was in force at a moment; None before the first champion."""
     made = [change for change in completed(changes) if change.completed_at is not None and change.completed_at <= moment]
     return made[-1] if made else None
 
 
 def lineage(changes: Iterable[Change]) -> list[int]:
-    """The champions that led to the current one, which is the last; what was rolled back from is no longer among them."""
+    """The champions that led to the current one, which comes last. Versions that were rolled back are left out."""
     line: list[int] = []
     for change in completed(changes):
         if _leads_back(change, line):
@@ -52,7 +54,7 @@ def lineage(changes: Iterable[Change]) -> list[int]:
 
 
 def newest_leads_back(changes: Iterable[Change]) -> bool:
-    """Whether the newest change went back to an earlier champion, so that there is nothing left to undo."""
+    """Whether the newest change returned to an earlier champion. Then there is nothing left to undo."""
     made = completed(changes)
     return bool(made) and _leads_back(made[-1], lineage(made[:-1]))
 

@@ -38,7 +38,7 @@ publications = _table(
     sa.Index("perennial_publications_by_time", "model", "dataset", "end"),
 )  # fmt: skip
 
-# What readers read, one row a change: publication or maintenance. The highest revision is now.
+# The snapshots that readers read: one row per publication or maintenance. The highest revision is in force.
 revisions = _table(
     "revisions",
     _text("model", key=True), _text("dataset", key=True), _number("revision", key=True),
@@ -62,7 +62,8 @@ promotions = _table(
     sa.UniqueConstraint("model", "run_id", "version"),
 )  # fmt: skip
 
-# Who is moving the alias, or died or fell asleep while doing so: MLflow does not tell who moved it.
+# Moves of the alias that a process has begun and not ended, because it is still working or has died. MLflow does not record
+# who moved an alias.
 alias_moves = _table(
     "alias_moves",
     _id(),
@@ -108,7 +109,7 @@ refusals = _table(
     _json("reasons"), _json("rows"), _time("recorded_at"),
 )  # fmt: skip
 
-# What was erased of an entity, without the data: the salted hash of its key says whether a key is the one.
+# Erasures of entities, without their data: a salted hash tells whether a given key was erased.
 erasures = _table(
     "erasures",
     _id(),
@@ -117,7 +118,7 @@ erasures = _table(
     sa.Index("perennial_erasures_by_fence", "model", "fence"),
 )  # fmt: skip
 
-# Rows that were removed because their time was over: all before a moment, unless they were published again since.
+# Removals by retention: all rows before a moment are gone, except those that were published again later.
 removals = _table(
     "removals",
     _id(),
@@ -125,7 +126,7 @@ removals = _table(
     sa.Index("perennial_removals_by_dataset", "model", "dataset"),
 )  # fmt: skip
 
-# The ends of models. Promotions up to promotion_id count no more.
+# Retirements of models. Promotions up to promotion_id no longer count.
 retirements = _table(
     "retirements",
     _id(),

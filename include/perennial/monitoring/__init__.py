@@ -1,4 +1,4 @@
-"""What happens after scoring: performance, drift verdicts, the shadow of the champion before, and whether to retrain.
+"""Monitoring after scoring: performance, drift verdicts, versions in the champion's shadow, and the decision to retrain.
 
-Begin with :mod:`perennial.monitoring.judge`; the decision to retrain is in :mod:`perennial.monitoring.retraining`.
+Begin with :mod:`perennial.monitoring.judge`, then :mod:`perennial.monitoring.retraining`.
 """

@@ -1,12 +1,14 @@
-"""How good the champion probably is, before labels arrive: confidence-based performance estimation (CBPE).
+"""Estimates the champion's performance before labels arrive: confidence-based performance estimation (CBPE).
 
-A probability that means what it says also says how often it will be wrong. The probabilities of a version are calibrated on
-those rows of its training reference that it had not seen; then every row of a window stands for all its possible labels,
-each as likely as the calibrated probability says, and the metrics are taken of these weighted rows. That is right as long
-as the relation between features and label stays what it was: the estimate sees a change of the rows, never of the concept,
-which only labels show (:mod:`perennial.monitoring.performance`). :func:`beside_realised` puts the two next to each other.
+A calibrated probability tells how often it will be wrong. So the probabilities of a version are calibrated on the rows of its
+training reference that it had not seen. Then each row of a window counts once per possible label, weighted by the calibrated
+probability of that label, and the metrics are computed on these weighted rows.
 
-A regression says nothing of its own confidence, so nothing is estimated for it.
+The estimate is valid only while the relation between features and label stays the same. It shows a change of the features
+(covariate shift). It cannot show a change of the relation (concept drift), which only labels show
+(:mod:`perennial.monitoring.performance`). :func:`beside_realised` pairs both for comparison.
+
+A regression predicts no probability, so nothing is estimated for it.
 
 References:
     Kivimäki, Białek, Nurminen, Kuberski: Confidence-based Estimators for Predictive Performance in Model Monitoring. 2024,
@@ -40,13 +42,13 @@ from perennial.monitoring.retraining import WindowPerformance, WindowVerdict
 from perennial.spec.training import METRICS
 from perennial.spec.types import Task
 
-#: Fewest unseen rows of the reference that probabilities are calibrated on.
+#: The smallest number of unseen reference rows for a calibration.
 FEWEST_ROWS = 200
-#: From here on, isotonic regression.
+#: From this number of rows, calibrate with isotonic regression; below it, with a sigmoid.
 _ISOTONIC_ROWS = 1_000
-#: Pieces of the reference that the error of the estimate is measured on.
+#: The number of samples of the reference on which the error of the estimate is measured.
 _PIECES = 60
-#: Share of them that bands hold.
+#: The share of these samples that lies within a band.
 CONFIDENCE = 0.95
 
 Floats = NDArray[np.float64]
@@ -54,13 +56,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PredictedOutcomes:
-    """What a version said of n rows, and what became of them.
+    """A version's predictions for n rows, and their labels.
 
     Attributes:
-        probabilities: n by k, of the classes.
-        classes: k names; ``False`` and ``True`` for binary.
-        labels: number of the class of each row; None if they are not known.
-        days: any number that is the same for rows of one day; rows of one day err together. None: not known.
+        probabilities: n by k, one column per class.
+        classes: k names; ``False`` and ``True`` for a binary task.
+        labels: n class numbers; None if they are not known.
+        days: n numbers, equal for rows of the same day, because errors of one day are correlated; None: not known.
     """
 
     probabilities: Floats
@@ -85,29 +87,32 @@ def estimate(
     """Estimate the metrics of a window.
 
     Args:
-        task: of the model.
+        task: the model's task.
         metric: the primary metric.
-        reference: rows that the version had not seen when it predicted them, with labels.
-        window: rows without; their classes are those of the version.
-        seed: of the pieces.
+        reference: labelled rows that the version had not seen when it predicted them.
+        window: rows without labels; their classes are those of the version.
+        seed: for the random samples that bands are computed from.
         threshold: for a binary answer, see :func:`perennial.model.costs.answer_threshold`.
-        cost: of each row, where the spec says it.
+        cost: the cost function of the spec; None if it has none.
+
+    Returns:
+        The estimate. If none can be made, it holds the reason and no metrics.
     """
 
     def none(reason: str) -> Estimate:
         return Estimate(metric, rows=len(window), reference_rows=len(reference), reason=reason)
 
     if task == "regression":
-        return none("a regression does not say how sure it is, so its performance cannot be estimated without labels")
+        return none("a regression predicts no probability, so its performance cannot be estimated without labels")
     if reference.labels is None or len(reference) < FEWEST_ROWS:
-        return none(f"the reference has {len(reference):,} rows the version had not seen; {FEWEST_ROWS:,} are needed")
+        return none(f"the reference has {len(reference):,} rows that the version had not seen; {FEWEST_ROWS:,} are needed")
     if len(np.unique(reference.labels)) < 2:
         return none("all labels of the reference are the same")
     if not (np.isfinite(window.probabilities).all() and np.isfinite(reference.probabilities).all()) or not len(window):
         return none("there are no predictions, or some are not finite")
     if unknown := sorted(set(window.classes) - set(reference.classes)):
-        return none(f"the reference has no probabilities of {', '.join(unknown)}")
-    # In the order of the window's classes.
+        return none(f"the reference has no probabilities for {', '.join(unknown)}")
+    # Put the reference's classes in the order of the window's classes.
     order = [reference.classes.index(name) for name in window.classes]
     known = reference.probabilities[:, order]
     position = {place: number for number, place in enumerate(order)}
@@ -136,21 +141,21 @@ def estimate(
 
 
 class _Calibrator:
-    """From probabilities to those that came true on the reference."""
+    """Maps a version's probabilities to the frequencies of labels in the reference."""
 
     def __init__(self, probabilities: Floats, labels: NDArray[np.int64]) -> None:
         classes = probabilities.shape[1]
-        # Of two classes, one says all.
+        # With two classes, one probability gives the other.
         self._of = [1] if classes == 2 else list(range(classes))
         self._maps = [_calibrate(probabilities[:, number], labels == number) for number in self._of]
 
     def weigh(self, probabilities: Floats) -> Floats:
-        """How likely each label of each row is, n by k."""
+        """The calibrated probability of each label of each row, n by k."""
         found = np.column_stack([apply(probabilities[:, number]) for number, apply in zip(self._of, self._maps, strict=True)])
         if found.shape[1] < probabilities.shape[1]:
             return np.column_stack([1 - found, found])
         total = found.sum(axis=1, keepdims=True)
-        # Where no class is likely any more, what the model said stands.
+        # If calibration makes all classes impossible, keep the model's probabilities.
         return np.where(total > 0, found / np.where(total > 0, total, 1), probabilities)
 
 
@@ -170,7 +175,7 @@ def _calibrate(probability: Floats, true: NDArray[np.bool_]) -> Any:
 
 @dataclass(frozen=True)
 class _Scoring:
-    """Metrics of rows each of which may have several labels: row i has label j with the weight ``w[i, j]``."""
+    """Metrics of rows with weighted labels: row i has label j with the weight ``w[i, j]``."""
 
     task: Task
     classes: tuple[str, ...]
@@ -178,7 +183,7 @@ class _Scoring:
     cost: CostFunction | None
 
     def metric(self, name: str, said: Floats, weights: Floats) -> float:
-        """NaN if it is not defined, or not by weights."""
+        """The metric; NaN if it is not defined, or not for weighted rows."""
         if name == "cost":
             return self._cost(said, weights)
         if self.task == "binary_classification":
@@ -240,7 +245,7 @@ def _brier(truth: NDArray[np.bool_], probability: Floats, *, sample_weight: Floa
     return float(sk.brier_score_loss(truth, probability, sample_weight=sample_weight, pos_label=True))
 
 
-#: Not the calibration error: the estimate takes for granted that there is none left.
+#: The calibration error is not among them: the estimate assumes that calibration removed it.
 _BINARY = {
     "roc_auc": sk.roc_auc_score,
     "average_precision": sk.average_precision_score,
@@ -260,10 +265,14 @@ def _bands(
     window: PredictedOutcomes,
     seed: int,
 ) -> tuple[list[float] | None, list[float] | None]:
-    """How far off the estimate of a piece of the reference was, about ``value``, and what pieces really had.
+    """The band around the estimate ``value``, and the usual range of the metric on the reference.
 
-    A piece has as many rows as the window, drawn from as many days of the reference. Its calibration was fitted on other
-    days, as the window's is.
+    Both come from random samples of the reference. A sample has as many rows as the window, drawn from as many days. Its
+    calibration was fitted on other days, as it is for the window.
+
+    Returns:
+        The band, from the errors of the samples' estimates, and the range of the samples' realised metrics: ``[low, high]``
+        each. None for both if there are fewer than 5 days or the metric is not defined on a sample.
     """
     random = np.random.default_rng(seed)
     groups = np.arange(len(labels)) if days is None else np.unique(days, return_inverse=True)[1]
@@ -295,14 +304,14 @@ def _bands(
 
 
 class EstimatedWindow(WindowVerdict, Protocol):
-    """What is read of the ledger's drift verdicts: the estimate lies in their details."""
+    """The attributes of a drift verdict that this module reads. The estimate is in its details."""
 
     @property
     def details(self) -> VerdictDetails: ...
 
 
 class MeasuredWindow(WindowPerformance, Protocol):
-    """What is read of the ledger's performance records."""
+    """The attributes of a performance record that this module reads."""
 
     @property
     def coverage(self) -> float: ...
@@ -312,15 +321,16 @@ class MeasuredWindow(WindowPerformance, Protocol):
 
 @dataclass(frozen=True)
 class WindowOutlook:
-    """A window of a version: what was expected of it and what came.
+    """Estimated and realised performance of a version in one window.
 
     Attributes:
-        estimated, band: the primary metric before labels, and between which it was expected; None if not estimated.
-        realised: of the labels that have come; None if they do not suffice yet.
-        coverage: share of the predictions whose label has come; None where nothing was measured.
-        rows: labelled predictions.
-        mature: whether labels suffice for what was measured to stand.
-        verdict: of drift; None if the window was not judged for this version.
+        estimated, band: the estimate of the primary metric before labels, and its band; None if there is no estimate.
+        realised: the primary metric on the labels that have arrived; None if there are too few.
+        coverage: share of the predictions whose label has arrived, 0 to 1; None if nothing was measured.
+        rows: the number of labelled predictions.
+        mature: whether enough labels have arrived for the measurement to be final.
+        verdict: the drift verdict; None if the window was not judged for this version.
+        severity: the severity of that verdict.
     """
 
     interval: Interval
@@ -342,9 +352,9 @@ def beside_realised(
 
     Args:
         verdicts: drift verdicts, with the estimate in their details.
-        performances: realised.
+        performances: realised performance.
         metric: the primary metric.
-        label_coverage: share of labels from which a measurement counts as mature.
+        label_coverage: a measurement is mature when at least this share of predictions has a label, 0 to 1.
     """
     found: dict[tuple[Interval, int], WindowOutlook] = {}
     for verdict in verdicts:
@@ -380,7 +390,7 @@ def beside_realised(
 def from_binary(
     probability: Floats, labels: NDArray[Any] | None = None, days: NDArray[np.int64] | None = None
 ) -> PredictedOutcomes:
-    """Of the probability of true, and labels that are true or false."""
+    """Make outcomes of a binary task from the probabilities of true, and labels that are true or false."""
     return PredictedOutcomes(
         np.column_stack([1 - probability, probability]),
         ("False", "True"),
@@ -392,7 +402,7 @@ def from_binary(
 def from_classes(
     probabilities: Floats, classes: Sequence[str], labels: NDArray[Any] | None = None, days: NDArray[np.int64] | None = None
 ) -> PredictedOutcomes:
-    """Of the probabilities of several classes, and labels that are their names; one that has no probability counts as -1."""
+    """Make outcomes from the probabilities of several classes, and labels that are class names. An unknown name becomes -1."""
     place = {name: number for number, name in enumerate(classes)}
     numbers = None if labels is None else np.array([place.get(str(label), -1) for label in labels], dtype=np.int64)
     return PredictedOutcomes(probabilities, tuple(classes), numbers, days)

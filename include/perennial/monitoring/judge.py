@@ -1,7 +1,8 @@
 """The verdict on a monitoring window: ``ok``, ``drift`` or ``unknown``, with its report, estimate and alert.
 
-:mod:`perennial.drift.compare` compares columns, :mod:`perennial.monitoring.estimation` says what performance may be expected,
-:mod:`perennial.monitoring.impact` weighs both. A verdict that could not be computed is ``unknown``, which is never ``ok``.
+:mod:`perennial.drift.compare` compares columns, :mod:`perennial.monitoring.estimation` estimates the performance, and
+:mod:`perennial.monitoring.impact` derives the severity from both. If the comparison fails, the verdict is ``unknown``, never
+``ok``.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DriftVerdict:
-    """A verdict as it is recorded.
+    """A recorded verdict.
 
     Attributes:
         version: the version that made most of the interval's predictions; None if there are none.
-        reasons: in words and numbers, the weightiest first.
-        details: the measurements behind it.
+        reasons: in words and numbers, the most important first.
+        details: the measurements.
         report: path of the HTML report, relative to the folder of reports; None if there is none.
-        report_url: address a person can open it at.
-        run_url: address of the version's MLflow run.
+        report_url: the report's address in MLflow; None if it is not there.
+        run_url: the address of the version's MLflow run; None if it is not known.
     """
 
     model: str
@@ -81,7 +82,7 @@ class DriftVerdict:
 
 
 def report_folder(model: str, interval: Interval) -> Path:
-    """Where the reports of an interval lie, relative to the deployment's folder of reports."""
+    """The folder with the reports of an interval, relative to the deployment's folder of reports."""
     return Path(model) / "drift" / interval.key
 
 
@@ -93,16 +94,16 @@ def judge_drift(
     directory: Path,
     run_id: str,
 ) -> DriftVerdict:
-    """Judge an interval, keep the report, and record the verdict; what is not ``ok`` carries an alert in the same transaction.
+    """Judge an interval, write the report, and record the verdict, with an alert in the same transaction if one is due.
 
-    Whatever keeps the verdict from being computed is its reason, and the verdict ``unknown``. An estimate that cannot be
-    made, a report or a picture that cannot be written or sent to MLflow, takes nothing from a verdict that could.
+    If the comparison fails, the verdict is ``unknown``, and the failure is its reason. A failed estimate, report or upload to
+    MLflow does not change the verdict.
 
     Args:
         folder: the model's folder.
-        deployment: features and predictions are read there; its ledger keeps the verdict.
+        deployment: holds features and predictions; its ledger gets the verdict.
         interval: the monitoring window.
-        directory: the deployment's folder of reports; the report is written below :func:`report_folder` of it.
+        directory: the deployment's folder of reports. The report is written to :func:`report_folder` in it.
         run_id: the run.
     """
     spec, ledger = folder.spec, deployment.ledger
@@ -186,15 +187,19 @@ def _weigh(
 
 
 def performance_bound(spec: ModelSpec, evaluation: Evaluation, estimate: Estimate | None) -> Bound | None:
-    """What the primary metric must not get worse than.
+    """The bound of the primary metric: a worse value counts as a drop.
 
-    The near end of the confidence interval that the version had on its own holdout; else its value there less
-    ``retraining.on_performance``; else what pieces of its training reference differ by. None if there is none of these.
+    The bound is the first of these that exists: the worse end of the metric's confidence interval on the version's own
+    holdout; its value there, made worse by ``retraining.on_performance``; the worse end of its usual range on the training
+    reference.
 
     Args:
-        spec: of the model.
-        evaluation: of the version.
-        estimate: of the window.
+        spec: the model's spec.
+        evaluation: the version's evaluation.
+        estimate: the estimate for the window.
+
+    Returns:
+        The bound; None if none of these exists.
     """
     metric = spec.primary_metric
     greater = METRICS[spec.task][metric]
@@ -204,25 +209,25 @@ def performance_bound(spec: ModelSpec, evaluation: Evaluation, estimate: Estimat
         return Bound(metric, number, greater, source) if math.isfinite(number) else None
 
     if ends is not None:
-        return bound(ends[0] if greater else ends[1], "the near end of its interval on the version's own holdout")
+        return bound(ends[0] if greater else ends[1], "the worse end of its interval on the version's own holdout")
     if value is not None and spec.retraining.on_performance is not None:
         margin = spec.retraining.on_performance
-        return bound(value - margin if greater else value + margin, f"on its own holdout {value:.4g}, less {margin:g}")
+        return bound(value - margin if greater else value + margin, f"for {value:.4g} on its holdout and margin {margin:g}")
     if estimate is not None and estimate.usual is not None:
-        return bound(estimate.usual[0] if greater else estimate.usual[1], "the worst usual on pieces of its training reference")
+        return bound(estimate.usual[0] if greater else estimate.usual[1], "the worst usual value on its training reference")
     return None
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found of a window.
+    """The findings on a window.
 
     Attributes:
-        comparison: of the columns.
+        comparison: the comparison of its columns with the reference.
         version: the version that made most of the predictions; None if there are none.
         snapshots: by dataset, the snapshot that was read.
-        rows: how many rows there were and were compared; None if no rows were read.
-        estimate: of the performance; None if nothing was compared.
+        rows: the numbers of rows found and compared; None if no rows were read.
+        estimate: the estimated performance; None if nothing was compared.
     """
 
     comparison: DriftComparison
@@ -233,7 +238,7 @@ class _Found:
 
 
 def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Interval) -> _Found:
-    """Compare a window with the training reference. What prevents the comparison becomes its reason."""
+    """Compare a window with the training reference. If that fails, the verdict is ``unknown``, with the failure as reason."""
     spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     found = _Found(DriftComparison("unknown", []))
 
@@ -253,7 +258,7 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         if not predicted:
             return unknown(f"{interval} has no predictions")
         made_by = Counter(predictions.column("version").to_pylist())
-        # If two versions made equally many, the newer one counts.
+        # If two versions made the same number of predictions, take the newer one.
         version = max(made_by, key=lambda number: (made_by[number], number))
         found = replace(found, version=version)
         logs.resolved(version=version)
@@ -262,7 +267,7 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         reference = model.reference()
         names = [name for name in reference.column_names if name not in NOT_FEATURES]
         features, entities = _sample(spec, lake, "features", published["features"], interval, names)
-        # Evidently draws the rows in this order, so it must be the order of time.
+        # Evidently plots the rows in this order, so it must be the order of time.
         features = features.sort_by(spec.event_time)
         rows = ComparedRows(
             features=entities,
@@ -312,7 +317,7 @@ def _left_out(made_by: Counter[int], version: int, gaps: Sequence[Interval]) -> 
 
 
 def _estimate(folder: ModelFolder, model: LoadedModel, predictions: pa.Table, reference: pa.Table) -> Estimate:
-    """What may be expected of the window; why not, if nothing."""
+    """The estimated performance of the window. If it fails, the estimate holds the reason."""
     spec = folder.spec
     try:
         return estimation.estimate(
@@ -346,13 +351,13 @@ def _outcomes(spec: ModelSpec, rows: pa.Table, *, labelled: bool) -> estimation.
 
 
 def _find_run(registry: Registry, record: VersionRecord | None) -> tuple[CandidateRun | None, str | None]:
-    """The version's MLflow run and its address, as far as they can be had."""
+    """The version's MLflow run and its address; None for both if MLflow does not return them."""
     if record is None:
         return None, None
     try:
         return registry.run(record.mlflow_run_id), registry.run_url(record.mlflow_run_id)
     except Exception:
-        log.exception("MLflow does not know the run of version %s; the verdict stands", record.version)
+        log.exception("could not read the MLflow run of version %s; the verdict is not affected", record.version)
         return None, None
 
 
@@ -360,11 +365,11 @@ def _send_to_mlflow(run: CandidateRun, folder: Path, path: str) -> None:
     try:
         run.log_files(folder, path)
     except Exception:
-        log.exception("the report could not be logged to MLflow run %s; it lies in %s", run.id, folder)
+        log.exception("the report could not be logged to MLflow run %s; it is in %s", run.id, folder)
 
 
 def _send_outlook(run: CandidateRun, spec: ModelSpec, ledger: Ledger, version: int) -> None:
-    """Draw what was expected of the version, window by window, and what came, and keep the picture with its run."""
+    """Draw estimated and realised performance of the version, window by window, and log the picture to its run."""
     from perennial.monitoring.outlook import draw_outlook
 
     try:
@@ -373,11 +378,11 @@ def _send_outlook(run: CandidateRun, spec: ModelSpec, ledger: Ledger, version: i
             if draw_outlook(windows, Path(scratch), metric=spec.primary_metric, version=version):
                 run.log_files(Path(scratch), "performance")
     except Exception:
-        log.exception("estimated and realised performance of version %s could not be drawn; the verdict stands", version)
+        log.exception("could not draw the performance of version %s; the verdict is not affected", version)
 
 
 def read_outlook(spec: ModelSpec, ledger: Ledger) -> list[estimation.WindowOutlook]:
-    """Estimated and realised performance of all windows the ledger knows, oldest first."""
+    """Estimated and realised performance of all windows in the ledger, oldest first."""
     return estimation.beside_realised(
         ledger.verdicts(spec.name, limit=1_000),
         ledger.performances(spec.name),

@@ -1,4 +1,4 @@
-"""A picture of estimated beside realised performance."""
+"""Draws estimated and realised performance of a version, window by window."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from perennial.monitoring.estimation import WindowOutlook
 
 
 def draw_outlook(windows: Sequence[WindowOutlook], directory: Path, *, metric: str, version: int) -> Path | None:
-    """What was expected of a version before labels came, with its band, and what came; None if nothing is known.
+    """Draw a version's estimated performance with its band, and its realised performance.
 
     Args:
-        windows: of the version, oldest first.
-        directory: where the PNG file goes.
+        windows: the version's windows, oldest first.
+        directory: the folder for the PNG file.
         metric: the primary metric.
-        version: its number, for the title.
+        version: the version's number, for the title.
+
+    Returns:
+        The file; None if no window has an estimate or a measurement.
     """
     expected = [window for window in windows if window.estimated is not None]
     came = [window for window in windows if window.realised is not None]

@@ -1,10 +1,10 @@
-"""How good the champion really was, once labels have arrived.
+"""Measures realised performance after labels have arrived.
 
-Predictions are compared with the labels that were known by a given time, window by window, in the metrics that candidates
-are judged by (:mod:`perennial.evaluation.metrics`). A version's predictions of rows that it may have learned from are left out:
-they would say that it is better than it is.
+Predictions are compared with the labels that were known by a given time, window by window. The metrics are the same as for
+candidates (:mod:`perennial.evaluation.metrics`). Predictions for rows that a version may have learned from are left out,
+because they would make it look better than it is.
 
-Neighbours: :mod:`perennial.monitoring.retraining` weighs what is measured here.
+Neighbour: :mod:`perennial.monitoring.retraining` decides from these measurements.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
 from perennial.evaluation.metrics import evaluate
 from perennial.features.labels import read_labels
+from perennial.features.maturity import mature_until
 from perennial.lake.publish import Lake
-from perennial.ledger.coverage import trained_as_of
+from perennial.ledger.coverage import label_delay, trained_as_of
 from perennial.ledger.records import Performance, Publication
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
@@ -37,13 +38,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Realised:
-    """How a version did on a window, measured anew.
+    """A new measurement of a version's performance in a window.
 
     Attributes:
-        metrics: by name, as in the holdout's evaluation.
-        rows: labelled predictions they rest on.
-        coverage: share of the version's predictions of the window whose label was known by ``as_of``.
-        in_sample: predictions left out because the version was trained as of a later time.
+        metrics: by name, as in the evaluation on the holdout.
+        rows: the number of labelled predictions that were measured.
+        coverage: share of the version's predictions in the window whose label was known by ``as_of``, 0 to 1.
+        in_sample: the number of predictions left out because the version was trained as of a later time.
+        as_of: labels that became known later are not used.
     """
 
     model: str
@@ -66,31 +68,41 @@ class Realised:
 def measure_performance(
     folder: ModelFolder, deployment: Deployment, interval: Interval, *, as_of: datetime, run_id: str
 ) -> list[Realised]:
-    """Measure the windows up to the end of ``interval`` that can be measured now and could not, or less well, before.
+    """Measure the windows up to the end of ``interval`` for which enough labels, or more labels than before, have arrived.
 
-    Windows are the days or ISO weeks of ``schedules.monitor`` that lie in ``interval`` or in as long a time before its end
-    as a version trains on. A window is measured, for each version that predicted in it, when at least ``gates.min_rows``
-    labels, and labels for the share ``gates.label_coverage`` of its predictions, are known by ``as_of``; again, when more
-    are, or when predictions or labels were published anew. Each measurement is recorded in the ledger.
+    Windows are the days or ISO weeks of ``schedules.monitor``. They lie in ``interval``, or before its end by at most the
+    length of the training window and the time that labels take. Each version that predicted in a window is measured when the
+    window's labels are mature (:func:`perennial.features.maturity.mature_until`), at least ``gates.min_rows`` labels are known
+    by ``as_of``, and labels for at least the share ``gates.label_coverage`` of its predictions. So the run of a later window
+    measures a window whose labels came late. It is measured again when more labels are known, or when predictions or labels
+    were published again. The ledger records each measurement.
 
     Args:
         folder: the model's folder.
-        deployment: predictions and labels are read there; its ledger keeps the measurements.
+        deployment: holds predictions and labels; its ledger gets the measurements.
         interval: the monitoring window.
-        as_of: labels known later are not used.
+        as_of: labels that became known later are not used.
         run_id: the run.
 
     Returns:
-        What was measured, oldest window first; empty when there is nothing new.
+        The new measurements, oldest window first.
     """
     spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     predictions, tables = ledger.published(spec.name, DATASET), ledger.published(spec.name, "tables")
     if predictions is None or tables is None:
         log.info("nothing to measure: no predictions are published yet")
         return []
-    earliest = min(interval.start, interval.end - spec.training.window)
-    windows = Interval(earliest, interval.end).windows(spec.schedules.window)
+    champion = ledger.champion(spec.name)
+    delay = label_delay(spec.label, ledger.version(spec.name, champion) if champion is not None else None)
+    mature = mature_until(as_of, delay)
+    earliest = min(interval.start, mature_until(interval.end - spec.training.window, delay))
+    windows = [
+        window
+        for window in Interval(earliest, interval.end).windows(spec.schedules.window)
+        if window.end <= mature or not delay
+    ]
     if not windows:
+        log.info("nothing to measure: labels take %d days, and those of %s are not mature yet", delay.days, interval)
         return []
     span = Interval(windows[0].start, windows[-1].end)
     scored, ingested = (ledger.publications(spec.name, dataset, span) for dataset in (DATASET, "tables"))
@@ -142,10 +154,10 @@ def _is_news(measured: Realised, record: Performance, republished: bool) -> bool
 def _newest_labels(
     spec: ModelSpec, lake: Lake, tables: Publication, windows: list[Interval], as_of: datetime
 ) -> dict[Interval, datetime]:
-    """When the newest of each window's labels known by ``as_of`` came; windows without labels are left out.
+    """By window, the time when the newest of its labels that are known by ``as_of`` became known.
 
-    One look at two columns spares the windows that have nothing new. Where a label's time is not its entity's, it does not
-    tell, and the result is empty.
+    Windows without labels are left out. This reads only two columns, so that windows without new labels need not be read. If
+    the labels' event time is not the entities' event time, it does not tell the window, and the result is empty.
     """
     event_time = spec.label_table.event_time
     if event_time is None or event_time != spec.event_time:
@@ -181,7 +193,7 @@ def _read_predictions(spec: ModelSpec, lake: Lake, published: Publication, windo
 
 
 def _join_labels(spec: ModelSpec, predicted: pa.Table, labels: pa.Table) -> pa.Table:
-    """The predictions with ``label``, null where none is known."""
+    """The predictions with the column ``label``, which is null where no label is known."""
     identity = list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
     return predicted.join(labels.select([*identity, "label"]), keys=identity, join_type="left outer")
 
@@ -189,7 +201,7 @@ def _join_labels(spec: ModelSpec, predicted: pa.Table, labels: pa.Table) -> pa.T
 def _measure(
     folder: ModelFolder, window: Interval, version: int, joined: pa.Table, trained: datetime | None, as_of: datetime
 ) -> Realised | None:
-    """The version's metrics on the window; None if its labels do not suffice."""
+    """The version's metrics on the window; None if too few labels are known, or no metric is defined."""
     spec = folder.spec
     rows = joined.filter(pc.equal(joined.column("version"), version))
     everything = rows.num_rows
@@ -209,8 +221,8 @@ def _measure(
     coverage = labelled.num_rows / rows.num_rows if rows.num_rows else 0.0
     if labelled.num_rows < spec.gates.min_rows or coverage < spec.gates.label_coverage:
         log.info(
-            "%s: version %d cannot be measured yet: labels of %d of %d predictions (%.0f%%) are known by %s, and %d rows and "
-            "%.0f%% are needed",
+            "%s: version %d cannot be measured yet: labels of %d of %d predictions (%.0f%%) are known by %s; needed are %d "
+            "rows and %.0f%%",
             window,
             version,
             labelled.num_rows,

@@ -1,7 +1,7 @@
-"""From what the ledger knows of a model to a request for retraining, or a recorded refusal to ask.
+"""Requests a retraining if the ledger's records of a model call for it, and records each decision.
 
-Neighbours: :mod:`perennial.monitoring.retraining` decides and reads nothing; this module reads for it and writes down what
-it said.
+Neighbour: :mod:`perennial.monitoring.retraining` decides, without reading anything. This module reads the ledger for it and
+records the decision.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from perennial.spec.model import ModelSpec
 log = logging.getLogger(__name__)
 
 
-#: How often a decision is made again because another window of the model was decided in between.
+#: How often a decision is repeated because another window of the model was decided meanwhile.
 _ATTEMPTS = 20
 
 
@@ -32,8 +32,8 @@ class RetrainingRequest:
     """A training run that monitoring asks for.
 
     Attributes:
-        run_id: the same for the same model and window, however often it is asked.
-        cause: in words and numbers.
+        run_id: always the same for the same model and window.
+        cause: the cause in words and numbers.
     """
 
     run_id: str
@@ -43,17 +43,20 @@ class RetrainingRequest:
 def request_retraining(
     spec: ModelSpec, ledger: Ledger, interval: Interval, *, run_id: str, training_under_way: bool
 ) -> RetrainingRequest | None:
-    """Decide for the window ``interval``, write the decision and its reason down, and say what to start.
+    """Decide whether to retrain after the window ``interval``, and record the decision with its reason.
 
     Args:
-        spec: of the model.
-        ledger: what is read and written.
-        interval: the monitoring window just judged.
-        run_id: of the monitoring run.
+        spec: the model's spec.
+        ledger: is read, and gets the decision.
+        interval: the monitoring window that was just judged.
+        run_id: the monitoring run.
         training_under_way: whether a training run of the model is queued or running.
 
     Returns:
-        What to start; None if nothing is asked for. A window that was decided before keeps its answer.
+        The training run to start; None if none is requested. A window that was decided before keeps its decision.
+
+    Raises:
+        StaleDecision: other windows of the model were decided meanwhile, again and again.
     """
     for _ in range(_ATTEMPTS):
         decisions = ledger.retrainings(spec.name)
@@ -76,7 +79,9 @@ def request_retraining(
         if not stands.asked:
             return None
         return RetrainingRequest(run_id=retraining_run_id(spec.name, interval.end), cause=f"{stands.cause}: {stands.reason}")
-    raise StaleDecision(f"{spec.name}, {interval}: other windows kept being decided meanwhile; run the task again")
+    raise StaleDecision(
+        f"{spec.name}, {interval}: other windows were decided during each of {_ATTEMPTS} attempts. Run the task again"
+    )
 
 
 def _decide(
@@ -105,5 +110,5 @@ def _decide(
 
 
 def _holdout_metric(spec: ModelSpec, record: VersionRecord) -> float:
-    """The primary metric that the version had on its own holdout; NaN if its evaluation does not hold it."""
+    """The primary metric of the version on its own holdout; NaN if its evaluation does not have it."""
     return record.evaluation.candidate.metrics.get(spec.primary_metric, math.nan)

@@ -1,11 +1,16 @@
-"""Verdicts, realised performance, history and budget → retrain or not, and why.
+"""Decides whether to retrain, and why, from verdicts, realised performance, earlier decisions and the budget.
 
-Pure: it reads and writes nothing. :mod:`perennial.drift.compare` and :mod:`perennial.monitoring.performance` make what it
-judges, the ledger keeps it, and the monitoring DAG carries out what is decided.
+The functions are pure: they read and write nothing. :mod:`perennial.drift.compare` and
+:mod:`perennial.monitoring.performance` make the measurements, the ledger keeps them, and the monitoring DAG starts the
+training.
 
-The loop cannot run away, whatever it is fed: a window has one answer for ever, an ask lies at least ``cooldown`` after any
-training, none is made where 30 days have seen ``budget`` trainings or ``breaker`` asks in a row led to no promotion, and
-what is unknown never asks.
+These rules keep the loop from retraining without end, whatever the data:
+
+- A window is decided once.
+- A request comes at least ``cooldown`` after the last training.
+- There are at most ``budget`` trainings in any 30 days.
+- After ``breaker`` requests in a row without a promotion, monitoring requests no more.
+- An ``unknown`` verdict never requests a training.
 """
 
 from __future__ import annotations
@@ -23,12 +28,12 @@ from perennial.spec.types import Task
 
 Cause = Literal["drift", "performance", "none"]
 
-#: The span that ``budget`` speaks of.
+#: The span that ``budget`` is counted over.
 BUDGET_SPAN = timedelta(days=30)
 
 
 class WindowVerdict(Protocol):
-    """What is read of the ledger's drift verdicts."""
+    """The attributes of a drift verdict that this module reads."""
 
     @property
     def interval(self) -> Interval: ...
@@ -39,7 +44,7 @@ class WindowVerdict(Protocol):
 
 
 class WindowPerformance(Protocol):
-    """What is read of the ledger's performance records."""
+    """The attributes of a performance record that this module reads."""
 
     @property
     def interval(self) -> Interval: ...
@@ -50,7 +55,7 @@ class WindowPerformance(Protocol):
 
 
 class PastDecision(Protocol):
-    """What is read of the ledger's earlier decisions."""
+    """The attributes of an earlier decision that this module reads."""
 
     @property
     def window_end(self) -> datetime: ...
@@ -64,10 +69,10 @@ class PastDecision(Protocol):
 
 @dataclass(frozen=True)
 class PastTraining:
-    """A training that led to a version, whoever began it: monitoring, the calendar or a person.
+    """A training that led to a version. Monitoring, the calendar or a person may have started it.
 
     Attributes:
-        as_of: the end of what it could know.
+        as_of: the time up to which it could learn.
         promoted: whether its version ever became champion.
     """
 
@@ -77,13 +82,13 @@ class PastTraining:
 
 @dataclass(frozen=True)
 class RetrainingDecision:
-    """Whether a new version is asked for.
+    """The decision whether to request a new version.
 
     Attributes:
         ask: whether to start a training.
-        cause: what alarmed; also when a rule then held the ask back. ``none`` if nothing did.
+        cause: the cause of the alarm, also if a rule then prevented the request; ``none`` without an alarm.
         reason: the decision in words and numbers, for the ledger, the training run and the board.
-        breaker: whether the ask was held back because the ones before led to no promotion: a person has to look.
+        breaker: whether the request was prevented because earlier ones led to no promotion. Then a person has to act.
     """
 
     ask: bool
@@ -121,28 +126,28 @@ def decide_retraining(
 ) -> RetrainingDecision:
     """Decide for the monitoring window that ends at ``window_end``.
 
-    The rules, the first that holds back deciding:
+    The rules, in this order:
 
-    1. A window already decided keeps its answer.
-    2. Drift alarms when at least ``alarms`` of the last ``of`` windows, by the clock, were judged ``drift``, the newest
-       among them, all against the version that the newest is of: what the one before it drifted from is no fault of the
-       new one. ``unknown`` and missing windows take up their place and never alarm.
-    3. Performance alarms by the same counts over the champion's newest measured windows, where a window counts when the
-       primary metric fell by at least ``on_performance`` below the version's own holdout. Windows that ended before the
-       last retraining asked for do not count: they have had their answer, and labels come late enough to be seen twice.
-    4. A training under way, the breaker, the cooldown, and the budget each hold an alarm back.
+    1. A window that was decided before keeps its decision.
+    2. Drift raises an alarm when at least ``alarms`` of the last ``of`` windows, by the clock, have the verdict ``drift``, and
+       the newest window is one of them. Only verdicts on the version of the newest window count. ``unknown`` and missing
+       windows take a place among the ``of`` windows but do not count as drift.
+    3. Performance raises an alarm by the same counts over the champion's newest measured windows. A window counts when the
+       primary metric is worse than on the version's own holdout by at least ``on_performance``. Windows that end before the
+       last requested retraining do not count, because labels come late and the same drop would cause a second request.
+    4. An alarm leads to no request if a training is under way, or if the breaker, the cooldown or the budget prevents it.
 
     Args:
         policy: ``retraining`` of the spec.
-        window_end: the end of the window just judged.
+        window_end: the end of the window that was just judged.
         verdicts: drift verdicts, in any order; those that end after ``window_end`` are left out.
         performances: realised performance, in any order.
-        champion: the version that serves; the performance of others is not its own.
+        champion: the champion's version; only its own performance counts.
         holdout_metrics: the primary metric of each version on its own holdout.
         metric: the primary metric.
-        task: the model's task, which says whether more of the metric is better.
-        decisions: earlier ones, whatever they were.
-        trainings: all of the model, whoever began them.
+        task: the model's task; with the metric, it tells whether a higher value is better.
+        decisions: all earlier decisions.
+        trainings: all trainings of the model, whatever started them.
         open_run: whether a training of the model is under way.
     """
     window_end = window_end.astimezone(UTC)
@@ -176,7 +181,7 @@ def decide_retraining(
 
 
 def retraining_run_id(model: str, window_end: datetime) -> str:
-    """The training run's id for one window of one model: triggered twice, it is the same run."""
+    """The id of the training run for one window of one model. A second trigger with this id starts no second run."""
     return f"retrain__{model}__{window_end.astimezone(UTC):%Y-%m-%dT%H%M%SZ}"
 
 
@@ -185,53 +190,54 @@ def _cause(text: str) -> Cause:
 
 
 def _breaker(policy: RetrainingPolicy, asked: Sequence[datetime], trainings: Sequence[PastTraining]) -> str | None:
-    """Why asking again would be no use, if it would not."""
+    """The reason if the breaker prevents a request; None if it does not."""
     promoted = max((training.as_of for training in trainings if training.promoted), default=None)
     vain = [end for end in asked if promoted is None or end > promoted]
     if len(vain) < policy.breaker:
         return None
     since = f"since {_day(promoted)}" if promoted is not None else "so far"
     return (
-        f"the last {len(vain)} retrainings asked for, from {_day(vain[0])} to {_day(vain[-1])}, led to no promotion, and "
-        f"{since} none was made; after {policy.breaker} of them monitoring asks no more until a version is promoted: look at "
-        "why the gates refuse"
+        f"the last {len(vain)} requested retrainings, from {_day(vain[0])} to {_day(vain[-1])}, led to no promotion, and there "
+        f"was none {since}; after {policy.breaker} of them monitoring requests no more until a version is promoted. Find out "
+        "why the gates refuse the versions"
     )
 
 
 def _hold_back(
     policy: RetrainingPolicy, window_end: datetime, asked: list[datetime], trainings: Sequence[PastTraining]
 ) -> str | None:
-    # An ask may have led to no version, and a version may come from no ask; one that came from an ask has its time.
+    # A request may lead to no version, and a version may come from no request. A training that was requested has the time of
+    # its request, so the set counts both once.
     begun = sorted({*asked, *(training.as_of for training in trainings)})
-    # A window judged late, after a newer one has asked or been trained on, lies before that and so within its cooldown:
-    # asks go forward in time only, which is what makes the budget hold for any 30 days.
+    # If a window is judged late, after a newer request or training, the difference is negative and the cooldown applies. So
+    # requests only go forward in time, and the budget holds for any 30 days.
     if begun and window_end - begun[-1] < policy.cooldown:
-        what = "retraining asked for" if begun[-1] in asked else "training"
+        what = "requested retraining" if begun[-1] in asked else "training"
         return f"the last {what} was as of {_day(begun[-1])}, and the cooldown is {_span(policy.cooldown)}"
     recent = [moment for moment in begun if window_end - moment < BUDGET_SPAN]
     if len(recent) >= policy.budget:
         return (
             f"the budget of {policy.budget} trainings in {BUDGET_SPAN.days} days is used up"
             if recent
-            else f"the budget is {policy.budget}, so monitoring may not ask"
+            else f"the budget is {policy.budget}, so monitoring may not request a training"
         )
     return None
 
 
 def _drift_alarm(policy: RetrainingPolicy, window_end: datetime, verdicts: Sequence[WindowVerdict]) -> _Alarm:
     if not policy.on_drift:
-        return _Alarm(False, "drift is not asked about (retraining.on_drift)")
+        return _Alarm(False, "drift never requests a training (retraining.on_drift is false)")
     newest = [verdict for verdict in verdicts if verdict.interval.end == window_end]
     if not newest:
-        return _Alarm(False, f"no drift verdict for the window that ends {_day(window_end)}")
-    # Of a day and a week that end together, the longer one is the monitoring window.
+        return _Alarm(False, f"no drift verdict for the window that ends on {_day(window_end)}")
+    # If a day and a week end at the same time, the longer one is the monitoring window.
     window = max((verdict.interval for verdict in newest), key=lambda interval: interval.length)
     version = next(verdict.version for verdict in newest if verdict.interval.length == window.length)
     recent = recent_verdicts(policy, window, version, verdicts)
     drifted = sum(verdict == "drift" for verdict in recent.values())
     text = (
-        f"{drifted} of the last {policy.of} windows drifted from what version {version} learned ({policy.alarms} are asked "
-        f"for), the newest is {recent[window_end]}"
+        f"{drifted} of the last {policy.of} windows drifted from the training data of version {version} ({policy.alarms} are "
+        f"needed for an alarm), the verdict on the newest is {recent[window_end]}"
     )
     return _Alarm(recent[window_end] == "drift" and drifted >= policy.alarms, text)
 
@@ -239,12 +245,12 @@ def _drift_alarm(policy: RetrainingPolicy, window_end: datetime, verdicts: Seque
 def recent_verdicts(
     policy: RetrainingPolicy, window: Interval, version: int | None, verdicts: Iterable[WindowVerdict]
 ) -> dict[datetime, str]:
-    """Verdicts by the end of their window: of the last ``of`` windows as long as ``window``, by the clock, that one included.
+    """The verdicts on the last ``of`` windows by the clock, including ``window`` itself, by the end of the window.
 
     Args:
         policy: ``retraining`` of the spec.
-        window: the newest of them.
-        version: whose training they were compared with; verdicts on others do not count.
+        window: the newest window. Only windows of the same length count.
+        version: only verdicts on this version count.
         verdicts: in any order.
     """
     return {
@@ -267,24 +273,25 @@ def _performance_alarm(
     higher_is_better: bool,
 ) -> _Alarm:
     if policy.on_performance is None:
-        return _Alarm(False, "performance is not asked about (retraining.on_performance)")
+        return _Alarm(False, "performance never requests a training (retraining.on_performance is not set)")
     holdout = holdout_metrics.get(champion, math.nan) if champion is not None else math.nan
     if not math.isfinite(holdout):
-        return _Alarm(False, f"the champion's {metric} on its holdout is not known, so no drop can be told")
+        return _Alarm(False, f"the champion's {metric} on its holdout is not known, so a drop cannot be measured")
     measured = [record for record in performances if record.version == champion and record.interval.end <= window_end]
     if not measured:
-        return _Alarm(False, "no window of the champion has been measured since it was promoted or last asked about")
+        return _Alarm(False, "no window of the champion has been measured since its promotion or the last request")
     newest = max(measured, key=lambda record: record.interval.end).interval
     drops = {
         record.interval.end: (holdout - record.metrics.get(metric, math.nan)) * (1 if higher_is_better else -1)
         for record in measured
         if newest.end - policy.of * newest.length < record.interval.end
     }
-    # A drop that is NaN compares false: what could not be measured never asks.
+    # A comparison with NaN is false, so a window that could not be measured never counts.
     fallen = sum(drop >= policy.on_performance for drop in drops.values())
     text = (
         f"{metric} was worse than on the champion's holdout ({holdout:.4g}) by at least {policy.on_performance:g} in {fallen} "
-        f"of the last {policy.of} measured windows ({policy.alarms} are asked for), in the newest by {drops[newest.end]:.4g}"
+        f"of the last {policy.of} measured windows ({policy.alarms} are needed for an alarm), in the newest by "
+        f"{drops[newest.end]:.4g}"
     )
     return _Alarm(drops[newest.end] >= policy.on_performance and fallen >= policy.alarms, text)
 

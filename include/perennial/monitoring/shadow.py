@@ -1,13 +1,14 @@
-"""Which versions score in the shadow of the champion, and what to make of how they did. Pure: it reads and writes nothing.
+"""Decides which versions score in the shadow of the champion, and judges them. The functions are pure.
 
-After a promotion the champion before keeps scoring beside the new one for some monitoring windows, unseen by those who read
-predictions; so may a refused candidate that came close. Once labels are known, both are compared on the same rows.
+After a promotion, the previous champion keeps scoring beside the new one for some monitoring windows. A refused candidate that
+came close may do so too. Readers of predictions do not see theirs. When labels are known, a version in the shadow and the
+champion are compared on the same rows.
 
-A comparison is looked at again with each window whose labels have come. Every look is a chance to see what is not there, so
-the looks share one error rate (Bonferroni), which holds whatever their dependence.
+The comparison is repeated after each window whose labels have arrived. Each repetition (look) may find a difference by chance,
+so all looks share one error rate (Bonferroni), which holds even though the looks depend on each other.
 
-Neighbours: :mod:`perennial.monitoring.shadowing` lets them score and measures, :mod:`perennial.evaluation.comparison` says
-how sure a difference is, and the spec's ``shadow`` says what is wanted.
+Neighbours: :mod:`perennial.monitoring.shadowing` runs the scoring and measures, and :mod:`perennial.evaluation.comparison`
+computes how certain a difference is.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import Literal
 from perennial.core.intervals import Interval, window_start
 from perennial.spec.monitoring import Shadow
 
-#: Most versions that score in the shadow of one champion.
+#: The largest number of versions that score in the shadow of one champion.
 MOST = 3
 
 Role = Literal["predecessor", "refused"]
 ShadowOutcome = Literal["champion_worse", "no_difference", "unknown"]
 
-#: Margins are written in decimals, which binary floats miss by about this much.
+#: Margins are decimal numbers; as binary floats they are off by about this much.
 _ROUNDING = 1e-12
 
 
@@ -36,9 +37,9 @@ class Challenger:
     """A version that may score in the shadow.
 
     Attributes:
-        role: the champion before this one, or a candidate that the gates or an approver refused.
-        as_of: up to when it learned; None if that is not known.
-        loss: by how much its primary metric was worse than the champion's on the holdout; not needed of a predecessor.
+        role: the previous champion, or a candidate that the gates or an approver refused.
+        as_of: the time up to which it learned; None if that is not known.
+        loss: by how much its primary metric was worse than the champion's on the holdout; not needed for a predecessor.
     """
 
     version: int
@@ -48,7 +49,8 @@ class Challenger:
 
 
 def period(policy: Shadow, began: datetime, window: timedelta) -> Interval | None:
-    """The monitoring windows of a shadow that began at a moment: the one it lies in, and ``policy.windows`` whole ones.
+    """The monitoring windows in which a version scores in the shadow: the one that contains ``began``, if it began earlier,
+    and ``policy.windows`` whole windows.
 
     Args:
         policy: ``shadow`` of the spec.
@@ -56,7 +58,7 @@ def period(policy: Shadow, began: datetime, window: timedelta) -> Interval | Non
         window: length of a monitoring window, a day or a week; weeks begin on a Monday.
 
     Returns:
-        None if no version scores in the shadow.
+        These windows as one interval; None if no version scores in the shadow.
     """
     if policy.windows == 0:
         return None
@@ -72,13 +74,13 @@ def choose(
 
     Args:
         policy: ``shadow`` of the spec.
-        challengers: the predecessor, and candidates that were compared with this champion; the newest first.
-        interval: what the champion has just scored.
-        began: the first moment that the champion scored since it was promoted; None if this is it.
+        challengers: the predecessor, then candidates that were compared with this champion, newest first.
+        interval: the interval that the champion has just scored.
+        began: the first moment that the champion scored since its promotion; None if that is the start of ``interval``.
         window: length of a monitoring window.
 
     Returns:
-        Their numbers. None of them may have learned from the interval.
+        The numbers of these versions. No version that may have learned from the interval is among them.
     """
     chosen = []
     for challenger in challengers:
@@ -96,7 +98,7 @@ def choose(
 
 
 def confidence_of_a_look(confidence: float, policy: Shadow) -> float:
-    """The confidence that each look needs, so that all looks together are wrong no more often than one was to be.
+    """The confidence that each look needs, so that all looks together have the error rate of one comparison.
 
     References:
         Dunn: Multiple Comparisons among Means. Journal of the American Statistical Association 56, 1961.
@@ -106,11 +108,12 @@ def confidence_of_a_look(confidence: float, policy: Shadow) -> float:
 
 @dataclass(frozen=True)
 class ShadowVerdict:
-    """What a comparison says.
+    """The result of a comparison.
 
     Attributes:
-        outcome: whether the champion surely does worse; ``unknown`` if that could not be judged.
-        reason: in words and numbers.
+        outcome: ``champion_worse`` if the champion is worse with the required confidence; ``unknown`` if that could not be
+            judged; ``no_difference`` otherwise.
+        reason: the result in words and numbers.
     """
 
     outcome: ShadowOutcome
@@ -128,21 +131,21 @@ def judge(
     confidence: float,
     problem: str | None,
 ) -> ShadowVerdict:
-    """Whether the champion surely does worse than a version in its shadow.
+    """Judge whether the champion is worse than a version in its shadow, with the required confidence.
 
     Args:
         metric: the primary metric.
         champion, challenger: their versions.
-        rows: labelled rows that both predicted.
+        rows: the number of labelled rows that both predicted.
         gain: by how much the challenger is better, in units of the metric.
-        lower: above which the true gain lies with ``confidence``; None if chance could not be judged.
-        confidence: of this look.
-        problem: why it could not.
+        lower: lower bound of the true gain at ``confidence``; None if there is no bound.
+        confidence: the confidence of this look, 0 to 1.
+        problem: why there is no bound; None if there is one.
     """
     compared = f"{metric} of version {challenger} was {gain:+.4g} against champion {champion} on the same {rows:,} rows"
     if problem is not None or lower is None or not (math.isfinite(gain) and math.isfinite(lower)):
-        return ShadowVerdict("unknown", f"{compared}; {problem or 'how sure that is could not be said'}")
+        return ShadowVerdict("unknown", f"{compared}; {problem or 'no confidence bound could be computed'}")
     sure = f"with {confidence:.2%} confidence the gain is above {lower:+.4g}"
     if lower > 0:
-        return ShadowVerdict("champion_worse", f"{compared}: the champion surely does worse; {sure}")
-    return ShadowVerdict("no_difference", f"{compared}; {sure}, so it may be chance")
+        return ShadowVerdict("champion_worse", f"{compared}: the champion is worse; {sure}")
+    return ShadowVerdict("no_difference", f"{compared}; {sure}, so the difference may be chance")

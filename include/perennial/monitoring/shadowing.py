@@ -1,10 +1,10 @@
-"""Versions in the shadow of the champion: their predictions, and what realised labels say about both.
+"""Scores with the versions in the shadow of the champion, and compares them with the champion once labels are known.
 
-Their predictions are a dataset of their own in the lake, with the columns of the champion's; the predictions database never
-has them. What fails here never touches what the champion publishes.
+Their predictions are a separate dataset of the lake, with the same columns as the champion's predictions. They are never
+written to the predictions database. A failure here never affects the champion's predictions.
 
-Neighbours: :mod:`perennial.monitoring.shadow` decides who scores and what a comparison means;
-:mod:`perennial.scoring.publish` predicts.
+Neighbours: :mod:`perennial.monitoring.shadow` decides which versions score and judges comparisons.
+:mod:`perennial.scoring.publish` makes the champion's predictions.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from perennial.spec.training import METRICS
 log = logging.getLogger(__name__)
 
 
-#: Names of the dataset and of its one table.
+#: The name of the dataset and of its only table.
 DATASET = "shadows"
-#: Who rolls back when labels say so.
+#: The actor of an automatic rollback.
 MONITOR = "perennial.monitor"
 
 
@@ -56,13 +56,13 @@ MONITOR = "perennial.monitor"
 
 
 def resolve_shadows(spec: ModelSpec, ledger: Ledger, interval: Interval, *, champion: int) -> list[int]:
-    """The versions that are to score an interval beside the version that scores it; mostly none.
+    """The versions that score an interval in the shadow of the champion; often none.
 
     Args:
-        spec: of the model.
-        ledger: says who was champion, who was refused, and what was scored.
-        interval: what is scored.
-        champion: by whom; unless it is the champion, nobody scores in its shadow.
+        spec: the model's spec.
+        ledger: holds promotions, refused versions, and publications.
+        interval: the interval to score.
+        champion: the version that scores the interval. If it is not the champion, no version scores in its shadow.
     """
     reign = _reign(ledger, spec.name)
     if spec.shadow.windows == 0 or reign is None or reign.version != champion:
@@ -76,13 +76,13 @@ def resolve_shadows(spec: ModelSpec, ledger: Ledger, interval: Interval, *, cham
 
 
 def _reign(ledger: Ledger, model: str) -> Promotion | None:
-    """What made the champion champion."""
+    """The promotion that made the current champion; None if there is none."""
     made = completed(ledger.promotions(model))
     return made[-1] if made else None
 
 
 def _challengers(spec: ModelSpec, ledger: Ledger, reign: Promotion, records: Mapping[int, VersionRecord]) -> list[Challenger]:
-    """The champion before this one, unless it went back to this one, then the refused candidates, the newest first."""
+    """The previous champion, unless it was rolled back to this one, then the refused candidates, newest first."""
     promotions = ledger.promotions(spec.name)
     found = []
     if reign.previous is not None and reign.previous != reign.version and not newest_leads_back(promotions):
@@ -98,7 +98,7 @@ def _challengers(spec: ModelSpec, ledger: Ledger, reign: Promotion, records: Map
 
 
 def _loss(spec: ModelSpec, record: VersionRecord) -> float:
-    """By how much a candidate's primary metric was worse than the champion's; NaN if one of the two is not known."""
+    """By how much a candidate's primary metric was worse than the champion's; NaN if one of them is not known."""
     its, champions = (
         math.nan if contender is None else contender.metrics.get(spec.primary_metric, math.nan)
         for contender in (record.evaluation.candidate, record.evaluation.champion)
@@ -107,7 +107,7 @@ def _loss(spec: ModelSpec, record: VersionRecord) -> float:
 
 
 def _began(spec: ModelSpec, ledger: Ledger, reign: Promotion, as_of: datetime | None) -> datetime | None:
-    """The first moment that a champion scored since it was promoted, of those that it had not learned from."""
+    """The first moment that a champion scored since its promotion and had not learned from; None if there is none."""
     starts = [
         publication.interval.start
         for publication in ledger.publications(spec.name, PREDICTIONS)
@@ -124,12 +124,12 @@ def _began(spec: ModelSpec, ledger: Ledger, reign: Promotion, as_of: datetime | 
 
 @dataclass(frozen=True)
 class ShadowScored:
-    """What became of an interval's shadows.
+    """The result of scoring an interval in the shadow.
 
     Attributes:
-        versions: those whose predictions are published.
-        rows: of them all.
-        failed: why others could not predict, by version.
+        versions: the versions whose predictions are published.
+        rows: the number of rows of all their predictions.
+        failed: by version, why it could not predict.
     """
 
     versions: list[int]
@@ -151,17 +151,18 @@ def score_shadows(
     order: int,
     run_id: str,
 ) -> ShadowScored:
-    """Predict an interval by each version in the shadow, and publish what they say, in place of what they said before.
+    """Predict an interval with each version in the shadow, and publish the predictions. They replace earlier ones.
 
-    A version that cannot be loaded or predicts what cannot be published is left out and named; the others are published.
+    If a version cannot be loaded, or its predictions cannot be published, it is reported in ``failed``, and the others are
+    published.
 
     Args:
         folder: the model's folder.
-        deployment: tables are read and written there; its registry loads the versions.
-        interval: what the champion has scored.
-        champion: the champion.
+        deployment: its lake holds the tables; its registry loads the versions.
+        interval: the interval that the champion has scored.
+        champion: the champion's version.
         versions: from :func:`resolve_shadows`.
-        features_snapshot: what the champion has read; the same rows.
+        features_snapshot: the snapshot that the champion has read, so that all predict the same rows.
         order: the run's rank, from :meth:`Ledger.next_order`.
         run_id: the run.
 
@@ -205,7 +206,7 @@ def score_shadows(
 
 
 class _Chorus:
-    """The predictions of several versions, one after the other; it remembers who was at work when something went wrong."""
+    """The predictions of several versions, one after the other. ``at_work`` is the version that was predicting at a failure."""
 
     def __init__(self, predictors: Mapping[int, Predictor], schema: pa.Schema) -> None:
         self._predictors, self._schema = dict(predictors), schema
@@ -225,20 +226,21 @@ class _Chorus:
 
 
 def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datetime, run_id: str) -> list[ShadowComparison]:
-    """Compare the champion with each version in its shadow on the rows that both predicted and whose labels are mature.
+    """Compare the champion with each version in its shadow, on the rows that both predicted in mature windows.
 
-    A pair is looked at when one more monitoring window has become mature: labels of the share ``gates.label_coverage`` of
-    its rows are known by ``as_of``. What is seen is recorded. A champion that surely does worse than the one before is told
-    of, once, and rolled back where the spec says so and it still is champion.
+    A window is mature when labels for at least the share ``gates.label_coverage`` of its rows are known by ``as_of``. A pair is
+    compared again when one more window is mature, and the ledger records the comparison. If the champion is worse, one alert
+    per pair is sent. If it is worse than the previous champion and the spec has ``shadow.rollback``, it is rolled back, unless
+    the champion has changed meanwhile.
 
     Args:
         folder: the model's folder.
-        deployment: predictions and labels are read there; its ledger keeps what was seen, its registry rolls back.
-        as_of: labels known later are not used.
+        deployment: holds predictions and labels; its ledger gets the comparisons, and its registry rolls back.
+        as_of: labels that became known later are not used.
         run_id: the run.
 
     Returns:
-        What was seen for the first time.
+        The new comparisons.
     """
     spec, ledger, registry = folder.spec, deployment.ledger, deployment.registry
     reign = _reign(ledger, spec.name)
@@ -277,7 +279,10 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
 
 
 def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: Promotion, predecessor: int) -> None:
-    """Go back, if any look said so. What an attempt that died has recorded is acted on by the next one."""
+    """Roll back to the previous champion if a recorded comparison found the champion worse.
+
+    It uses recorded comparisons, so it also acts on one from an attempt that died before it could roll back.
+    """
     worse = [
         record
         for record in ledger.shadow_comparisons(spec.name, promotion=reign.id, version=predecessor)
@@ -305,9 +310,9 @@ class _MatureRows:
 
     Attributes:
         interval: from the first to the last mature window.
-        windows: how many windows are mature.
-        rows: the entity's key, its event time and ``label``; what the champion said, and the other one's with the suffix
-            ``_shadow``.
+        windows: the number of mature windows.
+        rows: the entity's key, its event time and ``label``; the champion's predictions, and those of the version in the
+            shadow with the suffix ``_shadow``.
     """
 
     interval: Interval
@@ -324,7 +329,7 @@ def _mature_rows(
     published: tuple[Publication, Publication, Publication],
     as_of: datetime,
 ) -> _MatureRows | None:
-    """The rows of mature windows; None if there are none, or too few."""
+    """The labelled rows of mature windows; None if there are fewer than ``gates.min_rows``."""
     spec, lake, (predictions, shadows, tables) = folder.spec, deployment.lake, published
     own = [made.interval for made in scored if version in made.inputs["versions"]]
     when = period(spec.shadow, min(interval.start for interval in own), spec.schedules.window)
@@ -359,7 +364,7 @@ def _mature_rows(
     labelled = pc.is_valid(both.column("label")).to_numpy()
     count = int(window.max()) + 1
     total, known = np.bincount(window, minlength=count), np.bincount(window[labelled], minlength=count)
-    # A window that is not over yet may still get rows.
+    # A window that has not ended may still get rows.
     over = np.arange(1, count + 1) <= (as_of - when.start) // width
     mature = (total > 0) & (known >= spec.gates.label_coverage * total) & over
     kept = both.filter(pa.array(labelled & mature[window])).sort_by([(name, "ascending") for name in identity])
@@ -414,12 +419,16 @@ def _judge(spec: ModelSpec, champion: int, version: int, compared: GainOverChamp
 
 
 def _for_a_look(spec: ModelSpec) -> ModelSpec:
-    """The spec with what one look of several may be sure of, by blocks of time: predictions bear no features."""
+    """The spec with the resampling of one look.
+
+    The confidence is that of one look among several. Rows are resampled by blocks of time unless the group is a column of the
+    key, because predictions have no other features.
+    """
     resampling = spec.gates.resampling
     confidence = confidence_of_a_look(resampling.confidence, spec.shadow)
     changed = {
         "confidence": confidence,
-        # Enough of them lie beyond the bound to say where it is.
+        # At a high confidence, few resamples lie beyond the bound. At least 20 must, or the bound is not reliable.
         "resamples": max(resampling.resamples, math.ceil(20 / (1 - confidence))),
         "group": resampling.group if resampling.group in spec.entity_table.key else None,
     }
@@ -428,7 +437,7 @@ def _for_a_look(spec: ModelSpec) -> ModelSpec:
 
 
 def _prediction(spec: ModelSpec, rows: pa.Table, suffix: str) -> Prediction:
-    """What one of the two said."""
+    """The predictions of one of the two versions: those in the columns with this suffix."""
     said = {"prediction": rows.column(f"prediction{suffix}")}
     if spec.task == "multiclass_classification":
         said["probabilities"] = rows.column(f"probabilities{suffix}")

@@ -156,7 +156,7 @@ class Champions(Versions):
             )
         if obstacle is not None and not reason:
             raise PromotionRefused(
-                f"{model} version {version} was not promoted: {obstacle}. Train again, or, if you know better, give a reason: "
+                f"{model} version {version} was not promoted: {obstacle}. Train again. To promote it anyway, give a reason: "
                 f"perennial promote {model} {version} --override REASON"
             )
         return self._change(
@@ -243,16 +243,16 @@ class Champions(Versions):
         if run_id is not None:
             done = [made for made in completed(promotions) if made.run_id == run_id and made.action == "rollback"]
             if done:
-                return Rollback(done[-1].version, False, f"this run has rolled back to version {done[-1].version} already")
+                return Rollback(done[-1].version, False, f"this run has already rolled back to version {done[-1].version}")
         if expected is not None and champion != expected:
-            raise StaleDecision(f"{model}: the champion is version {champion}, not {expected}: it is not rolled back")
+            raise StaleDecision(f"{model}: the champion is version {champion}, not {expected}, so it is not rolled back")
         if to is None:
             if newest_leads_back(promotions):
                 last = completed(promotions)[-1]
                 return Rollback(
                     champion,
                     False,
-                    f"nothing was changed: the newest change already is a rollback, from version {last.previous} to {champion} "
+                    f"nothing was changed: the newest change is already a rollback, from version {last.previous} to {champion} "
                     f"by {last.actor} ({last.reason}); to go back further, name the version",
                 )
             before = lineage(promotions)[:-1]
@@ -260,10 +260,10 @@ class Champions(Versions):
                 raise NoChampion(f"{model} version {champion} has no earlier champion: name a version, or train a new one")
             to = before[-1]
         if to == champion:
-            return Rollback(champion, False, f"nothing was changed: version {champion} is champion already")
+            return Rollback(champion, False, f"nothing was changed: version {champion} is already champion")
         if to not in {made.version for made in completed(promotions)}:
             raise NoChampion(
-                f"{model} version {to} never was champion, so there is no going back to it; to make it champion: "
+                f"{model} version {to} was never champion, so you cannot roll back to it; to make it champion: "
                 f"perennial promote {model} {to}"
             )
         try:
@@ -274,7 +274,7 @@ class Champions(Versions):
         except StaleDecision:
             if self.reconcile(model) != to:
                 raise
-            return Rollback(to, False, f"nothing was changed: somebody else has rolled back to version {to} meanwhile")
+            return Rollback(to, False, f"nothing was changed: somebody else has already rolled back to version {to}")
         return Rollback(made.version, True, f"version {made.version} is champion again, instead of version {champion}")
 
     def _change(
@@ -301,7 +301,7 @@ class Champions(Versions):
             evidence=dict(evidence),
         )
         if promotion.withdrawn_at is not None:
-            raise StaleDecision(f"{model}: the promotion of version {version} was given up; start a new run to decide again")
+            raise StaleDecision(f"{model}: the promotion of version {version} was withdrawn; start a new run to decide again")
         if promotion.completed_at is None and not self._finish(promotion):
             raise ArtifactRejected(f"{model} version {version} was deleted from MLflow and cannot become champion")
         return promotion
@@ -350,9 +350,9 @@ class Champions(Versions):
                     return champion
                 log.warning("the alias %s of %s was removed; it points to version %s again", CHAMPION, model, champion)
             elif champion is None and self._ledger.retirement(model) is not None:
-                log.warning("%s is retired and its alias %s was at version %s; it is removed", model, CHAMPION, alias)
+                log.warning("%s is retired, but its alias %s points to version %s; it is removed", model, CHAMPION, alias)
             elif alias in late and champion is not None:
-                log.warning("%s: a process that had slept moved the alias to version %s; it is put back", model, alias)
+                log.warning("%s: a suspended process moved the alias late, to version %s; it is put back", model, alias)
             elif alias not in {change.version for change in made} and (bar := self._bar(model, alias)):
                 log.warning("%s: the alias was moved to version %s, but %s; it is put back", model, alias, bar)
                 self._ledger.record_alert(
@@ -435,8 +435,8 @@ class Champions(Versions):
         if self._ledger.version(model, alias) is None:
             back = f"move it back to version {champion}" if champion is not None else "remove it"
             raise ArtifactRejected(
-                f"{model}: the alias {CHAMPION} points to version {alias}, which Perennial did not register and cannot vouch "
-                f"for: {back} in MLflow"
+                f"{model}: the alias {CHAMPION} points to version {alias}, which Perennial did not register and cannot "
+                f"check: {back} in MLflow"
             )
         try:
             promotion = self._ledger.intend_promotion(
@@ -505,7 +505,7 @@ class Champions(Versions):
             if promotion.completed_at is None and self._ledger.promotion(promotion.id).completed_at is not None:
                 return False
             if time.monotonic() > deadline:
-                raise StaleDecision(f"{model}: others have been moving the alias for {_PATIENCE.seconds} seconds; try again")
+                raise StaleDecision(f"{model}: others have moved the alias for {_PATIENCE.seconds} seconds; try again")
         self._client.set_registered_model_alias(model, CHAMPION, str(promotion.version))
         # If this process was suspended here for longer than its lease, a later promotion may exist: its version wins.
         newest = [made for made in self._ledger.promotions(model) if made.withdrawn_at is None][-1]
@@ -524,7 +524,7 @@ class Champions(Versions):
             "promote": "promoted",
             "rollback": "rolled back to",
             "adopt": "taken over",
-            "override": "promoted against what stood in its way",
+            "override": "promoted in spite of an obstacle",
         }[promotion.action]
         self._tag(
             model,

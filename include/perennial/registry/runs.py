@@ -165,8 +165,8 @@ class CandidateRun:
                     unknown := artifacts.untrusted_types(estimator, artifacts.trusted_types(spec))
                 ):
                     raise TrainingError(
-                        f"{spec.name}: the fitted model holds types that are not trusted: {', '.join(unknown)}. If you know "
-                        "that loading them runs no code you do not trust, name them in training.trusted_types"
+                        f"{spec.name}: the fitted model contains types that are not trusted: {', '.join(unknown)}. If you know "
+                        "that it is safe to load them, add them to training.trusted_types"
                     ) from error
                 raise
             self._client.finalize_logged_model(stored.model_id, "READY")

@@ -63,7 +63,7 @@ class Samples(Versions):
             model: the model.
             rows: features and event time of the rows to remove.
             event_time: name of the column with the event time.
-            pending: what an attempt that died passed to ``intend``.
+            pending: what an earlier attempt passed to ``intend`` before it died.
             intend: called before files are written, with the SHA-256 of the new files, by version and file name.
 
         Returns:
@@ -129,7 +129,7 @@ class Samples(Versions):
         source = self._stored_at(model_id)
         artifacts.check_source(source)
         with tempfile.TemporaryDirectory(prefix="perennial-samples-") as scratch:
-            # If files cannot be listed, this raises: the model must not be taken for one without samples.
+            # If files cannot be listed, this raises. Otherwise the model would appear to have no samples.
             listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._settings.mlflow_url)
             if name not in {Path(file.path).name for file in listed}:
                 return None

@@ -119,6 +119,6 @@ class Mlflow:
     def _check_that_it_may_promote(self, model: str) -> None:
         if not self._settings.may_promote:
             raise PromotionRefused(
-                f"{model}: this process may not change who is champion (PERENNIAL_MAY_PROMOTE): its task belongs in the queue "
+                f"{model}: this process may not change the champion (PERENNIAL_MAY_PROMOTE): run its task in the queue "
                 "promote, whose workers may"
             )

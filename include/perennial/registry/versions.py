@@ -56,7 +56,7 @@ def _check_signature(directory: Path, takes: FeatureList) -> None:
     if its != wanted or list(its) != list(wanted):
         shown = ", ".join(f"{name} {kind}" for name, kind in its.items()) or "nothing"
         raise ArtifactRejected(
-            f"its signature takes {shown}; it was registered for {', '.join(f'{name} {kind}' for name, kind in wanted.items())}"
+            f"its signature has {shown}; it was registered with {', '.join(f'{name} {kind}' for name, kind in wanted.items())}"
         )
 
 
@@ -206,10 +206,10 @@ class Versions(Mlflow):
         name = f"{model} version {version}"
         record = self._ledger.version(model, version)
         if record is None:
-            raise ArtifactRejected(f"{name} is not in the ledger: Perennial did not register it and cannot vouch for it")
+            raise ArtifactRejected(f"{name} is not in the ledger: Perennial did not register it and cannot check it")
         training = record.training
         if training.task is None:
-            raise ArtifactRejected(f"{name}: the ledger does not say what it was trained for: train a new version")
+            raise ArtifactRejected(f"{name}: the ledger does not record the task it was trained for: train a new version")
         takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
         trusted = set(training.trusted_types)
         if spec is not None:
@@ -227,7 +227,7 @@ class Versions(Mlflow):
         artifacts_of = self._stored_at(training.model_id)
         if found.source != artifacts_of or found.run_id != record.mlflow_run_id:
             raise ArtifactRejected(
-                f"{name}: MLflow says it lies in {found.source!r}, it was registered from {artifacts_of!r} of run "
+                f"{name}: MLflow says it is in {found.source!r}, but it was registered from {artifacts_of!r} of run "
                 f"{record.mlflow_run_id}: someone changed one of the two"
             )
         return self._load(
@@ -334,7 +334,7 @@ class Versions(Mlflow):
             return str(self._client.get_logged_model(model_id).artifact_location)
         except MlflowException as error:
             if error.error_code == MISSING:
-                raise ArtifactRejected(f"MLflow has no stored model {model_id} any more; train a new version") from error
+                raise ArtifactRejected(f"MLflow no longer has the stored model {model_id}; train a new version") from error
             raise
 
     def _version(self, model: str, version: int) -> Any:

@@ -36,11 +36,11 @@ def resolve_champion(registry: Registry, ledger: Ledger, model: str, interval: I
         return champion
     for version in reversed(lineage(ledger.promotions(model))):
         if version != champion and version in records and _was_trained_before(records[version], interval):
-            log.info("version %d scores: champion %d was trained as of a time after %s", version, champion, interval)
+            log.info("version %d scores: champion %d was trained as of a time after %s began", version, champion, interval)
             return version
     log.warning(
-        "champion %d was trained as of a time after %s begins and no earlier champion can stand in: its predictions may be of "
-        "rows it learned from, and say nothing about how good it is",
+        "champion %d was trained as of a time after the start of %s, and no earlier champion can stand in: it may have learned "
+        "from the rows that it predicts, so these predictions do not show how good it is",
         champion,
         interval,
     )

@@ -102,8 +102,8 @@ class PredictionTally:
         """
         if self.rows >= CONSTANT_FROM and self._least == self._most:
             raise ScoringError(
-                f"{self._about} predicts {self._least:g} for every one of {self.rows:,} entities; nothing was published. Look "
-                "at the features of these days; if they are sound, roll back"
+                f"{self._about} predicts {self._least:g} for each of {self.rows:,} entities; nothing was published. Check "
+                "the features of these days; if they are correct, roll back"
             )
 
     def summary(self) -> dict[str, float]:
@@ -181,8 +181,8 @@ class Predictor:
         unfit = max(count_not_finite(prediction.values), count_not_finite(numbers))
         if unfit:
             raise ScoringError(
-                f"{self._about}: {unfit:,} of {chunk.num_rows:,} predictions are NaN or infinite; nothing was published. Look "
-                f"at the features of these days; if they are sound, roll back with {self._spec.name}.rollback"
+                f"{self._about}: {unfit:,} of {chunk.num_rows:,} predictions are NaN or infinite; nothing was published. Check "
+                f"the features of these days; if they are correct, roll back with {self._spec.name}.rollback"
             )
         self.tally.add(prediction.values, prediction.probability)
         return self._table(chunk, prediction)

@@ -97,7 +97,7 @@ def score(
     spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     features = published_features(spec, ledger, interval)
     model = deployment.registry.load(spec.name, version, spec=spec)
-    if model.features_digest != folder.features_digest:
+    if model.features_digest not in folder.features_digests:
         log.warning("features.sql or the tables' definition changed since version %d was trained", version)
     predictor = Predictor(spec, lake, model, interval, features.snapshots["features"], run_id)
     return publish_predictions(spec, lake, ledger, predictor, order=order, sink_url=sink_url)
@@ -196,7 +196,7 @@ def _is_copied(copying: Follower[pa.RecordBatch, int | None]) -> bool:
         return copying.result() is not None
     # Any error: the copy is repeated from the lake, and a lasting error is raised there.
     except Exception as error:
-        log.warning("predictions are copied from the lake, as they could not be while they were made: %s", error)
+        log.warning("predictions could not be copied while they were made, so they are copied from the lake: %s", error)
         return False
 
 
@@ -220,7 +220,7 @@ def _copy_to_sink(spec: ModelSpec, lake: Lake, ledger: Ledger, interval: Interva
         if sink.write(interval, newest.id, rows) is not None:
             return
     raise ScoringError(
-        f"{spec.name}, {interval}: the predictions database holds rows of a publication that this ledger does not know; the "
-        f"two do not belong together. If the ledger was restored from a backup, drop {spec.name}_predictions and "
+        f"{spec.name}, {interval}: the predictions database holds rows of a publication that this ledger does not know, so "
+        f"the two do not belong together. If the ledger was restored from a backup, drop {spec.name}_predictions and "
         f"{spec.name}_scored and score again"
     )

@@ -119,7 +119,7 @@ class PredictionSink:
             cause = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
             raise ScoringError(
                 f"{self._table.name}, {interval}: the predictions database {self._where} refused: {cause}. "
-                "The predictions are published in the lake; score the interval again when it is mended"
+                "The predictions are published in the lake. Repair the database, then score the interval again"
             ) from error
 
     @property

@@ -1,4 +1,4 @@
-"""Removes rows from the predictions database: of erased entities, or past their retention.
+"""Removes rows of erased entities, and rows older than their retention, from the predictions database.
 
 Neighbour: :mod:`perennial.scoring.sink` writes these rows.
 """
@@ -101,4 +101,4 @@ def _clean(database: Database, table: str) -> None:
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql(f"VACUUM {quoted}")
     except sa.exc.DBAPIError as error:
-        log.warning("the space of erased rows of %s is freed by the server later: %s", table, type(error).__name__)
+        log.warning("VACUUM of %s failed, so the server frees the space of erased rows later: %s", table, type(error).__name__)

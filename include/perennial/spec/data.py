@@ -288,7 +288,11 @@ class Label(Section):
     Attributes:
         table: a table with the entity's key. The label is known when its row is known.
         sql: SQL over that table's columns: true or false, a class, or a number, depending on the task.
+        delay: how long after the entity's event time its label is known as a rule. The holdout of a training ends that long
+            before its as-of time, and a window's performance is measured that long after its end. None: training measures it
+            from the labels that came.
     """
 
     table: Identifier
     sql: Sql
+    delay: Duration | None = None

@@ -89,7 +89,7 @@ class ControlsReport:
         """A text for people: one line per control, and one line per honest improvement."""
         lines = [
             f"Made from {self.model} version {self.version}, and judged by the gates of model.yaml on its holdout "
-            f"{self.holdout} ({self.rows:,} rows). Gates on operation are not asked: a control is not stored."
+            f"{self.holdout} ({self.rows:,} rows). Gates on operation are not tried, because a control is not stored."
         ]
         lines += [f"{tried.control}: {self._words(tried)}" for tried in self.negative]
         lines += [
@@ -98,24 +98,24 @@ class ControlsReport:
         ]
         if not self.improvements:
             lines.append(
-                "an honest improvement: not shown, it can only be made for binary classification, and the task is "
+                "an honest improvement: not tried, because it needs binary classification, and the task is "
                 f"{self.task.replace('_', ' ')}. The rival of each control is the version itself"
             )
         if self.passed:
-            lines.append(f"The gates of {self.model} let pass what they must refuse: {', '.join(self.passed)}")
+            lines.append(f"The gates of {self.model} passed candidates that they must refuse: {', '.join(self.passed)}")
         elif not self.sound:
-            lines.append("Some gates refuse every candidate here, so it is not known whether the others would refuse these")
+            lines.append("Some gates refuse every candidate here, so this does not show whether the others would refuse these")
         return "\n".join(lines)
 
     def _words(self, tried: Tried) -> str:
         if tried.lacks is not None:
-            return f"not shown, {tried.lacks}"
+            return f"not tried: {tried.lacks}"
         if not tried.refused_by:
-            return f"NOTHING refused it; {tried.gate} is there for it"
+            return f"NO GATE refused it; {tried.gate} should have refused it"
         own = [gate for gate in tried.refused_by if gate not in self.refuse_all]
         if not own:
-            return f"refused by {', '.join(tried.refused_by)}, as an honest candidate is, which shows nothing"
-        missed = "" if tried.gate in own else f", but not by {tried.gate}, which is there for it"
+            return f"refused by {', '.join(tried.refused_by)}, as is an honest candidate, so this shows nothing"
+        missed = "" if tried.gate in own else f", but not by {tried.gate}, which is meant for it"
         return f"refused by {', '.join(own)}{missed}"
 
 
@@ -175,7 +175,7 @@ def _refused_by(contest: Contest) -> list[str]:
 def _newest_version(run: StageRun) -> VersionRecord:
     versions = run.deployment.ledger.versions(run.model)
     if not versions:
-        raise TrainingError(f"{run.model} has no version yet to make controls from: train first")
+        raise TrainingError(f"{run.model} has no version yet, and controls are made from a version: train first")
     return max(versions, key=lambda record: record.version)
 
 
@@ -190,7 +190,7 @@ def _honest(run: StageRun, record: VersionRecord, pinned: TrainingSet) -> Honest
     with open_folder(record, folder, deployment.registry, []) as its_folder:
         if (its_folder.spec.task, its_folder.features_digest) != (folder.spec.task, folder.features_digest):
             raise TrainingError(
-                f"{run.model}: features or task changed since version {record.version}, the newest, was trained: train again"
+                f"{run.model}: features or task changed after the newest version, {record.version}, was trained: train again"
             )
         rows = replace(pinned, folder_digest=its_folder.digest)
         window, holdout = (load_rows(its_folder, deployment.lake, rows, part) for part in ("window", "holdout"))

@@ -127,5 +127,5 @@ def train(run: StageRun, *, as_of: datetime, cause: str, actor: str) -> Outcome:
     except StaleDecision as error:
         raise StaleDecision(
             f"StaleDecision: {error}. The evaluation of version {decided.version} is stale, so it was not promoted: train "
-            f"again, and the new version is compared with the new champion"
+            f"again to compare a new version with the new champion"
         ) from error

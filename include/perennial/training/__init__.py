@@ -1,4 +1,4 @@
-"""Training: pin the training set, fit candidates, evaluate them, and make a version again.
+"""Training: pin the training set, fit candidates, evaluate them, and reproduce a version.
 
 Begin with :mod:`perennial.training.fit`.
 """

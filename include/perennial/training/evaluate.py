@@ -58,7 +58,7 @@ def evaluate_training(
         training_set: says which rows.
         fitted: all candidates of the run.
         run_id: the orchestrator's run.
-        staging: the folder where :func:`build_training_set` left the rows; None if it did not.
+        staging: the folder that :func:`build_training_set` wrote the rows to; None if it wrote them to none.
     """
     spec, chosen, registry = folder.spec, choose(fitted), deployment.registry
     with CleanProcess() as clean, tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:

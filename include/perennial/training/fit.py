@@ -128,7 +128,7 @@ def fit_candidate(
         training_set: the rows to learn from.
         deployment: contains the rows, and the registry to log to.
         run_id: the orchestrator's run.
-        staging: the folder where :func:`build_training_set` left the rows; None if it did not.
+        staging: the folder that :func:`build_training_set` wrote the rows to; None if it wrote them to none.
 
     Raises:
         TrainingError: the candidate could not be made, fitted or stored; the message says why.
@@ -136,7 +136,7 @@ def fit_candidate(
     rows = load_rows(folder, deployment.lake, training_set, "window", staging)
     key = _run_key(folder, candidate, training_set, run_id)
     if _FITTED in (logged := deployment.registry.find_run(folder.spec.name, key) or {}):
-        log.info("an earlier attempt of this run has fitted %s already", candidate)
+        log.info("an earlier attempt of this run has already fitted %s", candidate)
         return Fitted.from_json(json.loads(logged[_FITTED]))
     window = _split(folder.spec, rows, training_set)
     found = _search_and_fit(folder, candidate, window)
@@ -279,9 +279,9 @@ def _check_validation(spec: ModelSpec, truth: NDArray[Any], older: int, border: 
         (truth[older:], f"from {border:%Y-%m-%d} on", "make training.validation longer"),
     ):
         if len(rows) == 0:
-            raise TrainingError(f"{spec.name}: the window has no labelled rows {where} to validate with: {advice}")
+            raise TrainingError(f"{spec.name}: the training window has no labelled rows {where}: {advice}")
         if spec.task != "regression" and len(np.unique(rows)) < 2:
-            raise TrainingError(f"{spec.name}: all {len(rows):,} labels of the window {where} are {rows[0]}: {advice}")
+            raise TrainingError(f"{spec.name}: all {len(rows):,} labels of the training window {where} are {rows[0]}: {advice}")
 
 
 def _search(folder: ModelFolder, name: str, frame: pd.DataFrame, truth: NDArray[Any], older: int) -> list[_Trial]:
@@ -322,10 +322,10 @@ def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], fra
     Raises:
         TrainingError: the estimator cannot be made, or cannot be fitted on these rows.
     """
-    # To search a million texts for one that is not missing takes long. Most columns have one in the first rows.
+    # A search of a million texts for one that is not missing takes long. Most columns have one in the first rows.
     empty = [str(name) for name in frame.columns if not (frame[name].head(100).notna().any() or frame[name].notna().any())]
     if empty:
-        log.warning("%s is fitted without %s: no value of it in %s rows", name, ", ".join(empty), f"{len(frame):,}")
+        log.warning("%s is fitted without %s: all values are missing in %s rows", name, ", ".join(empty), f"{len(frame):,}")
     estimator = make_estimator(folder, name, params, empty=empty)
     try:
         return estimator.fit(frame, truth)
@@ -365,9 +365,9 @@ def _illustrate(
 
 
 def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any]) -> dict[str, float]:
-    """How much the primary metric drops per feature when the feature's values are shuffled; the largest drop first.
+    """How much the primary metric drops when a feature's values are shuffled, by feature; the largest drop first.
 
-    It is measured on a seeded sample of the rows. Empty if a drop could not be computed.
+    The drops are measured on a seeded sample of the rows. The result is empty if a drop could not be computed.
 
     References:
         Breiman: Random Forests. Machine Learning 45, 2001, section 10.

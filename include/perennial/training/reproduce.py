@@ -1,4 +1,4 @@
-"""Make a version again, from its pinned rows and its model folder, and check that it predicts the same.
+"""Train a version again, from its pinned rows and its model folder, and check that it predicts the same.
 
 The version is fitted again with the parameters that its search chose, the same seed and the same number of threads. Its
 predictions on the holdout are compared, bit by bit, with those that the gates judged. Nothing is stored or published.
@@ -37,7 +37,7 @@ from perennial.training.training_set import load_rows
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The result of making a version again.
+    """The result of training a version again.
 
     Attributes:
         holdout: key of the interval whose predictions are compared.
@@ -48,7 +48,7 @@ class Reproduction:
         differing: rows whose prediction differs from the stored model's in any bit; None if the stored model cannot be loaded.
         largest: largest difference of a probability, or of a predicted number; None as for ``differing``.
         changes: differences between now and when the version was made; each may explain other predictions.
-        notes: further remarks for the reader.
+        notes: more remarks for people.
     """
 
     model: str
@@ -71,22 +71,22 @@ class Reproduction:
 
     def describe(self) -> str:
         """A few lines for people."""
-        what = f"{self.model} version {self.version}, made again from its pinned rows"
+        what = f"{self.model} version {self.version}, trained again on its pinned rows"
         where = f"on its holdout {self.holdout} ({self.rows:,} rows)"
         if self.identical:
             lines = [f"{what}, predicts the same to the last bit {where}: SHA-256 {self.found}"]
         else:
-            lines = [f"{what}, predicts otherwise {where}: SHA-256 {self.found}, it was {self.expected}"]
+            lines = [f"{what}, predicts differently {where}: SHA-256 {self.found} instead of {self.expected}"]
             if self.differing is not None and self.largest is not None:
                 lines.append(f"{self.differing:,} of {self.rows:,} predictions differ, by {self.largest:.3g} at most")
-            reasons = self.changes or ["nothing that is recorded; does a function of model.py draw numbers without a seed?"]
+            reasons = self.changes or ["not recorded; check whether a function of model.py draws numbers without a seed"]
             lines += [f"likely reason: {reason}" for reason in reasons]
-        lines += [f"although {change}" for change in self.changes if self.identical]
+        lines += [f"a change without effect: {change}" for change in self.changes if self.identical]
         return "\n".join([*lines, *self.notes])
 
 
 def reproduce(model: str, version: int, deployment: Deployment, *, folder: ModelFolder | None) -> Reproduction:
-    """Make a version again, and compare its predictions.
+    """Train a version again, and compare its predictions.
 
     Args:
         model: the model's name.
@@ -124,9 +124,13 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
     judged = record.evaluation.candidate.predictions
     recorded = judged.digest if judged is not None else None
     if recorded is None and stored is None:
-        raise TrainingError(f"{model} version {version} has nothing to be compared with: {'; '.join(notes)}")
+        raise TrainingError(
+            f"{model} version {version} cannot be compared, because its predictions were not recorded: {'; '.join(notes)}"
+        )
     if recorded is not None and stored is not None and recorded != stored.digest:
-        notes.append("the stored model itself predicts otherwise here than when the gates judged it: it is not the training")
+        notes.append(
+            "the stored model, too, predicts differently here than when the gates judged it: the cause is not the training"
+        )
     differing, largest = _compare(again, stored) if stored is not None else (None, None)
     return Reproduction(
         model=model,
@@ -164,25 +168,25 @@ def open_folder(
     name, kept = f"{record.model} version {record.version}", record.code.files
     if not kept:
         raise TrainingError(
-            f"{name} was made by another model folder than there is now, and no copy of that was kept: check out commit "
-            f"{record.code.commit} of the folder and try again"
+            f"{name} was made with another model folder than the present one, and no copy of that folder was kept: check out "
+            f"commit {record.code.commit} of the folder and try again"
         )
     if folder is None:
-        notes.append("there is no readable model folder now; the files logged with the version were used")
+        notes.append("the present model folder cannot be read; the files logged with the version were used")
     else:
         changed = [file for file in {**kept, **folder.files} if kept.get(file) != _sha256(folder.files.get(file))]
-        # With the same files, it is Perennial that reads more out of them than it did.
-        what = f"{', '.join(changed)} changed" if changed else "what Perennial reads in the folder changed"
+        # If the files are the same, a newer release of Perennial reads more from them.
+        what = f"{', '.join(changed)} changed" if changed else "what Perennial reads from the folder changed"
         notes.append(f"{what} since the version was made; the files logged with it were used")
     with tempfile.TemporaryDirectory(prefix="perennial-folder-") as scratch:
         place = Path(scratch) / record.model
         place.mkdir()
         for file, text in registry.run(record.mlflow_run_id).read_files(FOLDER).items():
             if file not in kept or hashlib.sha256(text).hexdigest() != kept[file]:
-                raise ArtifactRejected(f"{name}: {FOLDER}/{file} in MLflow is not the file that the ledger speaks of")
+                raise ArtifactRejected(f"{name}: {FOLDER}/{file} in MLflow is not the file that the ledger records")
             (place / file).write_bytes(text)
         if missing := [file for file in kept if not (place / file).exists()]:
-            raise ArtifactRejected(f"{name}: {', '.join(missing)} is no longer in MLflow, below {FOLDER}/ of its run")
+            raise ArtifactRejected(f"{name}: {', '.join(missing)} is no longer in MLflow, in the folder {FOLDER}/ of its run")
         yield read_model(place)
 
 
@@ -231,14 +235,12 @@ def _changes(then: CodeState, now: CodeState) -> list[str]:
         for what, before, after in (
             ("the commit", then.commit, now.commit),
             ("Python", then.python, now.python),
-            ("the machine's kind", then.machine, now.machine),
+            ("the machine's architecture", then.machine, now.machine),
         )
         if before != after
     ]
     changes += [
-        f"the code held changes that no commit has {when}"
-        for when, state in (("when it was made", then), ("now", now))
-        if state.dirty
+        f"the code had uncommitted changes {when}" for when, state in (("when it was made", then), ("now", now)) if state.dirty
     ]
     changes += [
         f"{package} was {then.packages.get(package, 'unknown')}, it is {now.packages.get(package, 'gone')}"
@@ -246,7 +248,7 @@ def _changes(then: CodeState, now: CodeState) -> list[str]:
         if then.packages.get(package) != now.packages.get(package)
     ]
     if not then.threads:
-        changes.append("how many threads computed it is not recorded")
+        changes.append("the number of threads that computed it is not recorded")
     elif then.threads != now.threads or max(then.threads.values()) > (os.cpu_count() or 1):
         changes.append(f"it was computed with threads {then.threads}, this process has {now.threads}")
     return changes

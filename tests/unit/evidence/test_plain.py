@@ -56,7 +56,7 @@ def through_json(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_what_is_written_is_read_the_same(kind: type[Evidence], data: st.DataObject) -> None:
     # A class has a hash; mypy takes the __hash__ of its dataclass for it.
@@ -68,7 +68,7 @@ def test_what_is_written_is_read_the_same(kind: type[Evidence], data: st.DataObj
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_row_that_lacks_anything_is_read(kind: type[Evidence], data: st.DataObject) -> None:
     whole = through_json(data.draw(of(kind)).to_json())

@@ -48,7 +48,7 @@ def read(content: bytes, *, delimiter: str = ",") -> tuple[list[list[str | None]
     return rows, positions, faults
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     rows=st.lists(st.tuples(FIELDS, FIELDS, FIELDS), max_size=8),
     line_end=st.sampled_from(["\n", "\r\n", "\r"]),
@@ -78,7 +78,7 @@ def test_whatever_is_written_soundly_is_read_back_in_any_blocks(
     assert faults == [None] * len(rows)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=st.text(st.sampled_from(list('ab",\n\r')), max_size=60), chunk=st.integers(1, 40))
 def test_any_text_is_split_the_same_in_any_blocks_or_refused(content: str, chunk: int) -> None:
     def outcome() -> object:

@@ -255,7 +255,7 @@ def test_champion_is_the_newest_completed_promotion(ledger: Ledger) -> None:
 
 def test_promotion_decided_against_another_champion_is_refused(ledger: Ledger) -> None:
     promote(ledger, 1, None)
-    with pytest.raises(StaleDecision, match="decided against champion none, but the champion is 1"):
+    with pytest.raises(StaleDecision, match="made against champion none, but the champion is now 1"):
         promote(ledger, 2, None)
 
 
@@ -268,7 +268,7 @@ def test_promotion_waits_for_the_open_one(ledger: Ledger) -> None:
         ledger.intend_promotion(**intent, version=2, run_id="b")
     assert ledger.intend_promotion(**intent, version=1, run_id="a") == first
     ledger.withdraw_promotion(first.id)
-    with pytest.raises(StaleDecision, match="was withdrawn"):
+    with pytest.raises(StaleDecision, match="was already withdrawn"):
         ledger.complete_promotion(first.id)
     promote(ledger, 2, None, "b")
     assert ledger.champion(MODEL) == 2
@@ -330,7 +330,7 @@ def test_one_process_at_a_time_has_the_right_to_move_the_alias(ledger: Ledger) -
 def test_who_was_overtaken_may_not_move_the_alias(ledger: Ledger) -> None:
     first, lease = promote(ledger, 1, None, "a"), timedelta(minutes=1)
     promote(ledger, 2, 1, "b")
-    with pytest.raises(StaleDecision, match="not the newest any more"):
+    with pytest.raises(StaleDecision, match="no longer the newest one"):
         ledger.begin_move(first, lease=lease)
 
 

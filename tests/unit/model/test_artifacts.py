@@ -269,7 +269,7 @@ def test_a_signature_other_than_the_registered_features_is_rejected(
     description["signature"]["inputs"] = json.dumps(inputs)
     (stored / "MLmodel").write_text(yaml.safe_dump(description))
     amend(ledger, monkeypatch, manifest=artifacts.manifest(stored))
-    with pytest.raises(ArtifactRejected, match="its signature takes x double, arrival_delay double, kind string"):
+    with pytest.raises(ArtifactRejected, match="its signature has x double, arrival_delay double, kind string"):
         registry.load("toy", 1)
 
 
@@ -332,7 +332,7 @@ def test_a_version_that_mlflow_says_lies_elsewhere_is_rejected(
     assert record is not None
     forged = client.create_model_version("toy", source=f"{stored.parent.as_uri()}/..%2f..%2fother", run_id=record.mlflow_run_id)
     ledger.record_version(replace(record, version=int(forged.version)))
-    with pytest.raises(ArtifactRejected, match=r"toy version 2: MLflow says it lies in .*\.\.%2f"):
+    with pytest.raises(ArtifactRejected, match=r"toy version 2: MLflow says it is in .*\.\.%2f"):
         registry.load("toy", 2)
 
 

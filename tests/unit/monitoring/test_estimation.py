@@ -104,13 +104,13 @@ def test_classes_are_matched_by_name() -> None:
 @pytest.mark.parametrize(
     ("task", "reference", "window", "reason"),
     [
-        ("regression", PredictedOutcomes(NONE, ()), PredictedOutcomes(NONE, ()), "does not say how sure it is"),
+        ("regression", PredictedOutcomes(NONE, ()), PredictedOutcomes(NONE, ()), "predicts no probability"),
         ("binary_classification", binary(150, 1)[0], binary(300, 2)[0], "the reference has 150 rows"),
         ("binary_classification", PredictedOutcomes(NONE, ()), binary(300, 2)[0], "the reference has 0 rows"),
         ("binary_classification", from_binary(np.full(300, 0.5), np.ones(300)), binary(300, 2)[0], "all labels"),
         ("binary_classification", binary(300, 1)[0], from_binary(np.array([0.1, np.nan])), "not finite"),
         ("binary_classification", binary(300, 1)[0], from_binary(np.empty(0)), "there are no predictions"),
-        ("multiclass_classification", classes(300, 1)[0], from_classes(np.full((9, 1), 1.0), ["new"]), "of new"),
+        ("multiclass_classification", classes(300, 1)[0], from_classes(np.full((9, 1), 1.0), ["new"]), "for new"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_estimated_says_why(

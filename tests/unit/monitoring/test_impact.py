@@ -14,7 +14,7 @@ from perennial.spec.monitoring import RetrainingPolicy
 
 WINDOW = Interval.of("2013-05-06", "2013-05-13")
 POLICY = RetrainingPolicy(alarms=2, of=3)
-BOUND = Bound("roc_auc", 0.7, True, "the near end of its interval")
+BOUND = Bound("roc_auc", 0.7, True, "the worse end of its interval")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def test_drift_from_what_the_version_before_had_learned_does_not_last() -> None:
 def test_drift_with_falling_estimated_performance_is_critical() -> None:
     found = weigh(POLICY, "drift", WINDOW, estimated=0.69, bound=BOUND)
     assert (found.severity, found.fallen) == ("critical", ("estimated",))
-    assert found.reasons[-1] == "estimated roc_auc is 0.69, worse than 0.7, the near end of its interval"
+    assert found.reasons[-1] == "estimated roc_auc is 0.69, worse than 0.7, the worse end of its interval"
 
 
 def test_drift_with_falling_realised_performance_is_critical() -> None:

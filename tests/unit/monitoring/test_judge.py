@@ -263,7 +263,7 @@ def test_a_regression_says_that_nothing_is_estimated(tmp_path: Path, settings: S
     verdict = judge_interval(world)
     assert verdict.verdict in ("ok", "drift")
     assert verdict.details.estimate is not None
-    assert verdict.details.estimate.reason.startswith("a regression does not say how sure it is")
+    assert verdict.details.estimate.reason.startswith("a regression predicts no probability")
 
 
 def test_realised_performance_that_fell_is_told_although_nothing_drifted(world: World) -> None:

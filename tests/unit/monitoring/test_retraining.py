@@ -105,7 +105,7 @@ def test_windows_long_ago_do_not_count_as_the_last_ones() -> None:
 def test_a_window_without_verdict_is_not_asked_about() -> None:
     decision = decide_retraining(RetrainingPolicy(alarms=1), window_end=START + 2 * WEEK, verdicts=windows("drift"))
     assert not decision.ask
-    assert "no drift verdict for the window that ends 2013-03-18" in decision.reason
+    assert "no drift verdict for the window that ends on 2013-03-18" in decision.reason
 
 
 def test_later_windows_do_not_change_the_answer_of_an_earlier_one() -> None:
@@ -121,7 +121,7 @@ def test_the_cooldown_holds_an_alarm_back_and_says_so() -> None:
     end = START + 2 * WEEK
     decision = decide("drift", "drift", decisions=[Asked(end - timedelta(days=13))])
     assert (decision.ask, decision.cause) == (False, "drift")
-    assert "the last retraining asked for was as of 2013-03-05, and the cooldown is 14 days" in decision.reason
+    assert "the last requested retraining was as of 2013-03-05, and the cooldown is 14 days" in decision.reason
     assert decide("drift", "drift", decisions=[Asked(end - timedelta(days=14))]).ask
 
 
@@ -186,7 +186,7 @@ def test_asks_that_led_to_no_promotion_trip_the_breaker_and_a_promotion_closes_i
     tripped = decide("drift", "drift", policy=policy, decisions=vain, trainings=refused)
 
     assert (tripped.ask, tripped.breaker) == (False, True)
-    assert "the last 2 retrainings asked for" in tripped.reason
+    assert "the last 2 requested retrainings" in tripped.reason
     assert "led to no promotion" in tripped.reason
     closed = [*refused, PastTraining(end - timedelta(days=40), promoted=True)]
     assert decide("drift", "drift", policy=policy, decisions=vain, trainings=closed).ask
@@ -292,21 +292,21 @@ def loops(draw: st.DrawFn) -> Loop:
 
 
 @given(loops())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_thirty_days_see_no_more_than_the_budget(loop: Loop) -> None:
     for first in loop.asked:
         assert len([end for end in loop.asked if first <= end < first + BUDGET_SPAN]) <= loop.policy.budget
 
 
 @given(loops())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_two_asks_are_never_within_the_cooldown(loop: Loop) -> None:
     for earlier, later in pairwise(loop.asked):
         assert later - earlier >= loop.policy.cooldown
 
 
 @given(loops())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_more_asks_than_the_breaker_allows_lead_to_no_promotion(loop: Loop) -> None:
     promoted = {training.as_of for training in loop.trainings if training.promoted}
     vain = 0
@@ -316,7 +316,7 @@ def test_no_more_asks_than_the_breaker_allows_lead_to_no_promotion(loop: Loop) -
 
 
 @given(loops(), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_asking_twice_for_a_window_gives_the_same_answer(loop: Loop, data: st.DataObject) -> None:
     past = data.draw(st.sampled_from(loop.decisions))
     loop.verdicts.append(Verdict(Interval(past.window_end - WEEK, past.window_end), "drift"))
@@ -324,7 +324,7 @@ def test_asking_twice_for_a_window_gives_the_same_answer(loop: Loop, data: st.Da
 
 
 @given(policies, st.lists(st.sampled_from(["ok", "unknown"]), min_size=1, max_size=20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_what_is_unknown_never_asks(policy: RetrainingPolicy, verdicts: list[str]) -> None:
     loop = Loop(policy, windows(*verdicts))
     for verdict in loop.verdicts:

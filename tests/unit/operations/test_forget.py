@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
 
 from perennial.cli.main import main
 from perennial.core.errors import BackupError, ErasureError, Superseded, TrainingError
@@ -45,7 +47,16 @@ def mark(rows: pd.DataFrame) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path, settings: Settings) -> World:
-    world = make_world(tmp_path, settings)
+    return lived_in(tmp_path, settings)
+
+
+@pytest.fixture
+def world_on_each_database(tmp_path: Path, settings_on_each_database: Settings) -> World:
+    return lived_in(tmp_path, settings_on_each_database)
+
+
+def lived_in(place: Path, settings: Settings) -> World:
+    world = make_world(place, settings)
     world.publish(DAY, change=mark)
     version = world.register()
     world.promote(version)
@@ -90,11 +101,26 @@ def assert_gone(world: World) -> None:
         assert VISIT not in rows
         assert len(rows) == (59 if table == "predictions" else 119), f"{table} lost rows of others"
     assert len(world.sink()) == 59
+    for url in {world.settings.predictions_url, world.settings.database_url, world.settings.catalog_url}:
+        assert tables_that_hold(url, VISIT) == []
     file = Path(world.settings.predictions_url.removeprefix("sqlite:///"))
     assert [name for name in holders(file.parent, VISIT) if name.startswith("predictions.db")] == []
 
 
-def test_an_entity_goes_from_all_tables_snapshots_and_files_and_no_other_row_does(world: World) -> None:
+def tables_that_hold(url: str, value: str) -> list[str]:
+    """Tables of a database with a row that tells a value."""
+    engine = sa.create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        rows = {
+            table: connection.exec_driver_sql(f'SELECT * FROM "{table}"').all()
+            for table in sa.inspect(engine).get_table_names()
+        }
+    return [table for table, found in rows.items() if value in str(found)]
+
+
+def test_an_entity_goes_from_all_tables_snapshots_and_files_and_no_other_row_does(world_on_each_database: World) -> None:
+    world = world_on_each_database
+    assert tables_that_hold(world.settings.predictions_url, VISIT) == ["toy_predictions"]
     assert holders(Path(world.settings.warehouse), VISIT) != []
     done = work(world).run(actor="tester", reason="she asked for it")
     assert done is not None
@@ -104,7 +130,7 @@ def test_an_entity_goes_from_all_tables_snapshots_and_files_and_no_other_row_doe
     # Life goes on with what is left.
     assert world.score(1, DAY, run_id="again").rows == 59
     assert verify(Deployment(world.settings)).problems == [
-        "toy version 1: the rows that it was trained on are not pinned as training-2013-03-26-5; it cannot be made again"
+        "toy version 1: the rows that it was trained on are not pinned as training-2013-03-26-5; it cannot be reproduced"
     ]
 
 
@@ -150,7 +176,7 @@ def test_a_value_of_a_column_stands_for_all_entities_that_have_it(world: World) 
     [
         ({"visitor": "x"}, None, r"named by visit: give --key visit=…"),
         (None, {"shoe": "44"}, r"no table has a column shoe; there are: kind"),
-        (None, {"x": "tall"}, r"the value given for x is no float"),
+        (None, {"x": "tall"}, r"the value given for x is not a float"),
     ],
 )
 def test_what_names_no_entity_is_refused(world: World, key: Any, column: Any, told: str) -> None:
@@ -450,9 +476,9 @@ def test_no_file_of_a_deployment_holds_a_forgotten_order_but_its_source_and_othe
     assert command("forget", "shop", "--key", f"id={order}", "--dry-run") == 0
     told = capsys.readouterr().out
     assert "samples of versions 1, 2, 3" in told
-    assert "other models have columns of that name, and are not looked at: returns" in told
+    assert "other models have columns of that name and were not searched: returns" in told
     assert command("forget", "shop", "--key", f"id={order}", "--yes") == 0
-    assert "cannot be made again to the bit: versions 1, 2, 3" in capsys.readouterr().out
+    assert "versions that can no longer be reproduced: 1, 2, 3" in capsys.readouterr().out
     assert command("forget", "returns", "--key", f"id={order}", "--yes") == 0
     assert holders(old.state, order) == ["data/orders/2024-01-10.csv", "data/outcomes/2024-01-10.csv"]
     parts = Deployment(old)

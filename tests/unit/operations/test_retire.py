@@ -30,8 +30,16 @@ from tests.unit.monitored import DAY, World, make_world, open_world
 
 @pytest.fixture
 def world(tmp_path: Path, settings: Settings) -> World:
-    settings = settings.model_copy(update={"models": tmp_path / "models"})
-    world = make_world(tmp_path, settings)
+    return lived_in(tmp_path, settings)
+
+
+@pytest.fixture
+def world_on_each_database(tmp_path: Path, settings_on_each_database: Settings) -> World:
+    return lived_in(tmp_path, settings_on_each_database)
+
+
+def lived_in(place: Path, settings: Settings) -> World:
+    world = make_world(place, settings.model_copy(update={"models": place / "models"}))
     world.publish(DAY)
     version = world.register()
     world.promote(version)
@@ -66,10 +74,11 @@ def test_marking_changes_neither_the_model_nor_what_it_learned_by(parts: Deploym
     assert not mark_retired(parts, "toy")
 
 
-def test_a_retired_model_has_no_champion_in_ledger_and_mlflow_and_says_since_when(parts: Deployment) -> None:
+def test_a_retired_model_has_no_champion_in_ledger_and_mlflow_and_says_since_when(world_on_each_database: World) -> None:
+    parts = Deployment(world_on_each_database.settings)
     mark_retired(parts, "toy")
     told = end(parts)
-    assert "version 1 is champion no more" in told[0]
+    assert "version 1 is no longer champion" in told[0]
     assert parts.ledger.champion("toy") is None
     assert parts.registry.alias("toy") is None
     assert parts.registry._alias("toy", CHALLENGER) is None
@@ -140,7 +149,9 @@ def test_an_end_that_is_killed_between_ledger_and_mlflow_is_gone_on_with(parts: 
 # --- the lake --------------------------------------------------------------------------------------------------------
 
 
-def test_a_lake_is_kept_unless_it_is_to_go_and_then_nothing_of_it_is_left(world: World, parts: Deployment) -> None:
+def test_a_lake_is_kept_unless_it_is_to_go_and_then_nothing_of_it_is_left(world_on_each_database: World) -> None:
+    world = world_on_each_database
+    parts = Deployment(world.settings)
     mark_retired(parts, "toy")
     end(parts)
     lake = Path(parts.settings.warehouse)
@@ -166,7 +177,7 @@ def test_a_folder_that_was_removed_is_remembered_by_the_retirement(parts: Deploy
     before = parts.model("toy")
     shutil.rmtree(before.path)
     assert remembered(parts, "toy").spec == before.spec
-    with pytest.raises(SpecError, match=r"nowhere has no folder.*models that are known: toy"):
+    with pytest.raises(SpecError, match=r"nowhere has no folder.*known models: toy"):
         remembered(parts, "nowhere")
 
 
@@ -197,7 +208,7 @@ def test_what_a_model_was_is_told_by_its_name_alone(without_folder: Settings) ->
     assert by_hand.outlook(settings, "shop")[0] == "rmse"
     assert "tidy_tables" in by_hand.tidy(settings, "shop")
     told = retire(Deployment(settings), "shop", actor="tester", reason="the shop is closed")
-    assert "version 2 is champion no more" in told[0]
+    assert "version 2 is no longer champion" in told[0]
     retired = Deployment(settings).ledger.retirement("shop")
     assert retired is not None
     assert {"model.yaml", "features.sql"} <= retired.files.keys()

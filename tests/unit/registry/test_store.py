@@ -527,7 +527,7 @@ def test_a_rollback_undoes_the_newest_promotion_and_a_second_one_is_none(
     assert back(registry) == three[1]
     again = registry.rollback("toy", actor="ann", reason="I saw it, too")
     assert (again.version, again.changed) == (three[1], False)
-    assert f"already is a rollback, from version {three[-1]} to {three[1]} by tester (bad)" in again.words
+    assert f"is already a rollback, from version {three[-1]} to {three[1]} by tester (bad)" in again.words
     assert len(ledger.promotions("toy")) == 4
     # Once something was promoted again, there is something to undo again.
     version, _ = synthetic.register(registry, folder, "fourth")
@@ -613,7 +613,7 @@ def test_there_is_no_going_back_to_a_version_that_never_was_champion(
     three: list[int], registry: Registry, folder: ModelFolder
 ) -> None:
     version, _ = synthetic.register(registry, folder, "fourth")
-    with pytest.raises(NoChampion, match=f"never was champion, .* perennial promote toy {version}"):
+    with pytest.raises(NoChampion, match=f"was never champion, .* perennial promote toy {version}"):
         back(registry, version)
     assert registry.champion("toy") == three[-1]
 

@@ -226,7 +226,7 @@ def test_a_sink_that_is_gone_leaves_the_publication_standing_and_the_next_run_me
     world.publish()
     version, missing = world.register(), tmp_path / "missing"
     url = f"sqlite:///{missing / 'predictions.db'}"
-    with pytest.raises(ScoringError, match="The predictions are published in the lake; score the interval again"):
+    with pytest.raises(ScoringError, match=r"published in the lake\. Repair the database, then score the interval again"):
         world.score(version, run_id="first", sink_url=url)
     assert len(world.predictions()) == 60
     missing.mkdir()
@@ -315,7 +315,7 @@ def make_constant(pipeline: Any) -> None:
     ("spoil", "why"),
     [
         (spoil_coefficients(np.nan), r"60 of 60 predictions are NaN or infinite"),
-        (make_constant, r"predicts .* for every one of 60 entities"),
+        (make_constant, r"predicts .* for each of 60 entities"),
     ],
 )
 def test_predictions_of_a_spoiled_model_are_refused(

@@ -110,7 +110,7 @@ def test_four_wrong_references_are_four_messages_each_with_its_line(tmp_path: Pa
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sets(st.sampled_from(PLACES), min_size=1))
 def test_each_broken_reference_is_one_message_with_its_line(places: set[int]) -> None:
     messages = reported(broken(places))
@@ -119,7 +119,7 @@ def test_each_broken_reference_is_one_message_with_its_line(places: set[int]) ->
     assert all(f"nowhere{place}_" in message for place, message in zip(sorted(places), messages, strict=True))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sets(st.sampled_from(PLACES), min_size=1))
 def test_a_broken_field_elsewhere_hides_no_broken_reference(places: set[int]) -> None:
     text = broken(places).replace("owner: operations", "owner: 3").replace("minutes: {type: integer}", "minutes: {type: int}")
@@ -199,6 +199,38 @@ CONTRADICTIONS = {
             "model.yaml:20: features.categorical.0: a column named id is stored beside the features already; "
             "choose another name",
         ],
+    ),
+    "a key that is named as what Perennial writes": (
+        changed("key: [id]", "key: [version]").replace("id: {type: string}", "version: {type: string}"),
+        [
+            "model.yaml:10: tables.trips.key.0: Perennial writes a column named version beside the key; name the column "
+            "otherwise, such as trips_version: {…, sql: version}"
+        ],
+    ),
+    "an event time that is named as what Perennial writes": (
+        GOOD.replace("left_at", "predicted_at").replace("predicted_at: {type", "predicted_at: {sql: left_at, type"),
+        [
+            "model.yaml:11: tables.trips.event_time: Perennial writes a column named predicted_at beside the key; name the "
+            "column otherwise, such as trips_predicted_at"
+        ],
+    ),
+    "a key that PostgreSQL refuses": (
+        changed("key: [id]", "key: [ctid]").replace("id: {type: string}", "ctid: {type: string, sql: id}", 1),
+        [
+            "model.yaml:10: tables.trips.key.0: PostgreSQL allows no column named ctid of one's own; name the column "
+            "otherwise, such as trips_ctid"
+        ],
+    ),
+    "a feature that monitoring would take for a prediction": (
+        changed("numeric: [distance]", "numeric: [distance, probability]"),
+        [
+            "model.yaml:19: features.numeric.1: a column named probability is stored beside the features already; "
+            "choose another name"
+        ],
+    ),
+    "a table with a name of Perennial's own kind": (
+        GOOD.replace("  trips:\n    source", "  _trips:\n    source").replace("table: trips", "table: _trips"),
+        ["model.yaml:8: tables._trips: Perennial makes a table named _trips itself; choose another name"],
     ),
     "no baseline": (
         changed(", baseline: true", ""),

@@ -57,13 +57,13 @@ def test_what_loosened_gates_let_pass_is_named(
 
     assert code == 1
     for name in ("an identical copy", "one trained on stale data"):
-        assert lines[name] == f"NOTHING refused it; {NEGATIVE[name].gate} is there for it"
+        assert lines[name] == f"NO GATE refused it; {NEGATIVE[name].gate} should have refused it"
     assert lines["a constant"].startswith("refused by predictions")
-    named = lines["The gates of toy let pass what they must refuse"]
+    named = lines["The gates of toy passed candidates that they must refuse"]
     assert "an identical copy" in named
     assert "one trained on stale data" in named
     assert "a constant" not in named
-    assert lines["one broken in a single slice"] == "not shown, gates.slices names no column, so no slice is looked at"
+    assert lines["one broken in a single slice"] == "not tried: gates.slices names no column, so no slice is judged"
 
 
 def test_a_gate_that_refuses_everybody_proves_nothing(
@@ -75,7 +75,7 @@ def test_a_gate_that_refuses_everybody_proves_nothing(
     code, lines = typed(trained, monkeypatch, capsys)
 
     assert code == 1
-    assert lines["an identical copy"] == "refused by min_rows, as an honest candidate is, which shows nothing"
+    assert lines["an identical copy"] == "refused by min_rows, as is an honest candidate, so this shows nothing"
     assert lines["an honest improvement of 0.05 in ROC AUC"] == "refused by min_rows"
     assert lines["a leaky one"].startswith("refused by leak")
 
@@ -88,7 +88,7 @@ def test_of_a_regression_it_is_said_what_cannot_be_shown(
 
     code, lines = typed(world, monkeypatch, capsys)
 
-    unshown = "not shown, it changes the probabilities of a binary classifier, and the task is regression"
+    unshown = "not tried: it changes the probabilities of a binary classifier, and the task is regression"
     assert code == 0
     assert [name for name in NEGATIVE if lines[name] == unshown] == [
         "a degraded model", "one broken in a single slice", "a miscalibrated one", "a leaky one", "a constant", "NaN",
@@ -96,15 +96,15 @@ def test_of_a_regression_it_is_said_what_cannot_be_shown(
     ]  # fmt: skip
     for name in ("an identical copy", "one trained on stale data", "one that has seen the holdout"):
         assert NEGATIVE[name].gate in lines[name], lines[name]
-    assert lines["an honest improvement"].startswith("not shown, it can only be made for binary classification")
+    assert lines["an honest improvement"].startswith("not tried, because it needs binary classification")
 
 
 def test_a_model_without_versions_or_with_other_features_says_so(trained: World, tmp_path: Path) -> None:
     empty: Any = make_world(tmp_path, synthetic.deployment(tmp_path))
-    with pytest.raises(TrainingError, match="has no version yet to make controls from: train first"):
+    with pytest.raises(TrainingError, match="has no version yet, and controls are made from a version: train first"):
         by_hand.controls(empty.settings, "toy")
     folder = synthetic.write_folder(trained.settings.models)
     (folder.path / "features.sql").write_text("SELECT visit, 2 * x AS x, noise, kind FROM entities\n")
-    with pytest.raises(TrainingError, match="features or task changed since version 1, the newest, was trained: train again"):
+    with pytest.raises(TrainingError, match="features or task changed after the newest version, 1, was trained: train again"):
         by_hand.controls(trained.settings, "toy")
     synthetic.write_folder(trained.settings.models)

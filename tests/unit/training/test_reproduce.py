@@ -132,7 +132,7 @@ def test_a_version_is_made_again_by_the_folder_it_was_made_by_after_that_was_edi
 def test_a_folder_that_is_gone_is_no_obstacle(world: World) -> None:
     made = reproduce("toy", 1, world.deployment, folder=None)
     assert made.identical
-    assert made.notes == ["there is no readable model folder now; the files logged with the version were used"]
+    assert made.notes == ["the present model folder cannot be read; the files logged with the version were used"]
 
 
 def test_logged_files_that_someone_changed_are_not_used(world: World, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_logged_files_that_someone_changed_are_not_used(world: World, tmp_path: 
     edited, honest = synthetic.write_folder(tmp_path, change="max_iter: 30 => max_iter: 31"), logged.read_text()
     try:
         logged.write_text(honest.replace('"max_iter": 30', '"max_iter": 3'))
-        with pytest.raises(ArtifactRejected, match=r"folder/model\.yaml in MLflow is not the file that the ledger speaks of"):
+        with pytest.raises(ArtifactRejected, match=r"folder/model\.yaml in MLflow is not the file that the ledger records"):
             again(world, folder=edited)
         logged.unlink()
         with pytest.raises(ArtifactRejected, match=r"model\.yaml is no longer in MLflow"):
@@ -170,9 +170,7 @@ def test_a_training_that_draws_without_a_seed_is_told_apart_row_by_row(tmp_path:
     assert made.differing
     assert made.largest is not None
     assert 0 < made.largest < 1
-    assert (
-        "likely reason: nothing that is recorded; does a function of model.py draw numbers without a seed?" in made.describe()
-    )
+    assert "likely reason: not recorded; check whether a function of model.py draws numbers without a seed" in made.describe()
 
 
 def test_a_version_that_was_deleted_is_compared_by_its_hash_until_its_snapshots_are_let_go(tmp_path: Path) -> None:
@@ -205,7 +203,7 @@ def test_what_changed_since_is_named() -> None:
         commit="aaa", dirty=True, python="3.11.1", machine="x86_64", packages={"numpy": "2.0", "scipy": "1.0"},
         threads={"openmp": 1},
     )  # fmt: skip
-    assert _changes(then, replace(then, dirty=False)) == ["the code held changes that no commit has when it was made"]
+    assert _changes(then, replace(then, dirty=False)) == ["the code had uncommitted changes when it was made"]
     now = replace(then, commit="bbb", dirty=False, packages={"numpy": "2.1"}, threads={"openmp": 2})
     assert _changes(replace(then, dirty=False), now) == [
         "the commit was aaa, it is bbb",
@@ -213,4 +211,4 @@ def test_what_changed_since_is_named() -> None:
         "scipy was 1.0, it is gone",
         "it was computed with threads {'openmp': 1}, this process has {'openmp': 2}",
     ]
-    assert _changes(CodeState(), CodeState()) == ["how many threads computed it is not recorded"]
+    assert _changes(CodeState(), CodeState()) == ["the number of threads that computed it is not recorded"]

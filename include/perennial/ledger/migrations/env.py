@@ -1,8 +1,12 @@
-"""What Alembic runs: with the connection that :func:`perennial.ledger.migrations.upgrade` hands over, or, as a developer's
-command, with one to this deployment's ledger."""
+"""The script that Alembic runs to apply revisions.
+
+It uses the connection that :func:`perennial.ledger.migrations.upgrade` passes. If a developer runs ``alembic``, it opens a
+connection to this deployment's ledger.
+"""
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import context
 
 # These define the tables that a new revision is compared with.
@@ -15,13 +19,13 @@ from perennial.ledger.migrations import VERSION_TABLE
 
 
 def _is_ours(name: str | None, kind: str, _: object) -> bool:
-    # Others' tables may be in the same database.
+    # The database may also hold tables of MLflow and Airflow.
     return kind != "table" or name in metadata.tables
 
 
-def _run(connection: object) -> None:
+def _run(connection: sa.Connection) -> None:
     context.configure(
-        connection=connection,  # type: ignore[arg-type]
+        connection=connection,
         target_metadata=metadata,
         version_table=VERSION_TABLE,
         include_name=_is_ours,

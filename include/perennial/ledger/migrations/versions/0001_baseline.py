@@ -1,6 +1,6 @@
-"""What the releases before there were revisions made.
+"""Make the tables of the releases that had no revisions.
 
-A ledger of theirs is taken over: tables that it has stay as they are, those that came with a later one are made.
+On a ledger of such a release, existing tables stay as they are, and only missing tables are made.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def upgrade() -> None:
 
 def _make(name: str, *parts: sa.Column[Any] | sa.Constraint) -> None:
     table = f"perennial_{name}"
-    # Without AUTOINCREMENT, SQLite gives the number of a deleted last row to the next one.
+    # Without AUTOINCREMENT, SQLite gives the number of a deleted last row to the next row.
     op.create_table(table, *parts, sqlite_autoincrement=True, if_not_exists=True)
     there = {column["name"] for column in sa.inspect(op.get_bind()).get_columns(table)}
     if wrong := there ^ {part.name for part in parts if isinstance(part, sa.Column)}:
         raise SchemaMismatch(
-            f"the table {table} differs from what any release made, by {', '.join(sorted(wrong))}: restore a backup, or move "
-            "the table out of the way"
+            f"the table {table} is not one that a release made; it differs in {', '.join(sorted(wrong))}. Restore a backup, "
+            "or rename the table"
         )
 
 
@@ -82,7 +82,7 @@ _time = _column(lambda: sa.DateTime(timezone=True))
 
 
 def _id() -> sa.Column[Any]:
-    # SQLite counts up by itself in a column of the type INTEGER only.
+    # SQLite generates numbers only in a column of type INTEGER.
     return sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True)
 
 

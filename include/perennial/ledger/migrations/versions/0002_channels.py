@@ -1,6 +1,6 @@
-"""Say for each channel what has become of an alert, and which alerts are open.
+"""Record the delivery of an alert per channel, and which alerts are open.
 
-What was delivered stays so; what waits is routed anew, and goes to the channels that do not have it yet.
+Delivered alerts stay delivered. Alerts that wait are routed again, to the channels that have not received them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def upgrade() -> None:
         outbox.add_column(sa.Column("subject", sa.Text()))
         outbox.add_column(sa.Column("resolved_by", sa.BigInteger(), autoincrement=False))
         outbox.add_column(sa.Column("routed_at", _moment))
-    # Nothing that waits has one: it is routed by the next sender.
+    # Alerts that wait have no routing yet: the next sender routes them.
     op.execute("UPDATE perennial_outbox SET routed_at = coalesce(delivered_at, created_at) WHERE next_attempt_at IS NULL")
     with op.batch_alter_table("perennial_outbox") as outbox:
         for name in ("delivered", "attempts", "next_attempt_at", "delivered_at", "error"):

@@ -1,6 +1,6 @@
-"""Record what was erased of an entity, what was removed because its time was over, and which models have ended.
+"""Add tables for erasures of entities, removals by retention, and retirements of models.
 
-Nothing that is there changes.
+Existing tables do not change.
 """
 
 from __future__ import annotations
@@ -64,5 +64,5 @@ def upgrade() -> None:
 
 
 def _id() -> sa.Column[int]:
-    # SQLite counts up by itself in a column of the type INTEGER only.
+    # SQLite generates numbers only in a column of type INTEGER.
     return sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True)
