@@ -24,6 +24,7 @@ from perennial.core.files import replacing
 from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
 from perennial.evidence.training import Part, TrainingSet
+from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.labels import read_labels
 from perennial.features.publish import ensure_features
 from perennial.lake.publish import Lake
@@ -52,10 +53,13 @@ def build_training_set(
 
     Raises:
         TrainingError: nothing is published, there are too few rows, or only labels of one class; the message says what to do.
+        SnapshotMissing: published rows lack what the spec requires; the message names the days to ingest again.
     """
     spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
     border = as_of - spec.training.holdout
     window, holdout = Interval(border - spec.training.window, border), Interval(border, as_of)
+    if (tables := ledger.published(spec.name, "tables")) is not None:
+        refuse_gaps(folder, gaps_of_training(folder, lake, tables.snapshots, as_of))
     # Features that an earlier features.sql made are built again.
     ensure_features(folder, lake, Interval(window.start, holdout.end), run_id=run_id)
     if removed := ledger.removed(spec.name, "features", Interval(window.start, holdout.end)):
