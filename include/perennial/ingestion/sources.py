@@ -42,6 +42,7 @@ class Landed:
         files: the files that were read: ``name``, ``bytes`` as stored, ``sha256``, and ``period``, the key of the file's
             period by a dated pattern. Empty for SQL and Python.
         notices: what was accepted but is unusual.
+        closed: whether all days are closed, and no file came: then there is no Parquet file either.
     """
 
     table: str
@@ -49,6 +50,7 @@ class Landed:
     rows: int
     files: list[dict[str, Any]]
     notices: list[str]
+    closed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}
@@ -90,14 +92,17 @@ def land(
     notices: list[str] = []
     try:
         if source.files is not None:
-            land_files(source, interval, data, writer, files, notices)
+            land_files(source, interval, data, writer, files, notices, closed=folder.spec.schedules.is_closed)
         elif source.sql is not None:
             assert source.connection is not None  # the spec guarantees it
             land_sql(source.sql, name, interval, connect(source.connection), writer)
         else:
             assert source.python is not None
             land_python(folder, source.python, name, interval, writer)
-        rows = writer.finish()
+        closed = source.files is not None and not files
+        if closed:
+            notices.append(f"no file came: {interval} is closed (schedules.closed in model.yaml)")
+        rows = 0 if closed else writer.finish()
     except PerennialError as error:
         raise type(error)(f"{folder.spec.name}, {interval}, source {name}: {error}") from error
     finally:
@@ -106,4 +111,4 @@ def land(
     for notice in notices:
         log.info("source %s: %s", name, notice)
     log.info("landed %d rows for table %s from source %s", rows, table, name)
-    return Landed(table, writer.target, rows, files, notices)
+    return Landed(table, writer.target, rows, files, notices, closed)
