@@ -16,7 +16,7 @@ import tempfile
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import literal, quoted
 from perennial.lake.schema import KNOWN, MOMENT, published_schema
+from perennial.spec.data import Table
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
@@ -36,6 +37,8 @@ Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 
 #: Number of rows per batch of features.
 _BATCH_ROWS = 65_536
+#: An interval for tables without rows.
+_ANY = Interval.day("2000-01-01")
 #: Beyond this, DuckDB uses the disk: several tasks share a worker.
 _MEMORY = "2GB"
 
@@ -108,8 +111,8 @@ def compute(
 
     Args:
         folder: the model's folder.
-        tables: by name, rows with the spec's columns and ``_known_at``, for all tables of :func:`needed_tables`. Rows that
-            the query must not see are left out here. A reader is read to its end.
+        tables: by name, rows with the spec's columns and ``_known_at``, for all of the folder's ``feature_tables``. Rows
+            that the query must not see are left out here. A reader is read to its end.
         interval: the interval of the entities' event times.
         snapshots: by table, the snapshots that the rows are from; kept in the result.
 
@@ -125,7 +128,7 @@ def compute(
         check_selected(connection, folder, interval)
         gather(connection, folder.spec)
         connection.execute("DROP VIEW entities")
-        for name in [*map(quoted, needed_tables(folder)), "perennial.asked", "perennial.selected"]:
+        for name in [*map(quoted, folder.feature_tables), "perennial.asked", "perennial.selected"]:
             connection.execute(f"DROP TABLE {name}")
         return BuiltFeatures(connection, folder.spec, snapshots or {})
     except BaseException:
@@ -133,15 +136,35 @@ def compute(
         raise
 
 
-def needed_tables(folder: ModelFolder) -> list[str]:
-    """The entity table, and every table whose name occurs in ``features.sql``."""
-    spec = folder.spec
-    return [name for name in spec.tables if name == spec.entity.table or mentions(folder.features_sql, name)]
+def faults_without_rows(folder: ModelFolder) -> list[SpecError]:
+    """What is wrong in ``entity.as_of`` and ``features.sql`` for any rows, at most one error for each."""
+    tables: dict[str, Rows] = {name: published_schema(folder.spec.tables[name]).empty_table() for name in folder.feature_tables}
+    found: list[SpecError] = []
+    with closing(open_database(threads=1)) as connection:
+        try:
+            offer(connection, folder, tables, _ANY)
+            _check_as_of(connection, folder)
+        except SpecError as error:
+            found.append(error)
+            offer(connection, _with_as_of(folder, quoted(folder.spec.event_time)), tables, _ANY)
+        try:
+            select(connection, folder)
+        except SpecError as error:
+            found.append(error)
+    return found
 
 
-def mentions(sql: str, name: str) -> bool:
-    """Whether a name occurs in a query. An occurrence in a comment counts too."""
-    return re.search(rf"\b{re.escape(name)}\b", sql, re.IGNORECASE) is not None
+def _check_as_of(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> None:
+    entity, place = folder.spec.entity, f"{folder.path / 'model.yaml'}: entity.as_of"
+    with blaming(place):
+        kind = str(connection.sql(f"SELECT (\n{entity.as_of}\n) FROM {quoted(entity.table)}").types[0])
+    if not kind.startswith("TIMESTAMP") and kind not in {"DATE", "VARCHAR", '"NULL"'}:
+        raise SpecError(f"{place}: gives {kind}; it must give the moment for which a prediction is made")
+
+
+def _with_as_of(folder: ModelFolder, sql: str) -> ModelFolder:
+    entity = folder.spec.entity.model_copy(update={"as_of": sql})
+    return folder.model_copy(update={"spec": folder.spec.model_copy(update={"entity": entity})})
 
 
 def open_database(*, threads: int | None = None) -> duckdb.DuckDBPyConnection:
@@ -191,8 +214,7 @@ def offer(
     """
     spec = folder.spec
     since = interval.start - spec.features.lookback
-    names = needed_tables(folder)
-    names.sort(key=lambda name: name != spec.entity.table)
+    names = sorted(folder.feature_tables, key=lambda name: name != spec.entity.table)
     latest = instant(known_by) if known_by else "(SELECT coalesce(max(as_of), '-infinity') FROM entities)"
     for name in names:
         table = spec.tables[name]
@@ -352,6 +374,12 @@ def gather(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
 
 
 # --- SQL ---------------------------------------------------------------------------------------------------------------
+
+
+def newest_first(table: Table) -> str:
+    """SQL that orders rows of one key: first the one that became known last, of several the one of the latest event."""
+    event = f", {quoted(table.event_time)} DESC" if table.event_time is not None else ""
+    return f"{KNOWN} DESC{event}"
 
 
 def instant(value: datetime) -> str:

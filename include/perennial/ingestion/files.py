@@ -44,6 +44,9 @@ BOMB_RATIO = 250
 BOMB_FROM = 256 << 20
 
 _TIME_CODES = re.compile(r"%[YmdH]")
+#: What looks like a time code. A file's address may have %20 or %C3, which are none.
+_LIKE_A_CODE = re.compile(r"%[A-Za-z]")
+_ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,12 @@ def _expand(pattern: str, interval: Interval) -> list[tuple[str, Interval | None
         steps.append((_at(pattern, start), Interval(start, end)))
         start = end
     return steps
+
+
+def unknown_codes(pattern: str) -> list[str]:
+    """What looks like a time code in a pattern, and stands for no time here."""
+    plain = _ESCAPED.sub("", _TIME_CODES.sub("", pattern)) if "://" in pattern else _TIME_CODES.sub("", pattern)
+    return sorted(set(_LIKE_A_CODE.findall(plain)))
 
 
 def _at(pattern: str, moment: datetime) -> str:
@@ -313,7 +322,7 @@ def _read_csv(file: _File, counted: _Counted, source: Source, writer: LandingWri
     place = f"{file.name}:{table.header_line}"
     raw = pa.schema([(name, pa.string()) for name in table.header if name])
     for batch in table.batches(writer.begin(raw, place)):
-        writer.write(batch, file.name, file.period)
+        writer.write(batch, file.period)
     counted.drain()
     notices.extend(table.notices)
 
@@ -360,7 +369,7 @@ def _read_parquet(file: _File, stream: IO[bytes], counted: _Counted, writer: Lan
             names = writer.begin(raw, f"{file.name}: its columns")
             first = 1
             for batch in _sound(file.name, table.iter_batches(ARROW_ROWS, columns=names)):
-                writer.write(positioned(batch, file.name, first), file.name, file.period)
+                writer.write(positioned(batch, file.name, first), file.period)
                 first += len(batch)
     finally:
         if local is not None:

@@ -187,7 +187,7 @@ class Lake:
             bounds = pc.min_max(moments).as_py()
             if moments.null_count or bounds["min"] < interval.start or bounds["max"] >= interval.end:
                 raise ValueError(
-                    f"{model}: table {name} has rows whose {write.event_time} lies outside {interval} or is missing "
+                    f"{model}: table {name} has rows whose {write.event_time} is outside {interval} or is missing "
                     f"(from {bounds['min']} to {bounds['max']}, {moments.null_count} missing)"
                 )
 

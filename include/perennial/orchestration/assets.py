@@ -19,10 +19,10 @@ from perennial.orchestration.timetables import EachDay
 
 #: Format of a partition key: a UTC day. A week or month is named by its first day.
 DAY = "%Y-%m-%d"
-#: A DAG that is switched on should wait for its next tick. Airflow's default also runs a past tick if its age is below a
-#: tenth of the time between two ticks, so the result would depend on the hour. But with no grace at all, the first tick
-#: can be lost: at each parse, Airflow computes again when a DAG without runs is due, perhaps before the scheduler has
-#: handled the tick.
+#: A DAG that has just been switched on runs a past tick only if the tick is younger than this; otherwise it waits for the next
+#: one. Airflow's default is a tenth of the time between two ticks, so whether the DAG runs at once would depend on the hour.
+#: Without any grace, the first tick could be lost: at each parse, Airflow computes the next run of a DAG without runs again,
+#: perhaps before the scheduler has handled the tick.
 _GRACE = timedelta(minutes=5)
 
 

@@ -233,8 +233,8 @@ def days_per_part() -> Param:
         type="integer",
         minimum=1,
         maximum=366,
-        title="Days a part",
-        description_md="A range is worked on in parts of so many days, beside each other; fewer where a day has many rows.",
+        title="Days per part",
+        description_md="A range is cut into parts of this many days, which run at the same time. Use fewer if days are large.",
     )
 
 

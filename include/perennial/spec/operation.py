@@ -101,7 +101,7 @@ class WatchLimits(Section):
         run: longest time that a run may be queued or may run. A run that waits for a person is left out.
         champion: longest time between the end of what the champion learned from and the newest features.
         labels: longest time from the end of a monitoring window until the share ``gates.label_coverage`` of its labels is
-            known.
+            known, beyond the time that labels take as a rule (``label.delay``).
     """
 
     late: Duration = timedelta(hours=6)
