@@ -42,7 +42,7 @@ def test_the_delay_is_measured_from_event_to_label(tmp_path: Path, lake: Lake, l
     folder = shop(tmp_path, tables={**SPEC["tables"], "returned": returned})
     placed = [24.0 * day + 6 for day in range(20)]
     tables = tables_of(folder, placed)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"order_id": f"o{at:g}", "placed": hours(at), "sent_back": hours(at) + 9.5 * DAY, "reason": 0}
         for at in placed
         if hours(at) + 9.5 * DAY < hours(480)
@@ -58,7 +58,7 @@ def test_a_correction_does_not_make_labels_late(tmp_path: Path, lake: Lake, ledg
     returned = {**SPEC["tables"]["returned"], "event_time": "sent_back"}
     folder = shop(tmp_path, tables={**SPEC["tables"], "returned": returned})
     tables = tables_of(folder, [1, 2, 3, 4])
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"order_id": f"o{at}", "placed": hours(at), "sent_back": hours(at + late), "reason": 0}
         for at in (1, 2, 3, 4)
         for late in (5, 480)
