@@ -317,7 +317,7 @@ def labels_late(model: str, interval: Interval, *, version: int, limit: timedelt
         title=f"{model}: labels of {interval.key} are late",
         text=as_text(
             f"The performance of version {version} in {interval.key} is still unknown:",
-            [f"labels of {share:.0%} of the predictions were due {limit.days} days after the window (watch.labels)"],
+            [f"labels of {share:.0%} of the predictions were due {limit.days} days after it (label.delay, watch.labels)"],
             "Check what the label's table received. Until labels arrive, drift is the only sign of trouble.",
         ),
     )

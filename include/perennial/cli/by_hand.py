@@ -62,7 +62,7 @@ def score(settings: Settings, model: str, interval: Interval) -> str:
         scored, shadows = score(run, interval)
     told = f"{model}, {interval}: {scored.rows:,} predictions by version {scored.version}"
     if shadows is not None:
-        told += f", in its shadow {shadows.rows:,} by {', '.join(str(number) for number in shadows.versions) or 'none'}"
+        told += f", {shadows.rows:,} by its shadow versions {', '.join(str(number) for number in shadows.versions) or '(none)'}"
     return told
 
 
@@ -189,7 +189,7 @@ def card(settings: Settings, model: str, version: int, out: Path | None) -> str:
 
 
 def reproduce(settings: Settings, model: str, version: int) -> tuple[str, bool]:
-    """Make a version again from its pinned rows, and compare its predictions.
+    """Train a version again on its pinned rows, and compare its predictions.
 
     Returns:
         The result as a text, and whether the predictions are equal to the last bit.
@@ -244,20 +244,21 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     parts.ledger.migrate_own()
     published = parts.ledger.published(model, "tables")
     if published is None:
-        return "\n".join([*found, "No data are published yet, so the features are not tried."]), True
+        return "\n".join([*found, "No data are published yet, so the features were not computed."]), True
     from perennial.features.history import gaps_of_training, refuse_gaps
     from perennial.features.publish import build_features, find_leaks
 
     newest = parts.ledger.latest(model, "tables", spec.entity.table) or published
+    end, length = newest.interval.end, spec.training.window + spec.training.holdout
     try:
-        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, newest.interval.end))
+        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, Interval(end - length, end)))
     except SnapshotMissing as error:
         return "\n".join([*found, str(error)]), False
-    day = Interval(newest.interval.end - timedelta(days=1), newest.interval.end)
+    day = Interval(end - timedelta(days=1), end)
     built = build_features(folder, parts.lake, day)
     found.append(f"features of {day}: {built.rows:,} rows")
     leaks = find_leaks(folder, parts.lake, day)
-    found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on what was not known when it was asked for."]
+    found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on data that were not known yet."]
     return "\n".join(found), not leaks
 
 
@@ -297,7 +298,7 @@ def _folder(deployment: Deployment, model: str) -> ModelFolder | None:
 
 
 def actor() -> str:
-    """The name of the person who works by hand, for the record."""
+    """The name of the person at the terminal, for the record."""
     try:
         return f"by hand: {getpass.getuser()}"
     except (KeyError, OSError):  # an account without a name, for example in a container
@@ -307,7 +308,7 @@ def actor() -> str:
 def _connect(name: str) -> sa.Engine:
     """Open the database whose SQLAlchemy URL is in the environment variable ``name``; Airflow's connections are not used."""
     if "://" not in (url := os.environ.get(name, "")):
-        raise SettingsError(f"connection {name}: outside Airflow it is the environment variable {name}, with a SQLAlchemy URL")
+        raise SettingsError(f"connection {name}: outside Airflow, set the environment variable {name} to a SQLAlchemy URL")
     import sqlalchemy as sa
 
     return sa.create_engine(url, hide_parameters=True)

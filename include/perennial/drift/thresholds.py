@@ -101,17 +101,18 @@ class Geometry:
     def of(cls, spec: ModelSpec) -> Geometry:
         """The geometry that follows from the model's schedules and training windows.
 
-        A champion serves from the end of its holdout until the next scheduled training. Without a schedule it serves for as
-        long as its training window.
+        A champion serves from its training until the next scheduled one. Without a schedule it serves for as long as its
+        training window. Between its training window and its training lie the holdout, and twice the time that labels take.
         """
 
         def days(length: timedelta) -> int:
             return max(1, round(length / timedelta(days=1)))
 
         window = days(spec.schedules.window)
-        training, holdout = spec.training, days(spec.training.holdout)
+        training = spec.training
+        before = days(spec.training.holdout) + 2 * (days(spec.label.delay) if spec.label.delay else 0)
         serves = {"week": 7, "month": 31, "never": days(training.window)}[spec.schedules.train]
-        return cls(window, days(training.window), days(training.validation), (holdout, holdout + serves))
+        return cls(window, days(training.window), days(training.validation), (before, before + serves))
 
 
 # --- one replay: which days -------------------------------------------------------------------------------------------

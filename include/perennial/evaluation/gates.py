@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 from scipy.special import stdtr
 
@@ -137,7 +138,7 @@ def _untouched(evaluation: Evaluation) -> GateResult:
                 gate,
                 False,
                 f"{_called(contender)} was trained on {contender.trained_on or 'unknown rows'}; for a fair comparison the "
-                f"holdout {evaluation.interval} must lie after that: train with a later as-of time",
+                f"holdout {evaluation.interval} must be after that: train with a later as-of time",
             )
     return GateResult(gate, True, f"no model was trained on the holdout {evaluation.interval}")
 
@@ -146,13 +147,21 @@ def _fresh(evaluation: Evaluation, gates: Gates) -> GateResult:
     gate, trained_on = "fresh_training", evaluation.candidate.trained_on
     if trained_on is None:
         return GateResult(gate, False, f"the rows that {evaluation.candidate.name} was trained on are unknown")
-    gap = Interval.from_key(evaluation.interval).start - Interval.from_key(trained_on).end
-    days, most = gap.total_seconds() / 86_400, gates.stale_after.total_seconds() / 86_400
+    holdout = Interval.from_key(evaluation.interval)
+    gap = holdout.start - Interval.from_key(trained_on).end
+    # The holdout ends where labels are mature, and the window ends as long before the holdout.
+    labels = max(utc(evaluation.as_of) - holdout.end, timedelta()) if evaluation.as_of else timedelta()
+    days, late, most = (length / timedelta(days=1) for length in (gap, labels, gates.stale_after))
     return GateResult(
         gate,
-        gap <= gates.stale_after,
+        gap - labels <= gates.stale_after,
         f"{evaluation.candidate.name} was trained on {trained_on}, which ends {days:g} days before the holdout "
-        f"{evaluation.interval}; at most {most:g} are required",
+        f"{evaluation.interval}"
+        + (
+            f"; labels take {late:g} days, and at most {most:g} more are required"
+            if late
+            else f"; at most {most:g} are required"
+        ),
     )
 
 
@@ -294,9 +303,9 @@ def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
     return GateResult(
         gate,
         found.low > floor,
-        f"{compared}; with confidence {found.confidence:g} the gain lies between {found.low:.4g} and {found.high:.4g} "
-        f"({found.resamples:,} resamples of {found.blocks} blocks of {found.block}, seed {found.seed}); all of it must "
-        f"lie above {floor:g}: surely {wanted}",
+        f"{compared}; with confidence {found.confidence:g} the gain is between {found.low:.4g} and {found.high:.4g} "
+        f"({found.resamples:,} resamples of {found.blocks} blocks of {found.block}, seed {found.seed}); both must be "
+        f"above {floor:g}: significantly {wanted}",
     )
 
 
@@ -348,12 +357,14 @@ def _slices(evaluation: Evaluation, gates: Gates) -> GateResult:
     among = f"{len(found.judged)} slices by {columns}, Holm's correction at {1 - gates.resampling.confidence:.3g}"
     if fallen:
         shown = _listed([_fall(evaluation, one) for one in sorted(fallen, key=lambda one: one.gain)])
-        return GateResult(gate, False, f"surely more than {rule.margin:g} worse than the champion: {shown} ({among}{left_out})")
+        return GateResult(
+            gate, False, f"significantly more than {rule.margin:g} worse than the champion: {shown} ({among}{left_out})"
+        )
     worst = min(found.judged, key=lambda one: one.gain)
     return GateResult(
         gate,
         True,
-        f"no slice is surely more than {rule.margin:g} worse than the champion; worst is {_fall(evaluation, worst)} "
+        f"no slice is significantly more than {rule.margin:g} worse than the champion; worst is {_fall(evaluation, worst)} "
         f"({among}{left_out})",
     )
 

@@ -25,7 +25,8 @@ class TrainingSet(Evidence):
         run_id: the run that pinned the rows.
         as_of: ISO time; data that became known later were not used.
         window: key of the training interval; its labels are those known when the holdout began.
-        holdout: key of the newest interval, on which models are compared; its labels are those known at ``as_of``.
+        holdout: key of the newest interval whose labels are mature, on which models are compared; its labels are those known
+            at ``as_of``.
         snapshots: Iceberg snapshot by table: ``features``, and the tables that labels are read from.
         pin: name under which the lake keeps the snapshots.
         folder_digest, features_digest: digests of the model folder, see :class:`perennial.spec.folder.ModelFolder`.
@@ -33,6 +34,10 @@ class TrainingSet(Evidence):
         labelled, entities: rows per part whose label was known in time, and rows per part that require a prediction.
         classes: labelled rows per part and class; empty for regression.
         content: SHA-256 of the labelled rows per part, independent of their storage.
+        label_delay: days that labels take, as stated or measured. The holdout ends that long before ``as_of``, and the window
+            that long before the holdout.
+        delay_measured: whether the delay was measured, since ``label.delay`` does not state it.
+        newest_label: ISO event time of the newest row of the holdout whose label is known; empty if no label is.
     """
 
     model: str
@@ -49,6 +54,9 @@ class TrainingSet(Evidence):
     entities: dict[str, int]
     classes: dict[str, dict[str, int]]
     content: dict[str, str]
+    label_delay: int = field(default=0, kw_only=True)
+    delay_measured: bool = field(default=False, kw_only=True)
+    newest_label: str = field(default="", kw_only=True)
 
     def interval(self, part: Part) -> Interval:
         return Interval.from_key(self.key(part))

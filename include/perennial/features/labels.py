@@ -1,4 +1,8 @@
-"""The labels of an interval's entities, as they were known at a moment."""
+"""The labels of an interval's entities, as they were known at a moment.
+
+A second row of a key of the label table is a newer state of knowledge: a correction. Of the rows known by the moment, the
+newest one counts (:func:`perennial.features.point_in_time.newest_first`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
 from perennial.features.history import gaps_of_labels, refuse_gaps
-from perennial.features.point_in_time import WHOLE_TYPES, blaming, open_database
+from perennial.features.point_in_time import WHOLE_TYPES, blaming, newest_first, open_database
 from perennial.features.published import scan
 from perennial.lake.publish import Lake
 from perennial.lake.schema import KNOWN, published_schema
@@ -60,22 +64,30 @@ def read_labels(
             entities = scan(folder, lake, spec.entity.table, snapshots, columns=identity, within=interval).read_all()
         connection.register("_entities", entities)
         same_time = spec.label_table.event_time == spec.event_time
-        columns = [name for name in spec.label_table.columns if name in key or mentions(spec.label.sql, name)]
+        placed = {*key, *spec.label_table.key, spec.label_table.event_time}
+        columns = [name for name in spec.label_table.columns if name in placed or mentions(spec.label.sql, name)]
         when = interval if same_time else None
         refuse_gaps(folder, gaps_of_labels(folder, lake, snapshots, interval))
         rows = scan(
             folder, lake, spec.label.table, snapshots,
             columns=[*columns, KNOWN], within=when, known_by=as_of,
         )  # fmt: skip
-        connection.register("_labels", rows)
+        connection.register("_rows", rows)
+        own, names = (", ".join(quoted(name) for name in names) for names in (spec.label_table.key, key))
+        # A correction has the same entity only where the entity's key is a part of the table's.
+        asked = f"SEMI JOIN _entities USING ({names}) " if set(key) <= set(spec.label_table.key) else ""
+        connection.execute(
+            f"CREATE TEMP TABLE _labels AS FROM _rows {asked}"
+            f"QUALIFY row_number() OVER (PARTITION BY {own} ORDER BY {newest_first(spec.label_table)}) = 1"
+        )
         _select_labels(connection, folder)
-        names = ", ".join(quoted(name) for name in key)
         order = ", ".join(quoted(name) for name in dict.fromkeys([spec.event_time, *key]))
         found: pa.Table = connection.sql(
             f"SELECT _entities.*, label, label_known_at FROM _entities JOIN perennial.labels USING ({names}) ORDER BY {order}"
         ).to_arrow_table()
         connection.register("_found", found)
-        [(distinct,)] = connection.execute(f"SELECT count(DISTINCT ({names})) FROM _found").fetchall()
+        entity = ", ".join(quoted(name) for name in identity)
+        [(distinct,)] = connection.execute(f"SELECT count(DISTINCT ({entity})) FROM _found").fetchall()
     if distinct != found.num_rows:
         raise SpecError(
             f"{folder.path / 'model.yaml'}: label.table: {found.num_rows - distinct:,} rows of {spec.label.table} in "

@@ -29,6 +29,7 @@ from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import literal, quoted
 from perennial.lake.schema import KNOWN, MOMENT, published_schema
+from perennial.spec.data import Table
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
@@ -373,6 +374,12 @@ def gather(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
 
 
 # --- SQL ---------------------------------------------------------------------------------------------------------------
+
+
+def newest_first(table: Table) -> str:
+    """SQL that orders rows of one key: first the one that became known last, of several the one of the latest event."""
+    event = f", {quoted(table.event_time)} DESC" if table.event_time is not None else ""
+    return f"{KNOWN} DESC{event}"
 
 
 def instant(value: datetime) -> str:

@@ -186,7 +186,7 @@ def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[I
     if lost:
         name = folder.spec.name
         raise SnapshotMissing(
-            f"{name}: features of {lost[0]} to {lost[-1]} would have to be built again, and rows of tables that they need were "
+            f"{name}: features of {lost[0]} to {lost[-1]} must be built again, but rows of tables that they need were "
             f"removed by retention (retention.tables in model.yaml): load these days again with {name}.load, or use later days"
         )
     return outdated

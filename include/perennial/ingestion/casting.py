@@ -24,9 +24,12 @@ Neighbours: :mod:`perennial.ingestion.sources` binds expressions to a file's col
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -41,9 +44,11 @@ from perennial.spec.folder import ModelFolder
 
 #: The period of a dated file. The event times of its rows must lie in it. Null for other sources.
 FROM, UNTIL = "_from", "_until"
-#: The columns that a landed row has besides its raw columns.
+ROW, ROW_FAULT, KNOWN_FAULT = "_row", "_row_fault", "_known_fault"
+#: The columns that a landed row has besides its raw columns. ``_row`` is its number among all landed rows, from 0.
 LANDED_EXTRAS = pa.schema(
     [
+        (ROW, pa.int64()),
         (POSITION, pa.string()),
         (FAULT, pa.string()),
         (RAW, pa.string()),
@@ -51,7 +56,6 @@ LANDED_EXTRAS = pa.schema(
         (UNTIL, MOMENT),
     ]
 )
-ROW, ROW_FAULT, KNOWN_FAULT = "_row", "_row_fault", "_known_fault"
 
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|([^\W\d]\w*)')
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
@@ -80,19 +84,56 @@ _EXACT = 2**53
 
 def mentioned(table: Table) -> frozenset[str]:
     """The case-folded names that the table's expressions and columns may read from its source."""
-    expressions = [column.sql or quoted(name) for name, column in table.columns.items()]
-    found = (match for sql in [table.where or "", *expressions] for match in _TOKEN.finditer(sql))
-    return frozenset((match[2] or match[1].replace('""', '"')).casefold() for match in found)
+    expressions = [column.sql or " ".join(map(quoted, column.sources(name))) for name, column in table.columns.items()]
+    return frozenset(name for sql in [table.where or "", *expressions] for name in _names(sql))
+
+
+def _names(sql: str) -> Iterator[str]:
+    """The case-folded names in an expression, those of functions included."""
+    return ((match[2] or match[1].replace('""', '"')).casefold() for match in _TOKEN.finditer(sql))
 
 
 def taken(table: Table, raw: pa.Schema) -> pa.Schema:
     """The columns of a source that the table mentions, except those whose names our queries use for something else."""
-    wanted = mentioned(table) - {*LANDED_EXTRAS.names, ROW, "_holds", "file_row_number"}
+    wanted = mentioned(table) - {*LANDED_EXTRAS.names, "_holds"}
     return pa.schema([field for field in raw if field.name.casefold() in wanted])
 
 
-def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str, str]:
-    """The DuckDB type that each column of the table has in a source.
+@dataclass(frozen=True)
+class Bound:
+    """How a table reads a source that has certain columns.
+
+    Attributes:
+        expressions: SQL over the source's columns, by column of the table.
+        types: the DuckDB type of each expression.
+        lacking: columns that the source lacks although the table reads them, so that a nullable column is NULL.
+        absent: columns that an expression names although the source lacks them. They are NULL in it.
+        vacant: columns of the source whose type does not fit, with the error that says so. They fit as long as they hold no
+            value, and are then landed without a type.
+    """
+
+    expressions: dict[str, str]
+    types: dict[str, str]
+    lacking: list[str]
+    absent: list[str]
+    vacant: dict[str, PerennialError] = field(default_factory=dict)
+
+
+class _Unfit(Exception):  # it never leaves this module
+    """A column of a source does not fit, unless it holds no value."""
+
+    def __init__(self, error: PerennialError, columns: Sequence[str]) -> None:
+        super().__init__()
+        self.error, self.columns = error, columns
+
+
+def may_lack(table: Table, column: str) -> bool:
+    """Whether a source need not have the column: its value may be missing, and a row can be placed without it."""
+    return table.columns[column].nullable and column not in table.key and column != table.event_time
+
+
+def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> Bound:
+    """Find out how the table reads a source with these columns.
 
     Args:
         folder: the model's folder.
@@ -100,63 +141,151 @@ def bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> dict[str
         raw: the columns of the source.
         place: the file and line that name the columns, for messages.
 
-    Returns:
-        The DuckDB types by column of the table.
-
     Raises:
-        SourceError: the source lacks a column, or the type of a column cannot become the spec's type.
+        SourceError: the source lacks a column, has two for one, or the type of a column cannot become the spec's type.
         SpecError: an expression is wrong for any source.
     """
+    vacant: dict[str, PerennialError] = {}
+    while True:
+        columns = [pa.field(each.name, pa.null() if each.name in vacant else each.type) for each in raw]
+        try:
+            bound = _bind(folder, name, pa.schema(columns), place)
+        except _Unfit as unfit:
+            more = [column for column in unfit.columns if column not in vacant]
+            if not more:
+                raise unfit.error from None
+            vacant |= dict.fromkeys(more, unfit.error)
+        else:
+            bound.vacant.update(vacant)
+            return bound
+
+
+def _bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> Bound:
     table = folder.spec.tables[name]
     where = f"{folder.path / 'model.yaml'}: tables.{name}"
+    chosen = {column: _chosen(table, column, raw, place) for column in table.columns}
+    lacking = [" or ".join(table.columns[column].sources(column)) for column, sql in chosen.items() if sql == _NOTHING]
+    bound = Bound(chosen, {}, lacking, [])
+    expressions = {f"columns.{column}.sql": sql for column, sql in chosen.items()}
+    if table.where is not None:
+        expressions["where"] = f"({table.where}\n)::BOOLEAN"
+    owners = dict(zip(expressions, table.columns, strict=False))
     with connect() as connection:
-        # DuckDB accepts no table without columns.
-        connection.register("landed", taken(table, raw).append(pa.field(POSITION, pa.string())).empty_table())
-        given = {named.casefold() for named in raw.names}
-        for column, column_spec in table.columns.items():
-            if column_spec.sql is None and column.casefold() not in given:
-                raise _lacks(column, raw, place)
-        expressions = {f"columns.{column}.sql": spec.sql or quoted(column) for column, spec in table.columns.items()}
-        if table.where is not None:
-            expressions["where"] = f"({table.where}\n)::BOOLEAN"
-        types = dict(
-            zip(expressions, _types(connection, "landed", expressions, where, lambda c: _lacks(c, raw, place)), strict=True)
-        )
-        found = {}
+        while True:
+            # DuckDB accepts no table without columns.
+            extras = [pa.field(POSITION, pa.string()), *(pa.field(column, pa.null()) for column in bound.absent)]
+            connection.register("landed", pa.schema([*taken(table, raw), *extras]).empty_table())
+            try:
+                types = _types(connection, "landed", expressions)
+                break
+            except _Refused as refused:
+                column = owners.get(refused.key)
+                missing = _absent_column(refused.error)
+                is_replaced = missing and _is_replaced(expressions[refused.key], missing, raw)
+                if missing and (is_replaced or (column is not None and may_lack(table, column))):
+                    bound.absent.append(missing)
+                    bound.lacking.extend([] if is_replaced else [missing])
+                    continue
+                error = _lacks(missing, raw, place) if missing else _unusable(where, refused)
+                raise _unless_vacant(table, column, error, raw) from refused.error
         for column, spec in table.columns.items():
-            found[column] = types[f"columns.{column}.sql"]
-            if spec.sql is not None:
-                _check_result(spec, found[column], f"{where}.columns.{column}.sql")
-            elif _value(spec, found[column], "x") is None:
-                fault = f"has the type {_short(found[column], 40)}, which cannot become {spec.type} without a decision"
-                raise SourceError(f"{place}: {column} {fault}; write it as `sql` at {where}.columns.{column}")
+            kind = bound.types[column] = types[f"columns.{column}.sql"]
+            if _value(spec, kind, "x") is None:
+                unfit: PerennialError = _unfit_result(spec, kind, f"{where}.columns.{column}.sql")
+                if spec.sql is None:
+                    fault = f"has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision"
+                    unfit = SourceError(f"{place}: {column} {fault}; write it as `sql` at {where}.columns.{column}")
+                raise _unless_vacant(table, column, unfit, raw)
         if table.known != "always":
             _bind_known(connection, table, where)
-    return found
+    return bound
 
 
-def _types(
-    connection: duckdb.DuckDBPyConnection,
-    view: str,
-    expressions: dict[str, str],
-    where: str,
-    lacks: Callable[[str], PerennialError],
-) -> list[str]:
-    """The DuckDB types of expressions over a view. ``TRY`` must accept each expression too."""
+#: The expression of a column that the source has nothing for.
+_NOTHING = "NULL"
+
+
+def _chosen(table: Table, column: str, raw: pa.Schema, place: str) -> str:
+    """The expression of a column: its own, or the one column of the source that it is read from."""
+    spec = table.columns[column]
+    if spec.sql is not None:
+        return spec.sql
+    given = {name.casefold() for name in raw.names}
+    present = [name for name in spec.sources(column) if name.casefold() in given]
+    if len(present) > 1:
+        raise SourceError(
+            f"{place}: has the columns {' and '.join(present)}, but {column} is read from one of them "
+            f"(`from: [{', '.join(spec.sources(column))}]`); deliver one, or write which one counts as `sql`"
+        )
+    if present:
+        return quoted(present[0])
+    if not may_lack(table, column):
+        raise _lacks(" or ".join(spec.sources(column)), raw, place)
+    return _NOTHING
+
+
+def _unless_vacant(table: Table, column: str | None, error: PerennialError, raw: pa.Schema) -> Exception:
+    """The error, or that it may be due to a column that holds no value.
+
+    pandas writes a column without values as DOUBLE, whatever it held on other days.
+    """
+    if column is None or not may_lack(table, column):
+        return error
+    spec = table.columns[column]
+    read = set(_names(spec.sql or " ".join(map(quoted, spec.sources(column)))))
+    return _Unfit(
+        error,
+        [each.name for each in raw if each.name.casefold() in read and (spec.sql is None or pa.types.is_floating(each.type))],
+    )
+
+
+def _is_replaced(sql: str, missing: str, raw: pa.Schema) -> bool:
+    """Whether an expression names a column only where ``coalesce`` takes another column of the source in its place."""
+    given = {name.casefold() for name in raw.names}
+
+    def reads(node: Any) -> set[str]:
+        if isinstance(node, list):
+            return {name for each in node for name in reads(each)}
+        if not isinstance(node, dict):
+            return set()
+        if node.get("class") == "COLUMN_REF":
+            return {str(part).casefold() for part in node["column_names"]}
+        if node.get("type") == "OPERATOR_COALESCE":
+            children = [reads(child) for child in node["children"]]
+            if any(child and child <= given for child in children):
+                return {name for child in children for name in child if name != missing.casefold()}
+        return {name for each in node.values() for name in reads(each)}
+
+    with connect() as connection:
+        [(tree,)] = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT (\n{sql}\n)"]).fetchall()
+    return missing.casefold() not in reads(json.loads(tree))
+
+
+class _Refused(Exception):  # it never leaves this module
+    """DuckDB cannot use an expression."""
+
+    def __init__(self, key: str, error: duckdb.Error) -> None:
+        super().__init__()
+        self.key, self.error = key, error
+
+
+def _types(connection: duckdb.DuckDBPyConnection, view: str, expressions: Mapping[str, str]) -> dict[str, str]:
+    """The DuckDB types of expressions over a view. ``TRY`` must accept each expression too.
+
+    Raises:
+        _Refused: with the key of the first expression that DuckDB cannot use.
+    """
     # No expression can mean these output names. Otherwise DuckDB would bind a missing column to an earlier alias.
     both = [f'(\n{sql}\n) AS "_v{n}", {_tried(sql)} AS "_t{n}"' for n, sql in enumerate(expressions.values())]
     try:
         rows = connection.execute(f"DESCRIBE SELECT {', '.join(both)} FROM {view}").fetchall()
-        return [row[1] for row in rows[::2]]
+        return dict(zip(expressions, (row[1] for row in rows[::2]), strict=True))
     except duckdb.Error:
-        for place, one in zip(expressions, both, strict=True):
+        for key, one in zip(expressions, both, strict=True):
             try:
                 connection.execute(f"DESCRIBE SELECT {one} FROM {view}")
             except duckdb.Error as error:
-                message = str(error).splitlines()[0]
-                if absent := re.search(r'Referenced column "(.*?)" not found', message):
-                    raise lacks(absent[1]) from error
-                raise SpecError(f"{where}.{place}: this expression cannot be used here: {message}") from error
+                raise _Refused(key, error) from error
         raise
 
 
@@ -179,11 +308,13 @@ def faults_without_rows(folder: ModelFolder, name: str, *, texts: bool) -> list[
     with connect() as connection:
         for place, sql in expressions.items():
             try:
-                result = _bound_to_any(connection, {place: sql}, where, kind)
-                if place != "where" and result is not None:
-                    _check_result(table.columns[place.split(".")[1]], result, f"{where}.{place}")
-            except SpecError as error:
-                found.append(error)
+                result = _bound_to_any(connection, place, sql, kind)
+            except _Refused as refused:
+                found.append(_unusable(where, refused))
+                continue
+            spec = table.columns[place.split(".")[1]] if place != "where" else None
+            if spec is not None and result is not None and _value(spec, result, "x") is None:
+                found.append(_unfit_result(spec, result, f"{where}.{place}"))
         if table.known != "always":
             try:
                 _bind_known(connection, table, where)
@@ -192,63 +323,95 @@ def faults_without_rows(folder: ModelFolder, name: str, *, texts: bool) -> list[
     return found
 
 
-class _Absent(PerennialError):
-    """An expression reads a column that was not offered; its name is the message."""
+def _bound_to_any(connection: duckdb.DuckDBPyConnection, place: str, sql: str, kind: pa.DataType) -> str | None:
+    """The type of an expression over a source that has every column the expression reads; None if it is not known.
 
-
-def _bound_to_any(
-    connection: duckdb.DuckDBPyConnection, expression: dict[str, str], where: str, kind: pa.DataType
-) -> str | None:
-    """The type of an expression over a source that has every column the expression reads; None if it is not known."""
+    Raises:
+        _Refused: the expression is wrong for every source.
+    """
     columns = [pa.field(POSITION, pa.string())]
     while True:
         connection.register("any_source", pa.schema(columns).empty_table())
         try:
-            return _types(connection, "any_source", expression, where, _Absent)[0]
-        except _Absent as absent:
-            if str(absent) in [column.name for column in columns]:
+            return _types(connection, "any_source", {place: sql})[place]
+        except _Refused as refused:
+            message, missing = str(refused.error), _absent_column(refused.error)
+            if missing is None:
+                # DuckDB cannot choose between functions for a value without a type. A name with a dot may be a part of a value.
+                if kind == pa.null() and ('"NULL"' in message or "Referenced table" in message):
+                    return None
+                raise
+            if missing in [column.name for column in columns]:
                 return None  # offered, and absent where the expression looks for it: in a subquery of its own
-            columns.append(pa.field(str(absent), kind))
-        except SpecError as error:
-            # DuckDB cannot choose between functions for a value without a type. A name with a dot may be a part of a value.
-            if kind == pa.null() and ('"NULL"' in str(error) or "Referenced table" in str(error)):
-                return None
-            raise
+            columns.append(pa.field(missing, kind))
 
 
-def _check_result(spec: Column, kind: str, place: str) -> None:
-    if _value(spec, kind, "x") is None:
-        raise SpecError(
-            f"{place}: the result has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision; cast it"
-        )
+def _unusable(where: str, refused: _Refused) -> SpecError:
+    return SpecError(f"{where}.{refused.key}: this expression cannot be used here: {str(refused.error).splitlines()[0]}")
+
+
+def _unfit_result(spec: Column, kind: str, place: str) -> SpecError:
+    return SpecError(
+        f"{place}: the result has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision; cast it"
+    )
 
 
 def _bind_known(connection: duckdb.DuckDBPyConnection, table: Table, where: str) -> None:
     connection.register("typed", published_schema(table).empty_table().drop_columns([KNOWN]))
-    columns = ", ".join(table.columns)
-
-    def lacks(column: str) -> SpecError:
-        return SpecError(f"{where}.known: no column {column}; there are {columns}")
-
-    [kind] = _types(connection, "typed", {"known": table.known}, where, lacks)
+    try:
+        kind = _types(connection, "typed", {"known": table.known})["known"]
+    except _Refused as refused:
+        if missing := _absent_column(refused.error):
+            raise SpecError(f"{where}.known: no column {missing}; there are {', '.join(table.columns)}") from refused.error
+        raise _unusable(where, refused) from refused.error
     if kind not in _TIMESTAMPS | {"DATE", "VARCHAR", '"NULL"'}:
         raise SpecError(f"{where}.known: gives {kind}; it must give the moment from which a row may be used")
 
 
+def _absent_column(error: duckdb.Error) -> str | None:
+    """The column that DuckDB does not find; None if the error is another one."""
+    found = re.search(r'Referenced column "(.*?)" not found', str(error).splitlines()[0])
+    return found[1] if found else None
+
+
+def resembling(column: str, raw: pa.Schema) -> str:
+    """A question whether another column of the source is meant; empty if none is similar."""
+    close = difflib.get_close_matches(column, [name for name in raw.names if name], n=1)
+    return f"; is it now called {close[0]}?" if close else ""
+
+
 def _lacks(column: str, raw: pa.Schema, place: str) -> SourceError:
     names = [name for name in raw.names if name]
-    close = difflib.get_close_matches(column, names, n=1)
     shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
-    hint = f"; is it now called {close[0]}?" if close else ""
+    hint = resembling(column, raw)
     if not hint and len(names) == 1 and (other := next((d for d in ";\t|," if d in names[0]), None)):
         hint = f"; are the fields separated by {other!r}? Then set `delimiter` of the source"
     return SourceError(f"{place}: there is no column {column}; there are: {shown!r}{hint}. Is this line the header?")
 
 
-def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: Path, interval: Interval) -> str:
+@dataclass(frozen=True)
+class LandedPart:
+    """Landed files whose raw columns have the same names and types.
+
+    Attributes:
+        paths: Parquet files of raw columns and :data:`LANDED_EXTRAS`.
+        bound: how the table reads them.
+    """
+
+    paths: list[Path]
+    bound: Bound
+
+    @property
+    def rows(self) -> str:
+        """SQL for the landed rows."""
+        nothing = "".join(f", NULL AS {quoted(column)}" for column in self.bound.absent)
+        return f"(SELECT *{nothing} FROM read_parquet([{', '.join(literal(str(path)) for path in self.paths)}]))"
+
+
+def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], interval: Interval) -> str:
     """A query that gives the typed rows of the interval, and what is wrong in each row.
 
-    Its columns are ``_row`` (the number in the landed file), ``_position``, ``_row_fault`` (the row could not be split, or
+    Its columns are ``_row`` (the number of the landed row), ``_position``, ``_row_fault`` (the row could not be split, or
     ``where`` could not be computed), the spec's columns, ``_fault_<column>`` for each of them, ``_known_at`` and
     ``_known_fault``. A fault is a text for people, or NULL. Rows of other intervals are left out. Rows whose event time
     cannot be read stay.
@@ -256,50 +419,22 @@ def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: P
     Args:
         folder: the model's folder.
         name: the name of the table.
-        types: from :func:`bind`.
-        landed: Parquet file of raw columns and :data:`LANDED_EXTRAS`.
+        parts: the landed rows. Each part is cast by its own types, so that days read together become what each would alone.
         interval: the interval of the rows.
     """
     table = folder.spec.tables[name]
-    names = list(table.columns)
-    # 1: it holds. 0: it does not hold, or is NULL. NULL: it cannot be computed.
-    where = "1" if table.where is None else f"TRY(CASE WHEN (\n{table.where}\n)::BOOLEAN THEN 1 ELSE 0 END)"
-    where_fault = literal(f"where: {_short(table.where or '')} cannot be computed for this row")
-    casts = [_cast(n, column, spec, types[column]) for n, (column, spec) in enumerate(table.columns.items())]
-    tried, values, faults = (", ".join(parts) for parts in zip(*casts, strict=True))
-    in_interval, outside = "true", {}
+    in_interval = "true"
     if table.event_time is not None:
-        event, n = quoted(table.event_time), names.index(table.event_time)
+        event = quoted(table.event_time)
         start, end = (f"TIMESTAMPTZ {literal(moment.isoformat())}" for moment in (interval.start, interval.end))
-        outside[n] = (
-            f'CASE WHEN "_v{n}" < {FROM} OR "_v{n}" >= {UNTIL} '
-            f"""THEN {literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR || ' lies outside the period of its file' END"""
-        )
         in_interval = (
             f"{event} IS NULL OR {quoted(f'_fault_{table.event_time}')} IS NOT NULL OR ({event} >= {start} AND {event} < {end})"
         )
-    renamed = [f'"_v{n}" AS {quoted(column)}' for n, column in enumerate(names)]
-    renamed += [
-        f'coalesce("_f{n}", {outside.get(n, "NULL")}) AS {quoted(f"_fault_{column}")}' for n, column in enumerate(names)
-    ]
     known = "TIMESTAMPTZ '1900-01-01 00:00:00+00'" if table.known == "always" else f"({table.known}\n)::TIMESTAMPTZ"
     known_fault = literal(f"known: {_short(table.known)} cannot be computed for this row")
     return f"""
-        WITH landed AS (
-            SELECT *, file_row_number AS {ROW} FROM read_parquet({literal(str(landed))}, file_row_number = true)
-        ), chosen AS (
-            SELECT *, {where} AS _holds FROM landed
-        ), tried AS (
-            SELECT {ROW}, {POSITION}, {FROM}, {UNTIL},
-                coalesce({FAULT}, CASE WHEN _holds IS NULL THEN {where_fault} END) AS {ROW_FAULT},
-                {tried}
-            FROM chosen WHERE _holds IS NULL OR _holds = 1 OR {FAULT} IS NOT NULL
-        ), cast_once AS (
-            SELECT *, {values} FROM tried
-        ), explained AS (
-            SELECT *, {faults} FROM cast_once
-        ), typed AS (
-            SELECT {ROW}, {POSITION}, {ROW_FAULT}, {", ".join(renamed)} FROM explained
+        WITH typed AS (
+            {" UNION ALL ".join(f"({_typed_part(table, part)})" for part in parts)}
         ), known AS (
             SELECT *, {_tried(known)} AS _known FROM typed
         )
@@ -311,8 +446,45 @@ def typed_query(folder: ModelFolder, name: str, types: dict[str, str], landed: P
     """
 
 
-def _cast(n: int, column: str, spec: Column, kind: str) -> tuple[str, str, str]:
+def _typed_part(table: Table, part: LandedPart) -> str:
+    """A query that gives the typed rows of a part, those of other intervals included, and what is wrong in each."""
+    names = list(table.columns)
+    # 1: it holds. 0: it does not hold, or is NULL. NULL: it cannot be computed.
+    where = "1" if table.where is None else f"TRY(CASE WHEN (\n{table.where}\n)::BOOLEAN THEN 1 ELSE 0 END)"
+    where_fault = literal(f"where: {_short(table.where or '')} cannot be computed for this row")
+    casts = [_cast(n, column, spec, part.bound) for n, (column, spec) in enumerate(table.columns.items())]
+    tried, values, faults = (", ".join(parts) for parts in zip(*casts, strict=True))
+    outside = {}
+    if table.event_time is not None:
+        n = names.index(table.event_time)
+        outside[n] = (
+            f'CASE WHEN "_v{n}" < {FROM} OR "_v{n}" >= {UNTIL} '
+            f"""THEN {literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR || ' lies outside the period of its file' END"""
+        )
+    renamed = [f'"_v{n}" AS {quoted(column)}' for n, column in enumerate(names)]
+    renamed += [
+        f'coalesce("_f{n}", {outside.get(n, "NULL")}) AS {quoted(f"_fault_{column}")}' for n, column in enumerate(names)
+    ]
+    return f"""
+        WITH chosen AS (
+            SELECT *, {where} AS _holds FROM {part.rows} landed
+        ), tried AS (
+            SELECT {ROW}, {POSITION}, {FROM}, {UNTIL},
+                coalesce({FAULT}, CASE WHEN _holds IS NULL THEN {where_fault} END) AS {ROW_FAULT},
+                {tried}
+            FROM chosen WHERE _holds IS NULL OR _holds = 1 OR {FAULT} IS NOT NULL
+        ), cast_once AS (
+            SELECT *, {values} FROM tried
+        ), explained AS (
+            SELECT *, {faults} FROM cast_once
+        )
+        SELECT {ROW}, {POSITION}, {ROW_FAULT}, {", ".join(renamed)} FROM explained
+    """
+
+
+def _cast(n: int, column: str, spec: Column, bound: Bound) -> tuple[str, str, str]:
     """SQL of a column's expression ``_t<n>``, of its cast value ``_v<n>``, and of its fault ``_f<n>``."""
+    kind = bound.types[column]
     raw = f'"_t{n}".v'
     value = _value(spec, kind, raw)
     assert value is not None  # bind has checked it
@@ -321,7 +493,7 @@ def _cast(n: int, column: str, spec: Column, kind: str) -> tuple[str, str, str]:
         WHEN ({raw} IS NULL{f" OR isnan({raw})" if kind in _FLOATS else ""}) THEN NULL
         {_why_not(column, spec, kind, raw, f'"_v{n}"')} END AS "_f{n}\""""
     return (
-        f'{_tried(spec.sql) if spec.sql else f"struct_pack(v := {quoted(column)})"} AS "_t{n}"',
+        f'{_tried(spec.sql) if spec.sql else f"struct_pack(v := {bound.expressions[column]})"} AS "_t{n}"',
         f'CASE WHEN {ROW_FAULT} IS NULL THEN {value} END AS "_v{n}"',
         fault,
     )

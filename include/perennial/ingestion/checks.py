@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
-from perennial.ingestion.casting import LANDED_EXTRAS, ROW, bind, typed_query
+from perennial.ingestion.casting import LANDED_EXTRAS, ROW, LandedPart, bind, typed_query
 from perennial.ingestion.data_docs import write_page
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.ingestion.judge import BATCH_ROWS, SHOWN, JudgedRows, judge, judge_rows
@@ -130,7 +130,7 @@ def check(
     name = directory / f"{landed.table}-{uuid4().hex}"
     typed, bad, good, quarantined = (name.with_suffix(f".{kind}") for kind in ("typed", "bad", "good", "quarantine"))
     try:
-        with connect(directory, landed.path.parent) as connection:
+        with connect(directory, landed.paths[0].parent) as connection:
             _cast(connection, folder, landed, interval, typed)
             rows = judge_rows(connection, table, typed, good, bad)
             _write_quarantine(connection, landed, bad, quarantined, rows.bad, run_id, interval)
@@ -161,7 +161,8 @@ def check(
         rows_quarantined=rows.bad,
         refused=bool(refusals),
         reasons=[*refusals, *quarantines],
-        warnings=[line for tally in [*whole, *rows.tallies] if tally.check.severity == "warning" for line in tally.reasons()],
+        warnings=landed.absences
+        + [line for tally in [*whole, *rows.tallies] if tally.check.severity == "warning" for line in tally.reasons()],
         data_docs=str(page),
         files=landed.files,
     )
@@ -217,9 +218,12 @@ def _write_of(files: Sequence[Path], schema: pa.Schema, event_time: str | None) 
 
 
 def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: Landed, interval: Interval, typed: Path) -> None:
-    raw = pa.schema([field for field in pq.read_schema(landed.path) if field.name not in LANDED_EXTRAS.names])
-    types = bind(folder, landed.table, raw, f"source {folder.spec.tables[landed.table].source}")
-    query = typed_query(folder, landed.table, types, landed.path, interval)
+    by_schema: dict[pa.Schema, list[Path]] = {}
+    for path in landed.paths:
+        by_schema.setdefault(pq.read_schema(path), []).append(path)
+    place = f"source {folder.spec.tables[landed.table].source}"
+    parts = [LandedPart(paths, bind(folder, landed.table, _raw(schema), place)) for schema, paths in by_schema.items()]
+    query = typed_query(folder, landed.table, parts, interval)
     # common_subexpressions: DuckDB would compute what two expressions share outside of their TRY, and one bad value would
     # fail the query. filter_pushdown: the filter by interval needs the cast event time, so pushing it down would cast twice.
     # That is more than half of the work.
@@ -228,27 +232,36 @@ def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: La
     connection.execute("RESET disabled_optimizers")
 
 
+def _raw(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field for field in schema if field.name not in LANDED_EXTRAS.names])
+
+
 def _write_quarantine(
     connection: duckdb.DuckDBPyConnection, landed: Landed, bad: Path, target: Path, count: int, run_id: str, interval: Interval
 ) -> None:
     if not count:
         pq.write_table(QUARANTINE_SCHEMA.empty_table(), target)
         return
-    raw = [name for name in pq.read_schema(landed.path).names if name not in LANDED_EXTRAS.names]
-    packed = ", ".join(f"{quoted(name)} := {quoted(name)}" for name in raw)
+    rows = []
+    for path in landed.paths:
+        packed = ", ".join(f"{quoted(name)} := {quoted(name)}" for name in _raw(pq.read_schema(path)).names)
+        rows.append(f"""
+            SELECT {ROW}, {POSITION}, CASE WHEN {FAULT} IS NULL THEN to_json(struct_pack({packed}))::VARCHAR
+                ELSE to_json(struct_pack({RAW} := {RAW}))::VARCHAR END AS _shown
+            FROM read_parquet({literal(str(path))}) SEMI JOIN bad USING ({ROW})
+        """)
     start, end = (f"TIMESTAMPTZ {literal(moment.isoformat())}" for moment in (interval.start, interval.end))
     # A row whose event time lies outside the interval is kept at the start of the interval. So it is replaced when the
     # interval is ingested again.
     connection.execute(f"""
         COPY (
+            WITH bad AS (SELECT * FROM read_parquet({literal(str(bad))})), landed AS ({" UNION ALL ".join(rows)})
             SELECT {literal(landed.table)} AS "table", l.{POSITION} AS position, b.reasons,
-                CASE WHEN l.{FAULT} IS NULL THEN to_json(struct_pack({packed}))::VARCHAR
-                    ELSE to_json(struct_pack({RAW} := l.{RAW}))::VARCHAR END AS "row",
+                l._shown AS "row",
                 {literal(run_id)} AS run_id,
                 CASE WHEN b.event >= {start} AND b.event < {end} THEN b.event ELSE {start} END AS _event_time,
                 TIMESTAMPTZ {literal(datetime.now(UTC).isoformat())} AS quarantined_at
-            FROM read_parquet({literal(str(bad))}) b
-            JOIN read_parquet({literal(str(landed.path))}, file_row_number = true) l ON l.file_row_number = b.{ROW}
+            FROM bad b JOIN landed l USING ({ROW})
             ORDER BY b.{ROW}
         ) TO {literal(str(target))} (FORMAT parquet, COMPRESSION zstd)
     """)

@@ -315,7 +315,7 @@ def _read_csv(file: _File, counted: _Counted, source: Source, writer: LandingWri
     place = f"{file.name}:{table.header_line}"
     raw = pa.schema([(name, pa.string()) for name in table.header if name])
     for batch in table.batches(writer.begin(raw, place)):
-        writer.write(batch, file.name, file.period)
+        writer.write(batch, file.period)
     counted.drain()
     notices.extend(table.notices)
 
@@ -362,7 +362,7 @@ def _read_parquet(file: _File, stream: IO[bytes], counted: _Counted, writer: Lan
             names = writer.begin(raw, f"{file.name}: its columns")
             first = 1
             for batch in _sound(file.name, table.iter_batches(ARROW_ROWS, columns=names)):
-                writer.write(positioned(batch, file.name, first), file.name, file.period)
+                writer.write(positioned(batch, file.name, first), file.period)
                 first += len(batch)
     finally:
         if local is not None:

@@ -1,20 +1,24 @@
-"""The landed file: the rows of any source in one Parquet file, each with its position in the source."""
+"""The landed rows: the rows of any source in Parquet, each with its number and its position in the source."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from perennial.core.errors import SourceError
+from perennial.core.errors import PerennialError
 from perennial.core.intervals import Interval
-from perennial.ingestion.casting import FROM, LANDED_EXTRAS, UNTIL, bind, mentioned, taken
+from perennial.ingestion.casting import FROM, LANDED_EXTRAS, ROW, UNTIL, bind, mentioned, resembling, taken
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
+from perennial.lake.schema import MOMENT
 from perennial.spec.folder import ModelFolder
 
 #: Number of rows that are read at a time from a Parquet file or from the table of a Python function.
@@ -25,41 +29,68 @@ GROUP_ROWS = 122_880
 GROUP_BYTES = 32 << 20
 
 
-class LandingWriter:
-    """Collects raw batches in one Parquet file, which appears under its name only when it is complete.
+@dataclass(frozen=True)
+class _Shape:
+    """What is landed of a source with certain columns.
 
-    The types of a database or of several files may change while they are read: a column may be all null at first, or an
-    integer first and a float later. Each change of schema begins a new part. At the end all parts are cast to one schema.
+    Attributes:
+        names: the source's columns that are landed, as the source spells them.
+        schema: the landed columns, :data:`LANDED_EXTRAS` included.
+        vacant: see :class:`perennial.ingestion.casting.Bound`.
+    """
+
+    names: list[str]
+    schema: pa.Schema
+    vacant: dict[str, PerennialError]
+
+
+class LandingWriter:
+    """Collects raw batches in Parquet files, which appear under their names only when all are complete.
+
+    Files of a range, and batches of a database, may differ in their columns and types. Rows keep the types that they came
+    with, so that each is cast as it would be alone: a change of schema begins a new file.
+
+    NaN is landed as NULL, so that no expression can make a text or a number of it.
 
     A thread writes the gathered rows while more rows are read.
 
     Args:
         folder: the model's folder.
         table: name of the table.
-        target: path of the landed file.
+        target: path of the first landed file. Further ones have a number before ``.landed.parquet``.
     """
 
     def __init__(self, folder: ModelFolder, table: str, target: Path) -> None:
         self.target = target
         self._folder, self._table, self._spec = folder, table, folder.spec.tables[table]
-        self._bound: dict[pa.Schema, list[str]] = {}
-        self._names: dict[str, str] = {}
-        self._schema: pa.Schema | None = None
+        self._shapes: dict[pa.Schema, tuple[_Shape, list[str]]] = {}
+        self._spelling: dict[str, str] = {}
+        self._shape: _Shape | None = None
+        self._written: pa.Schema | None = None
         self._parts: list[Path] = []
         self._writer: pq.ParquetWriter | None = None
         self._gathered: list[pa.Table] = []
         self._gathered_rows = self._gathered_bytes = 0
         self._rows = 0
+        self._lacking: dict[str, list[str]] = {}
         self._thread = ThreadPoolExecutor(1, "landing")
         self._writing: Future[None] | None = None
         self.notices: list[str] = []
+
+    @property
+    def absences(self) -> list[str]:
+        """What the source has no column for, and is NULL therefore: a line for each column of the table."""
+        return [
+            f"{places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}: there is no column {missing}"
+            for missing, places in self._lacking.items()
+        ]
 
     def takes(self, names: Sequence[str]) -> list[str]:
         """The columns of a source that the table uses."""
         return list(taken(self._spec, pa.schema([(name, pa.null()) for name in names])).names)
 
     def begin(self, raw: pa.Schema, place: str) -> list[str]:
-        """Check that a source with these columns can give the table.
+        """Check that a source with these columns can give the table. The batches that follow have these columns.
 
         Args:
             raw: the columns.
@@ -71,51 +102,68 @@ class LandingWriter:
         Raises:
             SourceError, SpecError: see :func:`perennial.ingestion.casting.bind`.
         """
-        if raw in self._bound:
-            return self._bound[raw]
+        if raw not in self._shapes:
+            self._shapes[raw] = self._new_shape(raw, place)
+        self._shape, lacking = self._shapes[raw]
+        for missing in lacking:
+            places = self._lacking.setdefault(missing, [])
+            if place not in places:
+                places.append(place)
+        return self._shape.names
+
+    def _new_shape(self, raw: pa.Schema, place: str) -> tuple[_Shape, list[str]]:
         landable = _landable(raw)
-        bind(self._folder, self._table, landable, place)
+        bound = bind(self._folder, self._table, landable, place)
         notice = _unknown_columns(self._folder, self._spec.source, raw.names)
         if notice and notice not in self.notices:
             self.notices.append(notice)
+        lacking = [f"{column}, so it is NULL there{resembling(column, raw)}" for column in bound.lacking]
+        # Names that differ only in case mean the same column, as in SQL. One spelling and one order save files.
         wanted = taken(self._spec, landable)
         for name in wanted.names:
-            self._names.setdefault(name.casefold(), name)
-        if self._schema is None:
-            self._open(pa.schema([*wanted, *LANDED_EXTRAS]))
-        return self._bound.setdefault(raw, wanted.names)
+            self._spelling.setdefault(name.casefold(), name)
+        order = {name: n for n, name in enumerate(self._spelling)}
+        fields = sorted(wanted, key=lambda field: order[field.name.casefold()])
+        columns = [
+            pa.field(self._spelling[field.name.casefold()], pa.null() if field.name in bound.vacant else field.type)
+            for field in fields
+        ]
+        return _Shape([field.name for field in fields], pa.schema([*columns, *LANDED_EXTRAS]), bound.vacant), lacking
 
-    def write(self, batch: pa.RecordBatch, place: str, period: Interval | None = None) -> None:
+    def write(self, batch: pa.RecordBatch, period: Interval | None = None) -> None:
         """Append a batch.
 
         Args:
-            batch: raw columns and ``_position``; ``_fault`` and ``_raw`` if a row has a fault.
-            place: where the rows come from, for messages.
+            batch: the columns that :meth:`begin` named last, and ``_position``; ``_fault`` and ``_raw`` if a row has a fault.
             period: the period of a dated file.
 
         Raises:
-            SourceError: the types of a column in two batches have no common type.
+            SourceError, SpecError: a column whose type does not fit holds a value.
         """
-        batch = _to_landable(batch)
-        # Names that differ only in case mean the same column, as in SQL.
-        batch = batch.rename_columns([self._names.get(name.casefold(), name) for name in batch.schema.names])
-        for name, value in ((FROM, period and period.start), (UNTIL, period and period.end)):
-            batch = batch.append_column(name, pa.repeat(pa.scalar(value, LANDED_EXTRAS.field(name).type), len(batch)))
+        shape = self._shape
+        assert shape is not None
+        rows = len(batch)
+        arrays: dict[str, pa.Array] = {
+            ROW: pa.array(np.arange(self._rows, self._rows + rows)),
+            POSITION: batch.column(POSITION),
+            FROM: pa.repeat(pa.scalar(period and period.start, MOMENT), rows),
+            UNTIL: pa.repeat(pa.scalar(period and period.end, MOMENT), rows),
+        }
         for name in (FAULT, RAW):
-            if name not in batch.schema.names:
-                batch = batch.append_column(name, pa.nulls(len(batch), pa.string()))
-        assert self._schema is not None
-        assert self._writer is not None
-        if any(field not in self._schema for field in batch.schema):
-            try:
-                wider = pa.unify_schemas([self._schema, batch.schema], promote_options="permissive")
-            except pa.ArrowException as error:
-                raise SourceError(f"{place}: a column has one type in some rows and another in others: {error}") from error
-            if wider != self._schema:
-                self._open(wider)
-        self._gathered.append(_conform(pa.table(batch), self._schema, place))
-        self._rows += len(batch)
-        self._gathered_rows += len(batch)
+            arrays[name] = batch.column(name) if name in batch.schema.names else pa.nulls(rows, pa.string())
+        for name, field in zip(shape.names, shape.schema, strict=False):
+            column = _without_nan(batch.column(name))
+            if name in shape.vacant:
+                if column.null_count < rows:
+                    raise shape.vacant[name]
+                column = pa.nulls(rows)
+            # safe=False: digits beyond microseconds are dropped.
+            arrays[field.name] = column if column.type == field.type else column.cast(field.type, safe=False)
+        if shape.schema != self._written:
+            self._open(shape.schema)
+        self._gathered.append(pa.table([arrays[name] for name in shape.schema.names], schema=shape.schema))
+        self._rows += rows
+        self._gathered_rows += rows
         self._gathered_bytes += batch.nbytes
         if self._gathered_rows >= GROUP_ROWS or self._gathered_bytes >= GROUP_BYTES:
             self._flush()
@@ -134,31 +182,32 @@ class LandingWriter:
             writing.result()
 
     def _open(self, schema: pa.Schema) -> None:
+        self._close()
+        self._parts.append(self.target.with_suffix(f".{len(self._parts)}.part"))
+        self._writer, self._written = pq.ParquetWriter(self._parts[-1], schema, compression="lz4"), schema
+
+    def _close(self) -> None:
         if self._writer is not None:
             self._flush()
             self._wait()
             self._writer.close()
-        self._schema = schema
-        self._parts.append(self.target.with_suffix(f".{len(self._parts)}.part"))
-        self._writer = pq.ParquetWriter(self._parts[-1], schema, compression="lz4")
 
-    def finish(self) -> int:
-        """Put the file in its place, and return the number of its rows."""
-        assert self._writer is not None
-        assert self._schema is not None
-        self._flush()
-        self._wait()
-        self._writer.close()
-        if len(self._parts) > 1:
-            whole = self.target.with_suffix(".whole.part")
-            with pq.ParquetWriter(whole, self._schema, compression="lz4") as writer:
-                for part in self._parts:
-                    with pq.ParquetFile(part) as file:
-                        for batch in file.iter_batches(ARROW_ROWS):
-                            writer.write_table(_conform(pa.table(batch), self._schema, self._table))
-            self._parts.append(whole)
-        os.replace(self._parts[-1], self.target)
-        return self._rows
+    def finish(self) -> tuple[list[Path], int]:
+        """Put the files in their places.
+
+        Returns:
+            The landed files, in the order of their rows, and the number of all rows.
+        """
+        if not self._parts:
+            assert self._shape is not None
+            self._open(self._shape.schema)
+        self._close()
+        name = self.target.name.removesuffix(".landed.parquet")
+        landed = [self.target]
+        landed += [self.target.with_name(f"{name}.{n}.landed.parquet") for n in range(1, len(self._parts))]
+        for part, path in zip(self._parts, landed, strict=True):
+            os.replace(part, path)
+        return landed, self._rows
 
     def clear(self) -> None:
         """Remove all temporary files. Call it in any case, after :meth:`finish` or instead of it."""
@@ -169,17 +218,11 @@ class LandingWriter:
             part.unlink(missing_ok=True)
 
 
-def _conform(rows: pa.Table, schema: pa.Schema, place: str) -> pa.Table:
-    """The rows with the column order and the types of a wider schema. A column that they lack is null."""
-    columns = []
-    for field in schema:
-        index = rows.schema.get_field_index(field.name)
-        try:
-            column = pa.nulls(len(rows), field.type) if index < 0 else rows.column(index)
-            columns.append(column if column.type == field.type else column.cast(field.type))
-        except pa.ArrowException as error:
-            raise SourceError(f"{place}: column {field.name} cannot be kept as {field.type}: {error}") from error
-    return pa.table(columns, schema=schema)
+def _without_nan(column: pa.Array) -> pa.Array:
+    if not pa.types.is_floating(column.type):
+        return column
+    nan = pc.is_nan(column)
+    return pc.if_else(nan, pa.scalar(None, column.type), column) if pc.any(nan).as_py() else column
 
 
 def _landable_type(kind: pa.DataType) -> pa.DataType:
@@ -207,15 +250,6 @@ def _unknown_columns(folder: ModelFolder, source: str, names: Sequence[str]) -> 
     if not extra:
         return None
     return "columns that no table mentions are left out: " + ", ".join(extra[:10]) + (", …" if len(extra) > 10 else "")
-
-
-def _to_landable(batch: pa.RecordBatch) -> pa.RecordBatch:
-    schema = _landable(batch.schema)
-    if schema == batch.schema:
-        return batch
-    # safe=False: digits beyond microseconds are dropped.
-    columns = [column.cast(field.type, safe=False) for column, field in zip(batch.columns, schema, strict=True)]
-    return pa.record_batch(columns, schema=schema)
 
 
 def positioned(batch: pa.RecordBatch, name: str, first: int) -> pa.RecordBatch:

@@ -62,9 +62,8 @@ def land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, write
                 values = list(zip(*rows, strict=True))
                 arrays = [_array(values[n], names[n], kind) for n, kind in zip(kept, types, strict=True)]
                 batch = pa.record_batch(arrays, names=schema.names)
-                if first == 1:
-                    writer.begin(batch.schema, "the query")
-                writer.write(positioned(batch, name, first), "the query")
+                writer.begin(batch.schema, "the query")
+                writer.write(positioned(batch, name, first))
                 first += len(rows)
             if first == 1:
                 writer.begin(schema, "the query")
@@ -131,7 +130,7 @@ def land_python(folder: ModelFolder, reference: str, name: str, interval: Interv
         for batch in reader:
             for offset in range(0, len(batch), ARROW_ROWS):
                 piece = batch.slice(offset, ARROW_ROWS).select(names)
-                writer.write(positioned(piece, name, first), reference)
+                writer.write(positioned(piece, name, first))
                 first += len(piece)
     except PerennialError:
         raise

@@ -1,4 +1,4 @@
-"""From a source to one Parquet file with the raw rows of an interval.
+"""From a source to Parquet files with the raw rows of an interval.
 
 A source is a pattern of files, a SQL query, or a Python function. Memory stays bounded for a source of any size: record
 batches go from the reader to the writer. Only columns that the table mentions are kept. So nothing else of a file, such as a
@@ -36,26 +36,28 @@ class Landed:
 
     Attributes:
         table: name of the table.
-        path: Parquet file of the raw columns that the table mentions, and
-            :data:`perennial.ingestion.casting.LANDED_EXTRAS`.
-        rows: number of rows in the file, those of other intervals included.
+        paths: Parquet files of the raw columns that the table mentions, and
+            :data:`perennial.ingestion.casting.LANDED_EXTRAS`. More than one if columns or types of the source differ.
+        rows: number of rows in the files, those of other intervals included.
         files: the files that were read: ``name``, ``bytes`` as stored, ``sha256``, and ``period``, the key of the file's
             period by a dated pattern. Empty for SQL and Python.
         notices: what was accepted but is unusual.
+        absences: columns that the source, or some of its files, do not have, and that are NULL therefore.
     """
 
     table: str
-    path: Path
+    paths: list[Path]
     rows: int
     files: list[dict[str, Any]]
     notices: list[str]
+    absences: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path)}
+        return {**asdict(self), "paths": [str(path) for path in self.paths]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Landed:
-        return cls(**{**value, "path": Path(value["path"])})
+        return cls(**{**value, "paths": [Path(path) for path in value["paths"]]})
 
 
 def land(
@@ -73,7 +75,7 @@ def land(
         folder: the model's folder.
         table: the table's name in the spec.
         interval: the interval.
-        directory: folder for the Parquet file, which gets a unique name. It is created if it does not exist.
+        directory: folder for the Parquet files, which get unique names. It is created if it does not exist.
         data: the folder that relative patterns start from.
         connect: gives the engine for a ``connection`` of the spec.
 
@@ -97,7 +99,7 @@ def land(
         else:
             assert source.python is not None
             land_python(folder, source.python, name, interval, writer)
-        rows = writer.finish()
+        paths, rows = writer.finish()
     except PerennialError as error:
         raise type(error)(f"{folder.spec.name}, {interval}, source {name}: {error}") from error
     finally:
@@ -106,4 +108,4 @@ def land(
     for notice in notices:
         log.info("source %s: %s", name, notice)
     log.info("landed %d rows for table %s from source %s", rows, table, name)
-    return Landed(table, writer.target, rows, files, notices)
+    return Landed(table, paths, rows, files, notices, writer.absences)

@@ -25,12 +25,11 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
 from itertools import count
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyiceberg.expressions import AlwaysFalse, AlwaysTrue, And, BooleanExpression, IsNull, NotNull, Or
+from pyiceberg.expressions import AlwaysFalse, AlwaysTrue, And, BooleanExpression, IsNull, NotNull, Or, Reference
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table, Transaction
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
@@ -188,7 +187,7 @@ class Lake:
             bounds = pc.min_max(moments).as_py()
             if moments.null_count or bounds["min"] < interval.start or bounds["max"] >= interval.end:
                 raise ValueError(
-                    f"{model}: table {name} has rows whose {write.event_time} lies outside {interval} or is missing "
+                    f"{model}: table {name} has rows whose {write.event_time} is outside {interval} or is missing "
                     f"(from {bounds['min']} to {bounds['max']}, {moments.null_count} missing)"
                 )
 
@@ -363,12 +362,14 @@ class Lake:
         span = Span.of(event_time, interval).expression if event_time and interval else AlwaysTrue()
 
         def lacking(column: str, other: str | None) -> BooleanExpression:
-            without: BooleanExpression = IsNull(column) if column in present else AlwaysTrue()
-            return without if other is None else And(without, NotNull(other))
+            without: BooleanExpression = IsNull(term=Reference(column)) if column in present else AlwaysTrue()
+            return without if other is None else And(without, NotNull(term=Reference(other)))
 
         conditions = {column: lacking(column, other) for column, other in columns.items() if other is None or other in present}
         # The statistics of files say where nothing is missing. Usually that is everywhere.
-        anywhere = reduce(Or, conditions.values(), AlwaysFalse())
+        anywhere: BooleanExpression = AlwaysFalse()
+        for condition in conditions.values():
+            anywhere = Or(anywhere, condition)
         if not self._catalog.files(found, snapshot, And(span, anywhere)):
             return {}
         days: dict[str, list[Interval]] = {}

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from perennial.core.intervals import Interval, utc
 from perennial.ledger.records import Publication, VersionRecord
+from perennial.spec.data import Label
 
 
 def trained_as_of(record: VersionRecord | None) -> datetime | None:
     """The time up to which a version may have learned (``as_of`` of its training); None if that is not recorded."""
     return utc(record.training.as_of) if record is not None and record.training.as_of else None
+
+
+def label_delay(label: Label, record: VersionRecord | None) -> timedelta:
+    """How many whole days labels take: as the spec states, else as the version's training measured; zero if it did not."""
+    if label.delay is not None:
+        return timedelta(days=math.ceil(label.delay / timedelta(days=1)))
+    return timedelta(days=record.training.label_delay) if record is not None else timedelta()
 
 
 def uncovered(interval: Interval, publications: Iterable[Publication]) -> list[Interval]:

@@ -23,8 +23,9 @@ from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
 from perennial.evaluation.metrics import evaluate
 from perennial.features.labels import read_labels
+from perennial.features.maturity import mature_until
 from perennial.lake.publish import Lake
-from perennial.ledger.coverage import trained_as_of
+from perennial.ledger.coverage import label_delay, trained_as_of
 from perennial.ledger.records import Performance, Publication
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
@@ -70,9 +71,11 @@ def measure_performance(
     """Measure the windows up to the end of ``interval`` for which enough labels, or more labels than before, have arrived.
 
     Windows are the days or ISO weeks of ``schedules.monitor``. They lie in ``interval``, or before its end by at most the
-    length of the training window. Each version that predicted in a window is measured when at least ``gates.min_rows`` labels
-    are known by ``as_of``, and labels for at least the share ``gates.label_coverage`` of its predictions. It is measured again
-    when more labels are known, or when predictions or labels were published again. The ledger records each measurement.
+    length of the training window and the time that labels take. Each version that predicted in a window is measured when the
+    window's labels are mature (:func:`perennial.features.maturity.mature_until`), at least ``gates.min_rows`` labels are known
+    by ``as_of``, and labels for at least the share ``gates.label_coverage`` of its predictions. So the run of a later window
+    measures a window whose labels came late. It is measured again when more labels are known, or when predictions or labels
+    were published again. The ledger records each measurement.
 
     Args:
         folder: the model's folder.
@@ -89,9 +92,17 @@ def measure_performance(
     if predictions is None or tables is None:
         log.info("nothing to measure: no predictions are published yet")
         return []
-    earliest = min(interval.start, interval.end - spec.training.window)
-    windows = Interval(earliest, interval.end).windows(spec.schedules.window)
+    champion = ledger.champion(spec.name)
+    delay = label_delay(spec.label, ledger.version(spec.name, champion) if champion is not None else None)
+    mature = mature_until(as_of, delay)
+    earliest = min(interval.start, mature_until(interval.end - spec.training.window, delay))
+    windows = [
+        window
+        for window in Interval(earliest, interval.end).windows(spec.schedules.window)
+        if window.end <= mature or not delay
+    ]
     if not windows:
+        log.info("nothing to measure: labels take %d days, and those of %s are not mature yet", delay.days, interval)
         return []
     span = Interval(windows[0].start, windows[-1].end)
     scored, ingested = (ledger.publications(spec.name, dataset, span) for dataset in (DATASET, "tables"))

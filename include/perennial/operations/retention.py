@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 from perennial.core.intervals import Interval
 from perennial.lake.publish import Lake
+from perennial.ledger.coverage import label_delay
 from perennial.ledger.store import Ledger
 from perennial.scoring import sink_erasure
 from perennial.spec.model import ModelSpec
@@ -76,12 +77,15 @@ def removable(ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, da
 
 def _needed(ledger: Ledger, spec: ModelSpec, dataset: str, newest: datetime) -> Iterable[datetime]:
     """For each use of a dataset, the first moment from which its rows are still needed."""
+    champion, versions = ledger.champion(spec.name), ledger.versions(spec.name)
+    serving = next((record for record in versions if record.version == champion), None)
+    delay = label_delay(spec.label, serving or (versions[-1] if versions else None))
     if dataset in ("predictions", "shadows"):
         # A window is measured when its labels have arrived, and then compared with the versions in the shadow.
         windows = max(2, spec.shadow.windows + 1)
-        return [newest - windows * spec.schedules.window - spec.watch.labels]
-    learned = [newest - spec.training.holdout - spec.training.window]
-    champion, versions = ledger.champion(spec.name), ledger.versions(spec.name)
+        return [newest - windows * spec.schedules.window - spec.watch.labels - delay]
+    # The holdout ends before the newest day, and the window before the holdout, by the time that labels take.
+    learned = [newest - delay - spec.training.holdout - delay - spec.training.window]
     kept = [*versions[-spec.retention.versions :], *(record for record in versions if record.version == champion)]
     learned += [record.training.interval("window").start for record in kept]
     if dataset == "features":

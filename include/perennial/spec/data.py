@@ -80,7 +80,8 @@ class Column(Section):
     Attributes:
         type: what the value is cast to. A row with a value that cannot be cast goes to quarantine.
         sql: an expression over the source's columns, which are texts for CSV. Default: the source's column of the same name.
-        nullable: whether the value may be missing.
+        from: names of the source's column, if it has another name or has changed it. A source has one of them. Excludes sql.
+        nullable: whether the value may be missing. It is missing in each row of a file that has no such column.
         min, max: bounds of a number, inclusive.
         values: the only values allowed.
         matches: a regular expression that the beginning of the value must match. End it with ``$`` to match the whole value.
@@ -89,12 +90,28 @@ class Column(Section):
 
     type: ColumnType
     sql: Sql | None = None
+    alternatives: Annotated[Annotated[list[Text], Field(min_length=1)] | None, Field(alias="from")] = None
     nullable: bool = False
     min: Number | None = None
     max: Number | None = None
     values: Annotated[list[str], Field(min_length=1)] | None = None
     matches: Text | None = None
     severity: Severity = "critical"
+
+    def sources(self, name: str) -> list[str]:
+        """The names that the column, called ``name`` in its table, may have in a source; without ``sql``."""
+        return self.alternatives or [name]
+
+    @check
+    def _is_read_in_one_way(self) -> Found:
+        if self.alternatives is not None and self.sql is not None:
+            yield ("from",), "sql is given too; write the choice between columns as sql, or remove sql"
+
+    @check
+    def _names_a_source_column_once(self) -> Found:
+        folded = [name.casefold() for name in self.alternatives or []]
+        if twice := sorted({name for name in folded if folded.count(name) > 1}):
+            yield ("from",), f"names a column twice, and upper and lower case do not count: {listed(twice)}"
 
     @check
     def _bounds_are_for_numbers(self) -> Found:
@@ -269,7 +286,11 @@ class Label(Section):
     Attributes:
         table: a table with the entity's key. The label is known when its row is known.
         sql: SQL over that table's columns: true or false, a class, or a number, depending on the task.
+        delay: how long after the entity's event time its label is known as a rule. The holdout of a training ends that long
+            before its as-of time, and a window's performance is measured that long after its end. None: training measures it
+            from the labels that came.
     """
 
     table: Identifier
     sql: Sql
+    delay: Duration | None = None

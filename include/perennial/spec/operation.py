@@ -17,6 +17,8 @@ class Schedules(Section):
 
     Attributes:
         ingest: when the previous day is ingested: five cron fields, in UTC.
+        catch_up: after a pause, the missed days are ingested, oldest first. Days that were due longer ago than this are not;
+            the watchdog names them.
         train: train when features of all days of a week (from Monday) or month are published. ``never``: only monitoring and
             people start trainings.
         monitor: the window over which drift is judged, when all its days are scored.
@@ -24,6 +26,7 @@ class Schedules(Section):
     """
 
     ingest: Cron = "0 2 * * *"
+    catch_up: Duration = timedelta(days=30)
     train: Literal["week", "month", "never"] = "week"
     monitor: Literal["day", "week"] = "week"
     maintain: Cron = "30 4 * * *"
@@ -90,7 +93,7 @@ class WatchLimits(Section):
         run: longest time that a run may be queued or may run. A run that waits for a person is left out.
         champion: longest time between the end of what the champion learned from and the newest features.
         labels: longest time from the end of a monitoring window until the share ``gates.label_coverage`` of its labels is
-            known.
+            known, beyond the time that labels take as a rule (``label.delay``).
     """
 
     late: Duration = timedelta(hours=6)

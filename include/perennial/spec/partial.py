@@ -23,13 +23,14 @@ def readable_part(kind: type[SectionT], value: Any) -> SectionT:
     """
     given = value if isinstance(value, dict) else {}
     # An unknown key may be an optional field that is misspelt.
-    all_known = value is given and given.keys() <= kind.model_fields.keys()
+    keys = {name: field.alias or name for name, field in kind.model_fields.items()}
+    all_known = value is given and given.keys() <= set(keys.values())
     readable: dict[str, Any] = {}
     broken = set()
     for name, field in kind.model_fields.items():
-        if name in given:
+        if (key := keys[name]) in given:
             try:
-                readable[name] = _readable(field.rebuild_annotation(), given[name])
+                readable[key] = _readable(field.rebuild_annotation(), given[key])
             except Unreadable:
                 broken.add(name)
         elif field.is_required() or not all_known:

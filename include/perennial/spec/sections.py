@@ -70,7 +70,7 @@ def check_each(field: str) -> Callable[[Callable[[Any, Any, Any], Found]], _Chec
 class Section(BaseModel):
     """A mapping with known keys. An unknown key, a type that is merely similar, NaN and infinity are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ignored_types=(_Check,))
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, ignored_types=(_Check,), serialize_by_alias=True)
 
     def problems(self) -> Iterator[Problem]:
         """What the section's own checks find."""

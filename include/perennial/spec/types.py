@@ -29,7 +29,7 @@ def _no_template(text: str) -> str:
 def _ticks(text: str) -> str:
     """A text that Airflow would refuse would take down the DAGs of all models, which share their files."""
     if _NOT_FIXED.search(text) or not croniter.is_valid(text):
-        raise ValueError(f"{text} is no cron expression; write five fields such as 0 2 * * *")
+        raise ValueError(f"{text} is not a cron expression; write five fields such as 0 2 * * *")
     try:
         croniter(text, datetime(2000, 1, 1, tzinfo=UTC)).get_next()
     except CroniterError as error:
@@ -39,7 +39,7 @@ def _ticks(text: str) -> str:
 
 def sets_apart(delimiter: str) -> str:
     if not delimiter.isascii() or delimiter.isalnum() or delimiter in '"\r\n\0':
-        raise ValueError("write one ASCII character that is no letter, digit, quote or line break, such as ; or \\t")
+        raise ValueError("write one ASCII character that is not a letter, digit, quote or line break, such as ; or \\t")
     return delimiter
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from perennial.deployment import Deployment
 from perennial.evidence.training import Part, TrainingSet
 from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.labels import read_labels
+from perennial.features.maturity import mature_until, measure_delay, passes_from
 from perennial.features.publish import ensure_features
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
@@ -47,7 +49,7 @@ def build_training_set(
     Args:
         folder: the model's folder.
         deployment: contains the rows; the snapshots are pinned in its lake.
-        as_of: the end of the holdout.
+        as_of: only labels known by then are used. The holdout ends where labels were mature by then.
         run_id: the run; the pin's name is derived from it.
         staging: folder that the rows are also written to, for :func:`load_rows`; None: they are not written to a folder.
 
@@ -56,10 +58,18 @@ def build_training_set(
         SnapshotMissing: published rows lack what the spec requires; the message names the days to ingest again.
     """
     spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
-    border = as_of - spec.training.holdout
-    window, holdout = Interval(border - spec.training.window, border), Interval(border, as_of)
-    if (tables := ledger.published(spec.name, "tables")) is not None:
-        refuse_gaps(folder, gaps_of_training(folder, lake, tables.snapshots, as_of))
+    delay = spec.label.delay
+    tables = ledger.published(spec.name, "tables")
+    if delay is None:
+        delay = measure_delay(folder, lake, tables.snapshots, as_of=as_of) if tables is not None else timedelta()
+        log.info("labels take %d days, measured from those that came (label.delay in model.yaml states it)", delay.days)
+    end = mature_until(as_of, delay)
+    holdout = Interval(end - spec.training.holdout, end)
+    # What is learned from had mature labels when the holdout began, as it will have when the version is in use.
+    border = mature_until(holdout.start, delay)
+    window = Interval(border - spec.training.window, border)
+    if tables is not None:
+        refuse_gaps(folder, gaps_of_training(folder, lake, tables.snapshots, Interval(window.start, holdout.end)))
     # Features that an earlier features.sql made are built again.
     ensure_features(folder, lake, Interval(window.start, holdout.end), run_id=run_id)
     if removed := ledger.removed(spec.name, "features", Interval(window.start, holdout.end)):
@@ -96,10 +106,13 @@ def build_training_set(
             entities=entities,
             classes={part: count_classes(spec, rows) for part, rows in used.items()},
             content={part: content_hash(rows) for part, rows in used.items()},
+            label_delay=(as_of - end).days,
+            delay_measured=spec.label.delay is None,
+            newest_label=newest.isoformat() if (newest := pc.max(used["holdout"].column(spec.event_time)).as_py()) else "",
         )
     for left in leaving:
         left.result()
-    _check_window(spec, training_set, used["window"])
+    _check_window(folder, lake, training_set, used["window"], delay)
     lake.pin(spec.name, snapshots, training_set.pin)
     log.info(
         "the training set has %s rows of %s and %s of the holdout %s; labels are known for %.1f %% and %.1f %%",
@@ -137,8 +150,7 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
         if content_hash(left) == training_set.content[part]:
             return left
         log.warning("the rows in the staging folder %s are not the pinned rows, so they are read from the lake", staging)
-    holdout = training_set.interval("holdout")
-    known_by = holdout.start if part == "window" else holdout.end
+    known_by = training_set.interval("holdout").start if part == "window" else utc(training_set.as_of)
     labelled, _ = _read_rows(folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by)
     rows = _newest(folder.spec, labelled, part)
     if content_hash(rows) != training_set.content[part]:
@@ -233,12 +245,21 @@ def _newest(spec: ModelSpec, rows: pa.Table, part: Part) -> pa.Table:
     return rows if part == "holdout" else rows.slice(max(0, rows.num_rows - spec.training.max_rows))
 
 
-def _check_window(spec: ModelSpec, training_set: TrainingSet, window: pa.Table) -> None:
+def _check_window(folder: ModelFolder, lake: Lake, training_set: TrainingSet, window: pa.Table, delay: timedelta) -> None:
+    spec = folder.spec
     rows, entities = training_set.rows["window"], training_set.entities["window"]
     if rows < spec.training.min_rows:
         raise TrainingError(
             f"{spec.name}: {training_set.window} has {rows:,} labelled rows, of {entities:,} rows, but training.min_rows is "
             f"{spec.training.min_rows:,}: ingest more past days, or make training.window longer"
+            f"{_outlook(folder, lake, training_set, delay)}"
+        )
+    whole = training_set.interval("window")
+    older = Interval(whole.start, whole.end - spec.training.validation)
+    if not lake.ledger.publications(spec.name, "features", older):
+        raise TrainingError(
+            f"{spec.name}: nothing is published of {older}, the part of the window {whole} before training.validation: ingest "
+            f"more past days, or make training.validation shorter{_outlook(folder, lake, training_set, delay)}"
         )
     classes = training_set.classes["window"]
     if spec.task != "regression" and len(classes) < 2:
@@ -252,3 +273,32 @@ def _check_window(spec: ModelSpec, training_set: TrainingSet, window: pa.Table) 
             f"{spec.name}: {bad:,} labels in {training_set.window} are NaN or infinite: change label.sql so that it "
             "returns NULL where there is no label"
         )
+
+
+def _outlook(folder: ModelFolder, lake: Lake, training_set: TrainingSet, delay: timedelta) -> str:
+    """The end of a message on too few rows: from which day on a training passes."""
+    spec, as_of = folder.spec, utc(training_set.as_of)
+    until = Interval(datetime(1, 1, 2, tzinfo=UTC), as_of)
+    moments = lake.scan(
+        spec.name, "features", training_set.snapshots["features"], columns=[spec.event_time], interval=until,
+        event_time=spec.event_time,
+    )  # fmt: skip
+    days: Counter[datetime] = Counter()
+    for batch in moments:
+        counted = pc.value_counts(pc.floor_temporal(batch.column(0), unit="day"))
+        days.update({found["values"]: found["counts"] for found in counted.to_pylist()})
+    labelled, entities = (sum(counts.values()) for counts in (training_set.labelled, training_set.entities))
+    first = passes_from(
+        days,
+        as_of=as_of,
+        window=spec.training.window,
+        validation=spec.training.validation,
+        holdout=spec.training.holdout,
+        delay=delay,
+        share=labelled / entities if labelled else 1.0,
+        min_rows=spec.training.min_rows,
+    )
+    if first is None:
+        return ""
+    labels = f", since labels take {training_set.label_delay} days" if training_set.label_delay else ""
+    return f". If as many rows come as until now, training passes as of {first:%Y-%m-%d}{labels}"

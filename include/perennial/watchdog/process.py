@@ -29,6 +29,7 @@ from perennial.alerts.alert import EVERYBODY, Alert
 from perennial.alerts.outbox import Backlog
 from perennial.core.errors import PerennialError, SettingsError, SpecError, StackError
 from perennial.core.settings import Settings
+from perennial.ledger.coverage import label_delay
 from perennial.ledger.records import Overview, Publication
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import THRESHOLDS_FILE, model_folders, read_model
@@ -159,7 +160,7 @@ class Watchdog:
             self._exhibition = Exhibition(given.host, given.port, fresh=3 * given.every + _SENDING)
         except OSError as error:
             raise SettingsError(
-                f"the watchdog cannot show metrics on {given.host}:{given.port}: {error.strerror}; name another port by "
+                f"the watchdog cannot show metrics on {given.host}:{given.port}: {error.strerror}; set another port with "
                 f"{_VARIABLES['port']}"
             ) from error
 
@@ -448,7 +449,12 @@ class _Past:
         refusal = overview.refusals.get(name)
         champion = None
         if made is not None and made.completed_at is not None:
-            champion = ReigningChampion(made.version, made.completed_at, trained_until(overview, name))
+            champion = ReigningChampion(
+                made.version,
+                made.completed_at,
+                trained_until(overview, name),
+                label_delay(spec.label, versions.get(made.version)),
+            )
         return ModelState(
             spec=spec,
             tables=self._newest.get((name, "tables"), ()),

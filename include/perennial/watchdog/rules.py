@@ -79,11 +79,13 @@ class ReigningChampion:
         version: its number.
         since: when it became champion.
         trained_until: end of its training data; None if that is not recorded.
+        label_delay: how long labels take, as stated or as its training measured.
     """
 
     version: int
     since: datetime
     trained_until: datetime | None
+    label_delay: timedelta = timedelta()
 
 
 @dataclass(frozen=True)
@@ -459,7 +461,7 @@ def _stale(name: str, state: ModelState) -> Iterator[Finding]:
 def _unlabelled(name: str, state: ModelState) -> Iterator[Finding]:
     if state.champion is None or state.judged_until is None:
         return
-    due = state.judged_until - state.spec.watch.labels
+    due = state.judged_until - state.champion.label_delay - state.spec.watch.labels
     window = _newest_whole(state.predictions, state.spec.schedules.monitor, until=due)
     if window is None or (state.measured_until is not None and state.measured_until >= window.end):
         return
@@ -472,7 +474,11 @@ def _unlabelled(name: str, state: ModelState) -> Iterator[Finding]:
         and (learned is None or learned <= window.start)
     ):
         alert = of_operation.labels_late(
-            name, window, version=state.champion.version, limit=state.spec.watch.labels, share=state.spec.gates.label_coverage
+            name,
+            window,
+            version=state.champion.version,
+            limit=state.champion.label_delay + state.spec.watch.labels,
+            share=state.spec.gates.label_coverage,
         )
         yield Finding(f"models/{name}/unlabelled", alert)
 

@@ -15,7 +15,7 @@ from perennial.features.labels import read_labels
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import ModelFolder
-from tests.unit.features.shop import FIRST, SECOND, SPEC, april, hours, ingest, ingest_tables, shop, tables_of
+from tests.unit.features.shop import FIRST, SECOND, SPEC, april, hours, ingest, ingest_tables, shop, table, tables_of
 
 
 def labels(folder: ModelFolder, lake: Lake, ledger: Ledger, as_of: datetime, interval: Interval = FIRST) -> pa.Table:
@@ -92,8 +92,33 @@ def test_two_labels_of_an_entity_are_an_error(tmp_path: Path, lake: Lake, ledger
     returned = {**SPEC["tables"]["returned"], "key": ["order_id", "sent_back"]}
     folder = shop(tmp_path, tables={**SPEC["tables"], "returned": returned})
     tables = tables_of(folder, [1, 2])
-    tables["returned"] = pa.concat_tables([tables["returned"], tables["returned"].slice(0, 1)])
+    other = {"order_id": "o1", "placed": hours(1), "sent_back": hours(9), "reason": 1}
+    tables["returned"] = pa.concat_tables([tables["returned"], table(folder, "returned", [other], [hours(9)])])
     ingest_tables(lake, ledger, folder, FIRST, tables)
 
     with pytest.raises(SpecError, match=r"1 rows of returned in 2013-04-01 repeat a label"):
         labels(folder, lake, ledger, hours(48))
+
+
+@pytest.mark.parametrize("own_time", [False, True])
+def test_a_corrected_label_is_the_one_known_last_by_then(tmp_path: Path, lake: Lake, ledger: Ledger, own_time: bool) -> None:
+    returned = {**SPEC["tables"]["returned"], **({"event_time": "sent_back"} if own_time else {})}
+    folder = shop(tmp_path, tables={**SPEC["tables"], "returned": returned})
+    tables = tables_of(folder, [1, 2])
+    corrected = {"order_id": "o1", "placed": hours(1), "sent_back": hours(30), "reason": 1}
+    tables["returned"] = pa.concat_tables([tables["returned"], table(folder, "returned", [corrected], [hours(30)])])
+    ingest_tables(lake, ledger, folder, april(1, 3), tables)
+
+    assert labels(folder, lake, ledger, hours(29)).column("label").to_pylist() == [False, True]
+    assert labels(folder, lake, ledger, hours(30)).column("label").to_pylist() == [True, True]
+
+
+def test_of_labels_known_at_once_the_one_published_last_counts(tmp_path: Path, lake: Lake, ledger: Ledger) -> None:
+    returned = {**SPEC["tables"]["returned"], "event_time": "sent_back"}
+    folder = shop(tmp_path, tables={**SPEC["tables"], "returned": returned})
+    tables = tables_of(folder, [1])
+    again = {"order_id": "o1", "placed": hours(1), "sent_back": hours(30), "reason": 1}
+    tables["returned"] = pa.concat_tables([table(folder, "returned", [again], [hours(6)]), tables["returned"]])
+    ingest_tables(lake, ledger, folder, april(1, 3), tables)
+
+    assert labels(folder, lake, ledger, hours(48)).column("label").to_pylist() == [True]

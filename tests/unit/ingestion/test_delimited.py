@@ -194,7 +194,7 @@ def test_ten_thousand_columns_leave_those_that_are_named(tmp_path: Path) -> None
     done = ingest(trips(tmp_path), tmp_path)
 
     assert done.published == [GOOD]
-    assert pq.read_schema(done.landed.path).names[:5] == ["id", "begun", "place", "n", "x"]
+    assert pq.read_schema(done.landed.paths[0]).names[:5] == ["id", "begun", "place", "n", "x"]
 
 
 # --- rejected with a clear error -------------------------------------------------------------------------------------

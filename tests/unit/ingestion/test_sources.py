@@ -76,9 +76,12 @@ def test_an_attempt_leaves_what_others_landed(tmp_path: Path) -> None:
     first = ingest(folder, tmp_path).landed
     second = ingest(folder, tmp_path).landed
 
-    assert first.path != second.path
-    assert first.path.exists()
-    assert {path.name for path in (tmp_path / "staging").glob("*.landed.parquet")} == {first.path.name, second.path.name}
+    assert first.paths[0] != second.paths[0]
+    assert first.paths[0].exists()
+    assert {path.name for path in (tmp_path / "staging").glob("*.landed.parquet")} == {
+        first.paths[0].name,
+        second.paths[0].name,
+    }
 
 
 def test_the_columns_of_the_tests_are_those_of_the_file() -> None:

@@ -83,6 +83,18 @@ def test_a_window_waits_until_enough_labels_are_known(world: World) -> None:
     assert (realised.interval, realised.coverage) == (WEEK, 1.0)
 
 
+def test_a_window_is_measured_by_a_later_run_once_its_labels_are_mature(tmp_path: Path, settings: Settings) -> None:
+    world = make_world(tmp_path, settings, delay="label: {table: outcomes, => label: {delay: 60d, table: outcomes,")
+    world.publish(WEEK)
+    world.score(world.register(), WEEK)
+    # Labels are there, but the first ones do not stand for those that come in 60 days.
+    assert measure(world, as_of=WEEK.end + timedelta(days=59)) == []
+    later = Interval(WEEK.start + timedelta(days=63), WEEK.end + timedelta(days=63))
+    (realised,) = measure(world, later, as_of=later.end)
+    assert realised.interval == WEEK
+    assert measure(world, later, as_of=later.end) == []
+
+
 def test_labels_known_later_are_not_used_and_measured_when_they_come(tmp_path: Path, settings: Settings) -> None:
     world = make_world(tmp_path, settings, gates="gates: {min_rows: 50} => gates: {min_rows: 50, label_coverage: 0.7}")
     world.publish(WEEK, change=known_after(20))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.spec.late import GOOD, changed, problems
+from perennial.spec.folder import read_model
+from tests.unit.spec.late import GOOD, changed, problems, read
 
 CONTRADICTIONS = {
     "a source of no kind": (
@@ -44,6 +45,14 @@ CONTRADICTIONS = {
             "integer; remove them"
         ],
     ),
+    "a column read in two ways": (
+        changed("id: {type: string}", "id: {type: string, sql: upper(key), from: [key, Key]}"),
+        [
+            "model.yaml:14: tables.trips.columns.id.from: sql is given too; "
+            "write the choice between columns as sql, or remove sql",
+            "model.yaml:14: tables.trips.columns.id.from: names a column twice, and upper and lower case do not count: key",
+        ],
+    ),
     "an event time that is no moment": (
         changed("left_at: {type: timestamp}", "left_at: {type: date}"),
         ["model.yaml:11: tables.trips.event_time: column left_at must be a timestamp and not nullable"],
@@ -73,6 +82,18 @@ def test_a_contradiction_is_refused_with_what_to_write(case: str, tmp_path: Path
     text, messages = CONTRADICTIONS[case]
 
     assert problems(tmp_path, text) == messages
+
+
+def test_names_of_a_column_are_kept_with_the_folder(tmp_path: Path) -> None:
+    text = changed("id: {type: string}", "id: {type: string, from: [key, number]}")
+    folder = read(tmp_path, text)
+    copy = tmp_path / "copy" / "late"
+    copy.mkdir(parents=True)
+    for name, content in folder.files.items():
+        (copy / name).write_text(content)
+
+    assert read_model(copy).spec == folder.spec
+    assert folder.spec.tables["trips"].columns["id"].alternatives == ["key", "number"]
 
 
 def test_a_broken_field_hides_no_contradiction_of_the_others(tmp_path: Path) -> None:

@@ -216,16 +216,16 @@ def test_an_error_while_rows_are_left_is_an_error_of_the_training_set(
 def test_a_label_that_came_after_the_border_is_not_learned_from(
     tmp_path: Path, deployment: Deployment, rows: pd.DataFrame
 ) -> None:
-    # Labels take a day and an hour: those of the window's last day are known in the holdout only.
+    # Labels take 23 hours: those of the window's last day are known in the holdout only.
     folder = synthetic.write_folder(tmp_path / "models")
-    rows["known_after"] = timedelta(hours=25)
+    rows["known_after"] = timedelta(hours=23)
     publish(deployment, rows)
     training_set = build(folder, deployment)
     assert training_set.rows["window"] < training_set.entities["window"] == 20 * 60
     window = load_rows(folder, deployment.lake, training_set, "window")
-    assert max(window["moment"].to_pylist()) + timedelta(hours=25) <= training_set.interval("holdout").start
+    assert max(window["moment"].to_pylist()) + timedelta(hours=23) <= training_set.interval("holdout").start
     holdout = load_rows(folder, deployment.lake, training_set, "holdout")
-    assert max(holdout["moment"].to_pylist()) + timedelta(hours=25) <= AS_OF
+    assert max(holdout["moment"].to_pylist()) + timedelta(hours=23) <= AS_OF
     assert training_set.label_coverage("holdout") == pytest.approx(holdout.num_rows / 300)
 
 
@@ -657,3 +657,34 @@ def test_a_holdout_without_labels_is_refused_by_the_gates(
     decision = decide(evaluation, folder.spec.gates)
     assert not decision.promote
     assert "labels are known for 0 of 300 rows" in decision.reasons[0]
+
+
+# --- labels that come late -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_the_holdout_is_the_newest_interval_whose_labels_are_mature(
+    tmp_path: Path, deployment: Deployment, stated: bool
+) -> None:
+    delay = {"delay": "label: {table: outcomes, => label: {delay: 3d, table: outcomes,"} if stated else {}
+    folder = synthetic.write_folder(tmp_path, **delay)
+    rows = synthetic.make_rows(25)
+    rows["known_after"] = timedelta(days=2, hours=12)
+    publish(deployment, rows)
+
+    made = build(folder, deployment)
+
+    # Three days of labels before the as-of time, three more before the holdout: it was learned what was known by then.
+    assert (made.window, made.holdout) == ("2013-02-23--2013-03-15", "2013-03-18--2013-03-23")
+    assert made.labelled == made.entities
+    assert (made.label_delay, made.delay_measured) == (3, not stated)
+    assert made.newest_label == "2013-03-22T19:40:00+00:00"
+    assert load_rows(folder, deployment.lake, made, "holdout").num_rows == made.rows["holdout"]
+
+
+def test_a_training_that_lacks_history_says_from_which_day_on_it_passes(tmp_path: Path, deployment: Deployment) -> None:
+    folder = synthetic.write_folder(tmp_path, change="label: {table: outcomes, => label: {delay: 20d, table: outcomes,")
+    publish(deployment, synthetic.make_rows(25))
+
+    with pytest.raises(TrainingError, match=r"training passes as of 2013-04-\d\d, since labels take 20 days"):
+        build(folder, deployment)
