@@ -108,6 +108,7 @@ def build_training_set(
             content={part: content_hash(rows) for part, rows in used.items()},
             label_delay=(as_of - end).days,
             delay_measured=spec.label.delay is None,
+            without_values=features_without_values(spec, used["window"]),
             newest_label=newest.isoformat() if (newest := pc.max(used["holdout"].column(spec.event_time)).as_py()) else "",
         )
     for left in leaving:
@@ -205,6 +206,11 @@ def content_hash(rows: pa.Table) -> str:
                 numbers = np.where(missing, np.nan, numbers)
             digest.update(np.ascontiguousarray(numbers).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def features_without_values(spec: ModelSpec, rows: pa.Table) -> list[str]:
+    """The features that have no value in any of the rows."""
+    return [name for name in spec.features.names if rows.column(name).null_count == rows.num_rows]
 
 
 def _snapshots(folder: ModelFolder, ledger: Ledger) -> dict[str, int]:
