@@ -63,6 +63,7 @@ class Contest:
         baselines: models that it must beat.
         champion: the model that it would replace; None if there is none.
         run_id: the run of the orchestration.
+        without_values: features that have no value in any training row; None if it was not looked at.
     """
 
     folder: ModelFolder
@@ -77,6 +78,7 @@ class Contest:
     baselines: list[Entrant]
     champion: Entrant | None
     run_id: str | None = None
+    without_values: list[str] | None = None
 
     @classmethod
     def on_holdout(
@@ -104,6 +106,7 @@ class Contest:
             baselines=baselines,
             champion=champion,
             run_id=run_id,
+            without_values=training_set.without_values,
         )
 
 
@@ -170,6 +173,7 @@ def hold(contest: Contest) -> ContestResult:
         training_classes=contest.training_classes,
         training_coverage=contest.training_coverage,
         alone=score_alone(spec, contest.rows, truth),
+        without_values=contest.without_values,
     )
     evaluation, gains = _compare(contest, evaluation, candidate, champion, truth, cost)
     if candidate.model is not None and candidate.finite is not None:

@@ -84,6 +84,7 @@ def _data(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
         not evaluation.not_finite_inputs,
         f"features of the holdout are infinite: {infinite}" if infinite else "no feature of the holdout is infinite",
     )
+    yield _feature_values(evaluation)
     if evaluation.task != "regression":
         yield _classes(evaluation)
     yield _same_rows(evaluation)
@@ -106,6 +107,21 @@ def _mature(evaluation: Evaluation, gates: Gates) -> GateResult:
         f"labels of {coverage:.1%} of the training rows were known when the holdout began; at least "
         f"{gates.label_coverage:.1%} is required, since early labels may differ from late ones",
     )
+
+
+def _feature_values(evaluation: Evaluation) -> GateResult:
+    """Whether each feature had values to learn from. A candidate leaves out one that had none, and no metric shows it."""
+    gate, without = "feature_values", evaluation.without_values
+    if without is None:
+        return GateResult(gate, False, "it was not looked at whether each feature has training values; evaluate again")
+    if without:
+        return GateResult(
+            gate,
+            False,
+            f"no training row has a value of {_listed(without)}: find out why with `perennial check {evaluation.model}`, "
+            "ingest these days again, or remove it from features",
+        )
+    return GateResult(gate, True, "each feature has values in the training rows")
 
 
 def _classes(evaluation: Evaluation) -> GateResult:

@@ -235,6 +235,7 @@ class Evaluation(Evidence):
         behaviour: outcomes of the behaviour tests, by name.
         operation: how the candidate works in a clean process.
         alone: the score that each feature reaches as the only feature: area under the ROC curve, or R squared.
+        without_values: features that have no value in any training row; None if it was not looked at.
     """
 
     model: str
@@ -260,6 +261,7 @@ class Evaluation(Evidence):
     behaviour: dict[str, Behaved] | None = None
     operation: Operation | None = None
     alone: dict[str, float] | None = None
+    without_values: list[str] | None = None
 
     @property
     def label_coverage(self) -> float:

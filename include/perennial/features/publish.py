@@ -16,6 +16,7 @@ from operator import itemgetter
 from perennial.core.errors import SnapshotMissing, Superseded
 from perennial.core.intervals import Interval
 from perennial.features import leaks
+from perennial.features.history import gaps_of_features, refuse_gaps
 from perennial.features.leaks import Leak
 from perennial.features.point_in_time import BuiltFeatures, compute
 from perennial.features.published import DATASET, TABLES, published_tables, scan
@@ -44,10 +45,11 @@ def build_features(
         snapshots: by table, the snapshots to read; by default those that are published now.
 
     Raises:
-        SnapshotMissing: a required table was not published, or lacks a column of the spec.
+        SnapshotMissing: a required table was not published, or rows lack a value that the spec requires.
         SpecError: see :func:`perennial.features.point_in_time.compute`.
     """
     given = dict(snapshots) if snapshots is not None else published_tables(folder, lake.ledger).snapshots
+    refuse_gaps(folder, gaps_of_features(folder, lake, given, interval))
     visible = visible_to(folder, interval)
     tables = {name: scan(folder, lake, name, given, within=visible) for name in folder.feature_tables}
     return compute(folder, tables, interval, snapshots={name: given[name] for name in tables})
@@ -132,7 +134,12 @@ def ensure_features(
     """
     done = []
     refused: Superseded | None = None
-    for stretch in _stretches(outdated_days(folder, lake.ledger, interval, dataset=dataset, digest=digest)):
+    outdated = outdated_days(folder, lake.ledger, interval, dataset=dataset, digest=digest)
+    if outdated:
+        # All days at once. Otherwise each attempt would name the days of one stretch.
+        snapshots = published_tables(folder, lake.ledger).snapshots
+        refuse_gaps(folder, gaps_of_features(folder, lake, snapshots, Interval(outdated[0].start, outdated[-1].end)))
+    for stretch in _stretches(outdated):
         order = lake.ledger.next_order(folder.spec.name, dataset, stretch, run_id)
         try:
             done.append(publish_features(folder, lake, stretch, order=order, run_id=run_id, dataset=dataset, digest=digest))
