@@ -28,6 +28,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ from perennial.spec.folder import ModelFolder
 #: The period of a dated file. The event times of its rows must lie in it. Null for other sources.
 FROM, UNTIL = "_from", "_until"
 ROW, ROW_FAULT, KNOWN_FAULT = "_row", "_row_fault", "_known_fault"
+#: The beginning of the period of the file that a typed row came in. Null for other sources.
+ARRIVED = "_arrived"
 #: The columns that a landed row has besides its raw columns. ``_row`` is its number among all landed rows, from 0.
 LANDED_EXTRAS = pa.schema(
     [
@@ -345,9 +348,9 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
     """A query that gives the typed rows of the interval, and what is wrong in each row.
 
     Its columns are ``_row`` (the number of the landed row), ``_position``, ``_row_fault`` (the row could not be split, or
-    ``where`` could not be computed), the spec's columns, ``_fault_<column>`` for each of them, ``_known_at`` and
-    ``_known_fault``. A fault is a text for people, or NULL. Rows of other intervals are left out. Rows whose event time
-    cannot be read stay.
+    ``where`` could not be computed), ``_arrived``, the spec's columns, ``_fault_<column>`` for each of them, ``_known_at`` and
+    ``_known_fault``. A fault is a text for people, or NULL. Rows of other intervals are left out, except those of a table with
+    ``late`` that lie so long before the interval. Rows whose event time cannot be read stay.
 
     Args:
         folder: the model's folder.
@@ -360,8 +363,12 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
     if table.event_time is not None:
         event = quoted(table.event_time)
         start, end = (f"TIMESTAMPTZ {literal(moment.isoformat())}" for moment in (interval.start, interval.end))
+        late = f"INTERVAL {(table.late or timedelta()) // timedelta(microseconds=1)} MICROSECONDS"
+        bad = f"{event} IS NULL OR {quoted(f'_fault_{table.event_time}')} IS NOT NULL"
+        # Files after the interval are read for late rows. What is wrong in them is told when their own day is ingested.
         in_interval = (
-            f"{event} IS NULL OR {quoted(f'_fault_{table.event_time}')} IS NOT NULL OR ({event} >= {start} AND {event} < {end})"
+            f"CASE WHEN {bad} THEN {ARRIVED} IS NULL OR {ARRIVED} < {end} "
+            f"ELSE {event} >= least({start}, {ARRIVED}) - {late} AND {event} < {end} END"
         )
     known = "TIMESTAMPTZ '1900-01-01 00:00:00+00'" if table.known == "always" else f"({table.known}\n)::TIMESTAMPTZ"
     known_fault = literal(f"known: {_short(table.known)} cannot be computed for this row")
@@ -390,9 +397,14 @@ def _typed_part(table: Table, part: LandedPart) -> str:
     outside = {}
     if table.event_time is not None:
         n = names.index(table.event_time)
+        late = f"INTERVAL {(table.late or timedelta()) // timedelta(microseconds=1)} MICROSECONDS"
+        told = f"""{literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR"""
+        too_late = "lies outside the period of its file; if files may hold rows of earlier days, state `late` of the table"
+        if table.late:
+            too_late = f"lies more than {table.late / timedelta(days=1):g} days (late) before the period of its file"
         outside[n] = (
-            f'CASE WHEN "_v{n}" < {FROM} OR "_v{n}" >= {UNTIL} '
-            f"""THEN {literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR || ' lies outside the period of its file' END"""
+            f"""CASE WHEN "_v{n}" < {FROM} - {late} THEN {told} || {literal(f" {too_late}")} """
+            f"""WHEN "_v{n}" >= {UNTIL} THEN {told} || ' lies outside the period of its file' END"""
         )
     renamed = [f'"_v{n}" AS {quoted(column)}' for n, column in enumerate(names)]
     renamed += [
@@ -411,7 +423,7 @@ def _typed_part(table: Table, part: LandedPart) -> str:
         ), explained AS (
             SELECT *, {faults} FROM cast_once
         )
-        SELECT {ROW}, {POSITION}, {ROW_FAULT}, {", ".join(renamed)} FROM explained
+        SELECT {ROW}, {POSITION}, {ROW_FAULT}, {FROM} AS {ARRIVED}, {", ".join(renamed)} FROM explained
     """
 
 

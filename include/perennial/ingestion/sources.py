@@ -12,8 +12,9 @@ writes. :mod:`perennial.ingestion.casting` says what raw values become.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -43,6 +44,7 @@ class Landed:
             period by a dated pattern. Empty for SQL and Python.
         notices: what was accepted but is unusual.
         absences: columns that the source, or some of its files, do not have, and that are NULL therefore.
+        absent: keys of the periods of a dated pattern that have no file, for a table that may come late.
     """
 
     table: str
@@ -51,6 +53,7 @@ class Landed:
     files: list[dict[str, Any]]
     notices: list[str]
     absences: list[str]
+    absent: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "paths": [str(path) for path in self.paths]}
@@ -68,8 +71,12 @@ def land(
     *,
     data: Path,
     connect: Callable[[str], sa.Engine],
+    again: Sequence[Interval] = (),
 ) -> Landed:
     """Read the table's source for an interval.
+
+    For a table with ``late``, a database is read from that long before the interval, and files up to that long after it, as
+    far as they exist: they may hold late rows of the interval.
 
     Args:
         folder: the model's folder.
@@ -78,8 +85,10 @@ def land(
         directory: folder for the Parquet files, which get unique names. It is created if it does not exist.
         data: the folder that relative patterns start from.
         connect: gives the engine for a ``connection`` of the spec.
+        again: days before the interval whose files are read too, as far as they exist.
 
     Raises:
+        SourceMissing: there is no file of the interval, or, unless the table may come late, of one of its days.
         SourceError: the source is missing, is not of the format that its name says, or lacks a column. The message says
             which source, where, and what to do.
         SpecError: an expression of the table is wrong for any source, or ``model.py`` cannot be imported.
@@ -90,15 +99,22 @@ def land(
     writer = LandingWriter(folder, table, directory / f"{table}-{uuid4().hex}.landed.parquet")
     files: list[dict[str, Any]] = []
     notices: list[str] = []
+    absent: list[Interval] = []
+    late = folder.spec.tables[table].late or timedelta()
+    reread = Interval(interval.start - late, interval.end)
     try:
         if source.files is not None:
-            land_files(source, interval, data, writer, files, notices)
+            absent = land_files(
+                source, interval, data, writer, files, notices,
+                further=[*again, Interval(interval.end, interval.end + late)] if late else again,
+                may_be_absent=bool(late) and table != folder.spec.entity.table,
+            )  # fmt: skip
         elif source.sql is not None:
             assert source.connection is not None  # the spec guarantees it
-            land_sql(source.sql, name, interval, connect(source.connection), writer)
+            land_sql(source.sql, name, reread, connect(source.connection), writer)
         else:
             assert source.python is not None
-            land_python(folder, source.python, name, interval, writer)
+            land_python(folder, source.python, name, reread, writer)
         paths, rows = writer.finish()
     except PerennialError as error:
         raise type(error)(f"{folder.spec.name}, {interval}, source {name}: {error}") from error
@@ -108,4 +124,4 @@ def land(
     for notice in notices:
         log.info("source %s: %s", name, notice)
     log.info("landed %d rows for table %s from source %s", rows, table, name)
-    return Landed(table, paths, rows, files, notices, writer.absences)
+    return Landed(table, paths, rows, files, notices, writer.absences, [period.key for period in absent])
