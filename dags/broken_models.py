@@ -14,8 +14,7 @@ of all models. So only the DAGs of the broken model disappear, within a few minu
   they are switched on or off as before.
 - Running runs of the model wait until then. A task that starts meanwhile is retried for three minutes. Then it fails, and its
   log has the same message: clear it once the folder can be read.
-- When the DAGs return, Airflow ingests only the last of the days that were due meanwhile. Trigger `<model>.ingest` for the
-  days before it.
+- When the DAGs return, the days that were due meanwhile are ingested, oldest first (`schedules.catch_up` in `model.yaml`).
 - To take a model out of service, remove its folder.
 """
 

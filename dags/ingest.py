@@ -6,14 +6,20 @@ critical check go to the **quarantine** table with every reason; the others are 
 published in one step, and until then readers see the old state. Then the features of the interval are computed. Each row
 uses only what was known at its own as-of time. Last, every day is announced to scoring, monitoring and training.
 
-Runs automatically each day, for the day before. By hand: give `start` and `end` for days that belong together, such as those
-of a correction. They are published in one step. Use `<model>.load` to load history in parts.
+Runs automatically each day, for the day before. After a pause of this DAG or of the whole stack, the missed days follow, oldest
+first, one after another, as far back as `schedules.catch_up` in `model.yaml` says. By hand: give `start` and `end` for days
+that belong together, such as those of a correction. They are published in one step. Use `<model>.load` to load history in
+parts.
 
 ## When it fails
 - **check_… is red**: the message names the check, the column and the share of rows. Nothing of the interval was published;
   what was published before stays. Look at the Data Docs under `var/reports/<model>/checks`. Correct the source, then clear
   the failed tasks. If the data are right and the check is wrong, change `model.yaml` and clear them.
-- **"… was expected"**: the source has not delivered. The task was retried several times. Clear it once the file is there.
+- **"there is no such file"**: the source has not delivered. The task was retried several times. Clear it once the file is
+  there. If no data come on such days, say so: `schedules.closed` in `model.yaml` publishes them empty; then clear the task.
+- **"0 rows arrived"**: the same, or `checks: {rows: {min: 0}}` for a table that may have no rows.
+- **Days are missing after a long pause**: they were due longer ago than `schedules.catch_up`. The alert `silent` names them:
+  trigger `<model>.load` for them.
 - **Superseded**: a newer run has replaced this one for the same days. You need not do anything.
 - You may ignore a failure if a later run for the same days has succeeded.
 """
@@ -28,7 +34,7 @@ for model in models():
     with stage(
         model,
         "ingest",
-        schedule=assets.each_day(model.schedules.ingest),
+        schedule=assets.each_day(model.schedules.ingest, catch_up=model.schedules.catch_up),
         doc=__doc__,
         params={
             "start": day("First day", "For a range: its first day (UTC). Empty: the run's own partition."),

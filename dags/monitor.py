@@ -18,7 +18,7 @@ Runs when all days of the window (a day or a week, as `model.yaml` says) are sco
 - A red task here never stops scoring. Clear it once the cause is corrected.
 - **Verdict unknown**: the report could not be made; the reasons are on the task and in the alert. Usually a column is
   missing or empty: look at `<model>.ingest` for these days.
-- **decide_retraining stops the run**: this is not a failure. No training was asked for; the ledger says why.
+- **decide_retraining stops the run**: this is not a failure. No training was requested; the ledger says why.
 - You may ignore a failure if the next window's run succeeds: it also measures the windows of this one.
 """
 

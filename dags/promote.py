@@ -26,7 +26,7 @@ for model in models():
         doc=__doc__,
         params={
             "version": version("Version", "The number of the version to make champion.", required=True),
-            "override": text("Override", "Why, whatever stands against it. Empty: only if nothing does.", required=False),
+            "override": text("Override", "The reason, if the version needs an override; otherwise empty.", required=False),
         },
     ):
         promote_by_hand(model=model.name)

@@ -152,7 +152,7 @@ def starts(timetable: Any) -> str:
     match type(timetable).__name__:
         case "NullTimetable":
             return "by hand"
-        case "CronPartitionTimetable":
+        case "EachDay":
             return f"at `{timetable.expression}` (UTC), for the day before"
         case "CronTriggerTimetable":
             return f"at `{timetable.expression}` (UTC)"

@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perennial.core.settings import PROJECT
+
+EXAMPLE = PROJECT / "include" / "models" / "flight_delay"
 
 
 def parse(dags: Path, models: Path, home: Path, given: dict[str, str] | None = None) -> dict[str, Any]:
@@ -34,3 +39,74 @@ def parse(dags: Path, models: Path, home: Path, given: dict[str, str] | None = N
 def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The project's own DAG folder and models, parsed."""
     return parse(PROJECT / "dags", PROJECT / "include" / "models", tmp_path_factory.mktemp("airflow"))
+
+
+class Airflow:
+    """Airflow's dag-processor, scheduler and API, driven a step at a time (``process.py`` has the steps).
+
+    Args:
+        home: Airflow's home, which is made.
+        models: the model folders.
+        files: names of the DAG files; all by default.
+    """
+
+    def __init__(self, home: Path, models: Path, files: Sequence[str] = ()) -> None:
+        home.mkdir()
+        dags = home / "dags" if files else PROJECT / "dags"
+        for file in files:
+            dags.mkdir(exist_ok=True)
+            shutil.copy(PROJECT / "dags" / file, dags)
+        environment = {
+            **os.environ,
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+            "AIRFLOW__API_AUTH__JWT_SECRET": "s" * 64,
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
+            # What a file has no longer is stale at once.
+            "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "0",
+            "AIRFLOW__SCHEDULER__PARSING_CLEANUP_INTERVAL": "0",
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "0",
+            "PERENNIAL_MODELS": str(models),
+            "PERENNIAL_STATE": str(home / "var"),
+        }
+        (home / "passwords.json").write_text('{"admin": "admin"}')
+        self._said = (home / "said").open("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("process.py"))],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+        )
+
+    def __call__(self, *command: object) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith(">"):
+                return json.loads(line[1:])
+        self._said.seek(0)
+        raise AssertionError(self._said.read()[-5000:])
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._said.close()
+
+
+def add_model(models: Path, name: str, schedules: str | None = None) -> Path:
+    """Add a model like the example, of another name and with other schedules; returns its ``model.yaml``."""
+    shutil.copytree(EXAMPLE, models / name)
+    spec = models / name / "model.yaml"
+    text = spec.read_text().replace("name: flight_delay", f"name: {name}")
+    if schedules is not None:
+        text = re.sub(r"^schedules:.*\n(?:[ \t]+.*\n)*", f"{schedules}\n", text, flags=re.MULTILINE)
+    spec.write_text(text)
+    return spec

@@ -5,6 +5,9 @@ Reads commands from its standard input, a line of JSON each, and answers each wi
 ``"parse"``: the dag-processor parses every file, and then once more, which shows what the files have no longer.
 ``"schedule"``: a tick of every timed DAG comes, and the scheduler goes round once.
 ``["trigger", dag_id]``: the status that the REST API answers with.
+``["ran", dag_id, days]``: the newest scheduled run of a DAG ended so many days ago, and nothing has run since.
+``["work", dag_id]``: the scheduler goes round, and each run of the DAG succeeds at once, until no new one comes; the partition
+keys of the new runs in order, and the most that were open at the same time.
 ``"look"``: what Airflow's tables say.
 """
 
@@ -48,6 +51,62 @@ class Airflow:
         with create_session() as session:
             job = Job()  # type: ignore[no-untyped-call]  # Airflow gives it no types
             SchedulerJobRunner(job)._do_scheduling(session)
+
+    def ran(self, dag_id: str, days: int) -> None:
+        from airflow.models.dag import DagModel
+        from airflow.models.serialized_dag import SerializedDagModel
+        from airflow.utils.session import create_session
+        from airflow.utils.state import DagRunState
+        from airflow.utils.types import DagRunTriggeredByType, DagRunType
+
+        with create_session() as session:
+            stored = SerializedDagModel.get(dag_id, session=session)
+            assert stored is not None
+            dag, day = stored.dag, datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+            [run] = dag.timetable.iter_partition_dagrun_infos(
+                earliest=day - timedelta(days=days), latest=day - timedelta(days=days - 1, seconds=1)
+            )
+            made = dag.create_dagrun(
+                run_id=f"scheduled__{days}",
+                run_after=run.run_after + timedelta(days=1),
+                run_type=DagRunType.SCHEDULED,
+                triggered_by=DagRunTriggeredByType.TIMETABLE,
+                state=DagRunState.SUCCESS,
+                partition_key=run.partition_key,
+                partition_date=run.partition_date,
+                session=session,
+            )
+            model = session.get(DagModel, dag_id)
+            assert model is not None
+            model.is_paused = False
+            # What the dag-processor does whenever it reads the file.
+            model.calculate_dagrun_date_fields(dag, reference_run=made)
+
+    def work(self, dag_id: str) -> dict[str, Any]:
+        from airflow.jobs.job import Job
+        from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+        from airflow.models.dag import DagModel
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+        from airflow.utils.state import State
+        from sqlalchemy import select, update
+
+        done: list[str | None] = []
+        most = 0
+        scheduler = SchedulerJobRunner(Job())  # type: ignore[no-untyped-call]  # Airflow gives it no types
+        while True:
+            with create_session() as session:
+                scheduler._do_scheduling(session)
+            with create_session() as session:
+                mine = (DagRun.dag_id == dag_id, DagRun.state.in_(State.unfinished_dr_states))
+                opened = list(session.scalars(select(DagRun).where(*mine).order_by(DagRun.id)))
+                if not opened:
+                    return {"keys": done, "most": most}
+                most = max(most, len(opened))
+                for run in opened:
+                    done.append(run.partition_key)
+                    run.state = "success"
+                session.execute(update(DagModel).where(DagModel.dag_id == dag_id).values(exceeds_max_non_backfill=False))
 
     def trigger(self, dag_id: str) -> int:
         return int(self._api.post(f"/api/v2/dags/{dag_id}/dagRuns", json={"logical_date": None}).status_code)

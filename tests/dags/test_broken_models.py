@@ -2,80 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from perennial.core.settings import PROJECT
 from perennial.watchdog.rules import BROKEN_MODELS
-from tests.dags.conftest import parse
+from tests.dags.conftest import Airflow, add_model, parse
 
-EXAMPLE = PROJECT / "include" / "models" / "flight_delay"
 STAGES = {"ingest", "train", "score", "monitor", "promote", "rollback", "maintain", "load"}
-
-
-class Airflow:
-    """Airflow's dag-processor, scheduler and API, driven a step at a time."""
-
-    def __init__(self, home: Path, models: Path) -> None:
-        environment = {
-            **os.environ,
-            "AIRFLOW_HOME": str(home),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
-            "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
-            "AIRFLOW__API_AUTH__JWT_SECRET": "s" * 64,
-            "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
-            # What a file has no longer is stale at once.
-            "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "0",
-            "AIRFLOW__SCHEDULER__PARSING_CLEANUP_INTERVAL": "0",
-            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "0",
-            "PERENNIAL_MODELS": str(models),
-            "PERENNIAL_STATE": str(home / "var"),
-        }
-        home.mkdir()
-        (home / "passwords.json").write_text('{"admin": "admin"}')
-        self._said = (home / "said").open("w+")
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("process.py"))],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-        )
-
-    def __call__(self, *command: str) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith(">"):
-                return json.loads(line[1:])
-        self._said.seek(0)
-        raise AssertionError(self._said.read()[-5000:])
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._said.close()
-
-
-def add_model(models: Path, name: str) -> Path:
-    shutil.copytree(EXAMPLE, models / name)
-    spec = models / name / "model.yaml"
-    spec.write_text(spec.read_text().replace("name: flight_delay", f"name: {name}"))
-    return spec
 
 
 @pytest.fixture

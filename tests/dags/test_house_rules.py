@@ -143,7 +143,7 @@ def test_every_dag_is_tagged_and_bounded(parsed: Parsed) -> None:
         model, _, stage = dag_id.partition(".")
         assert {"perennial", model, stage} <= set(dag["tags"]), f"{dag_id}: make it with perennial.orchestration.dags.stage"
         assert dag["run_limit"], f"{dag_id}: give it a dagrun_timeout"
-        assert not dag["catchup"], f"{dag_id}: history is loaded by a range run or a backfill, never by surprise"
+        assert not dag["catchup"], f"{dag_id}: catching up has a bound (orchestration/timetables.py), and catchup=True has none"
 
 
 def test_every_task_retries_with_back_off_within_a_limit_and_alerts(parsed: Parsed) -> None:
@@ -165,7 +165,7 @@ def test_runs_whose_order_matters_go_one_at_a_time(parsed: Parsed, stage: str) -
 
 def test_stages_start_when_their_input_is_published(parsed: Parsed) -> None:
     timetables = {dag_id.partition(".")[2]: dag["timetable"] for dag_id, dag in parsed["dags"].items()}
-    assert timetables["ingest"] == "CronPartitionTimetable"
+    assert timetables["ingest"] == "EachDay"
     assert {timetables[stage] for stage in ("train", "score", "monitor")} == {"PartitionedAssetTimetable"}
 
 

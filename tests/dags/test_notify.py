@@ -14,11 +14,12 @@ import pytest
 
 from perennial.alerts import of_models, of_operation
 from perennial.alerts.alert import EVERYBODY, Severity
+from perennial.core.errors import NotDelivered
 from perennial.core.intervals import Interval
 from perennial.core.settings import PROJECT, Settings
 from perennial.deployment import Deployment
 from perennial.ledger.store import Ledger
-from perennial.orchestration.notifiers import deliver
+from perennial.orchestration.notifiers import deliver, open_channel
 from tests import receivers
 from tests.dags.conftest import parse
 from tests.receivers import answer, words_of
@@ -161,6 +162,13 @@ def test_a_channel_that_a_model_names_no_more_is_given_up(sender: Sender, ledger
     assert sender(at_once=True) == {"failed": 1}
     assert "neither a model nor the environment names the channel" in str(ledger.alerts()[0].deliveries[0].error)
     assert sender(at_once=True) == {"unaddressed": 1}, "that it recovered is told nobody"
+
+
+@pytest.mark.parametrize("name", ["teams:ops", "team_slack", "slack:", "Slack:team_slack", ""])
+def test_a_channel_of_an_unknown_kind_is_not_taken_for_slack(name: str) -> None:
+    with pytest.raises(NotDelivered, match=f"^the channel {name} is unknown: a channel is slack:CONNECTION,") as refused:
+        open_channel(name)
+    assert refused.value.mend, "only a person can correct the name"
 
 
 def test_who_steps_in_sends_what_is_overdue_and_leaves_alone_what_it_cannot_open(

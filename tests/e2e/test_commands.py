@@ -156,7 +156,7 @@ def test_a_days_data_can_be_ingested_and_checked_by_hand(tmp_path: Path) -> None
     assert "published flights " in ingested.stdout
     assert checked.returncode == 0, checked.stderr
     assert "features of 2013-01-02: " in checked.stdout
-    assert "No feature depends on what was not known" in checked.stdout
+    assert "No feature depends on data that were not known yet" in checked.stdout
 
 
 def test_without_mlflow_a_training_by_hand_says_how_to_start_one(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_what_airflow_refuses_is_told(running: Running) -> None:
 
 
 def test_a_missing_dag_is_told_with_the_errors_of_the_files(running: Running) -> None:
-    with pytest.raises(StackError, match="Airflow has no DAG unheard_of: no DAG file is at fault"):
+    with pytest.raises(StackError, match="Airflow has no DAG unheard_of: no DAG file has an error"):
         running.api.wait_for_dags({"unheard_of"}, patience=0)
 
 
@@ -228,7 +228,7 @@ def test_a_second_stack_beside_it_says_so(running: Running) -> None:
     )
 
     assert second.returncode == 1
-    assert f"a stack runs on {running.state} already (process {running.process.pid}, Airflow http://127.0.0.1:" in second.stderr
+    assert f"a stack already runs in {running.state} (process {running.process.pid}, Airflow http://127.0.0.1:" in second.stderr
     assert "stop it with Ctrl-C" in second.stderr
     assert running.api.wait(running.api.trigger("seven")).state == "success"
 

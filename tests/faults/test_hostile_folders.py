@@ -200,10 +200,10 @@ def test_what_has_no_spec_is_no_model_and_no_folder_no_models(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("schedules: {ingest: 99 99 * * *}", "99 99 * * * is no cron expression"),
+        ("schedules: {ingest: 99 99 * * *}", "99 99 * * * is not a cron expression"),
         ("schedules: {ingest: 0 0 30 2 *}", "0 0 30 2 * names a day that never comes"),
-        ("schedules: {maintain: R 2 * * *}", "R 2 * * * is no cron expression"),
-        ("schedules: {maintain: H(1-3) 2 * * *}", "H(1-3) 2 * * * is no cron expression"),
+        ("schedules: {maintain: R 2 * * *}", "R 2 * * * is not a cron expression"),
+        ("schedules: {maintain: H(1-3) 2 * * *}", "H(1-3) 2 * * * is not a cron expression"),
         ('card: {limits: ["\\0"]}', "a text with a NUL character"),
     ],
 )

@@ -34,6 +34,7 @@ from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, read_settings
 from perennial.core.settings import settings as settings_of_the_process
 from perennial.deployment import Deployment
+from perennial.features.publish import ensure_features
 from perennial.ledger.migrations import revisions
 from perennial.ledger.store import Ledger
 from perennial.operations.agreement import verify
@@ -318,6 +319,17 @@ def test_the_champion_of_the_old_state_says_the_same_of_the_rows_it_has_predicte
     assert predicted(own) == before
     assert delivered(own) == before
     assert verify(Deployment(own)).problems == []
+
+
+def test_features_of_the_old_state_are_not_built_again(own: Settings) -> None:
+    Ledger(own.database_url).migrate()
+    parts = Deployment(own)
+    folder = parts.model("shop")
+    model = folder.path / "model.yaml"
+    assert ensure_features(folder, parts.lake, DAYS, run_id="after the upgrade") == []
+    assert [made.features_digest in folder.features_digests for made in parts.ledger.versions("shop")] == [True] * 3
+    model.write_text(f"# another comment\n{model.read_text()}")
+    assert ensure_features(parts.model("shop"), parts.lake, DAYS, run_id="after the upgrade") == []
 
 
 @pytest.mark.parametrize(("model", "version"), VERSIONS)

@@ -217,7 +217,7 @@ def _fail(
             tell |= set(addresses.choose(one) or ())
         tell |= set(addresses.choose(lost) or ())
         tell.discard(channel.channel)
-    log.error("%s takes no alerts: %s; it is retried in %s", channel.channel, error, wait)
+    log.error("%s takes no alerts: %s; the next attempt is in %s", channel.channel, error, wait)
     outbox.mark_failed(
         lease,
         [one.id for one in tried],

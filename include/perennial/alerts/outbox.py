@@ -1,6 +1,6 @@
 """The outbox: every alert, written in the transaction of its cause, and its delivery on each channel.
 
-An alert is a row. The sender (:mod:`perennial.alerts.delivery`) first routes it: each of its channels gets a row of its own, so
+An alert is a row. The sender (:mod:`perennial.alerts.delivery`) first routes it: each of its channels gets a separate row, so
 that a channel that is down does not hold up the others. One sender at a time uses a channel and marks what it has sent. If it
 dies in between, the next sender sends that message once more.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from perennial.core import logs
-from perennial.core.errors import SettingsError, SpecError
+from perennial.core.errors import SettingsError, SnapshotMissing, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.deployment import Deployment
@@ -67,7 +67,7 @@ def score(settings: Settings, model: str, interval: Interval) -> str:
         scored, shadows = score(run, interval)
     told = f"{model}, {interval}: {scored.rows:,} predictions by version {scored.version}"
     if shadows is not None:
-        told += f", in its shadow {shadows.rows:,} by {', '.join(str(number) for number in shadows.versions) or 'none'}"
+        told += f", {shadows.rows:,} by its shadow versions {', '.join(str(number) for number in shadows.versions) or '(none)'}"
     return told
 
 
@@ -194,7 +194,7 @@ def card(settings: Settings, model: str, version: int, out: Path | None) -> str:
 
 
 def reproduce(settings: Settings, model: str, version: int) -> tuple[str, bool]:
-    """Make a version again from its pinned rows, and compare its predictions.
+    """Train a version again on its pinned rows, and compare its predictions.
 
     Returns:
         The result as a text, and whether the predictions are equal to the last bit.
@@ -225,32 +225,44 @@ def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
 
 
 def inspect(settings: Settings, model: str) -> tuple[str, bool]:
-    """Read a model folder. If data are published, also build its features for the newest day.
+    """Read a model folder, and try its SQL without data. If data are published, also build its features for the newest day.
 
     Returns:
-        The result as a text, and whether no feature leaks.
+        The result as a text, and whether published rows have all that is read, and no feature leaks.
 
     Raises:
-        SpecError: the folder does not describe a model; the message gives the file, the line and the correction.
+        SpecError: the folder does not describe a model, or its SQL cannot work; the message has a line for each problem: file,
+            line, and the correction.
     """
+    from perennial.operations.inspection import find_faults, find_remarks
+
     parts = Deployment(settings)
     folder = parts.model(model)
+    if faults := find_faults(folder):
+        raise SpecError("\n".join(faults))
     spec = folder.spec
     found = [
+        *find_remarks(folder),
         f"{folder.path} describes the model {model} ({spec.task.replace('_', ' ')}): {len(spec.tables)} tables from "
-        f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}"
+        f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}",
     ]
     parts.ledger.migrate_own()
     published = parts.ledger.published(model, "tables")
     if published is None:
-        return "\n".join([*found, "No data are published yet, so the features are not tried."]), True
+        return "\n".join([*found, "No data are published yet, so the features were not computed."]), True
+    from perennial.features.history import gaps_of_training, refuse_gaps
     from perennial.features.publish import build_features, find_leaks
 
-    day = Interval(published.interval.end - timedelta(days=1), published.interval.end)
+    newest = parts.ledger.latest(model, "tables", spec.entity.table) or published
+    try:
+        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, newest.interval.end))
+    except SnapshotMissing as error:
+        return "\n".join([*found, str(error)]), False
+    day = Interval(newest.interval.end - timedelta(days=1), newest.interval.end)
     built = build_features(folder, parts.lake, day)
     found.append(f"features of {day}: {built.rows:,} rows")
     leaks = find_leaks(folder, parts.lake, day)
-    found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on what was not known when it was asked for."]
+    found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on data that were not known yet."]
     return "\n".join(found), not leaks
 
 
@@ -290,7 +302,7 @@ def _folder(deployment: Deployment, model: str) -> ModelFolder | None:
 
 
 def actor() -> str:
-    """The name of the person who works by hand, for the record."""
+    """The name of the person at the terminal, for the record."""
     try:
         return f"by hand: {getpass.getuser()}"
     except (KeyError, OSError):  # an account without a name, for example in a container
@@ -300,7 +312,7 @@ def actor() -> str:
 def _connect(name: str) -> sa.Engine:
     """Open the database whose SQLAlchemy URL is in the environment variable ``name``; Airflow's connections are not used."""
     if "://" not in (url := os.environ.get(name, "")):
-        raise SettingsError(f"connection {name}: outside Airflow it is the environment variable {name}, with a SQLAlchemy URL")
+        raise SettingsError(f"connection {name}: outside Airflow, set the environment variable {name} to a SQLAlchemy URL")
     import sqlalchemy as sa
 
     return sa.create_engine(url, hide_parameters=True)

@@ -113,7 +113,7 @@ def command(name: str, summary: str, *arguments: Argument | OneOf, **defaults: A
 
 
 def moment(text: str) -> datetime:
-    """A day or a UTC time that was typed."""
+    """Parse a day or a UTC time."""
     try:
         return utc(text)
     except ValueError as error:
@@ -123,7 +123,7 @@ def moment(text: str) -> datetime:
 MODEL = argument("model")
 VERSION = argument("version", type=int)
 START = argument("start", type=moment, help="first day, such as 2013-04-01")
-END = argument("end", type=moment, help="first day that is left out")
+END = argument("end", type=moment, help="the day after the last day")
 
 
 def interval(chosen: argparse.Namespace) -> Interval:
@@ -152,7 +152,9 @@ def living_settings() -> Settings:
     state = state_folder()
     running = find_running(state)
     if running is None or "mlflow" not in running:
-        raise StackError(f"no stack runs on {state}: start one with `make up`, or name an MLflow by MLFLOW_TRACKING_URI")
+        raise StackError(
+            f"no stack runs in {state}: start one with `make up`, or set MLFLOW_TRACKING_URI to the address of an MLflow"
+        )
     return settings().model_copy(update={"mlflow_url": running["mlflow"], "mlflow_public_url": running["mlflow"]})
 
 

@@ -1,4 +1,4 @@
-"""Commands that remove something for good: ``forget`` an entity, ``retire`` a model."""
+"""Commands that remove something permanently: ``forget`` an entity, ``retire`` a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 @command(
     "forget",
-    "erase what is known of one entity, from the lake to the reports",
+    "erase the data of one entity from the lake, the predictions, the models and the reports",
     MODEL,
     one_of(
         argument(
@@ -28,12 +28,12 @@ def _pair(text: str) -> tuple[str, str]:
             action="append",
             type=_pair,
             metavar="COLUMN=VALUE",
-            help="of the entity's key, each column; - reads the value",
+            help="each column of the entity's key; - reads the value from standard input",
         ),
         argument("--column", type=_pair, metavar="COLUMN=VALUE", help="all entities whose rows have this value"),
     ),
-    argument("--reason", default="asked for", help="goes into the ledger; name nobody in it"),
-    argument("--dry-run", action="store_true", help="only say what would go"),
+    argument("--reason", default="asked for", help="recorded in the ledger; must not name the person"),
+    argument("--dry-run", action="store_true", help="only show what would be erased"),
     argument("--yes", action="store_true", help="do not ask"),
 )
 def forget(chosen: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def forget(chosen: argparse.Namespace) -> int:
     "retire",
     "end a model: no DAGs, no champion, no open alerts; its history stays",
     MODEL,
-    argument("--reason", required=True, help="goes into the ledger"),
+    argument("--reason", required=True, help="recorded in the ledger"),
     argument("--mark", action="store_true", help="write `retired: true` into its model.yaml first"),
     argument("--drop-lake", action="store_true", help="remove its tables, features and predictions from the lake"),
     argument("--yes", action="store_true", help="do not ask before the lake is removed"),
@@ -74,12 +74,12 @@ def retire(chosen: argparse.Namespace) -> int:
     if chosen.drop_lake and not (chosen.yes or _agrees(f"The lake of {chosen.model} cannot be brought back. Remove it?")):
         return tell("Nothing was changed.") or 1
     if chosen.mark and mark_retired(parts, chosen.model):
-        tell(f"{chosen.model}/model.yaml says retired: true; its DAGs go when Airflow reads it again")
+        tell(f"{chosen.model}/model.yaml now says retired: true; Airflow removes its DAGs when it reads the file again")
     return _tell_all(retire(parts, chosen.model, actor=by_hand.actor(), reason=chosen.reason, drop_lake=chosen.drop_lake))
 
 
 def _read(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Read each value that is ``-`` as one line from standard input, so that no list of processes shows it."""
+    """Read each value that is ``-`` as one line from standard input, so that it is in no list of processes."""
     return [(name, sys.stdin.readline().rstrip("\n") if value == "-" else value) for name, value in pairs]
 
 
@@ -90,7 +90,9 @@ def _agrees(question: str) -> bool:
         ErasureError: standard input is not a terminal.
     """
     if not sys.stdin.isatty():
-        raise ErasureError("nobody is there to be asked: run it at a terminal, or say --yes")
+        raise ErasureError(
+            "cannot ask for confirmation, because standard input is not a terminal: run it at a terminal, or add --yes"
+        )
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -57,7 +57,7 @@ COMMANDS: tuple[Command, ...] = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: with 0 if it succeeded, with 1 and a message if it failed, with 130 if it was interrupted."""
     chosen = make_parser().parse_args(arguments)
-    # These signals are handled as Ctrl-C is: clean up and exit.
+    # These signals are handled like Ctrl-C: clean up and exit.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:

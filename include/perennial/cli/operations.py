@@ -15,8 +15,13 @@ from perennial.core.settings import PROJECT, settings
 @command(
     "backup",
     "copy the embedded stack's databases, lake, models and reports",
-    argument("place", nargs="?", type=Path, metavar="FOLDER", help="a new folder, best on another disk"),
-    argument("--hold", type=int, metavar="HOURS", help="copy nothing: let nothing be removed while others copy"),
+    argument("place", nargs="?", type=Path, metavar="FOLDER", help="a new folder, preferably on another disk"),
+    argument(
+        "--hold",
+        type=int,
+        metavar="HOURS",
+        help="copy nothing; for HOURS, remove nothing from the lake, so that others can copy it",
+    ),
     argument("--release", action="store_true", help="end --hold"),
 )
 def backup(chosen: argparse.Namespace) -> int:
@@ -25,10 +30,10 @@ def backup(chosen: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     if chosen.release:
         removal.let_go(settings())
-        return tell("Maintenance may remove what is not needed again.")
+        return tell("Maintenance may again remove what is no longer needed.")
     if chosen.hold is not None:
         removal.hold(settings(), now + timedelta(hours=chosen.hold))
-        return tell(f"Nothing is removed from the lake for {chosen.hold} hours, or until perennial backup --release.")
+        return tell(f"Nothing is removed from the lake for {chosen.hold} hours, or until you run perennial backup --release.")
     if chosen.place is None:
         raise SystemExit("name a new folder for the backup")
     from perennial.operations.backup import make_backup
@@ -39,7 +44,7 @@ def backup(chosen: argparse.Namespace) -> int:
 
 @command(
     "restore",
-    "put a backup of the embedded stack back, where nothing is yet",
+    "restore a backup of the embedded stack into an empty state folder",
     argument("place", type=Path, metavar="FOLDER"),
 )
 def restore(chosen: argparse.Namespace) -> int:
@@ -56,7 +61,7 @@ def restore(chosen: argparse.Namespace) -> int:
 @command(
     "verify",
     "compare ledger, lake, MLflow and predictions; exit with 1 if they differ",
-    argument("--settle", action="store_true", help="after a restore, before all else: let the others follow the ledger"),
+    argument("--settle", action="store_true", help="after a restore, first make the others follow the ledger"),
 )
 def verify(chosen: argparse.Namespace) -> int:
     from perennial.deployment import Deployment
@@ -71,17 +76,17 @@ def verify(chosen: argparse.Namespace) -> int:
 
 @command(
     "secrets",
-    "write what .env lacks of the deployment's secrets",
+    "write the deployment's missing secrets to .env",
     argument("file", nargs="?", type=Path, default=PROJECT / ".env"),
 )
 def _secrets(chosen: argparse.Namespace) -> int:
     from perennial.operations.deployed import write_secrets
 
     made = write_secrets(chosen.file)
-    return tell(f"{chosen.file}: made {', '.join(made)}" if made else f"{chosen.file} has every secret already")
+    return tell(f"{chosen.file}: made {', '.join(made)}" if made else f"{chosen.file} already has all secrets")
 
 
-@command("init", "databases, roles, schemas and users, in order")
+@command("init", "create or update databases, roles, schemas and users")
 def _init(_: argparse.Namespace) -> int:
     from perennial.operations.deployed import initialise
 
@@ -92,7 +97,7 @@ def _init(_: argparse.Namespace) -> int:
 
 @command(
     "mlflow",
-    "become MLflow's server, behind its sign-in",
+    "run MLflow's server, which requires users to sign in",
     argument("--host", required=True),
     argument("--port", required=True),
 )
@@ -117,6 +122,6 @@ def _ping(chosen: argparse.Namespace) -> int:
 #: The steps that ``docker-compose.yaml`` and the Makefile call.
 deploy = Command(
     "deploy",
-    "the deployed stack: secrets, init job, MLflow's server, health",
+    "steps of the deployed stack: secrets, init job, MLflow's server, health check",
     steps=(_secrets, _init, _mlflow, _ping),
 )

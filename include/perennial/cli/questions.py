@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 JSON = argument("--json", action="store_true")
 
 
-@command("performance", "what was expected of each window, and what came", MODEL)
+@command("performance", "each window's estimated and realised metric, and its verdict", MODEL)
 def performance(chosen: argparse.Namespace) -> int:
     metric, windows = by_hand.outlook(settings(), chosen.model)
     console().print(_windows(metric, windows) if windows else f"no window of {chosen.model} has been judged or measured yet")
@@ -50,9 +50,9 @@ def _windows(metric: str, windows: Sequence[WindowOutlook]) -> Table:
 
 @command(
     "history",
-    "who was champion since when, over whom, why and by whom",
+    "each change of the champion: when, from which version, why and by whom",
     MODEL,
-    argument("--json", action="store_true", help="with the evidence"),
+    argument("--json", action="store_true", help="as JSON, with the evidence"),
 )
 def history(chosen: argparse.Namespace) -> int:
     from perennial.reports.history import show_history
@@ -66,10 +66,10 @@ def history(chosen: argparse.Namespace) -> int:
 
 @command(
     "alerts",
-    "what people were told, what waits to be sent, and why",
-    argument("model", nargs="?", help="of this model alone"),
-    argument("--waiting", action="store_true", help="only what has not been sent"),
-    argument("--number", type=int, default=20, help="the newest so many (default 20)"),
+    "the alerts that were sent or wait to be sent, and why they wait",
+    argument("model", nargs="?", help="only alerts of this model"),
+    argument("--waiting", action="store_true", help="only alerts that have not been sent"),
+    argument("--number", type=int, default=20, help="show this many of the newest alerts (default 20)"),
 )
 def alerts(chosen: argparse.Namespace) -> int:
     from perennial.ledger.store import Ledger
@@ -79,7 +79,7 @@ def alerts(chosen: argparse.Namespace) -> int:
     if chosen.waiting:
         entries = [entry for entry in entries if entry.waits]
     table, screen = _entries(entries[-chosen.number :]), console()
-    screen.print(table) if table.rows else screen.print("Nothing waits." if chosen.waiting else "There are none.")
+    screen.print(table) if table.rows else screen.print("No alert waits." if chosen.waiting else "There are no alerts.")
     for channel in ledger.outbox.channels():
         if channel.failures:
             next_at = f"{channel.next_attempt_at:%Y-%m-%d %H:%M}"
@@ -93,12 +93,12 @@ def _entries(entries: Sequence[OutboxEntry]) -> Table:
     table = Table("since (UTC)", "", "what", "channels")
     for entry in entries:
         word = "recovered" if entry.alert.kind == "recovered" else entry.alert.severity
-        channels = "waits to be routed" if entry.routed_at is None else "\n".join(map(str, entry.deliveries))
-        table.add_row(f"{entry.created_at:%Y-%m-%d %H:%M}", word, entry.alert.title, channels or "nobody is named")
+        channels = "not yet assigned to channels" if entry.routed_at is None else "\n".join(map(str, entry.deliveries))
+        table.add_row(f"{entry.created_at:%Y-%m-%d %H:%M}", word, entry.alert.title, channels or "no channel is named")
     return table
 
 
-@command("explain", "a version's whole story: data, metrics, gates, approval, promotion", MODEL, VERSION, JSON)
+@command("explain", "all about a version: data, metrics, gates, approval, promotion", MODEL, VERSION, JSON)
 def explain(chosen: argparse.Namespace) -> int:
     from perennial.reports.history import show_story
 
@@ -114,7 +114,7 @@ def explain(chosen: argparse.Namespace) -> int:
     "write a version's model card and release report",
     MODEL,
     VERSION,
-    argument("--out", type=Path, metavar="DIR", help="by default they are logged to the version's run in MLflow"),
+    argument("--out", type=Path, metavar="DIR", help="folder to write them to; default: the version's run in MLflow"),
 )
 def card(chosen: argparse.Namespace) -> int:
     return tell(by_hand.card(living_settings(), chosen.model, chosen.version, chosen.out))
@@ -126,10 +126,10 @@ def card(chosen: argparse.Namespace) -> int:
     MODEL,
     one_of(
         argument("--prediction", nargs="+", metavar="KEY", help="values of the entity's key, or column=value"),
-        argument("--interval", nargs=2, type=moment, metavar=("START", "END"), help="of raw rows; END is left out"),
+        argument("--interval", nargs=2, type=moment, metavar=("START", "END"), help="days of the raw rows, without END"),
     ),
     argument("--at", type=moment, metavar="DAY", help="the day of the prediction's event"),
-    argument("--json", action="store_true", help="all of it, for programs"),
+    argument("--json", action="store_true", help="everything, as JSON"),
 )
 def lineage(chosen: argparse.Namespace) -> int:
     from perennial.reports.traces import draw
@@ -149,7 +149,7 @@ def lineage(chosen: argparse.Namespace) -> int:
     return 0
 
 
-@command("reproduce", "make a version once more from its pinned rows and compare predictions", MODEL, VERSION)
+@command("reproduce", "train a version again on its pinned rows and compare the predictions", MODEL, VERSION)
 def reproduce(chosen: argparse.Namespace) -> int:
     told, identical = by_hand.reproduce(living_settings(), chosen.model, chosen.version)
     return tell(told) if identical else tell(told) or 1

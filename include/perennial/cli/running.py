@@ -32,9 +32,9 @@ def up(_: argparse.Namespace) -> int:
 
 @command(
     "demo",
-    "the life of a model on the flights of 2013",
-    argument("--once", action="store_true", help="stop at the end instead of staying up"),
-    argument("--weeks", type=int, choices=range(40), metavar="N", default=12, help="how many weeks to replay (12)"),
+    "show the life of a model, on the flights of 2013",
+    argument("--once", action="store_true", help="stop the stack at the end"),
+    argument("--weeks", type=int, choices=range(40), metavar="N", default=12, help="number of weeks to replay (default 12)"),
 )
 def demo(chosen: argparse.Namespace) -> int:
     from perennial.demo.replay import run_demo
@@ -43,7 +43,7 @@ def demo(chosen: argparse.Namespace) -> int:
     return 0
 
 
-@command("watch", "look after Airflow and the ledger, and tell what is wrong; Ctrl-C stops it", log_level=logging.INFO)
+@command("watch", "watch Airflow and the ledger, and raise alerts; Ctrl-C stops it", log_level=logging.INFO)
 def watch(_: argparse.Namespace) -> int:
     from perennial.watchdog.process import Watchdog, read_watch_settings
 
@@ -51,7 +51,7 @@ def watch(_: argparse.Namespace) -> int:
     return 0
 
 
-@command("init", "make the ledger's tables, or bring them up to date")
+@command("init", "create the ledger's tables, or bring them up to date")
 def init(_: argparse.Namespace) -> int:
     from perennial.ledger.store import Ledger
 
@@ -62,8 +62,8 @@ def init(_: argparse.Namespace) -> int:
 @command(
     "example-data",
     "write the example's files into the landing zone",
-    argument("start", nargs="?", type=moment, default="2013-01-01", help="first day (2013-01-01)"),
-    argument("end", nargs="?", type=moment, default="2014-01-01", help="first day that is left out (2014-01-01)"),
+    argument("start", nargs="?", type=moment, default="2013-01-01", help="first day (default 2013-01-01)"),
+    argument("end", nargs="?", type=moment, default="2014-01-01", help="the day after the last day (default 2014-01-01)"),
 )
 def example_data(chosen: argparse.Namespace) -> int:
     from perennial.demo.example_data import write_landing_zone

@@ -44,17 +44,17 @@ def score(chosen: argparse.Namespace) -> int:
     return tell(by_hand.score(living_settings(), chosen.model, interval(chosen)))
 
 
-@command("monitor", "by hand: judge an interval's drift, measure what has become known", MODEL, START, END)
+@command("monitor", "by hand: judge the drift of an interval, and measure windows whose labels are known", MODEL, START, END)
 def monitor(chosen: argparse.Namespace) -> int:
     return tell(by_hand.monitor(living_settings(), chosen.model, interval(chosen)))
 
 
 @command(
     "train",
-    "by hand: fit the candidates, promote the best if the gates let it",
+    "by hand: fit the candidates, and promote the best one if it passes the gates",
     MODEL,
-    argument("--as-of", required=True, type=moment, help="only what was known by this day is used"),
-    argument("--cause", metavar="TEXT", help="why, for the record (by hand)"),
+    argument("--as-of", required=True, type=moment, help="use only data known by this day"),
+    argument("--cause", metavar="TEXT", help="why, for the record (default: by hand)"),
 )
 def train(chosen: argparse.Namespace) -> int:
     return tell(by_hand.train(living_settings(), chosen.model, chosen.as_of, chosen.cause))
@@ -64,10 +64,12 @@ def train(chosen: argparse.Namespace) -> int:
     "calibrate",
     "by hand: set the thresholds for drift from stable history",
     MODEL,
-    argument("start", nargs="?", type=moment, help="first day of what was stable (all that is published)"),
-    argument("end", nargs="?", type=moment, help="first day that is left out"),
-    argument("--replays", type=int, choices=range(200, 100_001), metavar="N", default=1_000, help="windows (1000)"),
-    argument("--seed", type=int, help="of the draws (training.seed)"),
+    argument("start", nargs="?", type=moment, help="first day of the stable history (default: all published days)"),
+    argument("end", nargs="?", type=moment, help="the day after its last day"),
+    argument(
+        "--replays", type=int, choices=range(200, 100_001), metavar="N", default=1_000, help="windows to compare (default 1000)"
+    ),
+    argument("--seed", type=int, help="seed of the random draws (default: training.seed)"),
 )
 def calibrate(chosen: argparse.Namespace) -> int:
     from rich.progress import track
@@ -75,7 +77,7 @@ def calibrate(chosen: argparse.Namespace) -> int:
     from perennial.spec.folder import THRESHOLDS_FILE
 
     if (chosen.start is None) != (chosen.end is None):
-        raise SystemExit("give both days of the history, or none")
+        raise SystemExit("give both days of the history, or neither")
     screen = console()
     folder, found = by_hand.calibrate(
         living_settings(),
@@ -87,7 +89,7 @@ def calibrate(chosen: argparse.Namespace) -> int:
     )
     screen.print(_thresholds(folder, found))
     screen.print(
-        f"{found.expected:g} verdicts drift a year are expected of windows like those of {found.history} "
+        f"On windows like those of {found.history}, expect {found.expected:g} verdicts of drift per year "
         f"(budget {found.false_alarms:g}; {found.replays:,} replays). Written to {folder.path / THRESHOLDS_FILE}"
     )
     return 0
@@ -114,7 +116,7 @@ def _thresholds(folder: ModelFolder, found: DriftThresholds) -> Table:
     return table
 
 
-@command("controls", "by hand: see whether the gates refuse what they must; exit with 1 if they do not", MODEL)
+@command("controls", "by hand: test whether the gates refuse bad candidates; exit with 1 if they do not", MODEL)
 def controls(chosen: argparse.Namespace) -> int:
     report = by_hand.controls(living_settings(), chosen.model)
     return tell(report.describe()) if report.sound else tell(report.describe()) or 1
@@ -124,8 +126,8 @@ def controls(chosen: argparse.Namespace) -> int:
     "rollback",
     "by hand: make an earlier version champion again",
     MODEL,
-    argument("--to", type=int, metavar="VERSION", help="a former champion; by default the one before this one"),
-    argument("--reason", required=True, help="goes into the ledger"),
+    argument("--to", type=int, metavar="VERSION", help="a former champion; default: the previous one"),
+    argument("--reason", required=True, help="recorded in the ledger"),
 )
 def rollback(chosen: argparse.Namespace) -> int:
     return tell(by_hand.rollback(living_settings(), chosen.model, chosen.to, chosen.reason))
@@ -136,12 +138,12 @@ def rollback(chosen: argparse.Namespace) -> int:
     "by hand: make a version champion",
     MODEL,
     VERSION,
-    argument("--override", metavar="REASON", help="why, although something stands against it; kept for ever"),
+    argument("--override", metavar="REASON", help="why to promote it in spite of an obstacle; recorded permanently"),
 )
 def promote(chosen: argparse.Namespace) -> int:
     return tell(by_hand.promote(living_settings(), chosen.model, chosen.version, chosen.override))
 
 
-@command("maintain", "by hand: retention, compaction, what the dead left open", MODEL)
+@command("maintain", "by hand: remove what retention allows, compact files, and close runs of killed processes", MODEL)
 def maintain(chosen: argparse.Namespace) -> int:
     return tell(by_hand.tidy(living_settings(), chosen.model))

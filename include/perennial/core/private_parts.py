@@ -207,7 +207,7 @@ class MetadataOncePerUpdate:
         updates = self._updates  # type: ignore[attr-defined]  # Transaction's
         # A new tuple at each update.
         if self._derived is None or self._derived[0] is not updates:
-            self._derived = updates, super().table_metadata  # type: ignore[misc]
+            self._derived = updates, super().table_metadata  # type: ignore[misc]  # Transaction's
         return self._derived[1]
 
 

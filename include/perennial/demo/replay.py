@@ -81,7 +81,7 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
         file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         show(console, summary, file)
         if not once:
-            console.print("Everything stays up until Ctrl-C.")
+            console.print("Airflow and MLflow run until Ctrl-C.")
             with suppress(KeyboardInterrupt):
                 stack.wait()
             console.print("Stopping …")
@@ -185,7 +185,7 @@ class _Replay:
                 if not missing and all(run.ended for run in runs):
                     break
                 if time.monotonic() > deadline:
-                    raise StackError(f"week {week}: after {_PATIENCE:.0f} s these have not ended: {', '.join(missing)}")
+                    raise StackError(f"week {week}: after {_PATIENCE:.0f} s these runs have not ended: {', '.join(missing)}")
                 status.update(f"{label}, {week.start:%d %B}: {_in_progress(runs)}")
                 time.sleep(0.4)
         words = week_in_words(self._ledger, MODEL, week)

@@ -238,9 +238,9 @@ def _runs(runs: Sequence[DagRun]) -> dict[str, dict[str, int]]:
 
 
 def _stage_seconds(runs: Sequence[DagRun]) -> dict[str, float]:
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for run in runs:
-        seconds[run.dag_id.rpartition(".")[2]] += run.seconds  # type: ignore[assignment]
+        seconds[run.dag_id.rpartition(".")[2]] += run.seconds
     return {stage: round(value, 1) for stage, value in sorted(seconds.items())}
 
 

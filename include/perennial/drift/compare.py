@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from perennial.core.intervals import Interval
 from perennial.core.redaction import redact
 from perennial.core.text import UNSAFE
-from perennial.drift.distances import HUGE, MAX_CATEGORIES, MIN_VALUES, is_number, prepare
+from perennial.drift.distances import HUGE, MAX_CATEGORIES, is_number, prepare
 from perennial.drift.findings import DriftComparison
 from perennial.evidence.verdict import ColumnDrift, Kind, Status
 from perennial.ledger.records import VerdictName
-from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
+from perennial.spec.monitoring import MIN_VALUES, Drift, DriftThresholds, Threshold
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ def _prepare_numbers(policy: Drift, column: _Column, given: pa.Array, known: pa.
     if 0 < deviation < _SMALLEST_NORM:
         scale = 10.0 ** math.ceil(-math.log10(deviation))
         current, reference = current * scale, reference * scale
-        column.note = "; ".join(part for part in (column.note, f"is shown times {scale:g} in the report") if part)
+        column.note = "; ".join(part for part in (column.note, f"is multiplied by {scale:g} in the report") if part)
     column.current, column.reference = pd.Series(current), pd.Series(reference)
     return column
 
@@ -287,19 +287,19 @@ def _check_presence(policy: Drift, column: _Column, absent: NDArray[np.bool_], r
     few = min(np.count_nonzero(~absent), np.count_nonzero(~reference_absent))
     if missing > usual and missing - usual >= policy.max_missing:
         column.unusable = (
-            f"misses {missing:.1%} of its values, {usual:.1%} in the reference (at most {policy.max_missing:.0%} more are "
+            f"had {missing:.1%} missing values, {usual:.1%} in the reference (at most {policy.max_missing:.0%} more are "
             "allowed)"
         )
     elif few >= MIN_VALUES and column.most_missing is not None and abs(missing - usual) >= column.most_missing:
         column.moved = (
-            f"misses {missing:.1%} of its values, {usual:.1%} in the reference (calibrated threshold {column.most_missing:.1%})"
+            f"had {missing:.1%} missing values, {usual:.1%} in the reference (calibrated threshold {column.most_missing:.1%})"
         )
     elif few < MIN_VALUES and column.name == PREDICTION:
         column.unusable = f"have only {few} values on one side; a distance requires at least {MIN_VALUES}"
     elif few < MIN_VALUES and usual - missing >= policy.max_missing:
-        column.moved = f"misses {missing:.1%} of its values, but the reference missed {usual:.1%}"
+        column.moved = f"had {missing:.1%} missing values, but the reference had {usual:.1%}"
     elif few < MIN_VALUES:
-        column.left_out = f"misses {missing:.1%} of its values, as in the reference ({usual:.1%}), and was left out"
+        column.left_out = f"had {missing:.1%} missing values, as in the reference ({usual:.1%}), and was left out"
 
 
 _MARKUP = str.maketrans("<>&", "()+")

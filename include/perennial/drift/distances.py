@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 
-#: The fewest values on each side for which a distance is computed.
-MIN_VALUES = 50
+from perennial.spec.monitoring import MIN_VALUES
+
 #: The most categories that are distinguished. Rarer ones of the reference are merged. With thousands of categories, the
 #: distance between two samples of the same distribution is large, and Evidently takes seconds per column.
 MAX_CATEGORIES = 100

@@ -73,7 +73,7 @@ def write_report(
         _replace(folder / "report.html", page)
         _replace(folder / "evidently.json", comparison.snapshot.dumps())
     except Exception:
-        log.exception("the report could not be written to %s; the verdict stands", folder)
+        log.exception("the report could not be written to %s; the verdict does not change", folder)
         return False
     return True
 
@@ -124,7 +124,7 @@ def _estimate(found: Estimate | None) -> Iterator[str]:
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items())
     said = [f"Estimated before labels: {numbers}."]
     if found.band:
-        said.append(f"{found.metric} probably lies between {found.band[0]:.4g} and {found.band[1]:.4g}.")
+        said.append(f"{found.metric} is probably between {found.band[0]:.4g} and {found.band[1]:.4g}.")
     if found.usual:
         said.append(f"Usual in training: {found.usual[0]:.4g} to {found.usual[1]:.4g}.")
     yield _as_text(" ".join(said))

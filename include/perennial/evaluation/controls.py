@@ -117,7 +117,8 @@ def broken_in_a_slice(honest: Honest, column: str | None = None, value: str | No
         inside = (frame[column].astype(str) == value).to_numpy()
         odds = _odds(probability)
         odds[inside] = 2 * odds[inside].mean() - odds[inside] if inside.any() else odds[inside]
-        return expit(odds)  # type: ignore[no-any-return]
+        turned: Floats = expit(odds)
+        return turned
 
     return _altered(honest.contest, turn_round)
 
@@ -144,7 +145,8 @@ def leaky(honest: Honest) -> Contest:
     rows = contest.rows.set_column(contest.rows.column_names.index(feature), feature, pa.array(disguised))
 
     def read(frame: pd.DataFrame, probability: Floats) -> Floats:
-        return expit(_odds(probability) + (frame[feature].to_numpy() - 50) / 2)  # type: ignore[no-any-return]
+        told: Floats = expit(_odds(probability) + (frame[feature].to_numpy() - 50) / 2)
+        return told
 
     return replace(_altered(contest, read), rows=rows)
 
@@ -221,7 +223,7 @@ def _a_slice(honest: Honest) -> str | None:
     if missing := _probabilities(honest):
         return missing
     if not slices.columns:
-        return "gates.slices names no column, so no slice is looked at"
+        return "gates.slices names no column, so no slice is judged"
     if not _judged_slices(honest.contest, slices.columns[0]):
         return f"no value of {slices.columns[0]} has gates.slices.min_rows ({slices.min_rows:,}) rows"
     return None
@@ -270,7 +272,8 @@ def noise(deviation: float, seed: int = 1) -> Alteration:
     def disturb(frame: pd.DataFrame, probability: Floats) -> Floats:
         key = f"perennial-{seed:06d}"
         uniform = (pd.util.hash_pandas_object(frame, index=False, hash_key=key).to_numpy() >> np.uint64(11)) * 2.0**-53
-        return expit(_odds(probability) + deviation * ndtri(np.clip(uniform, 1e-12, 1 - 1e-12)))  # type: ignore[no-any-return]
+        noisy: Floats = expit(_odds(probability) + deviation * ndtri(np.clip(uniform, 1e-12, 1 - 1e-12)))
+        return noisy
 
     return disturb
 
@@ -289,12 +292,14 @@ def _noise_worth(model: LoadedModel, contest: Contest, by: float) -> float:
 
 
 def _odds(probability: Floats) -> Floats:
-    return logit(np.clip(probability, _EPSILON, 1 - _EPSILON))  # type: ignore[no-any-return]
+    odds: Floats = logit(np.clip(probability, _EPSILON, 1 - _EPSILON))
+    return odds
 
 
 def _numbers(rows: pa.Table, feature: str) -> Floats:
     column = pc.cast(rows.column(feature), pa.float64()).combine_chunks()
-    return column.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    numbers: Floats = column.to_numpy(zero_copy_only=False)
+    return numbers
 
 
 def _with(contest: Contest, change: Callable[[LoadedModel], LoadedModel]) -> Contest:

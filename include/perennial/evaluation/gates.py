@@ -138,7 +138,7 @@ def _untouched(evaluation: Evaluation) -> GateResult:
                 gate,
                 False,
                 f"{_called(contender)} was trained on {contender.trained_on or 'unknown rows'}; for a fair comparison the "
-                f"holdout {evaluation.interval} must lie after that: train with a later as-of time",
+                f"holdout {evaluation.interval} must be after that: train with a later as-of time",
             )
     return GateResult(gate, True, f"no model was trained on the holdout {evaluation.interval}")
 
@@ -303,9 +303,9 @@ def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
     return GateResult(
         gate,
         found.low > floor,
-        f"{compared}; with confidence {found.confidence:g} the gain lies between {found.low:.4g} and {found.high:.4g} "
-        f"({found.resamples:,} resamples of {found.blocks} blocks of {found.block}, seed {found.seed}); all of it must "
-        f"lie above {floor:g}: surely {wanted}",
+        f"{compared}; with confidence {found.confidence:g} the gain is between {found.low:.4g} and {found.high:.4g} "
+        f"({found.resamples:,} resamples of {found.blocks} blocks of {found.block}, seed {found.seed}); both must be "
+        f"above {floor:g}: significantly {wanted}",
     )
 
 
@@ -357,12 +357,14 @@ def _slices(evaluation: Evaluation, gates: Gates) -> GateResult:
     among = f"{len(found.judged)} slices by {columns}, Holm's correction at {1 - gates.resampling.confidence:.3g}"
     if fallen:
         shown = _listed([_fall(evaluation, one) for one in sorted(fallen, key=lambda one: one.gain)])
-        return GateResult(gate, False, f"surely more than {rule.margin:g} worse than the champion: {shown} ({among}{left_out})")
+        return GateResult(
+            gate, False, f"significantly more than {rule.margin:g} worse than the champion: {shown} ({among}{left_out})"
+        )
     worst = min(found.judged, key=lambda one: one.gain)
     return GateResult(
         gate,
         True,
-        f"no slice is surely more than {rule.margin:g} worse than the champion; worst is {_fall(evaluation, worst)} "
+        f"no slice is significantly more than {rule.margin:g} worse than the champion; worst is {_fall(evaluation, worst)} "
         f"({among}{left_out})",
     )
 

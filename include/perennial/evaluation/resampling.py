@@ -111,7 +111,7 @@ def too_few(blocks: Blocks) -> str | None:
     if blocks.occupied >= FEWEST_BLOCKS:
         return None
     return (
-        f"the rows lie in {blocks.occupied} blocks of {blocks.kind}, and the uncertainty requires at least {FEWEST_BLOCKS}: "
+        f"the rows are in {blocks.occupied} blocks of {blocks.kind}, and the uncertainty requires at least {FEWEST_BLOCKS}: "
         "make gates.resampling.block shorter or training.holdout longer"
     )
 
@@ -250,7 +250,8 @@ def _log_loss(probability: Floats) -> Floats:
 def _calibration_error(truth: NDArray[np.bool_], probability: Floats, rows: _Rows) -> Floats:
     bins = calibration_bins(probability)
     surplus = rows.tabulate(bins, truth - probability, CALIBRATION_BINS)
-    return np.abs(surplus).sum(axis=1) / rows.total  # type: ignore[no-any-return]
+    error: Floats = np.abs(surplus).sum(axis=1) / rows.total
+    return error
 
 
 def calibration_bins(probability: Floats, bins: int = CALIBRATION_BINS) -> NDArray[np.intp]:

@@ -16,7 +16,7 @@ import tempfile
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,8 @@ Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 
 #: Number of rows per batch of features.
 _BATCH_ROWS = 65_536
+#: An interval for tables without rows.
+_ANY = Interval.day("2000-01-01")
 #: Beyond this, DuckDB uses the disk: several tasks share a worker.
 _MEMORY = "2GB"
 
@@ -111,8 +113,8 @@ def compute(
 
     Args:
         folder: the model's folder.
-        tables: by name, rows with the spec's columns and ``_known_at``, for all tables of :func:`needed_tables`. Rows that
-            the query must not see are left out here. A reader is read to its end.
+        tables: by name, rows with the spec's columns and ``_known_at``, for all of the folder's ``feature_tables``. Rows
+            that the query must not see are left out here. A reader is read to its end.
         interval: the interval of the entities' event times.
         snapshots: by table, the snapshots that the rows are from; kept in the result.
 
@@ -128,8 +130,8 @@ def compute(
         check_selected(connection, folder, interval)
         gather(connection, folder.spec)
         connection.execute("DROP VIEW entities")
-        versions = [f"perennial.{quoted(_VERSIONS + name)}" for name in needed_tables(folder)]
-        for name in [*map(quoted, needed_tables(folder)), *versions, "perennial.asked", "perennial.selected"]:
+        versions = [f"perennial.{quoted(_VERSIONS + name)}" for name in folder.feature_tables]
+        for name in [*map(quoted, folder.feature_tables), *versions, "perennial.asked", "perennial.selected"]:
             connection.execute(f"DROP TABLE IF EXISTS {name}")
         return BuiltFeatures(connection, folder.spec, snapshots or {})
     except BaseException:
@@ -137,15 +139,35 @@ def compute(
         raise
 
 
-def needed_tables(folder: ModelFolder) -> list[str]:
-    """The entity table, and every table whose name occurs in ``features.sql``."""
-    spec = folder.spec
-    return [name for name in spec.tables if name == spec.entity.table or mentions(folder.features_sql, name)]
+def faults_without_rows(folder: ModelFolder) -> list[SpecError]:
+    """What is wrong in ``entity.as_of`` and ``features.sql`` for any rows, at most one error for each."""
+    tables: dict[str, Rows] = {name: published_schema(folder.spec.tables[name]).empty_table() for name in folder.feature_tables}
+    found: list[SpecError] = []
+    with closing(open_database(threads=1)) as connection:
+        try:
+            offer(connection, folder, tables, _ANY)
+            _check_as_of(connection, folder)
+        except SpecError as error:
+            found.append(error)
+            offer(connection, _with_as_of(folder, quoted(folder.spec.event_time)), tables, _ANY)
+        try:
+            select(connection, folder)
+        except SpecError as error:
+            found.append(error)
+    return found
 
 
-def mentions(sql: str, name: str) -> bool:
-    """Whether a name occurs in a query. An occurrence in a comment counts too."""
-    return re.search(rf"\b{re.escape(name)}\b", sql, re.IGNORECASE) is not None
+def _check_as_of(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> None:
+    entity, place = folder.spec.entity, f"{folder.path / 'model.yaml'}: entity.as_of"
+    with blaming(place):
+        kind = str(connection.sql(f"SELECT (\n{entity.as_of}\n) FROM {quoted(entity.table)}").types[0])
+    if not kind.startswith("TIMESTAMP") and kind not in {"DATE", "VARCHAR", '"NULL"'}:
+        raise SpecError(f"{place}: gives {kind}; it must give the moment for which a prediction is made")
+
+
+def _with_as_of(folder: ModelFolder, sql: str) -> ModelFolder:
+    entity = folder.spec.entity.model_copy(update={"as_of": sql})
+    return folder.model_copy(update={"spec": folder.spec.model_copy(update={"entity": entity})})
 
 
 def open_database(*, threads: int | None = None) -> duckdb.DuckDBPyConnection:
@@ -195,8 +217,7 @@ def offer(
     """
     spec = folder.spec
     since = interval.start - spec.features.lookback
-    names = needed_tables(folder)
-    names.sort(key=lambda name: name != spec.entity.table)
+    names = sorted(folder.feature_tables, key=lambda name: name != spec.entity.table)
     latest = instant(known_by) if known_by else "(SELECT coalesce(max(as_of), '-infinity') FROM entities)"
     for name in names:
         table = spec.tables[name]
@@ -253,7 +274,8 @@ def _select_as_corrected(connection: duckdb.DuckDBPyConnection, query: str) -> N
         " UNION ".join(f"SELECT {_UNTIL} FROM {rows}" for rows in versions.values()) or f"SELECT NULL AS {_UNTIL} LIMIT 0"
     )
     moments = connection.execute(
-        f"SELECT {_UNTIL}::VARCHAR FROM ({corrected}) WHERE {_UNTIL} <= (SELECT max(as_of) FROM perennial.asked) ORDER BY {_UNTIL}"
+        f"SELECT {_UNTIL}::VARCHAR FROM ({corrected}) "
+        f"WHERE {_UNTIL} <= (SELECT max(as_of) FROM perennial.asked) ORDER BY {_UNTIL}"
     ).fetchall()
     if not moments:
         connection.execute(f"CREATE OR REPLACE TABLE perennial.selected AS {query}")

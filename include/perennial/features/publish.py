@@ -16,8 +16,9 @@ from operator import itemgetter
 from perennial.core.errors import SnapshotMissing, Superseded
 from perennial.core.intervals import Interval
 from perennial.features import leaks
+from perennial.features.history import gaps_of_features, refuse_gaps
 from perennial.features.leaks import Leak
-from perennial.features.point_in_time import BuiltFeatures, compute, needed_tables
+from perennial.features.point_in_time import BuiltFeatures, compute
 from perennial.features.published import DATASET, TABLES, published_tables, scan
 from perennial.lake.publish import Lake, TableWrite
 from perennial.ledger.records import Publication
@@ -44,12 +45,13 @@ def build_features(
         snapshots: by table, the snapshots to read; by default those that are published now.
 
     Raises:
-        SnapshotMissing: a required table was not published, or lacks a column of the spec.
+        SnapshotMissing: a required table was not published, or rows lack a value that the spec requires.
         SpecError: see :func:`perennial.features.point_in_time.compute`.
     """
     given = dict(snapshots) if snapshots is not None else published_tables(folder, lake.ledger).snapshots
+    refuse_gaps(folder, gaps_of_features(folder, lake, given, interval))
     visible = visible_to(folder, interval)
-    tables = {name: scan(folder, lake, name, given, within=visible) for name in needed_tables(folder)}
+    tables = {name: scan(folder, lake, name, given, within=visible) for name in folder.feature_tables}
     return compute(folder, tables, interval, snapshots={name: given[name] for name in tables})
 
 
@@ -112,7 +114,12 @@ def ensure_features(folder: ModelFolder, lake: Lake, interval: Interval, *, run_
     """
     done = []
     refused: Superseded | None = None
-    for stretch in _stretches(_outdated(folder, lake.ledger, interval)):
+    outdated = _outdated(folder, lake.ledger, interval)
+    if outdated:
+        # All days at once. Otherwise each attempt would name the days of one stretch.
+        snapshots = published_tables(folder, lake.ledger).snapshots
+        refuse_gaps(folder, gaps_of_features(folder, lake, snapshots, Interval(outdated[0].start, outdated[-1].end)))
+    for stretch in _stretches(outdated):
         order = lake.ledger.next_order(folder.spec.name, DATASET, stretch, run_id)
         try:
             done.append(publish_features(folder, lake, stretch, order=order, run_id=run_id))
@@ -143,7 +150,7 @@ def find_leaks(folder: ModelFolder, lake: Lake, interval: Interval, *, moments: 
     """
     snapshots = published_tables(folder, lake.ledger).snapshots
     wide = Interval(interval.start - folder.spec.features.lookback - leaks.MARGIN, interval.end + leaks.MARGIN)
-    names = needed_tables(folder)
+    names = folder.feature_tables
     tables = {name: scan(folder, lake, name, snapshots, within=wide).read_all() for name in names}
     return leaks.find(folder, tables, interval, moments=moments)
 
@@ -160,7 +167,7 @@ def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[I
     newest_of = {day: publication for publication in features for day in publication.interval.touched_days()}
     without_features = ledger.removed(folder.spec.name, DATASET, Interval(days[0].start, days[-1].end))
     without_tables = ledger.removed(folder.spec.name, TABLES, read)
-    digest = folder.features_digest
+    alike = folder.features_digests
     outdated = []
     for day in days:
         if day not in with_tables:
@@ -168,7 +175,7 @@ def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[I
         newest = newest_of.get(day)
         if any(day.overlaps(gone) for gone in without_features):
             newest = None
-        if newest is None or not newest.interval.contains(day) or newest.inputs.get("features_digest") != digest:
+        if newest is None or not newest.interval.contains(day) or newest.inputs.get("features_digest") not in alike:
             outdated.append(day)
             continue
         later = bisect_right(changes, newest.inputs.get("publication", 0), key=itemgetter(0))
@@ -179,7 +186,7 @@ def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[I
     if lost:
         name = folder.spec.name
         raise SnapshotMissing(
-            f"{name}: features of {lost[0]} to {lost[-1]} would have to be built again, and rows of tables that they need were "
+            f"{name}: features of {lost[0]} to {lost[-1]} must be built again, but rows of tables that they need were "
             f"removed by retention (retention.tables in model.yaml): load these days again with {name}.load, or use later days"
         )
     return outdated
@@ -190,7 +197,7 @@ def _changes(folder: ModelFolder, publications: Sequence[Publication]) -> Iterat
 
     Tables without event time do not count. Features use their content at the time of the build.
     """
-    names = [name for name in needed_tables(folder) if folder.spec.tables[name].event_time]
+    names = [name for name in folder.feature_tables if folder.spec.tables[name].event_time]
     content: dict[Interval, dict[str, str]] = {}
     for publication in publications:
         before = content.setdefault(publication.interval, {})

@@ -189,30 +189,18 @@ def _bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> Bound:
                     bound.absent.append(missing)
                     bound.lacking.extend([] if is_replaced else [missing])
                     continue
-                message = str(refused.error).splitlines()[0]
-                error = (
-                    _lacks(missing, raw, place)
-                    if missing
-                    else SpecError(f"{where}.{refused.key}: this expression cannot be used here: {message}")
-                )
+                error = _lacks(missing, raw, place) if missing else _unusable(where, refused)
                 raise _unless_vacant(table, column, error, raw) from refused.error
         for column, spec in table.columns.items():
             kind = bound.types[column] = types[f"columns.{column}.sql"]
             if _value(spec, kind, "x") is None:
-                fault = f"has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision"
-                unfit: PerennialError = SpecError(f"{where}.columns.{column}.sql: the result {fault}; cast it")
+                unfit: PerennialError = _unfit_result(spec, kind, f"{where}.columns.{column}.sql")
                 if spec.sql is None:
+                    fault = f"has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision"
                     unfit = SourceError(f"{place}: {column} {fault}; write it as `sql` at {where}.columns.{column}")
                 raise _unless_vacant(table, column, unfit, raw)
         if table.known != "always":
-            connection.register("typed", published_schema(table).empty_table().drop_columns([KNOWN]))
-            try:
-                _types(connection, "typed", {"known": f"({table.known}\n)::TIMESTAMPTZ"})
-            except _Refused as refused:
-                message = f"this expression cannot be used here: {str(refused.error).splitlines()[0]}"
-                if missing := _absent_column(refused.error):
-                    message = f"no column {missing}; there are {', '.join(table.columns)}"
-                raise SpecError(f"{where}.known: {message}") from refused.error
+            _bind_known(connection, table, where)
     return bound
 
 
@@ -304,6 +292,85 @@ def _types(connection: duckdb.DuckDBPyConnection, view: str, expressions: Mappin
         raise
 
 
+def faults_without_rows(folder: ModelFolder, name: str, *, texts: bool) -> list[SpecError]:
+    """What is wrong in a table's expressions for any source, one error per expression.
+
+    Args:
+        folder: the model's folder.
+        name: the name of the table.
+        texts: whether all values of the source are texts. If not, their types are not known. Then only what is wrong for
+            every type is found.
+    """
+    table = folder.spec.tables[name]
+    where = f"{folder.path / 'model.yaml'}: tables.{name}"
+    kind = pa.string() if texts else pa.null()
+    expressions = {f"columns.{column}.sql": spec.sql for column, spec in table.columns.items() if spec.sql is not None}
+    if table.where is not None:
+        expressions["where"] = f"({table.where}\n)::BOOLEAN"
+    found = []
+    with connect() as connection:
+        for place, sql in expressions.items():
+            try:
+                result = _bound_to_any(connection, place, sql, kind)
+            except _Refused as refused:
+                found.append(_unusable(where, refused))
+                continue
+            spec = table.columns[place.split(".")[1]] if place != "where" else None
+            if spec is not None and result is not None and _value(spec, result, "x") is None:
+                found.append(_unfit_result(spec, result, f"{where}.{place}"))
+        if table.known != "always":
+            try:
+                _bind_known(connection, table, where)
+            except SpecError as error:
+                found.append(error)
+    return found
+
+
+def _bound_to_any(connection: duckdb.DuckDBPyConnection, place: str, sql: str, kind: pa.DataType) -> str | None:
+    """The type of an expression over a source that has every column the expression reads; None if it is not known.
+
+    Raises:
+        _Refused: the expression is wrong for every source.
+    """
+    columns = [pa.field(POSITION, pa.string())]
+    while True:
+        connection.register("any_source", pa.schema(columns).empty_table())
+        try:
+            return _types(connection, "any_source", {place: sql})[place]
+        except _Refused as refused:
+            message, missing = str(refused.error), _absent_column(refused.error)
+            if missing is None:
+                # DuckDB cannot choose between functions for a value without a type. A name with a dot may be a part of a value.
+                if kind == pa.null() and ('"NULL"' in message or "Referenced table" in message):
+                    return None
+                raise
+            if missing in [column.name for column in columns]:
+                return None  # offered, and absent where the expression looks for it: in a subquery of its own
+            columns.append(pa.field(missing, kind))
+
+
+def _unusable(where: str, refused: _Refused) -> SpecError:
+    return SpecError(f"{where}.{refused.key}: this expression cannot be used here: {str(refused.error).splitlines()[0]}")
+
+
+def _unfit_result(spec: Column, kind: str, place: str) -> SpecError:
+    return SpecError(
+        f"{place}: the result has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision; cast it"
+    )
+
+
+def _bind_known(connection: duckdb.DuckDBPyConnection, table: Table, where: str) -> None:
+    connection.register("typed", published_schema(table).empty_table().drop_columns([KNOWN]))
+    try:
+        kind = _types(connection, "typed", {"known": table.known})["known"]
+    except _Refused as refused:
+        if missing := _absent_column(refused.error):
+            raise SpecError(f"{where}.known: no column {missing}; there are {', '.join(table.columns)}") from refused.error
+        raise _unusable(where, refused) from refused.error
+    if kind not in _TIMESTAMPS | {"DATE", "VARCHAR", '"NULL"'}:
+        raise SpecError(f"{where}.known: gives {kind}; it must give the moment from which a row may be used")
+
+
 def _absent_column(error: duckdb.Error) -> str | None:
     """The column that DuckDB does not find; None if the error is another one."""
     found = re.search(r'Referenced column "(.*?)" not found', str(error).splitlines()[0])
@@ -349,8 +416,8 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
 
     Its columns are ``_row`` (the number of the landed row), ``_position``, ``_row_fault`` (the row could not be split, or
     ``where`` could not be computed), ``_arrived``, the spec's columns, ``_fault_<column>`` for each of them, ``_known_at`` and
-    ``_known_fault``. A fault is a text for people, or NULL. Rows of other intervals are left out, except those of a table with
-    ``late`` that lie so long before the interval. Rows whose event time cannot be read stay.
+    ``_known_fault``. A fault is a text for people, or NULL. Rows of other intervals are left out, except those that a file of an
+    earlier day has, and those of a table with ``late`` that lie so long before. Rows whose event time cannot be read stay.
 
     Args:
         folder: the model's folder.
@@ -368,7 +435,7 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
         # Files after the interval are read for late rows. What is wrong in them is told when their own day is ingested.
         in_interval = (
             f"CASE WHEN {bad} THEN {ARRIVED} IS NULL OR {ARRIVED} < {end} "
-            f"ELSE {event} >= least({start}, {ARRIVED}) - {late} AND {event} < {end} END"
+            f"ELSE {event} >= CASE WHEN {UNTIL} <= {start} THEN {ARRIVED} ELSE {start} END - {late} AND {event} < {end} END"
         )
     known = "TIMESTAMPTZ '1900-01-01 00:00:00+00'" if table.known == "always" else f"({table.known}\n)::TIMESTAMPTZ"
     known_fault = literal(f"known: {_short(table.known)} cannot be computed for this row")
@@ -423,7 +490,7 @@ def _typed_part(table: Table, part: LandedPart) -> str:
         ), explained AS (
             SELECT *, {faults} FROM cast_once
         )
-        SELECT {ROW}, {POSITION}, {ROW_FAULT}, {FROM} AS {ARRIVED}, {", ".join(renamed)} FROM explained
+        SELECT {ROW}, {POSITION}, {ROW_FAULT}, {FROM} AS {ARRIVED}, {UNTIL}, {", ".join(renamed)} FROM explained
     """
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,8 @@ def check(
     table = folder.spec.tables[landed.table]
     directory.mkdir(parents=True, exist_ok=True)
     name = directory / f"{landed.table}-{uuid4().hex}"
+    if not landed.paths:
+        return _empty(table, landed.table, name)
     typed, bad, good, quarantined = (name.with_suffix(f".{kind}") for kind in ("typed", "bad", "good", "quarantine"))
     try:
         with connect(directory, landed.paths[0].parent) as connection:
@@ -149,7 +151,11 @@ def check(
             _write_quarantine(connection, landed, bad, quarantined, rows.bad, run_id, interval)
             awaited = _awaited(connection, folder, landed, interval)
             published_rows = rows.count - rows.bad - rows.replaced - late
-            whole = _judge_whole(connection, table, rows, interval, past_rows_per_day, published_rows, awaited)
+
+            def may_be_empty(day: Interval) -> bool:
+                return day in awaited or folder.spec.schedules.is_closed(day)
+
+            whole = _judge_whole(connection, table, rows, interval, past_rows_per_day, published_rows, may_be_empty)
         refusals = [line for tally in whole if tally.check.severity == "critical" for line in tally.reasons()]
         quarantines = [line for tally in rows.tallies if tally.check.severity == "critical" for line in tally.reasons()]
         # A check that could not be judged has not passed, whatever its severity is.
@@ -189,17 +195,19 @@ def check(
     return result
 
 
+def _empty(table: Table, called: str, name: Path) -> CheckResult:
+    """The result for closed days of which no file came: nothing to judge, and no rows to publish."""
+    published, quarantined = name.with_suffix(".published.parquet"), name.with_suffix(".quarantined.parquet")
+    pq.write_table(published_schema(table).empty_table(), published)
+    pq.write_table(QUARANTINE_SCHEMA.empty_table(), quarantined)
+    return CheckResult(called, published, quarantined, 0, 0, 0, False, [], [], None)
+
+
 def nothing_yet(folder: ModelFolder, table: str, interval: Interval, directory: Path) -> CheckResult:
     """The result for a table with ``late`` whose source has not delivered anything of the interval yet."""
     directory.mkdir(parents=True, exist_ok=True)
-    name = directory / f"{table}-{uuid4().hex}"
-    published, quarantined = name.with_suffix(".published.parquet"), name.with_suffix(".quarantined.parquet")
-    pq.write_table(published_schema(folder.spec.tables[table]).empty_table(), published)
-    pq.write_table(QUARANTINE_SCHEMA.empty_table(), quarantined)
-    result = CheckResult(
-        table=table, published=published, quarantined=quarantined, rows_in=0, rows_published=0, rows_quarantined=0, refused=False,
-        reasons=[], warnings=[], data_docs=None, awaited=[day.key for day in interval.touched_days()],
-    )  # fmt: skip
+    empty = _empty(folder.spec.tables[table], table, directory / f"{table}-{uuid4().hex}")
+    result = replace(empty, awaited=[day.key for day in interval.touched_days()])
     _log(result)
     return result
 
@@ -360,10 +368,14 @@ def _judge_whole(
     interval: Interval,
     past_rows_per_day: float | None,
     published: int,
-    awaited: Sequence[Interval],
+    may_be_empty: Callable[[Interval], bool],
 ) -> list[CheckTally]:
-    """Judge rows per day, freshness, volume and tolerance, on a frame with one row per day and one for the interval."""
-    frame, checks = _rows_a_day(connection, table, rows, interval, awaited)
+    """Judge rows per day, freshness, volume and tolerance, on a frame with one row per day and one for the interval.
+
+    A day that may be empty, since it is closed or its rows come later, is left out of the mean per day. What ends with one
+    need not be fresh.
+    """
+    frame, checks = _rows_a_day(connection, table, rows, interval, may_be_empty)
     measures: dict[str, float] = {}
     if rows.count:
         measures["share_quarantined"] = rows.bad / rows.count
@@ -374,7 +386,8 @@ def _judge_whole(
                 f"more than the tolerance of {table.tolerance:.1%}",
             )
         )  # fmt: skip
-    if table.checks.freshness is not None and len(awaited) < len(interval.touched_days()):
+    days = open_days(interval, may_be_empty)
+    if table.checks.freshness is not None and not may_be_empty(interval.touched_days()[-1]):
         within = table.checks.freshness.within
         newest = connection.execute(f"SELECT max({quoted(str(table.event_time))}) FROM typed").fetchall()[0][0]
         age = (interval.end - newest) / timedelta(hours=1) if newest else math.inf
@@ -387,8 +400,8 @@ def _judge_whole(
             )
         )  # fmt: skip
     volume = table.checks.volume
-    if volume is not None and past_rows_per_day and math.isfinite(past_rows_per_day):
-        daily = published / (interval.length / timedelta(days=1))
+    if volume is not None and days and past_rows_per_day and math.isfinite(past_rows_per_day):
+        daily = published / days
         measures["rows_a_day_to_those_of_the_past"] = daily / past_rows_per_day
         checks.append(
             whole(
@@ -410,13 +423,25 @@ def _judge_whole(
     return tallies
 
 
+def open_days(interval: Interval, closed: Callable[[Interval], bool]) -> float:
+    """How many days of an interval are open, parts of a day included."""
+    within = (
+        (max(day.start, interval.start), min(day.end, interval.end)) for day in interval.touched_days() if not closed(day)
+    )
+    return sum((end - start) / timedelta(days=1) for start, end in within)
+
+
 def _rows_a_day(
-    connection: duckdb.DuckDBPyConnection, table: Table, rows: JudgedRows, interval: Interval, awaited: Sequence[Interval]
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    rows: JudgedRows,
+    interval: Interval,
+    may_be_empty: Callable[[Interval], bool],
 ) -> tuple[pd.DataFrame, list[Check]]:
     """The rows of each day, and the checks on them. A part of a day requires only that part of the rows."""
     wanted = table.checks.rows
     if table.event_time is None:
-        counts: dict[str | date, tuple[float, int]] = {interval.key: (1.0, rows.count)}
+        counts: dict[str | date, tuple[float, int]] = {interval.key: (float(not may_be_empty(interval)), rows.count)}
     else:
         event = quoted(table.event_time)
         found = dict(
@@ -426,14 +451,12 @@ def _rows_a_day(
         )
         counts = {}
         for day in interval.touched_days():
-            if day in awaited:
-                continue
-            share = (min(day.end, interval.end) - max(day.start, interval.start)) / day.length
+            share = 0.0 if may_be_empty(day) else (min(day.end, interval.end) - max(day.start, interval.start)) / day.length
             counts[day.start.date()] = share, found.get(day.start.date(), 0)
     frame = pd.DataFrame(index=[str(day) for day in counts])
     checks = []
     for share in dict.fromkeys(share for share, _ in counts.values()):
-        name = "rows_a_day" if share == 1 else f"rows_in_{24 * share:g}_hours"
+        name = {0.0: "rows_on_a_closed_day", 1.0: "rows_a_day"}.get(share, f"rows_in_{24 * share:g}_hours")
         frame[name] = [float(n) if part == share else math.nan for part, n in counts.values()]
         least = math.floor(wanted.min * share)
 

@@ -96,7 +96,7 @@ def write_page(path: Path, *, title: str, run_id: str, judged: Sequence[Expectat
         meta={"run_id": {"run_name": html.escape(run_id), "run_time": datetime.now(UTC).isoformat()}},
     )
     document = ValidationResultsPageRenderer().render(whole)
-    page = _FETCHED.sub("", _view.render(document))  # type: ignore[no-untyped-call]
+    page = _FETCHED.sub("", _view.render(document))  # type: ignore[no-untyped-call]  # it has no types
     page = page.replace("<head>", f"<head>{_POLICY}", 1).replace("</head>", f"{_STYLE}</head>", 1)
     with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")

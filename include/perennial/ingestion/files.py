@@ -44,6 +44,9 @@ BOMB_RATIO = 250
 BOMB_FROM = 256 << 20
 
 _TIME_CODES = re.compile(r"%[YmdH]")
+#: What looks like a time code. A file's address may have %20 or %C3, which are none.
+_LIKE_A_CODE = re.compile(r"%[A-Za-z]")
+_ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def land_files(
     files: list[dict[str, Any]],
     notices: list[str],
     *,
+    closed: Callable[[Interval], bool],
     further: Sequence[Interval] = (),
     may_be_absent: bool = False,
 ) -> list[Interval]:
@@ -86,6 +90,7 @@ def land_files(
         files: gets one entry per file that was read: ``name``, ``bytes``, ``sha256``, ``version`` (:func:`versions`), and
             ``period`` of a dated pattern.
         notices: gets what was accepted but is unusual.
+        closed: whether a period needs no file (``schedules.closed``).
         further: other intervals whose files are read too, as far as they exist; for a dated pattern.
         may_be_absent: whether steps of a dated pattern may be without a file, as long as one of all steps has one.
 
@@ -97,7 +102,7 @@ def land_files(
         SourceError: a file is missing, unsafe, damaged, or lacks a column.
     """
     assert source.files is not None
-    found, absent = _all_files(source.files, interval, data, further)
+    found, absent = _all_files(source.files, interval, data, further, closed)
     if absent and (not may_be_absent or not found):
         raise next(iter(absent.values()))
     for file in _without_copies(found, notices):
@@ -125,7 +130,7 @@ def versions(source: Source, interval: Interval, data: Path) -> dict[str, tuple[
     assert source.files is not None
     if not is_dated(source):
         return {}
-    found, _ = _all_files(source.files, interval, data, ())
+    found, _ = _all_files(source.files, interval, data, (), closed=lambda _: True)
     return {file.name: (file.period, _stamp(_unopened_version(file))) for file in found if file.period is not None}
 
 
@@ -135,9 +140,9 @@ def is_dated(source: Source) -> bool:
 
 
 def _all_files(
-    pattern: str, interval: Interval, data: Path, further: Sequence[Interval]
+    pattern: str, interval: Interval, data: Path, further: Sequence[Interval], closed: Callable[[Interval], bool]
 ) -> tuple[list[_File], dict[Interval | None, SourceMissing]]:
-    """The files of an interval and of further ones, each once; and by its period an error for each step without a file."""
+    """The files of an interval and of further ones, each once; and by its period an error for each step without its file."""
     found: list[_File] = []
     absent: dict[Interval | None, SourceMissing] = {}
     steps: set[tuple[str, Interval | None]] = set()
@@ -147,7 +152,7 @@ def _all_files(
                 continue
             steps.add(step)
             try:
-                found += _find(*step, data, pattern)
+                found += _find(*step, data, pattern, optional=step[1] is not None and closed(step[1]))
             except SourceMissing as error:
                 if span == interval:
                     absent[step[1]] = error
@@ -186,6 +191,12 @@ def _expand(pattern: str, interval: Interval) -> list[tuple[str, Interval | None
     return steps
 
 
+def unknown_codes(pattern: str) -> list[str]:
+    """What looks like a time code in a pattern, and stands for no time here."""
+    plain = _ESCAPED.sub("", _TIME_CODES.sub("", pattern)) if "://" in pattern else _TIME_CODES.sub("", pattern)
+    return sorted(set(_LIKE_A_CODE.findall(plain)))
+
+
 def _at(pattern: str, moment: datetime) -> str:
     # strftime is applied to each code alone: an address may contain other percent signs.
     return _TIME_CODES.sub(lambda code: moment.strftime(code[0]), pattern)
@@ -203,7 +214,7 @@ def _next_step(start: datetime, step: str) -> datetime:
             return start.replace(year=start.year + 1)
 
 
-def _find(pattern: str, period: Interval | None, data: Path, written: str) -> list[_File]:
+def _find(pattern: str, period: Interval | None, data: Path, written: str, *, optional: bool = False) -> list[_File]:
     magic = "*" in pattern or "?" in pattern
     system, path = None, pattern
     if "://" in pattern:
@@ -235,7 +246,7 @@ def _find(pattern: str, period: Interval | None, data: Path, written: str) -> li
             ]
         except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{_masked(pattern)}: cannot be listed: {one_line(error)}") from error
-    if not found:
+    if not found and not optional:
         hint = f" (`files: {_masked(written)}` for {period})" if period else f" (`files: {_masked(written)}`)"
         base = "" if "://" in pattern else f" below {data}"
         raise SourceMissing(f"{_masked(pattern)}: there is no such file{base}{hint}; deliver it, then ingest again")

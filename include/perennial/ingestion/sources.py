@@ -39,6 +39,7 @@ class Landed:
         table: name of the table.
         paths: Parquet files of the raw columns that the table mentions, and
             :data:`perennial.ingestion.casting.LANDED_EXTRAS`. More than one if columns or types of the source differ.
+            None if all days are closed, and no file came.
         rows: number of rows in the files, those of other intervals included.
         files: the files that were read: ``name``, ``bytes`` as stored, ``sha256``, and ``period``, the key of the file's
             period by a dated pattern. Empty for SQL and Python.
@@ -106,6 +107,7 @@ def land(
         if source.files is not None:
             absent = land_files(
                 source, interval, data, writer, files, notices,
+                closed=folder.spec.schedules.is_closed,
                 further=[*again, Interval(interval.end, interval.end + late)] if late else again,
                 may_be_absent=bool(late) and table != folder.spec.entity.table,
             )  # fmt: skip
@@ -115,7 +117,12 @@ def land(
         else:
             assert source.python is not None
             land_python(folder, source.python, name, reread, writer)
-        paths, rows = writer.finish()
+        paths: list[Path] = []
+        rows = 0
+        if source.files is not None and not files:
+            notices.append(f"no file came: {interval} is closed (schedules.closed in model.yaml)")
+        else:
+            paths, rows = writer.finish()
     except PerennialError as error:
         raise type(error)(f"{folder.spec.name}, {interval}, source {name}: {error}") from error
     finally:

@@ -93,7 +93,8 @@ def _expect(
     follows: tuple[str, ...] = (),
     **settings: Any,
 ) -> Check:
-    expectation = kind(column=column, severity=FailureSeverity(severity), **settings)  # type: ignore[call-arg]
+    # Each kind of expectation declares its own arguments.
+    expectation = kind(column=column, severity=FailureSeverity(severity), **settings)  # type: ignore[call-arg]  # see above
     return Check(expectation, column, severity, explain, follows)
 
 

@@ -235,7 +235,7 @@ class FileWriter:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._path = table.location_provider().new_data_location(f"{uuid.uuid4()}.parquet")
-        self._output: PyArrowFile = table.io.new_output(self._path)  # type: ignore[assignment]
+        self._output: PyArrowFile = table.io.new_output(self._path)  # type: ignore[assignment]  # PyArrowFileIO's
         self._writer = ParquetFormatWriter(self._output, table.schema(), table.properties)
         self.bytes = 0
 

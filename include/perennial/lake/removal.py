@@ -61,8 +61,8 @@ def removing_alone(settings: Settings) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise BackupError(
-                        f"others have been removing files of the lake for {PATIENCE}: see what <model>.maintain does, and try "
-                        "again when it has ended"
+                        f"others have been removing files of the lake for {PATIENCE}: look at <model>.maintain, and try again "
+                        "when it has ended"
                     ) from None
                 time.sleep(0.1)
         yield

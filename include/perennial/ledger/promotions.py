@@ -148,7 +148,7 @@ class Promotions(TableFamily):
                     f"{model}: the decision on version {version} was made against champion {expected or 'none'}, but the "
                     f"champion is now {champion or 'none'}. Decide again"
                 )
-            values = {
+            values: dict[str, Any] = {
                 "model": model, "version": version, "previous": expected, "action": action, "reason": reason,
                 "actor": actor, "run_id": run_id, "evidence": dict(evidence), "intended_at": now(),
                 "completed_at": None, "withdrawn_at": None,
@@ -156,7 +156,7 @@ class Promotions(TableFamily):
             number = connection.execute(
                 sa.insert(tables.promotions).values(values).returning(tables.promotions.c.id)
             ).scalar_one()
-            return Promotion(id=number, **values)  # type: ignore[arg-type]
+            return Promotion(id=number, **values)
 
     def complete_promotion(self, promotion_id: int, alert: Alert | None = None) -> None:
         """Complete a promotion after the registry has moved the alias: from now on the version is champion.

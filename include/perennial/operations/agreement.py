@@ -103,7 +103,7 @@ def _of_lake(parts: Deployment, model: str) -> Iterator[str]:
                 lost.add(table)
                 continue
             for file in missing:
-                yield f"{model}: table {table}, {why} at snapshot {snapshot}, misses {file}: restore the lake from a backup"
+                yield f"{model}: table {table}, {why} at snapshot {snapshot}, has lost {file}: restore the lake from a backup"
                 lost.add(table)
     erasures = parts.ledger.erasures(model)
     for dataset in parts.ledger.datasets(model):
@@ -153,7 +153,7 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
     if any(champion in one.versions.get("unpinned", []) for one in parts.ledger.erasures(model)):
         return
     if pin not in parts.lake.pins(model):
-        yield f"{model} version {champion}: the rows that it was trained on are not pinned as {pin}; it cannot be made again"
+        yield f"{model} version {champion}: the rows that it was trained on are not pinned as {pin}; it cannot be reproduced"
 
 
 def _of_predictions(parts: Deployment, model: str) -> Iterator[str]:

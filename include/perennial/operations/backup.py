@@ -62,12 +62,12 @@ def make_backup(settings: Settings, place: Path, environment: Mapping[str, str],
     """
     databases, folders = _databases(settings, environment), _folders(settings, environment)
     if not databases["ledger"].exists():
-        raise BackupError(f"there is no ledger at {databases['ledger']}: is PERENNIAL_STATE ({settings.state}) what you mean?")
+        raise BackupError(f"there is no ledger at {databases['ledger']}: check PERENNIAL_STATE ({settings.state})")
     if place.exists() and any(place.iterdir()):
-        raise BackupError(f"{place} holds something already; name a new folder")
+        raise BackupError(f"{place} is not empty; name a new folder")
     for folder in folders.values():
         if place.absolute().is_relative_to(folder.absolute()):
-            raise BackupError(f"{place} lies in {folder}, which would be copied; name a folder elsewhere, best on another disk")
+            raise BackupError(f"{place} is in {folder}, which is copied; name a folder elsewhere, best on another disk")
     place.mkdir(parents=True, exist_ok=True)
     place.chmod(0o700)
     removal.hold(settings, now + LONGEST)
@@ -116,9 +116,9 @@ def restore_backup(settings: Settings, place: Path, environment: Mapping[str, st
     for name, address in {**manifest["databases"], **manifest["folders"]}.items():
         if here.get(name) != address:
             raise BackupError(
-                f"the backup's {name} was at {address} and is to be at {here.get(name, 'no place')}: files of the lake and of "
-                "MLflow name each other by their whole address. Set the variables of .env.example to what they were, or link "
-                "the old place to the new one"
+                f"the backup's {name} was at {address}, but here it is at {here.get(name, 'no place')}: files of the lake and "
+                "of MLflow contain absolute addresses. Set the variables of .env.example to their old values, or link the old "
+                "place to the new one"
             )
     taken = [path for path in databases.values() if path.exists()]
     taken += [file for _, file in islice(_files(settings, folders), 1)]
@@ -137,12 +137,12 @@ def restore_backup(settings: Settings, place: Path, environment: Mapping[str, st
 
 
 def _check(place: Path) -> dict[str, Any]:
-    """The manifest of a backup whose files are what they were."""
+    """The manifest of a backup, after a check that its files are unchanged."""
     try:
         manifest: dict[str, Any] = json.loads((place / _MANIFEST).read_text(encoding="utf-8"))
         text = (place / _SUMS).read_bytes()
     except (OSError, ValueError) as error:
-        raise BackupError(f"{place} is no backup, or an unfinished one: {error}") from error
+        raise BackupError(f"{place} is not a complete backup: {error}") from error
     if hashlib.sha256(text).hexdigest() != manifest["sums"]:
         raise BackupError(f"{place / _SUMS} was changed after the backup; use another backup")
     wrong = []
@@ -151,7 +151,7 @@ def _check(place: Path) -> dict[str, Any]:
         if found is None:
             wrong.append(f"{name} is missing")
         elif found != digest:
-            wrong.append(f"{name} is cut or changed")
+            wrong.append(f"{name} is truncated or changed")
     if wrong:
         raise BackupError(f"the backup {place} is damaged: {_some(wrong)}. Nothing was restored; use another backup")
     return manifest

@@ -145,7 +145,7 @@ def check_values(spec: ModelSpec, values: Mapping[str, str]) -> None:
             known = ", ".join(sorted({column for table in spec.tables.values() for column in table.columns}))
             raise ErasureError(f"{spec.name}: no table has a column {name}; there are: {known}")
         if not any(_value(text, ARROW[kind]) is not None for kind in kinds):
-            raise ErasureError(f"{spec.name}: the value given for {name} is no {' or '.join(sorted(kinds))}")
+            raise ErasureError(f"{spec.name}: the value given for {name} is not a {' or '.join(sorted(kinds))}")
 
 
 # --- the quarantine --------------------------------------------------------------------------------------------------

@@ -78,12 +78,12 @@ class Survey:
         if self.nothing:
             return [f"{self.model}: nothing is known of it", *self.notes]
         lines = [f"{table}: {count:,} rows" for table, count in self.rows.items() if count]
-        lines.append(f"lake: {self.files:,} data files hold them, {self.snapshots:,} snapshots are let go")
+        lines.append(f"lake: {self.files:,} data files contain them, {self.snapshots:,} snapshots are expired")
         versions = sorted(version for version in self.samples.values() if version is not None)
         others = sum(version is None for version in self.samples.values())
         if self.samples:
             its = f"of versions {_numbers(versions)}" if versions else "of no version"
-            lines.append(f"stored models: samples {its} and of {others} candidates are written anew without them")
+            lines.append(f"stored models: samples {its} and of {others} candidates are rewritten without them")
         lines += [
             f"{what}: {len(paths):,} files are removed"
             for what, paths in (("staging", self.staging), ("reports", self.reports))
@@ -92,9 +92,9 @@ class Survey:
         if self.texts:
             lines.append(f"ledger: {self.texts:,} warnings, refusals, verdicts or alerts quote it; the value is replaced")
         if self.learned:
-            lines.append(f"learned from it or were judged on it, and keep what they learned: versions {_numbers(self.learned)}")
+            lines.append(f"versions that were trained or evaluated on it, and are not changed: {_numbers(self.learned)}")
         if self.unpinned:
-            lines.append(f"cannot be made again to the bit, as their training rows go: versions {_numbers(self.unpinned)}")
+            lines.append(f"versions that can no longer be reproduced: {_numbers(self.unpinned)}")
         return [*lines, *self.notes]
 
 
@@ -103,9 +103,9 @@ def describe(erasure: Erasure) -> list[str]:
     rows = ", ".join(f"{table} {count:,}" for table, count in sorted(erasure.rows.items()) if count) or "none"
     lines = [f"{erasure.model}: erasure {erasure.id} is complete; rows erased: {rows}"]
     for kind, words in (
-        ("rewritten", "samples were written anew, under a new manifest, of versions"),
-        ("learned", "learned from it or were judged on it, and keep what they learned: versions"),
-        ("unpinned", "cannot be made again to the bit: versions"),
+        ("rewritten", "versions whose samples were rewritten, with a new manifest:"),
+        ("learned", "versions that were trained or evaluated on it, and are not changed:"),
+        ("unpinned", "versions that can no longer be reproduced:"),
     ):
         if its := erasure.versions.get(kind):
             lines.append(f"{words} {_numbers(its)}")
@@ -119,8 +119,8 @@ def describe(erasure: Erasure) -> list[str]:
     ]  # fmt: skip
     return [
         *lines,
-        "Erase it from the source as well, or the next run for its days brings it back. Backups and logs still hold it, and "
-        "what others have copied (docs/security.md).",
+        "Erase it from the source as well, or the next run for its days reads it again. Backups, logs and copies elsewhere "
+        "still contain it (docs/security.md).",
     ]
 
 
@@ -193,8 +193,9 @@ class Forgetting:
             if not cut_off and self.survey().nothing:
                 return None
             begun = ledger.begin_erasure(model, self._entity.values, actor=actor, reason=reason)
-            say(f"erasure {begun.id}: runs of {model} that have started cannot publish any more")
-            # The search begins after the fence exists. Runs that started earlier cannot publish after the search.
+            say(f"erasure {begun.id}: runs of {model} that started before it can no longer publish")
+            # The fence exists, so no run that started earlier can publish any more. The search begins now, so it finds all
+            # that these runs have published.
             return self._erase(begun, datetime.now(UTC), say)
 
     def _erase(self, begun: Erasure, since: datetime, say: Callable[[str], object]) -> Erasure:
@@ -209,7 +210,7 @@ class Forgetting:
         )
         for path in (*found.staging, *found.reports):
             path.unlink(missing_ok=True)
-        say(f"{len(found.staging):,} files of staging and {len(found.reports):,} of reports are removed")
+        say(f"{len(found.staging):,} staging files and {len(found.reports):,} reports were removed")
         features = findings.get(_FEATURES)
         rewritten = parts.registry.erase_samples(
             model,
@@ -242,7 +243,7 @@ class Forgetting:
         eraser.let_go(model, name, left)
         removed = eraser.remove(model, name, paths)
         if removed:
-            say(f"{name}: {len(left.tainted):,} snapshots are let go and {removed:,} files removed")
+            say(f"{name}: {len(left.tainted):,} snapshots were expired and {removed:,} files were removed")
         return removed
 
     def _survey(self, older_than: datetime) -> tuple[Survey, Entity, dict[str, Findings]]:
@@ -261,9 +262,9 @@ class Forgetting:
         pins = sorted({pin for one in findings.values() for pin in one.pins})
         records = parts.ledger.versions(model)
         words = entity.words
-        notes = [] if words else ["reports, alerts and warnings were not searched: the value is too short to tell it there"]
+        notes = [] if words else ["reports, alerts and warnings were not searched: the value is too short to be found reliably"]
         if others := self._others():
-            notes.append(f"other models have columns of that name, and are not looked at: {', '.join(others)}")
+            notes.append(f"other models have columns of that name and were not searched: {', '.join(others)}")
         return (
             Survey(
                 model=model,

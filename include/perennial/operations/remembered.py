@@ -32,14 +32,14 @@ def remembered(parts: Deployment, model: str) -> ModelFolder:
     for record in reversed(parts.ledger.versions(model)):
         try:
             with open_folder(record, None, parts.registry, []) as folder:
-                log.info("%s has no folder; it is taken as it was when version %d was trained", model, record.version)
+                log.info("%s has no folder; the files of the training of version %d are used", model, record.version)
                 return folder
         except (TrainingError, ArtifactRejected, SpecError) as error:
-            log.info("%s version %d does not tell what its folder said: %s", model, record.version, error)
+            log.info("the files of the folder of %s version %d are not known: %s", model, record.version, error)
     known = ", ".join(parts.ledger.models()) or "none"
     raise SpecError(
-        f"{model} has no folder below {parts.settings.models}, and neither a retirement nor a version kept what it said; "
-        f"models that are known: {known}"
+        f"{model} has no folder below {parts.settings.models}, and no retirement or version kept its files; "
+        f"known models: {known}"
     )
 
 

@@ -19,7 +19,7 @@ from perennial.lake.removal import removing_alone
 from perennial.operations.remembered import remembered
 from perennial.spec.folder import is_model_folder, read_model
 
-_MARK = "\n# This model has ended: it has no DAGs, and nobody watches over it.\nretired: true\n"
+_MARK = "\n# This model is retired: it has no DAGs and is not monitored.\nretired: true\n"
 
 
 def mark_retired(parts: Deployment, model: str) -> bool:
@@ -44,11 +44,11 @@ def mark_retired(parts: Deployment, model: str) -> bool:
     except SpecError as error:
         file.write_text(text, encoding="utf-8")
         raise ErasureError(
-            f"{file} cannot be marked, it is as it was: write retired: true into it yourself ({error})"
+            f"{file} could not be marked and is unchanged: write retired: true into it yourself ({error})"
         ) from error
     except OSError as error:
         raise ErasureError(
-            f"{file} cannot be written here ({error.strerror}): write retired: true into it where it comes from"
+            f"{file} cannot be written here ({error.strerror}): write retired: true into it in its repository"
         ) from error
     return True
 
@@ -76,15 +76,15 @@ def retire(parts: Deployment, model: str, *, actor: str, reason: str, drop_lake:
         raise ErasureError(f"nothing is known of a model {model}; there are: {', '.join(ledger.models()) or 'none'}")
     if is_model_folder(parts.settings.models / model) and not parts.model(model).spec.retired:
         raise ErasureError(
-            f"{model} has a folder, and so DAGs that would go on: write `retired: true` into {model}/model.yaml (--mark does), "
-            "or remove the folder; when that is deployed everywhere, run this again"
+            f"{model} has a folder, so its DAGs would keep running: write `retired: true` into {model}/model.yaml (--mark does "
+            "this), or remove the folder. Run this again after that is deployed everywhere"
         )
     try:
         files = remembered(parts, model).files
     except SpecError:
         files = {}
     retired = parts.registry.retire(model, actor=actor, reason=reason, files=files)
-    was = "it had no champion" if retired.champion is None else f"version {retired.champion} is champion no more"
+    was = "it had no champion" if retired.champion is None else f"version {retired.champion} is no longer champion"
     told = [f"{model} is retired since {retired.retired_at:%Y-%m-%d %H:%M} UTC ({retired.actor}: {retired.reason}); {was}"]
     if resolved := _resolve_alerts(parts, model):
         told.append(f"{resolved} open alerts are resolved")
@@ -93,7 +93,7 @@ def retire(parts: Deployment, model: str, *, actor: str, reason: str, drop_lake:
     elif retired.dropped_at is not None:
         told.append(f"its lake was removed on {retired.dropped_at:%Y-%m-%d}")
     else:
-        told.append("its lake is kept; perennial maintain keeps it in order, --drop-lake removes it")
+        told.append("its lake is kept; perennial maintain maintains it, --drop-lake removes it")
     return told
 
 

@@ -6,7 +6,6 @@ from datetime import timedelta
 
 from airflow.sdk import (
     Asset,
-    CronPartitionTimetable,
     CronTriggerTimetable,
     MonthWindow,
     PartitionedAssetTimetable,
@@ -16,12 +15,14 @@ from airflow.sdk import (
     WeekWindow,
 )
 
+from perennial.orchestration.timetables import EachDay
+
 #: Format of a partition key: a UTC day. A week or month is named by its first day.
 DAY = "%Y-%m-%d"
-#: A DAG that is switched on should wait for its next tick. Airflow's default also runs a past tick if its age is below a
-#: tenth of the time between two ticks, so the result would depend on the hour. But with no grace at all, the first tick
-#: can be lost: at each parse, Airflow computes again when a DAG without runs is due, perhaps before the scheduler has
-#: handled the tick.
+#: A DAG that has just been switched on runs a past tick only if the tick is younger than this; otherwise it waits for the next
+#: one. Airflow's default is a tenth of the time between two ticks, so whether the DAG runs at once would depend on the hour.
+#: Without any grace, the first tick could be lost: at each parse, Airflow computes the next run of a DAG without runs again,
+#: perhaps before the scheduler has handled the tick.
 _GRACE = timedelta(minutes=5)
 
 
@@ -35,9 +36,9 @@ def predictions(model: str) -> Asset:
     return Asset(name=f"{model}.predictions", uri=f"perennial://{model}/predictions", group="perennial")
 
 
-def each_day(cron: str) -> CronPartitionTimetable:
-    """A run at each tick of ``cron`` (UTC), for the day before."""
-    return CronPartitionTimetable(cron, timezone="UTC", run_offset=-1, key_format=DAY, run_immediately=_GRACE)
+def each_day(cron: str, *, catch_up: timedelta) -> EachDay:
+    """A run at each tick of ``cron`` (UTC), for the day before; also at missed ticks that are not older than ``catch_up``."""
+    return EachDay(cron, key_format=DAY, run_immediately=_GRACE, catch_up=catch_up)
 
 
 def at(cron: str) -> CronTriggerTimetable:

@@ -16,6 +16,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, XComArg, get_parsing_context
 from airflow.sdk.bases.timetable import BaseTimetable
+from airflow.timetables.base import Timetable
 
 from perennial.core.errors import SpecError
 from perennial.core.pools import pools
@@ -107,7 +108,7 @@ def stage(
     model: ModelSpec,
     name: str,
     *,
-    schedule: BaseTimetable | str | None,
+    schedule: BaseTimetable | Timetable | str | None,
     doc: str | None,
     params: Mapping[str, Param] | None = None,
     max_active_runs: int = 1,
@@ -148,7 +149,7 @@ def common(
     *,
     owner: str,
     description: str,
-    schedule: BaseTimetable | str | None,
+    schedule: BaseTimetable | Timetable | str | None,
     doc: str | None,
     tags: set[str],
     params: Mapping[str, Param] | None = None,
@@ -232,8 +233,8 @@ def days_per_part() -> Param:
         type="integer",
         minimum=1,
         maximum=366,
-        title="Days a part",
-        description_md="A range is worked on in parts of so many days, beside each other; fewer where a day has many rows.",
+        title="Days per part",
+        description_md="A range is cut into parts of this many days, which run at the same time. Use fewer if days are large.",
     )
 
 

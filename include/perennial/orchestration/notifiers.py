@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Connection, get_current_context, task
 from airflow.sdk.exceptions import AirflowNotFoundException
@@ -75,6 +75,7 @@ def deliver(
     if not outbox.backlog().count:
         return delivery.DeliveryResult()
     routing = Routing(parts.settings)
+    given: dict[str, Any] = {"deadline": deadline, "pause": pause}
     return delivery.deliver(
         outbox,
         delivery.Addresses(routing.channels_of, lambda: routing.named),
@@ -82,8 +83,7 @@ def deliver(
         clock=clock,
         overdue_by=overdue_by,
         at_once=at_once,
-        **({"deadline": deadline} if deadline is not None else {}),  # type: ignore[arg-type]
-        **({"pause": pause} if pause is not None else {}),  # type: ignore[arg-type]
+        **{name: value for name, value in given.items() if value is not None},
     )
 
 
@@ -148,9 +148,15 @@ def open_channel(name: str) -> Channel:
         name: the channel's name, as in :attr:`perennial.spec.operation.Route.channels`.
 
     Raises:
-        NotDelivered: there is no such connection, it has another type, or it cannot be read now.
+        NotDelivered: the channel is of an unknown kind, there is no such connection, it has another type, or it cannot be read
+            now.
     """
     kind, _, rest = name.partition(":")
+    if not rest or kind not in ("email", "slack"):
+        raise NotDelivered(
+            f"the channel {name} is unknown: a channel is slack:CONNECTION, slack:CONNECTION:#CHANNEL or email:ADDRESS",
+            mend=True,
+        )
     if kind == "email":
         return _mail(rest)
     connection, _, channel = rest.partition(":")

@@ -87,7 +87,7 @@ def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any]
         if outcome.became == "refused":
             raise AirflowSkipException(outcome.words)
         if outcome.became == "waiting":
-            raise AirflowFailException(f"{model} wants an approval, and nobody was asked: trigger {model}.train again")
+            raise AirflowFailException(f"{model} requires an approval, and nobody was asked: trigger {model}.train again")
         return {"champion": outcome.version}
 
 

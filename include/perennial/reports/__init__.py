@@ -1,4 +1,4 @@
-"""What people look at: the board, model cards, release reports, lineage and history.
+"""Pages and tables for people: the board, model cards, release reports, lineage and history.
 
-Begin with :mod:`perennial.reports.documents`, which every page is made of, or :mod:`perennial.reports.board`.
+Begin with :mod:`perennial.reports.documents`, which makes every page, or with :mod:`perennial.reports.board`.
 """

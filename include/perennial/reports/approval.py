@@ -1,7 +1,7 @@
-"""What a person sees who is asked whether a version may become champion.
+"""The text of a request for approval: may this version become champion?
 
-Neighbours: :mod:`perennial.evaluation.gates` has decided before anybody is asked; the orchestration asks;
-:class:`perennial.ledger.records.Approval` is what becomes of the answer.
+Neighbours: :mod:`perennial.evaluation.gates` decides before a person is asked. The orchestration asks.
+:class:`perennial.ledger.records.Approval` records the answer.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ def comparison_in_words(version: int, evaluation: Evaluation, decision: GateDeci
     """Candidate and champion side by side, in Markdown.
 
     Args:
-        version: the candidate's.
-        evaluation: of both.
-        decision: of the gates.
-        links: name to address.
+        version: the candidate's version.
+        evaluation: the evaluation of both.
+        decision: the gates' decision.
+        links: addresses by name.
     """
     candidate, champion = evaluation.candidate, evaluation.champion
     rival = f"champion, version {champion.version}" if champion else "no champion yet"

@@ -1,11 +1,11 @@
-"""The model card of a version: what it is, what it was made from, how good it is, and where it is not to be trusted.
+"""The model card of a version: what it is, what it was made from, how good it is, and where it must not be trusted.
 
-Each section says what is recorded. One that would say nothing, or lack its picture, fails the page
-(:meth:`perennial.reports.documents.Document.check`), and with it the promotion. What ``model.yaml`` does not ask for is
-told in words.
+Each section shows what is recorded. If a section would be empty or lack its picture, the page is refused
+(:meth:`perennial.reports.documents.Document.check`), and with it the promotion. If ``model.yaml`` does not ask for an
+evaluation, the section says so in words.
 
-Neighbours: :mod:`perennial.reports.dossier` gathers what is recorded, :mod:`perennial.reports.releases` reports what a
-version changes and writes the pages, :mod:`perennial.evidence.evaluation` says what was measured.
+Neighbours: :mod:`perennial.reports.dossier` gathers the records. :mod:`perennial.reports.releases` reports what a version
+changes, and writes the pages. :mod:`perennial.evidence.evaluation` defines the measurements.
 
 References:
     Mitchell et al.: Model Cards for Model Reporting. FAccT 2019.
@@ -25,16 +25,16 @@ from perennial.reports.dossier import Dossier
 from perennial.reports.lineage import training_set
 from perennial.spec.training import METRICS
 
-#: Rows of a table, and lines of a list, that people read.
+#: The largest number of rows of a table and of lines of a list.
 MOST = 20
-#: Share of missing values from which a feature is named as a limit.
+#: A feature with at least this share of missing values is listed as a limit.
 MOSTLY_MISSING = 0.5
 
 _YEAR = timedelta(days=365)
 
 
 def model_card(dossier: Dossier) -> Document:
-    """What a version is, what it was made from, how good it is, and where it is not to be trusted."""
+    """The page: what a version is, what it was made from, how good it is, and where it must not be trusted."""
     return Document(
         kind="Model card",
         title=dossier.name,
@@ -51,14 +51,14 @@ def model_card(dossier: Dossier) -> Document:
             Chapter(
                 "Calibration and errors",
                 _calibration(dossier),
-                "holdout/calibration.png (or confusion.png, residuals.png) of the run, drawn when the holdout has labels of "
-                "more than one kind and every prediction is finite",
+                "holdout/calibration.png (or confusion.png, residuals.png) of the run, which is drawn if the holdout has more "
+                "than one distinct label and every prediction is finite",
             ),
             Chapter(
                 "Feature importance",
                 _importance(dossier),
-                "validation/importance.json and importance.png of the run, made when the primary metric can be measured on "
-                "the validation rows: make training.validation longer",
+                "validation/importance.json and importance.png of the run, which are made if the primary metric can be "
+                "measured on the validation rows: make training.validation longer",
             ),
             *_probes(dossier),
             gates(dossier),
@@ -69,7 +69,7 @@ def model_card(dossier: Dossier) -> Document:
 
 
 def standing(dossier: Dossier) -> Mark:
-    """How things stand with a version, in two words."""
+    """The status of a version, in a few words."""
     if dossier.decisions:
         return Mark("promoted", "good")
     if not dossier.passed:
@@ -77,7 +77,7 @@ def standing(dossier: Dossier) -> Mark:
     if dossier.approvals:
         answer = dossier.approvals[-1].answer
         return Mark(answer, "good" if answer == "approved" else "bad")
-    return Mark("gates passed, waits for approval" if dossier.spec.promotion == "approval" else "gates passed", "good")
+    return Mark("gates passed, waiting for approval" if dossier.spec.promotion == "approval" else "gates passed", "good")
 
 
 def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
@@ -99,7 +99,7 @@ def number(value: Any) -> str:
 
 
 def interval_of(contender: Contender, metric: str) -> str:
-    """The confidence interval of a metric; nothing if there is none."""
+    """The confidence interval of a metric; an empty text if there is none."""
     ends = contender.intervals.get(metric)
     return f"[{number(ends[0])}, {number(ends[1])}]" if ends else ""
 
@@ -108,12 +108,12 @@ def _purpose(dossier: Dossier) -> Block:
     spec = dossier.spec
     return Facts(
         [
-            ("what it answers", spec.description),
+            ("question it answers", spec.description),
             ("owner", spec.owner),
             ("task", spec.task.replace("_", " ")),
             ("one prediction for", f"each {', '.join(spec.entity_table.key)} of {spec.entity.table}"),
-            ("asked for at", spec.entity.as_of),
-            ("what comes true", f"{spec.label.sql} (of {spec.label.table})"),
+            ("time of the prediction", spec.entity.as_of),
+            ("label", f"{spec.label.sql} (of {spec.label.table})"),
             ("made on", f"{dossier.record.created_at:%Y-%m-%d %H:%M} UTC"),
         ]
     )
@@ -122,32 +122,32 @@ def _purpose(dossier: Dossier) -> Block:
 def _limits(dossier: Dossier) -> list[Block]:
     spec = dossier.spec
     use = spec.card.intended_use or (
-        f"The team has not said (card.intended_use in model.yaml). By its spec, it predicts {spec.label.sql!r} for each row of "
-        f"{spec.entity.table} at {spec.entity.as_of!r}, and for nothing else."
+        f"The team has not stated it (card.intended_use in model.yaml). By its spec, it predicts {spec.label.sql!r} for each "
+        f"row of {spec.entity.table} at {spec.entity.as_of!r}, and nothing else."
     )
     not_for = [f"Not made for: {line}" for line in spec.card.not_for]
     return [Words(use), Points([*not_for, *spec.card.limits, *known_limits(dossier)])]
 
 
 def known_limits(dossier: Dossier) -> list[str]:
-    """What the record itself says about where a version is not to be trusted."""
+    """The limits of a version that follow from its record."""
     spec, evaluation, training = dossier.spec, dossier.evaluation, dossier.training
     window, holdout = training.interval("window"), training.interval("holdout")
     limits = [
-        f"It was judged on {evaluation.interval} alone ({holdout.length.days} days); how it does at other times is for "
-        "monitoring to tell."
+        f"It was judged on {evaluation.interval} only ({holdout.length.days} days); monitoring measures its performance at "
+        "other times."
     ]
     if window.length < _YEAR:
         limits.append(
-            f"It learned from {window.length.days} days, {training.window}: seasons, holidays and events outside are "
-            "unknown to it."
+            f"It learned from {window.length.days} days, {training.window}. It does not know seasons, holidays and events "
+            "outside this period."
         )
     for part, words in (("holdout", "it was judged on"), ("window", "it learned from")):
         entities, labelled = training.entities[part], training.labelled[part]
         if labelled < entities:
             limits.append(
-                f"{entities - labelled:,} of {entities:,} rows of what {words} had no label in time "
-                f"({1 - labelled / entities:.1%}); no figure here speaks of them."
+                f"{entities - labelled:,} of {entities:,} rows that {words} had no label in time "
+                f"({1 - labelled / entities:.1%}); no number on this page includes them."
             )
     if training.rows["window"] < training.labelled["window"]:
         limits.append(
@@ -155,19 +155,19 @@ def known_limits(dossier: Dossier) -> list[str]:
             "(training.max_rows)."
         )
     if mostly := [f"{name} ({share:.0%})" for name, share in dossier.missing.items() if share >= MOSTLY_MISSING]:
-        limits.append(f"Mostly missing where it learned: {listed(mostly)}.")
+        limits.append(f"Mostly missing in its training data: {listed(mostly)}.")
     if not dossier.missing:
-        limits.append("How much of each feature was missing where it learned is not known: the stored model cannot be loaded.")
+        limits.append("The share of missing values per feature is not known, because the stored model cannot be loaded.")
     not_judged = evaluation.slices.not_judged if evaluation.slices else []
-    limits += [f"A part that was not judged: {reason}" for reason in not_judged[:MOST]]
+    limits += [f"A slice that was not judged: {reason}" for reason in not_judged[:MOST]]
     if len(not_judged) > MOST:
-        limits.append(f"{len(not_judged) - MOST:,} more parts were not judged; the evaluation in MLflow names them.")
+        limits.append(f"{len(not_judged) - MOST:,} more slices were not judged; the evaluation in MLflow names them.")
     if not spec.gates.slices.columns:
-        limits.append("No slices are judged one by one: model.yaml names no gates.slices.columns.")
+        limits.append("No slices are judged separately: model.yaml has no gates.slices.columns.")
     if not spec.gates.fairness:
-        limits.append("Whether groups are treated alike is not judged: model.yaml names no gates.fairness.")
+        limits.append("Whether groups are treated alike is not judged: model.yaml has no gates.fairness.")
     if dossier.record.code.dirty:
-        limits.append("It was made by code with changes that no commit has.")
+        limits.append("It was made with code that has uncommitted changes.")
     return limits
 
 
@@ -177,7 +177,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def decision(dossier: Dossier) -> Chapter:
-    """What was decided, and by whom."""
+    """The section with the decisions on the version, and who made them."""
     results = dossier.record.decision.results
     refused = [result for result in results if not result.passed]
     words = (
@@ -197,7 +197,7 @@ def decision(dossier: Dossier) -> Chapter:
         ),
     ]  # fmt: skip
     told = [*(f"{one.answered_at:%Y-%m-%d %H:%M} UTC: {one.told}" for one in dossier.approvals), *dossier.decisions]
-    blocks.append(Points(told or ["This page was made before anything else was decided."]))
+    blocks.append(Points(told or ["When this page was made, nothing else had been decided."]))
     return Chapter("Decision", blocks, "the gates' decision, in the ledger")
 
 
@@ -233,10 +233,10 @@ def _data(dossier: Dossier) -> list[Block]:
         Grid(["part", "interval", "rows", "labels known", "classes", "SHA-256 of the rows"], parts),
         Facts(
             [
-                ("known by", training.as_of),
+                ("labels known by", training.as_of),
                 *_labels(training),
                 ("features", f"{len(training.numeric)} numeric, {len(training.categorical)} categorical"),
-                ("how features are made", f"SHA-256 {dossier.record.features_digest}"),
+                ("feature definitions", f"SHA-256 {dossier.record.features_digest}"),
                 ("pinned as", training.pin),
             ]
         ),
@@ -244,7 +244,7 @@ def _data(dossier: Dossier) -> list[Block]:
     ]
     if gaps:
         blocks.append(
-            Grid(["feature", "share missing where it learned"], [[name, f"{value:.1%}"] for name, value in gaps[:MOST]])
+            Grid(["feature", "share missing in training data"], [[name, f"{value:.1%}"] for name, value in gaps[:MOST]])
         )
     return blocks
 
@@ -254,7 +254,7 @@ def share(part: int, whole: int) -> str:
 
 
 def metrics(dossier: Dossier) -> Chapter:
-    """All contenders by all metrics, with intervals, on the same rows."""
+    """The section with all metrics of all contenders on the same rows, with intervals."""
     evaluation = dossier.evaluation
     champion = evaluation.champion
     contenders = [evaluation.candidate, *([champion] if champion else []), *evaluation.baselines]
@@ -263,7 +263,7 @@ def metrics(dossier: Dossier) -> Chapter:
     rows = [
         [
             metric,
-            "more" if known[metric] else "less",
+            "higher" if known[metric] else "lower",
             *(
                 f"{number(one.metrics.get(metric))} {interval_of(one, metric)}".strip() if not one.error else "-"
                 for one in contenders
@@ -273,20 +273,20 @@ def metrics(dossier: Dossier) -> Chapter:
     ]
     blocks: list[Block] = [
         Words(
-            f"On the same {evaluation.rows:,} rows of {evaluation.interval}, which none of them learned from; in "
-            f"brackets, {dossier.spec.gates.resampling.confidence:.0%} confidence intervals over blocks of rows. The primary "
-            f"metric is {evaluation.metric}."
+            f"All are measured on the same {evaluation.rows:,} rows of {evaluation.interval}; none of them learned from these "
+            f"rows. Brackets show {dossier.spec.gates.resampling.confidence:.0%} confidence intervals, resampled by blocks of "
+            f"rows. The primary metric is {evaluation.metric}."
         ),
         Grid(["metric", "better is", *(called(one) for one in contenders)], rows),
     ]
     if errors := [f"{called(one)} could not predict: {one.error}" for one in contenders if one.error]:
         blocks.append(Points(errors))
     blocks += dossier.pictures(
-        ("holdout/gain.png", "How sure the gain over the champion is"),
+        ("holdout/gain.png", "Uncertainty of the gain over the champion"),
         ("holdout/roc.png", "ROC curve on the holdout"),
         ("holdout/precision_recall.png", "Precision and recall on the holdout"),
     )
-    return Chapter("Metrics", blocks, "metrics of the candidate on the holdout: it could not predict, or no label is known")
+    return Chapter("Metrics", blocks, "metrics of the candidate on the holdout; it could not predict, or no label is known")
 
 
 def called(contender: Contender) -> str:
@@ -294,20 +294,18 @@ def called(contender: Contender) -> str:
 
 
 def slices(dossier: Dossier) -> Chapter:
-    """The comparison with the champion within parts of the rows."""
+    """The section with the comparison with the champion by slice."""
     found, columns = dossier.evaluation.slices, dossier.spec.gates.slices.columns
-    wanted = f"the comparison by {', '.join(columns)}, which gates.slices.columns asks for: train and evaluate again"
+    wanted = f"the comparison by {', '.join(columns)}, which gates.slices.columns requires: train and evaluate again"
     if not columns:
-        return Chapter("Slices", [Words("None are judged: model.yaml names no gates.slices.columns.")], wanted)
+        return Chapter("Slices", [Words("No slices are judged: model.yaml has no gates.slices.columns.")], wanted)
     if dossier.evaluation.champion is None:
-        words = (
-            f"By {', '.join(columns)}, once there is a champion to compare with: slices are judged by what they gain or lose."
-        )
+        words = f"Slices by {', '.join(columns)} will be judged once there is a champion to compare with."
         return Chapter("Slices", [Words(words)], wanted)
     if not found:
         return Chapter("Slices", [], wanted)
     if not found.judged:
-        return Chapter("Slices", [Words("No part has enough rows to be judged:"), Points(found.not_judged[:MOST])], wanted)
+        return Chapter("Slices", [Words("No slice has enough rows to be judged:"), Points(found.not_judged[:MOST])], wanted)
     judged = sorted(found.judged, key=lambda one: one.gain)
     metric, margin = dossier.evaluation.metric, dossier.spec.gates.slices.margin
     rows = [
@@ -322,7 +320,7 @@ def slices(dossier: Dossier) -> Chapter:
         ]
         for one in judged[:MOST]
     ]
-    words = f"{metric} of the candidate and the champion within parts of the rows, those that lose most first"
+    words = f"{metric} of the candidate and the champion by slice, the largest loss first"
     more = f"; {len(judged) - MOST:,} more are in the evaluation in MLflow." if len(judged) > MOST else "."
     blocks: list[Block] = [
         Words(words + more),
@@ -337,11 +335,11 @@ def slices(dossier: Dossier) -> Chapter:
 def _calibration(dossier: Dossier) -> list[Block]:
     evaluation, task = dossier.evaluation, dossier.spec.task
     if task == "regression":
-        return [Words("Errors against predictions, on the holdout."), dossier.picture("holdout/residuals.png", "Residuals")]
+        return [Words("Errors by prediction on the holdout."), dossier.picture("holdout/residuals.png", "Residuals")]
     if task == "multiclass_classification":
         return [
-            Words("Which classes are taken for which, on the holdout. Whether probabilities mean what they say is judged for "
-                  "yes-or-no models alone; log_loss above speaks of it."),
+            Words("The confusion matrix on the holdout shows which classes are mistaken for which. Calibration is measured for "
+                  "binary models only; log_loss above also reflects it."),
             dossier.picture("holdout/confusion.png", "Confusion matrix"),
         ]  # fmt: skip
     champion = evaluation.champion
@@ -359,12 +357,12 @@ def _calibration(dossier: Dossier) -> list[Block]:
     predictions = evaluation.candidate.predictions
     trues = evaluation.classes.get("true", evaluation.classes.get("True"))
     return [
-        Words("Whether a probability means what it says: of the rows given 30 %, three in ten should come true."),
+        Words("Calibration: of the rows with a predicted probability of 30 %, 30 % should be true."),
         Grid(["", "candidate", *(["champion"] if champion else [])], rows),
         Facts(
             [
                 ("mean probability", predictions.mean if predictions else None),
-                ("share that came true", None if trues is None else share(trues, evaluation.rows)),
+                ("share of true labels", None if trues is None else share(trues, evaluation.rows)),
             ]
         ),
         dossier.picture("holdout/calibration.png", "Calibration on the holdout"),
@@ -375,15 +373,15 @@ def _importance(dossier: Dossier) -> list[Block]:
     importance = dossier.importance
     metric = dossier.evaluation.metric
     return [
-        Words(f"How much worse {metric} is on the validation rows when a feature's values are shuffled. Features that say the "
-              "same share their weight."),
+        Words(f"How much worse {metric} is on the validation rows when a feature's values are shuffled. Correlated features "
+              "share their importance."),
         Grid(["feature", f"drop of {metric}"], [[name, drop] for name, drop in list(importance.items())[:MOST]]),
         dossier.picture("validation/importance.png", "Permutation importance on the validation rows"),
     ]  # fmt: skip
 
 
 def _probes(dossier: Dossier) -> Iterator[Chapter]:
-    """What was tried beside the holdout as it is, as far as it was."""
+    """The section with the additional tests: robustness, behaviour, groups, and operation. None without such tests."""
     evaluation, metric = dossier.evaluation, dossier.evaluation.metric
     blocks: list[Block] = []
     if robustness := evaluation.robustness:
@@ -405,7 +403,7 @@ def _probes(dossier: Dossier) -> Iterator[Chapter]:
             [
                 name,
                 None if one.share is None else f"{one.share:.1%} of {one.rows:,} rows",
-                one.problem or "as wanted",
+                one.problem or "as expected",
             ]
             for name, one in behaviour.items()
         ]
@@ -413,7 +411,7 @@ def _probes(dossier: Dossier) -> Iterator[Chapter]:
     for groups in evaluation.groups or []:
         rates = [[name, rate] for name, rate in sorted(groups.rates.items(), key=lambda pair: pair[1])]
         if rates:
-            blocks.append(Grid([groups.column, f"{groups.rate} from probability {groups.threshold:.3g}"], rates))
+            blocks.append(Grid([groups.column, f"{groups.rate} at threshold {groups.threshold:.3g}"], rates))
         if groups.not_judged:
             blocks.append(Points([f"Too few rows to compare: {listed(groups.not_judged)}"]))
     if alone := evaluation.alone:
@@ -423,7 +421,7 @@ def _probes(dossier: Dossier) -> Iterator[Chapter]:
         blocks.append(
             Facts(
                 [
-                    ("in a clean process", operation.problem or "it loads and answers the same"),
+                    ("in a clean process", operation.problem or "it loads and predicts the same"),
                     ("milliseconds for 1,000 rows", operation.latency),
                     ("seconds to load", operation.load_seconds),
                     ("megabytes", operation.artifact_mb),
@@ -431,24 +429,24 @@ def _probes(dossier: Dossier) -> Iterator[Chapter]:
             )
         )
     if blocks:
-        yield Chapter("Robustness and operation", blocks, "what was tried beside the holdout")
+        yield Chapter("Robustness and operation", blocks, "the results of these tests")
 
 
 def gates(dossier: Dossier) -> Chapter:
-    """Every gate's word."""
+    """The section with the result of each gate."""
     results = sorted(dossier.record.decision.results, key=lambda result: result.passed)
     rows = [
         [result.gate, Mark("passed", "good") if result.passed else Mark("refused", "bad"), result.reason] for result in results
     ]
     return Chapter(
-        "Gates", [Grid(["gate", "", "what was seen, and what was wanted"], rows)], "results of the gates, in the ledger"
+        "Gates", [Grid(["gate", "", "what was measured, and what is required"], rows)], "results of the gates, in the ledger"
     )
 
 
 def _code(dossier: Dossier) -> list[Block]:
     code, training = dossier.record.code, dossier.training
     dirty = code.dirty
-    state = ", with or without changes" if dirty is None else " and changes that it does not hold" if dirty else ""
+    state = ", perhaps with uncommitted changes" if dirty is None else ", with uncommitted changes" if dirty else ""
     return [
         Facts(
             [
@@ -463,7 +461,7 @@ def _code(dossier: Dossier) -> list[Block]:
                 ("model folder", f"SHA-256 {dossier.record.spec_digest}"),
                 ("MLflow run", dossier.run_url or dossier.record.mlflow_run_id),
                 ("stored files", f"{len(dossier.record.manifest)}, each with its SHA-256 in the ledger"),
-                ("made again by", f"perennial reproduce {dossier.record.model} {dossier.record.version}"),
+                ("to reproduce it", f"perennial reproduce {dossier.record.model} {dossier.record.version}"),
             ]
         )
     ]
@@ -480,7 +478,7 @@ def _lineage(dossier: Dossier) -> list[Block]:
             names = f"{len(files):,}: {files[0].name} … {files[-1].name}" if files else None
             rows.append([node.name, listed([str(run) for run in node.facts["runs"]]), names])
     return [
-        Words("What it learned from, as it was published. Where a single prediction came from is told by "
+        Words("The publications that it learned from. To trace a single prediction, use "
               f"perennial lineage {dossier.record.model} --prediction KEY."),
         Grid(["what", "published by runs", "source files"], rows),
     ]  # fmt: skip

@@ -1,10 +1,10 @@
-"""A page for people, made of sections that each say something, as HTML and as Markdown.
+"""Makes a page for people from sections, as HTML and as Markdown. A page with an empty section is refused.
 
-What is put in may come from data (a category's name, a label) or from people: in HTML it is escaped by Jinja2, in Markdown
-by a backslash, and characters that would not show or would turn text around are spelled out. The HTML is one file: the
-style is inside, pictures are data URIs, and it may run no script and fetch nothing.
+Values may come from data (a category's name, a label) or from people, so they are escaped: in HTML by Jinja2, in Markdown with
+a backslash. Characters that are invisible or change the direction of text are shown as codes. The HTML is one file: it contains
+its style, its pictures are data URIs, and it may run no script and fetch nothing.
 
-Neighbour: :mod:`perennial.reports.cards` says what stands in it.
+Neighbour: :mod:`perennial.reports.cards` decides what a page contains.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from markupsafe import Markup
 
 from perennial.core.errors import CardError
 
-#: Longest text that is shown whole: whoever writes a chapter into a category's name does not get a chapter.
+#: The longest text that is shown whole, in characters. A very long category name must not fill the page.
 _LONGEST = 4_000
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A word that is coloured by what it means."""
+    """A word with a colour that shows its meaning."""
 
     word: str
     tone: Literal["good", "bad", "warn", "quiet"]
@@ -60,7 +60,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values; what is None is left out."""
+    """Names and values; a value that is None is left out."""
 
     pairs: Sequence[tuple[str, Any]]
     kind: ClassVar[str] = "facts"
@@ -123,8 +123,8 @@ class Chapter:
 
     Attributes:
         title: its heading.
-        blocks: what it says; none of them may be empty.
-        wanted: what would fill it, for whoever meets the error.
+        blocks: its content; no block may be empty.
+        wanted: what would fill it, for the error message.
     """
 
     title: str
@@ -137,12 +137,12 @@ class Document:
     """A page.
 
     Attributes:
-        kind: what sort of page, above the title.
-        title: of it.
+        kind: the kind of page, shown above the title.
+        title: the heading of the page.
         lead: a sentence below the title.
-        mark: how things stand, in a word or two.
-        figures: the few numbers to see first: name, value, what it compares with.
-        sections: in their order.
+        mark: the status, in a word or two.
+        figures: the most important numbers: name, value, and a note such as an interval.
+        sections: in the order in which they are shown.
     """
 
     kind: str
@@ -153,10 +153,10 @@ class Document:
     sections: Sequence[Chapter]
 
     def check(self) -> None:
-        """Refuse a page with a section that says nothing, or that lacks something it should show.
+        """Refuse a page with a section that is empty or has an empty block.
 
         Raises:
-            CardError: naming each such section, and what would fill it.
+            CardError: at least one section is such. The message names each of them, and what would fill it.
         """
         empty = [section for section in self.sections if not section.blocks or not all(section.blocks)]
         if empty:
@@ -184,7 +184,7 @@ class Document:
 
 
 def show(value: Any) -> str:
-    """A value as people read it, without markup; nothing in it is invisible or turns the text around."""
+    """A value as text for people, without markup. Characters that are invisible or change the direction become codes."""
     match value:
         case None:
             return "-"
@@ -213,7 +213,8 @@ def _number(value: float) -> str:
 
 
 def _is_plain(letter: str) -> bool:
-    # Controls, and formats such as the right-to-left override; a half of a surrogate pair cannot be written at all.
+    # Not plain: control characters, format characters such as the right-to-left override, and half surrogate pairs, which
+    # cannot be encoded.
     return letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs")
 
 
@@ -221,10 +222,10 @@ def _is_plain(letter: str) -> bool:
 
 
 def page_templates(finalize: Callable[[Any], Any] | None = None) -> Environment:
-    """The templates of this package, in which every value is escaped and none may be missing.
+    """The templates of this package. Every value is escaped, and a missing value is an error.
 
     Args:
-        finalize: changes each value before it is escaped; by default nothing does.
+        finalize: changes each value before it is escaped; None: values stay as they are.
     """
     return Environment(
         loader=PackageLoader("perennial.reports"),
@@ -238,7 +239,7 @@ def page_templates(finalize: Callable[[Any], Any] | None = None) -> Environment:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    # Whatever is put in is made readable first, and escaped then.
+    # Each value is first made readable, then escaped.
     environment = page_templates(finalize=lambda value: value if isinstance(value, Markup) else show(value))
     environment.tests["mark"] = lambda value: isinstance(value, Mark)
     environment.tests["quantity"] = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
@@ -268,5 +269,5 @@ def _markdown(block: Block) -> list[str]:
         case Picture():
             return [f"![{_md(block.caption)}]({block.name})"]
         case Code():
-            # Indented, a line cannot end the block, whatever it holds.
+            # An indented line cannot end the block, whatever it contains.
             return [f"{_md(block.caption)}:", "", *(f"    {show(line)}" for line in block.text.splitlines())]

@@ -1,6 +1,6 @@
-"""All that is recorded of a version, brought together for the pages that people read about it.
+"""Gathers all records of a version, for the pages about it.
 
-Neighbours: :mod:`perennial.reports.cards` and :mod:`perennial.reports.releases` speak of nothing that is not in here.
+Neighbours: :mod:`perennial.reports.cards` and :mod:`perennial.reports.releases` make the pages from these records only.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class Dossier:
     """A version, and the champion it was compared with.
 
     Attributes:
-        spec: of the folder it was made by.
-        files: the texts of that folder.
-        record: what the ledger tells of it.
-        artifacts: files of its run in MLflow, by path.
-        missing: share of missing values a feature in a sample of what it learned from; empty if it cannot be loaded.
-        history: where its data came from.
-        approvals: what people answered who were asked about it.
-        decisions: of the ledger, by which it became champion.
-        rival: what the ledger tells of the champion it was compared with; None if there was none.
-        rival_files: the texts of the rival's folder; None if they are not known.
+        spec: the spec of the model folder that it was made with.
+        files: the texts of that folder, by file name.
+        record: its record in the ledger.
+        artifacts: files of its MLflow run, by path.
+        missing: by feature, the share of missing values in a sample of its training data; empty if it cannot be loaded.
+        history: the ledger's records of its data.
+        approvals: people's answers on it.
+        decisions: the promotions by which it became champion, as sentences.
+        rival: the record of the champion that it was compared with; None if there was none.
+        rival_files: the texts of the champion's folder; None if they are not known.
         rival_artifacts, rival_missing: as for the version.
-        run_url: where people see its run.
+        run_url: the address of its run in MLflow.
     """
 
     spec: ModelSpec
@@ -77,7 +77,7 @@ class Dossier:
 
     @property
     def importance(self) -> dict[str, float]:
-        """Drop of the primary metric a feature when it is shuffled, largest first."""
+        """By feature, the drop of the primary metric when the feature is shuffled, largest first."""
         return _importance(self.artifacts)
 
     @property
@@ -85,11 +85,11 @@ class Dossier:
         return _importance(self.rival_artifacts)
 
     def picture(self, path: str, caption: str) -> Picture:
-        """A picture of the run; an empty one, which the page refuses, if it is not there."""
+        """A picture of the run. If it is missing, the picture is empty, and the page is refused."""
         return Picture(path.replace("/", "-"), caption, self.artifacts.get(path, b""))
 
     def pictures(self, *wanted: tuple[str, str]) -> list[Picture]:
-        """Those of the pictures that are there."""
+        """These pictures of the run; missing ones are left out."""
         return [self.picture(path, caption) for path, caption in wanted if path in self.artifacts]
 
 
@@ -99,17 +99,17 @@ def _importance(artifacts: Mapping[str, bytes]) -> dict[str, float]:
 
 
 def gather(folder: ModelFolder | None, deployment: Deployment, model: str, version: int) -> Dossier:
-    """Read what the ledger, MLflow and the model folder tell of a version.
+    """Read the records of a version from the ledger, MLflow and the model folder.
 
     Args:
         folder: the model's folder as it is now; None if there is none.
-        deployment: its ledger tells of the version, its registry holds the version's run.
-        model: its name.
-        version: its number.
+        deployment: its ledger holds the version's record, its registry the version's run.
+        model: the model's name.
+        version: the version's number.
 
     Raises:
         CardError: there is no such version.
-        TrainingError, ArtifactRejected: the folder that the version was made by is not known any more.
+        TrainingError, ArtifactRejected: the folder that the version was made with is no longer known.
     """
     ledger, registry = deployment.ledger, deployment.registry
     record = ledger.version(model, version)
@@ -152,7 +152,7 @@ def _files(record: VersionRecord, folder: ModelFolder | None, registry: Registry
         with open_folder(record, folder, registry, []) as its_folder:
             return its_folder.files
     except PerennialError as error:
-        log.warning("what changed against version %d is not known in full: %s", record.version, error)
+        log.warning("the report cannot list all changes since version %d: %s", record.version, error)
         return None
 
 
@@ -160,7 +160,7 @@ def _missing(registry: Registry, record: VersionRecord) -> dict[str, float]:
     try:
         sample = registry.reference(record)
     except ArtifactRejected as error:
-        log.warning("how much of each feature is missing is not known: %s", error)
+        log.warning("the share of missing values per feature is not known: %s", error)
         return {}
     names = [name for name in record.training.features if name in sample.column_names]
     return {name: sample[name].null_count / len(sample) for name in names if len(sample)}

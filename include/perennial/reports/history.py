@@ -1,6 +1,6 @@
-"""What the ledger answers about champions: who, when, why, on what evidence, over which champion, and by whom.
+"""The history of champions: which version, since when, why, on what evidence, and who decided.
 
-Neighbours: :mod:`perennial.ledger.store` keeps it all; the command line shows it, as a table for people or as JSON.
+Neighbours: :mod:`perennial.ledger.store` keeps the records. The command line shows them as a table or as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def history(ledger: Ledger, model: str) -> list[dict[str, Any]]:
     """Every change of champion, oldest first, as plain values.
 
     Returns:
-        ``since`` and ``until`` (None: still), ``version``, ``over``, ``action``, ``by``, ``why``, ``run`` and ``evidence``.
+        For each change: ``since``, ``until`` (None: it is champion now), ``version``, ``over`` (the previous champion),
+        ``action``, ``by``, ``why``, ``run`` and ``evidence``.
     """
     made = completed(ledger.promotions(model))
     ends = {retired.promotion_id: retired.retired_at.isoformat(timespec="seconds") for retired in ledger.retirements(model)}
@@ -42,10 +43,10 @@ def history(ledger: Ledger, model: str) -> list[dict[str, Any]]:
 
 
 def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:
-    """A version's whole story, as plain values: what it learned from, how it was judged, who decided, what became of it.
+    """All records of a version as plain values: its training, its evaluation, the decisions on it, and its time as champion.
 
     Raises:
-        ArtifactRejected: the ledger does not know the version.
+        ArtifactRejected: the version is not in the ledger.
     """
     record = ledger.version(model, version)
     if record is None:
@@ -123,7 +124,7 @@ def _status(version: int, changes: list[dict[str, Any]], decision: GateDecision)
 
 
 def show_history(console: Console, model: str, changes: list[dict[str, Any]]) -> None:
-    """Changes of champion as a table, the newest last."""
+    """Print the changes of champion as a table, the newest last."""
     from rich.table import Column, Table
 
     if not changes:
@@ -135,11 +136,11 @@ def show_history(console: Console, model: str, changes: list[dict[str, Any]]) ->
         table.add_row(_minute(change["since"]), str(change["version"]), over, change["action"], change["by"], change["why"])
     console.print(table)
     if changes[-1]["until"] is not None:
-        console.print(f"{model} was retired on {_minute(changes[-1]['until'])} and has no champion since.")
+        console.print(f"{model} was retired on {_minute(changes[-1]['until'])} and has had no champion since then.")
 
 
 def show_story(console: Console, story: dict[str, Any]) -> None:
-    """A version's story, section by section."""
+    """Print the records of a version, section by section."""
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -178,7 +179,7 @@ def show_story(console: Console, story: dict[str, Any]) -> None:
             f"{change['why']}"
         )
     if not (story["approvals"] or story["champion"]):
-        say("  nobody: it never became champion")
+        say("  nobody; it never became champion")
     if story["shadows"]:
         say("What labels said")
         for seen in story["shadows"]:

@@ -1,12 +1,12 @@
-"""Where a prediction came from, and where a raw interval went: a tree of what the ledger says, backward or forward.
+"""Lineage as a tree: backward, what a prediction was made from; forward, what was made from a raw interval.
 
-Pure: :class:`ModelHistory` is what the ledger tells of a model, read by :mod:`perennial.reports.traces`, and everything
-here follows from it. Backward, a prediction leads to its version and to the features it read, features to the publications
-of tables that were offered to ``features.sql``, those to files, and the version to its own training set. Forward, a raw
-interval leads the same way down.
+The functions are pure. :class:`ModelHistory` holds the ledger's records of a model, which :mod:`perennial.reports.traces`
+reads, and the tree follows from it. Backward, a prediction leads to its version and to the features it read. Features lead to
+the publications of tables that ``features.sql`` could read, and these lead to files. The version leads to its training set.
+Forward, the same links are followed in the other direction.
 
-A reader of a snapshot sees, of each moment, the newest publication made before it that covers the moment. That is what
-:meth:`History.standing` works out, so that a publication replaced in time has no part in what was made later.
+At each moment of event time, a reader of a snapshot sees the newest publication that covers the moment and was made before the
+snapshot. :meth:`ModelHistory.standing` finds these publications, so a publication that had been replaced before is left out.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from perennial.ledger.records import Head, Promotion, Publication, VersionRecord
 
 
-#: The ledger's names of what leads from raw rows to features. Whatever else names the features it read is predictions.
+#: The ledger's names of the datasets before predictions. Any other dataset whose publications name features has predictions.
 TABLES, FEATURES = "tables", "features"
 
 
 @dataclass(frozen=True)
 class Node:
-    """Something that was made, and what it was made from (or what was made from it).
+    """A node of the tree.
 
     Attributes:
         kind: ``prediction``, ``version``, ``training set``, ``features``, ``table``, ``publication``, ``file``,
-            ``interval`` or ``missing``, which stands for what should be known and is not.
-        name: of it, for people.
-        facts: what is known of it, plain values.
-        leads_to: the next ones.
+            ``interval``, or ``missing`` for something that should be known and is not.
+        name: a name for people.
+        facts: the recorded facts as plain values.
+        leads_to: the children: backward, what it was made from; forward, what was made from it.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class Node:
         }
 
     def find(self, kind: str) -> list[Node]:
-        """All nodes of a kind, itself included, in the order of the tree."""
+        """All nodes of a kind in this tree, including this node, in the order of the tree."""
         return [*([self] if self.kind == kind else []), *(found for node in self.leads_to for found in node.find(kind))]
 
 
@@ -66,10 +66,11 @@ class PredictionRow:
     """One published prediction.
 
     Attributes:
-        key: of the entity, by column.
-        event_time, as_of: its moments.
-        value: what was predicted.
-        version, features_snapshot, run_id, predicted_at: as it was recorded with it.
+        key: the entity's key, by column.
+        event_time: the entity's event time.
+        as_of: the time as of which its features were known.
+        value: the prediction.
+        version, features_snapshot, run_id, predicted_at: as recorded in the same row.
     """
 
     key: Mapping[str, Any]
@@ -84,16 +85,16 @@ class PredictionRow:
 
 @dataclass(frozen=True)
 class ModelHistory:
-    """What the ledger tells of one model, as far as lineage needs it.
+    """The ledger's records of one model that lineage needs.
 
     Attributes:
-        model: its name.
+        model: the model's name.
         publications: by dataset, oldest first.
         revisions: by dataset, oldest first.
         versions, promotions: oldest first.
-        sources: source by table.
+        sources: by table, the name of its source.
         timeless: tables without event time, which are replaced as a whole.
-        lookback: how far before an interval features may look, for features that did not record what they read.
+        lookback: how far before an interval features may look; used if a publication of features did not record it.
     """
 
     model: str
@@ -106,18 +107,21 @@ class ModelHistory:
     lookback: timedelta
 
     def publication_at(self, dataset: str, table: str, snapshot: int) -> int | None:
-        """The newest publication that a reader of a table's snapshot sees; None if no reader was ever sent there."""
+        """The number of the newest publication that a reader of a table's snapshot sees.
+
+        None if the snapshot was never in a revision.
+        """
         seen = [head.publication_id for head in self.revisions.get(dataset, ()) if head.snapshots.get(table) == snapshot]
         return max(seen, default=None)
 
     def standing(self, dataset: str, table: str, within: Interval, upto: int | None = None) -> list[Publication]:
-        """Publications of which a reader sees something within an interval, oldest first.
+        """The publications that a reader sees, whole or in part, within an interval; oldest first.
 
         Args:
             dataset: the dataset.
-            table: a table of it.
-            within: what is read.
-            upto: the newest publication that the reader sees; None: all there are.
+            table: a table of the dataset.
+            within: the interval that is read.
+            upto: number of the newest publication that the reader sees; None: the reader sees all.
         """
         candidates = [
             made for made in self.publications.get(dataset, ()) if table in made.rows and (upto is None or made.id <= upto)
@@ -132,22 +136,22 @@ class ModelHistory:
         return found[::-1]
 
     def read_by(self, features: Publication) -> Interval:
-        """Whose event times lie in it was offered to ``features.sql``."""
+        """The interval of event times whose rows ``features.sql`` could read."""
         recorded = features.inputs.get("reads")
         if recorded:
             return Interval.from_key(recorded)
         return Interval(features.interval.start - self.lookback, features.interval.end)
 
     def lookback_of(self, features: Publication) -> timedelta:
-        """How far before a day its features could look."""
+        """How far before a day the features of that day could look."""
         return features.interval.start - self.read_by(features).start
 
     def tables_of(self, features: Publication, within: Interval | None = None) -> dict[str, list[Publication]]:
         """By table, the publications that features were made from.
 
         Args:
-            features: their publication.
-            within: leave out what was offered outside; tables without event time are offered whole.
+            features: the publication of the features.
+            within: leave out rows outside this interval; tables without event time are always read whole.
         """
         upto, offered = features.inputs.get("publication"), self.read_by(features)
         span = offered if within is None else _common(offered, within)
@@ -159,7 +163,7 @@ class ModelHistory:
         return next((record for record in self.versions if record.version == number), None)
 
     def scored(self) -> list[tuple[str, Publication]]:
-        """Publications of predictions, those in the shadow too, each with its dataset; oldest first."""
+        """Publications of predictions, including those in the shadow, each with its dataset; oldest first."""
         found = [
             (dataset, made)
             for dataset, all_made in self.publications.items()
@@ -190,7 +194,7 @@ def _common(one: Interval, other: Interval) -> Interval | None:
 
 
 def trace_back(history: ModelHistory, prediction: PredictionRow) -> Node:
-    """From a prediction to the files it came from, and to what its version learned from."""
+    """The tree from a prediction to the files it was made from, and to the training set of its version."""
     return Node(
         "prediction",
         ", ".join(str(value) for value in prediction.key.values()),
@@ -208,10 +212,10 @@ def trace_back(history: ModelHistory, prediction: PredictionRow) -> Node:
 def _version_of(history: ModelHistory, prediction: PredictionRow) -> Node:
     record = history.version(prediction.version)
     if record is None:
-        return _missing(f"version {prediction.version}, of which the ledger knows nothing")
+        return _missing(f"version {prediction.version}, which is not in the ledger")
     made = [one for one in history.promotions if one.version == record.version and one.completed_at is not None]
     before = [one for one in made if one.completed_at is not None and one.completed_at <= prediction.predicted_at]
-    why = f"{before[-1].action} by {before[-1].actor}: {before[-1].reason}" if before else "never, by then"
+    why = f"{before[-1].action} by {before[-1].actor}: {before[-1].reason}" if before else "not before this prediction"
     return Node(
         "version",
         f"version {record.version}",
@@ -226,7 +230,7 @@ def _version_of(history: ModelHistory, prediction: PredictionRow) -> Node:
 
 
 def training_set(history: ModelHistory, record: VersionRecord) -> Node:
-    """What a version learned from and was judged on: publications of features, and of the tables with labels, and files."""
+    """The training set and holdout of a version: publications of features and of the tables with labels, and files."""
     training, pinned = record.training, record.training.snapshots
     if not pinned:
         return _missing(f"the training set of version {record.version}, which was recorded without snapshots")
@@ -242,7 +246,7 @@ def training_set(history: ModelHistory, record: VersionRecord) -> Node:
         fed.update({made.id: made for made in labels or ()})
     raw = [fed[number] for number in sorted(fed)]
     files = [Node("file", file["name"], file) for file in _files_of(raw)]
-    children.append(_together("table", "tables of which all that was made", raw, files))
+    children.append(_together("table", "tables that these were made from", raw, files))
     return Node(
         "training set",
         f"{training.rows.get('window', 0):,} rows of {training.window}, judged on {training.rows.get('holdout', 0):,} of "
@@ -260,9 +264,9 @@ def _pinned(
 
 
 def _together(kind: str, what: str, made: Sequence[Publication] | None, leads_to: Sequence[Node] = ()) -> Node:
-    """Many publications as one node: a version may have learned from a hundred."""
+    """Many publications as one node, because a version may have learned from hundreds."""
     if not made:
-        return _missing(f"which publications of {what} it was: the ledger knows no reader of the snapshot")
+        return _missing(f"the publications of {what}: the ledger has no revision with the snapshot")
     first, last = min(one.interval for one in made), max(one.interval.end for one in made)
     several = f"{len(made)} publications" if len(made) > 1 else "1 publication"
     return Node(
@@ -278,16 +282,17 @@ def _features_of(history: ModelHistory, prediction: PredictionRow) -> Node:
     moment = Interval(prediction.event_time, prediction.event_time + timedelta(microseconds=1))
     found = _pinned(history, FEATURES, FEATURES, snapshot, moment)
     if not found:
-        return _missing(f"the features at snapshot {snapshot}: the ledger knows no reader of it")
+        return _missing(f"the features at snapshot {snapshot}: the ledger has no revision with the snapshot")
     features = found[-1]
     offered = history.read_by(features)
-    # Each day looks back for itself, see _touched. Later rows of the day may have been known already, as schedules are.
+    # The lookback is counted from each day, see _touched. Later rows of the day are included, because some, such as schedules,
+    # are known in advance.
     day = _day(prediction.event_time)
     span = Interval(day.start - history.lookback_of(features), day.end)
     by_table = history.tables_of(features, span)
     tables = [_table(history, table, made, span) for table, made in by_table.items()]
     if not tables:
-        tables = [_missing("the tables they were made from: the publication does not say")]
+        tables = [_missing("the tables they were made from: the publication did not record them")]
     facts = {
         "snapshot": snapshot,
         "publication": features.id,
@@ -316,9 +321,9 @@ def _publication(made: Publication, table: str, source: str | None, within: Inte
     if source is None:
         children = [_missing(f"the source of {table}, which model.yaml no longer names")]
     elif "files" not in made.inputs:
-        children = [_missing("what it was read from: it was published before that was recorded")]
+        children = [_missing("the files it was read from: it was published before that was recorded")]
     elif not files:
-        children = [_missing(f"files: the source {source} is SQL or Python, or brought no file for this time")]
+        children = [_missing(f"files: the source {source} is SQL or Python, or had no file for this time")]
     else:
         children = [Node("file", file["name"], file) for file in files]
     facts = {
@@ -332,7 +337,7 @@ def _publication(made: Publication, table: str, source: str | None, within: Inte
 
 
 def _files_of(made: Iterable[Publication], source: str | None = None, within: Interval | None = None) -> list[dict[str, Any]]:
-    """Files that publications were read from, each once, in the order of their names."""
+    """The files that publications were read from, each once, in the order of their names."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for one in made:
         for name, files in one.inputs.get("files", {}).items():
@@ -349,21 +354,21 @@ def _files_of(made: Iterable[Publication], source: str | None = None, within: In
 
 
 def trace_forward(history: ModelHistory, interval: Interval) -> Node:
-    """From a raw interval to all that may have been made from its rows."""
+    """The tree from a raw interval to everything that may have been made from its rows."""
     made = [one for one in history.publications.get(TABLES, ()) if one.interval.overlaps(interval)]
     children = [_onward(history, one, interval) for one in made]
     return Node(
         "interval",
         f"raw rows of {interval}",
         {},
-        tuple(children) or (_missing(f"nothing of {interval} was ever published"),),
+        tuple(children) or (_missing(f"publications: nothing of {interval} was ever published"),),
     )
 
 
 def _onward(history: ModelHistory, raw: Publication, interval: Interval) -> Node:
-    """What was made from the rows that a publication brought for an interval."""
+    """The publication with what was made from its rows of an interval."""
     part = _common(raw.interval, interval)
-    assert part is not None  # the caller chose it by that
+    assert part is not None  # The caller passes only publications that overlap.
     now = any(raw in history.standing(TABLES, table, part) for table in raw.rows)
     children = [
         _readers(history, features, span)
@@ -392,33 +397,33 @@ def _onward(history: ModelHistory, raw: Publication, interval: Interval) -> Node
 
 
 def _touched(history: ModelHistory, features: Publication, raw: Publication, part: Interval) -> Interval | None:
-    """The part of a publication of features that may have been made from what another brought for a part of its interval.
+    """The part of a publication of features that may have been made from the rows of ``raw`` in ``part``.
 
     Returns:
-        None if it had no part in any of them. Tables without event time are not of any interval, see :func:`_whole_tables`.
+        That part; None if there is none. Tables without event time belong to no interval, see :func:`_whole_tables`.
     """
     fed = history.tables_of(features, part)
     if not any(raw in made for table, made in fed.items() if table not in history.timeless):
         return None
-    # Features of a day are the same whether it is computed alone or in a year, so each day looks back for itself.
+    # The features of a day are the same whether one day or a year is computed, so the lookback is counted from each day.
     return _common(features.interval, Interval(_day(part.start).start, part.end + history.lookback_of(features)))
 
 
 def _whole_tables(history: ModelHistory, raw: Publication) -> list[Node]:
-    """Tables without event time that came with a publication, and which features they were offered to, whole."""
+    """The tables without event time of a publication, each with the publications of features that could read it whole."""
     by_table = {
         table: [one.id for one in history.publications.get(FEATURES, ()) if raw in history.tables_of(one).get(table, ())]
         for table in sorted(history.timeless & raw.rows.keys())
     }
     return [
-        Node("table", f"{table}, which has no event time and was offered whole", {"features": ids})
+        Node("table", f"{table}, which has no event time and was read whole", {"features": ids})
         for table, ids in by_table.items()
         if ids
     ]
 
 
 def _readers(history: ModelHistory, features: Publication, span: Interval) -> Node:
-    """Who read a part of a publication of features: versions that learned from it, predictions that were made from it."""
+    """A part of a publication of features, with the versions that learned from it and the predictions made from it."""
     learners = []
     for record in history.versions:
         snapshot = record.training.snapshots.get(FEATURES)
@@ -445,7 +450,7 @@ def _readers(history: ModelHistory, features: Publication, span: Interval) -> No
 def _saw(
     history: ModelHistory, dataset: str, table: str, snapshot: int | None, made: Publication, read: Interval, span: Interval
 ) -> bool:
-    """Whether a reader of an interval at a snapshot saw a publication within a span."""
+    """Whether a reader of the interval ``read`` at a snapshot saw a publication within ``span``."""
     common = _common(read, span)
     return common is not None and made in (_pinned(history, dataset, table, snapshot, common) or ())
 
@@ -463,14 +468,14 @@ def _parts_that_saw(
 
 
 def _labelled(history: ModelHistory, record: VersionRecord, raw: Publication, part: Interval) -> list[str]:
-    """The parts of a version's training set that took keys or labels from what a publication brought."""
+    """The parts of a version's training set that took keys or labels from a publication's rows in ``part``."""
     pinned = {table: snapshot for table, snapshot in record.training.snapshots.items() if table != FEATURES}
     found = [_parts_that_saw(history, record, TABLES, table, snapshot, raw, part) for table, snapshot in pinned.items()]
     return [name for name in ("window", "holdout") if any(name in parts for parts in found)]
 
 
 def _learner(history: ModelHistory, record: VersionRecord, took: str) -> Node:
-    """A version that took something of what is traced, and all that it predicted."""
+    """A version that learned from the traced rows, and everything it has predicted."""
     scored = [made for _, made in history.scored() if record.version in _versions(made)]
     facts: dict[str, Any] = {
         "took": took,
@@ -488,7 +493,7 @@ def _learner(history: ModelHistory, record: VersionRecord, took: str) -> Node:
 
 
 def _versions(made: Publication) -> list[int]:
-    """Who predicted: the champion of the time, or the several versions in its shadow."""
+    """The versions that predicted: the champion of that time, or the versions in its shadow."""
     return list(made.inputs.get("versions") or [made.inputs.get("version")])
 
 

@@ -1,8 +1,8 @@
-"""What a version changes against the champion it was compared with; and the pages about it, written and logged.
+"""The release report: what a version changes compared with the champion. This module also writes and logs the pages.
 
-The report and the model card (:mod:`perennial.reports.cards`) are made right after a version is registered and before it is
-promoted, so that whoever approves it has read them. They lie below ``card/`` of the version's run in MLflow. If one cannot
-be made, the promotion stops: a version of which something is not known is not released.
+The report and the model card (:mod:`perennial.reports.cards`) are made after a version is registered and before it is
+promoted, so that the approver can read them. They are in ``card/`` of the version's MLflow run. If one of them cannot be made,
+the promotion stops, because a version with unknown facts must not be released.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ from perennial.reports.cards import (
 )
 from perennial.reports.documents import Block, Chapter, Code, Document, Facts, Grid, Mark, Points, Words
 from perennial.reports.dossier import Dossier, gather
+from perennial.spec.features_digest import first_features_digest
 from perennial.spec.folder import ModelFolder
 from perennial.spec.training import METRICS
 
 log = logging.getLogger(__name__)
 
 
-#: Where the pages lie among the artifacts of a version's run.
+#: The folder of the pages among the artifacts of a version's run.
 PLACE = "card"
-#: Lines of a difference between two files that people read.
+#: The largest number of lines that are shown of a difference between two files.
 _DIFF = 80
-#: Change of a share of missing values, or of a class, that is worth a look.
+#: A larger change in the share of missing values, or in the share of a class, is reported.
 _NOTABLE = 0.05
 
 
@@ -55,17 +56,17 @@ def write_pages(folder: ModelFolder | None, deployment: Deployment, model: str, 
 
     Args:
         folder: the model's folder as it is now; None if there is none.
-        deployment: its ledger tells of the version, its registry holds the version's run.
-        model: its name.
-        version: its number.
-        into: is made if need be.
+        deployment: its ledger holds the version's record, its registry the version's run.
+        model: the model's name.
+        version: the version's number.
+        into: the directory; it is created if it does not exist.
 
     Returns:
-        The pages.
+        The files of the pages, without the pictures.
 
     Raises:
-        CardError: there is no such version, or a section would say nothing; nothing is written.
-        TrainingError, ArtifactRejected: the folder that the version was made by is not known any more.
+        CardError: there is no such version, or a section would be empty; nothing is written.
+        TrainingError, ArtifactRejected: the folder that the version was made with is no longer known.
     """
     dossier = gather(folder, deployment, model, version)
     documents = {"card": model_card(dossier), "release": release_report(dossier)}
@@ -84,12 +85,12 @@ def write_pages(folder: ModelFolder | None, deployment: Deployment, model: str, 
 
 
 def publish_pages(folder: ModelFolder, deployment: Deployment, version: int) -> None:
-    """Log a version's card and report to its run in MLflow, in place of earlier ones.
+    """Log a version's card and report to its MLflow run. They replace earlier ones.
 
-    Of a version that the gates refused, pages that cannot be made are only told of: there is nothing left to stop.
+    If the gates refused the version, an empty section is only a warning, because there is no promotion to stop.
 
     Raises:
-        CardError, TrainingError, ArtifactRejected: as :func:`write_pages`, of a version that may be promoted.
+        CardError, TrainingError, ArtifactRejected: as in :func:`write_pages`.
     """
     model = folder.spec.name
     record = deployment.ledger.version(model, version)
@@ -109,7 +110,7 @@ def publish_pages(folder: ModelFolder, deployment: Deployment, version: int) -> 
 
 
 def release_report(dossier: Dossier) -> Document:
-    """What changes if a version takes the champion's place, and what to watch then."""
+    """The page: what changes if the version replaces the champion, and what to watch then."""
     rival = dossier.rival
     over = f"champion version {rival.version}" if rival else "no champion: it would be the first version to predict"
     return Document(
@@ -125,7 +126,7 @@ def release_report(dossier: Dossier) -> Document:
             slices(dossier),
             gates(dossier),
             Chapter(
-                "Features, parameters and spec", list(_made_otherwise(dossier)), "the version's own folder, logged with its run"
+                "Features, parameters and spec", list(_made_otherwise(dossier)), "the version's model folder, logged to its run"
             ),
             Chapter("Data", list(_data(dossier)), "the training sets of both versions, in the ledger"),
             Chapter("What to watch", [Points(to_watch(dossier))], "an evaluation of the version, in the ledger"),
@@ -161,10 +162,10 @@ def _in_short(dossier: Dossier) -> list[str]:
             f"{comparison.block})"
         )
         lines.append(f"The gain over the champion is {comparison.gain:+.4g}; {sure}.")
-        lines.append(f"{comparison.identical:.1%} of its predictions are the champion's to the last bit.")
+        lines.append(f"{comparison.identical:.1%} of its predictions are exactly the champion's.")
     elif dossier.rival is None:
         simple = [f"{called(one)} {number(one.metrics.get(metric))}" for one in evaluation.baselines]
-        lines.append(f"There is no champion yet. On the same rows: {', '.join(simple) or 'no baseline'}.")
+        lines.append(f"There is no champion yet. Baselines on the same rows: {', '.join(simple) or 'none'}.")
     better, worse = _by_direction(dossier)
     if better or worse:
         lines.append(f"Better: {', '.join(better) or 'nothing'}. Worse: {', '.join(worse) or 'nothing'}.")
@@ -172,21 +173,21 @@ def _in_short(dossier: Dossier) -> list[str]:
     if judged:
         lost = [one for one in judged if one.gain < 0]
         lines.append(
-            f"Of {len(judged):,} slices {len(lost):,} lose: {_names(lost)}."
+            f"{len(lost):,} of {len(judged):,} slices are worse: {_names(lost)}."
             if lost
-            else f"None of {len(judged):,} slices loses."
+            else f"None of {len(judged):,} slices is worse."
         )
     return lines
 
 
 def _by_direction(dossier: Dossier) -> tuple[list[str], list[str]]:
-    """Names of the metrics that got better, and of those that got worse."""
+    """The names of the metrics that improved, and of those that got worse."""
     gains = {metric: gain for metric, _, _, gain in _gains(dossier)}
     return [name for name, gain in gains.items() if gain > 0], [name for name, gain in gains.items() if gain < 0]
 
 
 def _gains(dossier: Dossier) -> Iterator[tuple[str, float, float, float]]:
-    """Each metric of both: its name, the champion's, the version's, and how much better the version is."""
+    """Each metric that both have: its name, the champion's value, the version's value, and how much better the version is."""
     champion, candidate = dossier.evaluation.champion, dossier.evaluation.candidate
     if champion is None:
         return
@@ -216,19 +217,17 @@ def _gained_and_lost(dossier: Dossier) -> Chapter:
     if not rows and (error := (champion.error if champion else None) or candidate.error):
         return Chapter("Metrics", [Words(f"Nothing can be compared: {error}")], "")
     words = (
-        f"On the same {dossier.evaluation.rows:,} rows of {dossier.evaluation.interval}. Intervals of two versions may "
-        "overlap although one is surely better: the comparison above is of pairs."
+        f"Both are measured on the same {dossier.evaluation.rows:,} rows of {dossier.evaluation.interval}. Their intervals may "
+        "overlap although the gain is certain, because the gain is computed from pairs of predictions."
     )
     return Chapter(
         "Metrics",
         [
             Words(words),
             Grid(["metric", "champion", "this version", "difference", ""], rows),
-            *dossier.pictures(
-                ("holdout/gain.png", "How sure the gain over the champion is"), ("holdout/roc.png", "ROC curve on the holdout")
-            ),
+            *dossier.pictures(("holdout/gain.png", "Uncertainty of the gain"), ("holdout/roc.png", "ROC curve on the holdout")),
         ],
-        "metrics of both versions on the holdout: one of them could not predict, or no label is known",
+        "metrics of both versions on the holdout; one of them could not predict, or no label is known",
     )
 
 
@@ -246,11 +245,13 @@ def _made_otherwise(dossier: Dossier) -> Iterator[Block]:
         )
         return
     ours, its = ({*of.features} for of in (training, rival.training))
+    # An earlier release gave the rival another digest for the same.
+    same = {dossier.record.features_digest, first_features_digest(dossier.spec, dossier.files.get("features.sql", ""))}
     yield Facts(
         [
             ("features added", ", ".join(sorted(ours - its)) or "none"),
             ("features removed", ", ".join(sorted(its - ours)) or "none"),
-            ("how features are made", "the same" if rival.features_digest == dossier.record.features_digest else "changed"),
+            ("feature definitions", "the same" if rival.features_digest in same else "changed"),
             ("candidate", _change(rival.training.candidate, training.candidate)),
             ("commit", _change(rival.code.commit, dossier.record.code.commit)),
             (
@@ -268,10 +269,10 @@ def _made_otherwise(dossier: Dossier) -> Iterator[Block]:
             key=lambda name: -abs(dossier.importance.get(name, 0.0) - dossier.rival_importance.get(name, 0.0)),
         )
         rows = [[name, dossier.rival_importance.get(name), dossier.importance.get(name)] for name in moved[:5]]
-        yield Words("The features whose importance moved most, each on its own validation rows:")
+        yield Words("The features whose importance changed most. Each version's is measured on its own validation rows:")
         yield Grid(["feature", "champion", "this version"], rows)
     if dossier.rival_files is None:
-        yield Words("What changed in the model folder is not known: the champion's files were not kept.")
+        yield Words("The changes of the model folder are not known: the champion's files were not kept.")
     elif dict(dossier.files) == dict(dossier.rival_files):
         yield Words("The model folder is the same.")
     else:
@@ -320,7 +321,7 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def _change(before: Any, after: Any) -> str:
-    return f"{after} (the same)" if before == after else f"{after}, it was {before}"
+    return f"{after} (the same)" if before == after else f"{after} (before: {before})"
 
 
 def _data(dossier: Dossier) -> Iterator[Block]:
@@ -339,13 +340,14 @@ def _data(dossier: Dossier) -> Iterator[Block]:
         if before.overlaps(after):
             common = Interval(max(before.start, after.start), min(before.end, after.end))
             yield Words(
-                f"Both learned from {common} ({common.length.days} days), this version alone from the rest of its window."
+                f"Both learned from {common} ({common.length.days} days). Only this version learned from the rest of its "
+                "window."
             )
         else:
-            yield Words("No day is common to what the two learned from.")
+            yield Words("The two training windows have no day in common.")
     gaps = _moved(dossier.rival_missing, dossier.missing)
     if gaps:
-        yield Words("Features of which more, or less, was missing:")
+        yield Words("Features whose share of missing values changed:")
         yield Grid(
             ["feature", "missing, champion", "missing, this version"],
             [[name, f"{old:.1%}", f"{new:.1%}"] for name, (old, new) in gaps.items()],
@@ -362,42 +364,42 @@ def _show_share(training: TrainingRecord, name: str) -> str:
 
 
 def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Shares that moved by more than what is worth a look."""
+    """The shares that changed by more than :data:`_NOTABLE`."""
     return {
         name: (before[name], after[name]) for name in after if name in before and abs(after[name] - before[name]) > _NOTABLE
     }
 
 
 def to_watch(dossier: Dossier) -> list[str]:
-    """What a careful colleague would point at: what passed narrowly, got worse, rests on little or has moved."""
+    """Warnings for the reader: refusals, uncertain gains, losses, small samples, and changes of the data."""
     evaluation = dossier.evaluation
     watch = [f"Refused by {result.gate}: {result.reason}" for result in dossier.record.decision.results if not result.passed]
     _, worse = _by_direction(dossier)
     if worse:
-        watch.append(f"Worse than the champion's, though other metrics are better: {', '.join(worse)}.")
+        watch.append(f"Metrics that are worse than the champion's: {', '.join(worse)}.")
     gain = evaluation.comparison
     if gain is not None and gain.low is not None and gain.high is not None and gain.low <= 0 <= gain.high:
-        watch.append(f"The gain may be none: its interval reaches from {number(gain.low)} to {number(gain.high)}.")
+        watch.append(f"The gain may be zero: its interval is {number(gain.low)} to {number(gain.high)}.")
     found = evaluation.slices
     if lost := [one for one in found.judged if one.gain < 0] if found else []:
-        watch.append(f"Slices that lose, within what the gate allows or chance explains: {_names(lost)}.")
+        watch.append(f"Slices that are worse, by no more than the gate allows or chance explains: {_names(lost)}.")
     if small := found.not_judged if found else []:
         watch.append(f"{len(small):,} slices have too few rows to be judged.")
     for name, (old, new) in _moved(dossier.rival_missing, dossier.missing).items():
-        watch.append(f"{name} was missing in {old:.0%} of what the champion learned from, now in {new:.0%}.")
+        watch.append(f"{name} was missing in {old:.0%} of the champion's training data, now in {new:.0%}.")
     if dossier.rival is not None:
         for name in _classes([dossier.training]):
             before, after = (_count_share(training, name) for training in (dossier.rival.training, dossier.training))
             if before is not None and after is not None and abs(after - before) > _NOTABLE:
-                watch.append(f"{name} made up {before:.0%} of what the champion learned from, now {after:.0%}.")
+                watch.append(f"{name} made up {before:.0%} of the champion's training data, now {after:.0%}.")
     importance = dossier.importance
     total = sum(max(drop, 0.0) for drop in importance.values())
     if total > 0 and (top := max(importance.items(), key=lambda pair: pair[1]))[1] > total / 2:
-        watch.append(f"It leans on one feature, {top[0]}: {top[1] / total:.0%} of all importance. Watch its drift first.")
+        watch.append(f"It depends on one feature, {top[0]}: {top[1] / total:.0%} of all importance. Watch its drift first.")
     if evaluation.label_coverage < 1:
-        watch.append(f"Labels are known for {evaluation.label_coverage:.1%} of the holdout; the rest may tell otherwise.")
+        watch.append(f"Labels are known for {evaluation.label_coverage:.1%} of the holdout; the rest may change the result.")
     every = dossier.spec.schedules.monitor
-    return [*watch, f"Realised {evaluation.metric} and drift are measured each {every} from its first predictions on."]
+    return [*watch, f"Realised {evaluation.metric} and drift are measured each {every}, beginning with its first predictions."]
 
 
 def _count_share(training: TrainingRecord, name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Lineage of one deployment: read from its ledger and lake, worked out by :mod:`perennial.reports.lineage`, drawn as a tree."""
+"""Reads the records for lineage from the ledger and the lake, and draws the tree of :mod:`perennial.reports.lineage`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from perennial.spec.model import ModelSpec
 
 __all__ = ["draw", "find_prediction", "read_history"]
 
-#: Columns that every published prediction has, whatever it is published in; see :mod:`perennial.scoring.publish`.
+#: Columns that every published prediction has; see :mod:`perennial.scoring.publish`.
 _ANSWERS = ("as_of", "prediction", "version", "features_snapshot", "run_id", "predicted_at")
-#: Neighbours of one kind that are drawn before the others are counted.
+#: The largest number of children that are drawn; the others are only counted.
 _SHOWN = 6
 
 
 def read_history(ledger: Ledger, spec: ModelSpec) -> ModelHistory:
-    """All that the ledger tells of a model and lineage needs."""
+    """The ledger's records of a model that lineage needs."""
     datasets = ledger.datasets(spec.name)
     return ModelHistory(
         model=spec.name,
@@ -47,20 +47,20 @@ def find_prediction(lake: Lake, ledger: Ledger, spec: ModelSpec, key: Sequence[s
     """A published prediction, read from the lake.
 
     Args:
-        lake: where predictions are.
-        ledger: says at which snapshot.
-        spec: of the model.
-        key: values of the entity's key, as texts, in its order; or each as ``column=value``.
-        at: the day of the entity's event time; None searches all of them.
+        lake: holds the predictions.
+        ledger: holds the snapshot at which to read them.
+        spec: the model's spec.
+        key: the values of the entity's key, as texts, in the key's order; or each as ``column=value``.
+        at: the day of the entity's event time; None: search all days.
 
     Raises:
-        LineageError: no prediction, or more than one, is found, or the key is not one.
+        LineageError: no prediction or more than one is found, or ``key`` is not a key of the entity.
     """
     published = ledger.published(spec.name, PREDICTIONS)
     if published is None:
         raise LineageError(f"{spec.name}: no {PREDICTIONS} are published yet; run {spec.name}.score for a day")
     if PREDICTIONS not in published.snapshots:
-        raise LineageError(f"{spec.name}: its lake was removed when it was retired; an interval is traced forward all the same")
+        raise LineageError(f"{spec.name}: its lake was removed when it was retired; you can still trace an interval")
     columns = [*dict.fromkeys([*spec.entity_table.key, spec.event_time, *_ANSWERS])]
     rows = lake.scan(
         spec.name, PREDICTIONS, published.snapshots[PREDICTIONS], columns=columns, interval=at, event_time=spec.event_time
@@ -76,7 +76,7 @@ def find_prediction(lake: Lake, ledger: Ledger, spec: ModelSpec, key: Sequence[s
         raise LineageError(
             f"{spec.name}: no prediction of {named} {where} is published"
             if not found
-            else f"{spec.name}: {len(found)} predictions of {named} are published, at {moments}: say which day by --at"
+            else f"{spec.name}: {len(found)} predictions of {named} are published, at {moments}. Give the day with --at"
         )
     row = found[0]
     return PredictionRow(
@@ -94,7 +94,7 @@ def find_prediction(lake: Lake, ledger: Ledger, spec: ModelSpec, key: Sequence[s
 def _key(spec: ModelSpec, given: Sequence[str], schema: pa.Schema) -> dict[str, Any]:
     names = spec.entity_table.key
     if len(given) != len(names):
-        raise LineageError(f"{spec.name}: a prediction is named by {', '.join(names)}; {len(given)} values are given")
+        raise LineageError(f"{spec.name}: a prediction is named by {', '.join(names)}; {len(given)} values were given")
     values = dict(zip(names, given, strict=True))
     for text in given:
         name, separator, value = text.partition("=")
@@ -114,7 +114,7 @@ def _matches(batch: pa.RecordBatch, wanted: Mapping[str, Any]) -> pa.BooleanArra
 
 
 def draw(node: Node) -> Tree:
-    """The tree for a terminal. Values are shown as they are, never as markup; long rows of neighbours are cut short."""
+    """The tree for a terminal. Values are never read as markup. Only the first children of a node are drawn."""
     tree = Tree(_label(node))
     _grow(tree, node)
     return tree
@@ -124,7 +124,7 @@ def _grow(tree: Tree, node: Node) -> None:
     for child in node.leads_to[:_SHOWN]:
         _grow(tree.add(_label(child)), child)
     if (more := len(node.leads_to) - _SHOWN) > 0:
-        tree.add(Text(f"… {more:,} more; --json tells all", style="dim"))
+        tree.add(Text(f"… {more:,} more; --json shows all", style="dim"))
 
 
 def _label(node: Node) -> Text:
@@ -138,7 +138,7 @@ def _label(node: Node) -> Text:
 
 
 def _short(value: Any) -> str:
-    """A fact in a line; what is longer is for --json."""
+    """A fact as one short line; --json shows it whole."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_short(part)}" for name, part in list(value.items())[:_SHOWN])
     if isinstance(value, list | tuple):

@@ -97,7 +97,7 @@ def score(
     spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     features = published_features(spec, ledger, interval)
     model = deployment.registry.load(spec.name, version, spec=spec)
-    if model.features_digest != folder.features_digest:
+    if model.features_digest not in folder.features_digests:
         log.warning("features.sql or the tables' definition changed since version %d was trained", version)
     predictor = Predictor(spec, lake, model, interval, features.snapshots["features"], run_id)
     return publish_predictions(spec, lake, ledger, predictor, order=order, sink_url=sink_url)

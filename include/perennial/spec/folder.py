@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perennial.core.errors import SpecError
 from perennial.spec.agreement import defined_functions, function_problems, threshold_problems
+from perennial.spec.features_digest import feature_tables, features_digest, first_features_digest
 from perennial.spec.model import ModelSpec
 from perennial.spec.monitoring import DriftThresholds
 from perennial.spec.problems import Problem, write_problems
@@ -67,8 +68,17 @@ class ModelFolder(BaseModel):
     @property
     def features_digest(self) -> str:
         """SHA-256 of everything that decides a feature's value. Rows with the same digest were made in the same way."""
-        spec = self.spec.model_dump(mode="json", include={"sources", "tables", "entity", "features"})
-        return hashlib.sha256((json.dumps(spec, sort_keys=True) + self.features_sql).encode()).hexdigest()
+        return features_digest(self.spec, self.features_sql)
+
+    @property
+    def feature_tables(self) -> list[str]:
+        """The tables that features are made of: the entity table, and those that ``features.sql`` names."""
+        return feature_tables(self.spec, self.features_sql)
+
+    @property
+    def features_digests(self) -> frozenset[str]:
+        """The digests of features that were made as this folder makes them. An earlier release gave another one."""
+        return frozenset({self.features_digest, first_features_digest(self.spec, self.features_sql)})
 
 
 def read_model(folder: Path) -> ModelFolder:

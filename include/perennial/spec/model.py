@@ -22,7 +22,7 @@ from pydantic import Field
 from perennial.spec.data import Entity, Features, Label, Source, Table
 from perennial.spec.gates import ApprovalPolicy, Behaviour, FairnessGate, Gates
 from perennial.spec.monitoring import Drift, RetrainingPolicy, Shadow
-from perennial.spec.names import is_unknown, listed
+from perennial.spec.names import BESIDE_FEATURES, BESIDE_KEYS, SYSTEM_COLUMNS, is_unknown, listed
 from perennial.spec.operation import AlertRoutes, Card, Retention, Schedules, WatchLimits
 from perennial.spec.problems import YamlPath
 from perennial.spec.sections import Found, Section, Unreadable, check, check_each
@@ -97,7 +97,7 @@ class ModelSpec(Section):
 
     @check_each("tables")
     def _tables_have_free_names(self, name: str, _: Table) -> Found:
-        if name in _PERENNIALS_TABLES:
+        if name in _PERENNIALS_TABLES or name.startswith("_"):
             yield (), f"Perennial makes a table named {name} itself; choose another name"
 
     @check_each("tables")
@@ -126,6 +126,20 @@ class ModelSpec(Section):
             yield ("entity", "table"), f"table {self.entity.table} has no event_time; name it there, predictions require it"
 
     @check
+    def _entity_is_identified_by_free_names(self) -> Found:
+        table = self.entity_table
+        placed = [*((("key", place), name) for place, name in enumerate(table.key)), (("event_time",), str(table.event_time))]
+        for below, name in placed:
+            column = table.columns.get(name)
+            renamed = f"name the column otherwise, such as {self.entity.table}_{name}"
+            if column is not None and column.sql is None:  # without it, the source would have to rename its column too
+                renamed += f": {{…, sql: {name}}}"
+            if name in BESIDE_KEYS:
+                yield ("tables", self.entity.table, *below), f"Perennial writes a column named {name} beside the key; {renamed}"
+            elif name in SYSTEM_COLUMNS:
+                yield ("tables", self.entity.table, *below), f"PostgreSQL allows no column named {name} of one's own; {renamed}"
+
+    @check
     def _label_names_a_table(self) -> Found:
         if is_unknown(self.label.table, self.tables):
             yield ("label", "table"), f"no table is named {self.label.table}; there are {listed(self.tables)}"
@@ -137,7 +151,7 @@ class ModelSpec(Section):
             yield ("label", "table"), f"table {self.label.table} lacks the entity's key {', '.join(missing)}; add it there"
 
     def _feature_has_a_free_name(self, _: int, name: str) -> Found:
-        taken = {"as_of", "label", "prediction"}
+        taken = set(BESIDE_FEATURES)
         with suppress(Unreadable):
             taken |= {*self.entity_table.key, str(self.entity_table.event_time)}
         if name in taken:

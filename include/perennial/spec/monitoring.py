@@ -11,6 +11,9 @@ from pydantic import Field
 from perennial.spec.sections import Found, Section, check
 from perennial.spec.types import Duration, Identifier, NotNegative, Positive, PositiveShare, Share, Text
 
+#: The fewest values on each side for which a distance is computed. With fewer, any two samples differ.
+MIN_VALUES = 50
+
 
 class Shadow(Section):
     """Versions that also score, beside the champion. Readers of predictions do not see theirs. They are compared with the
@@ -46,7 +49,8 @@ class Drift(Section):
         match: compare only with rows of the reference of the same weekdays, or the same months, as the window.
         false_alarms: verdicts ``drift`` per year that stable data may cause. ``perennial calibrate`` sets thresholds by it.
         sample: largest number of rows to compare of each side. If there are more, a random sample is taken.
-        min_rows: smallest number of rows for a verdict. With fewer, the verdict is ``unknown``.
+        min_rows: smallest number of rows for a verdict. With fewer, the verdict is ``unknown``. Below 50 it has no effect: a
+            distance requires so many values.
     """
 
     numeric_threshold: Positive = 0.25

@@ -8,6 +8,15 @@ from difflib import get_close_matches
 
 from perennial.spec.types import IDENTIFIER
 
+#: Columns that Perennial writes beside the features of an entity, or reads beside them in training and monitoring.
+BESIDE_FEATURES = frozenset({"as_of", "label", "label_known_at", "prediction", "probability", "probabilities"})
+
+#: Columns that Perennial writes beside the entity's key and event time, in features, labels and predictions.
+BESIDE_KEYS = BESIDE_FEATURES | {"version", "features_snapshot", "run_id", "predicted_at"}
+
+#: Columns that every table of PostgreSQL has already. The predictions may go there.
+SYSTEM_COLUMNS = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
+
 
 def listed(names: Iterable[str]) -> str:
     """Names for a message, in alphabetical order."""

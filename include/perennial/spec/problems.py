@@ -10,7 +10,7 @@ from typing import NamedTuple
 YamlPath = tuple[str | int, ...]
 
 
-#: Most problems of a file that are told.
+#: Most problems of a file that are shown.
 MAX_MESSAGES = 100
 
 
@@ -18,9 +18,9 @@ class Problem(NamedTuple):
     """What is wrong at one place of a YAML file, and what to do about it.
 
     Attributes:
-        path: the place; the root if the problem is not of one value.
+        path: the place; the root if the problem does not concern one value.
         message: one line.
-        line: counted from 1. None: that of the path.
+        line: line number, from 1. None: the line of the path.
     """
 
     path: YamlPath

@@ -30,8 +30,8 @@ _TYPES = {
 }
 _PATTERNS = {
     IDENTIFIER: "not an identifier: lower-case letters, digits and _, not beginning with a digit",
-    FUNCTION: "no function of model.py; write model: and its name, such as model:score",
-    ESTIMATOR: f"no estimator; write {', '.join(BUILT_IN_ESTIMATORS)} or model: and the name of a function of model.py",
+    FUNCTION: "not a function of model.py; write model: and its name, such as model:score",
+    ESTIMATOR: f"not an estimator; write {', '.join(BUILT_IN_ESTIMATORS)} or model: and the name of a function of model.py",
 }
 
 
@@ -85,7 +85,7 @@ def _explain(error: Any) -> str:
     kind, context = error["type"], error.get("ctx", {})
     match kind:
         case "extra_forbidden":
-            return "unknown key; remove it, or see model.schema.json for the keys there are"
+            return "unknown key; remove it, or see model.schema.json for the known keys"
         case "missing":
             return "missing; it must be given"
         case "value_error":

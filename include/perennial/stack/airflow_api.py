@@ -198,7 +198,7 @@ class AirflowApi:
             check()
             if time.monotonic() > deadline:
                 errors = (
-                    "; ".join(f"{file}: {text}" for file, text in self.import_errors().items()) or "no DAG file is at fault"
+                    "; ".join(f"{file}: {text}" for file, text in self.import_errors().items()) or "no DAG file has an error"
                 )
                 raise StackError(f"Airflow has no DAG {', '.join(sorted(missing))}: {errors}")
             time.sleep(0.2)
@@ -252,7 +252,7 @@ class AirflowApi:
     def _sign_in(self) -> None:
         answer = self._client.post("/auth/token", json={"username": self._user, "password": self._password})
         if answer.is_error:
-            raise StackError(f"Airflow at {self.url} does not let {self._user} in: {_detail(answer)}")
+            raise StackError(f"Airflow at {self.url} refused the sign-in of {self._user}: {_detail(answer)}")
         self._client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
 

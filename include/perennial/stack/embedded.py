@@ -259,7 +259,7 @@ def _check_room(state: Path, wanted: int) -> None:
     if (free := shutil.disk_usage(state).free) < wanted:
         raise StackError(
             f"the disk of {state} has {free / 1e6:,.0f} MB left, and the stack needs {wanted / 1e6:,.0f} MB: make room, "
-            "or name a folder on another disk by the environment variable PERENNIAL_STATE"
+            "or set the environment variable PERENNIAL_STATE to a folder on another disk"
         )
 
 
@@ -293,7 +293,7 @@ class _Lock:
             stream.close()
             there = find_running(self._file.parent) or {}
             raise StackError(
-                f"a stack runs on {self._file.parent} already (process {there.get('process', 'unknown')}, "
+                f"a stack already runs in {self._file.parent} (process {there.get('process', 'unknown')}, "
                 f"Airflow {there.get('airflow', 'starting')}); use that one, or stop it with Ctrl-C where it was started"
             ) from None
         stream.truncate(0)

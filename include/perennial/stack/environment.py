@@ -56,7 +56,7 @@ def choose_ports(environment: Mapping[str, str]) -> Ports:
     for variable, (server, default) in wanted.items():
         port = _choose(server, environment, variable, default)
         if port in chosen:
-            raise StackError(f"{chosen[port]} and {variable} are both {port}; make them differ")
+            raise StackError(f"{chosen[port]} and {variable} are both {port}; choose different ports")
         chosen[port] = variable
     airflow, mlflow, metrics = chosen
     return Ports(airflow=airflow, mlflow=mlflow, metrics=metrics, execution=_free_port())
@@ -69,7 +69,7 @@ def _choose(server: str, environment: Mapping[str, str], variable: str, default:
     if not _is_free(int(text)):
         raise StackError(
             f"another program uses port {text}, which {server} needs; stop it, or choose another port "
-            f"by the environment variable {variable}, such as {variable}={_free_port()}"
+            f"with the environment variable {variable}, such as {variable}={_free_port()}"
         )
     return int(text)
 
@@ -129,7 +129,7 @@ def keep_secrets(state: Path) -> Secrets:
         return Secrets(**{field.name: str(found[field.name]) for field in fields(Secrets)})
     except (ValueError, TypeError, KeyError) as error:
         raise StackError(
-            f"{file} does not hold the stack's secrets; restore it, or remove it and with it {state / 'airflow'}, "
+            f"{file} does not contain the stack's secrets; restore it, or remove both it and {state / 'airflow'}, "
             "whose connections it encrypts"
         ) from error
 

@@ -209,7 +209,7 @@ def _import(modules: Sequence[str]) -> None:
                 if function:
                     getattr(found, function)()
             except ImportError as error:
-                print(f"{module} is not imported ahead: {error}", file=sys.stderr)  # noqa: T201
+                print(f"{module} could not be imported ahead: {error}", file=sys.stderr)  # noqa: T201
     logging.disable(logging.NOTSET)
     # The forks share this memory as long as the garbage collector does not touch it.
     gc.collect()

@@ -25,6 +25,7 @@ from perennial.core.files import replacing
 from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
 from perennial.evidence.training import Part, TrainingSet
+from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.labels import read_labels
 from perennial.features.maturity import mature_until, measure_delay, passes_from
 from perennial.features.publish import ensure_features
@@ -54,11 +55,14 @@ def build_training_set(
 
     Raises:
         TrainingError: nothing is published, there are too few rows, or only labels of one class; the message says what to do.
+        SnapshotMissing: published rows lack what the spec requires; the message names the days to ingest again.
     """
     spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
+    tables = ledger.published(spec.name, "tables")
+    if tables is not None:
+        refuse_gaps(folder, gaps_of_training(folder, lake, tables.snapshots, as_of))
     delay = spec.label.delay
     if delay is None:
-        tables = ledger.published(spec.name, "tables")
         delay = measure_delay(folder, lake, tables.snapshots, as_of=as_of) if tables is not None else timedelta()
         log.info("labels take %d days, measured from those that came (label.delay in model.yaml states it)", delay.days)
     end = mature_until(as_of, delay)

@@ -93,8 +93,8 @@ class Figures:
 def families(figures: Figures) -> list[Metric]:
     """The figures as Prometheus knows them."""
     gauges = [
-        _gauge("perennial_watch_look_timestamp_seconds", "When the watchdog looked last.", figures.looked_at.timestamp()),
-        _gauge("perennial_watch_look_duration_seconds", "How long its look took.", figures.look_seconds),
+        _gauge("perennial_watch_look_timestamp_seconds", "When the watchdog last checked.", figures.looked_at.timestamp()),
+        _gauge("perennial_watch_look_duration_seconds", "How long its last check took.", figures.look_seconds),
         _gauge("perennial_ledger_up", "1 if the ledger can be read.", float(figures.overview is not None)),
         _gauge("perennial_airflow_up", "1 if Airflow's API answers.", float(figures.airflow)),
     ]
@@ -115,7 +115,7 @@ def families(figures: Figures) -> list[Metric]:
     for area in sorted(AREAS):
         incidents.add_metric([area], figures.incidents.get(area, 0))
     rows = CounterMetricFamily(
-        "perennial_rows", "Rows read, quarantined, published, made features of, and scored.", labels=["model", "stage"]
+        "perennial_rows", "Rows read, quarantined, published, used for features, and scored.", labels=["model", "stage"]
     )
     for (model, stage), number in figures.past.rows.items():
         rows.add_metric([model, stage], number)
@@ -145,7 +145,7 @@ def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:
         "perennial_champion_trained_until_timestamp_seconds", "End of the champion's training data.", labels=["model"]
     )
     measured = GaugeMetricFamily(
-        "perennial_measured_until_timestamp_seconds", "End of the newest window whose labels sufficed.", labels=["model"]
+        "perennial_measured_until_timestamp_seconds", "End of the newest window with enough labels.", labels=["model"]
     )
     realised = GaugeMetricFamily("perennial_realised", "The primary metric of that window.", labels=["model", "metric"])
     for model, metric in figures.metrics.items():
@@ -236,7 +236,7 @@ class Exhibition:
             case "/health":
                 age = time.monotonic() - self._seen_at
                 start("200 OK" if age <= self._fresh else "503 Service Unavailable", [("Content-Type", "text/plain")])
-                return [f"the last look was {age:.0f} s ago\n".encode()]
+                return [f"the last check was {age:.0f} s ago\n".encode()]
             case _:
                 start("404 Not Found", [("Content-Type", "text/plain")])
                 return [b"/metrics and /health are here\n"]

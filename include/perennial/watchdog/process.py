@@ -160,7 +160,7 @@ class Watchdog:
             self._exhibition = Exhibition(given.host, given.port, fresh=3 * given.every + _SENDING)
         except OSError as error:
             raise SettingsError(
-                f"the watchdog cannot show metrics on {given.host}:{given.port}: {error.strerror}; name another port by "
+                f"the watchdog cannot show metrics on {given.host}:{given.port}: {error.strerror}; set another port with "
                 f"{_VARIABLES['port']}"
             ) from error
 

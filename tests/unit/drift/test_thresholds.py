@@ -272,7 +272,8 @@ def test_the_commands_set_thresholds_and_show_what_was_expected_and_came(
     assert "no window of toy has been judged or measured yet" in say("performance", "toy")
 
     said = say("calibrate", "toy", "--replays", "200")
-    assert "verdicts drift a year are expected of windows like those of 2013-04-01--2013-06-03 (budget 1; 200 replays)" in said
+    assert "On windows like those of 2013-04-01--2013-06-03, expect " in said
+    assert " verdicts of drift per year (budget 1; 200 replays)" in said
     folder = read_model(world.folder.path)
     assert folder.thresholds is not None
     assert folder.thresholds.version == version

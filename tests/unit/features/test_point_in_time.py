@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from perennial.core.errors import SpecError
-from perennial.features.point_in_time import compute, needed_tables
+from perennial.features.point_in_time import compute
 from tests.unit.features.shop import FIRST, SECOND, SPEC, features, history, hours, shop, table, tables_of
 
 # --- what the query gives ----------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def test_features_stand_beside_key_event_time_and_as_of_ordered_by_time(tmp_path
 def test_a_query_of_entity_columns_alone_needs_no_other_table(tmp_path: Path) -> None:
     folder = shop(tmp_path)
 
-    assert needed_tables(folder) == ["orders"]
+    assert folder.feature_tables == ["orders"]
     tables = {"orders": tables_of(folder, [1, 2])["orders"]}
     assert features(folder, tables).column("amount").to_pylist() == [1.0, 2.0]
 

@@ -119,9 +119,8 @@ def test_a_newer_ledger_is_refused_and_left_alone(url: str) -> None:
         connection.exec_driver_sql(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'")
     uses: tuple[Callable[[], object], ...] = (Ledger(url).migrate, lambda: Ledger(url).champion("flight_delay"))
     for use in uses:
-        with pytest.raises(
-            SchemaMismatch, match=rf"revision 9999.*newest revision that this code knows is {HEAD}.*newer release.*backup"
-        ):
+        newer = rf"revision 9999.*newest revision that this code knows is {HEAD}.*newer release.*backup"
+        with pytest.raises(SchemaMismatch, match=newer):
             use()
     assert _revision(url) == "9999"
 

@@ -148,7 +148,7 @@ def _remove(place: Path) -> str:
 def _cut(place: Path) -> str:
     file = place / "databases" / "ledger.db"
     file.write_bytes(file.read_bytes()[:-100])
-    return "databases/ledger.db is cut or changed"
+    return "databases/ledger.db is truncated or changed"
 
 
 def _forget_a_file(place: Path) -> str:
@@ -159,7 +159,7 @@ def _forget_a_file(place: Path) -> str:
 
 def _interrupt(place: Path) -> str:
     (place / "backup.json").unlink()
-    return "an unfinished one"
+    return "is not a complete backup"
 
 
 @pytest.mark.parametrize("harm", [_remove, _cut, _forget_a_file, _interrupt])
@@ -185,7 +185,7 @@ def test_nothing_is_restored_over_what_is_there(world: World, tmp_path: Path) ->
 def test_a_lake_is_restored_to_its_own_address_alone(world: World, tmp_path: Path) -> None:
     make_backup(world.settings, tmp_path / "backup", {}, now=NOW)
     elsewhere = world.settings.model_copy(update={"warehouse": str(tmp_path / "other")})
-    with pytest.raises(BackupError, match=r"lake was at .*var/lake and is to be at .*other"):
+    with pytest.raises(BackupError, match=r"lake was at .*var/lake, but here it is at .*other"):
         restore_backup(elsewhere, tmp_path / "backup", {})
 
 
@@ -205,10 +205,10 @@ def test_what_is_not_on_this_machine_is_left_to_its_own_tools(
 
 
 def test_a_backup_is_not_made_into_what_it_copies_nor_over_another(world: World, tmp_path: Path) -> None:
-    with pytest.raises(BackupError, match="which would be copied"):
+    with pytest.raises(BackupError, match="which is copied"):
         make_backup(world.settings, Path(world.settings.warehouse) / "backup", {}, now=NOW)
     make_backup(world.settings, tmp_path / "backup", {}, now=NOW)
-    with pytest.raises(BackupError, match="holds something already"):
+    with pytest.raises(BackupError, match="is not empty"):
         make_backup(world.settings, tmp_path / "backup", {}, now=NOW)
 
 
@@ -233,7 +233,7 @@ def test_a_file_that_is_missing_or_cut_is_named(world: World) -> None:
     other.write_bytes(other.read_bytes()[:-10])
     assert any("features, published as features at snapshot" in said and "bytes)" in said for said in problems(world))
     one.unlink()
-    assert any(f"misses file://{one}: restore the lake" in said for said in problems(world))
+    assert any(f"has lost file://{one}: restore the lake" in said for said in problems(world))
 
 
 def test_a_list_of_files_that_is_missing_is_named(world: World) -> None:

@@ -130,7 +130,7 @@ def test_an_entity_goes_from_all_tables_snapshots_and_files_and_no_other_row_doe
     # Life goes on with what is left.
     assert world.score(1, DAY, run_id="again").rows == 59
     assert verify(Deployment(world.settings)).problems == [
-        "toy version 1: the rows that it was trained on are not pinned as training-2013-03-26-5; it cannot be made again"
+        "toy version 1: the rows that it was trained on are not pinned as training-2013-03-26-5; it cannot be reproduced"
     ]
 
 
@@ -176,7 +176,7 @@ def test_a_value_of_a_column_stands_for_all_entities_that_have_it(world: World) 
     [
         ({"visitor": "x"}, None, r"named by visit: give --key visit=…"),
         (None, {"shoe": "44"}, r"no table has a column shoe; there are: kind"),
-        (None, {"x": "tall"}, r"the value given for x is no float"),
+        (None, {"x": "tall"}, r"the value given for x is not a float"),
     ],
 )
 def test_what_names_no_entity_is_refused(world: World, key: Any, column: Any, told: str) -> None:
@@ -476,9 +476,9 @@ def test_no_file_of_a_deployment_holds_a_forgotten_order_but_its_source_and_othe
     assert command("forget", "shop", "--key", f"id={order}", "--dry-run") == 0
     told = capsys.readouterr().out
     assert "samples of versions 1, 2, 3" in told
-    assert "other models have columns of that name, and are not looked at: returns" in told
+    assert "other models have columns of that name and were not searched: returns" in told
     assert command("forget", "shop", "--key", f"id={order}", "--yes") == 0
-    assert "cannot be made again to the bit: versions 1, 2, 3" in capsys.readouterr().out
+    assert "versions that can no longer be reproduced: 1, 2, 3" in capsys.readouterr().out
     assert command("forget", "returns", "--key", f"id={order}", "--yes") == 0
     assert holders(old.state, order) == ["data/orders/2024-01-10.csv", "data/outcomes/2024-01-10.csv"]
     parts = Deployment(old)

@@ -78,7 +78,7 @@ def test_a_retired_model_has_no_champion_in_ledger_and_mlflow_and_says_since_whe
     parts = Deployment(world_on_each_database.settings)
     mark_retired(parts, "toy")
     told = end(parts)
-    assert "version 1 is champion no more" in told[0]
+    assert "version 1 is no longer champion" in told[0]
     assert parts.ledger.champion("toy") is None
     assert parts.registry.alias("toy") is None
     assert parts.registry._alias("toy", CHALLENGER) is None
@@ -177,7 +177,7 @@ def test_a_folder_that_was_removed_is_remembered_by_the_retirement(parts: Deploy
     before = parts.model("toy")
     shutil.rmtree(before.path)
     assert remembered(parts, "toy").spec == before.spec
-    with pytest.raises(SpecError, match=r"nowhere has no folder.*models that are known: toy"):
+    with pytest.raises(SpecError, match=r"nowhere has no folder.*known models: toy"):
         remembered(parts, "nowhere")
 
 
@@ -208,7 +208,7 @@ def test_what_a_model_was_is_told_by_its_name_alone(without_folder: Settings) ->
     assert by_hand.outlook(settings, "shop")[0] == "rmse"
     assert "tidy_tables" in by_hand.tidy(settings, "shop")
     told = retire(Deployment(settings), "shop", actor="tester", reason="the shop is closed")
-    assert "version 2 is champion no more" in told[0]
+    assert "version 2 is no longer champion" in told[0]
     retired = Deployment(settings).ledger.retirement("shop")
     assert retired is not None
     assert {"model.yaml", "features.sql"} <= retired.files.keys()

@@ -146,11 +146,11 @@ def test_the_report_says_what_changes(world: World) -> None:
     assert "| max_iter | 30 | 31 |" in changes
     assert "| candidates.boosting.params.max_iter | 30 | 31 |" in changes
     assert "+SELECT visit, 1.0 * x AS x, noise, kind FROM entities" in changes
-    assert "how features are made: changed" in changes
+    assert "feature definitions: changed" in changes
     data = section(report, "Data")
     assert "| learned from | 2013-03-01--2013-03-21 | 2013-03-08--2013-03-28 |" in data
     assert "Both learned from 2013-03-08--2013-03-21 (13 days)" in data
-    assert "It leans on one feature, x" in section(report, "What to watch")
+    assert "It depends on one feature, x" in section(report, "What to watch")
 
 
 def test_slices_are_shown_with_their_gain_and_those_too_small_are_named(world: World) -> None:
@@ -185,9 +185,9 @@ def test_limits_are_told_without_being_asked(world: World) -> None:
     )
     record = replace(subject.record, training=less)
     told = " ".join(known_limits(replace(subject, record=record, missing={"noise": 0.6, "x": 0.1})))
-    assert "300 of 400 rows of what it was judged on had no label in time (75.0%)" in told
+    assert "300 of 400 rows that it was judged on had no label in time (75.0%)" in told
     assert "Of 1,000 labelled rows it learned from the newest 900" in told
-    assert "Mostly missing where it learned: noise (60%)" in told
+    assert "Mostly missing in its training data: noise (60%)" in told
 
 
 def test_what_has_moved_since_the_champion_is_to_be_watched(world: World) -> None:
@@ -195,7 +195,7 @@ def test_what_has_moved_since_the_champion_is_to_be_watched(world: World) -> Non
     classes = {"window": {"false": 100, "true": 900}, "holdout": {}}
     record = replace(subject.record, training=replace(subject.training, classes=classes))
     told = " ".join(to_watch(replace(subject, record=record, missing={"noise": 0.4}, rival_missing={"noise": 0.1})))
-    assert "noise was missing in 10% of what the champion learned from, now in 40%" in told
+    assert "noise was missing in 10% of the champion's training data, now in 40%" in told
     assert "true made up" in told
 
 
@@ -214,7 +214,7 @@ def test_a_section_that_lacks_something_fails_the_card_by_name(world: World, los
 def test_slices_that_were_asked_for_and_not_measured_fail_the_card(world: World) -> None:
     subject = dossier(world)
     record = replace(subject.record, evaluation=replace(subject.evaluation, slices=None))
-    with pytest.raises(CardError, match=r"Slices: the comparison by kind, which gates\.slices\.columns asks for"):
+    with pytest.raises(CardError, match=r"Slices: the comparison by kind, which gates\.slices\.columns requires"):
         model_card(replace(subject, record=record)).check()
     gates = subject.spec.gates.model_copy(update={"slices": SlicesGate()})
     spec = subject.spec.model_copy(update={"gates": gates})

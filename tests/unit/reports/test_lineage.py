@@ -110,7 +110,7 @@ def test_a_table_without_event_time_does_not_make_every_day_depend_on_every_othe
     [node] = trace_forward(history(raw, features, timeless=frozenset({"planes"})), days(3, 4)).leads_to
     assert [child.name for child in node.leads_to] == [
         f"features of {days(3, 6)}, out of {days(0, 30)}",
-        "planes, which has no event time and was offered whole",
+        "planes, which has no event time and was read whole",
     ]
     assert node.leads_to[1].facts["features"] == [2]
 
@@ -186,7 +186,7 @@ def test_a_version_is_traced_to_its_own_training_set(world: World) -> None:
         "features: 1 publication of 2013-03-01--2013-03-26",
         "outcomes, for keys and labels: 2 publications of 2013-03-01--2013-03-26",
         "visits, for keys and labels: 2 publications of 2013-03-01--2013-03-26",
-        "tables of which all that was made: 2 publications of 2013-03-01--2013-03-26",
+        "tables that these were made from: 2 publications of 2013-03-01--2013-03-26",
     ]
 
 
@@ -223,13 +223,13 @@ def test_a_prediction_that_there_is_not_and_a_key_that_is_none_are_errors(world:
         trace(world, "nobody")
     with pytest.raises(LineageError, match=r"no prediction of visit nobody of 2013-03-26 is published"):
         trace(world, "visit=nobody", SCORED)
-    with pytest.raises(LineageError, match="a prediction is named by visit; 2 values are given"):
+    with pytest.raises(LineageError, match="a prediction is named by visit; 2 values were given"):
         find_prediction(world.lake, world.ledger, world.folder.spec, ["a", "b"], None)
 
 
 def test_what_was_never_published_leads_nowhere(world: World) -> None:
     forward = trace_forward(read_history(world.ledger, world.folder.spec), days(300, 301))
-    assert [node.name for node in forward.leads_to] == ["nothing of 2013-12-26 was ever published"]
+    assert [node.name for node in forward.leads_to] == ["publications: nothing of 2013-12-26 was ever published"]
 
 
 def test_files_are_found_by_name_and_hash(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_files_are_found_by_name_and_hash(tmp_path: Path) -> None:
     assert sorted(files) == [f"rows/2013-03-0{day}.csv" for day in (1, 2, 3)]
     assert files["rows/2013-03-03.csv"] == hashlib.sha256(content).hexdigest()
     # What the version learned from was made up; that is said, not guessed.
-    assert "the ledger knows no reader of the snapshot" in node.find("training set")[0].find("missing")[0].name
+    assert "the ledger has no revision with the snapshot" in node.find("training set")[0].find("missing")[0].name
     forward = trace_forward(read_history(world.ledger, world.folder.spec), days(0, 1))
     assert forward.leads_to[0].facts["files"] == ["rows/2013-03-01.csv"]
     assert [found.name for found in forward.find("prediction")] == ["predictions of 2013-03-03"]

@@ -200,6 +200,38 @@ CONTRADICTIONS = {
             "choose another name",
         ],
     ),
+    "a key that is named as what Perennial writes": (
+        changed("key: [id]", "key: [version]").replace("id: {type: string}", "version: {type: string}"),
+        [
+            "model.yaml:10: tables.trips.key.0: Perennial writes a column named version beside the key; name the column "
+            "otherwise, such as trips_version: {…, sql: version}"
+        ],
+    ),
+    "an event time that is named as what Perennial writes": (
+        GOOD.replace("left_at", "predicted_at").replace("predicted_at: {type", "predicted_at: {sql: left_at, type"),
+        [
+            "model.yaml:11: tables.trips.event_time: Perennial writes a column named predicted_at beside the key; name the "
+            "column otherwise, such as trips_predicted_at"
+        ],
+    ),
+    "a key that PostgreSQL refuses": (
+        changed("key: [id]", "key: [ctid]").replace("id: {type: string}", "ctid: {type: string, sql: id}", 1),
+        [
+            "model.yaml:10: tables.trips.key.0: PostgreSQL allows no column named ctid of one's own; name the column "
+            "otherwise, such as trips_ctid"
+        ],
+    ),
+    "a feature that monitoring would take for a prediction": (
+        changed("numeric: [distance]", "numeric: [distance, probability]"),
+        [
+            "model.yaml:19: features.numeric.1: a column named probability is stored beside the features already; "
+            "choose another name"
+        ],
+    ),
+    "a table with a name of Perennial's own kind": (
+        GOOD.replace("  trips:\n    source", "  _trips:\n    source").replace("table: trips", "table: _trips"),
+        ["model.yaml:8: tables._trips: Perennial makes a table named _trips itself; choose another name"],
+    ),
     "no baseline": (
         changed(", baseline: true", ""),
         ["model.yaml:21: candidates: no candidate is a baseline; add `prior: {estimator: prior, baseline: true}`"],

@@ -42,7 +42,7 @@ BROKEN = {
     ),
     "a delimiter that is a quote": (
         changed('%d.csv"}', """%d.csv", delimiter: '"'}"""),
-        ["model.yaml:6: sources.trips.delimiter: write one ASCII character that is no letter, digit, quote or line break, "
+        ["model.yaml:6: sources.trips.delimiter: write one ASCII character that is not a letter, digit, quote or line break, "
          "such as ; or \\t"],
     ),
 }  # fmt: skip

@@ -35,7 +35,7 @@ BROKEN = {
     ),
     "an unknown key": (
         changed("at_least", "atleast"),
-        ["model.yaml:25: gates.atleast: unknown key; remove it, or see model.schema.json for the keys there are"],
+        ["model.yaml:25: gates.atleast: unknown key; remove it, or see model.schema.json for the known keys"],
     ),
     "a delimiter of two characters": (
         changed('%d.csv"}', '%d.csv", delimiter: "||"}'),

@@ -143,7 +143,7 @@ def test_secrets_are_made_once_and_readable_by_their_owner_alone(tmp_path: Path)
 def test_damaged_secrets_are_told_and_not_replaced(tmp_path: Path, content: str) -> None:
     (tmp_path / "secrets.json").write_text(content)
 
-    with pytest.raises(StackError, match=r"secrets.json does not hold the stack's secrets; restore it"):
+    with pytest.raises(StackError, match=r"secrets.json does not contain the stack's secrets; restore it"):
         keep_secrets(tmp_path)
 
     assert (tmp_path / "secrets.json").read_text() == content
@@ -182,14 +182,14 @@ def test_a_port_must_be_a_port_number(text: str) -> None:
 def test_two_servers_cannot_share_a_port() -> None:
     one = free_ports()["PERENNIAL_AIRFLOW_PORT"]
 
-    with pytest.raises(StackError, match=f"both {one}; make them differ"):
+    with pytest.raises(StackError, match=f"both {one}; choose different ports"):
         choose_ports({"PERENNIAL_AIRFLOW_PORT": one, "PERENNIAL_MLFLOW_PORT": one})
 
 
 def test_a_second_stack_on_the_same_folder_says_who_runs_there(tmp_path: Path) -> None:
     first = Stack(tmp_path, free_ports())
 
-    with pytest.raises(StackError, match=rf"a stack runs on {tmp_path} already \(process .*use that one, or stop it"):
+    with pytest.raises(StackError, match=rf"a stack already runs in {tmp_path} \(process .*use that one, or stop it"):
         Stack(tmp_path, free_ports())
 
     first.release()
@@ -200,9 +200,7 @@ def test_a_full_disk_is_told_before_anything_starts(tmp_path: Path, monkeypatch:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 12_000_000))
 
-    with pytest.raises(
-        StackError, match=r"has 12 MB left, and the stack needs 1,000 MB: make room, or name a folder.*PERENNIAL_STATE"
-    ):
+    with pytest.raises(StackError, match=r"has 12 MB left, and the stack needs 1,000 MB: make room, or set .*PERENNIAL_STATE"):
         Stack(tmp_path, free_ports())
 
 
@@ -381,7 +379,7 @@ def test_a_launcher_imports_modules_and_calls_functions_ahead() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
-    assert "perennial.stack.missing is not imported ahead" in done.stderr
+    assert "perennial.stack.missing could not be imported ahead" in done.stderr
 
 
 def test_what_airflows_processes_share_is_there() -> None:

@@ -63,7 +63,7 @@ def test_what_loosened_gates_let_pass_is_named(
     assert "an identical copy" in named
     assert "one trained on stale data" in named
     assert "a constant" not in named
-    assert lines["one broken in a single slice"] == "not tried: gates.slices names no column, so no slice is looked at"
+    assert lines["one broken in a single slice"] == "not tried: gates.slices names no column, so no slice is judged"
 
 
 def test_a_gate_that_refuses_everybody_proves_nothing(

@@ -6,6 +6,7 @@ connection to this deployment's ledger.
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import context
 
 # These define the tables that a new revision is compared with.
@@ -22,9 +23,9 @@ def _is_ours(name: str | None, kind: str, _: object) -> bool:
     return kind != "table" or name in metadata.tables
 
 
-def _run(connection: object) -> None:
+def _run(connection: sa.Connection) -> None:
     context.configure(
-        connection=connection,  # type: ignore[arg-type]
+        connection=connection,
         target_metadata=metadata,
         version_table=VERSION_TABLE,
         include_name=_is_ours,

@@ -1,0 +1,99 @@
+"""What is wrong in a model's folder, as far as it can be found without data.
+
+Reading a folder (:mod:`perennial.spec.folder`) binds no SQL, since Airflow reads all folders whenever it parses DAGs. Here
+DuckDB binds every expression of ``model.yaml`` and ``features.sql`` to empty tables of the spec's types. It takes a tenth of a
+second, and runs only when a person asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from perennial.core.errors import SpecError
+from perennial.core.sql import connect
+from perennial.features import point_in_time
+from perennial.features.labels import bind_label
+from perennial.ingestion import casting
+from perennial.ingestion.files import unknown_codes
+from perennial.spec.data import Source
+from perennial.spec.folder import ModelFolder
+from perennial.spec.monitoring import MIN_VALUES
+from perennial.spec.names import listed
+from perennial.spec.problems import Problem, YamlPath, write_problems
+from perennial.spec.strict_yaml import parse_yaml
+
+#: Files whose values are texts until the spec says otherwise.
+_TEXTS = re.compile(r"\.(csv|tsv)(\.\w+)?$")
+
+
+def find_faults(folder: ModelFolder) -> list[str]:
+    """What cannot work whatever data come, one message per line: file, line, key, what is wrong."""
+    lines = parse_yaml(folder.path / "model.yaml").lines
+    in_yaml: list[Problem] = list(_time_codes(folder))
+    elsewhere: list[str] = []
+    for error in _sql(folder):
+        message = f"{error}{_hint(folder, str(error))}"
+        placed = _place(folder, message, lines)
+        in_yaml.append(placed) if placed is not None else elsewhere.append(message)
+    return [*write_problems(folder.path / "model.yaml", lines, in_yaml), *elsewhere]
+
+
+def find_remarks(folder: ModelFolder) -> list[str]:
+    """What works, but not as it says; in the form of :func:`find_faults`."""
+    lines = parse_yaml(folder.path / "model.yaml").lines
+    return write_problems(folder.path / "model.yaml", lines, _without_effect(folder))
+
+
+def _sql(folder: ModelFolder) -> Iterator[SpecError]:
+    for name, table in folder.spec.tables.items():
+        yield from casting.faults_without_rows(folder, name, texts=_gives_texts(folder.spec.sources[table.source]))
+    yield from point_in_time.faults_without_rows(folder)
+    try:
+        bind_label(folder)
+    except SpecError as error:
+        yield error
+
+
+def _gives_texts(source: Source) -> bool:
+    return source.files is not None and _TEXTS.search(source.files) is not None
+
+
+def _time_codes(folder: ModelFolder) -> Iterator[Problem]:
+    for name, source in folder.spec.sources.items():
+        if source.files is not None and (codes := unknown_codes(source.files)):
+            yield Problem(
+                ("sources", name, "files"),
+                f"{listed(codes)} stands for no time; write %Y, %m, %d and %H for the year, month, day and hour of an interval",
+            )
+
+
+def _without_effect(folder: ModelFolder) -> Iterator[Problem]:
+    least = folder.spec.drift.min_rows
+    if least < MIN_VALUES:
+        yield Problem(
+            ("drift", "min_rows"),
+            f"is {least}, but a distance requires {MIN_VALUES} values on each side: a window with fewer rows than {MIN_VALUES} "
+            f"has the verdict unknown in any case; write {MIN_VALUES} or more",
+        )
+
+
+def _place(folder: ModelFolder, message: str, lines: dict[YamlPath, int]) -> Problem | None:
+    """The place of an error that names its key, as ``…/model.yaml: tables.orders.known: …``; None for another file."""
+    prefix = f"{folder.path / 'model.yaml'}: "
+    if not message.startswith(prefix):
+        return None
+    key, _, said = message.removeprefix(prefix).partition(": ")
+    return Problem(next((path for path in lines if ".".join(map(str, path)) == key), tuple(key.split("."))), said)
+
+
+def _hint(folder: ModelFolder, message: str) -> str:
+    """What to write if SQL takes the name of a column or table for one of its own words."""
+    near = re.search(r'syntax error at or near "(\w+)"', message)
+    names = {column for table in folder.spec.tables.values() for column in table.columns} | folder.spec.tables.keys()
+    if near is None or near[1].lower() not in names:
+        return ""
+    query = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved'"
+    with connect() as connection:
+        words = connection.execute(query).fetchall()
+    return f'; {near[1]} is a word of SQL: write "{near[1]}", in double quotes' if (near[1].lower(),) in words else ""
