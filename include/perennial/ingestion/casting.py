@@ -416,8 +416,8 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
 
     Its columns are ``_row`` (the number of the landed row), ``_position``, ``_row_fault`` (the row could not be split, or
     ``where`` could not be computed), ``_arrived``, the spec's columns, ``_fault_<column>`` for each of them, ``_known_at`` and
-    ``_known_fault``. A fault is a text for people, or NULL. Rows of other intervals are left out, except those that a file of an
-    earlier day has, and those of a table with ``late`` that lie so long before. Rows whose event time cannot be read stay.
+    ``_known_fault``. A fault is a text for people, or NULL. Rows of other intervals are left out, except those that a file of
+    an earlier day has, and those of a table with ``late`` that lie so long before. Rows whose event time cannot be read stay.
 
     Args:
         folder: the model's folder.

@@ -118,8 +118,8 @@ def land_files(
     return [period for period in absent if period is not None]
 
 
-def versions(source: Source, interval: Interval, data: Path) -> dict[str, tuple[Interval, str]]:
-    """The period and the version of each file of an interval, by the file's name; empty for a pattern without dates.
+def versions(source: Source, interval: Interval, data: Path) -> dict[str, tuple[Interval | None, str]]:
+    """The period and the version of each file of an interval, by the file's name. Without dates, a file has no period.
 
     The version is a text that changes if the file is replaced. It is made from the size and the time of change, or from what
     the store of objects says instead, such as the ETag.
@@ -128,10 +128,8 @@ def versions(source: Source, interval: Interval, data: Path) -> dict[str, tuple[
         SourceError: a place cannot be listed.
     """
     assert source.files is not None
-    if not is_dated(source):
-        return {}
     found, _ = _all_files(source.files, interval, data, (), closed=lambda _: True)
-    return {file.name: (file.period, _stamp(_unopened_version(file))) for file in found if file.period is not None}
+    return {file.name: (file.period, _stamp(_unopened_version(file))) for file in found}
 
 
 def is_dated(source: Source) -> bool:

@@ -114,9 +114,9 @@ def find_files(folder: ModelFolder, ledger: Ledger, dataset: str, name: str, int
             if "period" in file and Interval.from_key(file["period"]).overlaps(publication.interval):
                 own.add(file["name"])
     read = {name: latest[name] for name in own}
-    found = choose_files(
-        table, before, now=versions(source, before, data), read=read, published=[one.interval for one in publications]
-    )
+    there = versions(source, before, data).items()
+    now = {file: (period, version) for file, (period, version) in there if period is not None}
+    found = choose_files(table, before, now=now, read=read, published=[one.interval for one in publications])
     for replaced in found.replaced:
         log.warning("table %s: %s was replaced after it was read; %s", name, replaced, _advice(spec, table))
     return found

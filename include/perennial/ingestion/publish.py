@@ -22,8 +22,9 @@ from perennial.core.errors import IntervalRefused, SourceMissing
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.ingestion.checks import CheckResult, check, ingest_writes, nothing_yet, open_days
+from perennial.ingestion.files import is_dated
 from perennial.ingestion.late import find_files, told
-from perennial.ingestion.sources import land
+from perennial.ingestion.sources import land, land_once
 from perennial.lake.publish import Lake
 from perennial.lake.schema import MOMENT
 from perennial.ledger.records import Publication
@@ -67,7 +68,11 @@ def land_and_check(
     spec, ledger = folder.spec, lake.ledger
     earlier = find_files(folder, ledger, DATASET, table, interval, settings.data)
     try:
-        landed = land(folder, table, interval, staging, data=settings.data, connect=connect, again=earlier.periods)
+        if (source := spec.sources[spec.tables[table].source]).files is not None and not is_dated(source):
+            shared = settings.staging / spec.name / "undated"
+            landed = land_once(folder, table, interval, shared, data=settings.data, connect=connect)
+        else:
+            landed = land(folder, table, interval, staging, data=settings.data, connect=connect, again=earlier.periods)
     except SourceMissing:
         # An entity is never waited for without end: what has no entities has nothing to predict.
         may_wait = spec.tables[table].late is not None and table != spec.entity.table

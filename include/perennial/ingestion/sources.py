@@ -11,8 +11,13 @@ writes. :mod:`perennial.ingestion.casting` says what raw values become.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,13 +27,17 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from perennial.core.errors import PerennialError
+from perennial.core.files import replacing
 from perennial.core.intervals import Interval
-from perennial.ingestion.files import land_files
+from perennial.ingestion.files import land_files, versions
 from perennial.ingestion.landing import LandingWriter
 from perennial.ingestion.queries import land_python, land_sql
 from perennial.spec.folder import ModelFolder
 
 log = logging.getLogger(__name__)
+
+#: How long landed rows that no run uses are kept for other runs.
+_UNUSED = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -132,3 +141,42 @@ def land(
         log.info("source %s: %s", name, notice)
     log.info("landed %d rows for table %s from source %s", rows, table, name)
     return Landed(table, paths, rows, files, notices, writer.absences, [period.key for period in absent])
+
+
+def land_once(
+    folder: ModelFolder, table: str, interval: Interval, directory: Path, *, data: Path, connect: Callable[[str], sa.Engine]
+) -> Landed:
+    """As :func:`land`, for files whose pattern has no dates: they are read once for all intervals, until one changes.
+
+    Args:
+        folder: the model's folder.
+        table: the table's name in the spec.
+        interval: the interval.
+        directory: folder for the Parquet files, which runs share. What no run has used for a day is removed from it.
+        data: the folder that relative patterns start from.
+        connect: as for :func:`land`.
+
+    Raises:
+        SourceError, SpecError: see :func:`land`.
+    """
+    spec = folder.spec.tables[table]
+    source = folder.spec.sources[spec.source]
+    before = {name: version for name, (_, version) in versions(source, interval, data).items()}
+    reads = [source.model_dump(mode="json"), spec.model_dump(mode="json", include={"source", "where", "columns"})]
+    key = hashlib.sha256(json.dumps([*reads, str(data), before], sort_keys=True).encode()).hexdigest()[:16]
+    record = directory / f"{table}-{key}.json"
+    with suppress(OSError, ValueError, TypeError):  # nothing was landed, or it was removed
+        landed = Landed.from_json(json.loads(record.read_text(encoding="utf-8")))
+        for file in (record, *landed.paths):
+            os.utime(file)
+        log.info("the files of table %s have not changed since they were read; they are not read again", table)
+        return landed
+    landed = land(folder, table, interval, directory, data=data, connect=connect)
+    if {name: version for name, (_, version) in versions(source, interval, data).items()} == before:
+        with replacing(record) as draft:
+            draft.write_text(json.dumps(landed.to_json()), encoding="utf-8")
+    unused = time.time() - _UNUSED.total_seconds()
+    for old in directory.glob(f"{table}-*"):
+        if old.stat().st_mtime < unused:
+            old.unlink(missing_ok=True)
+    return landed

@@ -83,8 +83,8 @@ QUARANTINED: dict[str, tuple[str, str]] = {
     ),
     "a time of 1970": (
         row("b", begun="1970-01-01"),
-        "begun: 1970-01-01 00:00:00+00 lies outside the period of its file; if files may hold rows of earlier days, state `late` "
-        "of the table",
+        "begun: 1970-01-01 00:00:00+00 lies outside the period of its file; if files may hold rows of earlier days, state "
+        "`late` of the table",
     ),
     "a year before Christ": (row("b", begun="0000-01-01"), f"begun: '0000-01-01' {NO_TIME}"),
     "no time at all": (row("b", begun=""), "begun: missing"),
