@@ -254,11 +254,12 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     from perennial.features.publish import build_features, find_leaks
 
     newest = parts.ledger.latest(model, "tables", spec.entity.table) or published
+    end, length = newest.interval.end, spec.training.window + spec.training.holdout
     try:
-        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, newest.interval.end))
+        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, Interval(end - length, end)))
     except SnapshotMissing as error:
         return "\n".join([*found, str(error)]), False
-    day = Interval(newest.interval.end - timedelta(days=1), newest.interval.end)
+    day = Interval(end - timedelta(days=1), end)
     built = build_features(folder, parts.lake, day)
     found.append(f"features of {day}: {built.rows:,} rows")
     leaks = find_leaks(folder, parts.lake, day)

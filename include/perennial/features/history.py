@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from perennial.core.errors import SnapshotMissing
 from perennial.core.intervals import Interval
 from perennial.lake.publish import Lake
-from perennial.spec.data import Column, Table
+from perennial.spec.data import Table
 from perennial.spec.features_digest import mentions
 from perennial.spec.folder import ModelFolder
 
@@ -45,14 +44,19 @@ class Gap:
         return f"{told} have no value of {self.column}, which model.yaml does not let be missing"
 
 
-def gaps_of_training(folder: ModelFolder, lake: Lake, snapshots: Mapping[str, int], as_of: datetime) -> Iterator[Gap]:
-    """The gaps in what a training as of a moment would be made from: features and labels of its window and holdout."""
-    training = folder.spec.training
-    learned = Interval(as_of - training.holdout - training.window, as_of)
-    features = list(gaps_of_features(folder, lake, snapshots, learned))
+def gaps_of_training(folder: ModelFolder, lake: Lake, snapshots: Mapping[str, int], interval: Interval) -> Iterator[Gap]:
+    """The gaps in what a training would be made from.
+
+    Args:
+        folder: the model's folder.
+        lake: holds the tables.
+        snapshots: the snapshot to read, by table.
+        interval: window and holdout.
+    """
+    features = list(gaps_of_features(folder, lake, snapshots, interval))
     yield from features
     told = {(gap.table, gap.column) for gap in features}
-    yield from (gap for gap in gaps_of_labels(folder, lake, snapshots, learned) if (gap.table, gap.column) not in told)
+    yield from (gap for gap in gaps_of_labels(folder, lake, snapshots, interval) if (gap.table, gap.column) not in told)
 
 
 def gaps_of_labels(folder: ModelFolder, lake: Lake, snapshots: Mapping[str, int], interval: Interval) -> Iterator[Gap]:
@@ -172,9 +176,7 @@ def _former_name(table: Table, column: str, present: Sequence[str]) -> str | Non
 
     It is one that the spec no longer names, and whose name is all that the column is read from.
     """
-    source = _read_from(column, table.columns[column])
-    return source if source in present and source not in table.columns else None
-
-
-def _read_from(column: str, spec: Column) -> str:
-    return column if spec.sql is None else spec.sql.strip().strip('"').casefold()
+    spec = table.columns[column]
+    sources = spec.sources(column) if spec.sql is None else [spec.sql.strip().strip('"')]
+    names = (name.casefold() for name in sources)
+    return next((name for name in names if name in present and name not in table.columns), None)

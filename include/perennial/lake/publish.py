@@ -25,7 +25,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
 from itertools import count
 
 import pyarrow as pa
@@ -388,8 +387,9 @@ class Lake:
 
         conditions = {column: lacking(column, other) for column, other in columns.items() if other is None or other in present}
         # The statistics of files say where nothing is missing. Usually that is everywhere.
-        nowhere: BooleanExpression = AlwaysFalse()
-        anywhere = reduce(Or, conditions.values(), nowhere)
+        anywhere: BooleanExpression = AlwaysFalse()
+        for condition in conditions.values():
+            anywhere = Or(anywhere, condition)
         if not self._catalog.files(found, snapshot, And(span, anywhere)):
             return {}
         days: dict[str, list[Interval]] = {}
