@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,6 +29,8 @@ from perennial.ingestion.queries import land_python, land_sql
 from perennial.spec.folder import ModelFolder
 
 log = logging.getLogger(__name__)
+
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def land(
     notices: list[str] = []
     try:
         if source.files is not None:
-            land_files(source, interval, data, writer, files, notices)
+            land_files(source, _days_that_stay(folder, table, interval), data, writer, files, notices)
         elif source.sql is not None:
             assert source.connection is not None  # the spec guarantees it
             land_sql(source.sql, name, interval, connect(source.connection), writer)
@@ -109,3 +112,14 @@ def land(
         log.info("source %s: %s", name, notice)
     log.info("landed %d rows for table %s from source %s", rows, table, name)
     return Landed(table, paths, rows, files, notices, writer.absences)
+
+
+def _days_that_stay(folder: ModelFolder, table: str, interval: Interval) -> Interval:
+    """The part of an interval whose dated files are in the table afterwards.
+
+    A table without event time is replaced as a whole. If its source delivers all of it each day, the days of a range would be
+    the same keys again and again. So a range leaves what its days would leave one after the other: the last one.
+    """
+    if folder.spec.tables[table].event_time is not None:
+        return interval
+    return Interval(max(interval.start, interval.end - _DAY), interval.end)

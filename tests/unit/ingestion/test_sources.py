@@ -86,3 +86,15 @@ def test_an_attempt_leaves_what_others_landed(tmp_path: Path) -> None:
 
 def test_the_columns_of_the_tests_are_those_of_the_file() -> None:
     assert ",".join(COLUMNS) + "\n" == HEADER
+
+
+def test_a_range_of_a_table_that_comes_whole_each_day_leaves_what_its_last_day_leaves(tmp_path: Path) -> None:
+    folder = trips(tmp_path, table={"event_time": None, "known": "always"})
+    for day in range(1, 8):
+        write(tmp_path, HEADER + row("a", at(day, day)) + row("b", at(0, day)), f"trips/2013-04-0{day}.csv")
+
+    at_once, last = ingest(folder, tmp_path, WEEK), ingest(folder, tmp_path, WEEK.days()[-1])
+
+    assert at_once.published == last.published
+    assert (at_once.quarantined, at_once.result.refused) == ([], False)
+    assert [file["name"] for file in at_once.landed.files] == ["trips/2013-04-07.csv"]
