@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from perennial.core.errors import PerennialError
+from perennial.core.errors import ModelRenamed, PerennialError, VersionUnusable
 from perennial.core.intervals import Interval
 from perennial.evaluation.comparison import Arena, compare, compare_slices, intervals, rate_groups
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction, summarise
@@ -38,10 +38,13 @@ class Entrant:
     Attributes:
         blank: who it is, without metrics, which the contest fills in.
         load: loads the model. It may raise any error of loading.
+        rows: the contest's rows, in their order, with the features that this model takes. It may raise any error of features.
+            None: it takes those of the contest.
     """
 
     blank: Contender
     load: Callable[[], LoadedModel]
+    rows: Callable[[pa.Table], pa.Table] | None = None
 
 
 @dataclass(frozen=True)
@@ -189,10 +192,18 @@ def _name(contender: Contender) -> str:
 
 
 def _measure(entrant: Entrant, rows: pa.Table, truth: NDArray[np.generic], task: Task, cost: CostFunction | None) -> _Measured:
-    """Measure one entrant on the holdout. If it cannot predict, it has the reason as ``error``, and no metrics."""
+    """Measure one entrant on the holdout. If it cannot predict, it has the reason as ``error``, and no metrics.
+
+    A champion that can never be used again has the reason as ``unusable``, too.
+    """
     try:
         model = entrant.load()
-        prediction = model.predict(rows)
+        prediction = model.predict(rows if entrant.rows is None else entrant.rows(rows))
+    except ModelRenamed:
+        raise  # nothing may be decided until it has its name back
+    except VersionUnusable as error:
+        unusable = str(error) if entrant.blank.role == "champion" else None
+        return _Measured(replace(entrant.blank, error=str(error), unusable=unusable))
     except PerennialError as error:
         return _Measured(replace(entrant.blank, error=str(error)))
     metrics = evaluate_prediction(task, truth, prediction, cost)

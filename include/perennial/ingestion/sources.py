@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,8 +29,6 @@ from perennial.spec.folder import ModelFolder
 
 log = logging.getLogger(__name__)
 
-_DAY = timedelta(days=1)
-
 
 @dataclass(frozen=True)
 class Landed:
@@ -41,6 +38,7 @@ class Landed:
         table: name of the table.
         paths: Parquet files of the raw columns that the table mentions, and
             :data:`perennial.ingestion.casting.LANDED_EXTRAS`. More than one if columns or types of the source differ.
+            None if all days are closed, and no file came.
         rows: number of rows in the files, those of other intervals included.
         files: the files that were read: ``name``, ``bytes`` as stored, ``sha256``, and ``period``, the key of the file's
             period by a dated pattern. Empty for SQL and Python.
@@ -95,14 +93,21 @@ def land(
     notices: list[str] = []
     try:
         if source.files is not None:
-            land_files(source, _days_that_stay(folder, table, interval), data, writer, files, notices)
+            closed = folder.spec.schedules.is_closed
+            read = interval if folder.spec.tables[table].event_time else _newest_day(interval, closed)
+            land_files(source, read, data, writer, files, notices, closed=closed)
         elif source.sql is not None:
             assert source.connection is not None  # the spec guarantees it
             land_sql(source.sql, name, interval, connect(source.connection), writer)
         else:
             assert source.python is not None
             land_python(folder, source.python, name, interval, writer)
-        paths, rows = writer.finish()
+        paths: list[Path] = []
+        rows = 0
+        if source.files is not None and not files:
+            notices.append(f"no file came: {interval} is closed (schedules.closed in model.yaml)")
+        else:
+            paths, rows = writer.finish()
     except PerennialError as error:
         raise type(error)(f"{folder.spec.name}, {interval}, source {name}: {error}") from error
     finally:
@@ -114,12 +119,11 @@ def land(
     return Landed(table, paths, rows, files, notices, writer.absences)
 
 
-def _days_that_stay(folder: ModelFolder, table: str, interval: Interval) -> Interval:
-    """The part of an interval whose dated files are in the table afterwards.
+def _newest_day(interval: Interval, closed: Callable[[Interval], bool]) -> Interval:
+    """The part of an interval whose dated files make up a table that is replaced as a whole.
 
-    A table without event time is replaced as a whole. If its source delivers all of it each day, the days of a range would be
-    the same keys again and again. So a range leaves what its days would leave one after the other: the last one.
+    If such a table comes whole each day, the days of a range are the same keys again and again. So a range leaves what its days
+    would leave one after the other: the last one that is not closed.
     """
-    if folder.spec.tables[table].event_time is not None:
-        return interval
-    return Interval(max(interval.start, interval.end - _DAY), interval.end)
+    days = [Interval(max(day.start, interval.start), min(day.end, interval.end)) for day in interval.touched_days()]
+    return next((day for day in reversed(days) if not closed(day)), days[-1])

@@ -183,7 +183,7 @@ def _honest(run: StageRun, record: VersionRecord, pinned: TrainingSet) -> Honest
     """A contest of the version with itself, on its pinned rows, with the gates of the present folder."""
     from perennial.evaluation.contest import Contest
     from perennial.evaluation.controls import Honest
-    from perennial.training.reproduce import open_folder
+    from perennial.registry.folders import open_folder
     from perennial.training.training_set import features_without_values, load_rows
 
     folder, deployment = run.folder, run.deployment
