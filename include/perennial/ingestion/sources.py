@@ -114,9 +114,11 @@ def land(
     reread = Interval(interval.start - late, interval.end)
     try:
         if source.files is not None:
+            closed = folder.spec.schedules.is_closed
+            read = interval if folder.spec.tables[table].event_time else _newest_day(interval, closed)
             absent = land_files(
-                source, interval, data, writer, files, notices,
-                closed=folder.spec.schedules.is_closed,
+                source, read, data, writer, files, notices,
+                closed=closed,
                 further=[*again, Interval(interval.end, interval.end + late)] if late else again,
                 may_be_absent=bool(late) and table != folder.spec.entity.table,
             )  # fmt: skip
@@ -180,3 +182,13 @@ def land_once(
         if old.stat().st_mtime < unused:
             old.unlink(missing_ok=True)
     return landed
+
+
+def _newest_day(interval: Interval, closed: Callable[[Interval], bool]) -> Interval:
+    """The part of an interval whose dated files make up a table that is replaced as a whole.
+
+    If such a table comes whole each day, the days of a range are the same keys again and again. So a range leaves what its days
+    would leave one after the other: the last one that is not closed.
+    """
+    days = [Interval(max(day.start, interval.start), min(day.end, interval.end)) for day in interval.touched_days()]
+    return next((day for day in reversed(days) if not closed(day)), days[-1])

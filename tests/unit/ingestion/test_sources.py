@@ -107,3 +107,15 @@ def test_files_without_dates_are_read_once_for_all_days_until_they_change(tmp_pa
     first.paths[0].unlink()
     write(tmp_path, HEADER + row("a", at(1, 1)), "trips/all.csv")
     assert land(1).rows == 1
+
+
+def test_a_range_of_a_table_that_comes_whole_each_day_leaves_what_its_last_day_leaves(tmp_path: Path) -> None:
+    folder = trips(tmp_path, table={"event_time": None, "known": "always"})
+    for day in range(1, 8):
+        write(tmp_path, HEADER + row("a", at(day, day)) + row("b", at(0, day)), f"trips/2013-04-0{day}.csv")
+
+    at_once, last = ingest(folder, tmp_path, WEEK), ingest(folder, tmp_path, WEEK.days()[-1])
+
+    assert at_once.published == last.published
+    assert (at_once.quarantined, at_once.result.refused) == ([], False)
+    assert [file["name"] for file in at_once.landed.files] == ["trips/2013-04-07.csv"]
