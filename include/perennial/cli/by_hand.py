@@ -122,13 +122,13 @@ def promote(settings: Settings, model: str, version: int, override: str | None) 
 
 def tidy(settings: Settings, model: str) -> str:
     """Remove what is older than the retention, tidy the tables, and close the runs of killed processes."""
-    from perennial.stages.maintain import maintain
+    from perennial.stages.maintain import look_at_champion, maintain
 
     with _remembered(settings, model, None) as run:
         done = maintain(run)
-    return "\n".join(
-        f"{step}: {', '.join(f'{name} {count}' for name, count in counts.items())}" for step, counts in done.items()
-    )
+        stands = look_at_champion(run)
+    lines = [f"{step}: {', '.join(f'{name} {count}' for name, count in counts.items())}" for step, counts in done.items()]
+    return "\n".join([*lines, *([stands.words] if stands is not None else [])])
 
 
 def controls(settings: Settings, model: str) -> ControlsReport:
@@ -235,6 +235,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
             line, and the correction.
     """
     from perennial.operations.inspection import find_faults, find_remarks
+    from perennial.operations.standing import standing
 
     parts = Deployment(settings)
     folder = parts.model(model)
@@ -247,6 +248,8 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}",
     ]
     parts.ledger.migrate_own()
+    if (stands := standing(parts, model, folder)) is not None:
+        found.append(stands.words)
     published = parts.ledger.published(model, "tables")
     if published is None:
         return "\n".join([*found, "No data are published yet, so the features were not computed."]), True
