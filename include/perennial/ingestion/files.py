@@ -3,7 +3,8 @@
 A pattern with time codes is expanded over the interval in steps of its smallest code (``%H`` hour, ``%d`` day, ``%m`` month,
 ``%Y`` year). Each step must have a file, and the event time of a row must lie in the period of its file. So the days of a
 week hold the same rows whether they are ingested one by one or together. A pattern without codes means all files that match.
-The interval's rows are then chosen by event time.
+The interval's rows are then chosen by event time. By the source's ``time_zone`` steps are local: a day in UTC is read from the
+two local days that it touches.
 
 A local file must be a regular file below the data folder, also after symbolic links are resolved. It must not change while
 it is read. The name of a file decides between CSV and Parquet, and its content between gzip and plain text.
@@ -23,10 +24,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from glob import glob
 from pathlib import Path
 from typing import IO, Any
+from zoneinfo import ZoneInfo
 
 import fsspec
 import pyarrow as pa
@@ -90,7 +92,8 @@ def land_files(
         SourceError: a file is missing, unsafe, damaged, or lacks a column.
     """
     assert source.files is not None
-    found = [file for pattern, period in _expand(source.files, interval) for file in _find(pattern, period, data, source.files)]
+    steps = _expand(source.files, interval, ZoneInfo(source.time_zone) if source.time_zone else UTC)
+    found = [file for pattern, period in steps for file in _find(pattern, period, data, source)]
     for file in _without_copies(found, notices):
         with _opened(file) as stream:
             counted = _Counted(file.name, stream)
@@ -102,25 +105,38 @@ def land_files(
             files.append({**read, "period": file.period.key} if file.period else read)
 
 
-def _expand(pattern: str, interval: Interval) -> list[tuple[str, Interval | None]]:
-    """The pattern for each step of the interval, with the period of the step."""
+def _expand(pattern: str, interval: Interval, zone: tzinfo = UTC) -> list[tuple[str, Interval | None]]:
+    """The pattern for each step that the interval touches, with the period of the step.
+
+    Args:
+        pattern: with time codes.
+        interval: the interval.
+        zone: whose clocks the time codes stand for. An hour that they show twice is one step, an hour that they skip is none.
+    """
     codes = set(_TIME_CODES.findall(pattern))
     if not codes:
         return [(pattern, None)]
     step = next(code for code in ("%H", "%d", "%m", "%Y") if code in codes)
-    start = interval.start.replace(minute=0, second=0, microsecond=0)
+    shown = interval.start.astimezone(zone).replace(tzinfo=None, fold=0, minute=0, second=0, microsecond=0)
     if step != "%H":
-        start = start.replace(hour=0)
+        shown = shown.replace(hour=0)
     if step in ("%m", "%Y"):
-        start = start.replace(day=1)
+        shown = shown.replace(day=1)
     if step == "%Y":
-        start = start.replace(month=1)
+        shown = shown.replace(month=1)
     steps: list[tuple[str, Interval | None]] = []
-    while start < interval.end:
-        end = _next_step(start, step)
-        steps.append((_at(pattern, start), Interval(start, end)))
-        start = end
+    while (start := _moment(shown, zone)) < interval.end:
+        following = _next_step(shown, step)
+        end = _moment(following, zone)
+        if max(start, interval.start) < end:
+            steps.append((_at(pattern, shown), Interval(start, end)))
+        shown = following
     return steps
+
+
+def _moment(shown: datetime, zone: tzinfo) -> datetime:
+    """The first moment at which the clocks show a time, or at which they skip it."""
+    return shown.replace(tzinfo=zone, fold=0).astimezone(UTC)
 
 
 def unknown_codes(pattern: str) -> list[str]:
@@ -146,7 +162,7 @@ def _next_step(start: datetime, step: str) -> datetime:
             return start.replace(year=start.year + 1)
 
 
-def _find(pattern: str, period: Interval | None, data: Path, written: str) -> list[_File]:
+def _find(pattern: str, period: Interval | None, data: Path, source: Source) -> list[_File]:
     magic = "*" in pattern or "?" in pattern
     system, path = None, pattern
     if "://" in pattern:
@@ -179,7 +195,9 @@ def _find(pattern: str, period: Interval | None, data: Path, written: str) -> li
         except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{_masked(pattern)}: cannot be listed: {one_line(error)}") from error
     if not found:
-        hint = f" (`files: {_masked(written)}` for {period})" if period else f" (`files: {_masked(written)}`)"
+        when = f" for {period}" if period else ""
+        when += f", by the clocks of {source.time_zone}" if period and source.time_zone else ""
+        hint = f" (`files: {_masked(str(source.files))}`{when})"
         base = "" if "://" in pattern else f" below {data}"
         raise SourceError(f"{_masked(pattern)}: there is no such file{base}{hint}; deliver it, then ingest again")
     return found

@@ -95,7 +95,7 @@ def land(
             land_files(source, interval, data, writer, files, notices)
         elif source.sql is not None:
             assert source.connection is not None  # the spec guarantees it
-            land_sql(source.sql, name, interval, connect(source.connection), writer)
+            land_sql(source, name, interval, connect(source.connection), writer)
         else:
             assert source.python is not None
             land_python(folder, source.python, name, interval, writer)
