@@ -77,6 +77,8 @@ def land_files(
     writer: LandingWriter,
     files: list[dict[str, Any]],
     notices: list[str],
+    *,
+    closed: Callable[[Interval], bool],
 ) -> None:
     """Land the rows of all files of an interval.
 
@@ -87,13 +89,18 @@ def land_files(
         writer: takes the rows.
         files: gets one entry per file that was read: ``name``, ``bytes``, ``sha256``, and ``period`` of a dated pattern.
         notices: gets what was accepted but is unusual.
+        closed: whether a period needs no file (``schedules.closed``).
 
     Raises:
         SourceError: a file is missing, unsafe, damaged, or lacks a column.
     """
     assert source.files is not None
-    steps = _expand(source.files, interval, ZoneInfo(source.time_zone) if source.time_zone else UTC)
-    found = [file for pattern, period in steps for file in _find(pattern, period, data, source)]
+    zone = ZoneInfo(source.time_zone) if source.time_zone else UTC
+    found = [
+        file
+        for pattern, period in _expand(source.files, interval, zone)
+        for file in _find(pattern, period, data, source, optional=period is not None and closed(_on_calendar(period, zone)))
+    ]
     for file in _without_copies(found, notices):
         with _opened(file) as stream:
             counted = _Counted(file.name, stream)
@@ -134,6 +141,12 @@ def _expand(pattern: str, interval: Interval, zone: tzinfo = UTC) -> list[tuple[
     return steps
 
 
+def _on_calendar(period: Interval, zone: tzinfo) -> Interval:
+    """The period as the clocks of a zone show it, written as if in UTC."""
+    start, end = (moment.astimezone(zone).replace(tzinfo=UTC, fold=0) for moment in (period.start, period.end))
+    return Interval(start, end)
+
+
 def _moment(shown: datetime, zone: tzinfo) -> datetime:
     """The first moment at which the clocks show a time, or at which they skip it."""
     return shown.replace(tzinfo=zone, fold=0).astimezone(UTC)
@@ -162,7 +175,7 @@ def _next_step(start: datetime, step: str) -> datetime:
             return start.replace(year=start.year + 1)
 
 
-def _find(pattern: str, period: Interval | None, data: Path, source: Source) -> list[_File]:
+def _find(pattern: str, period: Interval | None, data: Path, source: Source, *, optional: bool = False) -> list[_File]:
     magic = "*" in pattern or "?" in pattern
     system, path = None, pattern
     if "://" in pattern:
@@ -194,7 +207,7 @@ def _find(pattern: str, period: Interval | None, data: Path, source: Source) -> 
             ]
         except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{_masked(pattern)}: cannot be listed: {one_line(error)}") from error
-    if not found:
+    if not found and not optional:
         when = f" for {period}" if period else ""
         when += f", by the clocks of {source.time_zone}" if period and source.time_zone else ""
         hint = f" (`files: {_masked(str(source.files))}`{when})"
