@@ -32,11 +32,12 @@ import pyarrow.parquet as pq
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
-from perennial.ingestion.casting import LANDED_EXTRAS, ROW, LandedPart, bind, typed_query
+from perennial.ingestion.casting import LANDED_EXTRAS, ROW, UNCLEAR, LandedPart, bind, typed_query
 from perennial.ingestion.data_docs import write_page
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.ingestion.files import is_dated
 from perennial.ingestion.judge import BATCH_ROWS, SHOWN, JudgedRows, judge, judge_rows
+from perennial.ingestion.local_time import add_macros
 from perennial.ingestion.sources import Landed
 from perennial.ingestion.suite import Check, CheckTally, whole
 from perennial.lake.publish import TableWrite
@@ -315,6 +316,7 @@ def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: La
     place = f"source {folder.spec.tables[landed.table].source}"
     parts = [LandedPart(paths, bind(folder, landed.table, _raw(schema), place)) for schema, paths in by_schema.items()]
     query = typed_query(folder, landed.table, parts, interval)
+    add_macros(connection)
     # common_subexpressions: DuckDB would compute what two expressions share outside of their TRY, and one bad value would
     # fail the query. filter_pushdown: the filter by interval needs the cast event time, so pushing it down would cast twice.
     # That is more than half of the work.
@@ -377,12 +379,15 @@ def _judge_whole(
     """
     frame, checks = _rows_a_day(connection, table, rows, interval, may_be_empty)
     measures: dict[str, float] = {}
-    if rows.count:
-        measures["share_quarantined"] = rows.bad / rows.count
+    # Clocks that are set back or forward are no fault of the source. Their hours come each year, and would refuse their day.
+    [(unclear,)] = connection.execute(f"SELECT count(*) FROM typed WHERE {UNCLEAR}").fetchall()
+    bad, count = rows.bad - unclear, rows.count - unclear
+    if count:
+        measures["share_quarantined"] = bad / count
         checks.append(
             whole(
                 "share_quarantined", None, table.tolerance, "critical",
-                lambda _: f"{rows.bad:,} of {rows.count:,} rows ({rows.bad / rows.count:.1%}) fail a critical check, "
+                lambda _: f"{bad:,} of {count:,} rows ({bad / count:.1%}) fail a critical check, "
                 f"more than the tolerance of {table.tolerance:.1%}",
             )
         )  # fmt: skip

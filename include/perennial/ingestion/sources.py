@@ -124,7 +124,7 @@ def land(
             )  # fmt: skip
         elif source.sql is not None:
             assert source.connection is not None  # the spec guarantees it
-            land_sql(source.sql, name, reread, connect(source.connection), writer)
+            land_sql(source, name, reread, connect(source.connection), writer)
         else:
             assert source.python is not None
             land_python(folder, source.python, name, reread, writer)

@@ -24,6 +24,7 @@ from perennial.spec.types import (
     Share,
     Sql,
     Text,
+    TimeZone,
     sets_apart,
 )
 
@@ -39,6 +40,8 @@ class Source(Section):
         connection: the database of ``sql``: an Airflow connection id, or the name of an environment variable that holds a
             SQLAlchemy URL.
         python: ``model:function``. It is called with start and end, and returns an Arrow table or record batch reader.
+        time_zone: the zone of the source's clock, such as America/New_York. Times without an offset are of this zone, and the
+            time codes of ``files`` stand for its days and hours. None: UTC.
         null_values: texts of a CSV file that mean a missing value.
         delimiter: the character between the fields of a CSV file.
         encoding: the encoding of a CSV file.
@@ -48,6 +51,7 @@ class Source(Section):
     sql: Sql | None = None
     connection: ConnectionId | None = None
     python: Function | None = None
+    time_zone: TimeZone | None = None
     null_values: list[str] = [""]
     delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(sets_apart)] = ","
     encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
@@ -209,7 +213,8 @@ class Table(Section):
         known: SQL over the table's columns: the moment from which a row may be used. ``always``: at any time.
         columns: the columns by name.
         checks: what the rows of an interval must satisfy together.
-        tolerance: largest share of rows that may go to quarantine. If more do, the interval is refused.
+        tolerance: largest share of rows that may go to quarantine. If more do, the interval is refused. Rows of an hour that
+            clocks show twice or skip do not count.
         late: how long after the day of its event time a row may arrive. Rows that arrive by then are published into their own
             day. A day without a file of this table, or without a row from its database, is published without it, and
             completed by a later ingest; not so for the entity's table. A database is read again this far back.
