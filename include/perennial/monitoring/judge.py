@@ -119,6 +119,7 @@ def judge_drift(
         share_threshold=spec.drift.share,
         calibrated=folder.thresholds.computed_at if folder.thresholds else None,
         columns=comparison.columns,
+        missing=found.missing,
         estimate=estimate,
         severity=weight.severity,
         impact=weight,
@@ -227,6 +228,7 @@ class _Found:
         version: the version that made most of the predictions; None if there are none.
         snapshots: by dataset, the snapshot that was read.
         rows: the numbers of rows found and compared; None if no rows were read.
+        missing: keys of the stretches without predictions.
         estimate: the estimated performance; None if nothing was compared.
     """
 
@@ -234,6 +236,7 @@ class _Found:
     version: int | None = None
     snapshots: dict[str, int] = field(default_factory=dict)
     rows: ComparedRows | None = None
+    missing: list[str] = field(default_factory=list)
     estimate: Estimate | None = None
 
 
@@ -252,7 +255,15 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
             if publication is None or not ledger.publications(spec.name, dataset, interval):
                 return unknown(f"no {dataset} are published for {interval}")
             published[dataset] = publication.snapshots[dataset]
-        found = replace(found, snapshots=published)
+        gaps = uncovered(interval, ledger.publications(spec.name, "predictions", interval))
+        found = replace(found, snapshots=published, missing=[gap.key for gap in gaps])
+        days, needed = interval.touched_days(), spec.schedules.days_needed(interval)
+        there = sum(not any(day.overlaps(gap) for gap in gaps) for day in days)
+        if there < needed:
+            return unknown(
+                f"{there} of the {len(days)} days of {interval} have predictions, and {needed} are required "
+                f"(schedules.min_days); missing: {', '.join(found.missing)}"
+            )
         said = [PREDICTION, "probabilities", "version"]
         predictions, predicted = _sample(spec, lake, "predictions", published["predictions"], interval, said)
         if not predicted:
@@ -284,7 +295,6 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         # The reference also has the event time, which is not compared.
         compared = [name for name in alike.column_names if name in NOT_FEATURES or name in model.features]
         comparison = compare(spec.drift, features, predictions, alike.select(compared), folder.thresholds)
-        gaps = uncovered(interval, ledger.publications(spec.name, "predictions", interval))
         reasons = [*comparison.reasons, *_left_out(made_by, version, gaps)]
         estimate = _estimate(folder, model, predictions, reference)
         return replace(found, comparison=replace(comparison, reasons=reasons), estimate=estimate)
