@@ -116,7 +116,7 @@ class Airflow:
         answer = self._api.post("/api/v2/assets/events", json={"asset_id": number, "partition_key": key})
         assert answer.status_code == 200, answer.text
 
-    def waiting(self, dag_id: str) -> list[str | None]:
+    def waiting(self, dag_id: str) -> list[str]:
         from airflow.models.asset import AssetPartitionDagRun
         from airflow.utils.session import create_session
         from sqlalchemy import select
