@@ -18,9 +18,10 @@ from croniter import CroniterError, croniter
 
 from perennial.alerts import of_operation
 from perennial.alerts.alert import EVERYBODY, Alert, failure, failure_key
-from perennial.core.intervals import Interval, window_start
+from perennial.core.intervals import Interval
 from perennial.spec.model import ModelSpec
 from perennial.spec.operation import WatchLimits
+from perennial.spec.windows import last_window
 
 if TYPE_CHECKING:
     from perennial.stack.airflow_api import DagRun, TaskInstance
@@ -499,22 +500,12 @@ def _newest_whole(there: Sequence[Published], window: str, *, until: datetime | 
     start = min((published.interval.start for published in there), default=None)
     if end is None or start is None:
         return None
-    candidate = _last_window(min(end, until) if until is not None else end, window)
+    candidate = last_window(min(end, until) if until is not None else end, window)
     while candidate.start >= start:
         if _covers(there, candidate):
             return candidate
-        candidate = _last_window(candidate.start, window)
+        candidate = last_window(candidate.start, window)
     return None
-
-
-def _last_window(by: datetime, window: str) -> Interval:
-    """The newest day, week or month that ends by ``by``."""
-    if window == "month":
-        end = by.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        return Interval((end - timedelta(days=1)).replace(day=1), end)
-    length = timedelta(days=7 if window == "week" else 1)
-    end = window_start(by, length)
-    return Interval(end - length, end)
 
 
 # --- the outbox ------------------------------------------------------------------------------------------------------
