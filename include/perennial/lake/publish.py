@@ -114,6 +114,7 @@ class Lake:
         order: int,
         run_id: str,
         inputs: Mapping[str, object],
+        since: int | None = None,
     ) -> Publication:
         """Replace an interval of all tables of a dataset at once.
 
@@ -129,12 +130,14 @@ class Lake:
             order: from :meth:`perennial.ledger.store.Ledger.next_order`.
             run_id: the run. It is the same for all attempts of the run.
             inputs: what the rows were made from. It is kept with the publication.
+            since: id of the publication of the interval that the rows were made from, if they must not replace a newer one.
 
         Returns:
             The publication, as the ledger keeps it.
 
         Raises:
-            Superseded: another attempt of the run has taken over, or a later run has published an overlapping interval.
+            Superseded: another attempt of the run has taken over, a later run has published an overlapping interval, or any
+                run has done so after ``since``.
             SpecError: a column has another type than before.
             ValueError: rows lie outside the interval, or a column has a type that the lake cannot keep.
         """
@@ -143,7 +146,7 @@ class Lake:
         prepared = {name: self._prepare(model, name, write, interval) for name, write in tables.items()}
         branches: dict[str, list[str]] = {name: [] for name in tables}
         try:
-            publication = self._commit(claim, prepared, inputs, branches)
+            publication = self._commit(claim, prepared, inputs, branches, since)
         except Superseded:
             self._leave(model, dataset, branches)
             raise
@@ -157,11 +160,17 @@ class Lake:
         return publication
 
     def _commit(
-        self, claim: Claim, prepared: Mapping[str, _Prepared], inputs: Mapping[str, object], branches: Mapping[str, list[str]]
+        self,
+        claim: Claim,
+        prepared: Mapping[str, _Prepared],
+        inputs: Mapping[str, object],
+        branches: Mapping[str, list[str]],
+        since: int | None,
     ) -> Publication:
         for trial in count():
             head = self._ledger.head(claim.model, claim.dataset)
             self._ledger.check(claim)
+            self._check_since(claim, since)
             snapshots, hashes, rows = dict(head.snapshots), {}, {}
             for name, ready in prepared.items():
                 earlier = self._still_stands(claim, name, ready)
@@ -177,6 +186,17 @@ class Lake:
                 return publication
             log.info("%s of %s: another run has published in between; staging again from there", claim.dataset, claim.interval)
         raise AssertionError("unreachable")
+
+    def _check_since(self, claim: Claim, since: int | None) -> None:
+        """Refuse rows that were merged with an older publication. The ledger commits only if its head has not moved since."""
+        if since is None:
+            return
+        newer = self._ledger.publications(claim.model, claim.dataset, claim.interval)[-1]
+        if newer.id > since:
+            raise Superseded(
+                f"{claim.model}: {claim.dataset} of {claim.interval}: run {newer.run_id} has published it after run "
+                f"{claim.run_id} had read it; run the task again"
+            )
 
     def _prepare(self, model: str, name: str, write: TableWrite, interval: Interval) -> _Prepared:
         table = self._catalog.ensure(model, name, write.schema, write.event_time)
