@@ -178,7 +178,7 @@ class Catalog:
             held = present.field(field.name).type
             if _narrower(held, field.type) is None:
                 raise SpecError(
-                    f"{model}: column {field.name} of table {table} is of type {held} in the lake and of type {field.type} now, "
+                    f"{model}: column {field.name} of table {table} is of type {held} in the lake and {field.type} now, "
                     "and published values may not fit. Keep the type, or give the column another name "
                     f"(`sql: {field.name}` reads the same) and ingest the past again to fill it"
                 )
