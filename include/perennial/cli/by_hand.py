@@ -42,8 +42,13 @@ def ingest(settings: Settings, model: str, interval: Interval) -> str:
 
     with _run(settings, model, interval) as run:
         done = ingest(run, interval, connect=_connect)
-    rows = ", ".join(f"{table} {rows:,}" for table, rows in {**done.tables.rows, **done.features.rows}.items())
-    return f"{model}, {interval}: published {rows}"
+    rows = ", ".join(f"{table} {rows:,}" for table, rows in {**done.tables.tables.rows, **done.features.rows}.items())
+    lines = [f"{model}, {interval}: published {rows}"]
+    for table, days in done.tables.tables.inputs.get("awaited", {}).items():
+        lines.append(f"{table} of {', '.join(days)} has not come; an ingest of a later day completes it")
+    for day, counts in done.tables.late_rows.items():
+        lines.append(f"late rows published into {day}: {', '.join(f'{table} {rows:,}' for table, rows in counts.items())}")
+    return "\n".join(lines)
 
 
 def train(settings: Settings, model: str, as_of: datetime, cause: str | None = None) -> str:

@@ -8,14 +8,18 @@ value could not be read. The rules:
   ``12.0`` is an integer. These are not numbers: ``1,234``, ``1_000``, ``12abc``, full-width digits, ``=1+1``, ``0x1F``,
   ``inf``, ``nan``, ``1e400``, integers beyond 64 bits, and numbers that contain invisible characters.
 * A text becomes a timestamp only in ISO 8601 (``2013-04-01T06:00:00Z``). Offset, fraction, seconds and time may be absent.
-  A text without an offset is read as UTC, and a date as its midnight in UTC. Digits beyond microseconds are dropped.
+  A text without an offset is read by the source's ``time_zone``, UTC by default, and a date as its midnight there. Digits
+  beyond microseconds are dropped.
+* A time that the clocks of a zone show twice, or skip, is no moment. It is a fault, also where an expression converts it by
+  ``AT TIME ZONE``.
 * A text becomes a boolean if it is ``true``, ``t``, ``yes``, ``y``, ``1`` or the opposite of one of these, in any case.
 * A text stays a text, character by character. Leading zeros, ``NA``, ``=1+1`` and full-width digits are kept, because
   nothing here evaluates them. A text is refused if it looks like another text but differs from it: if it has control
   characters (except tab and line breaks), invisible characters, characters that change the direction of the text, no-break
   spaces, or the replacement character. ``sql: regexp_replace(name, '[^ -~]', '', 'g')`` cleans such a text.
 * A typed value (Parquet, SQL, Python) is converted only if nothing is lost. A float becomes an integer only if it is whole
-  and within 2⁵³; beyond that it may have been another number. NaN is a missing value. A timestamp without a zone is UTC.
+  and within 2⁵³; beyond that it may have been another number. NaN is a missing value. A timestamp without a zone is of the
+  source's ``time_zone``.
 
 Neighbours: :mod:`perennial.ingestion.sources` binds expressions to a file's columns before it reads it;
 :mod:`perennial.ingestion.checks` runs the query.
@@ -28,6 +32,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +43,16 @@ from perennial.core.errors import PerennialError, SourceError, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
+from perennial.ingestion.local_time import add_macros, shown_twice_or_never, strictly, zone_of
 from perennial.lake.schema import KNOWN, MOMENT, published_schema
-from perennial.spec.data import Column, Table
+from perennial.spec.data import Column, Source, Table
 from perennial.spec.folder import ModelFolder
 
 #: The period of a dated file. The event times of its rows must lie in it. Null for other sources.
 FROM, UNTIL = "_from", "_until"
-ROW, ROW_FAULT, KNOWN_FAULT = "_row", "_row_fault", "_known_fault"
+ROW, ROW_FAULT, KNOWN_FAULT, UNCLEAR = "_row", "_row_fault", "_known_fault", "_unclear"
+#: The beginning of the period of the file that a typed row came in. Null for other sources.
+ARRIVED = "_arrived"
 #: The columns that a landed row has besides its raw columns. ``_row`` is its number among all landed rows, from 0.
 LANDED_EXTRAS = pa.schema(
     [
@@ -61,7 +69,8 @@ _TOKEN = re.compile(r'"((?:[^"]|"")*)"|([^\W\d]\w*)')
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
 _HUGE = {"UBIGINT", "HUGEINT", "UHUGEINT", "BIGNUM"}
 _FLOATS = {"FLOAT", "DOUBLE"}
-_TIMESTAMPS = {"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"}
+_MOMENT = "TIMESTAMP WITH TIME ZONE"
+_TIMESTAMPS = {"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", _MOMENT}
 _DUCKDB = {
     "string": "VARCHAR",
     "integer": "BIGINT",
@@ -71,6 +80,7 @@ _DUCKDB = {
     "date": "DATE",
 }
 _ISO_TIME = r"\d{4}-\d{2}-\d{2}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,12})?)?(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)?)?"
+_LOCAL_TIME = r"\d{4}-\d{2}-\d{2}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,12})?)?)?"
 _ISO_DATE = r"\d{4}-\d{2}-\d{2}([T ]00:00(:00(\.0{1,12})?)?Z?)?"
 # ZWNJ and ZWJ (200C, 200D) belong to Persian, to Indic scripts and to emoji. Beside ASCII they only hide something.
 _HIDDEN = (
@@ -170,7 +180,9 @@ def _bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> Bound:
     if table.where is not None:
         expressions["where"] = f"({table.where}\n)::BOOLEAN"
     owners = dict(zip(expressions, table.columns, strict=False))
+    source = folder.spec.sources[table.source]
     with connect() as connection:
+        add_macros(connection)
         while True:
             # DuckDB accepts no table without columns.
             extras = [pa.field(POSITION, pa.string()), *(pa.field(column, pa.null()) for column in bound.absent)]
@@ -190,7 +202,7 @@ def _bind(folder: ModelFolder, name: str, raw: pa.Schema, place: str) -> Bound:
                 raise _unless_vacant(table, column, error, raw) from refused.error
         for column, spec in table.columns.items():
             kind = bound.types[column] = types[f"columns.{column}.sql"]
-            if _value(spec, kind, "x") is None:
+            if _value(spec, kind, "x", source) is None:
                 unfit: PerennialError = _unfit_result(spec, kind, f"{where}.columns.{column}.sql")
                 if spec.sql is None:
                     fault = f"has the type {_short(kind, 40)}, which cannot become {spec.type} without a decision"
@@ -276,7 +288,7 @@ def _types(connection: duckdb.DuckDBPyConnection, view: str, expressions: Mappin
         _Refused: with the key of the first expression that DuckDB cannot use.
     """
     # No expression can mean these output names. Otherwise DuckDB would bind a missing column to an earlier alias.
-    both = [f'(\n{sql}\n) AS "_v{n}", {_tried(sql)} AS "_t{n}"' for n, sql in enumerate(expressions.values())]
+    both = [f'(\n{sql}\n) AS "_v{n}", {_tried(strictly(sql))} AS "_t{n}"' for n, sql in enumerate(expressions.values())]
     try:
         rows = connection.execute(f"DESCRIBE SELECT {', '.join(both)} FROM {view}").fetchall()
         return dict(zip(expressions, (row[1] for row in rows[::2]), strict=True))
@@ -304,8 +316,10 @@ def faults_without_rows(folder: ModelFolder, name: str, *, texts: bool) -> list[
     expressions = {f"columns.{column}.sql": spec.sql for column, spec in table.columns.items() if spec.sql is not None}
     if table.where is not None:
         expressions["where"] = f"({table.where}\n)::BOOLEAN"
+    source = folder.spec.sources[table.source]
     found = []
     with connect() as connection:
+        add_macros(connection)
         for place, sql in expressions.items():
             try:
                 result = _bound_to_any(connection, place, sql, kind)
@@ -313,7 +327,7 @@ def faults_without_rows(folder: ModelFolder, name: str, *, texts: bool) -> list[
                 found.append(_unusable(where, refused))
                 continue
             spec = table.columns[place.split(".")[1]] if place != "where" else None
-            if spec is not None and result is not None and _value(spec, result, "x") is None:
+            if spec is not None and result is not None and _value(spec, result, "x", source) is None:
                 found.append(_unfit_result(spec, result, f"{where}.{place}"))
         if table.known != "always":
             try:
@@ -412,9 +426,10 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
     """A query that gives the typed rows of the interval, and what is wrong in each row.
 
     Its columns are ``_row`` (the number of the landed row), ``_position``, ``_row_fault`` (the row could not be split, or
-    ``where`` could not be computed), the spec's columns, ``_fault_<column>`` for each of them, ``_known_at`` and
-    ``_known_fault``. A fault is a text for people, or NULL. Rows of other intervals are left out. Rows whose event time
-    cannot be read stay.
+    ``where`` could not be computed), ``_arrived``, the spec's columns, ``_fault_<column>`` for each of them, ``_unclear`` (a
+    time of it is shown twice or skipped by the clocks of its zone), ``_known_at`` and ``_known_fault``. A fault is a text for
+    people, or NULL. Rows of other intervals are left out, except those that a file of an earlier day has, and those of a table
+    with ``late`` that lie so long before. Rows whose event time cannot be read stay.
 
     Args:
         folder: the model's folder.
@@ -423,22 +438,25 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
         interval: the interval of the rows.
     """
     table = folder.spec.tables[name]
+    source = folder.spec.sources[table.source]
     in_interval = "true"
     if table.event_time is not None:
-        event = quoted(table.event_time)
+        event, fault = quoted(table.event_time), quoted(f"_fault_{table.event_time}")
         start, end = (f"TIMESTAMPTZ {literal(moment.isoformat())}" for moment in (interval.start, interval.end))
-        in_interval = (
-            f"{event} IS NULL OR {quoted(f'_fault_{table.event_time}')} IS NOT NULL OR ({event} >= {start} AND {event} < {end})"
-        )
+        late = f"INTERVAL {(table.late or timedelta()) // timedelta(microseconds=1)} MICROSECONDS"
+        # Files after the interval are read for late rows. What is wrong in them is told when their own day is ingested.
+        told = f"{UNTIL} <= {start} OR coalesce({_PLACE} >= {start} AND {_PLACE} < {end}, {ARRIVED} < {end}, true)"
+        in_interval = f"""CASE WHEN {event} IS NULL OR {fault} IS NOT NULL THEN {told}
+            ELSE {event} >= CASE WHEN {UNTIL} <= {start} THEN {ARRIVED} ELSE {start} END - {late} AND {event} < {end} END"""
     known = "TIMESTAMPTZ '1900-01-01 00:00:00+00'" if table.known == "always" else f"({table.known}\n)::TIMESTAMPTZ"
     known_fault = literal(f"known: {_short(table.known)} cannot be computed for this row")
     return f"""
         WITH typed AS (
-            {" UNION ALL ".join(f"({_typed_part(table, part)})" for part in parts)}
+            {" UNION ALL ".join(f"({_typed_part(table, source, part)})" for part in parts)}
         ), known AS (
-            SELECT *, {_tried(known)} AS _known FROM typed
+            SELECT *, {_tried(strictly(known))} AS _known FROM typed
         )
-        SELECT * EXCLUDE (_known),
+        SELECT * EXCLUDE (_known, {_PLACE}),
             CASE WHEN {ROW_FAULT} IS NULL AND {_is_in_range("_known.v")} THEN _known.v END AS {KNOWN},
             CASE WHEN {ROW_FAULT} IS NULL AND _known IS NULL THEN {known_fault} END AS {KNOWN_FAULT}
         FROM known
@@ -446,21 +464,41 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
     """
 
 
-def _typed_part(table: Table, part: LandedPart) -> str:
+#: The moment that decides which interval tells of a row whose event time is not known. NULL: each that reads the row.
+_PLACE = "_place"
+
+
+def _typed_part(table: Table, source: Source, part: LandedPart) -> str:
     """A query that gives the typed rows of a part, those of other intervals included, and what is wrong in each."""
     names = list(table.columns)
     # 1: it holds. 0: it does not hold, or is NULL. NULL: it cannot be computed.
-    where = "1" if table.where is None else f"TRY(CASE WHEN (\n{table.where}\n)::BOOLEAN THEN 1 ELSE 0 END)"
+    where = "1"
+    if table.where is not None:
+        where = f"TRY(CASE WHEN (\n{strictly(table.where)}\n)::BOOLEAN THEN 1 ELSE 0 END)"
     where_fault = literal(f"where: {_short(table.where or '')} cannot be computed for this row")
-    casts = [_cast(n, column, spec, part.bound) for n, (column, spec) in enumerate(table.columns.items())]
+    casts = [_cast(n, column, spec, part.bound, source) for n, (column, spec) in enumerate(table.columns.items())]
     tried, values, faults = (", ".join(parts) for parts in zip(*casts, strict=True))
-    outside = {}
+    outside, place = {}, "NULL::TIMESTAMPTZ"
     if table.event_time is not None:
         n = names.index(table.event_time)
+        late = f"INTERVAL {(table.late or timedelta()) // timedelta(microseconds=1)} MICROSECONDS"
+        told = f"""{literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR"""
+        period = "the period of its file" + (f", by the clocks of {source.time_zone}" if source.time_zone else "")
+        too_late = f"lies outside {period}; if files may hold rows of earlier days, state `late` of the table"
+        if table.late:
+            too_late = f"lies more than {table.late / timedelta(days=1):g} days (late) before {period}"
         outside[n] = (
-            f'CASE WHEN "_v{n}" < {FROM} OR "_v{n}" >= {UNTIL} '
-            f"""THEN {literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR || ' lies outside the period of its file' END"""
+            f"""CASE WHEN "_v{n}" < {FROM} - {late} THEN {told} || {literal(f" {too_late}")} """
+            f"""WHEN "_v{n}" >= {UNTIL} THEN {told} || {literal(f" lies outside {period}")} END"""
         )
+        if unclear := _unclear(n, table.columns[table.event_time], part.bound, source):
+            # A time before the file's period came late: the interval of the file tells of it.
+            place = f"CASE WHEN {unclear[0]} THEN greatest({unclear[1]}, {FROM}) END"
+        if source.time_zone:
+            # Two intervals in UTC read one local day. The one in which it begins tells of what cannot be placed.
+            place = f"coalesce({place}, {FROM})"
+    columns = enumerate(table.columns.values())
+    unclears = [found for n, spec in columns if (found := _unclear(n, spec, part.bound, source))]
     renamed = [f'"_v{n}" AS {quoted(column)}' for n, column in enumerate(names)]
     renamed += [
         f'coalesce("_f{n}", {outside.get(n, "NULL")}) AS {quoted(f"_fault_{column}")}' for n, column in enumerate(names)
@@ -478,25 +516,60 @@ def _typed_part(table: Table, part: LandedPart) -> str:
         ), explained AS (
             SELECT *, {faults} FROM cast_once
         )
-        SELECT {ROW}, {POSITION}, {ROW_FAULT}, {", ".join(renamed)} FROM explained
+        SELECT {ROW}, {POSITION}, {ROW_FAULT}, {FROM} AS {ARRIVED}, {UNTIL}, {", ".join(renamed)}, {place} AS {_PLACE},
+            {" OR ".join(f"({each[0]})" for each in unclears) or "false"} AS {UNCLEAR}
+        FROM explained
     """
 
 
-def _cast(n: int, column: str, spec: Column, bound: Bound) -> tuple[str, str, str]:
-    """SQL of a column's expression ``_t<n>``, of its cast value ``_v<n>``, and of its fault ``_f<n>``."""
+def _cast(n: int, column: str, spec: Column, bound: Bound, source: Source) -> tuple[str, str, str]:
+    """SQL of a column's expression ``_t<n>``, of its cast value ``_v<n>``, and of its fault ``_f<n>``.
+
+    An expression that converts local times has ``_l<n>`` too: what DuckDB makes of a time that is no single moment.
+    """
     kind = bound.types[column]
     raw = f'"_t{n}".v'
-    value = _value(spec, kind, raw)
+    value = _value(spec, kind, raw, source)
     assert value is not None  # bind has checked it
+    uncomputed = f"{column}: {_short(spec.sql or column)} cannot be computed for this row"
+    why = literal(uncomputed)
+    tried = f'struct_pack(v := {bound.expressions[column]}) AS "_t{n}"'
+    if spec.sql:
+        strict = strictly(spec.sql)
+        tried = f'{_tried(strict)} AS "_t{n}"'
+        if strict != spec.sql:
+            tried += f', CASE WHEN {_tried(strict)} IS NULL THEN {_tried(spec.sql)} END AS "_l{n}"'
+            local = f"{uncomputed}: a time that the clocks of {zone_of(spec.sql)} show twice, or skip, is no single moment; "
+            local += "deliver it with its offset from UTC"
+            why = f'CASE WHEN "_l{n}" IS NULL THEN {why} ELSE {literal(local)} END'
     fault = f"""CASE WHEN {ROW_FAULT} IS NOT NULL THEN NULL
-        WHEN "_t{n}" IS NULL THEN {literal(f"{column}: {_short(spec.sql or column)} cannot be computed for this row")}
+        WHEN "_t{n}" IS NULL THEN {why}
         WHEN ({raw} IS NULL{f" OR isnan({raw})" if kind in _FLOATS else ""}) THEN NULL
-        {_why_not(column, spec, kind, raw, f'"_v{n}"')} END AS "_f{n}\""""
-    return (
-        f'{_tried(spec.sql) if spec.sql else f"struct_pack(v := {bound.expressions[column]})"} AS "_t{n}"',
-        f'CASE WHEN {ROW_FAULT} IS NULL THEN {value} END AS "_v{n}"',
-        fault,
-    )
+        {_why_not(column, spec, kind, raw, f'"_v{n}"', source)} END AS "_f{n}\""""
+    return tried, f'CASE WHEN {ROW_FAULT} IS NULL THEN {value} END AS "_v{n}"', fault
+
+
+def _unclear(n: int, spec: Column, bound: Bound, source: Source) -> tuple[str, str] | None:
+    """SQL for whether column ``n`` has a time that clocks show twice or skip, and for a moment near it; None if it cannot."""
+    if spec.type != "timestamp":
+        return None
+    kind = list(bound.types.values())[n]
+    if spec.sql and strictly(spec.sql) != spec.sql:
+        return f'"_l{n}" IS NOT NULL', str(_value(spec, kind, f'"_l{n}".v', source))
+    if source.time_zone and (shown := _shown(kind, f'"_t{n}".v')):
+        zone = literal(source.time_zone)
+        return f'"_v{n}" IS NULL AND coalesce(local_times({zone}, {shown}) <> 1, false)', f"local_first({zone}, {shown})"
+    return None
+
+
+def _shown(kind: str, raw: str) -> str | None:
+    """SQL for the time that a clock showed, NULL for a moment; None if values of this type say no time."""
+    if kind == "VARCHAR":
+        text = f"trim({raw})"
+        return f"CASE WHEN regexp_full_match({text}, '{_LOCAL_TIME}') THEN TRY_CAST({text} AS TIMESTAMP) END"
+    if kind in (_TIMESTAMPS - {_MOMENT}) | {"DATE"}:
+        return f"{raw}::TIMESTAMP"
+    return None
 
 
 def _tried(sql: str) -> str:
@@ -514,7 +587,7 @@ def _is_in_range(moment: str) -> str:
     return f"{moment} BETWEEN TIMESTAMPTZ '0001-01-01 00:00:00+00' AND TIMESTAMPTZ '9999-12-31 23:59:59.999999+00'"
 
 
-def _value(spec: Column, kind: str, raw: str) -> str | None:
+def _value(spec: Column, kind: str, raw: str, source: Source) -> str | None:
     """SQL for ``raw`` as the spec's type, NULL where it is not plainly of this type. None if no value of ``kind`` can be."""
     text = f"trim({raw})"
     number = kind in _INTEGERS | _HUGE | _FLOATS or kind.startswith("DECIMAL")
@@ -555,16 +628,30 @@ def _value(spec: Column, kind: str, raw: str) -> str | None:
             return f"CASE {raw} WHEN 1 THEN true WHEN 0 THEN false END"
         case "timestamp" if kind == "VARCHAR":
             moment = f"TRY_CAST({text} AS TIMESTAMPTZ)"
+            if source.time_zone:
+                is_local = f"regexp_full_match({text}, '{_LOCAL_TIME}')"
+                moment = f"CASE WHEN {is_local} THEN {_local(source.time_zone, kind, raw)} ELSE {moment} END"
             return f"CASE WHEN regexp_full_match({text}, '{_ISO_TIME}') AND {_is_in_range(moment)} THEN {moment} END"
         case "timestamp" if kind in _TIMESTAMPS | {"DATE"}:
-            return f"CASE WHEN {_is_in_range(f'{raw}::TIMESTAMPTZ')} THEN {raw}::TIMESTAMPTZ END"
+            moment = f"{raw}::TIMESTAMPTZ"
+            if source.time_zone and kind != _MOMENT:
+                moment = _local(source.time_zone, kind, raw)
+            return f"CASE WHEN {_is_in_range(f'{raw}::TIMESTAMPTZ')} THEN {moment} END"
         case "date" if kind == "VARCHAR":
             day = f"TRY_CAST(left({text}, 10) AS DATE)"
             return f"CASE WHEN regexp_full_match({text}, '{_ISO_DATE}') AND {day} >= DATE '0001-01-01' THEN {day} END"
         case "date" if kind in _TIMESTAMPS | {"DATE"}:
-            moment = f"{raw}::TIMESTAMPTZ"
-            return f"CASE WHEN {_is_in_range(moment)} AND date_trunc('day', {moment}) = {moment} THEN {raw}::DATE END"
+            shown = f"{raw}::TIMESTAMP"  # the session is in UTC
+            if source.time_zone and kind == _MOMENT:
+                shown = f"timezone({literal(source.time_zone)}, {raw})"
+            in_range = _is_in_range(f"{raw}::TIMESTAMPTZ")
+            return f"CASE WHEN {in_range} AND date_trunc('day', {shown}) = {shown} THEN {shown}::DATE END"
     return None
+
+
+def _local(zone: str, kind: str, raw: str) -> str:
+    """SQL for the moment at which the clocks of a zone show a time; NULL unless there is exactly one."""
+    return f"local_moment({literal(zone)}, {_shown(kind, raw)})"
 
 
 _REQUIRED = {
@@ -576,7 +663,7 @@ _REQUIRED = {
 }
 
 
-def _why_not(column: str, spec: Column, kind: str, raw: str, value: str) -> str:
+def _why_not(column: str, spec: Column, kind: str, raw: str, value: str, source: Source) -> str:
     """``WHEN … THEN …`` clauses that say what is wrong in a value that is present."""
     shown = f"chr(39) || left({raw}, 60) || chr(39)" if kind == "VARCHAR" else f"{raw}::VARCHAR"
     subject = f"{literal(f'{column}: ')} || {shown}"
@@ -586,6 +673,10 @@ def _why_not(column: str, spec: Column, kind: str, raw: str, value: str) -> str:
         hidden = "holds a character that is invisible, changes the direction of the text, or controls a terminal"
         return f"WHEN regexp_matches({raw}, '{_HIDDEN}') THEN {subject} || ' {hidden}'"
     clauses = ""
+    if spec.type == "timestamp" and source.time_zone and (local := _shown(kind, raw)):
+        fault = shown_twice_or_never(source.time_zone, local)
+        clauses = f"WHEN {value} IS NULL AND {_is_in_range(f'({local})::TIMESTAMPTZ')} AND {fault} IS NOT NULL "
+        clauses += f"THEN {subject} || {fault} "
     if spec.type == "integer":
         whole = f"regexp_full_match(trim({raw}), '[+-]?[0-9]+([.]0*)?')" if kind == "VARCHAR" else f"{raw} = trunc({raw})"
         if kind != "BOOLEAN":

@@ -3,7 +3,8 @@
 A pattern with time codes is expanded over the interval in steps of its smallest code (``%H`` hour, ``%d`` day, ``%m`` month,
 ``%Y`` year). Each step must have a file, and the event time of a row must lie in the period of its file. So the days of a
 week hold the same rows whether they are ingested one by one or together. A pattern without codes means all files that match.
-The interval's rows are then chosen by event time.
+The interval's rows are then chosen by event time. By the source's ``time_zone`` steps are local: a day in UTC is read from the
+two local days that it touches.
 
 A local file must be a regular file below the data folder, also after symbolic links are resolved. It must not change while
 it is read. The name of a file decides between CSV and Parquet, and its content between gzip and plain text.
@@ -23,16 +24,17 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from glob import glob
 from pathlib import Path
 from typing import IO, Any
+from zoneinfo import ZoneInfo
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perennial.core.errors import SourceError
+from perennial.core.errors import SourceError, SourceMissing
 from perennial.core.intervals import Interval
 from perennial.core.text import one_line
 from perennial.ingestion.delimited import CHUNK, DelimitedFile
@@ -77,7 +79,9 @@ def land_files(
     notices: list[str],
     *,
     closed: Callable[[Interval], bool],
-) -> None:
+    further: Sequence[Interval] = (),
+    may_be_absent: bool = False,
+) -> list[Interval]:
     """Land the rows of all files of an interval.
 
     Args:
@@ -85,19 +89,24 @@ def land_files(
         interval: the interval.
         data: the folder that relative patterns start from.
         writer: takes the rows.
-        files: gets one entry per file that was read: ``name``, ``bytes``, ``sha256``, and ``period`` of a dated pattern.
+        files: gets one entry per file that was read: ``name``, ``bytes``, ``sha256``, ``version`` (:func:`versions`), and
+            ``period`` of a dated pattern.
         notices: gets what was accepted but is unusual.
         closed: whether a period needs no file (``schedules.closed``).
+        further: other intervals whose files are read too, as far as they exist; for a dated pattern.
+        may_be_absent: whether steps of a dated pattern may be without a file, as long as one of all steps has one.
+
+    Returns:
+        The steps of the interval without a file.
 
     Raises:
+        SourceMissing: there is no file of a step.
         SourceError: a file is missing, unsafe, damaged, or lacks a column.
     """
     assert source.files is not None
-    found = [
-        file
-        for pattern, period in _expand(source.files, interval)
-        for file in _find(pattern, period, data, source.files, optional=period is not None and closed(period))
-    ]
+    found, absent = _all_files(source, interval, data, further, closed)
+    if absent and (not may_be_absent or not found):
+        raise next(iter(absent.values()))
     for file in _without_copies(found, notices):
         with _opened(file) as stream:
             counted = _Counted(file.name, stream)
@@ -106,28 +115,102 @@ def land_files(
             else:
                 _read_csv(file, counted, source, writer, notices)
             read = {"name": file.name, "bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
+            read["version"] = _stamp(_version(file, stream))
             files.append({**read, "period": file.period.key} if file.period else read)
+    return [period for period in absent if period is not None]
 
 
-def _expand(pattern: str, interval: Interval) -> list[tuple[str, Interval | None]]:
-    """The pattern for each step of the interval, with the period of the step."""
+def versions(source: Source, interval: Interval, data: Path) -> dict[str, tuple[Interval | None, str]]:
+    """The period and the version of each file of an interval, by the file's name. Without dates, a file has no period.
+
+    The version is a text that changes if the file is replaced. It is made from the size and the time of change, or from what
+    the store of objects says instead, such as the ETag.
+
+    Raises:
+        SourceError: a place cannot be listed.
+    """
+    assert source.files is not None
+    found, _ = _all_files(source, interval, data, (), closed=lambda _: True)
+    return {file.name: (file.period, _stamp(_unopened_version(file))) for file in found}
+
+
+def is_dated(source: Source) -> bool:
+    """Whether the source is files whose pattern has time codes."""
+    return source.files is not None and _TIME_CODES.search(source.files) is not None
+
+
+def _all_files(
+    source: Source, interval: Interval, data: Path, further: Sequence[Interval], closed: Callable[[Interval], bool]
+) -> tuple[list[_File], dict[Interval | None, SourceMissing]]:
+    """The files of an interval and of further ones, each once; and by its period an error for each step without its file."""
+    assert source.files is not None
+    zone = ZoneInfo(source.time_zone) if source.time_zone else UTC
+    found: list[_File] = []
+    absent: dict[Interval | None, SourceMissing] = {}
+    steps: set[tuple[str, Interval | None]] = set()
+    for span in (interval, *further):
+        for pattern, period in _expand(source.files, span, zone):
+            if (pattern, period) in steps:
+                continue
+            steps.add((pattern, period))
+            optional = period is not None and closed(_on_calendar(period, zone))
+            try:
+                found += _find(pattern, period, data, source, optional=optional)
+            except SourceMissing as error:
+                if span == interval:
+                    absent[period] = error
+    return found, absent
+
+
+def _stamp(version: object) -> str:
+    return hashlib.sha256(repr(version).encode()).hexdigest()[:16]
+
+
+def _unopened_version(file: _File) -> object:
+    if file.system is not None:
+        return _version(file, None)
+    state = os.stat(file.path)
+    return state.st_size, state.st_mtime_ns
+
+
+def _expand(pattern: str, interval: Interval, zone: tzinfo = UTC) -> list[tuple[str, Interval | None]]:
+    """The pattern for each step that the interval touches, with the period of the step.
+
+    Args:
+        pattern: with time codes.
+        interval: the interval.
+        zone: whose clocks the time codes stand for. An hour that they show twice is one step, an hour that they skip is none.
+    """
     codes = set(_TIME_CODES.findall(pattern))
     if not codes:
         return [(pattern, None)]
     step = next(code for code in ("%H", "%d", "%m", "%Y") if code in codes)
-    start = interval.start.replace(minute=0, second=0, microsecond=0)
+    shown = interval.start.astimezone(zone).replace(tzinfo=None, fold=0, minute=0, second=0, microsecond=0)
     if step != "%H":
-        start = start.replace(hour=0)
+        shown = shown.replace(hour=0)
     if step in ("%m", "%Y"):
-        start = start.replace(day=1)
+        shown = shown.replace(day=1)
     if step == "%Y":
-        start = start.replace(month=1)
+        shown = shown.replace(month=1)
     steps: list[tuple[str, Interval | None]] = []
-    while start < interval.end:
-        end = _next_step(start, step)
-        steps.append((_at(pattern, start), Interval(start, end)))
-        start = end
+    while (start := _moment(shown, zone)) < interval.end:
+        following = _next_step(shown, step)
+        end = _moment(following, zone)
+        if max(start, interval.start) < end:
+            steps.append((_at(pattern, shown), Interval(start, end)))
+        shown = following
     return steps
+
+
+def _on_calendar(period: Interval, zone: tzinfo) -> Interval:
+    """The period as the clocks of a zone show it, written as if in UTC."""
+    start, end = (moment.astimezone(zone).replace(tzinfo=UTC, fold=0) for moment in (period.start, period.end))
+    return Interval(start, end)
+
+
+def _moment(shown: datetime, zone: tzinfo) -> datetime:
+    """The first moment at which the clocks show a time, or at which they skip it."""
+    return shown.replace(tzinfo=zone, fold=0).astimezone(UTC)
 
 
 def unknown_codes(pattern: str) -> list[str]:
@@ -153,7 +236,7 @@ def _next_step(start: datetime, step: str) -> datetime:
             return start.replace(year=start.year + 1)
 
 
-def _find(pattern: str, period: Interval | None, data: Path, written: str, *, optional: bool = False) -> list[_File]:
+def _find(pattern: str, period: Interval | None, data: Path, source: Source, *, optional: bool = False) -> list[_File]:
     magic = "*" in pattern or "?" in pattern
     system, path = None, pattern
     if "://" in pattern:
@@ -186,9 +269,11 @@ def _find(pattern: str, period: Interval | None, data: Path, written: str, *, op
         except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{_masked(pattern)}: cannot be listed: {one_line(error)}") from error
     if not found and not optional:
-        hint = f" (`files: {_masked(written)}` for {period})" if period else f" (`files: {_masked(written)}`)"
+        when = f" for {period}" if period else ""
+        when += f", by the clocks of {source.time_zone}" if period and source.time_zone else ""
+        hint = f" (`files: {_masked(str(source.files))}`{when})"
         base = "" if "://" in pattern else f" below {data}"
-        raise SourceError(f"{_masked(pattern)}: there is no such file{base}{hint}; deliver it, then ingest again")
+        raise SourceMissing(f"{_masked(pattern)}: there is no such file{base}{hint}; deliver it, then ingest again")
     return found
 
 

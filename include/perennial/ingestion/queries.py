@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import duckdb
 import pyarrow as pa
@@ -12,23 +13,25 @@ import sqlalchemy as sa
 
 from perennial.core.errors import PerennialError, SourceError
 from perennial.core.intervals import Interval
+from perennial.core.sql import literal
 from perennial.core.text import one_line
 from perennial.ingestion.database_values import TEXTS, WITHOUT_VALUE, DatabaseBatches, take_texts
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.ingestion.landing import ARROW_ROWS, LandingWriter, positioned
 from perennial.spec.binds import END, START, binds, replace_binds
 from perennial.spec.code import folder_function
+from perennial.spec.data import Source
 from perennial.spec.folder import ModelFolder
 
 #: Number of rows that are fetched from a database at a time.
 SQL_ROWS = 20_000
 
 
-def land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, writer: LandingWriter) -> None:
+def land_sql(source: Source, name: str, interval: Interval, engine: sa.Engine, writer: LandingWriter) -> None:
     """Land the result of a SQL query.
 
     Args:
-        query: SQL with the parameters ``:start`` and ``:end``.
+        source: a source with ``sql``.
         name: name of the source, for positions.
         interval: gives the parameters.
         engine: the database.
@@ -39,29 +42,45 @@ def land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, write
     """
     try:
         with engine.connect() as connection:
-            _prepare(connection)
+            _prepare(connection, source.time_zone or "UTC")
+            assert source.sql is not None
             if connection.dialect.name == "duckdb":
-                _land_from_duckdb(query, name, interval, connection, writer)
+                _land_from_duckdb(source.sql, name, interval, connection, writer)
             else:
-                _land_rows(query, name, interval, connection, writer)
+                bounds = _bounds(interval, source.time_zone, connection.dialect.name)
+                _land_rows(source.sql, name, bounds, connection, writer)
     except (sa.exc.SQLAlchemyError, duckdb.Error) as error:
         raise SourceError(f"the query failed: {one_line(getattr(error, 'orig', None) or error)}") from error
 
 
-def _prepare(connection: sa.Connection) -> None:
-    """Let the session write nothing, and compare times without a zone with the bounds as UTC."""
+def _prepare(connection: sa.Connection, zone: str) -> None:
+    """Let the session write nothing, and compare times without a zone with the bounds by the clocks of ``zone``."""
     match connection.dialect.name:
         case "postgresql":
             connection.execution_options(postgresql_readonly=True)
-            connection.execute(sa.text("SET LOCAL TIME ZONE 'UTC'"))
+            connection.execute(sa.text(f"SET LOCAL TIME ZONE {literal(zone)}"))
             if connection.dialect.driver == "psycopg2":
                 connection.detach()  # what is registered must not outlive this query
                 take_texts(connection.connection.dbapi_connection)
         case "mysql" | "mariadb":
             connection.execute(sa.text("SET SESSION TRANSACTION READ ONLY"))
-            connection.execute(sa.text("SET SESSION time_zone = '+00:00'"))
+            # A server without tables of zones knows offsets only.
+            connection.execute(sa.text(f"SET SESSION time_zone = {literal('+00:00' if zone == 'UTC' else zone)}"))
         case "duckdb":
-            connection.execute(sa.text("SET TimeZone = 'UTC'"))
+            connection.execute(sa.text(f"SET TimeZone = {literal(zone)}"))
+
+
+#: Databases whose DATETIME or text has no zone. They compare the bounds as their clocks show them.
+_WITHOUT_ZONE = {"mysql", "mariadb", "sqlite"}
+
+
+def _bounds(interval: Interval, zone: str | None, dialect: str) -> tuple[datetime, datetime]:
+    if zone is None or dialect == "postgresql":
+        return interval.start, interval.end
+    if dialect not in _WITHOUT_ZONE:
+        raise SourceError(f"time_zone is not known for {dialect}; convert the times to UTC in the query")
+    start, end = (moment.astimezone(ZoneInfo(zone)).replace(tzinfo=None) for moment in (interval.start, interval.end))
+    return start, end
 
 
 def _bound(query: str, name: Callable[[str], str], literally: Callable[[str], str], *, backslashes: bool = False) -> str:
@@ -75,13 +94,15 @@ def _bound(query: str, name: Callable[[str], str], literally: Callable[[str], st
     return replace_binds(query, checked, literally=literally, backslashes=backslashes)
 
 
-def _land_rows(query: str, name: str, interval: Interval, connection: sa.Connection, writer: LandingWriter) -> None:
+def _land_rows(
+    query: str, name: str, bounds: tuple[datetime, datetime], connection: sa.Connection, writer: LandingWriter
+) -> None:
     backslashes = connection.dialect.name in ("mysql", "mariadb")
     # SQLAlchemy takes a colon for a parameter in texts and comments too.
     text = _bound(query, lambda bind: f":{bind}", lambda other: other.replace(":", "\\:"), backslashes=backslashes)
     statement = sa.text(text).bindparams(
-        sa.bindparam(START, interval.start, sa.DateTime(timezone=True)),
-        sa.bindparam(END, interval.end, sa.DateTime(timezone=True)),
+        sa.bindparam(START, bounds[0], sa.DateTime(timezone=True)),
+        sa.bindparam(END, bounds[1], sa.DateTime(timezone=True)),
     )
     result = connection.execution_options(stream_results=True, max_row_buffer=SQL_ROWS).execute(statement)
     names = list(result.keys())

@@ -14,7 +14,7 @@ from typing import Any
 from perennial.spec.model import ModelSpec
 
 #: What counts of each section. A field that is not stated does not count, so that a new field changes no digest.
-_SOURCE = ("sql", "python", "null_values")
+_SOURCE = ("sql", "python", "null_values", "time_zone")
 _TABLE = ("where", "key", "event_time", "known")
 _COLUMN = ("type", "sql")
 _ENTITY = ("table", "as_of")

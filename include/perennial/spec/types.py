@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from croniter import CroniterError, croniter
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
@@ -63,6 +64,14 @@ def sets_apart(delimiter: str) -> str:
     return delimiter
 
 
+def _names_a_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:  # ZoneInfo looks for a file of this name
+        raise ValueError(f"{name} is no time zone; write a name such as America/New_York or Europe/Berlin") from error
+    return name
+
+
 def _parse_duration(value: Any) -> timedelta:
     if isinstance(value, timedelta):
         return value
@@ -107,4 +116,5 @@ PositiveShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Function = Annotated[str, Field(pattern=FUNCTION)]
 ConnectionId = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+TimeZone = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_names_a_zone)]
 Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$"), AfterValidator(_ticks)]

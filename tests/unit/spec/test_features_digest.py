@@ -51,12 +51,15 @@ COUNT: dict[str, Change] = {
     "how a value is made": column("amount", sql="replace(amount, ',', '.')"),
     "the type of a column": column("city", "customers", type="integer"),
     "a new column": column("channel", nullable=True),
+    "the zone of the source's clock": source(time_zone="America/New_York"),
     "texts that mean a missing value": source(null_values=["", "NA"]),
     "the moment of a prediction": lambda said: said["entity"].update(as_of="placed + INTERVAL 1 MINUTE"),
     "the features": lambda said: said["features"].update(categorical=["city"]),
     "how far a feature looks back": lambda said: said["features"].update(lookback="3d"),
 }
+RENAMED: dict[str, Any] = {"from": ["town", "city"]}
 DO_NOT_COUNT: dict[str, Change] = {
+    "another name of a source's column": column("city", "customers", **RENAMED),
     "rows a day": orders(checks={"rows": {"min": 0}}),
     "a check on volume": orders(checks={"volume": {"tolerance": 0.9}}),
     "the tolerance": orders(tolerance=0.5),
@@ -123,7 +126,7 @@ def test_the_order_of_keys_does_not_count(tables: list[str], columns: list[str])
 FIELDS: dict[type[Any], dict[str, bool]] = {
     Source: {
         "files": False, "sql": True, "connection": False, "python": True, "null_values": True, "delimiter": False,
-        "encoding": False,
+        "encoding": False, "time_zone": True,
     },
     Table: {
         "source": False, "where": True, "key": True, "event_time": True, "known": True, "columns": True, "checks": False,
