@@ -132,7 +132,7 @@ def land_and_check(parts: Deployment, folder: ModelFolder, table: str, interval:
         raise LookupError(name)
 
     return publish.land_and_check(
-        folder, parts.ledger, parts.settings, table, interval, staging, connect=connect, run_id="benchmark"
+        folder, parts.lake, parts.settings, table, interval, staging, connect=connect, run_id="benchmark"
     )
 
 

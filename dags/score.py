@@ -18,6 +18,9 @@ all with the same version. Each part's predictions can be read as soon as the pa
   features first. If they are correct, roll back with `<model>.rollback`, then clear this run.
 - **ArtifactRejected**: the stored model differs from what was registered. Do not work around this: roll back, and find
   out who changed the file.
+- **VersionUnusable**: MLflow or the tables no longer have what the champion needs. The next training replaces it; trigger
+  `<model>.train` or `<model>.rollback` to have that now, then clear this run.
+- **ModelRenamed**: the registered model has another name in MLflow. Rename it back, then clear this run.
 - **A part of predict is red**: the other parts are published. Correct the cause and clear only that part.
 - **score_shadows is skipped**: this is not a failure. No version is in the shadow now.
 - **score_shadows is red**: the champion's predictions are published nevertheless. (A version that cannot predict is left out

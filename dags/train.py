@@ -19,6 +19,7 @@ Runs when the days of a week (or month, as `model.yaml` says) are published, whe
   message names the section and what would fill it.
 - **promote_champion is skipped**: this is not a failure. The gates or a person refused the version; the reasons are on the task
   and in MLflow. To promote it nevertheless, use `<model>.promote` with a reason.
+- **ModelRenamed**: the registered model has another name in MLflow. Rename it back, then clear this run.
 - **StaleDecision**: the champion changed in between, so the evaluation is stale. Clear `evaluate_candidates` and its
   downstream tasks: the candidate is evaluated again, together with the new champion.
 - **PromotionRefused**: a person refused an earlier attempt. To override that, use `<model>.promote` with a reason.

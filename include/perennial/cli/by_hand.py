@@ -42,8 +42,13 @@ def ingest(settings: Settings, model: str, interval: Interval) -> str:
 
     with _run(settings, model, interval) as run:
         done = ingest(run, interval, connect=_connect)
-    rows = ", ".join(f"{table} {rows:,}" for table, rows in {**done.tables.rows, **done.features.rows}.items())
-    return f"{model}, {interval}: published {rows}"
+    rows = ", ".join(f"{table} {rows:,}" for table, rows in {**done.tables.tables.rows, **done.features.rows}.items())
+    lines = [f"{model}, {interval}: published {rows}"]
+    for table, days in done.tables.tables.inputs.get("awaited", {}).items():
+        lines.append(f"{table} of {', '.join(days)} has not come; an ingest of a later day completes it")
+    for day, counts in done.tables.late_rows.items():
+        lines.append(f"late rows published into {day}: {', '.join(f'{table} {rows:,}' for table, rows in counts.items())}")
+    return "\n".join(lines)
 
 
 def train(settings: Settings, model: str, as_of: datetime, cause: str | None = None) -> str:
@@ -117,13 +122,13 @@ def promote(settings: Settings, model: str, version: int, override: str | None) 
 
 def tidy(settings: Settings, model: str) -> str:
     """Remove what is older than the retention, tidy the tables, and close the runs of killed processes."""
-    from perennial.stages.maintain import maintain
+    from perennial.stages.maintain import look_at_champion, maintain
 
     with _remembered(settings, model, None) as run:
         done = maintain(run)
-    return "\n".join(
-        f"{step}: {', '.join(f'{name} {count}' for name, count in counts.items())}" for step, counts in done.items()
-    )
+        stands = look_at_champion(run)
+    lines = [f"{step}: {', '.join(f'{name} {count}' for name, count in counts.items())}" for step, counts in done.items()]
+    return "\n".join([*lines, *([stands.words] if stands is not None else [])])
 
 
 def controls(settings: Settings, model: str) -> ControlsReport:
@@ -230,6 +235,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
             line, and the correction.
     """
     from perennial.operations.inspection import find_faults, find_remarks
+    from perennial.operations.standing import standing
 
     parts = Deployment(settings)
     folder = parts.model(model)
@@ -242,6 +248,8 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}",
     ]
     parts.ledger.migrate_own()
+    if (stands := standing(parts, model, folder)) is not None:
+        found.append(stands.words)
     published = parts.ledger.published(model, "tables")
     if published is None:
         return "\n".join([*found, "No data are published yet, so the features were not computed."]), True

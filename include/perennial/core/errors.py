@@ -55,6 +55,10 @@ class SourceError(PerennialError):
     """A source could not be read as a table."""
 
 
+class SourceMissing(SourceError):
+    """A source has not delivered: there is no such file yet."""
+
+
 class IntervalRefused(PerennialError):
     """An interval's data broke a critical check beyond its tolerance; nothing of it was published."""
 

@@ -230,7 +230,7 @@ def _prepare_numbers(policy: Drift, column: _Column, given: pa.Array, known: pa.
         return column
     if min(len(present), len(seen)) < MIN_VALUES:
         if not column.moved:
-            column.left_out = f"has fewer than {MIN_VALUES} finite values, as in the reference, and was left out"
+            column.left_out = _too_few("finite values", (len(present), len(current)), (len(seen), len(reference)))
         return column
     deviation = float(np.std(seen))
     if 0 < deviation < _SMALLEST_NORM:
@@ -295,11 +295,33 @@ def _check_presence(policy: Drift, column: _Column, absent: NDArray[np.bool_], r
             f"had {missing:.1%} missing values, {usual:.1%} in the reference (calibrated threshold {column.most_missing:.1%})"
         )
     elif few < MIN_VALUES and column.name == PREDICTION:
-        column.unusable = f"have only {few} values on one side; a distance requires at least {MIN_VALUES}"
+        column.unusable = _too_few("values", _presence(absent), _presence(reference_absent), then="cannot be judged")
     elif few < MIN_VALUES and usual - missing >= policy.max_missing:
         column.moved = f"had {missing:.1%} missing values, but the reference had {usual:.1%}"
     elif few < MIN_VALUES:
-        column.left_out = f"had {missing:.1%} missing values, as in the reference ({usual:.1%}), and was left out"
+        column.left_out = _too_few("values", _presence(absent), _presence(reference_absent))
+
+
+def _presence(absent: NDArray[np.bool_]) -> tuple[int, int]:
+    """The number of values, and of rows."""
+    return int(np.count_nonzero(~absent)), len(absent)
+
+
+def _too_few(what: str, window: tuple[int, int], reference: tuple[int, int], *, then: str = "was left out") -> str:
+    """Why there is no distance: which side has too few values, and whether it has too few rows or misses values.
+
+    Args:
+        what: what is counted.
+        window, reference: number of values and of rows on this side.
+        then: what follows from it.
+    """
+    causes = []
+    for side, (values, rows) in (("the window", window), ("the reference", reference)):
+        if rows < MIN_VALUES:
+            causes.append(f"{side} has only {rows:,} rows")
+        elif values < MIN_VALUES:
+            causes.append(f"{side} has {values:,} {what} in {rows:,} rows")
+    return f"{then}: {' and '.join(causes)}, and a distance requires {MIN_VALUES} on each side"
 
 
 _MARKUP = str.maketrans("<>&", "()+")

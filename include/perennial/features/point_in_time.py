@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -106,8 +107,9 @@ def compute(
 
     The query sees ``entities``: the rows of the entity table whose event time lies in the interval, with their ``as_of``. It
     also sees each table by its name, with its columns and ``_known_at``. Of a table it sees the rows that were known by the
-    latest ``as_of``, with event times from ``lookback`` before the interval to the interval's end. It gives the entity's key
-    and the features.
+    latest ``as_of``, with event times from ``lookback`` before the interval to the interval's end. Of two rows of one key it
+    sees the newest that was known by the entity's ``as_of`` (:func:`newest_first`); for that it runs once for each time
+    between two corrections. It gives the entity's key and the features.
 
     Args:
         folder: the model's folder.
@@ -128,8 +130,9 @@ def compute(
         check_selected(connection, folder, interval)
         gather(connection, folder.spec)
         connection.execute("DROP VIEW entities")
-        for name in [*map(quoted, folder.feature_tables), "perennial.asked", "perennial.selected"]:
-            connection.execute(f"DROP TABLE {name}")
+        versions = [f"perennial.{quoted(_VERSIONS + name)}" for name in folder.feature_tables]
+        for name in [*map(quoted, folder.feature_tables), *versions, "perennial.asked", "perennial.selected"]:
+            connection.execute(f"DROP TABLE IF EXISTS {name}")
         return BuiltFeatures(connection, folder.spec, snapshots or {})
     except BaseException:
         connection.close()
@@ -232,6 +235,66 @@ def offer(
         if name == spec.entity.table:
             _make_entities(connection, folder, interval)
             connection.execute(f"DELETE FROM {quoted(name)} WHERE {KNOWN} > {latest}")
+    for name in names:
+        _keep_versions(connection, name, spec.tables[name])
+
+
+#: How the name of a table begins that has the rows of another one, and until when each is the newest of its key.
+_VERSIONS = "versions of "
+_UNTIL = "_until"
+
+
+def _keep_versions(connection: duckdb.DuckDBPyConnection, name: str, table: Table) -> None:
+    """Remove the rows that were corrected before the first as-of time, and keep until when each other row is the newest."""
+    versions = f"perennial.{quoted(_VERSIONS + name)}"
+    connection.execute(f"DROP TABLE IF EXISTS {versions}")
+    if table.event_time is None or table.duplicates == "refuse":
+        return
+    key, rows = _list(table.key), quoted(name)
+    count, distinct = _row(connection, f"SELECT count(*), count(DISTINCT hash({key})) FROM {rows}")
+    if count == distinct:
+        return
+    oldest_first = f"{KNOWN}, {quoted(table.event_time)}"
+    connection.execute(f"""
+        CREATE TABLE {versions} AS SELECT * FROM (
+            SELECT *, coalesce(lead({KNOWN}) OVER (PARTITION BY {key} ORDER BY {oldest_first}), 'infinity') AS {_UNTIL}
+            FROM {rows}
+        ) WHERE {_UNTIL} > (SELECT coalesce(min(as_of), '-infinity') FROM entities)
+    """)
+    connection.execute(f"CREATE OR REPLACE TABLE {rows} AS SELECT * EXCLUDE ({_UNTIL}) FROM {versions}")
+
+
+def _select_as_corrected(connection: duckdb.DuckDBPyConnection, query: str) -> None:
+    """Run the query once for each time between two corrections, so that each entity sees the newest row of a key."""
+    found = connection.execute(
+        "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'perennial' AND starts_with(table_name, ?)", [_VERSIONS]
+    ).fetchall()
+    versions = {name.removeprefix(_VERSIONS): f"perennial.{quoted(name)}" for (name,) in found}
+    corrected = (
+        " UNION ".join(f"SELECT {_UNTIL} FROM {rows}" for rows in versions.values()) or f"SELECT NULL AS {_UNTIL} LIMIT 0"
+    )
+    moments = connection.execute(
+        f"SELECT {_UNTIL}::VARCHAR FROM ({corrected}) "
+        f"WHERE {_UNTIL} <= (SELECT max(as_of) FROM perennial.asked) ORDER BY {_UNTIL}"
+    ).fetchall()
+    if not moments:
+        connection.execute(f"CREATE OR REPLACE TABLE perennial.selected AS {query}")
+        return
+    borders = ["'-infinity'", *(literal(moment) for (moment,) in moments), "'infinity'"]
+    entities = f"CREATE OR REPLACE VIEW entities AS SELECT * EXCLUDE ({KNOWN}) FROM perennial.asked"
+    begun = False
+    for start, end in pairwise(f"TIMESTAMPTZ {border}" for border in borders):
+        connection.execute(f"{entities} WHERE as_of >= {start} AND as_of < {end}")
+        if _row(connection, "SELECT count(*) FROM entities")[0] == 0:
+            continue
+        for name, rows in versions.items():
+            shown = f"SELECT * EXCLUDE ({_UNTIL}) FROM {rows} WHERE {_UNTIL} > {start}"
+            connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS {shown}")
+        connection.execute(
+            f"{'INSERT INTO' if begun else 'CREATE OR REPLACE TABLE'} perennial.selected {'' if begun else 'AS '}{query}"
+        )
+        begun = True
+    connection.execute(entities)
 
 
 def _make_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, interval: Interval) -> None:
@@ -241,8 +304,14 @@ def _make_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, i
     within = f"{event} >= {instant(interval.start)} AND {event} < {instant(interval.end)}"
     rows = f"SELECT {{}} FROM {quoted(spec.entity.table)} WHERE {within}"
     as_of = f"(\n{spec.entity.as_of}\n)::TIMESTAMPTZ AS as_of"
+    # An entity is what was known of it when the prediction was made.
+    newest = (
+        f"QUALIFY row_number() OVER (PARTITION BY {_list(spec.entity_table.key)} "
+        f"ORDER BY {KNOWN} <= as_of DESC, {newest_first(spec.entity_table)}) = 1"
+    )
     with blaming(f"{folder.path / 'model.yaml'}: entity.as_of"):
-        connection.execute(f"CREATE OR REPLACE TABLE perennial.asked AS {rows.format(', '.join([*columns, KNOWN, as_of]))}")
+        asked = f"CREATE OR REPLACE TABLE perennial.asked AS {rows.format(', '.join([*columns, KNOWN, as_of]))}"
+        connection.execute(f"{asked} {newest if spec.entity_table.duplicates == 'correct' else ''}")
     connection.execute(f"CREATE OR REPLACE VIEW entities AS SELECT * EXCLUDE ({KNOWN}) FROM perennial.asked")
 
 
@@ -288,7 +357,7 @@ def select(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> None:
     query = statements[0].query
     # The query begins on the same line as the statement, so DuckDB's line numbers are those of the query.
     with blaming(file, lines_before=sql[: max(0, sql.find(query))].count("\n")):
-        connection.execute(f"CREATE OR REPLACE TABLE perennial.selected AS {query}")
+        _select_as_corrected(connection, query)
     _check_columns(connection, folder)
 
 

@@ -224,12 +224,18 @@ def _changes(folder: ModelFolder, publications: Sequence[Publication]) -> Iterat
     Tables without event time do not count. Features use their content at the time of the build.
     """
     names = [name for name in folder.feature_tables if folder.spec.tables[name].event_time]
-    content: dict[Interval, dict[str, str | None]] = {}
+    content: dict[Interval, dict[str, str]] = {}
     for publication in publications:
-        now = {name: publication.hashes.get(name) for name in names}
-        if content.get(publication.interval) != now:
+        before = content.setdefault(publication.interval, {})
+        # A publication of late rows has only the tables that they changed.
+        now = {name: publication.hashes[name] for name in names if name in publication.hashes}
+        if not now.items() <= before.items():
             yield publication.id, publication.interval
-        content[publication.interval] = now
+        before.update(now)
+        # A publication of other days than these replaces rows of theirs.
+        for interval, other in content.items():
+            if interval != publication.interval and interval.overlaps(publication.interval):
+                other.clear()
 
 
 def _stretches(days: Sequence[Interval]) -> Iterator[Interval]:

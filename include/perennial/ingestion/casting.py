@@ -32,6 +32,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ from perennial.spec.folder import ModelFolder
 #: The period of a dated file. The event times of its rows must lie in it. Null for other sources.
 FROM, UNTIL = "_from", "_until"
 ROW, ROW_FAULT, KNOWN_FAULT, UNCLEAR = "_row", "_row_fault", "_known_fault", "_unclear"
+#: The beginning of the period of the file that a typed row came in. Null for other sources.
+ARRIVED = "_arrived"
 #: The columns that a landed row has besides its raw columns. ``_row`` is its number among all landed rows, from 0.
 LANDED_EXTRAS = pa.schema(
     [
@@ -423,9 +426,10 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
     """A query that gives the typed rows of the interval, and what is wrong in each row.
 
     Its columns are ``_row`` (the number of the landed row), ``_position``, ``_row_fault`` (the row could not be split, or
-    ``where`` could not be computed), the spec's columns, ``_fault_<column>`` for each of them, ``_unclear`` (a time of it is
-    shown twice or skipped by the clocks of its zone), ``_known_at`` and ``_known_fault``. A fault is a text for people, or
-    NULL. Rows of other intervals are left out. Rows whose event time cannot be read stay.
+    ``where`` could not be computed), ``_arrived``, the spec's columns, ``_fault_<column>`` for each of them, ``_unclear`` (a
+    time of it is shown twice or skipped by the clocks of its zone), ``_known_at`` and ``_known_fault``. A fault is a text for
+    people, or NULL. Rows of other intervals are left out, except those that a file of an earlier day has, and those of a table
+    with ``late`` that lie so long before. Rows whose event time cannot be read stay.
 
     Args:
         folder: the model's folder.
@@ -439,8 +443,15 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
     if table.event_time is not None:
         event, fault = quoted(table.event_time), quoted(f"_fault_{table.event_time}")
         start, end = (f"TIMESTAMPTZ {literal(moment.isoformat())}" for moment in (interval.start, interval.end))
-        in_interval = f"""CASE WHEN {event} IS NOT NULL AND {fault} IS NULL THEN {event} >= {start} AND {event} < {end}
-            ELSE coalesce({_PLACE} >= {start} AND {_PLACE} < {end}, true) END"""
+        late = f"INTERVAL {(table.late or timedelta()) // timedelta(microseconds=1)} MICROSECONDS"
+        earliest = f"CASE WHEN {UNTIL} <= {start} THEN {ARRIVED} ELSE {start} END - {late}"
+        # Files after the interval are read for late rows. What is wrong in them is told when their own day is ingested.
+        told_here = f"{ARRIVED} IS NULL OR {ARRIVED} < {end}"
+        if source.time_zone:
+            # Two intervals in UTC read one local day. The one in which it begins tells of what cannot be placed.
+            told_here += f" AND ({ARRIVED} >= {start} OR {UNTIL} <= {start})"
+        in_interval = f"""CASE WHEN {event} IS NOT NULL AND {fault} IS NULL THEN {event} >= {earliest} AND {event} < {end}
+            ELSE coalesce({_PLACE} >= {earliest} AND {_PLACE} < {end}, {told_here}) END"""
     known = "TIMESTAMPTZ '1900-01-01 00:00:00+00'" if table.known == "always" else f"({table.known}\n)::TIMESTAMPTZ"
     known_fault = literal(f"known: {_short(table.known)} cannot be computed for this row")
     return f"""
@@ -457,7 +468,7 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
     """
 
 
-#: The moment that decides which interval tells of a row whose event time is not known. NULL: each that reads the row.
+#: A moment near an event time that is no single moment, which decides which interval tells of the row.
 _PLACE = "_place"
 
 
@@ -474,16 +485,18 @@ def _typed_part(table: Table, source: Source, part: LandedPart) -> str:
     outside, place = {}, "NULL::TIMESTAMPTZ"
     if table.event_time is not None:
         n = names.index(table.event_time)
+        late = f"INTERVAL {(table.late or timedelta()) // timedelta(microseconds=1)} MICROSECONDS"
+        told = f"""{literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR"""
         period = "the period of its file" + (f", by the clocks of {source.time_zone}" if source.time_zone else "")
+        too_late = f"lies outside {period}; if files may hold rows of earlier days, state `late` of the table"
+        if table.late:
+            too_late = f"lies more than {table.late / timedelta(days=1):g} days (late) before {period}"
         outside[n] = (
-            f'CASE WHEN "_v{n}" < {FROM} OR "_v{n}" >= {UNTIL} '
-            f"""THEN {literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR || {literal(f" lies outside {period}")} END"""
+            f"""CASE WHEN "_v{n}" < {FROM} - {late} THEN {told} || {literal(f" {too_late}")} """
+            f"""WHEN "_v{n}" >= {UNTIL} THEN {told} || {literal(f" lies outside {period}")} END"""
         )
         if unclear := _unclear(n, table.columns[table.event_time], part.bound, source):
             place = f"CASE WHEN {unclear[0]} THEN {unclear[1]} END"
-        if source.time_zone:
-            # Two intervals in UTC read one local day. The one in which it begins tells of what cannot be placed.
-            place = f"coalesce({place}, {FROM})"
     columns = enumerate(table.columns.values())
     unclears = [found for n, spec in columns if (found := _unclear(n, spec, part.bound, source))]
     renamed = [f'"_v{n}" AS {quoted(column)}' for n, column in enumerate(names)]
@@ -503,7 +516,7 @@ def _typed_part(table: Table, source: Source, part: LandedPart) -> str:
         ), explained AS (
             SELECT *, {faults} FROM cast_once
         )
-        SELECT {ROW}, {POSITION}, {ROW_FAULT}, {", ".join(renamed)}, {place} AS {_PLACE},
+        SELECT {ROW}, {POSITION}, {ROW_FAULT}, {FROM} AS {ARRIVED}, {UNTIL}, {", ".join(renamed)}, {place} AS {_PLACE},
             {" OR ".join(f"({each[0]})" for each in unclears) or "false"} AS {UNCLEAR}
         FROM explained
     """

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from perennial.core.sql import connect, literal, quoted
 from perennial.ingestion.casting import LANDED_EXTRAS, ROW, UNCLEAR, LandedPart, bind, typed_query
 from perennial.ingestion.data_docs import write_page
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
+from perennial.ingestion.files import is_dated
 from perennial.ingestion.judge import BATCH_ROWS, SHOWN, JudgedRows, judge, judge_rows
 from perennial.ingestion.local_time import add_macros
 from perennial.ingestion.sources import Landed
@@ -69,14 +70,19 @@ class CheckResult:
         table: name of the table.
         published: Parquet file with at least the spec's columns and ``_known_at``; None if the interval was refused.
         quarantined: Parquet file of :data:`QUARANTINE_SCHEMA`. It is always written.
-        rows_in: rows of the interval that the source gave. The sum of the next two, unless the interval was refused.
+        rows_in: rows of the interval that the source gave, and late rows. The sum of the next four, unless the interval was
+            refused.
         rows_published: 0 if the interval was refused.
         rows_quarantined: rows that failed a critical check.
+        rows_late: good rows of earlier days, for a table with ``late``.
+        rows_replaced: good rows that a later file repeats or corrects.
         refused: whether nothing of the interval may be published.
         reasons: why the interval was refused, then what was quarantined and why, one line per check.
         warnings: what failed with severity ``warning``, one line per check.
         data_docs: path of the HTML page of all checks.
         files: the files that were read, see :class:`perennial.ingestion.sources.Landed`.
+        late: Parquet file of the late rows; None if there are none.
+        awaited: keys of the days that the source has no data of yet.
     """
 
     table: str
@@ -90,15 +96,19 @@ class CheckResult:
     warnings: list[str]
     data_docs: str | None
     files: list[dict[str, Any]] = field(default_factory=list)
+    late: Path | None = None
+    rows_late: int = 0
+    rows_replaced: int = 0
+    awaited: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        published = None if self.published is None else str(self.published)
-        return {**asdict(self), "published": published, "quarantined": str(self.quarantined)}
+        paths = {name: None if (path := getattr(self, name)) is None else str(path) for name in ("published", "late")}
+        return {**asdict(self), **paths, "quarantined": str(self.quarantined)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CheckResult:
-        published = None if value["published"] is None else Path(value["published"])
-        return cls(**{**value, "published": published, "quarantined": Path(value["quarantined"])})
+        paths = {name: None if value.get(name) is None else Path(value[name]) for name in ("published", "late")}
+        return cls(**{**value, **paths, "quarantined": Path(value["quarantined"])})
 
 
 def check(
@@ -110,6 +120,7 @@ def check(
     past_rows_per_day: float | None,
     docs: Path,
     run_id: str,
+    published: pa.Table | None = None,
 ) -> CheckResult:
     """Cast and judge the landed rows of a table's interval.
 
@@ -121,6 +132,7 @@ def check(
         past_rows_per_day: mean rows per day of the past that the volume check uses; None if there is no past.
         docs: folder for the Data Docs page, ``<table>/<interval>.html``.
         run_id: kept with the quarantined rows, and shown on the page.
+        published: keys that other days have, for a table with ``duplicates: refuse``.
 
     Raises:
         SourceError: the type of a column cannot become the spec's type.
@@ -130,22 +142,28 @@ def check(
     directory.mkdir(parents=True, exist_ok=True)
     name = directory / f"{landed.table}-{uuid4().hex}"
     if not landed.paths:
-        return _empty(table, landed, name)
+        return _empty(table, landed.table, name)
     typed, bad, good, quarantined = (name.with_suffix(f".{kind}") for kind in ("typed", "bad", "good", "quarantine"))
     try:
         with connect(directory, landed.paths[0].parent) as connection:
             _cast(connection, folder, landed, interval, typed)
-            rows = judge_rows(connection, table, typed, good, bad)
+            rows = judge_rows(connection, table, typed, good, bad, published=published)
+            current, late = _without_late(connection, table, rows.good, interval, name)
             _write_quarantine(connection, landed, bad, quarantined, rows.bad, run_id, interval)
-            closed = folder.spec.schedules.is_closed
-            whole = _judge_whole(connection, table, rows, interval, past_rows_per_day, closed)
+            awaited = _awaited(connection, folder, landed, interval)
+            published_rows = rows.count - rows.bad - rows.replaced - late
+
+            def may_be_empty(day: Interval) -> bool:
+                return day in awaited or folder.spec.schedules.is_closed(day)
+
+            whole = _judge_whole(connection, table, rows, interval, past_rows_per_day, published_rows, may_be_empty)
         refusals = [line for tally in whole if tally.check.severity == "critical" for line in tally.reasons()]
         quarantines = [line for tally in rows.tallies if tally.check.severity == "critical" for line in tally.reasons()]
         # A check that could not be judged has not passed, whatever its severity is.
         refusals += [tally.broken for tally in [*whole, *rows.tallies] if tally.broken]
         kept = None if refusals else name.with_suffix(".published.parquet")
         if kept is not None:
-            rows.good.replace(kept)
+            current.replace(kept)
         held = quarantined.replace(name.with_suffix(".quarantined.parquet"))
     finally:
         for file in (typed, bad, good, quarantined):
@@ -161,7 +179,7 @@ def check(
         published=kept,
         quarantined=held,
         rows_in=rows.count,
-        rows_published=0 if refusals else rows.count - rows.bad,
+        rows_published=0 if refusals else published_rows,
         rows_quarantined=rows.bad,
         refused=bool(refusals),
         reasons=[*refusals, *quarantines],
@@ -169,17 +187,73 @@ def check(
         + [line for tally in [*whole, *rows.tallies] if tally.check.severity == "warning" for line in tally.reasons()],
         data_docs=str(page),
         files=landed.files,
+        late=name.with_suffix(".late.parquet") if late else None,
+        rows_late=late,
+        rows_replaced=rows.replaced,
+        awaited=[day.key for day in awaited],
     )
     _log(result)
     return result
 
 
-def _empty(table: Table, landed: Landed, name: Path) -> CheckResult:
+def _empty(table: Table, called: str, name: Path) -> CheckResult:
     """The result for closed days of which no file came: nothing to judge, and no rows to publish."""
     published, quarantined = name.with_suffix(".published.parquet"), name.with_suffix(".quarantined.parquet")
     pq.write_table(published_schema(table).empty_table(), published)
     pq.write_table(QUARANTINE_SCHEMA.empty_table(), quarantined)
-    return CheckResult(landed.table, published, quarantined, 0, 0, 0, False, [], [], None)
+    return CheckResult(called, published, quarantined, 0, 0, 0, False, [], [], None)
+
+
+def nothing_yet(folder: ModelFolder, table: str, interval: Interval, directory: Path) -> CheckResult:
+    """The result for a table with ``late`` whose source has not delivered anything of the interval yet."""
+    directory.mkdir(parents=True, exist_ok=True)
+    empty = _empty(folder.spec.tables[table], table, directory / f"{table}-{uuid4().hex}")
+    result = replace(empty, awaited=[day.key for day in interval.touched_days()])
+    _log(result)
+    return result
+
+
+def _without_late(
+    connection: duckdb.DuckDBPyConnection, table: Table, good: Path, interval: Interval, name: Path
+) -> tuple[Path, int]:
+    """The file of the good rows without those of earlier days, which get a file of their own; and how many those are."""
+    if table.event_time is None:
+        return good, 0
+    rows = f"read_parquet({literal(str(good))})"
+    before = f"{quoted(table.event_time)} < TIMESTAMPTZ {literal(interval.start.isoformat())}"
+    [(late,)] = connection.execute(f"SELECT count(*) FROM {rows} WHERE {before}").fetchall()
+    if not late:
+        return good, 0
+    columns = ", ".join(map(quoted, published_schema(table).names))
+    for which, suffix in ((before, ".late.parquet"), (f"NOT ({before})", ".good")):
+        target = name.with_suffix(suffix)
+        # DuckDB would read and write one file at once.
+        other = target.with_suffix(".part")
+        connection.execute(
+            f"COPY (SELECT {columns} FROM {rows} WHERE {which}) TO {literal(str(other))} (FORMAT parquet, COMPRESSION lz4)"
+        )
+        other.replace(target)
+    return name.with_suffix(".good"), int(late)
+
+
+def _awaited(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: Landed, interval: Interval) -> list[Interval]:
+    """The days of the interval that a table with ``late`` waits for: without a file, or without a row of a database.
+
+    The entity's table is not waited for: without entities there is nothing to predict.
+    """
+    table = folder.spec.tables[landed.table]
+    if table.late is None or landed.table == folder.spec.entity.table:
+        return []
+    absent = [Interval.from_key(key) for key in landed.absent]
+    days = interval.touched_days()
+    if is_dated(folder.spec.sources[table.source]):
+        return [day for day in days if any(day.overlaps(period) for period in absent)]
+    event = quoted(str(table.event_time))
+    found = connection.execute(
+        f"SELECT DISTINCT date_trunc('day', {event})::DATE FROM typed WHERE {event} IS NOT NULL"
+    ).fetchall()
+    there = {day for (day,) in found}
+    return [day for day in days if day.start.date() not in there]
 
 
 def _log(result: CheckResult) -> None:
@@ -188,12 +262,18 @@ def _log(result: CheckResult) -> None:
     for line in result.warnings:
         log.warning("%s: %s", result.table, line)
     log.info(
-        "checked %s: %d rows in, %d published, %d quarantined",
+        "checked %s: %d rows in, %d published, %d quarantined, %d late, %d repeated or corrected by a later file",
         result.table,
         result.rows_in,
         result.rows_published,
         result.rows_quarantined,
+        result.rows_late,
+        result.rows_replaced,
     )
+    if result.awaited:
+        log.warning(
+            "%s: no data of %s have come yet; these days are published without them", result.table, ", ".join(result.awaited)
+        )
 
 
 def ingest_writes(folder: ModelFolder, results: Sequence[CheckResult]) -> dict[str, TableWrite]:
@@ -289,13 +369,15 @@ def _judge_whole(
     rows: JudgedRows,
     interval: Interval,
     past_rows_per_day: float | None,
-    closed: Callable[[Interval], bool],
+    published: int,
+    may_be_empty: Callable[[Interval], bool],
 ) -> list[CheckTally]:
     """Judge rows per day, freshness, volume and tolerance, on a frame with one row per day and one for the interval.
 
-    A closed day needs no rows, and is left out of their mean per day. What ends with one need not be fresh.
+    A day that may be empty, since it is closed or its rows come later, is left out of the mean per day. What ends with one
+    need not be fresh.
     """
-    frame, checks = _rows_a_day(connection, table, rows, interval, closed)
+    frame, checks = _rows_a_day(connection, table, rows, interval, may_be_empty)
     measures: dict[str, float] = {}
     # Clocks that are set back or forward are no fault of the source. Their hours come each year, and would refuse their day.
     [(unclear,)] = connection.execute(f"SELECT count(*) FROM typed WHERE {UNCLEAR}").fetchall()
@@ -309,8 +391,8 @@ def _judge_whole(
                 f"more than the tolerance of {table.tolerance:.1%}",
             )
         )  # fmt: skip
-    days = open_days(interval, closed)
-    if table.checks.freshness is not None and not closed(interval.touched_days()[-1]):
+    days = open_days(interval, may_be_empty)
+    if table.checks.freshness is not None and not may_be_empty(interval.touched_days()[-1]):
         within = table.checks.freshness.within
         newest = connection.execute(f"SELECT max({quoted(str(table.event_time))}) FROM typed").fetchall()[0][0]
         age = (interval.end - newest) / timedelta(hours=1) if newest else math.inf
@@ -324,7 +406,7 @@ def _judge_whole(
         )  # fmt: skip
     volume = table.checks.volume
     if volume is not None and days and past_rows_per_day and math.isfinite(past_rows_per_day):
-        daily = (rows.count - rows.bad) / days
+        daily = published / days
         measures["rows_a_day_to_those_of_the_past"] = daily / past_rows_per_day
         checks.append(
             whole(
@@ -359,12 +441,12 @@ def _rows_a_day(
     table: Table,
     rows: JudgedRows,
     interval: Interval,
-    closed: Callable[[Interval], bool],
+    may_be_empty: Callable[[Interval], bool],
 ) -> tuple[pd.DataFrame, list[Check]]:
     """The rows of each day, and the checks on them. A part of a day requires only that part of the rows."""
     wanted = table.checks.rows
     if table.event_time is None:
-        counts: dict[str | date, tuple[float, int]] = {interval.key: (float(not closed(interval)), rows.count)}
+        counts: dict[str | date, tuple[float, int]] = {interval.key: (float(not may_be_empty(interval)), rows.count)}
     else:
         event = quoted(table.event_time)
         found = dict(
@@ -374,7 +456,7 @@ def _rows_a_day(
         )
         counts = {}
         for day in interval.touched_days():
-            share = 0.0 if closed(day) else (min(day.end, interval.end) - max(day.start, interval.start)) / day.length
+            share = 0.0 if may_be_empty(day) else (min(day.end, interval.end) - max(day.start, interval.start)) / day.length
             counts[day.start.date()] = share, found.get(day.start.date(), 0)
     frame = pd.DataFrame(index=[str(day) for day in counts])
     checks = []

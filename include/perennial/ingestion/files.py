@@ -37,7 +37,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perennial.core.errors import SourceError
+from perennial.core.errors import SourceError, SourceMissing
 from perennial.core.intervals import Interval
 from perennial.core.text import one_line
 from perennial.ingestion.delimited import CHUNK, DelimitedFile
@@ -89,7 +89,9 @@ def land_files(
     notices: list[str],
     *,
     closed: Callable[[Interval], bool],
-) -> None:
+    further: Sequence[Interval] = (),
+    may_be_absent: bool = False,
+) -> list[Interval]:
     """Land the rows of all files of an interval.
 
     Args:
@@ -97,20 +99,24 @@ def land_files(
         interval: the interval.
         data: the folder that relative patterns start from.
         writer: takes the rows.
-        files: gets one entry per file that was read: ``name``, ``bytes``, ``sha256``, and ``period`` of a dated pattern.
+        files: gets one entry per file that was read: ``name``, ``bytes``, ``sha256``, ``version`` (:func:`versions`), and
+            ``period`` of a dated pattern.
         notices: gets what was accepted but is unusual.
         closed: whether a period needs no file (``schedules.closed``).
+        further: other intervals whose files are read too, as far as they exist; for a dated pattern.
+        may_be_absent: whether steps of a dated pattern may be without a file, as long as one of all steps has one.
+
+    Returns:
+        The steps of the interval without a file.
 
     Raises:
+        SourceMissing: there is no file of a step.
         SourceError: a file is missing, unsafe, damaged, or lacks a column.
     """
     assert source.files is not None
-    zone = ZoneInfo(source.time_zone) if source.time_zone else UTC
-    found = [
-        file
-        for pattern, period in _expand(source.files, interval, zone)
-        for file in _find(pattern, period, data, source, optional=period is not None and closed(_on_calendar(period, zone)))
-    ]
+    found, absent = _all_files(source, interval, data, further, closed)
+    if absent and (not may_be_absent or not found):
+        raise next(iter(absent.values()))
     for file in _without_copies(found, notices):
         with _opened(file) as stream:
             counted = _Counted(file.name, stream)
@@ -119,7 +125,62 @@ def land_files(
             else:
                 _read_text(file, counted, source, writer, notices)
             read = {"name": file.name, "bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
+            read["version"] = _stamp(_version(file, stream))
             files.append({**read, "period": file.period.key} if file.period else read)
+    return [period for period in absent if period is not None]
+
+
+def versions(source: Source, interval: Interval, data: Path) -> dict[str, tuple[Interval | None, str]]:
+    """The period and the version of each file of an interval, by the file's name. Without dates, a file has no period.
+
+    The version is a text that changes if the file is replaced. It is made from the size and the time of change, or from what
+    the store of objects says instead, such as the ETag.
+
+    Raises:
+        SourceError: a place cannot be listed.
+    """
+    assert source.files is not None
+    found, _ = _all_files(source, interval, data, (), closed=lambda _: True)
+    return {file.name: (file.period, _stamp(_unopened_version(file))) for file in found}
+
+
+def is_dated(source: Source) -> bool:
+    """Whether the source is files whose pattern has time codes."""
+    return source.files is not None and _TIME_CODES.search(source.files) is not None
+
+
+def _all_files(
+    source: Source, interval: Interval, data: Path, further: Sequence[Interval], closed: Callable[[Interval], bool]
+) -> tuple[list[_File], dict[Interval | None, SourceMissing]]:
+    """The files of an interval and of further ones, each once; and by its period an error for each step without its file."""
+    found: list[_File] = []
+    absent: dict[Interval | None, SourceMissing] = {}
+    steps: set[tuple[str, Interval | None]] = set()
+    assert source.files is not None
+    zone = ZoneInfo(source.time_zone) if source.time_zone else UTC
+    for span in (interval, *further):
+        for step in _expand(source.files, span, zone):
+            if step in steps:
+                continue
+            steps.add(step)
+            try:
+                optional = step[1] is not None and closed(_on_calendar(step[1], zone))
+                found += _find(*step, data, source, optional=optional)
+            except SourceMissing as error:
+                if span == interval:
+                    absent[step[1]] = error
+    return found, absent
+
+
+def _stamp(version: object) -> str:
+    return hashlib.sha256(repr(version).encode()).hexdigest()[:16]
+
+
+def _unopened_version(file: _File) -> object:
+    if file.system is not None:
+        return _version(file, None)
+    state = os.stat(file.path)
+    return state.st_size, state.st_mtime_ns
 
 
 def _expand(pattern: str, interval: Interval, zone: tzinfo = UTC) -> list[tuple[str, Interval | None]]:
@@ -222,7 +283,7 @@ def _find(pattern: str, period: Interval | None, data: Path, source: Source, *, 
         when += f", by the clocks of {source.time_zone}" if period and source.time_zone else ""
         hint = f" (`files: {_masked(str(source.files))}`{when})"
         base = "" if "://" in pattern else f" below {data}"
-        raise SourceError(f"{_masked(pattern)}: there is no such file{base}{hint}; deliver it, then ingest again")
+        raise SourceMissing(f"{_masked(pattern)}: there is no such file{base}{hint}; deliver it, then ingest again")
     return found
 
 

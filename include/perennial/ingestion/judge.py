@@ -1,9 +1,9 @@
 """Judge the rows of a table: Great Expectations judges each distinct value once, DuckDB finds the rows that have it.
 
 The verdicts are the same as for each row, for a fraction of the work. Values are judged in frames of at most
-:data:`BATCH_ROWS` values, so memory stays bounded. Keys are counted over the whole interval. Of rows that are equal in all
+:data:`BATCH_ROWS` values, so memory stays bounded. Keys are counted over each file and day. Of rows that are equal in all
 columns, one is kept and the others are quarantined as repeats. Rows that share a key and differ are all quarantined, since
-it is unknown which of them is right.
+it is unknown which of them is right. A second row of a key in a later file, or on a later day, is a correction and is kept.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from great_expectations.expectations.core.expect_column_values_to_not_be_null im
 from perennial.core.sql import literal, quoted
 from perennial.core.streams import ahead
 from perennial.core.text import visible
-from perennial.ingestion.casting import KNOWN_FAULT, ROW, ROW_FAULT
+from perennial.ingestion.casting import ARRIVED, KNOWN_FAULT, ROW, ROW_FAULT
 from perennial.ingestion.delimited import POSITION
 from perennial.ingestion.suite import BROKEN, COPIES, UNTOLD, Check, CheckTally, row_checks, unreadable
-from perennial.lake.schema import MOMENT, published_schema
+from perennial.lake.schema import KNOWN, MOMENT, published_schema
 from perennial.spec.data import Table
 
 #: Number of values per column that Great Expectations judges at a time, and of rows that are written at a time.
@@ -102,22 +102,32 @@ class JudgedRows:
     Attributes:
         count: number of rows.
         bad: number of rows that fail a critical check.
+        replaced: number of good rows that a later file repeats or corrects.
         tallies: what each check found.
         good: Parquet file of the other rows.
     """
 
     count: int
     bad: int
+    replaced: int
     tallies: list[CheckTally]
     good: Path
 
 
-def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
+def _of_one_delivery(table: Table) -> str:
+    """SQL that is the same for rows of one file and day: a second row of their key among them is no correction."""
+    if table.event_time is None or table.duplicates == "refuse":
+        return "true"
+    return f"({ARRIVED}, date_trunc('day', {quoted(table.event_time)}))"
+
+
+def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table, published: pa.Table | None) -> None:
     """Make the table ``shared``, the rows that must not have their key, and the view ``counted``, all rows with their counts.
 
-    Keys are counted over the whole interval. A batch of rows alone would not show a repeated key.
+    Keys are counted over each file and day. A batch of rows alone would not show a repeated key.
     """
     keys = ", ".join(map(quoted, table.key))
+    delivery = _of_one_delivery(table)
     given = " AND ".join(f"{quoted(key)} IS NOT NULL" for key in table.key)
     text = "concat_ws(', ', " + ", ".join(f"left({quoted(key)}::VARCHAR, 60)" for key in table.key) + ")"
     # Hashes are compared first. They take a tenth of the memory of all keys, and leave only few rows to look at.
@@ -126,21 +136,37 @@ def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
         WITH suspected AS (
             SELECT hash({keys}) AS _hash FROM typed WHERE {given} GROUP BY _hash HAVING count(*) > 1
         ), counted AS (
-            SELECT {keys}, count(*) AS _n, min({ROW}) AS _first, arg_min({POSITION}, {ROW}) AS _first_position,
+            SELECT {keys}, {delivery} AS _delivery, count(*) AS _n,
+                min({ROW}) AS _first, arg_min({POSITION}, {ROW}) AS _first_position,
                 min(hash({", ".join(map(quoted, table.columns))})) = max(hash({", ".join(map(quoted, table.columns))})) AS _same
-            FROM typed SEMI JOIN suspected ON hash({keys}) = _hash WHERE {given} GROUP BY {keys} HAVING count(*) > 1
+            FROM typed SEMI JOIN suspected ON hash({keys}) = _hash WHERE {given} GROUP BY {keys}, _delivery HAVING count(*) > 1
         )
         SELECT {ROW}, _n, CASE WHEN _same THEN 'key: the row repeats ' || _first_position
             ELSE 'key: ' || _n || ' rows are ' || {text} || ', and they differ' END AS _why
         FROM typed JOIN counted USING ({keys})
-        WHERE NOT (_same AND {ROW} = _first)
+        WHERE {delivery} IS NOT DISTINCT FROM _delivery AND NOT (_same AND {ROW} = _first)
     """)
+    if published is not None:
+        connection.register("published", published)
+        connection.execute(f"""
+            INSERT INTO shared
+            SELECT {ROW}, 2, 'key: ' || {text} || ' was published already (duplicates: refuse)' FROM typed
+            SEMI JOIN published USING ({keys}) ANTI JOIN shared USING ({ROW})
+        """)
     connection.execute(
         f"CREATE VIEW counted AS SELECT {ROW}, coalesce(_n, 1) AS _n, _why FROM typed LEFT JOIN shared USING ({ROW})"
     )
 
 
-def judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path, good: Path, bad: Path) -> JudgedRows:
+def judge_rows(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    typed: Path,
+    good: Path,
+    bad: Path,
+    *,
+    published: pa.Table | None = None,
+) -> JudgedRows:
     """Split the rows into those to publish and those to quarantine.
 
     Args:
@@ -149,16 +175,19 @@ def judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path,
         typed: Parquet file of the cast rows.
         good: Parquet file to write the rows to publish to. It is not written if all rows are good.
         bad: Parquet file to write the numbers and reasons of the other rows to.
+        published: keys that other days have and no row may have; None where a second row of a key is a correction.
     """
     tallies = [CheckTally(check) for check in row_checks(table)]
     connection.execute(f"CREATE VIEW typed AS SELECT * FROM read_parquet({literal(str(typed))})")
     connection.execute(f"CREATE TEMP TABLE failed ({ROW} BIGINT, number INTEGER, shown VARCHAR, reason VARCHAR)")
-    _share_keys(connection, table)
+    _share_keys(connection, table, published)
     _judge_values(connection, table, tallies)
     [(count,)] = connection.execute("SELECT count(*) FROM typed").fetchall()
     bad_rows = _write_bad(connection, table, tallies, bad)
-    if not len(bad_rows):
-        return JudgedRows(count, 0, tallies, typed)
+    replaced = _replaced(connection, table, bad_rows)
+    dropped = np.union1d(bad_rows, replaced)
+    if not len(dropped):
+        return JudgedRows(count, 0, 0, tallies, typed)
     schema = published_schema(table)
     with (
         pq.ParquetFile(typed) as file,
@@ -166,10 +195,31 @@ def judge_rows(connection: duckdb.DuckDBPyConnection, table: Table, typed: Path,
         closing(ahead(file.iter_batches(BATCH_ROWS, columns=[ROW, *schema.names]))) as batches,
     ):
         for batch in batches:
-            is_bad = np.isin(batch.column(ROW).to_numpy(), bad_rows, assume_unique=True)
-            kept = batch.filter(pa.array(~is_bad)) if is_bad.any() else batch
+            is_dropped = np.isin(batch.column(ROW).to_numpy(), dropped, assume_unique=True)
+            kept = batch.filter(pa.array(~is_dropped)) if is_dropped.any() else batch
             writer.write_batch(kept.select(schema.names).cast(schema))
-    return JudgedRows(count, len(bad_rows), tallies, good)
+    return JudgedRows(count, len(bad_rows), len(replaced), tallies, good)
+
+
+def _replaced(connection: duckdb.DuckDBPyConnection, table: Table, bad_rows: Any) -> Any:
+    """Numbers of the good rows that a later file repeats or corrects for the same day and the same moment of knowing.
+
+    No moment is left at which they would be the newest.
+    """
+    if table.event_time is None or table.duplicates == "refuse":
+        return np.empty(0, np.int64)
+    keys = ", ".join(map(quoted, table.key))
+    connection.register("bad_rows", pa.table({ROW: pa.array(bad_rows, pa.int64())}))
+    found = connection.sql(f"""
+        WITH several AS (
+            SELECT hash({keys}) AS _hash FROM typed GROUP BY _hash HAVING count(DISTINCT {ARRIVED}) > 1
+        )
+        SELECT {ROW} FROM typed SEMI JOIN several ON hash({keys}) = _hash ANTI JOIN bad_rows USING ({ROW})
+        QUALIFY row_number() OVER (
+            PARTITION BY {keys}, {KNOWN}, date_trunc('day', {quoted(table.event_time)}) ORDER BY {ARRIVED} DESC
+        ) > 1
+    """).to_arrow_table()
+    return found.column(ROW).to_numpy()
 
 
 @dataclass(frozen=True)

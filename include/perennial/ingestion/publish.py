@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from perennial.alerts import of_models
-from perennial.core.errors import IntervalRefused
+from perennial.core.errors import IntervalRefused, SourceMissing
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
-from perennial.ingestion.checks import CheckResult, check, ingest_writes, open_days
-from perennial.ingestion.sources import land
+from perennial.ingestion.checks import CheckResult, check, ingest_writes, nothing_yet, open_days
+from perennial.ingestion.files import is_dated
+from perennial.ingestion.late import find_files, told
+from perennial.ingestion.sources import land, land_once
 from perennial.lake.publish import Lake
+from perennial.lake.schema import MOMENT
 from perennial.ledger.records import Publication
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import ModelFolder
@@ -34,7 +41,7 @@ DATASET = "tables"
 
 def land_and_check(
     folder: ModelFolder,
-    ledger: Ledger,
+    lake: Lake,
     settings: Settings,
     table: str,
     interval: Interval,
@@ -47,7 +54,7 @@ def land_and_check(
 
     Args:
         folder: the model's folder.
-        ledger: has the number of rows of the past.
+        lake: has the published rows; its ledger has the number of rows of the past, and the files that were read.
         settings: gives the data folder and the folder of reports.
         table: the table's name in the spec.
         interval: the interval of the rows.
@@ -58,15 +65,49 @@ def land_and_check(
     Raises:
         SourceError, SpecError: see :func:`perennial.ingestion.sources.land`.
     """
-    return check(
+    spec, ledger = folder.spec, lake.ledger
+    earlier = find_files(folder, ledger, DATASET, table, interval, settings.data)
+    try:
+        if (source := spec.sources[spec.tables[table].source]).files is not None and not is_dated(source):
+            shared = settings.staging / spec.name / "undated"
+            landed = land_once(folder, table, interval, shared, data=settings.data, connect=connect)
+        else:
+            landed = land(folder, table, interval, staging, data=settings.data, connect=connect, again=earlier.periods)
+    except SourceMissing:
+        # An entity is never waited for without end: what has no entities has nothing to predict.
+        may_wait = spec.tables[table].late is not None and table != spec.entity.table
+        if not may_wait or _was_read(ledger, spec, table, interval):
+            raise
+        return nothing_yet(folder, table, interval, staging)
+    result = check(
         folder,
-        land(folder, table, interval, staging, data=settings.data, connect=connect),
+        landed,
         interval,
         staging,
-        past_rows_per_day=past_rows_per_day(ledger, folder.spec, table, interval),
-        docs=settings.reports / folder.spec.name / "checks",
+        past_rows_per_day=past_rows_per_day(ledger, spec, table, interval),
+        docs=settings.reports / spec.name / "checks",
         run_id=run_id,
+        published=_published_keys(folder, lake, table, interval) if spec.tables[table].duplicates == "refuse" else None,
     )
+    return replace(result, warnings=[*result.warnings, *told(folder, table, earlier)])
+
+
+def _was_read(ledger: Ledger, spec: ModelSpec, table: str, interval: Interval) -> bool:
+    """Whether rows of a table are published for an interval, so that its files were there."""
+    return any(publication.rows.get(table) for publication in ledger.publications(spec.name, DATASET, interval))
+
+
+def _published_keys(folder: ModelFolder, lake: Lake, name: str, interval: Interval) -> pa.Table | None:
+    """The keys that a table has outside the days that are read; None if nothing is published or it is replaced as a whole."""
+    spec, table = folder.spec, folder.spec.tables[name]
+    published = lake.ledger.published(spec.name, DATASET)
+    if published is None or name not in published.snapshots or table.event_time is None:
+        return None
+    columns = list(dict.fromkeys([*table.key, table.event_time]))
+    rows = lake.scan(spec.name, name, published.snapshots[name], columns=columns).read_all()
+    moments = rows.column(table.event_time)
+    start, end = (pa.scalar(at, MOMENT) for at in (interval.start - (table.late or timedelta()), interval.end))
+    return rows.filter(pc.or_(pc.less(moments, start), pc.greater_equal(moments, end))).select(table.key)
 
 
 def past_rows_per_day(ledger: Ledger, spec: ModelSpec, table: str, interval: Interval) -> float | None:
@@ -127,13 +168,19 @@ def publish_interval(
             f"{model}, {interval}: nothing of the interval is published; what was published before stays: {'; '.join(reasons)}"
         )
     for result in results:
-        if result.rows_in != result.rows_published + result.rows_quarantined:
+        if result.rows_in != result.rows_published + result.rows_quarantined + result.rows_late + result.rows_replaced:
             raise AssertionError(f"{model}, {interval}, {result.table}: rows were lost before publishing: {result}")
+    absent = {result.table for result in results if result.awaited and not result.rows_in}
     publication = lake.publish(
         model=model,
         dataset=DATASET,
         interval=interval,
-        tables=ingest_writes(folder, list(results)),
+        tables={
+            table: write
+            for table, write in ingest_writes(folder, list(results)).items()
+            # What a later day's ingest brought of a table that had not come is kept.
+            if table not in absent or not _was_read(lake.ledger, folder.spec, table, interval)
+        },
         order=lake.ledger.next_order(model, DATASET, interval, run_id),
         run_id=run_id,
         inputs={
@@ -143,11 +190,13 @@ def publish_interval(
                     "read": result.rows_in,
                     "published": result.rows_published,
                     "quarantined": result.rows_quarantined,
+                    "late": result.rows_late,
                 }
                 for result in results
             },
             "warnings": [f"{result.table}: {warning}" for result in results for warning in result.warnings],
             "files": _files(folder.spec, results),
+            "awaited": {result.table: result.awaited for result in results if result.awaited},
         },
     )
     log.info("published %s", ", ".join(f"{table}: {rows} rows" for table, rows in publication.rows.items()))

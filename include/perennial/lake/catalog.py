@@ -24,10 +24,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import sqlalchemy as sa
@@ -58,6 +60,7 @@ from perennial.lake.data_files import (
     optional,
     plain_schema,
 )
+from perennial.lake.schema import MOMENT
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +149,9 @@ class Catalog:
     def ensure(self, model: str, table: str, schema: pa.Schema, event_time: str | None) -> Table:
         """A table that has these columns. It is created if it does not exist, and gets the columns that it lacks.
 
+        A column of a wider type replaces one of a narrower type, which keeps its values under a name such as
+        ``_integer_amount``. :meth:`read` gives both as one column.
+
         Other columns of the table stay, and are null in new rows. If they were dropped and added again, their old values
         would be lost.
 
@@ -156,7 +162,7 @@ class Catalog:
             event_time: the column that places a row in an interval; None if the table is replaced as a whole.
 
         Raises:
-            SpecError: the table has a column with another type.
+            SpecError: the table has a column with another type, whose values may not fit.
         """
         wanted = optional(schema)
         try:
@@ -167,16 +173,30 @@ class Catalog:
             found = self.commit(model, table, _begin_history)[0]
         present = plain_schema(found.schema())
         names = set(present.names)
-        for field in wanted:
-            if field.name in names and present.field(field.name).type != field.type:
+        changed = [field for field in wanted if field.name in names and present.field(field.name).type != field.type]
+        for field in changed:
+            if _narrower(present.field(field.name).type, field.type) is None:
                 raise SpecError(
                     f"{model}: column {field.name} of table {table} is a {present.field(field.name).type} in the lake and a "
-                    f"{field.type} now. Give the column another name, and ingest the past again to fill it"
+                    f"{field.type} now, and published values may not fit. Keep the type, or give the column another name "
+                    f"(`sql: {field.name}` reads the same) and ingest the past again to fill it"
                 )
-        widened = any(field.name not in names for field in wanted)
-        if widened or found.properties.get(_EVENT_TIME) != event_time or not _PROPERTIES.items() <= found.properties.items():
+        lacking = any(field.name not in names for field in wanted)
+        if (
+            changed
+            or lacking
+            or found.properties.get(_EVENT_TIME) != event_time
+            or not _PROPERTIES.items() <= found.properties.items()
+        ):
 
-            def adapt(_: Table, transaction: Transaction) -> None:
+            def adapt(now: Table, transaction: Transaction) -> None:
+                held = plain_schema(now.schema())
+                widened = [field for field in changed if held.field(field.name).type != field.type]
+                if widened:  # Iceberg itself makes none of these types wider
+                    with transaction.update_schema() as update:
+                        for field in widened:
+                            kind = _narrower(held.field(field.name).type, field.type)
+                            update.rename_column(field.name, f"_{kind}_{field.name}")
                 with transaction.update_schema() as update:
                     update.union_by_name(wanted)
                 transaction.set_properties(_PROPERTIES)
@@ -383,16 +403,32 @@ class Catalog:
     def read(
         self, table: Table, tasks: Sequence[FileScanTask], *, columns: Sequence[str], where: BooleanExpression
     ) -> pa.RecordBatchReader:
-        """The rows of data files for which ``where`` holds. Only a few files are in memory at a time."""
-        projected = table.schema().select(*columns)
+        """The rows of data files for which ``where`` holds. Only a few files are in memory at a time.
+
+        A value that was published when its column had a narrower type is given in the type of today. ``where`` does not see it.
+        """
+        before = {column: narrower_columns(table.schema(), column) for column in columns}
+        projected = table.schema().select(*columns, *(name for names in before.values() for name in names))
         plain = plain_schema(projected)
         schema = pa.schema([plain.field(name) for name in columns])
+
+        def widened(batch: pa.RecordBatch) -> pa.RecordBatch:
+            arrays = [
+                pc.coalesce(
+                    batch[field.name].cast(field.type), *(_widened(batch[name], field.type) for name in before[field.name])
+                )
+                if before[field.name]
+                else batch[field.name].cast(field.type)
+                for field in schema
+            ]
+            return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
         scan = ArrowScan(table.metadata, table.io, projected, where)
 
         def batches() -> Iterator[pa.RecordBatch]:
             for group in in_groups(tasks):
                 for batch in scan.to_record_batches(group):
-                    yield batch.select(list(columns)).cast(schema)
+                    yield widened(batch)
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 
@@ -578,8 +614,56 @@ def point_main(transaction: Transaction, snapshot: int) -> None:
 
 
 def columns_of(schema: Schema) -> list[str]:
-    """The names of the columns. PyIceberg's own list also contains the elements of list columns."""
-    return [field.name for field in schema.fields]
+    """The names of the columns, without those that keep values of a narrower type.
+
+    PyIceberg's own list also contains the elements of list columns.
+    """
+    names = [field.name for field in schema.fields]
+    kept = {narrow for name in names for narrow in narrower_columns(schema, name)}
+    return [name for name in names if name not in kept]
+
+
+def narrower_columns(schema: Schema, column: str) -> list[str]:
+    """The columns that keep the values of a column from when its type was narrower; :meth:`Catalog.read` joins them."""
+    names = {field.name for field in schema.fields}
+    return [name for kind in _NARROWER if (name := f"_{kind}_{column}") in names]
+
+
+def earlier_schemas(schema: Schema, today: pa.Schema) -> Iterator[pa.Schema]:
+    """The schemas that rows of a table may have been published with, if some of its columns had narrower types then.
+
+    Args:
+        schema: the table's schema.
+        today: columns of it, with their types of today.
+    """
+    kinds = {
+        field.name: [
+            kind for name, (kind, _) in _NARROWER.items() if f"_{name}_{field.name}" in narrower_columns(schema, field.name)
+        ]
+        for field in today
+    }
+    for types in product(*([field.type, *kinds[field.name]] for field in today)):
+        yield pa.schema([pa.field(field.name, kind) for field, kind in zip(today, types, strict=True)])
+
+
+#: The narrower types, by their names in ``model.yaml``, and the types that hold all of their values.
+_NARROWER: dict[str, tuple[pa.DataType, tuple[pa.DataType, ...]]] = {
+    "integer": (pa.int64(), (pa.float64(),)),
+    "boolean": (pa.bool_(), (pa.int64(), pa.float64())),
+    "date": (pa.date32(), (MOMENT,)),
+}
+
+
+def _narrower(held: pa.DataType, wanted: pa.DataType) -> str | None:
+    """The name of the type that is held if the wanted type is wider; None if it is not."""
+    return next((name for name, (kind, wider) in _NARROWER.items() if kind == held and wanted in wider), None)
+
+
+def _widened(values: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if pa.types.is_boolean(values.type) and pa.types.is_floating(wanted):
+        values = values.cast(pa.int64())
+    # An integer beyond 2**53 becomes the nearest float, as when it is ingested.
+    return values.cast(wanted, safe=False)
 
 
 def event_time_of(table: Table) -> str | None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -37,7 +38,7 @@ from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
 from perennial.core.errors import Superseded
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
-from perennial.lake.catalog import EMPTY, Catalog, columns_of, event_time_of, point_main
+from perennial.lake.catalog import EMPTY, Catalog, columns_of, earlier_schemas, event_time_of, narrower_columns, point_main
 from perennial.lake.data_files import Span, Written, digest, discard, time_bounds
 from perennial.lake.data_files import known_by as _known_by
 from perennial.ledger.records import Claim, Head, Publication
@@ -113,6 +114,7 @@ class Lake:
         order: int,
         run_id: str,
         inputs: Mapping[str, object],
+        since: int | None = None,
     ) -> Publication:
         """Replace an interval of all tables of a dataset at once.
 
@@ -128,12 +130,14 @@ class Lake:
             order: from :meth:`perennial.ledger.store.Ledger.next_order`.
             run_id: the run. It is the same for all attempts of the run.
             inputs: what the rows were made from. It is kept with the publication.
+            since: id of the publication of the interval that the rows were made from, if they must not replace a newer one.
 
         Returns:
             The publication, as the ledger keeps it.
 
         Raises:
-            Superseded: another attempt of the run has taken over, or a later run has published an overlapping interval.
+            Superseded: another attempt of the run has taken over, a later run has published an overlapping interval, or any
+                run has done so after ``since``.
             SpecError: a column has another type than before.
             ValueError: rows lie outside the interval, or a column has a type that the lake cannot keep.
         """
@@ -142,7 +146,7 @@ class Lake:
         prepared = {name: self._prepare(model, name, write, interval) for name, write in tables.items()}
         branches: dict[str, list[str]] = {name: [] for name in tables}
         try:
-            publication = self._commit(claim, prepared, inputs, branches)
+            publication = self._commit(claim, prepared, inputs, branches, since)
         except Superseded:
             self._leave(model, dataset, branches)
             raise
@@ -156,11 +160,17 @@ class Lake:
         return publication
 
     def _commit(
-        self, claim: Claim, prepared: Mapping[str, _Prepared], inputs: Mapping[str, object], branches: Mapping[str, list[str]]
+        self,
+        claim: Claim,
+        prepared: Mapping[str, _Prepared],
+        inputs: Mapping[str, object],
+        branches: Mapping[str, list[str]],
+        since: int | None,
     ) -> Publication:
         for trial in count():
             head = self._ledger.head(claim.model, claim.dataset)
             self._ledger.check(claim)
+            self._check_since(claim, since)
             snapshots, hashes, rows = dict(head.snapshots), {}, {}
             for name, ready in prepared.items():
                 earlier = self._still_stands(claim, name, ready)
@@ -176,6 +186,17 @@ class Lake:
                 return publication
             log.info("%s of %s: another run has published in between; staging again from there", claim.dataset, claim.interval)
         raise AssertionError("unreachable")
+
+    def _check_since(self, claim: Claim, since: int | None) -> None:
+        """Refuse rows that were merged with an older publication. The ledger commits only if its head has not moved since."""
+        if since is None:
+            return
+        newer = self._ledger.publications(claim.model, claim.dataset, claim.interval)[-1]
+        if newer.id > since:
+            raise Superseded(
+                f"{claim.model}: {claim.dataset} of {claim.interval}: run {newer.run_id} has published it after run "
+                f"{claim.run_id} had read it; run the task again"
+            )
 
     def _prepare(self, model: str, name: str, write: TableWrite, interval: Interval) -> _Prepared:
         table = self._catalog.ensure(model, name, write.schema, write.event_time)
@@ -361,9 +382,17 @@ class Lake:
         present = columns_of(found.schema())
         span = Span.of(event_time, interval).expression if event_time and interval else AlwaysTrue()
 
+        def held(column: str) -> list[str]:
+            return [column, *narrower_columns(found.schema(), column)] if column in present else []
+
         def lacking(column: str, other: str | None) -> BooleanExpression:
-            without: BooleanExpression = IsNull(term=Reference(column)) if column in present else AlwaysTrue()
-            return without if other is None else And(without, NotNull(term=Reference(other)))
+            without: BooleanExpression = AlwaysTrue()
+            for name in held(column):
+                without = And(without, IsNull(term=Reference(name)))
+            having: BooleanExpression = AlwaysFalse()
+            for name in held(other) if other is not None else ():
+                having = Or(having, NotNull(term=Reference(name)))
+            return without if other is None else And(without, having)
 
         conditions = {column: lacking(column, other) for column, other in columns.items() if other is None or other in present}
         # The statistics of files say where nothing is missing. Usually that is everywhere.
@@ -410,20 +439,22 @@ class Lake:
         Raises:
             SnapshotMissing: there is no such table, or the snapshot has expired.
         """
-        timed = event_time_of(self._catalog.load(published.model, table)) is not None
+        found = self._catalog.load(published.model, table)
+        timed = event_time_of(found) is not None
 
         def rows() -> pa.RecordBatchReader:
             return self.scan(published.model, table, snapshot, interval=published.interval if timed else None)
 
+        # The hash covers only the columns that were published. So columns of the table that are all null may be left out.
         with rows() as reader:
-            columns = reader.schema.names
-            if digest(reader, columns) == published.hashes[table]:
-                return True
-        # The hash covers only the columns that were published. So columns of the table that are all null are left out.
-        with rows() as reader:
-            given = {name for batch in reader for name in columns if batch[name].null_count < len(batch)}
-        with rows() as reader:
-            return digest(reader, [name for name in columns if name in given]) == published.hashes[table]
+            today = reader.schema
+            given = {name for batch in reader for name in today.names if batch[name].null_count < len(batch)}
+        for schema in earlier_schemas(found.schema(), today):
+            for columns in (schema.names, [name for name in schema.names if name in given]):
+                with rows() as reader, suppress(pa.ArrowInvalid):  # values that do not fit were not published with this type
+                    if digest(reader.cast(schema), columns) == published.hashes[table]:
+                        return True
+        return False
 
     def files(self, model: str, table: str, snapshot: int, interval: Interval) -> list[str]:
         """The Parquet files with an interval's rows at a snapshot, for engines that read files. They may hold other rows too.

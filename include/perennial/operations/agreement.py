@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from perennial.core.errors import ArtifactRejected, SnapshotMissing
+from perennial.core.errors import SnapshotMissing, SpecError
 from perennial.deployment import Deployment
 from perennial.ledger.records import Publication
+from perennial.operations.standing import standing
 from perennial.scoring import sink
+from perennial.spec.folder import ModelFolder
 
 #: Maintenance removes rows of this table without a publication.
 _FORGOTTEN = "quarantine"
@@ -137,6 +139,16 @@ def _content(parts: Deployment, newest: Publication, table: str) -> str | None:
 
 def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
     champion, alias = parts.ledger.champion(model), parts.registry.alias(model)
+    stands = standing(parts, model, _folder(parts, model))
+    if (renamed := parts.registry.renamed_to(model)) is not None:
+        yield (
+            f"{model}: the registered model was renamed to {renamed} in MLflow: rename it back to {model}. Until then "
+            "nothing is scored or trained, and maintain leaves MLflow as it is"
+        )
+        return
+    if champion is not None and alias is None and stands is not None and stands.usable is False:
+        yield f"{model}: {stands.words}. Restore MLflow from a backup, roll back, or train; maintain leaves MLflow as it is"
+        return
     if champion != alias:
         yield (
             f"{model}: the ledger's champion is {_version(champion)}, but MLflow's alias points to {_version(alias)}: after a "
@@ -144,10 +156,8 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
         )
     if champion is None:
         return
-    try:
-        parts.registry.load(model, champion)
-    except ArtifactRejected as error:
-        yield f"{error}: restore MLflow's artifacts from a backup, or roll back"
+    if stands is not None and stands.usable is not True:
+        yield f"{model}: {stands.words}. Restore what is gone from a backup, or roll back"
     record = parts.ledger.version(model, champion)
     pin = record.training.pin if record else None
     if any(champion in one.versions.get("unpinned", []) for one in parts.ledger.erasures(model)):
@@ -164,6 +174,15 @@ def _of_predictions(parts: Deployment, model: str) -> Iterator[str]:
             f"{model}: {model}_predictions was written from publication {written}, and the ledger's newest is {newest}: run "
             "perennial verify --settle, then score those intervals again"
         )
+
+
+def _folder(parts: Deployment, model: str) -> ModelFolder | None:
+    """The model's folder, if it has one that works."""
+    try:
+        folder = parts.model(model)
+    except SpecError:
+        return None
+    return None if folder.spec.retired else folder
 
 
 def _version(number: int | None) -> str:

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from perennial.core.intervals import Interval
+from perennial.features.published import DATASET as FEATURES
+from perennial.features.published import is_features
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import label_delay
 from perennial.ledger.store import Ledger
@@ -59,7 +61,7 @@ def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, 
 
 
 def removable(ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, datetime]:
-    """For each dataset with a stated retention, the day before which rows may be removed now."""
+    """For each dataset with a stated retention, and for features that nobody needs, the day before which rows may go now."""
     keeps = spec.retention
     stated = {
         "tables": keeps.tables, "features": keeps.features, "predictions": keeps.predictions, "shadows": keeps.predictions,
@@ -72,6 +74,22 @@ def removable(ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, da
         needed = min(_needed(ledger, spec, dataset, max(one.interval.end for one in published)))
         before = min(now - duration, needed)
         found[dataset] = before.replace(hour=0, minute=0, second=0, microsecond=0)
+    return found | _unused_features(ledger, spec, now=now)
+
+
+def _unused_features(ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, datetime]:
+    """Features of versions whose features are no longer the folder's, if no version has needed a day of them for long.
+
+    All of their rows may go: if a version needs them again, they are made again from the tables.
+    """
+    found = {}
+    for dataset in ledger.datasets(spec.name):
+        if dataset == FEATURES or not is_features(dataset):
+            continue
+        published = ledger.publications(spec.name, dataset)
+        if published[-1].published_at < now - spec.retention.snapshots:
+            last = max(one.interval.end for one in published) + timedelta(days=1)
+            found[dataset] = last.replace(hour=0, minute=0, second=0, microsecond=0)
     return found
 
 

@@ -48,8 +48,8 @@ def publish_tables(model: str, checked: list[dict[str, Any] | None], part: str |
 
     with stage_run(model, part=part) as run:
         results = [CheckResult.from_json(result) for result in checked if result]
-        publication = ingest.publish_tables(run.stage, run.interval, results, whole=run.whole)
-        return {"publication": publication.id, "rows": publication.rows}
+        published = ingest.publish_tables(run.stage, run.interval, results, whole=run.whole)
+        return {"publication": published.tables.id, "rows": published.tables.rows, "late": published.late_rows}
 
 
 @task(multiple_outputs=False)

@@ -60,7 +60,9 @@ def tidy_lake(model: str) -> dict[str, dict[str, int]]:
 def align_alias(model: str) -> int | None:
     """Make MLflow's alias agree with the ledger, and finish an interrupted promotion; returns the champion's version."""
     with stage_run(model) as run:
-        return maintain.align_alias(run.stage)
+        version = maintain.align_alias(run.stage)
+        maintain.look_at_champion(run.stage)
+        return version
 
 
 @task(multiple_outputs=False)

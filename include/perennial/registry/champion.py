@@ -346,7 +346,14 @@ class Champions(Versions):
                 continue
             if alias is None:
                 if self._version(model, made[-1].version) is None:
-                    log.warning("the champion of %s, version %s, was deleted from MLflow: roll back", model, champion)
+                    if (renamed := self.renamed_to(model)) is not None:
+                        log.warning("%s was renamed to %s in MLflow, and nothing is changed: rename it back", model, renamed)
+                    else:
+                        log.warning(
+                            "the champion of %s, version %s, was deleted from MLflow; nothing is changed: roll back or train",
+                            model,
+                            champion,
+                        )
                     return champion
                 log.warning("the alias %s of %s was removed; it points to version %s again", CHAMPION, model, champion)
             elif champion is None and self._ledger.retirement(model) is not None:
@@ -462,6 +469,7 @@ class Champions(Versions):
         """
         model, version = promotion.model, promotion.version
         if self._version(model, version) is None:
+            self.check_name(model)
             self._ledger.withdraw_promotion(promotion.id)
             return False
         if promotion.action == "override":

@@ -34,6 +34,8 @@ def comparison_in_words(version: int, evaluation: Evaluation, decision: GateDeci
     for metric in sorted(candidate.metrics, key=lambda name: (name != first, name)):
         name = f"**{metric}**" if metric == first else metric
         lines.append(f"| {name} | {_number(candidate, metric)} | {_number(champion, metric) if champion else ''} |")
+    if decision.champion_unusable is not None:
+        lines += ["", f"The champion can never be used again, so nothing was compared with it: {decision.champion_unusable}"]
     compared = evaluation.comparison
     if compared is not None and compared.low is not None and compared.high is not None:
         lines += [

@@ -185,12 +185,11 @@ def decision(dossier: Dossier) -> Chapter:
         if results and not refused
         else f"{len(refused)} of {len(results)} gates refused: {listed([result.gate for result in refused])}."
     )
-    compared = dossier.record.decision.champion
     blocks: list[Block] = [
         Words(words if results else ""),
         Facts(
             [
-                ("compared with", "no champion: it would be the first" if compared is None else f"champion version {compared}"),
+                ("compared with", _compared_with(dossier)),
                 ("promotion", "when all gates pass" if dossier.spec.promotion == "automatic" else "when a person approves it"),
                 ("owner", dossier.spec.owner),
             ]
@@ -287,6 +286,16 @@ def metrics(dossier: Dossier) -> Chapter:
         ("holdout/precision_recall.png", "Precision and recall on the holdout"),
     )
     return Chapter("Metrics", blocks, "metrics of the candidate on the holdout; it could not predict, or no label is known")
+
+
+def _compared_with(dossier: Dossier) -> str:
+    decision = dossier.record.decision
+    if decision.champion is None:
+        return "no champion: it would be the first"
+    if decision.champion_unusable is not None:
+        return f"nothing: champion version {decision.champion} can never be used again ({decision.champion_unusable})"
+    champion = dossier.evaluation.champion
+    return "; ".join([f"champion version {decision.champion}", *(champion.remarks if champion else [])])
 
 
 def called(contender: Contender) -> str:

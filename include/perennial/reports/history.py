@@ -78,6 +78,7 @@ def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:
         },
         "gates": [result.to_json() for result in decision.results],
         "passed": decision.promote,
+        "champion_unusable": decision.champion_unusable,
         "approvals": [
             {
                 "answer": approval.answer,
@@ -169,6 +170,8 @@ def show_story(console: Console, story: dict[str, Any]) -> None:
     for gate in story["gates"]:
         gates.add_row(gate["gate"], "passed" if gate["passed"] else "refused", escape(gate["reason"]))
     console.print(gates)
+    if story["champion_unusable"]:
+        say(f"Nothing was compared with the champion, which can never be used again: {story['champion_unusable']}")
     say("Who decided")
     for approval in story["approvals"]:
         say(f"  {_minute(approval['at'])} {approval['answer']} by {approval['by'] or 'nobody'}: {approval['words']}")

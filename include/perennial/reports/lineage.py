@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.core.intervals import Interval
 from perennial.evidence.training import PARTS
+from perennial.features.published import is_features
 
 if TYPE_CHECKING:
     from perennial.ledger.records import Head, Promotion, Publication, VersionRecord
@@ -159,6 +160,11 @@ class ModelHistory:
             return {}
         return {table: self.standing(TABLES, table, span, upto) for table in features.inputs.get("tables", {})}
 
+    @property
+    def features(self) -> list[str]:
+        """The datasets of features: those of the folder as it is now, and of versions that have others."""
+        return sorted(dataset for dataset in self.publications if is_features(dataset))
+
     def version(self, number: int) -> VersionRecord | None:
         return next((record for record in self.versions if record.version == number), None)
 
@@ -167,7 +173,7 @@ class ModelHistory:
         found = [
             (dataset, made)
             for dataset, all_made in self.publications.items()
-            if dataset not in (TABLES, FEATURES)
+            if dataset != TABLES and not is_features(dataset)
             for made in all_made
             if "features" in made.inputs
         ]
@@ -280,7 +286,8 @@ def _together(kind: str, what: str, made: Sequence[Publication] | None, leads_to
 def _features_of(history: ModelHistory, prediction: PredictionRow) -> Node:
     snapshot = prediction.features_snapshot
     moment = Interval(prediction.event_time, prediction.event_time + timedelta(microseconds=1))
-    found = _pinned(history, FEATURES, FEATURES, snapshot, moment)
+    # The number of a snapshot is of one table only.
+    found = [made for dataset in history.features for made in _pinned(history, dataset, dataset, snapshot, moment) or ()]
     if not found:
         return _missing(f"the features at snapshot {snapshot}: the ledger has no revision with the snapshot")
     features = found[-1]
@@ -298,7 +305,7 @@ def _features_of(history: ModelHistory, prediction: PredictionRow) -> Node:
         "publication": features.id,
         "run": features.run_id,
         "published_at": features.published_at.isoformat(),
-        "content": features.hashes.get(FEATURES),
+        "content": features.hashes.get(features.dataset),
         "features_digest": features.inputs.get("features_digest"),
         "reads": offered.key,
     }
@@ -372,7 +379,8 @@ def _onward(history: ModelHistory, raw: Publication, interval: Interval) -> Node
     now = any(raw in history.standing(TABLES, table, part) for table in raw.rows)
     children = [
         _readers(history, features, span)
-        for features in history.publications.get(FEATURES, ())
+        for dataset in history.features
+        for features in history.publications[dataset]
         if (span := _touched(history, features, raw, part)) is not None
     ]
     children += [
@@ -412,7 +420,12 @@ def _touched(history: ModelHistory, features: Publication, raw: Publication, par
 def _whole_tables(history: ModelHistory, raw: Publication) -> list[Node]:
     """The tables without event time of a publication, each with the publications of features that could read it whole."""
     by_table = {
-        table: [one.id for one in history.publications.get(FEATURES, ()) if raw in history.tables_of(one).get(table, ())]
+        table: [
+            one.id
+            for dataset in history.features
+            for one in history.publications[dataset]
+            if raw in history.tables_of(one).get(table, ())
+        ]
         for table in sorted(history.timeless & raw.rows.keys())
     }
     return [
@@ -432,7 +445,7 @@ def _readers(history: ModelHistory, features: Publication, span: Interval) -> No
     scored = [
         _predictions(dataset, made)
         for dataset, made in history.scored()
-        if _saw(history, FEATURES, FEATURES, made.inputs.get("features"), features, made.interval, span)
+        if any(_saw(history, read, read, snapshot, features, made.interval, span) for read, snapshot in _features_read(made))
     ]
     return Node(
         "features",
@@ -445,6 +458,12 @@ def _readers(history: ModelHistory, features: Publication, span: Interval) -> No
         },
         (*learners, *scored),
     )
+
+
+def _features_read(made: Publication) -> list[tuple[str, int]]:
+    """Dataset and snapshot of all features that predictions were made from; an earlier release had one dataset."""
+    own = [(dataset, snapshot) for dataset, snapshot in made.inputs.get("own_features", ())]
+    return [(made.inputs.get("features_dataset", FEATURES), made.inputs["features"]), *own]
 
 
 def _saw(

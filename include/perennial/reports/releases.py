@@ -163,6 +163,8 @@ def _in_short(dossier: Dossier) -> list[str]:
         )
         lines.append(f"The gain over the champion is {comparison.gain:+.4g}; {sure}.")
         lines.append(f"{comparison.identical:.1%} of its predictions are exactly the champion's.")
+    elif (unusable := dossier.record.decision.champion_unusable) is not None:
+        lines.append(f"It was not compared with the champion, which can never be used again: {unusable}.")
     elif dossier.rival is None:
         simple = [f"{called(one)} {number(one.metrics.get(metric))}" for one in evaluation.baselines]
         lines.append(f"There is no champion yet. Baselines on the same rows: {', '.join(simple) or 'none'}.")

@@ -221,13 +221,20 @@ class Table(Section):
     Attributes:
         source: the source's name.
         where: SQL over the source's columns. Only rows for which it is true belong to this table.
-        key: columns that identify a row. No two published rows of an interval have the same key.
+        key: columns that identify a row. See ``duplicates`` for two rows of one key.
         event_time: the timestamp column that places a row in an interval. A table without one is replaced as a whole.
         known: SQL over the table's columns: the moment from which a row may be used. ``always``: at any time.
         columns: the columns by name.
         checks: what the rows of an interval must satisfy together.
         tolerance: largest share of rows that may go to quarantine. If more do, the interval is refused. Rows of an hour that
             clocks show twice or skip do not count.
+        late: how long after the day of its event time a row may arrive. Rows that arrive by then are published into their own
+            day. A day without a file of this table, or without a row from its database, is published without it, and
+            completed by a later ingest; not so for the entity's table. A database is read again this far back.
+        duplicates: what a second row of a key in a later file, or on a later day, is. ``correct``: a newer state of knowledge.
+            Of the rows known at a moment, the newest counts. ``refuse``: an error, so the row goes to quarantine. Within one
+            file and day, rows that share a key and differ always go to quarantine.
+        replaced: what to do about a file that was replaced after it was read. ``tell``: warn. ``read``: also read it again.
     """
 
     source: Identifier
@@ -238,6 +245,9 @@ class Table(Section):
     columns: Annotated[dict[Identifier, Column], Field(min_length=1)]
     checks: TableChecks = TableChecks()
     tolerance: Share = 0.05
+    late: Duration | None = None
+    duplicates: Literal["correct", "refuse"] = "correct"
+    replaced: Literal["tell", "read"] = "tell"
 
     @check_each("key")
     def _key_names_columns(self, _: int, column: str) -> Found:
@@ -254,6 +264,11 @@ class Table(Section):
         column = self.columns.get(self.event_time) if self.event_time is not None else None
         if column is not None and (column.type != "timestamp" or column.nullable):
             yield ("event_time",), f"column {self.event_time} must be a timestamp and not nullable"
+
+    @check
+    def _late_rows_have_a_day(self) -> Found:
+        if self.late is not None and self.event_time is None:
+            yield ("late",), "requires an event_time, which says to which day a row belongs"
 
     @check
     def _checks_over_time_have_an_event_time(self) -> Found:

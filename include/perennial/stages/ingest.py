@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from perennial.core.errors import Superseded
@@ -40,12 +41,30 @@ def check_table(run: StageRun, table: str, interval: Interval, *, connect: Calla
     from perennial.ingestion.publish import land_and_check
 
     settle_order(run, interval)
-    ledger, settings = run.deployment.ledger, run.deployment.settings
-    return land_and_check(run.folder, ledger, settings, table, interval, run.staging, connect=connect, run_id=run.run_id)
+    lake, settings = run.deployment.lake, run.deployment.settings
+    return land_and_check(run.folder, lake, settings, table, interval, run.staging, connect=connect, run_id=run.run_id)
 
 
-def publish_tables(run: StageRun, interval: Interval, checked: Sequence[CheckResult], *, whole: Interval) -> Publication:
-    """Publish all tables of an interval together.
+@dataclass(frozen=True)
+class Published:
+    """What a run has published of the raw tables.
+
+    Attributes:
+        tables: the publication of the interval.
+        late: a publication for each earlier day that late rows have changed.
+    """
+
+    tables: Publication
+    late: list[Publication]
+
+    @property
+    def late_rows(self) -> dict[str, dict[str, int]]:
+        """New or changed rows by day and table."""
+        return {publication.interval.key: dict(publication.inputs["late"]) for publication in self.late}
+
+
+def publish_tables(run: StageRun, interval: Interval, checked: Sequence[CheckResult], *, whole: Interval) -> Published:
+    """Publish all tables of an interval together, and then its late rows into their own days.
 
     A table without event time is replaced as a whole. If a run publishes several intervals, only the last one publishes it.
 
@@ -58,17 +77,22 @@ def publish_tables(run: StageRun, interval: Interval, checked: Sequence[CheckRes
     Raises:
         IntervalRefused: a table was refused or was not checked; nothing is published.
     """
-    from perennial.ingestion.publish import publish_interval
+    from perennial.ingestion.late import publish_late
+    from perennial.ingestion.publish import DATASET, publish_interval
 
     tables = run.folder.spec.tables
     if interval.end < whole.end:
         tables = {name: table for name, table in tables.items() if table.event_time}
     results = [result for result in checked if result.table in tables]
-    return publish_interval(run.folder, run.deployment.lake, interval, results, tables=tables, run_id=run.run_id)
+    lake = run.deployment.lake
+    published = publish_interval(run.folder, lake, interval, results, tables=tables, run_id=run.run_id)
+    return Published(published, publish_late(run.folder, lake, DATASET, interval, results, run_id=run.run_id))
 
 
 def build_features(run: StageRun, interval: Interval) -> Publication:
     """Compute an interval's features from the published tables, and publish them.
+
+    Features of the days before it are computed again where late rows have changed them.
 
     Returns:
         The publication that contains the features. It is another run's if a training has rebuilt these days meanwhile.
@@ -76,6 +100,9 @@ def build_features(run: StageRun, interval: Interval) -> Publication:
     from perennial.features.publish import ensure_features, publish_features
 
     lake, ledger = run.deployment.lake, run.deployment.ledger
+    late = max((table.late or timedelta() for table in run.folder.spec.tables.values()), default=timedelta())
+    if late:
+        ensure_features(run.folder, lake, Interval(interval.start - late, interval.start), run_id=run.run_id)
     order = ledger.next_order(run.model, "features", interval, run.run_id)
     try:
         return publish_features(run.folder, lake, interval, order=order, run_id=run.run_id)
@@ -88,7 +115,7 @@ def build_features(run: StageRun, interval: Interval) -> Publication:
 class Ingested:
     """What a run of the stage published."""
 
-    tables: Publication
+    tables: Published
     features: Publication
 
 

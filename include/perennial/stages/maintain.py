@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from perennial.stages.run import StageRun
+from perennial.stages.run import StageRun, declare_unusable
+
+if TYPE_CHECKING:
+    from perennial.operations.standing import Standing
 
 
 def clear_files(run: StageRun) -> dict[str, dict[str, int]]:
@@ -36,6 +40,22 @@ def tidy_lake(run: StageRun) -> dict[str, dict[str, int]]:
 def align_alias(run: StageRun) -> int | None:
     """Make MLflow's alias agree with the ledger, and complete an interrupted promotion. Returns the champion's version."""
     return run.deployment.registry.reconcile(run.model)
+
+
+def look_at_champion(run: StageRun) -> Standing | None:
+    """Look whether the champion can still be used. If it never can again, people are told.
+
+    Returns:
+        Where it stands; None if the model has no champion.
+    """
+    from perennial.operations.standing import standing
+
+    # A model without folder has no DAGs; its champion need not fit what the folder said last.
+    folder = run.folder if run.folder.path.is_dir() and not run.folder.spec.retired else None
+    stands = standing(run.deployment, run.model, folder)
+    if stands is not None and stands.usable is False:
+        declare_unusable(run, stands.version, stands.reason)
+    return stands
 
 
 def close_abandoned_runs(run: StageRun) -> dict[str, int]:

@@ -26,9 +26,11 @@ def build_training_set(run: StageRun, *, as_of: datetime) -> TrainingSet:
 
     Raises:
         TrainingError: there is too little data; the message says what is missing.
+        ModelRenamed: the registered model has another name in MLflow, so no version could be registered.
     """
     from perennial.training import training_set
 
+    run.deployment.registry.check_name(run.model)
     return training_set.build_training_set(
         run.folder, run.deployment, as_of=as_of, run_id=run.qualified_id, staging=run.staging
     )

@@ -360,6 +360,25 @@ def days_of_year(days: int) -> pa.Table:
 
 
 @pytest.mark.parametrize(
+    ("rows", "known", "told"),
+    [
+        (30, ROWS, "was left out: the window has only 30 rows, and a distance requires 50 on each side"),
+        (ROWS, 30, "was left out: the reference has only 30 rows, and a distance requires 50 on each side"),
+        (30, 40, "was left out: the window has only 30 rows and the reference has only 40 rows, and a distance requires 50"),
+    ],
+)
+def test_too_few_rows_are_told_as_that_and_not_as_missing_values(rows: int, known: int, told: str) -> None:
+    policy = POLICY.model_copy(update={"min_rows": 1})
+    found = compare(policy, table(features(rows)), predictions(rows), reference().slice(0, known))
+
+    about = [one.reason for one in found.columns if one.column != "prediction"]
+    assert about
+    assert all(told in reason for reason in about)
+    assert all("missing" not in reason for reason in about)
+    assert found.verdict == "unknown"
+
+
+@pytest.mark.parametrize(
     ("match", "days", "rows"),
     [("none", "2013-05-06", 100 * 24), ("weekday", "2013-05-06", 14 * 24), ("month", "2013-03-15", 31 * 24)],
 )

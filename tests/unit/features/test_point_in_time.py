@@ -9,7 +9,7 @@ import pytest
 
 from perennial.core.errors import SpecError
 from perennial.features.point_in_time import compute
-from tests.unit.features.shop import FIRST, SECOND, features, history, hours, shop, tables_of
+from tests.unit.features.shop import FIRST, SECOND, SPEC, features, history, hours, shop, table, tables_of
 
 # --- what the query gives ----------------------------------------------------------------------------------------------
 
@@ -201,8 +201,44 @@ def test_an_as_of_time_that_cannot_be_is_an_error_that_names_it(tmp_path: Path, 
         features(folder, tables_of(folder, [1, 2]))
 
 
-def test_entities_that_share_a_key_are_an_error(tmp_path: Path) -> None:
-    folder = shop(tmp_path)
+SENT_BACK = """
+SELECT order_id, (SELECT sum(reason) FROM returned WHERE returned._known_at <= as_of) AS sent_back FROM entities
+"""
+
+
+def test_each_entity_sees_the_newest_row_of_a_key_that_was_known_by_its_as_of(tmp_path: Path) -> None:
+    folder = history(tmp_path, SENT_BACK)
+    tables = tables_of(folder, [1, 8, 15, 22])
+    back = {"order_id": "x", "placed": hours(0), "sent_back": hours(0), "reason": 1}
+    rows = [back, {**back, "reason": 10}, {**back, "reason": 100, "placed": hours(-30)}]
+    tables["returned"] = table(folder, "returned", rows, [hours(7), hours(14), hours(21)])
+
+    # A sum over all rows of the key would count each correction once more.
+    assert features(folder, tables)["sent_back"].to_pylist() == [None, 1, 10, 100]
+
+
+def test_a_correction_before_the_first_entity_leaves_only_the_newest_row(tmp_path: Path) -> None:
+    folder = history(tmp_path, SENT_BACK)
+    tables = tables_of(folder, [8, 15])
+    back = {"order_id": "x", "placed": hours(0), "sent_back": hours(0), "reason": 1}
+    tables["returned"] = table(folder, "returned", [back, {**back, "reason": 10}], [hours(5), hours(6)])
+
+    assert features(folder, tables)["sent_back"].to_pylist() == [10, 10]
+
+
+def test_an_entity_is_what_was_known_of_it_when_it_was_asked_about(tmp_path: Path) -> None:
+    folder = shop(tmp_path, entity={"table": "orders", "as_of": "placed + INTERVAL 1 HOUR"})
+    tables = tables_of(folder, [1])
+    [row] = tables["orders"].to_pylist()
+    versions = [row, {**row, "amount": 2.0, "_known_at": hours(1.5)}, {**row, "amount": 3.0, "_known_at": hours(9)}]
+    tables["orders"] = pa.Table.from_pylist(versions, schema=tables["orders"].schema)
+
+    assert features(folder, tables)["amount"].to_pylist() == [2.0]
+
+
+def test_entities_that_share_a_key_are_an_error_where_duplicates_are_refused(tmp_path: Path) -> None:
+    orders = {**SPEC["tables"]["orders"], "duplicates": "refuse"}
+    folder = shop(tmp_path, tables={**SPEC["tables"], "orders": orders})
 
     with pytest.raises(SpecError, match="1 repeat the key order_id of another"):
         features(folder, tables_of(folder, [1, 2, 3], order_id=["x", "x", "y"]))

@@ -89,7 +89,9 @@ def test_yesterdays_content_under_todays_name_is_not_todays_data(tmp_path: Path)
     done = ingest(trips(tmp_path), tmp_path, Interval.of("2013-04-01", "2013-04-03"))
 
     assert done.result.refused
-    assert done.faults["trips/2013-04-02.csv:2"][0].endswith("lies outside the period of its file")
+    assert done.faults["trips/2013-04-02.csv:2"][0].endswith(
+        "lies outside the period of its file; if files may hold rows of earlier days, state `late` of the table"
+    )
 
 
 def test_a_missing_file_is_named_with_the_pattern_that_wants_it(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from perennial.core.intervals import Interval
+from perennial.ingestion.sources import Landed, land_once
 from tests.unit.landing import (
     COLUMNS,
     HEADER,
     at,
     ingest,
+    no_connection,
     row,
     trips,
     write,
@@ -27,7 +29,9 @@ def test_what_was_read_is_recorded_as_it_is_stored(tmp_path: Path) -> None:
     landed = ingest(trips(tmp_path), tmp_path).landed
 
     digest = hashlib.sha256(content).hexdigest()
-    assert landed.files == [{"name": "trips/2013-04-01.csv", "bytes": len(content), "sha256": digest, "period": "2013-04-01"}]
+    [read] = landed.files
+    assert read.pop("version")
+    assert read == {"name": "trips/2013-04-01.csv", "bytes": len(content), "sha256": digest, "period": "2013-04-01"}
 
 
 def test_days_of_a_week_hold_the_same_rows_one_by_one_or_at_once(tmp_path: Path) -> None:
@@ -86,3 +90,32 @@ def test_an_attempt_leaves_what_others_landed(tmp_path: Path) -> None:
 
 def test_the_columns_of_the_tests_are_those_of_the_file() -> None:
     assert ",".join(COLUMNS) + "\n" == HEADER
+
+
+def test_files_without_dates_are_read_once_for_all_days_until_they_change(tmp_path: Path) -> None:
+    folder = trips(tmp_path, source={"files": "trips/*.csv"})
+    write(tmp_path, HEADER + row("a", at(1, 1)) + row("b", at(1, 2)), "trips/all.csv")
+
+    def land(day: int) -> Landed:
+        place = tmp_path / "shared"
+        return land_once(folder, "trips", Interval.day(f"2013-04-0{day}"), place, data=tmp_path / "data", connect=no_connection)
+
+    first = land(1)
+    assert (first.rows, land(2)) == (2, first)
+    write(tmp_path, HEADER + row("a", at(1, 1)) + row("b", at(1, 2)) + row("c", at(1, 3)), "trips/all.csv")
+    assert land(3).rows == 3
+    first.paths[0].unlink()
+    write(tmp_path, HEADER + row("a", at(1, 1)), "trips/all.csv")
+    assert land(1).rows == 1
+
+
+def test_a_range_of_a_table_that_comes_whole_each_day_leaves_what_its_last_day_leaves(tmp_path: Path) -> None:
+    folder = trips(tmp_path, table={"event_time": None, "known": "always"})
+    for day in range(1, 8):
+        write(tmp_path, HEADER + row("a", at(day, day)) + row("b", at(0, day)), f"trips/2013-04-0{day}.csv")
+
+    at_once, last = ingest(folder, tmp_path, WEEK), ingest(folder, tmp_path, WEEK.days()[-1])
+
+    assert at_once.published == last.published
+    assert (at_once.quarantined, at_once.result.refused) == ([], False)
+    assert [file["name"] for file in at_once.landed.files] == ["trips/2013-04-07.csv"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from perennial.core.errors import SpecError
+from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from tests.unit.lake.publisher import (
     DAY,
@@ -55,6 +58,69 @@ def test_column_of_another_type_is_refused(publisher: Publisher) -> None:
     with pytest.raises(SpecError, match="column source of table flights is a string in the lake and a int64 now"):
         publisher.publish(DAY, "b", flights=write(other))
     assert publisher.sources() == {date(2013, 4, 1): {"a"}}
+
+
+WIDER: dict[str, tuple[pa.Array, pa.DataType, list[Any]]] = {
+    "an integer, to a float": (pa.array([1, None, 2**53]), pa.float64(), [1.0, None, 2.0**53]),
+    "true or false, to an integer": (pa.array([True, None, False]), pa.int64(), [1, None, 0]),
+    "true or false, to a float": (pa.array([True, None, False]), pa.float64(), [1.0, None, 0.0]),
+    "a date, to a moment": (
+        pa.array([date(2013, 4, 1), None, date(1969, 12, 31)]),
+        pa.timestamp("us", "UTC"),
+        [datetime(2013, 4, 1, tzinfo=UTC), None, datetime(1969, 12, 31, tzinfo=UTC)],
+    ),
+}
+
+
+def in_order(values: Iterable[Any]) -> list[Any]:
+    return sorted(values, key=str)
+
+
+def with_value(rows: pa.Table, value: pa.Array) -> pa.Table:
+    return rows.append_column("value", value)
+
+
+@pytest.mark.parametrize("change", WIDER)
+def test_a_column_gets_a_wider_type_and_keeps_its_published_values(publisher: Publisher, change: str) -> None:
+    held, wider, wanted = WIDER[change]
+    before = publisher.publish(DAY, "a", flights=write(with_value(flights(DAY, "a"), held)))
+    after = publisher.publish(NEXT_DAY, "b", flights=write(with_value(flights(NEXT_DAY, "b"), pa.nulls(3, wider))))
+
+    values = [row["value"] for row in publisher.rows(interval=DAY)]
+    assert in_order(values) == in_order(wanted)
+    assert [row["value"] for row in publisher.rows(interval=NEXT_DAY)] == [None] * 3
+    lake = publisher.lake
+    assert all(lake.holds(one, "flights", after.snapshots["flights"]) for one in (before, after))
+    assert "value" in lake.columns(MODEL, "flights", after.snapshots["flights"])
+    assert set(publisher.rows()[0]) == {"flight", "departure", "source", "_known_at", "value"}
+    # The days without a value are those that had none, not those with the earlier type.
+    assert lake.without_values(
+        MODEL, "flights", after.snapshots["flights"], {"value": None}, interval=Interval(DAY.start, NEXT_DAY.end),
+        event_time="departure",
+    ) == {"value": [DAY, NEXT_DAY]}  # fmt: skip
+    # Old snapshots, and files that are joined, have the values too.
+    early = lake.scan(MODEL, "flights", before.snapshots["flights"], columns=["value"]).read_all().column("value")
+    assert in_order(early.to_pylist()) == in_order(wanted)
+    lake.compact(MODEL, many=2)
+    assert in_order(row["value"] for row in publisher.rows(interval=DAY)) == in_order(wanted)
+
+
+@pytest.mark.parametrize(
+    ("held", "narrower"),
+    [
+        (pa.array([1.0, 2.0, 3.0]), pa.array([1, 2, 3])),
+        (pa.array(["1", "2", "3"]), pa.array([1, 2, 3])),
+        # Texts such as 007 became 7, and nobody knows any more which were.
+        (pa.array([1, 2, 3]), pa.array(["1", "2", "3"])),
+    ],
+)
+def test_a_type_that_published_values_may_not_fit_is_refused_with_what_to_do(
+    publisher: Publisher, held: pa.Array, narrower: pa.Array
+) -> None:
+    publisher.publish(DAY, "a", flights=write(with_value(flights(DAY, "a"), held)))
+
+    with pytest.raises(SpecError, match=r"column value of table flights.*Keep the type, or give the column another name"):
+        publisher.publish(NEXT_DAY, "b", flights=write(with_value(flights(NEXT_DAY, "b"), narrower)))
 
 
 def test_readers_from_outside_find_what_is_published_on_main(publisher: Publisher, settings: Settings) -> None:

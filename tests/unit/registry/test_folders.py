@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from threadpoolctl import threadpool_limits
 
 from perennial.cli import by_hand
-from perennial.core.errors import ScoringError, VersionUnusable
+from perennial.core.errors import ArtifactRejected, ModelRenamed, ScoringError, VersionUnusable
 from perennial.core.intervals import Interval
+from perennial.deployment import Deployment
 from perennial.evidence.evaluation import Contender
 from perennial.ledger.records import VersionRecord
+from perennial.operations.retention import remove_old_rows
 from perennial.registry.folders import FOLDER, computable, own_features, own_folder
 from perennial.spec.folder import ModelFolder, read_model
 from tests.unit import synthetic
@@ -285,3 +289,88 @@ def test_a_champion_whose_own_folder_is_gone_is_unusable_only_if_it_needs_it(wor
     with pytest.raises(VersionUnusable, match="is no longer in MLflow, in the folder folder/ of its run"):
         by_hand.score(world.settings, "toy", LATER)
     assert by_hand.train(world.settings, "toy", NEXT.end) == "toy version 2 is champion"
+
+
+# --- what is not gone ------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_model_is_told_and_nothing_is_changed_until_it_has_its_name_back(world: World) -> None:
+    client = MlflowClient(world.settings.mlflow_url, world.settings.mlflow_url)
+    client.rename_registered_model("toy", "shop")
+    for attempt in (
+        lambda: by_hand.score(world.settings, "toy", LATER),
+        lambda: by_hand.train(world.settings, "toy", NEXT.end),
+        lambda: world.registry.load("toy", 1),
+    ):
+        with pytest.raises(ModelRenamed, match="was renamed to shop in MLflow, and nothing was changed: rename it back to toy"):
+            attempt()
+    assert world.registry.reconcile("toy") == 1
+    assert [found.name for found in client.search_registered_models()] == ["shop"]
+    assert [entry.alert.kind for entry in world.ledger.alerts()] == ["promoted"]
+    client.rename_registered_model("shop", "toy")
+    assert {version for _, _, version in rescored(world, LATER)} == {1}
+    assert world.registry.alias("toy") == 1
+
+
+def test_a_promotion_that_was_open_when_the_model_was_renamed_waits(world: World) -> None:
+    second = world.register("2013-03-23", seed=6)
+    world.ledger.intend_promotion(
+        model="toy",
+        version=second,
+        expected=1,
+        action="promote",
+        reason="it is better",
+        actor="tester",
+        run_id=None,
+        evidence={},
+    )
+    client = MlflowClient(world.settings.mlflow_url, world.settings.mlflow_url)
+    client.rename_registered_model("toy", "shop")
+    with pytest.raises(ModelRenamed):
+        world.registry.reconcile("toy")
+    client.rename_registered_model("shop", "toy")
+    assert world.registry.reconcile("toy") == second
+
+
+def test_a_store_that_does_not_answer_makes_nothing_unusable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Deployment(world.settings.model_copy(update={"mlflow_url": "http://127.0.0.1:9", "may_promote": False}))
+    with pytest.raises(MlflowException) as raised:
+        away.registry.load("toy", 1)
+    assert not isinstance(raised.value, VersionUnusable)
+    with pytest.raises(MlflowException):
+        own_folder(away.registry, 1, change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE))
+
+
+def test_files_that_cannot_be_fetched_now_make_no_version_unusable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has them, and reading them fails: a file stands where the copy is to go."""
+    record = newest(world)
+    place = world.registry._client.get_logged_model(record.training.model_id).artifact_location
+    (Path(place.removeprefix("file://")) / "more").symlink_to("/proc/self/mem")
+    with pytest.raises(ArtifactRejected, match="cannot be fetched") as raised:
+        world.registry.load("toy", 1)
+    assert not isinstance(raised.value, VersionUnusable)
+
+
+# --- what becomes of the features ------------------------------------------------------------------------------------
+
+
+def test_features_of_another_definition_are_removed_once_nobody_needs_them_and_made_again(world: World) -> None:
+    changed = change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
+    before = rescored(world, LATER)
+    dataset = own_folder(world.registry, 1, changed).dataset
+    now = datetime.now(UTC)
+    remove = partial(remove_old_rows, world.settings.predictions_url, world.lake, world.ledger, changed.spec)
+    assert remove(now=now) == {}
+    assert remove(now=now + changed.spec.retention.snapshots + timedelta(days=1)) == {dataset: 120}
+    assert rescored(world, LATER) == before
+
+
+def test_a_prediction_is_traced_to_the_features_that_its_version_read(world: World) -> None:
+    change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
+    [(visit, _, _), *_] = rescored(world, LATER)
+    node = by_hand.lineage(world.settings, "toy", prediction=[visit], at=None, interval=None)
+    assert node.find("features")[-1].facts["content"] is not None
+    assert [found.name for found in node.find("table") if found.name == "visits"] == ["visits"]
+    forward = by_hand.lineage(world.settings, "toy", prediction=None, at=None, interval=LATER)
+    assert f"predictions of {LATER}" in [found.name for found in forward.find("prediction")]

@@ -1,0 +1,223 @@
+"""Rows, files and corrections that come late are published into their own days."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial.cli import by_hand
+from perennial.core.errors import SourceMissing
+from perennial.core.intervals import Interval, utc
+from perennial.core.settings import Settings
+from perennial.deployment import Deployment
+from perennial.ingestion.late import choose_files
+from perennial.spec.data import Table
+from tests.unit import synthetic
+
+FIRST, SECOND, THIRD = (Interval.day(f"2024-01-0{day}") for day in (1, 2, 3))
+TABLE: dict[str, Any] = {
+    "key": ["id"],
+    "event_time": "placed",
+    "known": "told",
+    "columns": {
+        "id": {"type": "string"},
+        "placed": {"type": "timestamp"},
+        "told": {"type": "timestamp"},
+        "amount": {"type": "float"},
+    },
+    "late": "1d",
+}
+
+
+class Shop:
+    """A model whose sources are folders of daily files."""
+
+    def __init__(self, state: Path, **tables: dict[str, Any]) -> None:
+        self.settings: Settings = synthetic.deployment(state)
+        spec = {
+            "name": "shop",
+            "owner": "tests",
+            "description": "What will an order bring?",
+            "task": "regression",
+            "sources": {name: {"files": f"{name}/%Y-%m-%d.csv"} for name in ("orders", "outcomes")},
+            "tables": {name: {**TABLE, "source": name, **tables.get(name, {})} for name in ("orders", "outcomes")},
+            "entity": {"table": "orders", "as_of": "placed + INTERVAL 1 DAY"},
+            "features": {"numeric": ["amount"]},
+            "label": {"table": "outcomes", "sql": "amount"},
+            "candidates": {"mean": {"estimator": "prior", "baseline": True}, "line": {"estimator": "linear_regression"}},
+        }
+        folder = self.settings.models / "shop"
+        folder.mkdir(parents=True)
+        (folder / "model.yaml").write_text(json.dumps(spec))
+        (folder / "features.sql").write_text("SELECT id, amount FROM entities")
+        self.deployment = Deployment(self.settings)
+
+    def deliver(self, table: str, day: str, *rows: str) -> Path:
+        """Write a file; a row is ``id day+hour told-day+hour amount``, such as ``a 1T10 1T11 5``."""
+        file = self.settings.data / table / f"2024-01-0{day}.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for row in rows:
+            key, placed, told, amount = row.split()
+            lines.append(",".join([key, *(f"2024-01-0{moment}:00:00Z" for moment in (placed, told)), amount]))
+        file.write_text("\n".join(["id,placed,told,amount", *lines]) + "\n")
+        return file
+
+    def ingest(self, interval: Interval) -> str:
+        return by_hand.ingest(self.settings, "shop", interval)
+
+    def rows(self, table: str = "orders", day: Interval | None = None) -> list[tuple[str, float]]:
+        published = self.deployment.ledger.published("shop", "features" if table == "features" else "tables")
+        assert published is not None
+        found = self.deployment.lake.scan("shop", table, published.snapshots[table], interval=day).read_all()
+        return sorted((row["id"], row["amount"]) for row in found.to_pylist())
+
+    def quarantine(self) -> list[str]:
+        published = self.deployment.ledger.published("shop", "tables")
+        assert published is not None
+        found = self.deployment.lake.scan("shop", "quarantine", published.snapshots["quarantine"]).read_all()
+        return [reason for row in found.to_pylist() for reason in row["reasons"]]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    shop = Shop(tmp_path)
+    for day in "12":
+        shop.deliver("outcomes", day, f"o{day} {day}T10 {day}T11 1")
+    return shop
+
+
+def test_a_late_row_is_published_into_its_own_day_and_its_features_are_built_again(shop: Shop) -> None:
+    shop.deliver("orders", "1", "a 1T10 1T11 5")
+    shop.ingest(FIRST)
+    shop.deliver("orders", "2", "b 2T10 2T11 6", "c 1T23 1T23 7")
+
+    told = shop.ingest(SECOND)
+
+    assert "late rows published into 2024-01-01: orders 1" in told
+    assert shop.rows(day=FIRST) == shop.rows("features", FIRST) == [("a", 5), ("c", 7)]
+    assert shop.rows(day=SECOND) == shop.rows("features", SECOND) == [("b", 6)]
+    assert shop.quarantine() == []
+    # Nothing is new the second time.
+    before = len(shop.deployment.ledger.publications("shop", "tables", FIRST))
+    assert "late rows" not in shop.ingest(SECOND)
+    assert len(shop.deployment.ledger.publications("shop", "tables", FIRST)) == before
+
+
+def test_late_rows_are_the_same_in_whatever_order_days_are_ingested(shop: Shop) -> None:
+    shop.deliver("orders", "1", "a 1T10 1T11 5")
+    shop.deliver("orders", "2", "b 2T10 2T11 6", "c 1T23 1T23 7")
+
+    shop.ingest(SECOND)
+    shop.ingest(FIRST)
+
+    assert shop.rows() == [("a", 5), ("b", 6), ("c", 7)]
+    assert shop.rows("features") == [("a", 5), ("b", 6), ("c", 7)]
+
+
+def test_a_row_that_comes_too_late_is_quarantined_with_its_reason(shop: Shop) -> None:
+    shop.deliver("orders", "1", "a 1T10 1T11 5")
+    shop.ingest(FIRST)
+    shop.deliver("orders", "2", "b 2T10 2T11 6")
+    shop.ingest(SECOND)
+    shop.deliver("outcomes", "3", "o3 3T10 3T11 1")
+    shop.deliver("orders", "3", *(f"d{n} 3T10 3T11 7" for n in range(30)), "c 1T23 1T23 7")
+
+    shop.ingest(THIRD)
+
+    assert shop.quarantine() == ["placed: 2024-01-01 23:00:00+00 lies more than 1 days (late) before the period of its file"]
+    assert shop.rows(day=FIRST) == [("a", 5)]
+
+
+def test_a_second_row_of_a_key_is_kept_beside_the_first_one(shop: Shop) -> None:
+    shop.deliver("orders", "1", "a 1T10 1T11 5")
+    shop.ingest(FIRST)
+    shop.deliver("orders", "2", "b 2T10 2T11 6", "a 1T10 2T09 8")
+
+    shop.ingest(SECOND)
+
+    # Older states of knowledge stay: what was known on the first day is still known.
+    assert shop.rows(day=FIRST) == [("a", 5), ("a", 8)]
+    # The order was asked about a day after it was placed, when the correction was known.
+    assert shop.rows("features", FIRST) == [("a", 8)]
+
+
+def test_of_two_rows_known_at_once_the_later_file_counts(shop: Shop) -> None:
+    shop.deliver("orders", "1", "a 1T10 1T11 5")
+    shop.deliver("orders", "2", "b 2T10 2T11 6", "a 1T10 1T11 8")
+
+    shop.ingest(Interval(FIRST.start, SECOND.end))
+
+    assert shop.rows() == [("a", 8), ("b", 6)]
+    assert shop.quarantine() == []
+
+
+def test_a_second_row_is_refused_where_the_table_says_so(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, outcomes={"duplicates": "refuse", "late": None, "tolerance": 1})
+    for day in "12":
+        shop.deliver("orders", day, f"o{day} {day}T10 {day}T11 1")
+    shop.deliver("outcomes", "1", "a 1T10 1T11 5")
+    shop.ingest(FIRST)
+    shop.deliver("outcomes", "2", "a 2T10 2T11 6", "b 2T10 2T11 7")
+
+    shop.ingest(SECOND)
+
+    assert shop.rows("outcomes") == [("a", 5), ("b", 7)]
+    assert shop.quarantine() == ["key: a was published already (duplicates: refuse)"]
+
+
+def test_a_table_that_comes_later_does_not_hold_up_the_day(shop: Shop) -> None:
+    for day in "123":
+        shop.deliver("orders", day, f"a{day} {day}T10 {day}T11 5")
+    shop.ingest(FIRST)
+    (shop.settings.data / "outcomes" / "2024-01-02.csv").unlink()
+
+    assert "outcomes of 2024-01-02 has not come; an ingest of a later day completes it" in shop.ingest(SECOND)
+    assert shop.rows("features", SECOND) == [("a2", 5)]
+
+    shop.deliver("outcomes", "2", "o2 2T10 2T11 1")
+    shop.deliver("outcomes", "3", "o3 3T10 3T11 1")
+    assert "late rows published into 2024-01-02: outcomes 1" in shop.ingest(THIRD)
+    assert shop.rows("outcomes") == [("o1", 1), ("o2", 1), ("o3", 1)]
+
+
+def test_the_table_of_the_entity_is_waited_for(shop: Shop) -> None:
+    with pytest.raises(SourceMissing, match=r"orders/2024-01-01\.csv: there is no such file"):
+        shop.ingest(FIRST)
+
+
+@pytest.mark.parametrize("says", ["tell", "read"])
+def test_a_file_that_was_replaced_is_told_and_read_again_where_the_table_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, says: str
+) -> None:
+    shop = Shop(tmp_path, orders={"replaced": says})
+    for day in "12":
+        shop.deliver("outcomes", day, f"o{day} {day}T10 {day}T11 1")
+        shop.deliver("orders", day, f"a{day} {day}T10 {day}T11 5")
+    shop.ingest(FIRST)
+    replaced = shop.deliver("orders", "1", "a1 1T10 1T11 9", "new 1T12 1T13 3")
+    os.utime(replaced, (1, 1))
+
+    shop.ingest(SECOND)
+
+    assert "orders/2024-01-01.csv was replaced after it was read" in caplog.text
+    assert shop.rows(day=FIRST) == ([("a1", 5)] if says == "tell" else [("a1", 9), ("new", 3)])
+
+
+def test_which_files_of_earlier_days_are_read() -> None:
+    table = Table.model_validate({**TABLE, "source": "orders", "late": "2d", "replaced": "read"})
+    before = Interval.of("2024-01-01", "2024-01-08")
+    now = {str(day): (Interval.day(f"2024-01-0{day}"), "v1") for day in range(1, 8)}
+
+    found = choose_files(
+        table, before, now=now, read={"3": None, "4": "v0", "5": "v1"}, published=[Interval.of("2024-01-01", "2024-01-07")]
+    )
+
+    # The first days are too long ago, the third was read by an older release, and the seventh is not published yet.
+    assert found.periods == [Interval.day("2024-01-04"), Interval.day("2024-01-06")]
+    assert found.replaced == ["4"]
+    assert utc("2024-01-08") == before.end
