@@ -11,6 +11,9 @@ first, one after another, as far back as `schedules.catch_up` in `model.yaml` sa
 that belong together, such as those of a correction. They are published in one step. Use `<model>.load` to load history in
 parts.
 
+Each run also starts what no publication will: a week or month of which days are still missing when its `schedules.grace` is
+over, days that were not scored while `score` was switched off, and windows that were not judged (`announce_overdue_…`).
+
 ## When it fails
 - **check_… is red**: the message names the check, the column and the share of rows. Nothing of the interval was published;
   what was published before stays. Look at the Data Docs under `var/reports/<model>/checks`. Correct the source, then clear
@@ -20,6 +23,7 @@ parts.
 - **"0 rows arrived"**: the same, or `checks: {rows: {min: 0}}` for a table that may have no rows.
 - **Days are missing after a long pause**: they were due longer ago than `schedules.catch_up`. The alert `silent` names them:
   trigger `<model>.load` for them.
+- **announce_overdue_… is skipped**: this is not a failure. Nothing is overdue.
 - **Superseded**: a newer run has replaced this one for the same days. You need not do anything.
 - You may ignore a failure if a later run for the same days has succeeded.
 """
@@ -28,7 +32,7 @@ from airflow.sdk import chain
 
 from perennial.orchestration import assets
 from perennial.orchestration.dags import day, models, result, stage, switch
-from perennial.orchestration.ingest import build_features, check_task_id, land_and_check, publish_tables
+from perennial.orchestration.ingest import announce_overdue, build_features, check_task_id, land_and_check, publish_tables
 
 for model in models():
     with stage(
@@ -49,3 +53,8 @@ for model in models():
         published = publish_tables(model=model.name, checked=checked)
         features = build_features.override(outlets=[assets.features(model.name)])(model=model.name)
         chain(published, features)
+        # They wait for nothing: a day that is refused must not stop the week before it.
+        for follower in assets.followers(model.schedules):
+            announce_overdue.override(task_id=f"announce_overdue_{follower}", outlets=[assets.due(model.name, follower)])(
+                model=model.name, follower=follower
+            )

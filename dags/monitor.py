@@ -12,7 +12,10 @@ For some windows after a promotion, the champion is also compared with the versi
 The comparison uses the rows that both predicted, once their labels are mature. If the champion is clearly worse than the one
 before, an alert is raised, and where the spec says so, the champion is rolled back.
 
-Runs when all days of the window (a day or a week, as `model.yaml` says) are scored. By hand: give `start` and `end`.
+Runs when all days of the window (a day or a week, as `model.yaml` says) are scored. If some do not come, it runs when
+`schedules.grace` is over, on the days that are there, and the verdict says which are missing. With fewer than
+`schedules.min_days` the verdict is `unknown`. If a missing day comes later, the window is judged again. By hand: give `start`
+and `end`.
 
 ## When it fails
 - A red task here never stops scoring. Clear it once the cause is corrected.
@@ -34,7 +37,7 @@ for model in models():
     with stage(
         model,
         "monitor",
-        schedule=assets.when_published(assets.predictions(model.name), window),
+        schedule=assets.when_published(assets.predictions(model.name), window, due=assets.due(model.name, "monitor")),
         doc=__doc__,
         params={
             "start": day("First day", "For a range: its first day (UTC). Empty: the run's own window."),

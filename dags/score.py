@@ -38,7 +38,7 @@ for model in models():
     with stage(
         model,
         "score",
-        schedule=assets.when_published(assets.features(model.name), "day"),
+        schedule=assets.when_published(assets.features(model.name), "day", due=assets.due(model.name, "score")),
         doc=__doc__,
         params={
             "start": day("First day", "For a range: its first day (UTC). Empty: the run's own partition."),

@@ -10,9 +10,12 @@ With `promotion: approval` in `model.yaml`, a person is asked before a version t
 `ask_approval`, which shows the comparison (*Required Actions*), for at most `approval.within`. The ledger records who
 answered, when, and with which words. After a refusal, or without an answer in time, the champion stays as it is.
 
-Runs when the days of a week (or month, as `model.yaml` says) are published, when monitoring asks for it, or by hand.
+Runs when the days of a week (or month, as `model.yaml` says) are published, when monitoring asks for it, or by hand. If some
+days do not come, it runs when `schedules.grace` is over, on the days that are there; the model card says which are missing.
 
 ## When it fails
+- **build_training_set: "… days … have features, and … are required"**: `schedules.min_days`. The message names the days that
+  are missing and what to do.
 - **build_training_set**: too few labelled rows, or only one class. The message says how many there are. Ingest more
   history, or shorten `training.window`.
 - **decide_promotion**: a section of the model card is empty, and a version is only promoted with a complete card. The
@@ -45,7 +48,7 @@ for model in models():
     with stage(
         model,
         "train",
-        schedule=assets.when_published(assets.features(model.name), model.schedules.train),
+        schedule=assets.when_published(assets.features(model.name), model.schedules.train, due=assets.due(model.name, "train")),
         doc=__doc__,
         run_limit=RUN_LIMIT + (model.approval.within if model.promotion == "approval" else timedelta()),
         params={

@@ -157,7 +157,8 @@ def starts(timetable: Any) -> str:
         case "CronTriggerTimetable":
             return f"at `{timetable.expression}` (UTC)"
         case "PartitionedAssetTimetable":
-            asset = timetable.asset_condition.name.replace(EXAMPLE, "<model>")
+            # The other one starts what no publication will.
+            asset = timetable.asset_condition.objects[0].name.replace(EXAMPLE, "<model>")
             window = type(getattr(timetable.default_partition_mapper, "window", None)).__name__
             period = {
                 "NoneType": "a day",

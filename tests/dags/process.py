@@ -8,6 +8,8 @@ Reads commands from its standard input, a line of JSON each, and answers each wi
 ``["ran", dag_id, days]``: the newest scheduled run of a DAG ended so many days ago, and nothing has run since.
 ``["work", dag_id]``: the scheduler goes round, and each run of the DAG succeeds at once, until no new one comes; the partition
 keys of the new runs in order, and the most that were open at the same time.
+``["publish", asset, key]``: an event of an asset's partition.
+``["waiting", dag_id]``: the partitions that Airflow holds back, since some of their days are missing.
 ``"look"``: what Airflow's tables say.
 """
 
@@ -107,6 +109,21 @@ class Airflow:
                     done.append(run.partition_key)
                     run.state = "success"
                 session.execute(update(DagModel).where(DagModel.dag_id == dag_id).values(exceeds_max_non_backfill=False))
+
+    def publish(self, asset: str, key: str) -> None:
+        found = self._api.get("/api/v2/assets", params={"name_pattern": asset}).json()["assets"]
+        [number] = [one["id"] for one in found if one["name"] == asset]
+        answer = self._api.post("/api/v2/assets/events", json={"asset_id": number, "partition_key": key})
+        assert answer.status_code == 200, answer.text
+
+    def waiting(self, dag_id: str) -> list[str]:
+        from airflow.models.asset import AssetPartitionDagRun
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
+        mine = (AssetPartitionDagRun.target_dag_id == dag_id, AssetPartitionDagRun.created_dag_run_id.is_(None))
+        with create_session() as session:
+            return sorted(session.scalars(select(AssetPartitionDagRun.partition_key).where(*mine)))
 
     def trigger(self, dag_id: str) -> int:
         return int(self._api.post(f"/api/v2/dags/{dag_id}/dagRuns", json={"logical_date": None}).status_code)

@@ -232,32 +232,61 @@ def run_stuck(model: str, *, stage: str, run_id: str, state: str, since: datetim
     )
 
 
-def silent(model: str, interval: Interval, *, tick: datetime, missing: Sequence[str]) -> Alert:
-    """A day is not published although it was due."""
+def silent(model: str, missing: Sequence[Interval], *, tick: datetime, catch_up: timedelta) -> Alert:
+    """Days are not published although they were due.
+
+    Args:
+        model: the model.
+        missing: all of them, in stretches, oldest first.
+        tick: when the newest day was due.
+        catch_up: ``schedules.catch_up``.
+    """
+    days = sum(len(stretch.touched_days()) for stretch in missing)
+    count = "1 day is" if days == 1 else f"{days:,} days are"
+    # A person looks at the newest first, and a message shows only some.
+    newest_first = [_stretch(stretch) for stretch in reversed(missing)]
+    bound = tick - catch_up
+    # The day before a tick is due with it.
+    left = [stretch for stretch in missing if stretch.start + timedelta(days=1) < bound]
+    older = (
+        f" Days before {bound:%-d %b %Y} are left out then (schedules.catch_up): for {_stretch(left[0])}, say, trigger "
+        f"{model}.load with start {left[0].start:%Y-%m-%d}, end {left[0].end:%Y-%m-%d} and announce on, or run: perennial "
+        f"ingest {model} {left[0].start:%Y-%m-%d} {left[0].end:%Y-%m-%d}"
+        if left
+        else ""
+    )
     return Alert(
         model=model,
         severity="critical",
         kind="silent",
-        title=f"{model}: {interval.key} is not published",
+        title=f"{model}: {count} not published, the last one {missing[-1].days()[-1].in_words}",
         text=as_text(
-            f"Ingestion was due at {tick:%Y-%m-%d %H:%M} UTC, but {interval.key} is not published:",
-            [f"{dataset} are missing" for dataset in missing],
-            f"Look for the run of {model}.ingest: it failed, is stuck, or never started. If so, trigger it for this day.",
+            f"Ingestion was due at {tick:%Y-%m-%d %H:%M} UTC, but of the days since the first published one, {count} missing:",
+            newest_first,
+            f"Days that a pause missed follow by themselves, oldest first.{older} Where a run of {model}.ingest failed or is "
+            "stuck, correct the cause and clear it. Declare days without data under schedules.closed in model.yaml.",
         ),
     )
 
 
-def unscored(model: str, interval: Interval, *, version: int) -> Alert:
-    """Features are published, but there are no predictions."""
+def _stretch(interval: Interval) -> str:
+    days = len(interval.touched_days())
+    return interval.in_words if days == 1 else f"{interval.in_words} ({days:,} days)"
+
+
+def unscored(model: str, missing: Sequence[Interval], *, version: int) -> Alert:
+    """Features are published, but there are no predictions, in these stretches of days."""
+    interval = missing[-1]
     return Alert(
         model=model,
         severity="critical",
         kind="unscored",
         title=f"{model}: no predictions for {interval.key}",
         text=as_text(
-            f"Features of {interval.key} were published hours ago, but version {version} has made no predictions:",
-            ["no predictions for these days are published"],
-            f"Look for the run of {model}.score. If there is none, trigger it for these days. Old days without predictions "
+            f"Features were published hours ago, but version {version} has made no predictions for:",
+            [_stretch(stretch) for stretch in reversed(missing)],
+            f"Look for the run of {model}.score. If there is none, the next run of {model}.ingest starts it, as far back as "
+            "schedules.catch_up; or trigger it for these days. Old days without predictions "
             "are ingested before the first champion, with announce off.",
         ),
     )
@@ -271,7 +300,7 @@ def unmonitored(model: str, interval: Interval) -> Alert:
         kind="unmonitored",
         title=f"{model}: {interval.key} has no drift verdict",
         text=as_text(
-            f"All of {interval.key} is scored, but it is unknown whether it drifted:",
+            f"{interval.key} is scored, as far as its days came, but it is unknown whether it drifted:",
             ["no drift verdict is recorded for this window"],
             f"Look for the run of {model}.monitor. If there is none, trigger it for this window.",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -35,6 +36,17 @@ def window_start(moment: datetime, length: timedelta) -> datetime:
         length: one day, or seven days for an ISO week, which begins on a Monday.
     """
     return _MONDAY + (moment - _MONDAY) // length * length
+
+
+def merged(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same moments in as few intervals as possible, in order."""
+    found: list[Interval] = []
+    for interval in sorted(intervals):
+        if found and interval.start <= found[-1].end:
+            found[-1] = Interval(found[-1].start, max(found[-1].end, interval.end))
+        else:
+            found.append(interval)
+    return found
 
 
 @dataclass(frozen=True, order=True)
@@ -121,6 +133,19 @@ class Interval:
         days = max(1, length // _DAY, math.ceil(self.length / _DAY / most))
         borders = [self.start + n * days * _DAY for n in range(math.ceil(self.length / (days * _DAY)))]
         return [Interval(start, min(start + days * _DAY, self.end)) for start in borders]
+
+    @property
+    def in_words(self) -> str:
+        """The days for people: ``17 - 23 Jun 2013``; with its time, what is shorter than a day."""
+        first, last = self.start, self.end - timedelta(microseconds=1)
+        if self.length < _DAY:
+            return f"{first:%-d %b %Y %H:%M}"
+        if first.date() == last.date():
+            return f"{last:%-d %b %Y}"
+        shared = "%-d %b %Y"
+        if first.year == last.year:
+            shared = "%-d" if first.month == last.month else "%-d %b"
+        return f"{first.strftime(shared)} - {last:%-d %b %Y}"
 
     def __str__(self) -> str:
         return self.key

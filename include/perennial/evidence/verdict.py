@@ -133,6 +133,7 @@ class VerdictDetails(Evidence):
         calibrated: when the thresholds in ``drift.yaml`` were computed; None if those of ``model.yaml`` were used.
         columns: the predictions first, then the features.
         estimate: the estimated metrics; None if no estimate was tried.
+        missing: keys of the stretches of the window without predictions.
         severity: the alert's severity; None if the row is from a release that did not judge it.
         impact: how serious the verdict is; None as for ``severity``.
     """
@@ -145,6 +146,7 @@ class VerdictDetails(Evidence):
     calibrated: str | None = None
     columns: list[ColumnDrift] = field(default_factory=list)
     estimate: Estimate | None = None
+    missing: list[str] = field(default_factory=list)
     severity: VerdictSeverity | None = None
     impact: Impact | None = None
 

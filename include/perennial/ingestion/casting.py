@@ -444,14 +444,10 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
         event, fault = quoted(table.event_time), quoted(f"_fault_{table.event_time}")
         start, end = (f"TIMESTAMPTZ {literal(moment.isoformat())}" for moment in (interval.start, interval.end))
         late = f"INTERVAL {(table.late or timedelta()) // timedelta(microseconds=1)} MICROSECONDS"
-        earliest = f"CASE WHEN {UNTIL} <= {start} THEN {ARRIVED} ELSE {start} END - {late}"
         # Files after the interval are read for late rows. What is wrong in them is told when their own day is ingested.
-        told_here = f"{ARRIVED} IS NULL OR {ARRIVED} < {end}"
-        if source.time_zone:
-            # Two intervals in UTC read one local day. The one in which it begins tells of what cannot be placed.
-            told_here += f" AND ({ARRIVED} >= {start} OR {UNTIL} <= {start})"
-        in_interval = f"""CASE WHEN {event} IS NOT NULL AND {fault} IS NULL THEN {event} >= {earliest} AND {event} < {end}
-            ELSE coalesce({_PLACE} >= {earliest} AND {_PLACE} < {end}, {told_here}) END"""
+        told = f"{UNTIL} <= {start} OR coalesce({_PLACE} >= {start} AND {_PLACE} < {end}, {ARRIVED} < {end}, true)"
+        in_interval = f"""CASE WHEN {event} IS NULL OR {fault} IS NOT NULL THEN {told}
+            ELSE {event} >= CASE WHEN {UNTIL} <= {start} THEN {ARRIVED} ELSE {start} END - {late} AND {event} < {end} END"""
     known = "TIMESTAMPTZ '1900-01-01 00:00:00+00'" if table.known == "always" else f"({table.known}\n)::TIMESTAMPTZ"
     known_fault = literal(f"known: {_short(table.known)} cannot be computed for this row")
     return f"""
@@ -468,7 +464,7 @@ def typed_query(folder: ModelFolder, name: str, parts: Sequence[LandedPart], int
     """
 
 
-#: A moment near an event time that is no single moment, which decides which interval tells of the row.
+#: The moment that decides which interval tells of a row whose event time is not known. NULL: each that reads the row.
 _PLACE = "_place"
 
 
@@ -496,7 +492,11 @@ def _typed_part(table: Table, source: Source, part: LandedPart) -> str:
             f"""WHEN "_v{n}" >= {UNTIL} THEN {told} || {literal(f" lies outside {period}")} END"""
         )
         if unclear := _unclear(n, table.columns[table.event_time], part.bound, source):
-            place = f"CASE WHEN {unclear[0]} THEN {unclear[1]} END"
+            # A time before the file's period came late: the interval of the file tells of it.
+            place = f"CASE WHEN {unclear[0]} THEN greatest({unclear[1]}, {FROM}) END"
+        if source.time_zone:
+            # Two intervals in UTC read one local day. The one in which it begins tells of what cannot be placed.
+            place = f"coalesce({place}, {FROM})"
     columns = enumerate(table.columns.values())
     unclears = [found for n, spec in columns if (found := _unclear(n, spec, part.bound, source))]
     renamed = [f'"_v{n}" AS {quoted(column)}' for n, column in enumerate(names)]
@@ -705,7 +705,12 @@ def _why_not(column: str, spec: Column, kind: str, raw: str, value: str, source:
         plain = f"coalesce(regexp_full_match({text}, '{_PLAIN_NUMBER}'), false)"
         clauses = f"WHEN {value} IS NULL AND {plain} THEN {subject} || ' is too large for a 64-bit float' "
     required = _REQUIRED[spec.type]
-    if spec.type in ("integer", "float") and (source.decimal, source.thousands) != (".", None) and spec.sql is None:
+    if (
+        kind == "VARCHAR"
+        and spec.type in ("integer", "float")
+        and (source.decimal, source.thousands) != (".", None)
+        and spec.sql is None
+    ):
         groups = f" and groups by {source.thousands!r}" if source.thousands else ""
         required += f", written with the decimal {source.decimal!r}{groups}"
     return f"{clauses}WHEN {value} IS NULL THEN {subject} || {literal(f' {required}')}"

@@ -153,22 +153,22 @@ def _all_files(
     source: Source, interval: Interval, data: Path, further: Sequence[Interval], closed: Callable[[Interval], bool]
 ) -> tuple[list[_File], dict[Interval | None, SourceMissing]]:
     """The files of an interval and of further ones, each once; and by its period an error for each step without its file."""
+    assert source.files is not None
+    zone = ZoneInfo(source.time_zone) if source.time_zone else UTC
     found: list[_File] = []
     absent: dict[Interval | None, SourceMissing] = {}
     steps: set[tuple[str, Interval | None]] = set()
-    assert source.files is not None
-    zone = ZoneInfo(source.time_zone) if source.time_zone else UTC
     for span in (interval, *further):
-        for step in _expand(source.files, span, zone):
-            if step in steps:
+        for pattern, period in _expand(source.files, span, zone):
+            if (pattern, period) in steps:
                 continue
-            steps.add(step)
+            steps.add((pattern, period))
+            optional = period is not None and closed(_on_calendar(period, zone))
             try:
-                optional = step[1] is not None and closed(_on_calendar(step[1], zone))
-                found += _find(*step, data, source, optional=optional)
+                found += _find(pattern, period, data, source, optional=optional)
             except SourceMissing as error:
                 if span == interval:
-                    absent[step[1]] = error
+                    absent[period] = error
     return found, absent
 
 

@@ -175,10 +175,11 @@ class Catalog:
         names = set(present.names)
         changed = [field for field in wanted if field.name in names and present.field(field.name).type != field.type]
         for field in changed:
-            if _narrower(present.field(field.name).type, field.type) is None:
+            held = present.field(field.name).type
+            if _narrower(held, field.type) is None:
                 raise SpecError(
-                    f"{model}: column {field.name} of table {table} is a {present.field(field.name).type} in the lake and a "
-                    f"{field.type} now, and published values may not fit. Keep the type, or give the column another name "
+                    f"{model}: column {field.name} of table {table} is of type {held} in the lake and {field.type} now, "
+                    "and published values may not fit. Keep the type, or give the column another name "
                     f"(`sql: {field.name}` reads the same) and ingest the past again to fill it"
                 )
         lacking = any(field.name not in names for field in wanted)
@@ -190,12 +191,12 @@ class Catalog:
         ):
 
             def adapt(now: Table, transaction: Transaction) -> None:
-                held = plain_schema(now.schema())
-                widened = [field for field in changed if held.field(field.name).type != field.type]
+                types = plain_schema(now.schema())
+                widened = [field for field in changed if types.field(field.name).type != field.type]
                 if widened:  # Iceberg itself makes none of these types wider
                     with transaction.update_schema() as update:
                         for field in widened:
-                            kind = _narrower(held.field(field.name).type, field.type)
+                            kind = _narrower(types.field(field.name).type, field.type)
                             update.rename_column(field.name, f"_{kind}_{field.name}")
                 with transaction.update_schema() as update:
                     update.union_by_name(wanted)

@@ -120,6 +120,7 @@ def judge_drift(
         share_threshold=spec.drift.share,
         calibrated=folder.thresholds.computed_at if folder.thresholds else None,
         columns=comparison.columns,
+        missing=found.missing,
         estimate=estimate,
         severity=weight.severity,
         impact=weight,
@@ -228,6 +229,7 @@ class _Found:
         version: the version that made most of the predictions; None if there are none.
         snapshots: by dataset, the snapshot that was read.
         rows: the numbers of rows found and compared; None if no rows were read.
+        missing: keys of the stretches without predictions.
         estimate: the estimated performance; None if nothing was compared.
     """
 
@@ -235,6 +237,7 @@ class _Found:
     version: int | None = None
     snapshots: dict[str, int] = field(default_factory=dict)
     rows: ComparedRows | None = None
+    missing: list[str] = field(default_factory=list)
     estimate: Estimate | None = None
 
 
@@ -248,9 +251,18 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
 
     try:
         scored = ledger.published(spec.name, "predictions")
-        if scored is None or not ledger.publications(spec.name, "predictions", interval):
+        there = ledger.publications(spec.name, "predictions", interval)
+        if scored is None or not there:
             return unknown(f"no predictions are published for {interval}")
-        found = replace(found, snapshots={"predictions": scored.snapshots["predictions"]})
+        gaps = uncovered(interval, there)
+        found = replace(found, snapshots={"predictions": scored.snapshots["predictions"]}, missing=[gap.key for gap in gaps])
+        days, needed = interval.touched_days(), spec.schedules.days_needed(interval)
+        scored_days = sum(not any(day.overlaps(gap) for gap in gaps) for day in days)
+        if scored_days < needed:
+            return unknown(
+                f"{scored_days} of the {len(days)} days of {interval} have predictions, and {needed} are required "
+                f"(schedules.min_days); missing: {', '.join(found.missing)}"
+            )
         said = [PREDICTION, "probabilities", "version"]
         predictions, predicted = _sample(spec, lake, "predictions", found.snapshots["predictions"], interval, said)
         if not predicted:
@@ -285,7 +297,6 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         # The reference also has the event time, which is not compared.
         compared = [name for name in alike.column_names if name in NOT_FEATURES or name in model.features]
         comparison = compare(spec.drift, features, predictions, alike.select(compared), folder.thresholds)
-        gaps = uncovered(interval, ledger.publications(spec.name, "predictions", interval))
         reasons = [*comparison.reasons, *_left_out(made_by, version, gaps)]
         estimate = _estimate(folder, model, predictions, reference)
         return replace(found, comparison=replace(comparison, reasons=reasons), estimate=estimate)

@@ -7,8 +7,10 @@ from datetime import timedelta
 from airflow.sdk import (
     Asset,
     CronTriggerTimetable,
+    IdentityMapper,
     MonthWindow,
     PartitionedAssetTimetable,
+    PartitionMapper,
     RollupMapper,
     StartOfMonthMapper,
     StartOfWeekMapper,
@@ -16,6 +18,8 @@ from airflow.sdk import (
 )
 
 from perennial.orchestration.timetables import EachDay
+from perennial.spec.operation import Schedules
+from perennial.stages.overdue import Follower
 
 #: Format of a partition key: a UTC day. A week or month is named by its first day.
 DAY = "%Y-%m-%d"
@@ -36,6 +40,17 @@ def predictions(model: str) -> Asset:
     return Asset(name=f"{model}.predictions", uri=f"perennial://{model}/predictions", group="perennial")
 
 
+def followers(schedules: Schedules) -> list[Follower]:
+    """The stages that publications start."""
+    always: list[Follower] = ["score", "monitor"]
+    return always if schedules.train == "never" else [*always, "train"]
+
+
+def due(model: str, stage: str) -> Asset:
+    """Work of a stage is due that no publication will start: the days of its window that are missing were waited for."""
+    return Asset(name=f"{model}.{stage}.due", uri=f"perennial://{model}/{stage}/due", group="perennial")
+
+
 def each_day(cron: str, *, catch_up: timedelta) -> EachDay:
     """A run at each tick of ``cron`` (UTC), for the day before; also at missed ticks that are not older than ``catch_up``."""
     return EachDay(cron, key_format=DAY, run_immediately=_GRACE, catch_up=catch_up)
@@ -46,15 +61,25 @@ def at(cron: str) -> CronTriggerTimetable:
     return CronTriggerTimetable(cron, timezone="UTC", run_immediately=_GRACE)
 
 
-def when_published(asset: Asset, window: str) -> PartitionedAssetTimetable | None:
-    """A run for each ``day``, ``week`` (from Monday) or ``month`` once all its days are published; None for ``never``."""
+def when_published(asset: Asset, window: str, *, due: Asset) -> PartitionedAssetTimetable | None:
+    """A run for each ``day``, ``week`` (from Monday) or ``month`` once all its days are published; None for ``never``.
+
+    Args:
+        asset: what is published, with a day as partition.
+        window: the period of a run.
+        due: starts the run of a window that is not published wholly; its partition is the window's first day.
+    """
+    mapper: PartitionMapper
     match window:
         case "day":
-            return PartitionedAssetTimetable(assets=asset)
+            mapper = IdentityMapper()
         case "week":
             mapper = RollupMapper(upstream_mapper=StartOfWeekMapper(input_format=DAY, output_format=DAY), window=WeekWindow())
         case "month":
             mapper = RollupMapper(upstream_mapper=StartOfMonthMapper(input_format=DAY, output_format=DAY), window=MonthWindow())
         case _:
             return None
-    return PartitionedAssetTimetable(assets=asset, default_partition_mapper=mapper)
+    # Both are events of the same partition: one run for it, and nothing is left waiting for the missing days.
+    return PartitionedAssetTimetable(
+        assets=asset | due, default_partition_mapper=mapper, partition_mapper_config={due: IdentityMapper()}
+    )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from perennial.orchestration.links import REPORT
 from perennial.orchestration.runs import connect, stage_run
 from perennial.stages import ingest
+from perennial.stages.overdue import Follower
 
 
 def check_task_id(table: str) -> str:
@@ -70,3 +72,24 @@ def build_features(model: str, part: str | None = None, *, outlet_events: Any = 
         if run.params.get("announce") and run.partition is None:
             event.add_partitions([day.key for day in run.interval.days()])
         return {"publication": publication.id, "rows": publication.rows}
+
+
+@task(multiple_outputs=False)
+def announce_overdue(model: str, follower: Follower, *, outlet_events: Any = None) -> list[str]:
+    """Start a stage for days and windows that no publication will start; skipped if there are none.
+
+    Airflow records an event for each outlet of a task that succeeds. So a task has one outlet, and is skipped without work.
+    """
+    from perennial.orchestration import assets
+    from perennial.stages.overdue import find_overdue
+
+    with stage_run(model) as run:
+        if run.partition is None:
+            raise AirflowSkipException("a run for days that a person named settles no windows")
+        overdue = find_overdue(run.stage, follower, run.interval, now=datetime.now(UTC))
+        if not overdue:
+            raise AirflowSkipException(f"nothing of {model}.{follower} is overdue")
+        event = outlet_events[assets.due(model, follower)]
+        event.extra = {"overdue": [interval.key for interval in overdue]}
+        event.add_partitions([interval.start.strftime(assets.DAY) for interval in overdue])
+        return [interval.key for interval in overdue]

@@ -17,7 +17,8 @@ from perennial.stages import promote, train
 def build_training_set(model: str, window: Window) -> dict[str, Any]:
     """Pin the training set by snapshot and content hash: features and labels as they were known."""
     with stage_run(model, window=window) as run:
-        return train.build_training_set(run.stage, as_of=run.as_of).to_json()
+        calendar = run.whole if run.partition else None
+        return train.build_training_set(run.stage, as_of=run.as_of, calendar=calendar).to_json()
 
 
 @task(multiple_outputs=False)

@@ -236,11 +236,21 @@ def own_features(own: OwnFolder, lake: Lake, interval: Interval, *, run_id: str,
         Superseded: a later run took over, and its features are out of date too.
     """
     if own.is_current:
+        _refuse_removed(own.current.spec, lake, interval)
         ensure_features(own.folder, lake, interval, run_id=run_id)
     else:
         _ensure_own(own, lake, interval, run_id=run_id)
     publication = published_features(own.current.spec, lake, interval, dataset=own.dataset, whole=whole)
     return FeaturesAt(own.dataset, publication.snapshots[own.dataset])
+
+
+def _refuse_removed(spec: ModelSpec, lake: Lake, interval: Interval) -> None:
+    """Refuse days whose features retention has removed; those of other definitions are made again whenever they are needed."""
+    if removed := lake.ledger.removed(spec.name, DATASET, interval):
+        raise ScoringError(
+            f"{spec.name}, {interval}: the features of {', '.join(part.key for part in removed)} were removed by retention "
+            f"(retention.features in model.yaml): run {spec.name}.load for these days first"
+        )
 
 
 def _ensure_own(own: OwnFolder, lake: Lake, interval: Interval, *, run_id: str) -> None:
@@ -270,11 +280,6 @@ def published_features(
     if newest is not None and made and not whole:
         return newest
     gaps = uncovered(interval, made)
-    if removed := ledger.removed(spec.name, dataset, interval):
-        raise ScoringError(
-            f"{spec.name}, {interval}: the features of {', '.join(part.key for part in removed)} were removed by retention "
-            f"(retention.features in model.yaml): run {spec.name}.load for these days first"
-        )
     if newest is None or gaps:
         raise ScoringError(
             f"{spec.name}, {interval}: no features are published for {', '.join(gap.key for gap in gaps)}: run "

@@ -540,14 +540,7 @@ def last_day(end: datetime) -> str:
 
 def span(key: str) -> str:
     """The days of an interval's key, for people: ``17 - 23 Jun 2013``."""
-    interval = Interval.from_key(key)
-    first, last = interval.start, interval.end - timedelta(microseconds=1)
-    if interval.length < timedelta(days=1):
-        return f"{first:%-d %b %Y %H:%M}"
-    if first.date() == last.date():
-        return f"{last:%-d %b %Y}"
-    shared = "%-d" if (first.year, first.month) == (last.year, last.month) else "%-d %b"
-    return f"{first.strftime(shared)} - {last:%-d %b %Y}"
+    return Interval.from_key(key).in_words
 
 
 def _message(text: str, folder: str) -> str:

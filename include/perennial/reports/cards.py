@@ -149,6 +149,8 @@ def known_limits(dossier: Dossier) -> list[str]:
                 f"{entities - labelled:,} of {entities:,} rows that {words} had no label in time "
                 f"({1 - labelled / entities:.1%}); no number on this page includes them."
             )
+    if training.missing:
+        limits.append(f"Days without data, in what it learned from or was judged on: {', '.join(training.missing)}.")
     if training.rows["window"] < training.labelled["window"]:
         limits.append(
             f"Of {training.labelled['window']:,} labelled rows it learned from the newest {training.rows['window']:,} "

@@ -398,6 +398,10 @@ def to_watch(dossier: Dossier) -> list[str]:
     total = sum(max(drop, 0.0) for drop in importance.values())
     if total > 0 and (top := max(importance.items(), key=lambda pair: pair[1]))[1] > total / 2:
         watch.append(f"It depends on one feature, {top[0]}: {top[1] / total:.0%} of all importance. Watch its drift first.")
+    if dossier.training.missing:
+        watch.append(
+            f"No data are published for {', '.join(dossier.training.missing)}; it learned and was judged without them."
+        )
     if evaluation.label_coverage < 1:
         watch.append(f"Labels are known for {evaluation.label_coverage:.1%} of the holdout; the rest may change the result.")
     every = dossier.spec.schedules.monitor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -25,6 +26,10 @@ class Schedules(Section):
         train: train when features of all days of a week (from Monday) or month are published. ``never``: only monitoring and
             people start trainings.
         monitor: the window over which drift is judged, when all its days are scored.
+        grace: how long after the end of a day, week or month its missing days are waited for. Then training and monitoring
+            run on the days that are there, and say which are missing.
+        min_days: how many of seven days that requires. With fewer, nothing is trained, and the verdict is ``unknown``. A
+            month requires the same share of its days.
         maintain: when old data is removed and tables are compacted: five cron fields, in UTC.
     """
 
@@ -33,7 +38,18 @@ class Schedules(Section):
     closed: list[ClosedDay] = []
     train: Literal["week", "month", "never"] = "week"
     monitor: Literal["day", "week"] = "week"
+    grace: Duration = timedelta(days=2)
+    min_days: Annotated[int, Field(ge=1, le=7)] = 5
     maintain: Cron = "30 4 * * *"
+
+    @check
+    def _waits_a_day(self) -> Found:
+        if self.grace < timedelta(days=1):
+            yield ("grace",), "must be a day or longer: the last day of a week is ingested on the day after it"
+
+    def days_needed(self, window: Interval) -> int:
+        """How many days of a window must be there for training and monitoring."""
+        return math.ceil(len(window.touched_days()) * self.min_days / 7)
 
     def is_closed(self, period: Interval) -> bool:
         """Whether each day that a period touches is closed."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from perennial.core import logs
 from perennial.core.errors import StaleDecision
+from perennial.core.intervals import Interval
 from perennial.stages.promote import Decided, Outcome, promote_champion
 from perennial.stages.run import StageRun, declare_unusable
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     from perennial.model.candidate import Fitted
 
 
-def build_training_set(run: StageRun, *, as_of: datetime) -> TrainingSet:
+def build_training_set(run: StageRun, *, as_of: datetime, calendar: Interval | None = None) -> TrainingSet:
     """Pin features and labels, as they were known at ``as_of``, by snapshot and content hash.
 
     Args:
         run: the run.
         as_of: only data known by then are used; the end of the holdout.
+        calendar: the week or month whose end started the training; None if something else did.
 
     Raises:
         TrainingError: there is too little data; the message says what is missing.
@@ -32,7 +34,7 @@ def build_training_set(run: StageRun, *, as_of: datetime) -> TrainingSet:
 
     run.deployment.registry.check_name(run.model)
     return training_set.build_training_set(
-        run.folder, run.deployment, as_of=as_of, run_id=run.qualified_id, staging=run.staging
+        run.folder, run.deployment, as_of=as_of, run_id=run.qualified_id, staging=run.staging, calendar=calendar
     )
 
 

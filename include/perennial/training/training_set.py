@@ -30,6 +30,7 @@ from perennial.features.labels import read_labels
 from perennial.features.maturity import mature_until, measure_delay, passes_from
 from perennial.features.publish import ensure_features
 from perennial.lake.publish import Lake
+from perennial.ledger.coverage import uncovered
 from perennial.ledger.store import Ledger
 from perennial.model.labels import LABEL, count_classes
 from perennial.spec.folder import ModelFolder
@@ -42,7 +43,13 @@ _PLACE = "_place"
 
 
 def build_training_set(
-    folder: ModelFolder, deployment: Deployment, *, as_of: datetime, run_id: str, staging: Path | None = None
+    folder: ModelFolder,
+    deployment: Deployment,
+    *,
+    as_of: datetime,
+    run_id: str,
+    staging: Path | None = None,
+    calendar: Interval | None = None,
 ) -> TrainingSet:
     """Pin the rows of a training, as they were known at ``as_of``.
 
@@ -52,9 +59,11 @@ def build_training_set(
         as_of: only labels known by then are used. The holdout ends where labels were mature by then.
         run_id: the run; the pin's name is derived from it.
         staging: folder that the rows are also written to, for :func:`load_rows`; None: they are not written to a folder.
+        calendar: the week or month whose end started the training; None if something else did.
 
     Raises:
-        TrainingError: nothing is published, there are too few rows, or only labels of one class; the message says what to do.
+        TrainingError: too few days of ``calendar`` are there, nothing is published, there are too few rows, or only labels of
+            one class; the message says what to do.
         SnapshotMissing: published rows lack what the spec requires; the message names the days to ingest again.
     """
     spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
@@ -79,6 +88,7 @@ def build_training_set(
             "later day"
         )
     snapshots = _snapshots(folder, ledger)
+    gaps = _gaps(spec, ledger, Interval(window.start, holdout.end), calendar)
     asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
     used: dict[Part, pa.Table] = {}
     labelled: dict[str, int] = {}
@@ -110,6 +120,7 @@ def build_training_set(
             delay_measured=spec.label.delay is None,
             without_values=features_without_values(spec, used["window"]),
             newest_label=newest.isoformat() if (newest := pc.max(used["holdout"].column(spec.event_time)).as_py()) else "",
+            missing=[gap.key for gap in gaps],
         )
     for left in leaving:
         left.result()
@@ -125,6 +136,28 @@ def build_training_set(
         100 * training_set.label_coverage("holdout"),
     )
     return training_set
+
+
+def _gaps(spec: ModelSpec, ledger: Ledger, interval: Interval, calendar: Interval | None) -> list[Interval]:
+    """The stretches of an interval without features, after the first day that ever had any.
+
+    Raises:
+        TrainingError: fewer days of ``calendar`` have features than ``schedules.min_days`` requires.
+    """
+    published = ledger.publications(spec.name, "features")
+    if calendar is not None:
+        days, needed = calendar.days(), spec.schedules.days_needed(calendar)
+        missing = uncovered(calendar, published)
+        there = sum(not any(day.overlaps(gap) for gap in missing) for day in days)
+        if there < needed:
+            raise TrainingError(
+                f"{spec.name}: {there} of the {len(days)} days of {calendar} have features, and {needed} are required "
+                f"(schedules.min_days in model.yaml). Missing: {', '.join(gap.key for gap in missing)}. Ingest these days with "
+                f"{spec.name}.load, or declare them under schedules.closed and clear their runs of {spec.name}.ingest; then "
+                f"clear this run"
+            )
+    first = min(publication.interval.start for publication in published)
+    return uncovered(Interval(max(first, interval.start), interval.end), published) if first < interval.end else []
 
 
 def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part, staging: Path | None = None) -> pa.Table:

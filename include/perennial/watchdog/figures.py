@@ -22,6 +22,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from perennial.alerts.outbox import Backlog
+from perennial.core.intervals import Interval, merged
 from perennial.ledger.coverage import trained_as_of
 from perennial.ledger.records import Overview, Publication
 from perennial.watchdog.rules import AREAS
@@ -40,11 +41,15 @@ class Past:
     Attributes:
         rows: by model and stage.
         published_at: by model and dataset, the time of the last publication.
+        published: by model, the intervals of its tables that were published, in as few as possible.
+        covered: by model and table, those with rows of it.
     """
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], int] = {}
         self.published_at: dict[tuple[str, str], datetime] = {}
+        self.published: dict[str, list[Interval]] = {}
+        self.covered: dict[tuple[str, str], list[Interval]] = {}
 
     def add(self, publication: Publication) -> None:
         """Count a publication."""
@@ -53,6 +58,10 @@ class Past:
         if dataset in _ROWS:
             self._count(model, _ROWS[dataset], sum(publication.rows.values()))
         elif dataset == "tables":
+            self.published[model] = merged([*self.published.get(model, ()), publication.interval])
+            for table, rows in publication.rows.items():
+                if rows:
+                    self.covered[model, table] = merged([*self.covered.get((model, table), ()), publication.interval])
             for counted in publication.inputs.get("rows", {}).values():
                 for stage in ("read", "published", "quarantined"):
                     self._count(model, stage, counted[stage])
@@ -70,6 +79,7 @@ class Figures:
         look_seconds: how long it took.
         metrics: the primary metric of each model that has a sound folder.
         past: what was published so far.
+        missing: by model and table, days that were due and have no rows of it.
         overview: of the ledger; None if it cannot be read.
         backlog: alerts that wait to be sent; None likewise.
         seconds: by DAG, how long its newest successful run took.
@@ -82,6 +92,7 @@ class Figures:
     look_seconds: float
     metrics: Mapping[str, str]
     past: Past
+    missing: Mapping[tuple[str, str], int]
     overview: Overview | None
     backlog: Backlog | None
     seconds: Mapping[str, float]
@@ -128,7 +139,22 @@ def families(figures: Figures) -> list[Metric]:
     )
     for (model, dataset), moment in figures.past.published_at.items():
         at.add_metric([model, dataset], moment.timestamp())
-    return [*gauges, up, incidents, rows, runs, at, *(_of_models(figures, figures.overview) if figures.overview else ())]
+    reached = GaugeMetricFamily(
+        "perennial_table_until_timestamp_seconds",
+        "Where the newest published interval with rows of a table ends.",
+        labels=["model", "table"],
+    )
+    missing = GaugeMetricFamily(
+        "perennial_table_missing_days",
+        "Days since the first of a table that were due and have no rows of it; closed days are left out.",
+        labels=["model", "table"],
+    )
+    for (model, table), days in figures.missing.items():
+        missing.add_metric([model, table], days)
+        if there := figures.past.covered.get((model, table)):
+            reached.add_metric([model, table], there[-1].end.timestamp())
+    models = _of_models(figures, figures.overview) if figures.overview else ()
+    return [*gauges, up, incidents, rows, runs, at, reached, missing, *models]
 
 
 def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:

@@ -28,6 +28,7 @@ from perennial.alerts import of_operation
 from perennial.alerts.alert import EVERYBODY, Alert
 from perennial.alerts.outbox import Backlog
 from perennial.core.errors import PerennialError, SettingsError, SpecError, StackError
+from perennial.core.intervals import Interval, merged
 from perennial.core.settings import Settings
 from perennial.ledger.coverage import label_delay
 from perennial.ledger.records import Overview, Publication
@@ -48,7 +49,9 @@ from perennial.watchdog.rules import (
     Published,
     ReigningChampion,
     confirm,
+    expected,
     look,
+    open_gaps,
 )
 
 log = logging.getLogger(__name__)
@@ -222,6 +225,7 @@ class Watchdog:
                 look_seconds=time.monotonic() - began,
                 metrics={name: spec.primary_metric for name, spec in specs.items()},
                 past=self._past.figures,
+                missing=_missing_days(specs, self._past.figures, now),
                 overview=overview,
                 backlog=backlog,
                 seconds=self._airflow.seconds,
@@ -242,7 +246,9 @@ class Watchdog:
             self._told |= happened & {entry.key for entry in self._ledger.alerts(since=now - FIRST - OVERLAP)}
         for subject, finding in told.items():
             if finding.key is None:
-                self._record(replace(finding.alert, subject=f"{_TOPIC}/{subject}"), None)
+                # An alert that grew has a key of its own: without one, nothing is recorded while its subject is open.
+                key = f"{_TOPIC}/{subject}/{now.isoformat()}" if finding.again else None
+                self._record(replace(finding.alert, subject=f"{_TOPIC}/{subject}"), key)
             elif finding.key not in self._told:
                 self._record(finding.alert, finding.key)
         self._told |= happened
@@ -277,6 +283,21 @@ class Watchdog:
         log.warning("the ledger does not answer: %s", type(error).__name__)
         if now - self._ledger_lost_at > GIVE_UP:
             raise StackError(f"the ledger has not answered since {self._ledger_lost_at.isoformat()}") from error
+
+
+def _missing_days(specs: Mapping[str, ModelSpec], past: Past, now: datetime) -> dict[tuple[str, str], int]:
+    """By model and table, how many days that were due have no rows of it."""
+    found = {}
+    for name, spec in specs.items():
+        due = expected(spec.schedules.ingest, now - spec.watch.late)
+        for table in spec.tables if due is not None else ():
+            assert due is not None
+            # A published day without rows is not missing if the table may have none.
+            counts = [past.covered.get((name, table), []), past.published.get(name, [])]
+            there = counts[spec.tables[table].checks.rows.min == 0]
+            missing = open_gaps(there, due[1].end, spec.schedules) if there else []
+            found[name, table] = sum(len(stretch.days()) for stretch in missing)
+    return found
 
 
 def _send() -> None:
@@ -406,6 +427,7 @@ class _Past:
         self.figures = Past()
         self._newest: dict[tuple[str, str], list[Published]] = {}
         self._first: dict[str, datetime] = {}
+        self._ever: dict[tuple[str, str], list[Interval]] = {}
         self._last = 0
         self._seen: set[int] = set()
 
@@ -425,6 +447,9 @@ class _Past:
     def _add(self, publication: Publication) -> None:
         self._seen.add(publication.id)
         self.figures.add(publication)
+        if publication.dataset in ("tables", "features"):
+            kept = publication.model, publication.dataset
+            self._ever[kept] = merged([*self._ever.get(kept, ()), publication.interval])
         if publication.dataset == "tables":
             first = self._first.get(publication.model, publication.published_at)
             self._first[publication.model] = min(first, publication.published_at)
@@ -461,6 +486,16 @@ class _Past:
             features=self._newest.get((name, "features"), ()),
             predictions=self._newest.get((name, "predictions"), ()),
             first_published_at=self._first.get(name),
+            tables_ever=self._ever.get((name, "tables"), ()),
+            features_ever=self._ever.get((name, "features"), ()),
+            silent_told_at=max(
+                (
+                    entry.created_at
+                    for entry in overview.alerts.get(name, ())
+                    if entry.resolved_by is None and entry.alert.subject == f"{_TOPIC}/models/{name}/silent"
+                ),
+                default=None,
+            ),
             refused=[] if refusal is None else [refusal.interval],
             champion=champion,
             judged_until=max((verdict.interval.end for verdict in verdicts), default=None),

@@ -18,9 +18,10 @@ from croniter import CroniterError, croniter
 
 from perennial.alerts import of_operation
 from perennial.alerts.alert import EVERYBODY, Alert, failure, failure_key
-from perennial.core.intervals import Interval, window_start
+from perennial.core.intervals import Interval, merged
 from perennial.spec.model import ModelSpec
-from perennial.spec.operation import WatchLimits
+from perennial.spec.operation import Schedules, WatchLimits
+from perennial.spec.windows import last_window
 
 if TYPE_CHECKING:
     from perennial.stack.airflow_api import DagRun, TaskInstance
@@ -96,6 +97,9 @@ class ModelState:
         spec: its spec.
         tables, features, predictions: the newest publications of each, at least 31.
         first_published_at: when the first interval of tables was published; None before.
+        tables_ever, features_ever: all that was ever published of each, in as few intervals as possible; what the newest
+            publications hold may be left out.
+        silent_told_at: when people were last told of the days that are not published; None unless that alert is open.
         refused: intervals whose data were refused recently.
         champion: None before the first.
         judged_until: end of the newest window with a drift verdict.
@@ -108,6 +112,9 @@ class ModelState:
     features: Sequence[Published] = ()
     predictions: Sequence[Published] = ()
     first_published_at: datetime | None = None
+    tables_ever: Sequence[Interval] = ()
+    features_ever: Sequence[Interval] = ()
+    silent_told_at: datetime | None = None
     refused: Collection[Interval] = ()
     champion: ReigningChampion | None = None
     judged_until: datetime | None = None
@@ -196,6 +203,7 @@ class Finding:
         subject: identifies it: the same in each look, and unique among findings.
         alert: the alert about it.
         lasting: how long it has to be found before it is reported.
+        again: whether it has grown since people were told: then it is told again although it is open.
         key: for an event, such as a task's death, which does not end when a later look no longer finds it: the alert's key in
             the outbox, the same that the task's own callback would have used.
     """
@@ -203,6 +211,7 @@ class Finding:
     subject: str
     alert: Alert
     lasting: timedelta = timedelta()
+    again: bool = False
     key: str | None = None
 
 
@@ -264,7 +273,7 @@ def confirm(
     told = {
         subject: finding
         for subject, finding in found.findings.items()
-        if subject not in open_subjects and now - firsts[subject] >= finding.lasting
+        if (finding.again or subject not in open_subjects) and now - firsts[subject] >= finding.lasting
     }
     return told, {subject for subject in open_subjects if found.is_over(subject)}, firsts
 
@@ -399,38 +408,89 @@ def _silent(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
     if due is None or state.first_published_at is None:
         return
     tick, day = due
-    # Nothing was due before the model first published. A refusal has its own alert.
-    if state.first_published_at > tick or any(day.overlaps(bad) for bad in state.refused):
+    # Nothing was due before the model first published.
+    if state.first_published_at > tick:
         return
-    missing = [
-        dataset for dataset, there in (("tables", state.tables), ("features", state.features)) if not _covers(there, day)
-    ]
-    if missing:
-        yield Finding(f"models/{name}/silent", of_operation.silent(name, day, tick=tick, missing=missing))
+    # A refusal has its own alert. The day is told of here if it is still missing when the next one is due.
+    until = day.start if any(day.overlaps(bad) for bad in state.refused) else day.end
+    missing = unpublished(state, until)
+    if not missing:
+        return
+    told = expected(state.spec.schedules.ingest, state.silent_told_at - state.spec.watch.late) if state.silent_told_at else None
+    # While old days are loaded, or one outage goes on, nothing is news.
+    again = told is not None and missing[-1].start >= told[1].end
+    alert = of_operation.silent(name, missing, tick=tick, catch_up=state.spec.schedules.catch_up)
+    yield Finding(f"models/{name}/silent", alert, again=again)
+
+
+def unpublished(state: ModelState, until: datetime) -> list[Interval]:
+    """The days since the first published one that have no tables or no features, in stretches.
+
+    Closed days (``schedules.closed``) are left out.
+
+    Args:
+        state: the model's.
+        until: the end of the newest day that is due.
+    """
+    tables = merged([*state.tables_ever, *(there.interval for there in state.tables)])
+    features = merged([*state.features_ever, *(there.interval for there in state.features)])
+    if not tables:
+        return [Interval(until - timedelta(days=1), until)]
+    first = tables[0].start
+    return merged(gap for there in (tables, features) for gap in open_gaps(there, until, state.spec.schedules, first=first))
+
+
+def open_gaps(
+    there: Sequence[Interval], until: datetime, schedules: Schedules, *, first: datetime | None = None
+) -> list[Interval]:
+    """The days that are not covered and not closed, in stretches.
+
+    Args:
+        there: what is covered, in as few intervals as possible, in order.
+        until: the end of the newest day that is due.
+        schedules: have the closed days.
+        first: the first moment to look at; None: that of the first interval.
+    """
+    start = there[0].start if first is None else first
+    gaps = _gaps(there, Interval(start, until)) if start < until else ()
+    return merged(day for gap in gaps for day in gap.touched_days() if not schedules.is_closed(day))
+
+
+def _gaps(there: Sequence[Interval], since: Interval) -> Iterator[Interval]:
+    """The parts of an interval that none of the others covers; they are in order and apart from each other."""
+    reached = since.start
+    for interval in there:
+        if interval.start >= since.end:
+            break
+        if interval.start > reached:
+            yield Interval(reached, interval.start)
+        reached = max(reached, interval.end)
+    if reached < since.end:
+        yield Interval(reached, since.end)
 
 
 def _unscored(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
     if state.champion is None:
         return
-    scored_until = max((there.interval.end for there in state.predictions), default=None)
+    # History that was loaded later need not be scored; nor are predictions known that lie further back.
+    scored_from = min((there.interval.start for there in state.predictions), default=None)
     late = [
         there.interval
         for there in state.features
         if there.at > state.champion.since
         and now - there.at > STAGE
-        and (scored_until is None or there.interval.end > scored_until)
+        and (scored_from is None or there.interval.start >= scored_from)
         and not _covers(state.predictions, there.interval)
     ]
     if late:
-        span = Interval(min(interval.start for interval in late), max(interval.end for interval in late))
-        yield Finding(f"models/{name}/unscored", of_operation.unscored(name, span, version=state.champion.version))
+        yield Finding(f"models/{name}/unscored", of_operation.unscored(name, merged(late), version=state.champion.version))
 
 
 def _unmonitored(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
-    window = _newest_whole(state.predictions, state.spec.schedules.monitor)
+    window = _newest_settled(state.predictions, state.spec.schedules.monitor, state.spec.schedules.grace)
     if window is None or (state.judged_until is not None and state.judged_until >= window.end):
         return
-    if now - max(there.at for there in state.predictions if there.interval.overlaps(window)) > STAGE:
+    if now - _settled_at(state.predictions, window, state.spec.schedules.grace) > STAGE:
         yield Finding(f"models/{name}/unmonitored", of_operation.unmonitored(name, window))
 
 
@@ -438,10 +498,12 @@ def _untrained(name: str, state: ModelState, now: datetime) -> Iterator[Finding]
     # Before the first version, a person starts the training when there is enough history.
     if state.spec.schedules.train == "never" or state.tried_at is None:
         return
-    window = _newest_whole(state.features, state.spec.schedules.train)
-    if window is None:
+    schedules = state.spec.schedules
+    window = _newest_settled(state.features, schedules.train, schedules.grace)
+    # A training that had too few days has failed, and that is told.
+    if window is None or sum(_covers(state.features, day) for day in window.days()) < schedules.days_needed(window):
         return
-    complete = max(there.at for there in state.features if there.interval.overlaps(window))
+    complete = _settled_at(state.features, window, schedules.grace)
     asked = state.spec.approval.within if state.spec.promotion == "approval" else timedelta()
     if state.tried_at < complete and now - complete > timedelta(days=1) + asked:
         yield Finding(f"models/{name}/untrained", of_operation.untrained(name, window, tried_at=state.tried_at))
@@ -493,28 +555,38 @@ def _covers(there: Iterable[Published], wanted: Interval) -> bool:
     return reached >= wanted.end
 
 
+def _newest_settled(there: Sequence[Published], window: str, grace: timedelta) -> Interval | None:
+    """The newest day, week or month that is published completely, or whose missing days are no longer waited for.
+
+    The clock is the newest day that is published, so that a replay of old days is judged like those of today.
+    """
+    end = max((published.interval.end for published in there), default=None)
+    if end is None:
+        return None
+    graced = last_window(end - grace, window)
+    some = graced if any(published.interval.overlaps(graced) for published in there) else None
+    whole = _newest_whole(there, window)
+    return max((found for found in (some, whole) if found is not None), default=None)
+
+
+def _settled_at(there: Sequence[Published], window: Interval, grace: timedelta) -> datetime:
+    """When the last day was published that a window waits for."""
+    waited = window if _covers(there, window) else Interval(window.start, window.end + grace)
+    return max(published.at for published in there if published.interval.overlaps(waited))
+
+
 def _newest_whole(there: Sequence[Published], window: str, *, until: datetime | None = None) -> Interval | None:
     """The newest UTC day, week (from Monday) or month that is published completely and ends by ``until``."""
     end = max((published.interval.end for published in there), default=None)
     start = min((published.interval.start for published in there), default=None)
     if end is None or start is None:
         return None
-    candidate = _last_window(min(end, until) if until is not None else end, window)
+    candidate = last_window(min(end, until) if until is not None else end, window)
     while candidate.start >= start:
         if _covers(there, candidate):
             return candidate
-        candidate = _last_window(candidate.start, window)
+        candidate = last_window(candidate.start, window)
     return None
-
-
-def _last_window(by: datetime, window: str) -> Interval:
-    """The newest day, week or month that ends by ``by``."""
-    if window == "month":
-        end = by.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        return Interval((end - timedelta(days=1)).replace(day=1), end)
-    length = timedelta(days=7 if window == "week" else 1)
-    end = window_start(by, length)
-    return Interval(end - length, end)
 
 
 # --- the outbox ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from perennial.cli import by_hand
 from perennial.core.errors import SourceMissing
@@ -36,14 +37,14 @@ TABLE: dict[str, Any] = {
 class Shop:
     """A model whose sources are folders of daily files."""
 
-    def __init__(self, state: Path, **tables: dict[str, Any]) -> None:
+    def __init__(self, state: Path, *, sources: dict[str, Any] | None = None, **tables: dict[str, Any]) -> None:
         self.settings: Settings = synthetic.deployment(state)
         spec = {
             "name": "shop",
             "owner": "tests",
             "description": "What will an order bring?",
             "task": "regression",
-            "sources": {name: {"files": f"{name}/%Y-%m-%d.csv"} for name in ("orders", "outcomes")},
+            "sources": {name: {"files": f"{name}/%Y-%m-%d.csv"} for name in ("orders", "outcomes")} | (sources or {}),
             "tables": {name: {**TABLE, "source": name, **tables.get(name, {})} for name in ("orders", "outcomes")},
             "entity": {"table": "orders", "as_of": "placed + INTERVAL 1 DAY"},
             "features": {"numeric": ["amount"]},
@@ -221,3 +222,32 @@ def test_which_files_of_earlier_days_are_read() -> None:
     assert found.periods == [Interval.day("2024-01-04"), Interval.day("2024-01-06")]
     assert found.replaced == ["4"]
     assert utc("2024-01-08") == before.end
+
+
+def test_a_database_is_read_again_as_far_back_as_rows_may_be_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = sa.create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    monkeypatch.setenv("SHOP", str(database.url))
+    query = "SELECT id, placed, told, amount FROM orders WHERE placed >= :start AND placed < :end"
+    shop = Shop(tmp_path, sources={"orders": {"sql": query, "connection": "SHOP"}})
+
+    def change(*statements: str) -> None:
+        with database.begin() as connection:
+            for statement in statements:
+                connection.execute(sa.text(statement))
+
+    for day in "12":
+        shop.deliver("outcomes", day, f"o{day} {day}T10 {day}T11 1")
+    change(
+        "CREATE TABLE orders (id TEXT, placed TEXT, told TEXT, amount REAL)",
+        "INSERT INTO orders VALUES ('a', '2024-01-01 10:00:00', '2024-01-01 11:00:00', 5)",
+    )
+    shop.ingest(FIRST)
+    change(
+        "INSERT INTO orders VALUES ('b', '2024-01-02 10:00:00', '2024-01-02 11:00:00', 6)",
+        "INSERT INTO orders VALUES ('late', '2024-01-01 12:00:00', '2024-01-02 09:00:00', 7)",
+        "UPDATE orders SET amount = 8, told = '2024-01-02 08:00:00' WHERE id = 'a'",
+    )
+
+    assert "late rows published into 2024-01-01: orders 2" in shop.ingest(SECOND)
+    assert shop.rows() == [("a", 5), ("a", 8), ("b", 6), ("late", 7)]
+    assert "late rows" not in shop.ingest(SECOND)

@@ -55,7 +55,7 @@ def test_rows_from_before_a_new_event_time_are_not_lost(publisher: Publisher) ->
 def test_column_of_another_type_is_refused(publisher: Publisher) -> None:
     publisher.publish(DAY, "a")
     other = flights(DAY, "b").set_column(2, "source", pa.array([1, 2, 3]))
-    with pytest.raises(SpecError, match="column source of table flights is a string in the lake and a int64 now"):
+    with pytest.raises(SpecError, match="column source of table flights is of type string in the lake and int64 now"):
         publisher.publish(DAY, "b", flights=write(other))
     assert publisher.sources() == {date(2013, 4, 1): {"a"}}
 

@@ -172,6 +172,22 @@ def test_a_week_of_fewer_days_says_so(world: World) -> None:
     verdict = judge_interval(world)
     assert verdict.verdict == "ok"
     assert verdict.reasons[-1] == "no predictions are published for 2013-04-06--2013-04-08"
+    assert verdict.details.missing == ["2013-04-06--2013-04-08"]
+
+
+def test_a_week_with_fewer_days_than_it_needs_is_unknown_and_says_what_is_missing(world: World) -> None:
+    half = Interval.of("2013-04-01", "2013-04-05")  # four days; schedules.min_days is five
+    world.publish(half)
+    world.score(world.register(), half)
+
+    verdict = judge_interval(world)
+
+    assert verdict.verdict == "unknown"
+    assert verdict.details.missing == ["2013-04-05--2013-04-08"]
+    assert verdict.reasons == [
+        "4 of the 7 days of 2013-04-01--2013-04-08 have predictions, and 5 are required (schedules.min_days); missing: "
+        "2013-04-05--2013-04-08"
+    ]
 
 
 def test_a_week_without_predictions_is_unknown_and_people_are_told(world: World) -> None:

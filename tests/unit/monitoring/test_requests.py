@@ -36,6 +36,7 @@ def exposed() -> list[Metric]:
             look_seconds=0.1,
             metrics={},
             past=Past(),
+            missing={},
             overview=overview,
             backlog=Backlog(0, None),
             seconds={},

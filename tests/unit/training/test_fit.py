@@ -42,6 +42,9 @@ from tests.unit import synthetic
 DAYS = 25
 PERIOD = Interval(synthetic.START, synthetic.START + timedelta(days=DAYS))
 AS_OF = PERIOD.end
+#: A day in the middle that does not come, and three that have not come yet.
+GAP = Interval.day(PERIOD.start + timedelta(days=10))
+AHEAD = Interval(PERIOD.end, PERIOD.end + timedelta(days=3))
 
 
 @pytest.fixture(autouse=True)
@@ -273,6 +276,25 @@ def test_the_newest_rows_are_kept_when_there_are_more_than_max_rows(
 def test_nothing_published_says_what_to_run(folder: ModelFolder, deployment: Deployment) -> None:
     with pytest.raises(TrainingError, match=r"run toy\.ingest"):
         build(folder, deployment)
+
+
+def test_a_training_says_which_days_it_had_to_do_without(
+    folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame
+) -> None:
+    for days in (Interval(PERIOD.start, GAP.start), Interval(GAP.end, PERIOD.end)):
+        within = rows[(rows["moment"] >= days.start) & (rows["moment"] < days.end)]
+        publish(deployment, within, days, run_id=f"ingest-{days.key}")
+    week = Interval(GAP.start - timedelta(days=4), GAP.start + timedelta(days=3))
+
+    made = build_training_set(folder, deployment, as_of=AS_OF, run_id="r", calendar=week)
+    assert made.missing == [GAP.key]
+
+    with pytest.raises(
+        TrainingError, match=rf"4 of the 7 days of .* have features, and 5 are required .* Missing: {AHEAD.key}\."
+    ):
+        build_training_set(
+            folder, deployment, as_of=AS_OF, run_id="r", calendar=Interval(AHEAD.start - timedelta(days=4), AHEAD.end)
+        )
 
 
 def test_too_few_rows_say_how_many_and_what_to_do(folder: ModelFolder, deployment: Deployment, rows: pd.DataFrame) -> None:

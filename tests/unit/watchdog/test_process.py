@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from perennial.alerts import of_operation
 from perennial.alerts.alert import failure, failure_key
 from perennial.core.errors import SettingsError, StackError
-from perennial.core.intervals import Interval
+from perennial.core.intervals import Interval, utc
 from perennial.core.settings import PROJECT, Settings
 from perennial.ledger.store import Ledger
 from perennial.watchdog.process import Watchdog, WatchSettings, read_watch_settings
@@ -83,12 +83,15 @@ def told(settings: Settings) -> list[str]:
     return [entry.alert.kind for entry in Ledger(settings.database_url).alerts()]
 
 
-def publish(settings: Settings, dataset: str, interval: Interval, rows: int = 10, inputs: dict[str, Any] | None = None) -> None:
+def publish(
+    settings: Settings, dataset: str, interval: Interval, rows: int = 10, inputs: dict[str, Any] | None = None, **tables: int
+) -> None:
     ledger = Ledger(settings.database_url)
     run = f"{dataset}-{interval.key}"
     claim = ledger.claim(MODEL, dataset, interval, order=ledger.next_order(MODEL, dataset, interval, run), run_id=run)
     head = ledger.head(MODEL, dataset)
-    ledger.commit(claim, base=head, snapshots={dataset: 1}, hashes={dataset: "x"}, rows={dataset: rows}, inputs=inputs or {})
+    counts = tables or {dataset: rows}
+    ledger.commit(claim, base=head, snapshots={dataset: 1}, hashes={dataset: "x"}, rows=counts, inputs=inputs or {})
 
 
 def shown(watch: Watchdog) -> dict[tuple[str, ...], float]:
@@ -233,7 +236,7 @@ def test_a_silent_model_is_told_until_it_publishes(deployed: Settings, airflow: 
     watch.look(later)
     assert told(deployed) == ["silent"]
 
-    due = Interval.day((later - DAY).date())
+    due = Interval.of("2024-01-01", later.date())
     publish(deployed, "tables", due)
     publish(deployed, "features", due)
     watch.look(later + MINUTE)
@@ -313,6 +316,19 @@ def test_figures_are_those_of_the_ledger(deployed: Settings, airflow: AirflowSta
     assert until == next_day.end.timestamp()
     assert figures["perennial_alerts_waiting",] == 0
     assert figures["perennial_airflow_up",] == 1
+
+
+def test_age_and_gaps_of_each_table_are_shown(deployed: Settings, airflow: AirflowStandIn) -> None:
+    first, second, third, _, fifth = Interval.of("2024-01-01", "2024-01-06").days()
+    for day, readings in ((first, 9), (second, 0), (third, 9), (fifth, 0)):
+        publish(deployed, "tables", day, hours=10, readings=readings)
+    watch = watchdog(deployed, airflow)
+    watch.look(utc("2024-01-06T12:00:00Z"))  # the fifth is the newest day that is due
+
+    figures = shown(watch)
+    until = {table: figures["perennial_table_until_timestamp_seconds", MODEL, table] for table in ("hours", "readings")}
+    assert until == {"hours": fifth.end.timestamp(), "readings": third.end.timestamp()}
+    assert {table: figures["perennial_table_missing_days", MODEL, table] for table in until} == {"hours": 1, "readings": 3}
 
 
 def test_alerts_whose_sender_is_overdue_are_sent_by_the_watchdog(

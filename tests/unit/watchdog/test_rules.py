@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -215,6 +216,79 @@ def test_a_model_is_silent_when_the_day_that_was_due_is_not_there_in_time() -> N
     assert found(known(replace(late, first_published_at=utc("2024-05-15T02:01:00Z")))) == set()
 
 
+def lacking(*missing: int, **more: Any) -> ModelState:
+    """A model that lacks these of the last thirty days, counted from today."""
+    there = [day for n in range(-30, 0) if n not in missing for day in days(n, n + 1)]
+    return replace(well(), tables=there, features=there, **more)
+
+
+def told_of(state: ModelState) -> str:
+    [alert] = [one.alert for subject, one in look(known(state)).findings.items() if subject.endswith("/silent")]
+    return f"{alert.title}\n{alert.text}"
+
+
+def test_every_day_since_the_first_that_is_not_published_is_told_in_one_alert() -> None:
+    text = told_of(lacking(-20, -9, -8, -7, -1))
+
+    assert f"{MODEL}: 5 days are not published, the last one 14 May 2024" in text
+    for stretch in ("14 May 2024", "6 - 8 May 2024 (3 days)", "25 Apr 2024"):
+        assert stretch in text
+    assert "perennial ingest" not in text, "all of them are within schedules.catch_up"
+
+
+def test_of_days_that_are_not_made_up_for_the_command_that_loads_them_is_told() -> None:
+    short = spec().model_copy(update={"schedules": spec().schedules.model_copy(update={"catch_up": 7 * DAY})})
+
+    text = told_of(lacking(-20, -19, -1, spec=short))
+
+    assert "Days before 8 May 2024 are left out then (schedules.catch_up): for 25 - 26 Apr 2024 (2 days)" in text
+    assert f"trigger {MODEL}.load with start 2024-04-25, end 2024-04-27" in text
+    assert f"perennial ingest {MODEL} 2024-04-25 2024-04-27" in text
+
+
+def test_a_closed_day_is_not_missing() -> None:
+    closed = spec().model_copy(update={"schedules": spec().schedules.model_copy(update={"closed": ["2024-05-06", "sunday"]})})
+
+    # Sunday the 5th, Monday the 6th, and Sunday the 12th of May.
+    assert found(known(lacking(-10, -9, -3, spec=closed))) == set()
+    assert "1 day is not published" in told_of(lacking(-10, -9, -8, -3, spec=closed))
+
+
+def test_days_that_are_long_published_are_not_missing() -> None:
+    long_ago = [Interval(TODAY - 300 * DAY, TODAY)]
+
+    assert found(known(replace(lacking(-9), tables_ever=long_ago, features_ever=long_ago))) == set()
+    with_gap = [Interval(TODAY - 300 * DAY, TODAY - 200 * DAY), Interval(TODAY - 199 * DAY, TODAY)]
+    assert "1 day is not published" in told_of(replace(well(), tables_ever=with_gap, features_ever=with_gap))
+
+
+def test_a_refused_day_is_told_of_by_its_own_alert_until_the_next_one_is_due() -> None:
+    refused = lacking(-1, refused=[Interval.day("2024-05-14")])
+    assert found(known(refused)) == set()
+
+    earlier = lacking(-2, refused=[Interval.day("2024-05-13")])
+    assert found(known(earlier)) == {f"models/{MODEL}/silent"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "again"),
+    [
+        ((-9, -8), False),  # nothing is new
+        ((-8,), False),  # the first of them was loaded
+        ((-9, -8, -2), True),  # another day is missing
+        ((-9, -8, -7, -6, -5, -4, -3, -2, -1), False),  # the outage that was told of goes on
+    ],
+)
+def test_people_are_told_again_when_another_day_is_missing(missing: tuple[int, ...], again: bool) -> None:
+    # Told when the eighth was the newest day that was due: today less eight days and some hours.
+    state = lacking(*missing, silent_told_at=TODAY - 7 * DAY + 9 * HOUR)
+    seen = look(known(state))
+    assert seen.findings[f"models/{MODEL}/silent"].again is again
+
+    told, _, _ = confirm(seen, {}, {f"models/{MODEL}/silent"}, NOW)
+    assert set(told) == ({f"models/{MODEL}/silent"} if again else set())
+
+
 def test_nothing_is_due_of_a_model_that_never_published() -> None:
     assert found(known(ModelState(spec=spec()))) == set()
 
@@ -225,6 +299,11 @@ def test_features_that_nobody_scores_are_found() -> None:
 
     assert set(seen) == {f"models/{MODEL}/unscored"}
     assert "2024-05-13--2024-05-15" in seen[f"models/{MODEL}/unscored"].alert.title
+    gap = [*days(-20, -9, version=1), *days(-7, 0, version=1)]
+    assert (
+        "6 - 7 May 2024 (2 days)"
+        in look(known(replace(well(), predictions=gap))).findings[f"models/{MODEL}/unscored"].alert.text
+    )
     assert found(known(replace(state, champion=None))) == set()
 
 
@@ -251,6 +330,16 @@ def test_a_week_that_the_calendar_should_have_trained_on_is_found_a_day_later() 
     assert found(known(replace(state, tried_at=after))) == set()
     assert found(known(replace(state, tried_at=None))) == set()
     assert found(replace(known(replace(state, tried_at=before)), now=utc("2024-05-14T02:00:00Z"))) == set()
+
+
+def test_a_week_with_a_missing_day_that_nobody_judged_is_found_once_its_grace_is_over() -> None:
+    # The week from Monday the 6th lacks the 8th; the data reach to the 14th, a day after its end, or to the 15th.
+    lacking_one = [day for n in range(-20, 0) if n != -7 for day in days(n, n + 1, version=1)]
+    state = replace(well(), spec=weekly(), predictions=lacking_one, judged_until=utc("2024-05-06"), tried_at=NOW)
+
+    assert f"models/{MODEL}/unmonitored" in found(known(state))
+    assert f"models/{MODEL}/unmonitored" not in found(known(replace(state, predictions=lacking_one[:-1])))
+    assert f"models/{MODEL}/unmonitored" not in found(known(replace(state, judged_until=utc("2024-05-13"))))
 
 
 def test_a_champion_is_stale_in_the_time_of_its_data() -> None:
@@ -295,8 +384,9 @@ def test_any_history_can_be_looked_at_and_each_finding_is_of_the_model(
     seen = found(known(state))
 
     assert all(subject.startswith(f"models/{MODEL}/") for subject in seen)
-    # Yesterday is due, and is there or is missed.
-    assert (f"models/{MODEL}/silent" in seen) == (-1 not in published)
+    # Each day from the first to yesterday is there or is missed.
+    whole = set(range(min(published, default=-1), 0)) <= published
+    assert (f"models/{MODEL}/silent" in seen) != whole
 
 
 # --- when people are told --------------------------------------------------------------------------------------------
