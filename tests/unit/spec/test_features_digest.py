@@ -53,6 +53,7 @@ COUNT: dict[str, Change] = {
     "the type of a column": column("city", "customers", type="integer"),
     "a new column": column("channel", nullable=True),
     "the zone of the source's clock": source(time_zone="America/New_York"),
+    "how numbers are written": source(decimal=",", thousands="."),
     "texts that mean a missing value": source(null_values=["", "NA"]),
     "the moment of a prediction": lambda said: said["entity"].update(as_of="placed + INTERVAL 1 MINUTE"),
     "the features": lambda said: said["features"].update(categorical=["city"]),
@@ -129,7 +130,7 @@ def test_the_order_of_keys_does_not_count(tables: list[str], columns: list[str])
 FIELDS: dict[type[Any], dict[str, bool]] = {
     Source: {
         "files": False, "sql": True, "connection": False, "python": True, "null_values": True, "delimiter": False,
-        "encoding": False, "time_zone": True,
+        "encoding": False, "time_zone": True, "decimal": True, "thousands": True,
     },
     Table: {
         "source": False, "where": True, "key": True, "event_time": True, "known": True, "columns": True, "checks": False,
