@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from perennial.alerts import outbox
 from perennial.alerts.outbox import OutboxEntry
+from perennial.core.intervals import Interval
 from perennial.ledger import tables
 from perennial.ledger.records import (
     Approval,
@@ -17,11 +18,15 @@ from perennial.ledger.records import (
     Performance,
     Promotion,
     Refusal,
+    TablesOfInterval,
     Verdict,
     VersionRecord,
 )
 from perennial.ledger.retirements import counts
 from perennial.ledger.rows import TableFamily, as_record
+
+#: Publications of raw tables that an overview looks at, per model: six weeks of days.
+_TABLES = 42
 
 _W = TypeVar("_W", Verdict, Performance)
 
@@ -63,6 +68,7 @@ class Overviews(TableFamily):
         )
         published: dict[str, dict[str, datetime]] = {}
         told: dict[str, list[OutboxEntry]] = {}
+        by_table: dict[str, list[TablesOfInterval]] = {}
         with self._database.reading() as connection:
             for row in connection.execute(ends.group_by(tables.publications.c.model, tables.publications.c.dataset)):
                 published.setdefault(row.model, {})[row.dataset] = row.end
@@ -90,9 +96,21 @@ class Overviews(TableFamily):
                 tables.performances, tables.performances.c.end, tables.performances.c.version, number=2 * windows
             )
             performances = [as_record(Performance, row) for row in connection.execute(measured).mappings()]
+            newest = _newest(
+                tables.publications,
+                tables.publications.c.end,
+                tables.publications.c.id,
+                number=_TABLES,
+                where=tables.publications.c.dataset == "tables",
+            ).subquery()
+            counted = sa.select(newest.c.model, newest.c.start, newest.c.end, newest.c.rows).order_by(newest.c.end)
+            for model, start, end, rows in connection.execute(counted):
+                by_table.setdefault(model, []).append(TablesOfInterval(model, Interval(start, end), rows))
             for entry in outbox.entries(connection, since=alerts_since):
                 told.setdefault(entry.alert.model, []).append(entry)
         by_model: dict[str, dict[int, VersionRecord]] = {}
         for record in versions:
             by_model.setdefault(record.model, {})[record.version] = record
-        return Overview(published, champions, by_model, approvals, refusals, _by_model(verdicts), _by_model(performances), told)
+        return Overview(
+            published, champions, by_model, approvals, refusals, _by_model(verdicts), _by_model(performances), told, by_table
+        )

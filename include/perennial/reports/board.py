@@ -15,11 +15,21 @@ from urllib.parse import quote
 
 from perennial.alerts.outbox import OutboxEntry
 from perennial.core.errors import SpecError
-from perennial.core.intervals import Interval
-from perennial.ledger.records import Action, Overview, Performance, Promotion, Refusal, Verdict, VersionRecord
+from perennial.core.intervals import Interval, merged
+from perennial.ledger.records import (
+    Action,
+    Overview,
+    Performance,
+    Promotion,
+    Refusal,
+    TablesOfInterval,
+    Verdict,
+    VersionRecord,
+)
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
+from perennial.watchdog.rules import open_gaps
 
 #: A row shows this many monitoring windows of its model.
 WINDOWS = 12
@@ -166,6 +176,30 @@ class Told:
 
 
 @dataclass(frozen=True)
+class TableCell:
+    """A raw table on the board.
+
+    Attributes:
+        until: where the newest interval with rows of it ends; None if none of the newest publications has any.
+        missing: days before the end of the data that are not published or have no rows of it, in stretches; closed days are
+            left out. Only the newest publications are looked at.
+    """
+
+    table: str
+    until: datetime | None
+    missing: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """The stretches, for people."""
+        return ", ".join(span(key) for key in self.missing)
+
+    @property
+    def days(self) -> int:
+        return sum(len(Interval.from_key(key).days()) for key in self.missing)
+
+
+@dataclass(frozen=True)
 class Row:
     """One model on the board.
 
@@ -175,6 +209,7 @@ class Row:
         data_until, predictions_until: end of the newest published interval.
         refused: the interval that was refused last, unless its data, or newer data, are published.
         link: page of its DAGs.
+        tables: how far each raw table reaches, and what is missing of the last weeks.
     """
 
     model: str
@@ -191,6 +226,7 @@ class Row:
     outlook: Outlook | None = None
     trained: Trained | None = None
     told: Told = field(default_factory=Told)
+    tables: tuple[TableCell, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -288,9 +324,23 @@ def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Ro
         outlook=_outlook(spec, verdicts, overview.performances.get(model, [])),
         trained=_trained(spec, overview, champion, pages),
         told=_told(overview, model, now, has_channel=bool(spec.alerts.everybody)),
+        tables=_tables(spec, overview.tables.get(model, []), data_until),
     )
     attention, why = _attention(row)
     return replace(row, attention=attention, why=why)
+
+
+def _tables(spec: ModelSpec, published: Sequence[TablesOfInterval], until: datetime | None) -> tuple[TableCell, ...]:
+    if until is None or not published:
+        return ()
+    first = min(one.interval.start for one in published)
+    cells = []
+    for name, table in spec.tables.items():
+        there = merged(one.interval for one in published if one.rows.get(name) or table.checks.rows.min == 0)
+        gaps = open_gaps(there, until, spec.schedules, first=first)
+        reached = [one.interval.end for one in published if one.rows.get(name)]
+        cells.append(TableCell(name, max(reached, default=None), tuple(gap.key for gap in gaps)))
+    return tuple(cells)
 
 
 def _refused(refusal: Refusal | None, data_until: datetime | None) -> str | None:

@@ -15,7 +15,7 @@ from perennial.spec.model import ModelSpec
 
 #: What counts of each section. A field that is not stated does not count, so that a new field changes no digest.
 _SOURCE = ("sql", "python", "null_values", "time_zone")
-_TABLE = ("where", "key", "event_time", "known")
+_TABLE = ("where", "key", "event_time", "known", "duplicates")
 _COLUMN = ("type", "sql")
 _ENTITY = ("table", "as_of")
 _FEATURES = ("numeric", "categorical", "lookback")

@@ -145,7 +145,7 @@ def families(figures: Figures) -> list[Metric]:
         labels=["model", "table"],
     )
     missing = GaugeMetricFamily(
-        "perennial_table_missing_days",
+        "perennial_table_days_missing",
         "Days since the first of a table that were due and have no rows of it; closed days are left out.",
         labels=["model", "table"],
     )

@@ -48,12 +48,12 @@ def row_of(ledger: Ledger, folder: ModelFolder = ENERGY, *, after: timedelta = L
     return row
 
 
-def publish(ledger: Ledger, dataset: str, day: str, model: str = "energy_load") -> None:
+def publish(ledger: Ledger, dataset: str, day: str, model: str = "energy_load", **rows: int) -> None:
     interval = Interval.day(day)
     order = ledger.next_order(model, dataset, interval, f"run-{day}")
     claim = ledger.claim(model, dataset, interval, order=order, run_id=f"run-{day}")
     base = ledger.head(model, dataset)
-    assert ledger.commit(claim, base=base, snapshots={"t": 1}, hashes={"t": "a"}, rows={"t": 1}, inputs={})
+    assert ledger.commit(claim, base=base, snapshots={"t": 1}, hashes={"t": "a"}, rows=rows or {"t": 1}, inputs={})
 
 
 def register(ledger: Ledger, version: int, *, reasons: tuple[str, ...] = (), model: str = "energy_load") -> None:
@@ -176,6 +176,19 @@ def test_refused_data_are_told_until_they_are_published_after_all(ledger: Ledger
     assert (row_of(ledger).attention, row_of(ledger).why) == ("critical", "data of 19 Jan 2024 refused")
     publish(ledger, "tables", "2024-01-19")
     assert row_of(ledger).refused is None
+
+
+def test_each_table_says_how_far_it_reaches_and_what_is_missing(ledger: Ledger) -> None:
+    for day, readings in (("2024-01-15", 9), ("2024-01-16", 0), ("2024-01-18", 9), ("2024-01-20", 0)):
+        publish(ledger, "tables", day, hours=10, readings=readings)
+    closed = ENERGY.spec.schedules.model_copy(update={"closed": ["2024-01-19"]})
+
+    hours, labels = row_of(ledger, folder_of("energy_load", schedules=closed)).tables
+
+    assert (hours.table, hours.until, hours.missing) == ("hours", utc("2024-01-21"), ("2024-01-17",))
+    assert (labels.table, labels.until) == ("readings", utc("2024-01-19"))
+    assert labels.words == "16 - 17 Jan 2024, 20 Jan 2024"
+    assert labels.days == 3
 
 
 def test_predictions_that_are_behind_the_data_are_told(ledger: Ledger) -> None:

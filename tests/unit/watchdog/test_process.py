@@ -328,7 +328,7 @@ def test_age_and_gaps_of_each_table_are_shown(deployed: Settings, airflow: Airfl
     figures = shown(watch)
     until = {table: figures["perennial_table_until_timestamp_seconds", MODEL, table] for table in ("hours", "readings")}
     assert until == {"hours": fifth.end.timestamp(), "readings": third.end.timestamp()}
-    assert {table: figures["perennial_table_missing_days", MODEL, table] for table in until} == {"hours": 1, "readings": 3}
+    assert {table: figures["perennial_table_days_missing", MODEL, table] for table in until} == {"hours": 1, "readings": 3}
 
 
 def test_alerts_whose_sender_is_overdue_are_sent_by_the_watchdog(
