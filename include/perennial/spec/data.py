@@ -233,7 +233,8 @@ class Table(Section):
             completed by a later ingest; not so for the entity's table. A database is read again this far back.
         duplicates: what a second row of a key in a later file, or on a later day, is. ``correct``: a newer state of knowledge.
             Of the rows known at a moment, the newest counts. ``refuse``: an error, so the row goes to quarantine. Within one
-            file and day, rows that share a key and differ always go to quarantine.
+            file and day, rows that share a key and differ always go to quarantine, unless they have one event time and are
+            known from different moments on.
         replaced: what to do about a file that was replaced after it was read. ``tell``: warn. ``read``: also read it again.
     """
 
