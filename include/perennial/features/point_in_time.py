@@ -160,7 +160,7 @@ def faults_without_rows(folder: ModelFolder) -> list[SpecError]:
 def _check_as_of(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> None:
     entity, place = folder.spec.entity, f"{folder.path / 'model.yaml'}: entity.as_of"
     with blaming(place):
-        kind = str(connection.sql(f"SELECT (\n{entity.as_of}\n) FROM {quoted(entity.table)}").types[0])
+        [(_, kind, *_)] = connection.execute(f"DESCRIBE SELECT (\n{entity.as_of}\n) FROM {quoted(entity.table)}").fetchall()
     if not kind.startswith("TIMESTAMP") and kind not in {"DATE", "VARCHAR", '"NULL"'}:
         raise SpecError(f"{place}: gives {kind}; it must give the moment for which a prediction is made")
 
