@@ -151,6 +151,7 @@ class Operation:
         self.reached = max(self.reached, now - self.run("schedule").folder.spec.schedules.catch_up)
         while self.reached < now:
             part = Interval(self.reached, min(now, self.reached + STEP))
+            # A range is refused as a whole, a day alone.
             borders = sorted(
                 {part.start, part.end, *(moment for moment in (REFUSED.start, REFUSED.end) if part.contains(REFUSED))}
             )
