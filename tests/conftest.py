@@ -47,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
         if "postgres" in fixtures or "postgres" in parameters:
             item.add_marker("postgres")
+        if "mariadb" in fixtures or "mariadb" in parameters:
+            item.add_marker("mariadb")
         if "chromium" in fixtures:
             item.add_marker("browser")
 
@@ -203,7 +205,7 @@ def _wait_for(url: sa.URL, server: subprocess.Popen[bytes], log: Path) -> None:
                 return
         except sa.exc.OperationalError:
             if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"PostgreSQL did not start:\n{log.read_text()}")
+                pytest.fail(f"the server did not start:\n{log.read_text()}")
             time.sleep(0.05)
 
 
@@ -217,6 +219,69 @@ def postgres(_postgres_server: sa.URL) -> Iterator[str]:
     yield _postgres_server.set(database=name).render_as_string(hide_password=False)
     with admin.connect() as connection:
         connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+MARIADB = ("mariadbd", "mariadb", "mariadb-install-db", "mariadb-tzinfo-to-sql")
+
+
+@pytest.fixture(scope="session")
+def _mariadb_server() -> Iterator[sa.URL]:
+    """A private MariaDB server, which knows the world's zones and is in another one than UTC."""
+    programs = {name: shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/bin") for name in MARIADB}
+    if missing := [name for name, path in programs.items() if path is None]:
+        _without(f"MariaDB ({missing[0]})")
+    folder = Path(tempfile.mkdtemp(prefix="perennial-mariadb-"))
+    password = secrets.token_hex(16)
+    data, first, log = folder / "data", folder / "first.sql", folder / "log"
+    user: dict[str, Any] = {}
+    if os.getuid() == 0:
+        account = pwd.getpwnam("mysql")
+        os.chown(folder, account.pw_uid, account.pw_gid)
+        user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    try:
+        subprocess.run(
+            [str(programs["mariadb-install-db"]), "--no-defaults", f"--datadir={data}", "--skip-test-db",
+             "--auth-root-authentication-method=normal"],
+            check=True, capture_output=True, cwd=folder, **user,
+        )  # fmt: skip
+        first.write_text(f"ALTER USER root@localhost IDENTIFIED BY '{password}';\n")
+        first.chmod(0o644)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with log.open("w") as output:
+            server = subprocess.Popen(
+                [str(programs["mariadbd"]), "--no-defaults", f"--datadir={data}", "--bind-address=127.0.0.1", f"--port={port}",
+                 f"--socket={folder}/socket", f"--pid-file={folder}/pid", f"--init-file={first}",
+                 "--default-time-zone=+05:30", "--innodb-flush-log-at-trx-commit=0"],
+                stdout=output, stderr=output, cwd=folder, **user,
+            )  # fmt: skip
+        try:
+            url = sa.URL.create("mysql+pymysql", "root", password, "127.0.0.1", port, "mysql")
+            _wait_for(url, server, log)
+            zone = [str(programs["mariadb-tzinfo-to-sql"]), "/usr/share/zoneinfo/America/New_York", "America/New_York"]
+            rules = subprocess.run(zone, check=True, capture_output=True).stdout
+            client = [str(programs["mariadb"]), "--no-defaults", "--protocol=tcp", "--host=127.0.0.1", f"--port={port}"]
+            secret = {**os.environ, "MYSQL_PWD": password}
+            subprocess.run([*client, "--user=root", "mysql"], input=rules, check=True, capture_output=True, env=secret)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(60)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def mariadb(_mariadb_server: sa.URL) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database on a private MariaDB server."""
+    admin = sa.create_engine(_mariadb_server, poolclass=NullPool)
+    name = f"test_{uuid.uuid4().hex}"
+    with admin.begin() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    yield _mariadb_server.set(database=name).render_as_string(hide_password=False)
+    with admin.begin() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name}")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """The same facts are published as the same state, in whatever way they are delivered.
 
-A shop has orders, and learns later what they brought; some of this is corrected. :func:`state` reads what is published as of a
-moment. A delivery decides in which order the days are ingested, which of them twice, and which files come late. None of it may
-show in the state.
+A shop has orders, and learns later what they brought; some of this is corrected. A :class:`Delivery` says in which order days
+are ingested, which of them twice, which files and rows come late, and by which clock files and times are written. :func:`state`
+reads what is published as of a moment. None of the delivery may show in it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -27,16 +28,14 @@ from perennial.deployment import Deployment
 from perennial.features.labels import read_labels
 from perennial.features.publish import ensure_features
 from perennial.ledger.coverage import uncovered
-from perennial.spec.folder import read_model
 from perennial.stages.ingest import ingest
 from perennial.stages.run import StageRun
 from tests.unit import synthetic
 
-DAY = timedelta(days=1)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 DAYS = 4
-#: A Friday; the clocks of New York go forward on the Sunday.
-FIRST = datetime(2024, 3, 8, tzinfo=UTC)
-ALL = Interval(FIRST, FIRST + DAYS * DAY)
+#: The first of four days. The clocks of New York are set on the third: forward in spring, back in autumn.
+SPRING, AUTUMN = datetime(2024, 3, 8, tzinfo=UTC), datetime(2024, 11, 1, tzinfo=UTC)
 
 MODEL = """
 name: shop
@@ -44,14 +43,15 @@ owner: shop
 description: What does an order bring?
 task: regression
 sources:
-  orders: {files: "orders/%Y-%m-%d.csv"}
-  outcomes: {files: "outcomes/%Y-%m-%d.csv"}
+  orders: {files: "orders/%Y-%m-%d.csv", time_zone: ZONE}
+  outcomes: {files: "outcomes/%Y-%m-%d.csv", time_zone: ZONE}
 tables:
   orders:
     source: orders
     key: [id]
     event_time: placed
     known: placed
+    late: 1d
     columns:
       id: {type: string}
       placed: {type: timestamp}
@@ -62,41 +62,43 @@ tables:
   outcomes:
     source: outcomes
     key: [id]
-    event_time: settled
+    event_time: placed
     known: settled
+    late: 3d
     columns:
       id: {type: string}
+      placed: {type: timestamp}
       settled: {type: timestamp}
       region: {type: string}
       paid: {type: float}
     checks: {rows: {min: 0}}
 entity: {table: orders, as_of: placed}
-features: {numeric: [amount, last_paid, earlier], categorical: [region, channel], lookback: 2d}
-label: {table: outcomes, sql: paid, delay: 1d}
+features: {numeric: [amount, last_paid, settled, earlier], categorical: [region, channel], lookback: 2d}
+label: {table: outcomes, sql: paid}
 candidates: {mean: {estimator: prior, baseline: true}, linear: {estimator: linear_regression}}
 """
-#: What the last outcome of the region was, and how many orders of the region the day before had, as known at the order.
+#: Of the region, as known at the order: what the last outcome was, how many orders have one, and how many orders came before.
 FEATURES = """
 WITH paid AS (
-  SELECT e.id, o.paid AS last_paid
-  FROM entities e ASOF JOIN outcomes o ON e.region = o.region AND e.as_of >= o._known_at
-  WHERE o._known_at > e.as_of - INTERVAL 1 DAY
+  SELECT e.id, arg_max(o.paid, o._known_at) AS last_paid, count(DISTINCT o.id) AS settled
+  FROM entities e JOIN outcomes o ON e.region = o.region AND o._known_at <= e.as_of AND o.placed > e.as_of - INTERVAL 36 HOUR
+  GROUP BY ALL
 ), earlier AS (
   SELECT e.id, count(*) AS earlier
-  FROM entities e JOIN orders o ON e.region = o.region AND o._known_at < e.as_of AND o._known_at > e.as_of - INTERVAL 1 DAY
+  FROM entities e JOIN orders o ON e.region = o.region AND o._known_at < e.as_of AND o.placed > e.as_of - INTERVAL 1 DAY
   GROUP BY ALL
 )
-SELECT id, amount, last_paid, coalesce(earlier, 0) AS earlier, region, channel
+SELECT id, amount, last_paid, coalesce(settled, 0) AS settled, coalesce(earlier, 0) AS earlier, region, channel
 FROM entities LEFT JOIN paid USING (id) LEFT JOIN earlier USING (id)
 """
 
 
-# --- the facts ---------------------------------------------------------------------------------------------------------
+# --- the facts -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Order:
-    """An order of the shop, which is known as soon as it is placed."""
+    """An order of the shop, which is known as soon as it is placed. The shop asks for its channel from the third day on."""
 
     id: str
     placed: datetime
@@ -107,44 +109,56 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an order brought. A second one of an order corrects the first."""
+    """What an order brought, as it is delivered when it is settled. A second one of an order corrects the first."""
 
     id: str
+    placed: datetime
     settled: datetime
     region: str
     paid: float
 
 
-def _orders() -> list[Order]:
-    """Six orders a day. The first ones and the last ones lie close to midnight, in whatever zone the days are."""
-    hours = (0.1, 4.5, 5.2, 12, 18.75, 23.9)
-    return [
+@dataclass(frozen=True)
+class Facts:
+    """What happened on four days."""
+
+    within: Interval
+    orders: tuple[Order, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def moments(self) -> list[datetime]:
+        """When the state is looked at."""
+        return [self.within.start + 32 * HOUR, self.within.start + 3 * DAY, self.within.end]
+
+
+@lru_cache
+def facts_from(first: datetime) -> Facts:
+    """Six orders a day, and most of their outcomes.
+
+    Some orders lie close to the midnight of UTC, New York or Kolkata. On the day that the clocks of New York are set back, two
+    of them have the same local time. Each third outcome is corrected a day or so later.
+    """
+    within = Interval(first, first + DAYS * DAY)
+    orders = [
         Order(
-            f"{day}-{n}", FIRST + day * DAY + hour * timedelta(hours=1), ("north", "south")[n % 2], 10.0 + day + n,
+            f"{day}-{n}", first + day * DAY + hour * HOUR, ("north", "south")[n % 2], 10.0 + day + n,
             ("web", "shop")[n % 2] if day >= 2 else None,
         )
         for day in range(DAYS)
-        for n, hour in enumerate(hours)
+        for n, hour in enumerate((0.1, 5.2, 6.2, 12, 18.75, 23.9))
     ]  # fmt: skip
-
-
-def _outcomes(orders: Sequence[Order]) -> list[Outcome]:
-    """The outcome of each order, between minutes and a day and a half after it; and a correction of each third one."""
-    found = []
+    outcomes = []
     for n, order in enumerate(orders):
         settled = order.placed + timedelta(minutes=3 + n % 4 * 700)
-        found.append(Outcome(order.id, settled, order.region, order.amount + n))
+        outcomes.append(Outcome(order.id, order.placed, settled, order.region, order.amount + n))
         if n % 3 == 0:
-            again = settled + timedelta(minutes=1441 + n % 2 * 120)
-            found.append(Outcome(order.id, again, order.region, order.amount - n))
-    return [outcome for outcome in found if outcome.settled < ALL.end]
+            corrected = settled + timedelta(minutes=1501 + n % 2 * 120)
+            outcomes.append(Outcome(order.id, order.placed, corrected, order.region, order.amount - n))
+    return Facts(within, tuple(orders), tuple(outcome for outcome in outcomes if outcome.settled < within.end))
 
 
-ORDERS = _orders()
-OUTCOMES = _outcomes(ORDERS)
-
-
-# --- deliveries --------------------------------------------------------------------------------------------------------
+# --- deliveries ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -152,69 +166,112 @@ class Delivery:
     """How the facts are delivered.
 
     Attributes:
-        runs: the first and the last day of each run of ingest, in order, as numbers.
-        missing: days whose files do not come before all runs have been tried. They are ingested afterwards, each alone.
-        unfinished: days of whose files only the first rows are there until all runs were tried, and that are ingested again.
+        runs: the first and the last day (UTC) of each run of ingest, in order, as numbers.
+        missing: days whose files do not come before all runs have been tried.
+        unfinished: days of whose files only the first rows are there until all runs have been tried.
+        late: the position of the orders of a day that come with the next day's; None: all come with their own day's.
+        repeated: whether the file of a day also has the last rows of the file before.
+        zone: the zone by whose clocks files are cut into days, and times are written.
+        offsets: whether times are written with their offset.
+        first: the first day.
     """
 
     runs: tuple[tuple[int, int], ...]
     missing: frozenset[int] = frozenset()
     unfinished: frozenset[int] = frozenset()
-
-
-PLAIN = Delivery(tuple((day, day) for day in range(DAYS)))
+    late: int | None = None
+    repeated: bool = False
+    zone: str = "UTC"
+    offsets: bool = True
+    first: datetime = SPRING
 
 
 @st.composite
 def deliveries(draw: st.DrawFn) -> Delivery:
-    parts = [(day, day) for day in range(DAYS)]
+    """Deliveries in spring: in autumn, times without an offset may mean two moments."""
+    borders = sorted(draw(st.sets(st.integers(1, DAYS - 1), max_size=2)))
+    parts = [(start, end - 1) for start, end in zip([0, *borders], [*borders, DAYS], strict=True)]
     again = draw(st.lists(st.sampled_from(parts), max_size=1))
-    some = st.sets(st.integers(0, DAYS - 1), max_size=1)
+    some = st.frozensets(st.integers(0, DAYS - 1), max_size=1)
     return Delivery(
-        tuple(draw(st.permutations([*parts, *again]))),
-        frozenset(draw(some)),
-        frozenset(draw(some)),
+        runs=tuple(draw(st.permutations([*parts, *again]))),
+        missing=draw(some),
+        unfinished=draw(some),
+        late=draw(st.sampled_from([None, 1, 5])),
+        repeated=draw(st.booleans()),
+        zone=draw(st.sampled_from(["UTC", "America/New_York", "Asia/Kolkata"])),
+        offsets=draw(st.booleans()),
     )
 
 
 def deliver(delivery: Delivery, deployment: Deployment) -> None:
     """Ingest the facts."""
-    data = deployment.settings.data
-    write(data, set(range(DAYS)) - delivery.missing, shortened=delivery.unfinished)
+    files = Files(delivery, deployment.settings.data)
+    within = facts_from(delivery.first).within
+    today = delivery.first.date()
+    missing, unfinished = ({today + day * DAY for day in days} for days in (delivery.missing, delivery.unfinished))
+    for day in files.days - missing:
+        files.write(day, finished=day not in unfinished)
     for n, (first, last) in enumerate(delivery.runs):
         with suppress(SourceError):
-            publish(deployment, days(first, last), f"run-{n}")
-    later = sorted(delivery.missing | delivery.unfinished)
-    write(data, later)
-    for day in later:
-        publish(deployment, days(day, day), f"later-{day}")
-    for gap in uncovered(ALL, deployment.ledger.publications("shop", "tables")):  # what ran with a day that was missing
-        publish(deployment, gap, f"again-{gap.key}")
+            publish(deployment, Interval(delivery.first + first * DAY, delivery.first + (last + 1) * DAY), f"run-{n}")
+    for day in missing | unfinished:
+        files.write(day)
+    touched = {part for day in unfinished for part in files.period(day).touched_days() if within.contains(part)}
+    # A run of several days was refused as a whole if a file of one of them was missing.
+    for part in sorted({*touched, *uncovered(within, deployment.ledger.publications("shop", "tables"))}):
+        publish(deployment, part, f"later-{part.key}")
 
 
-def write(data: Path, days: Iterable[int], *, shortened: Iterable[int] = ()) -> None:
-    for day in days:
-        within = Interval.day(FIRST + day * DAY)
-        cut = 2 if day in shortened else None
-        orders = [fact for fact in ORDERS if within.start <= fact.placed < within.end][:cut]
-        outcomes = [fact for fact in OUTCOMES if within.start <= fact.settled < within.end][:cut]
-        _write(data / "orders" / f"{within.key}.csv", orders, ["id", "placed", "region", "amount", *["channel"] * (day >= 2)])
-        _write(data / "outcomes" / f"{within.key}.csv", outcomes, ["id", "settled", "region", "paid"])
+class Files:
+    """The files of the facts: one for each day and table, by the clocks of the delivery's zone."""
 
+    def __init__(self, delivery: Delivery, data: Path) -> None:
+        self._data, self._offsets = data, delivery.offsets
+        self._zone = ZoneInfo(delivery.zone)
+        self._asked_for_channel = delivery.first.date() + DAY
+        facts = facts_from(delivery.first)
+        first, last = (self._day(moment) for moment in (facts.within.start, facts.within.end - timedelta(seconds=1)))
+        self.days = {first + n * DAY for n in range((last - first).days + 1)}
+        self._orders: dict[date, list[Order]] = {day: [] for day in self.days}
+        self._outcomes: dict[date, list[Outcome]] = {day: [] for day in self.days}
+        for order in facts.orders:
+            day = self._day(order.placed)
+            late = order.id.endswith(f"-{delivery.late}") and day < last
+            self._orders[day + DAY if late else day].append(order)
+        for outcome in facts.outcomes:
+            self._outcomes[self._day(outcome.settled)].append(outcome)
+        if delivery.repeated:
+            for day in sorted(self.days - {first}, reverse=True):
+                self._orders[day] += self._orders[day - DAY][-2:]
+                self._outcomes[day] += self._outcomes[day - DAY][-2:]
 
-def _write(path: Path, facts: Iterable[Order | Outcome], columns: Sequence[str]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    lines = [",".join(_text(getattr(fact, name)) for name in columns) for fact in facts]
-    path.write_text("\n".join([",".join(columns), *lines]) + "\n")
+    def _day(self, moment: datetime) -> date:
+        return moment.astimezone(self._zone).date()
 
+    def period(self, day: date) -> Interval:
+        """A local day."""
+        start, end = (datetime(each.year, each.month, each.day, tzinfo=self._zone) for each in (day, day + DAY))
+        return Interval(start, end)
 
-def _text(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    def write(self, day: date, *, finished: bool = True) -> None:
+        """Write the files of a day, or only their first rows."""
+        rows = None if finished else 2
+        channel = ["channel"] if day >= self._asked_for_channel else []
+        self._write("orders", day, self._orders[day][:rows], ["id", "placed", "region", "amount", *channel])
+        self._write("outcomes", day, self._outcomes[day][:rows], ["id", "placed", "settled", "region", "paid"])
 
+    def _write(self, table: str, day: date, facts: Sequence[Order | Outcome], columns: Sequence[str]) -> None:
+        path = self._data / table / f"{day}.csv"
+        path.parent.mkdir(exist_ok=True)
+        lines = [",".join(self._text(getattr(fact, name)) for name in columns) for fact in facts]
+        path.write_text("\n".join([",".join(columns), *lines]) + "\n")
 
-def days(first: int, last: int) -> Interval:
-    """From the first moment of a day to the last moment of another, by their numbers."""
-    return Interval(FIRST + first * DAY, FIRST + (last + 1) * DAY)
+    def _text(self, value: Any) -> str:
+        if isinstance(value, datetime):
+            local = value.astimezone(self._zone)
+            return (local if self._offsets else local.replace(tzinfo=None)).isoformat()
+        return "" if value is None else str(value)
 
 
 def publish(deployment: Deployment, interval: Interval, run_id: str) -> None:
@@ -226,32 +283,32 @@ def no_database(name: str) -> NoReturn:
     raise AssertionError(f"nothing is in a database, so {name} is not asked for")
 
 
-# --- what is published -------------------------------------------------------------------------------------------------
+# --- what is published ---------------------------------------------------------------------------------------------------
 
 Rows = list[dict[str, Any]]
 
 
-def state(deployment: Deployment, moments: Sequence[datetime]) -> dict[str, Rows]:
+def state(deployment: Deployment, facts: Facts) -> dict[str, Rows]:
     """What is published, as of each moment: rows of tables, features of entities, labels.
 
     Features are brought up to date first, as every training does.
     """
-    folder, lake, ledger = deployment.model("shop"), deployment.lake, deployment.ledger
-    ensure_features(folder, lake, ALL, run_id="reader")
+    folder, lake, ledger, within = deployment.model("shop"), deployment.lake, deployment.ledger, facts.within
+    ensure_features(folder, lake, within, run_id="reader")
     tables, features = ledger.published("shop", "tables"), ledger.published("shop", "features")
     assert tables is not None
     assert features is not None
-    made = lake.scan("shop", "features", features.snapshots["features"], interval=ALL, event_time="placed").read_all()
+    made = lake.scan("shop", "features", features.snapshots["features"], interval=within, event_time="placed").read_all()
     found: dict[str, Rows] = {}
-    for moment in moments:
+    for moment in facts.moments:
         for name, table in folder.spec.tables.items():
             rows = lake.scan(
                 "shop", name, tables.snapshots[name], columns=[*table.columns, "_known_at"],
-                interval=ALL, event_time=table.event_time, known_by=moment,
+                interval=within, event_time=table.event_time, known_by=moment,
             ).read_all()  # fmt: skip
             found[f"{name} as of {moment}"] = _in_order(rows.to_pylist())
         found[f"features as of {moment}"] = _in_order(row for row in made.to_pylist() if row["as_of"] <= moment)
-        labels = read_labels(folder, lake, tables.snapshots, ALL, as_of=moment)
+        labels = read_labels(folder, lake, tables.snapshots, within, as_of=moment)
         found[f"labels as of {moment}"] = _in_order(labels.to_pylist())
     return found
 
@@ -260,53 +317,51 @@ def _in_order(rows: Iterable[dict[str, Any]]) -> Rows:
     return sorted(rows, key=lambda row: [str(value) for value in row.values()])
 
 
-MOMENTS = [FIRST + 1.3 * DAY, FIRST + 3 * DAY, ALL.end]
-
-
 def published_by(delivery: Delivery) -> dict[str, Rows]:
     """The state after a delivery into a deployment of its own."""
     place = Path(tempfile.mkdtemp(prefix="perennial-shop-"))
     try:
         folder = place / "models" / "shop"
         folder.mkdir(parents=True)
-        (folder / "model.yaml").write_text(MODEL)
+        (folder / "model.yaml").write_text(MODEL.replace("ZONE", delivery.zone))
         (folder / "features.sql").write_text(FEATURES)
-        assert read_model(folder).spec.name == "shop"
         deployment = Deployment(synthetic.deployment(place))
         deliver(delivery, deployment)
-        return state(deployment, MOMENTS)
+        return state(deployment, facts_from(delivery.first))
     finally:
         shutil.rmtree(place)
 
 
-@lru_cache(maxsize=1)
-def published_plainly() -> dict[str, Rows]:
-    return published_by(PLAIN)
+@lru_cache
+def published_plainly(first: datetime) -> dict[str, Rows]:
+    """The state after all files were there and all days were ingested once, together."""
+    return published_by(Delivery(runs=((0, DAYS - 1),), first=first))
 
 
 def test_a_plain_delivery_publishes_the_facts() -> None:
-    found = published_plainly()
-    for moment in MOMENTS:
-        assert [row["id"] for row in found[f"orders as of {moment}"]] == sorted(
-            order.id for order in ORDERS if order.placed <= moment
-        )
-        known = [outcome for outcome in OUTCOMES if outcome.settled <= moment]
-        assert sorted((row["id"], row["paid"]) for row in found[f"outcomes as of {moment}"]) == sorted(
-            (outcome.id, outcome.paid) for outcome in known
-        )
+    found, facts = published_plainly(SPRING), facts_from(SPRING)
+    for moment in facts.moments:
+        placed = sorted(order.id for order in facts.orders if order.placed <= moment)
+        known = [outcome for outcome in facts.outcomes if outcome.settled <= moment]
         newest = {outcome.id: outcome.paid for outcome in sorted(known, key=lambda outcome: outcome.settled)}
+        assert [row["id"] for row in found[f"orders as of {moment}"]] == placed
+        assert [row["id"] for row in found[f"features as of {moment}"]] == placed
+        outcomes = sorted((row["id"], row["paid"]) for row in found[f"outcomes as of {moment}"])
+        assert outcomes == sorted((outcome.id, outcome.paid) for outcome in known)
         assert {row["id"]: row["label"] for row in found[f"labels as of {moment}"]} == newest
-        assert [row["id"] for row in found[f"features as of {moment}"]] == sorted(
-            order.id for order in ORDERS if order.placed <= moment
-        )
+    last = found[f"features as of {facts.within.end}"][-1]
+    assert last["channel"] == "shop"
+    assert last["last_paid"] is not None
+    assert last["earlier"] > 0
 
 
 @pytest.mark.slow
-@settings(max_examples=4, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(delivery=deliveries())
-@example(delivery=Delivery(tuple((day, day) for day in reversed(range(DAYS)))))
-@example(delivery=Delivery(((0, 0), (1, 1), (2, 2), (3, 3), (0, 0)), missing=frozenset({1}), unfinished=frozenset({3})))
+@example(delivery=Delivery(tuple((day, day) for day in reversed(range(DAYS))), zone="America/New_York", offsets=False))
+@example(delivery=Delivery(((0, 1), (2, 3), (0, 1)), missing=frozenset({1}), unfinished=frozenset({3}), zone="Asia/Kolkata"))
+@example(delivery=Delivery(((2, 3), (0, 1)), late=1, repeated=True, zone="America/New_York", first=AUTUMN))
 def test_the_same_facts_are_published_alike_however_they_are_delivered(delivery: Delivery) -> None:
-    found, plain = published_by(delivery), published_plainly()
+    found, plain = published_by(delivery), published_plainly(delivery.first)
     for what, rows in plain.items():
         assert found[what] == rows, what

@@ -590,6 +590,8 @@ def _is_in_range(moment: str) -> str:
 def _value(spec: Column, kind: str, raw: str, source: Source) -> str | None:
     """SQL for ``raw`` as the spec's type, NULL where it is not plainly of this type. None if no value of ``kind`` can be."""
     text = f"trim({raw})"
+    if spec.type in ("integer", "float") and kind == "VARCHAR" and spec.sql is None:
+        text = _plain(text, source)
     number = kind in _INTEGERS | _HUGE | _FLOATS or kind.startswith("DECIMAL")
     if kind == '"NULL"':  # a column without a value so far
         return f"NULL::{_DUCKDB[spec.type]}"
@@ -654,6 +656,18 @@ def _local(zone: str, kind: str, raw: str) -> str:
     return f"local_moment({literal(zone)}, {_shown(kind, raw)})"
 
 
+def _plain(text: str, source: Source) -> str:
+    """SQL for a number's text with a point before its fraction and without groups; as it is where the source writes so."""
+    if source.decimal == "." and source.thousands is None:
+        return text
+    mark, group = source.decimal, source.thousands
+    whole = r"[0-9]+" if group is None else rf"([0-9]+|[0-9]{{1,3}}([{group}][0-9]{{3}})+)"
+    pattern = literal(rf"[+-]?({whole}([{mark}][0-9]*)?|[{mark}][0-9]+)([eE][+-]?[0-9]{{1,4}})?")
+    bare = text if group is None else f"replace({text}, {literal(group)}, '')"
+    # NULL where it is written in another way: 1,234 is 1234 for one source, and 1.234 for another.
+    return f"CASE WHEN regexp_full_match({text}, {pattern}) THEN replace({bare}, {literal(mark)}, '.') END"
+
+
 _REQUIRED = {
     "integer": "is not a plain whole number",
     "float": "is not a plain finite number",
@@ -678,10 +692,25 @@ def _why_not(column: str, spec: Column, kind: str, raw: str, value: str, source:
         clauses = f"WHEN {value} IS NULL AND {_is_in_range(f'({local})::TIMESTAMPTZ')} AND {fault} IS NOT NULL "
         clauses += f"THEN {subject} || {fault} "
     if spec.type == "integer":
-        whole = f"regexp_full_match(trim({raw}), '[+-]?[0-9]+([.]0*)?')" if kind == "VARCHAR" else f"{raw} = trunc({raw})"
+        plain = f"trim({raw})" if spec.sql else _plain(f"trim({raw})", source)
+        whole = (
+            f"coalesce(regexp_full_match({plain}, '[+-]?[0-9]+([.]0*)?'), false)"
+            if kind == "VARCHAR"
+            else f"{raw} = trunc({raw})"
+        )
         if kind != "BOOLEAN":
             clauses = f"WHEN {value} IS NULL AND {whole} THEN {subject} || ' is too large to be an exact 64-bit integer' "
     if spec.type == "float" and kind == "VARCHAR":
-        plain = f"regexp_full_match(trim({raw}), '{_PLAIN_NUMBER}')"
+        text = f"trim({raw})" if spec.sql else _plain(f"trim({raw})", source)
+        plain = f"coalesce(regexp_full_match({text}, '{_PLAIN_NUMBER}'), false)"
         clauses = f"WHEN {value} IS NULL AND {plain} THEN {subject} || ' is too large for a 64-bit float' "
-    return f"{clauses}WHEN {value} IS NULL THEN {subject} || ' {_REQUIRED[spec.type]}'"
+    required = _REQUIRED[spec.type]
+    if (
+        kind == "VARCHAR"
+        and spec.type in ("integer", "float")
+        and (source.decimal, source.thousands) != (".", None)
+        and spec.sql is None
+    ):
+        groups = f" and groups by {source.thousands!r}" if source.thousands else ""
+        required += f", written with the decimal {source.decimal!r}{groups}"
+    return f"{clauses}WHEN {value} IS NULL THEN {subject} || {literal(f' {required}')}"

@@ -53,7 +53,6 @@ _FORMATS = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; export it as CSV",
     b"\xd0\xcf\x11\xe0": "an Excel workbook; export it as CSV",
     b"BZh": "compressed by bzip2; compress it by gzip",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; compress it by gzip",
     b"\xfd7zXZ": "compressed by xz; compress it by gzip",
     b"ORC": "an ORC file; deliver CSV or Parquet",
     b"Obj\x01": "an Avro file; deliver CSV or Parquet",

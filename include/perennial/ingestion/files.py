@@ -7,9 +7,11 @@ The interval's rows are then chosen by event time. By the source's ``time_zone``
 two local days that it touches.
 
 A local file must be a regular file below the data folder, also after symbolic links are resolved. It must not change while
-it is read. The name of a file decides between CSV and Parquet, and its content between gzip and plain text.
+it is read. The name of a file decides between CSV, JSON lines and Parquet, and its content between gzip, zstd and plain text.
+The names of its folders may give columns: ``day=2013-04-01/``.
 
-Neighbours: :mod:`perennial.ingestion.delimited` reads CSV. :mod:`perennial.ingestion.landing` writes the landed file.
+Neighbours: :mod:`perennial.ingestion.delimited` reads CSV, :mod:`perennial.ingestion.json_lines` reads JSON lines.
+:mod:`perennial.ingestion.landing` writes the landed files.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from glob import glob
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 import fsspec
@@ -38,10 +41,11 @@ from perennial.core.errors import SourceError, SourceMissing
 from perennial.core.intervals import Interval
 from perennial.core.text import one_line
 from perennial.ingestion.delimited import CHUNK, DelimitedFile
+from perennial.ingestion.json_lines import JsonLines
 from perennial.ingestion.landing import ARROW_ROWS, LandingWriter, positioned
 from perennial.spec.data import Source
 
-#: A gzip file is refused if it expands to more than this many times its size, and to more than ``BOMB_FROM`` bytes.
+#: A compressed file is refused if it expands to more than this many times its size, and to more than ``BOMB_FROM`` bytes.
 BOMB_RATIO = 250
 BOMB_FROM = 256 << 20
 
@@ -68,6 +72,12 @@ class _File:
     path: str
     system: Any
     size: int | None
+
+    @property
+    def partitions(self) -> dict[str, str | None]:
+        """What the names of the file's folders say: ``day`` of ``day=2013-04-01/``, as Hive and Spark write them."""
+        found = {unquote(name): unquote(value) for name, value in _PARTITION.findall(self.name)}
+        return {name: None if value == "__HIVE_DEFAULT_PARTITION__" else value for name, value in found.items()}
 
 
 def land_files(
@@ -113,7 +123,7 @@ def land_files(
             if file.path.endswith(".parquet"):
                 _read_parquet(file, stream, counted, writer)
             else:
-                _read_csv(file, counted, source, writer, notices)
+                _read_text(file, counted, source, writer, notices)
             read = {"name": file.name, "bytes": counted.bytes, "sha256": counted.digest.hexdigest()}
             read["version"] = _stamp(_version(file, stream))
             files.append({**read, "period": file.period.key} if file.period else read)
@@ -359,11 +369,15 @@ def _version(file: _File, opened: Any) -> object:
     return state.st_size, state.st_mtime_ns
 
 
+_PARTITION = re.compile(r"([^=/]+)=([^/]*)/")
+
+
 class _Counted:
     """A stream that counts and hashes its bytes, and allows a look at the first ones."""
 
     def __init__(self, name: str, stream: IO[bytes]) -> None:
         self.bytes = 0
+        self.closed = False  # PyArrow asks
         self._name = name
         self.digest = hashlib.sha256()
         self._stream = stream
@@ -389,27 +403,103 @@ class _Counted:
         self.digest.update(given)
         return given
 
+    def close(self) -> None:
+        """Who opened the stream closes it."""
+
     def drain(self) -> None:
         while self._take(CHUNK):
             pass
 
 
-def _read_csv(file: _File, counted: _Counted, source: Source, writer: LandingWriter, notices: list[str]) -> None:
-    is_gzip = counted.peek(2) == b"\x1f\x8b"
-    read = _unzipped(file.name, counted) if is_gzip else counted.read
-    if is_gzip != file.path.endswith(".gz"):
-        notices.append(
-            f"{file.name}: read as {'gzip' if is_gzip else 'plain text'}: the content says so, although the name does not"
-        )
-    table = DelimitedFile(
-        read, name=file.name, delimiter=source.delimiter, encoding=source.encoding, null_values=source.null_values
-    )
+def _read_text(file: _File, counted: _Counted, source: Source, writer: LandingWriter, notices: list[str]) -> None:
+    """Land a file of texts, CSV or JSON lines, which may be compressed."""
+    read: Callable[[int], bytes] = counted.read
+    said = {".gz": "gzip", ".zst": "zstd"}.get(Path(file.path).suffix, _PLAIN)
+    found = _PLAIN
+    if counted.peek(2) == b"\x1f\x8b":
+        found, read = "gzip", _unzipped(file.name, counted)
+    elif counted.peek(4) == b"\x28\xb5\x2f\xfd":
+        found, read = "zstd", _unpacked(file.name, counted)
+    if found != said:
+        notices.append(f"{file.name}: read as {found}: the content says so, although the name does not")
+    kind = Path(file.path.removesuffix(".gz").removesuffix(".zst")).suffix
+    if kind in (".jsonl", ".ndjson"):
+        _read_json_lines(file, read, writer)
+    else:
+        _read_csv(file, read, "\t" if kind == ".tsv" and source.delimiter == "," else source.delimiter, source, writer, notices)
+    counted.drain()
+
+
+_PLAIN = "plain text"
+
+
+def _read_csv(
+    file: _File,
+    read: Callable[[int], bytes],
+    delimiter: str,
+    source: Source,
+    writer: LandingWriter,
+    notices: list[str],
+) -> None:
+    table = DelimitedFile(read, name=file.name, delimiter=delimiter, encoding=source.encoding, null_values=source.null_values)
     place = f"{file.name}:{table.header_line}"
     raw = pa.schema([(name, pa.string()) for name in table.header if name])
-    for batch in table.batches(writer.begin(raw, place)):
-        writer.write(batch, file.period)
-    counted.drain()
+    names, partitions = _begin(file, raw, place, writer)
+    for batch in table.batches([name for name in names if name not in partitions]):
+        writer.write(_with_constants(batch, partitions), file.period)
     notices.extend(table.notices)
+
+
+def _read_json_lines(file: _File, read: Callable[[int], bytes], writer: LandingWriter) -> None:
+    partitions: dict[str, str | None] = {}
+    seen: dict[str, None] = {}
+
+    def choose(keys: list[str]) -> tuple[list[str], list[str]]:
+        seen.update(dict.fromkeys(keys))
+        # A key that no line has had may be in the next one. Until then its value is missing.
+        names = [*seen, *writer.unnamed([*seen, *file.partitions])]
+        chosen, given = _begin(file, pa.schema([(name, pa.string()) for name in names]), file.name, writer)
+        partitions.clear()
+        partitions.update(given)
+        columns = [name for name in chosen if name not in given]
+        return columns, writer.texts(columns)
+
+    for batch in JsonLines(read, name=file.name).batches(choose):
+        writer.write(_with_constants(batch, partitions), file.period)
+    if not seen:
+        raise SourceError(f"{file.name}: has no JSON object; write one object per line")
+    _begin(file, pa.schema([(name, pa.string()) for name in seen]), file.name, writer)
+
+
+def _begin(file: _File, raw: pa.Schema, place: str, writer: LandingWriter) -> tuple[list[str], dict[str, str | None]]:
+    """The columns that are landed of a file, and those of them whose value the file's folders give."""
+    own = {name.casefold() for name in raw.names}
+    added = [name for name in writer.takes(list(file.partitions)) if name.casefold() not in own]
+    names = writer.begin(pa.schema([*raw, *(pa.field(name, pa.string()) for name in added)]), place)
+    return names, {name: file.partitions[name] for name in added}
+
+
+def _with_constants(batch: pa.RecordBatch, constants: dict[str, str | None]) -> pa.RecordBatch:
+    for name, value in constants.items():
+        batch = batch.append_column(name, pa.repeat(pa.scalar(value, pa.string()), len(batch)))
+    return batch
+
+
+def _unpacked(name: str, counted: _Counted) -> Callable[[int], bytes]:
+    stream = pa.CompressedInputStream(pa.PythonFile(counted, mode="r"), "zstd")
+    given = 0
+
+    def read(size: int) -> bytes:
+        nonlocal given
+        try:
+            piece: bytes = stream.read(size)
+        except OSError as error:
+            raise SourceError(f"{name}: damaged or truncated zstd: {one_line(error)}; deliver it again") from error
+        given += len(piece)
+        _refuse_bomb(name, given, counted)
+        return piece
+
+    return read
 
 
 def _unzipped(name: str, counted: _Counted) -> Callable[[int], bytes]:
@@ -425,13 +515,17 @@ def _unzipped(name: str, counted: _Counted) -> Callable[[int], bytes]:
         except (gzip.BadGzipFile, zlib.error) as error:
             raise SourceError(f"{name}: damaged: {error}; deliver it again") from error
         given += len(piece)
-        if given > BOMB_FROM and given > BOMB_RATIO * counted.bytes:
-            raise SourceError(
-                f"{name}: it expands to more than {BOMB_RATIO} times its size; if that is right, deliver it as Parquet"
-            )
+        _refuse_bomb(name, given, counted)
         return piece
 
     return read
+
+
+def _refuse_bomb(name: str, given: int, counted: _Counted) -> None:
+    if given > BOMB_FROM and given > BOMB_RATIO * counted.bytes:
+        raise SourceError(
+            f"{name}: it expands to more than {BOMB_RATIO} times its size; if that is right, deliver it as Parquet"
+        )
 
 
 def _read_parquet(file: _File, stream: IO[bytes], counted: _Counted, writer: LandingWriter) -> None:
@@ -451,10 +545,11 @@ def _read_parquet(file: _File, stream: IO[bytes], counted: _Counted, writer: Lan
             raw = table.schema_arrow
             if doubled := sorted({name for name in raw.names if raw.names.count(name) > 1}):
                 raise SourceError(f"{file.name}: has the column {doubled[0]} twice")
-            names = writer.begin(raw, f"{file.name}: its columns")
+            names, partitions = _begin(file, raw, f"{file.name}: its columns", writer)
+            own = [name for name in names if name not in partitions]
             first = 1
-            for batch in _sound(file.name, table.iter_batches(ARROW_ROWS, columns=names)):
-                writer.write(positioned(batch, file.name, first), file.period)
+            for batch in _sound(file.name, table.iter_batches(ARROW_ROWS, columns=own)):
+                writer.write(_with_constants(positioned(batch, file.name, first), partitions), file.period)
                 first += len(batch)
     finally:
         if local is not None:

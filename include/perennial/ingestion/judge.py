@@ -3,7 +3,8 @@
 The verdicts are the same as for each row, for a fraction of the work. Values are judged in frames of at most
 :data:`BATCH_ROWS` values, so memory stays bounded. Keys are counted over each file and day. Of rows that are equal in all
 columns, one is kept and the others are quarantined as repeats. Rows that share a key and differ are all quarantined, since
-it is unknown which of them is right. A second row of a key in a later file, or on a later day, is a correction and is kept.
+it is unknown which of them is right. A second row of a key in a later file, on a later day, or of the same event and known
+from another moment on, is a correction and is kept.
 """
 
 from __future__ import annotations
@@ -115,10 +116,15 @@ class JudgedRows:
 
 
 def _of_one_delivery(table: Table) -> str:
-    """SQL that is the same for rows of one file and day: a second row of their key among them is no correction."""
+    """SQL that is the same for rows of one key of which none corrects another.
+
+    They are of one file and day, and became known together or are of different events.
+    """
     if table.event_time is None or table.duplicates == "refuse":
         return "true"
-    return f"({ARRIVED}, date_trunc('day', {quoted(table.event_time)}))"
+    event, day = quoted(table.event_time), f"date_trunc('day', {quoted(table.event_time)})"
+    of_a_key = f"OVER (PARTITION BY {', '.join(map(quoted, table.key))}, {ARRIVED}, {day})"
+    return f"({ARRIVED}, {day}, CASE WHEN min({event}) {of_a_key} = max({event}) {of_a_key} THEN {KNOWN} END)"
 
 
 def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table, published: pa.Table | None) -> None:
@@ -135,16 +141,18 @@ def _share_keys(connection: duckdb.DuckDBPyConnection, table: Table, published: 
         CREATE TEMP TABLE shared AS
         WITH suspected AS (
             SELECT hash({keys}) AS _hash FROM typed WHERE {given} GROUP BY _hash HAVING count(*) > 1
+        ), suspects AS (
+            SELECT *, {delivery} AS _delivery FROM typed SEMI JOIN suspected ON hash({keys}) = _hash WHERE {given}
         ), counted AS (
-            SELECT {keys}, {delivery} AS _delivery, count(*) AS _n,
+            SELECT {keys}, _delivery AS _shared, count(*) AS _n,
                 min({ROW}) AS _first, arg_min({POSITION}, {ROW}) AS _first_position,
                 min(hash({", ".join(map(quoted, table.columns))})) = max(hash({", ".join(map(quoted, table.columns))})) AS _same
-            FROM typed SEMI JOIN suspected ON hash({keys}) = _hash WHERE {given} GROUP BY {keys}, _delivery HAVING count(*) > 1
+            FROM suspects GROUP BY {keys}, _shared HAVING count(*) > 1
         )
         SELECT {ROW}, _n, CASE WHEN _same THEN 'key: the row repeats ' || _first_position
             ELSE 'key: ' || _n || ' rows are ' || {text} || ', and they differ' END AS _why
-        FROM typed JOIN counted USING ({keys})
-        WHERE {delivery} IS NOT DISTINCT FROM _delivery AND NOT (_same AND {ROW} = _first)
+        FROM suspects JOIN counted USING ({keys})
+        WHERE _delivery IS NOT DISTINCT FROM _shared AND NOT (_same AND {ROW} = _first)
     """)
     if published is not None:
         connection.register("published", published)

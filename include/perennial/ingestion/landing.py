@@ -89,6 +89,23 @@ class LandingWriter:
         """The columns of a source that the table uses."""
         return list(taken(self._spec, pa.schema([(name, pa.null()) for name in names])).names)
 
+    def unnamed(self, names: Sequence[str]) -> list[str]:
+        """A name for each column that is read without ``sql``, and from none of a source's columns ``names``."""
+        given = {name.casefold() for name in names}
+        plain = [spec.sources(column) for column, spec in self._spec.columns.items() if spec.sql is None]
+        return [sources[0] for sources in plain if given.isdisjoint(map(str.casefold, sources))]
+
+    def texts(self, names: Sequence[str]) -> list[str]:
+        """Those of a source's columns that stay texts in the table."""
+        columns = self._spec.columns.items()
+        texts = {
+            source.casefold()
+            for name, spec in columns
+            if spec.type == "string" and not spec.sql
+            for source in spec.sources(name)
+        }
+        return [name for name in names if name.casefold() in texts]
+
     def begin(self, raw: pa.Schema, place: str) -> list[str]:
         """Check that a source with these columns can give the table. The batches that follow have these columns.
 

@@ -157,7 +157,7 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
     if champion is None:
         return
     if stands is not None and stands.usable is not True:
-        yield f"{model}: {stands.words}. Restore what is gone from a backup, or roll back"
+        yield f"{model}: {stands.words}; or restore MLflow's artifacts from a backup, if they are gone, or roll back"
     record = parts.ledger.version(model, champion)
     pin = record.training.pin if record else None
     if any(champion in one.versions.get("unpinned", []) for one in parts.ledger.erasures(model)):

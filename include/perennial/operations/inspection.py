@@ -24,7 +24,7 @@ from perennial.spec.problems import Problem, YamlPath, write_problems
 from perennial.spec.strict_yaml import parse_yaml
 
 #: Files whose values are texts until the spec says otherwise.
-_TEXTS = re.compile(r"\.(csv|tsv)(\.\w+)?$")
+_TEXTS = re.compile(r"\.(csv|tsv|jsonl|ndjson)(\.\w+)?$")
 
 
 def find_faults(folder: ModelFolder) -> list[str]:

@@ -79,13 +79,6 @@ def open_folder(record: VersionRecord, folder: ModelFolder | None, registry: Run
             f"{name} was made with another model folder than the present one, and no copy of that folder was kept: check out "
             f"commit {record.code.commit} of the folder and try again"
         )
-    if folder is None:
-        notes.append("the present model folder cannot be read; the files logged with the version were used")
-    else:
-        changed = [file for file in {**kept, **folder.files} if kept.get(file) != _sha256(folder.files.get(file))]
-        # If the files are the same, a newer release of Perennial reads more from them.
-        what = f"{', '.join(changed)} changed" if changed else "what Perennial reads from the folder changed"
-        notes.append(f"{what} since the version was made; the files logged with it were used")
     with tempfile.TemporaryDirectory(prefix="perennial-folder-") as scratch:
         place = Path(scratch) / record.model
         place.mkdir()
@@ -95,11 +88,16 @@ def open_folder(record: VersionRecord, folder: ModelFolder | None, registry: Run
             (place / file).write_bytes(text)
         if missing := [file for file in kept if not (place / file).exists()]:
             raise VersionUnusable(f"{name}: {', '.join(missing)} is no longer in MLflow, in the folder {FOLDER}/ of its run")
-        yield read_model(place)
-
-
-def _sha256(text: str | None) -> str | None:
-    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+        its = read_model(place)
+        if folder is None:
+            notes.append("the present model folder cannot be read; the files logged with the version were used")
+        elif its.digest == folder.digest:
+            # A release since has added keys to model.yaml. Both folders have their defaults, and so the same meaning.
+            its = folder
+        else:
+            changed = [file for file in {**its.files, **folder.files} if its.files.get(file) != folder.files.get(file)]
+            notes.append(f"{', '.join(changed)} changed since the version was made; the files logged with it were used")
+        yield its
 
 
 # --- its own folder --------------------------------------------------------------------------------------------------

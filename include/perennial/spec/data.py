@@ -28,13 +28,17 @@ from perennial.spec.types import (
     sets_apart,
 )
 
+#: The ends of the names of files that can be read.
+_READ = r"\.((csv|tsv|jsonl|ndjson)(\.gz|\.zst)?|parquet)$"
+
 
 class Source(Section):
     """Where rows come from: exactly one of ``files``, ``sql`` and ``python``.
 
     Attributes:
         files: a pattern below the deployment's data folder, or a complete fsspec address. ``%Y``, ``%m``, ``%d`` and ``%H``
-            stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .csv.gz or .parquet.
+            stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .tsv, .jsonl or .ndjson, each
+            also with .gz or .zst after it, or in .parquet. Folders such as ``day=%Y-%m-%d/`` give a column ``day``.
         sql: a query that binds ``:start`` and ``:end``, and nothing else: write ``\\:`` for another colon outside of texts.
             Requires ``connection``.
         connection: the database of ``sql``: an Airflow connection id, or the name of an environment variable that holds a
@@ -43,7 +47,9 @@ class Source(Section):
         time_zone: the zone of the source's clock, such as America/New_York. Times without an offset are of this zone, and the
             time codes of ``files`` stand for its days and hours. None: UTC.
         null_values: texts of a CSV file that mean a missing value.
-        delimiter: the character between the fields of a CSV file.
+        delimiter: the character between the fields of a CSV file. The comma means a tab for .tsv.
+        decimal: the character before the fraction of a number in a text.
+        thousands: the character between groups of three digits in a text. None: numbers have no groups.
         encoding: the encoding of a CSV file.
     """
 
@@ -54,6 +60,8 @@ class Source(Section):
     time_zone: TimeZone | None = None
     null_values: list[str] = [""]
     delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(sets_apart)] = ","
+    decimal: Literal[".", ","] = "."
+    thousands: Literal[".", ",", " ", "'", "_", "\u00a0", "\u202f"] | None = None
     encoding: Literal["utf-8", "latin-1", "utf-16"] = "utf-8"
 
     @check
@@ -69,10 +77,15 @@ class Source(Section):
     @check
     def _reads_known_files(self) -> Found:
         if self.files is not None:
-            if not self.files.endswith((".csv", ".csv.gz", ".parquet")):
-                yield ("files",), "must end in .csv, .csv.gz or .parquet"
+            if not re.search(_READ, self.files):
+                yield ("files",), "must end in .csv, .tsv, .jsonl or .ndjson, also with .gz or .zst after it, or in .parquet"
             if "://" not in self.files and (self.files.startswith("/") or ".." in Path(self.files).parts):
                 yield ("files",), "must stay below the data folder; write no leading / and no .."
+
+    @check
+    def _tells_groups_from_fractions(self) -> Found:
+        if self.decimal == self.thousands:
+            yield ("thousands",), f"is {self.thousands}, as decimal is; a number would have two meanings"
 
     @check
     def _reads_one_interval(self) -> Found:
@@ -220,7 +233,8 @@ class Table(Section):
             completed by a later ingest; not so for the entity's table. A database is read again this far back.
         duplicates: what a second row of a key in a later file, or on a later day, is. ``correct``: a newer state of knowledge.
             Of the rows known at a moment, the newest counts. ``refuse``: an error, so the row goes to quarantine. Within one
-            file and day, rows that share a key and differ always go to quarantine.
+            file and day, rows that share a key and differ always go to quarantine, unless they have one event time and are
+            known from different moments on.
         replaced: what to do about a file that was replaced after it was read. ``tell``: warn. ``read``: also read it again.
     """
 

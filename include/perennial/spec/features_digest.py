@@ -14,11 +14,14 @@ from typing import Any
 from perennial.spec.model import ModelSpec
 
 #: What counts of each section. A field that is not stated does not count, so that a new field changes no digest.
-_SOURCE = ("sql", "python", "null_values", "time_zone")
-_TABLE = ("where", "key", "event_time", "known")
+_SOURCE = ("sql", "python", "null_values", "time_zone", "decimal", "thousands")
+_TABLE = ("where", "key", "event_time", "known", "duplicates")
 _COLUMN = ("type", "sql")
 _ENTITY = ("table", "as_of")
 _FEATURES = ("numeric", "categorical", "lookback")
+
+#: Defaults of fields that came after digests were given. A folder that does not state them keeps its digest.
+_LATER = [("decimal", ".")]
 
 #: What counted in earlier releases: all that there was of these sections.
 _FIRST: dict[str, Any] = {
@@ -68,7 +71,8 @@ def first_features_digest(spec: ModelSpec, features_sql: str) -> str:
 
 
 def _stated(section: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
-    return {name: section[name] for name in fields if section[name] is not None}
+    stated = {name: section[name] for name in fields if section[name] is not None}
+    return {name: value for name, value in stated.items() if (name, value) not in _LATER}
 
 
 def _sha256(meaning: dict[str, Any], features_sql: str) -> str:

@@ -204,3 +204,50 @@ def test_a_value_whose_meaning_is_plain_is_taken_as_meant(case: str, values_at_o
 
     assert values_at_once.published[n] == {**GOOD, "id": f"0{n}", **VALUES[case][1]}
     assert values_at_once.quarantined == []
+
+
+# --- numbers in another notation -------------------------------------------------------------------------------------
+
+NOTATIONS: dict[str, tuple[dict[str, str], dict[str, float | None]]] = {
+    "a decimal comma": ({"decimal": ","}, {"1,5": 1.5, "-,5": -0.5, "2": 2.0, "1.5": None, "1,5e3": 1500.0}),
+    "a decimal comma and points": (
+        {"decimal": ",", "thousands": "."},
+        {
+            "1.234,5": 1234.5,
+            "1.234.567": 1234567.0,
+            "1234,5": 1234.5,
+            "1.23": None,
+            "1.2345": None,
+            "12.34,5": None,
+            ".5": None,
+        },
+    ),
+    "commas between thousands": ({"thousands": ","}, {"1,234.5": 1234.5, "1,23": None, "1234": 1234.0, ",234": None}),
+    "spaces between thousands": ({"decimal": ",", "thousands": " "}, {"1 234,5": 1234.5, "1  234": None}),
+    "narrow spaces": ({"decimal": ",", "thousands": "\u202f"}, {"1\u202f234,5": 1234.5, "1 234": None}),
+    "apostrophes": ({"thousands": "'"}, {"1'234.5": 1234.5, "1'23": None}),
+}
+
+
+@pytest.mark.parametrize("case", NOTATIONS)
+def test_numbers_are_read_as_the_source_writes_them(case: str, tmp_path: Path) -> None:
+    notation, values = NOTATIONS[case]
+    rows = [row(f"{n}", n="1", x=f'"{text}"') for n, text in enumerate(values)]
+    write(tmp_path, HEADER + "".join(rows))
+
+    done = ingest(trips(tmp_path, source={"files": "trips/%Y-%m-%d.csv", **notation}, table={"tolerance": 1.0}), tmp_path)
+
+    assert done.column("x") == [value for value in values.values() if value is not None]
+    for [reason], text in zip(done.faults.values(), [text for text, value in values.items() if value is None], strict=True):
+        assert reason.startswith(f"x: '{text}' is not a plain finite number, written with the decimal ")
+
+
+def test_groups_of_an_integer_and_texts_of_an_expression(tmp_path: Path) -> None:
+    write(tmp_path, HEADER + row(n='"1.234"', x='"0,5"'))
+    columns = {"m": {"type": "string", "sql": "x"}, "y": {"type": "float", "sql": "replace(x, ',', '.')"}}
+
+    done = ingest(
+        trips(tmp_path, source={"files": "trips/%Y-%m-%d.csv", "decimal": ",", "thousands": "."}, columns=columns), tmp_path
+    )
+
+    assert [(kept["n"], kept["x"], kept["m"], kept["y"]) for kept in done.published] == [(1234, 0.5, "0,5", 0.5)]

@@ -34,6 +34,7 @@ from tests.unit.landing import (
     trips,
     typed,
     write,
+    write_parquet,
 )
 
 
@@ -287,3 +288,70 @@ def test_an_address_without_its_file_system_is_rejected_without_its_password(tmp
 
     assert "nosuch://***@host/2013.csv: no file system for this address" in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+# --- other formats, and columns of folders ---------------------------------------------------------------------------
+
+
+def test_tsv_is_split_by_tabs(tmp_path: Path) -> None:
+    write(tmp_path, (HEADER + row()).replace(",", "\t"), "trips/2013-04-01.tsv")
+
+    assert ingest(trips(tmp_path, source={"files": "trips/%Y-%m-%d.tsv"}), tmp_path).published == [GOOD]
+
+
+def zstd(content: str) -> bytes:
+    return bytes(pa.compress(content.encode(), "zstd", asbytes=True))
+
+
+def test_zstd_is_read_also_in_several_frames(tmp_path: Path) -> None:
+    write(tmp_path, zstd(HEADER + row("a")) + zstd(row("b")), "trips/2013-04-01.csv.zst")
+
+    done = ingest(trips(tmp_path, source={"files": "trips/%Y-%m-%d.csv.zst"}), tmp_path)
+
+    assert done.column("id") == ["a", "b"]
+    assert done.landed.notices == []
+
+
+def test_zstd_that_is_cut_is_rejected(tmp_path: Path) -> None:
+    content = zstd(HEADER + "".join(row(f"{n}") for n in range(2000)))
+    write(tmp_path, content[: len(content) // 2], "trips/2013-04-01.csv.zst")
+
+    rejects(tmp_path, "trips/2013-04-01.csv.zst: damaged or truncated zstd", source={"files": "trips/%Y-%m-%d.csv.zst"})
+
+
+def test_a_zstd_bomb_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BOMB_FROM", 1 << 20)
+    write(tmp_path, zstd(HEADER + row() * 400_000), "trips/2013-04-01.csv.zst")
+
+    rejects(tmp_path, "expands to more than 250 times its size", source={"files": "trips/%Y-%m-%d.csv.zst"})
+
+
+HIVE = {"files": "trips/day=%Y-%m-%d/place=*/part-*.csv"}
+PARTITIONED = {"day": {"type": "date"}, "place": {"type": "string", "nullable": True}}
+
+
+def test_the_names_of_folders_give_columns(tmp_path: Path) -> None:
+    lines = "id,begun,n,x\na,2013-04-01T06:00:00Z,1,0.5\n"
+    for place in ("EWR", "S%C3%A3o%20Paulo", "__HIVE_DEFAULT_PARTITION__"):
+        write(tmp_path, lines.replace("a,", f"{place[0]},"), f"trips/day=2013-04-01/place={place}/part-0.csv")
+
+    done = ingest(trips(tmp_path, source=HIVE, columns=PARTITIONED), tmp_path)
+
+    assert {(kept["id"], kept["place"], f"{kept['day']}") for kept in done.published} == {
+        ("E", "EWR", "2013-04-01"), ("S", "São Paulo", "2013-04-01"), ("_", None, "2013-04-01"),
+    }  # fmt: skip
+
+
+def test_a_column_of_the_file_counts_more_than_its_folder(tmp_path: Path) -> None:
+    write_parquet(tmp_path, typed(), "trips/place=LGA/day=2013-04-01/1.parquet")
+    source = {"files": "trips/place=*/day=%Y-%m-%d/*.parquet"}
+
+    done = ingest(trips(tmp_path, source=source, columns={"day": {"type": "date"}}), tmp_path)
+
+    assert [(kept["place"], f"{kept['day']}") for kept in done.published] == [("EWR", "2013-04-01")]
+
+
+def test_folders_that_the_table_does_not_mention_say_nothing(tmp_path: Path) -> None:
+    write(tmp_path, HEADER + row(), "trips/region=eu/2013-04-01.csv")
+
+    assert ingest(trips(tmp_path, source={"files": "trips/region=eu/%Y-%m-%d.csv"}), tmp_path).landed.notices == []

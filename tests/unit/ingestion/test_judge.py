@@ -187,6 +187,18 @@ def test_of_rows_that_share_a_key_and_differ_none_is_kept(tmp_path: Path) -> Non
     assert done.faults == {f"{FILE}:{line}": ["key: 2 rows are a, and they differ"] for line in (2, 4)}
 
 
+def test_a_row_of_the_same_event_that_is_known_from_another_moment_on_is_a_correction(tmp_path: Path) -> None:
+    rows = [row("a"), row("a", n="2"), row("a", n="2"), row("b"), row("b", begun="2013-04-01T07:00:00Z", n="2")]
+
+    done = checked(tmp_path, *rows, table={"known": "begun + n * INTERVAL 1 HOUR"})
+
+    assert [(kept["id"], kept["n"]) for kept in done.published] == [("a", 1), ("a", 2)]
+    assert done.faults == {
+        f"{FILE}:4": [f"key: the row repeats {FILE}:3"],
+        **{f"{FILE}:{line}": ["key: 2 rows are b, and they differ"] for line in (5, 6)},
+    }
+
+
 def test_a_key_of_several_columns_is_one_key(tmp_path: Path) -> None:
     rows = [row("a", place="EWR"), row("a", place="LGA"), row("b", place="LGA"), row("b", place="LGA", n="2")]
 

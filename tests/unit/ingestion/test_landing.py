@@ -126,12 +126,12 @@ def test_a_nullable_column_that_older_files_lack_is_null_there(tmp_path: Path) -
 
 def test_many_files_that_lack_a_column_are_told_in_one_line(tmp_path: Path) -> None:
     for day in range(1, 8):
-        write(tmp_path, f"id,begun,place,chanel\n{day},2013-04-0{day}T06:00:00Z,EWR,1\n", f"trips/2013-04-0{day}.csv")
+        write(tmp_path, f"id,begun,place,channels\n{day},2013-04-0{day}T06:00:00Z,EWR,1\n", f"trips/2013-04-0{day}.csv")
 
     done = ingest(trips(tmp_path, columns={"channel": {"type": "string", "nullable": True}}), tmp_path, WEEK)
 
     assert done.result.warnings[2:] == [
-        "trips/2013-04-01.csv:1 and 6 more: there is no column channel, so it is NULL there; is it now called chanel?"
+        "trips/2013-04-01.csv:1 and 6 more: there is no column channel, so it is NULL there; is it now called channels?"
     ]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import decimal
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -160,6 +162,116 @@ def test_a_database_column_of_mixed_types_is_rejected(tmp_path: Path) -> None:
 
     message = "the query's column n has values of several types; CAST it"
     rejects(tmp_path, message, source=QUERY, connect={"shop": engine}.__getitem__)
+
+
+# --- MariaDB ---------------------------------------------------------------------------------------------------------
+
+MARIADB = """CREATE TABLE trips (id varchar(9), begun datetime(6), place varchar(9), n bigint unsigned, x decimal(65,30),
+    stamped timestamp(6) NULL, day date, flag tinyint(1), made json)"""
+
+
+@pytest.fixture
+def from_mariadb(mariadb: str, tmp_path: Path) -> Callable[..., Any]:
+    engine = sa.create_engine(mariadb, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET time_zone = '+00:00'")
+        connection.exec_driver_sql("SET SESSION sql_mode = ''")
+        connection.exec_driver_sql(MARIADB)
+        for hour in range(10):
+            connection.exec_driver_sql(
+                f"INSERT INTO trips VALUES ('r{hour}', '2013-04-01 0{hour}:00:00', 'EWR', {hour}, {hour} / 4, "
+                f"'2013-04-01 0{hour}:30:00', '2013-04-01', {hour % 2}, '{{\"at\": {hour}}}')"
+            )
+
+    def read(change: str = "", source: dict[str, Any] | None = None, **columns: Any) -> Any:
+        if change:
+            with engine.begin() as connection:
+                connection.exec_driver_sql("SET SESSION sql_mode = ''")
+                connection.exec_driver_sql(f"UPDATE trips SET {change} WHERE id = 'r4'")
+        folder = trips(tmp_path, source={**QUERY, **(source or {})}, columns=columns)
+        return ingest(folder, tmp_path, connect={"shop": engine}.__getitem__)
+
+    return read
+
+
+def test_mariadb_gives_the_interval_with_its_types(from_mariadb: Callable[..., Any]) -> None:
+    columns = {
+        "stamped": {"type": "timestamp"}, "day": {"type": "date"}, "flag": {"type": "boolean"},
+        "made": {"type": "integer", "sql": "json_extract(made, '$.at')::INTEGER"},
+    }  # fmt: skip
+
+    done = from_mariadb(**columns)
+
+    assert [(kept["id"], kept["begun"], kept["n"], kept["x"]) for kept in done.published] == [
+        (f"r{hour}", moment(hour), hour, hour / 4) for hour in range(10)
+    ]
+    assert done.column("stamped") == [moment(hour).replace(minute=30) for hour in range(10)]
+    assert done.column("flag") == [bool(hour % 2) for hour in range(10)]
+    assert done.column("made") == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (f"x = {'1' * 20}.{'1' * 30}", f"x: {'1' * 20}.{'1' * 30} has more than 38 digits"),
+        ("begun = '0000-00-00'", "begun: 0000-00-00 00:00:00.000000 is no time between the years 1 and 9999"),
+        ("day = '0000-00-00'", "day: 0000-00-00 is no time between the years 1 and 9999"),
+        ("n = 18446744073709551615", "n: 18446744073709551615 is too large to be an exact 64-bit integer"),
+    ],
+)
+def test_one_value_of_mariadb_is_its_rows_trouble(change: str, reason: str, from_mariadb: Callable[..., Any]) -> None:
+    done = from_mariadb(change, {"sql": QUERY["sql"].replace("begun >= :start", "('' = :start OR true)")}, day={"type": "date"})
+
+    assert done.column("id") == [f"r{n}" for n in range(10) if n != 4]
+    [[why]] = done.faults.values()
+    assert why.startswith(reason)
+
+
+def test_local_times_of_mariadb_are_of_the_sources_zone(from_mariadb: Callable[..., Any]) -> None:
+    done = from_mariadb(source={"time_zone": "America/New_York"})
+
+    assert done.column("begun") == [moment(hour + 4) for hour in range(10)]
+
+
+def test_a_colon_after_an_escaped_quote_of_mariadb_is_no_parameter(from_mariadb: Callable[..., Any]) -> None:
+    sql = r"SELECT id, begun, 'it\'s :noon' AS place, n, x FROM trips WHERE begun >= :start AND begun < :end ORDER BY id"
+
+    done = from_mariadb(source={"sql": sql})
+
+    assert set(done.column("place")) == {"it's :noon"}
+
+
+def test_a_query_cannot_write_to_mariadb(mariadb: str, tmp_path: Path) -> None:
+    engine = sa.create_engine(mariadb, poolclass=NullPool)
+    fill(engine, [record("a", moment(1).replace(tzinfo=None))])
+    query = {"sql": "DELETE FROM trips WHERE begun >= :start AND begun < :end RETURNING *", "connection": "shop"}
+
+    rejects(tmp_path, "Cannot execute statement in a READ ONLY transaction", source=query, connect={"shop": engine}.__getitem__)
+
+
+# --- DuckDB ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_duckdb_gives_the_interval_and_tells_infinite_times(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "shop.duckdb")) as connection:
+        connection.execute(
+            "CREATE TABLE trips (id text, begun timestamptz, place text, n hugeint, x decimal(38,2), seen timestamp)"
+        )
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(
+            "INSERT INTO trips SELECT 'r' || g, TIMESTAMPTZ '2013-04-01 00:00Z' + to_hours(g), 'EWR', g, g / 4, '2013-04-01' "
+            "FROM range(10) t(g)"
+        )
+        connection.execute("UPDATE trips SET seen = 'infinity' WHERE id = 'r4'")
+    engine = sa.create_engine(f"duckdb:///{tmp_path / 'shop.duckdb'}", poolclass=NullPool)
+    folder = trips(tmp_path, source=QUERY, columns={"seen": {"type": "timestamp"}})
+
+    done = ingest(folder, tmp_path, connect={"shop": engine}.__getitem__)
+
+    assert [(kept["id"], kept["begun"], kept["n"]) for kept in done.published] == [
+        (f"r{hour}", moment(hour), hour) for hour in range(10) if hour != 4
+    ]
+    assert done.faults == {"files:5": ["seen: infinity is not an existing time in ISO 8601, such as 2013-04-01T06:00:00Z"]}
 
 
 # --- Python ----------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_the_projects_own_models_have_no_faults(path: str) -> None:
         ("price.gross * rate", "price *", "28: tables.outcomes.columns.paid.sql: this expression cannot be used"),
         ("as_of: placed}", "as_of: placed + 1 DAY}", "29: entity.as_of: "),
         ("as_of: placed}", "as_of: amount}", "29: entity.as_of: gives DOUBLE; it must give the moment"),
-        ("sql: paid}", "sql: payed}", '32: label.sql: Binder Error: Referenced column "payed" not found'),
+        ("sql: paid}", "sql: payd}", '32: label.sql: Binder Error: Referenced column "payd" not found'),
         ("sql: paid}", "sql: placed}", "32: label.sql: gives TIMESTAMP WITH TIME ZONE, but regression requires"),
         ("orders/%Y-%m-%d", "orders/%y-%m-%d", "6: sources.orders.files: %y stands for no time; write %Y, %m"),
         ("orders/%Y-%m-%d", "orders/%Y/%q", "6: sources.orders.files: %q stands for no time; write %Y, %m"),
@@ -114,8 +114,8 @@ def test_what_cannot_work_is_found_with_its_line_and_key(tmp_path: Path, old: st
     ("query", "told"),
     [
         ("SELEC id FROM entities WHERE (", 'features.sql:1: Parser Error: syntax error at or near "SELEC"'),
-        ("-- amounts\nSELECT id, amout\nFROM entities", "features.sql:2: Binder Error: Referenced column"),
-        ("SELECT id, amount FROM entites", "features.sql:1: Catalog Error: Table with name entites does not exist!"),
+        ("-- amounts\nSELECT id, amoumt\nFROM entities", "features.sql:2: Binder Error: Referenced column"),
+        ("SELECT id, amount FROM entitiez", "features.sql:1: Catalog Error: Table with name entitiez does not exist!"),
         ("SELECT id FROM entities", "features.sql: it must give exactly id and the features of model.yaml: amount missing"),
         (
             "SELECT id, placed AS amount FROM entities",
@@ -137,8 +137,8 @@ def test_all_faults_are_told_at_once_in_the_order_of_lines(tmp_path: Path) -> No
         ("known: placed\n", "known: placed +\n"),
         ("replace(price", "replce(price"),
         ("as_of: placed}", "as_of: plcd}"),
-        ("sql: paid}", "sql: payed}"),
-        query="SELECT id, amout FROM entities",
+        ("sql: paid}", "sql: payd}"),
+        query="SELECT id, amoumt FROM entities",
     )
 
     assert [message.split(": ")[0] for message in found] == [

@@ -70,7 +70,7 @@ def test_check_says_beforehand_that_a_champion_becomes_unusable(world: World) ->
     assert alerts(world) == []
     assert maintained(world)[-1] == told
     assert alerts(world) == ["champion_unusable"]
-    assert problems(world) == [f"toy: {told}. Restore what is gone from a backup, or roll back"]
+    assert problems(world) == [f"toy: {told}; or restore MLflow's artifacts from a backup, if they are gone, or roll back"]
 
 
 def test_another_label_is_told_beforehand(world: World) -> None:

@@ -19,10 +19,15 @@ CONTRADICTIONS = {
         [
             "model.yaml:6: sources.trips: give exactly one of files, sql and python",
             "model.yaml:6: sources.trips: sql is given alone; give both sql and connection",
-            "model.yaml:6: sources.trips.files: must end in .csv, .csv.gz or .parquet",
+            "model.yaml:6: sources.trips.files: must end in .csv, .tsv, .jsonl or .ndjson, also with .gz or .zst after it, "
+            "or in .parquet",
             "model.yaml:6: sources.trips.files: must stay below the data folder; write no leading / and no ..",
             "model.yaml:6: sources.trips.sql: must bind :start and :end; otherwise every run would read everything",
         ],
+    ),
+    "one character for groups and fractions": (
+        changed('%d.csv"}', '%d.csv", decimal: ",", thousands: ","}'),
+        ["model.yaml:6: sources.trips.thousands: is ,, as decimal is; a number would have two meanings"],
     ),
     "files that leave the data folder": (
         changed("trips/%Y", "../trips/%Y"),

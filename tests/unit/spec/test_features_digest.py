@@ -47,11 +47,13 @@ def source(**fields: Any) -> Change:
 COUNT: dict[str, Change] = {
     "the where of a table": orders(where="amount <> ''"),
     "the key of a table": lambda said: said["tables"]["customers"].update(key=["customer", "city"]),
+    "what a second row of a key is": orders(duplicates="refuse"),
     "when a row is known": orders(known="placed + INTERVAL 1 HOUR"),
     "how a value is made": column("amount", sql="replace(amount, ',', '.')"),
     "the type of a column": column("city", "customers", type="integer"),
     "a new column": column("channel", nullable=True),
     "the zone of the source's clock": source(time_zone="America/New_York"),
+    "how numbers are written": source(decimal=",", thousands="."),
     "texts that mean a missing value": source(null_values=["", "NA"]),
     "the moment of a prediction": lambda said: said["entity"].update(as_of="placed + INTERVAL 1 MINUTE"),
     "the features": lambda said: said["features"].update(categorical=["city"]),
@@ -62,6 +64,8 @@ DO_NOT_COUNT: dict[str, Change] = {
     "another name of a source's column": column("city", "customers", **RENAMED),
     "rows a day": orders(checks={"rows": {"min": 0}}),
     "a check on volume": orders(checks={"volume": {"tolerance": 0.9}}),
+    "how late a row may be": orders(late="3d"),
+    "what becomes of a replaced file": orders(replaced="read"),
     "the tolerance": orders(tolerance=0.5),
     "bounds of a value": column("amount", min=0, max=100, severity="warning"),
     "values that are allowed": column("customer", values=["a", "b"]),
@@ -126,11 +130,11 @@ def test_the_order_of_keys_does_not_count(tables: list[str], columns: list[str])
 FIELDS: dict[type[Any], dict[str, bool]] = {
     Source: {
         "files": False, "sql": True, "connection": False, "python": True, "null_values": True, "delimiter": False,
-        "encoding": False, "time_zone": True,
+        "encoding": False, "time_zone": True, "decimal": True, "thousands": True,
     },
     Table: {
         "source": False, "where": True, "key": True, "event_time": True, "known": True, "columns": True, "checks": False,
-        "tolerance": False,
+        "tolerance": False, "late": False, "duplicates": True, "replaced": False,
     },
     Column: {
         "type": True, "sql": True, "alternatives": False, "nullable": False, "min": False, "max": False, "values": False,
