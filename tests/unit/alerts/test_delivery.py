@@ -185,6 +185,7 @@ def test_what_a_webhook_does_not_take_waits_and_is_delivered_once_it_does(
     else:
         assert timedelta(seconds=45) <= world.wait_of() <= timedelta(seconds=75)
     assert world.send() == DeliveryResult(), "it is left alone for a while"
+    web.answers = []  # on a busy machine an impatient sender may have given up before it was connected
     assert world.later(hours=1).send().delivered >= 1
     assert world.waiting() == []
     assert "drift in 2013-04-01" in web.said[-1]
