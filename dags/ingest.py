@@ -15,7 +15,9 @@ parts.
 - **check_… is red**: the message names the check, the column and the share of rows. Nothing of the interval was published;
   what was published before stays. Look at the Data Docs under `var/reports/<model>/checks`. Correct the source, then clear
   the failed tasks. If the data are right and the check is wrong, change `model.yaml` and clear them.
-- **"… was expected"**: the source has not delivered. The task was retried several times. Clear it once the file is there.
+- **"there is no such file"**: the source has not delivered. The task was retried several times. Clear it once the file is
+  there. If no data come on such days, say so: `schedules.closed` in `model.yaml` publishes them empty; then clear the task.
+- **"0 rows arrived"**: the same, or `checks: {rows: {min: 0}}` for a table that may have no rows.
 - **Days are missing after a long pause**: they were due longer ago than `schedules.catch_up`. The alert `silent` names them:
   trigger `<model>.load` for them.
 - **Superseded**: a newer run has replaced this one for the same days. You need not do anything.

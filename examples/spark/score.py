@@ -35,17 +35,18 @@ from perennial.core import logs
 from perennial.core.intervals import Interval
 from perennial.core.settings import settings
 from perennial.deployment import Deployment
+from perennial.registry.folders import FeaturesAt, own_features, own_folder
 from perennial.scoring.champion import resolve_champion
 from perennial.scoring.predictor import PredictionTally, Predictor, predictions_schema
-from perennial.scoring.publish import Scored, publish_predictions, published_features
+from perennial.scoring.publish import Scored, publish_predictions
 
 
-def predictor(model: str, version: int, key: str, snapshot: int, run_id: str) -> Predictor:
+def predictor(model: str, version: int, key: str, features: FeaturesAt, run_id: str) -> Predictor:
     """What predicts; whichever process asks loads the version's files, and checks them."""
     parts = Deployment(settings())
     spec = parts.model(model).spec
     loaded = parts.registry.load(model, version, spec=spec)
-    return Predictor(spec, parts.lake, loaded, Interval.from_key(key), snapshot, run_id)
+    return Predictor(spec, parts.lake, loaded, Interval.from_key(key), features, run_id)
 
 
 class SparkPredictions:
@@ -53,7 +54,7 @@ class SparkPredictions:
 
     def __init__(self, folder: Path, schema: pa.Schema, made_by: Predictor) -> None:
         self.interval, self.version = made_by.interval, made_by.version
-        self.features_snapshot, self.run_id = made_by.features_snapshot, made_by.run_id
+        self.features, self.run_id = made_by.features, made_by.run_id
         self.tally = PredictionTally(f"{self.interval}: version {self.version}")
         self._folder, self._schema = folder, schema
 
@@ -72,16 +73,16 @@ class SparkPredictions:
 
 def predict_on(spark: SparkSession, parts: Deployment, made_by: Predictor, model: str) -> DataFrame:
     """The predictions of the interval, as a plan that Spark has not begun yet."""
-    spec, interval, snapshot = parts.model(model).spec, made_by.interval, made_by.features_snapshot
-    with parts.lake.scan(model, "features", snapshot, columns=made_by.columns, interval=interval) as reader:
+    spec, interval, read = parts.model(model).spec, made_by.interval, made_by.features
+    with parts.lake.scan(model, read.dataset, read.snapshot, columns=made_by.columns, interval=interval) as reader:
         columns = from_arrow_schema(reader.schema)
-    files = parts.lake.files(model, "features", snapshot, interval)
+    files = parts.lake.files(model, read.dataset, read.snapshot, interval)
     time = F.col(spec.event_time)
     features = (
         # A file may hold other days too, and may be older than a column; by its schema, such a column is empty.
         spark.read.schema(columns).parquet(*files) if files else spark.createDataFrame([], columns)
     ).where((time >= F.lit(interval.start)) & (time < F.lit(interval.end)))
-    asked = (model, made_by.version, interval.key, snapshot, made_by.run_id)
+    asked = (model, made_by.version, interval.key, read, made_by.run_id)
 
     def predict(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         made = predictor(*asked)
@@ -99,8 +100,9 @@ def score(spark: SparkSession, model: str, interval: Interval) -> Scored:
     with logs.context(model=model, interval=interval, run=run_id):
         order = parts.ledger.next_order(model, "predictions", interval, run_id)
         version = resolve_champion(parts.registry, parts.ledger, model, interval)
-        snapshot = published_features(folder.spec, parts.ledger, interval).snapshots["features"]
-        made_by = predictor(model, version, interval.key, snapshot, run_id)
+        own = own_folder(parts.registry, version, folder)
+        features = own_features(own, parts.lake, interval, run_id=run_id)
+        made_by = predictor(model, version, interval.key, features, run_id)
         staged = parts.settings.staging / model / run_id
         try:
             predict_on(spark, parts, made_by, model).write.parquet(str(staged))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +49,7 @@ def trips(
     table: Mapping[str, Any] | None = None,
     columns: Mapping[str, Any] | None = None,
     code: str = "",
+    closed: Sequence[str] = (),
 ) -> ModelFolder:
     """The folder of a model ``trips`` below ``path``, whose parts may be given in another way."""
     spec: dict[str, Any] = {
@@ -72,6 +73,7 @@ def trips(
         "features": {"numeric": ["one"]},
         "label": {"table": "trips", "sql": "n > 15"},
         "candidates": {"prior": {"estimator": "prior", "baseline": True}, "boosting": {"estimator": "gradient_boosting"}},
+        "schedules": {"closed": list(closed)},
     }
     if spec["tables"]["trips"]["event_time"] is None:  # an entity needs one, so another table is that
         del spec["tables"]["trips"]["event_time"]

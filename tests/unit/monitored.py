@@ -29,7 +29,7 @@ from perennial.model.estimators import make_estimator
 from perennial.registry.store import Registry
 from perennial.scoring.publish import Scored, score
 from perennial.spec.folder import ModelFolder, read_model
-from perennial.training.fit import code_state
+from perennial.training.fit import code_state, log_folder
 from tests.unit import synthetic
 from tests.unit.synthetic import MOMENT
 
@@ -105,7 +105,10 @@ class World:
             tables={"features": TableWrite(data=table.to_reader, event_time="moment", schema=table.schema)},
             order=self.ledger.next_order(self.model, "features", interval, run_id),
             run_id=run_id,
-            inputs={"features_digest": self.folder.features_digest},
+            inputs={
+                "features_digest": self.folder.features_digest,
+                "publication": self.ledger.head(self.model, "tables").publication_id,
+            },
         )
 
     def register(self, as_of: str = "2013-03-26", *, spoil: Callable[[Any], Any] | None = None, seed: int = 5) -> int:
@@ -135,6 +138,7 @@ class World:
         run_id = f"train-{as_of}-{seed}"
         with self.registry.open_run(self.model, "linear", {"perennial.run_id": run_id}) as run:
             stored = run.log_model(spec, estimator, example=frame.head(3), reference=reference, params={})
+            log_folder(run, self.folder)
         fitted = Fitted(
             candidate="linear", baseline=False, params={}, metrics={}, score=None, greater_is_better=True,
             mlflow_run_id=run.id, model_id=stored.model_id, manifest=stored.manifest, code=code_state(self.folder),

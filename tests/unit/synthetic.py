@@ -319,6 +319,7 @@ def with_evidence(evaluation: Evaluation, *, width: float = 0.0005) -> Evaluatio
         behaviour={},
         operation=Operation(rows=100, difference=0.0, same_features=True, latency=5.0, load_seconds=0.5, artifact_mb=0.1),
         alone={"x": 0.6},
+        without_values=[],
     )
 
 

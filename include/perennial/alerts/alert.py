@@ -22,6 +22,7 @@ Kind = Literal[
     "approval_wanted",
     "breaker",
     "champion_stale",
+    "champion_unusable",
     "channel_lost",
     "component_down",
     "drift",
@@ -124,7 +125,7 @@ def judged(model: str, what: Literal["unknown", "drift", "performance"]) -> str:
     return f"judged/{model}/{what}"
 
 
-def reign(model: str, what: Literal["breaker", "shadow"]) -> str:
+def reign(model: str, what: Literal["breaker", "shadow", "unusable"]) -> str:
     """What holds as long as a champion is champion; recovered with the next champion."""
     return f"reign/{model}/{what}"
 

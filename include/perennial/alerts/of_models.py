@@ -136,6 +136,24 @@ def promotion_refused(
     )
 
 
+def champion_unusable(model: str, *, version: int, reason: str, links: Mapping[str, str] | None = None) -> Alert:
+    """The champion can never be used again: its files, or what its features are made of, are gone."""
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="champion_unusable",
+        title=f"{model}: version {version}, the champion, can no longer be used",
+        text=as_text(
+            f"Version {version} cannot predict, so days stay without predictions until another version is champion:",
+            [reason],
+            f"Nothing is stuck: the next training promotes a candidate that passes the gates that need no champion. Trigger "
+            f"{model}.train to have it now, or {model}.rollback if a former champion can be used; then score the missing days.",
+        ),
+        links=dict(links or {}),
+        subject=reign(model, "unusable"),
+    )
+
+
 def promoted(
     model: str, *, version: int, previous: int | None, reason: str, actor: str, links: Mapping[str, str] | None = None
 ) -> Alert:

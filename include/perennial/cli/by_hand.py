@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from perennial.core import logs
-from perennial.core.errors import SettingsError, SpecError
+from perennial.core.errors import SettingsError, SnapshotMissing, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.deployment import Deployment
@@ -223,10 +223,11 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     """Read a model folder, and try its SQL without data. If data are published, also build its features for the newest day.
 
     Returns:
-        The result as a text, and whether no feature leaks.
+        The result as a text, and whether published rows have all that is read, and no feature leaks.
 
     Raises:
-        SpecError: the folder does not describe a model; the message gives the file, the line and the correction.
+        SpecError: the folder does not describe a model, or its SQL cannot work; the message has a line for each problem: file,
+            line, and the correction.
     """
     from perennial.operations.inspection import find_faults, find_remarks
 
@@ -244,9 +245,16 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     published = parts.ledger.published(model, "tables")
     if published is None:
         return "\n".join([*found, "No data are published yet, so the features were not computed."]), True
+    from perennial.features.history import gaps_of_training, refuse_gaps
     from perennial.features.publish import build_features, find_leaks
 
-    day = Interval(published.interval.end - timedelta(days=1), published.interval.end)
+    newest = parts.ledger.latest(model, "tables", spec.entity.table) or published
+    end, length = newest.interval.end, spec.training.window + spec.training.holdout
+    try:
+        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, Interval(end - length, end)))
+    except SnapshotMissing as error:
+        return "\n".join([*found, str(error)]), False
+    day = Interval(end - timedelta(days=1), end)
     built = build_features(folder, parts.lake, day)
     found.append(f"features of {day}: {built.rows:,} rows")
     leaks = find_leaks(folder, parts.lake, day)

@@ -14,6 +14,8 @@
     ├── PromotionRefused      the gates or an approver refused the version, and nobody gave a reason to override them
     ├── TrainingError         a training set or a candidate could not be made
     ├── ArtifactRejected      a model artifact does not match its manifest or holds an untrusted type
+    │   ├── VersionUnusable   a version can never be used here again: its files, or what its features need, are gone
+    │   └── ModelRenamed      the registered model has another name in MLflow: rename it back
     ├── NoChampion            no version of the model has been promoted yet
     ├── ScoringError          the champion's predictions cannot be published
     ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
@@ -83,6 +85,17 @@ class TrainingError(PerennialError):
 
 class ArtifactRejected(PerennialError):
     """A model artifact differs from its manifest or holds a type that is not trusted."""
+
+
+class VersionUnusable(ArtifactRejected):
+    """A version cannot be used, and no retry will change that: MLflow or the tables no longer have what it needs.
+
+    It is never raised because something does not answer.
+    """
+
+
+class ModelRenamed(ArtifactRejected):
+    """The registered model was renamed in MLflow. Nothing is changed until it has its name back."""
 
 
 class NoChampion(PerennialError):

@@ -36,6 +36,7 @@ from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
 from perennial.drift.distances import PreparedColumn, prepare_all
 from perennial.drift.sampling import take_sample
+from perennial.registry.folders import own_folder
 from perennial.spec.folder import THRESHOLDS_FILE, ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.monitoring import Drift, DriftThresholds, Threshold
@@ -397,7 +398,7 @@ def read_history(folder: ModelFolder, deployment: Deployment, interval: Interval
         interval: the stable interval; by default everything that is published.
 
     Raises:
-        CalibrationError: no features are published in the interval.
+        CalibrationError: no features are published in the interval, or the champion has other features than the folder.
         NoChampion: the model has no champion.
     """
     spec, ledger, registry = folder.spec, deployment.ledger, deployment.registry
@@ -409,6 +410,11 @@ def read_history(folder: ModelFolder, deployment: Deployment, interval: Interval
     version = registry.champion(spec.name)
     if version is None:
         raise NoChampion(f"{spec.name} has no champion, and its predictions are needed for the comparison: train first")
+    if not own_folder(registry, version, folder).is_current:
+        raise CalibrationError(
+            f"{spec.name}: version {version}, the champion, predicts by its own folder, whose features are not those of the "
+            "present folder: calibrate when a version of the present folder is champion"
+        )
     snapshot = published.snapshots["features"]
     reader = deployment.lake.scan(spec.name, "features", snapshot, interval=interval, event_time=spec.event_time)
     rows, total = take_sample(reader, list(spec.entity_table.key), size=MAX_ROWS, seed=spec.training.seed)

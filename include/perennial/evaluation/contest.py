@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from perennial.core.errors import PerennialError
+from perennial.core.errors import ModelRenamed, PerennialError, VersionUnusable
 from perennial.core.intervals import Interval
 from perennial.evaluation.comparison import Arena, compare, compare_slices, intervals, rate_groups
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction, summarise
@@ -38,10 +38,13 @@ class Entrant:
     Attributes:
         blank: who it is, without metrics, which the contest fills in.
         load: loads the model. It may raise any error of loading.
+        rows: the contest's rows, in their order, with the features that this model takes. It may raise any error of features.
+            None: it takes those of the contest.
     """
 
     blank: Contender
     load: Callable[[], LoadedModel]
+    rows: Callable[[pa.Table], pa.Table] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Contest:
         baselines: models that it must beat.
         champion: the model that it would replace; None if there is none.
         run_id: the run of the orchestration.
+        without_values: features that have no value in any training row; None if it was not looked at.
     """
 
     folder: ModelFolder
@@ -74,6 +78,7 @@ class Contest:
     baselines: list[Entrant]
     champion: Entrant | None
     run_id: str | None = None
+    without_values: list[str] | None = None
 
     @classmethod
     def on_holdout(
@@ -101,6 +106,7 @@ class Contest:
             baselines=baselines,
             champion=champion,
             run_id=run_id,
+            without_values=training_set.without_values,
         )
 
 
@@ -167,6 +173,7 @@ def hold(contest: Contest) -> ContestResult:
         training_classes=contest.training_classes,
         training_coverage=contest.training_coverage,
         alone=score_alone(spec, contest.rows, truth),
+        without_values=contest.without_values,
     )
     evaluation, gains = _compare(contest, evaluation, candidate, champion, truth, cost)
     if candidate.model is not None and candidate.finite is not None:
@@ -185,10 +192,18 @@ def _name(contender: Contender) -> str:
 
 
 def _measure(entrant: Entrant, rows: pa.Table, truth: NDArray[np.generic], task: Task, cost: CostFunction | None) -> _Measured:
-    """Measure one entrant on the holdout. If it cannot predict, it has the reason as ``error``, and no metrics."""
+    """Measure one entrant on the holdout. If it cannot predict, it has the reason as ``error``, and no metrics.
+
+    A champion that can never be used again has the reason as ``unusable``, too.
+    """
     try:
         model = entrant.load()
-        prediction = model.predict(rows)
+        prediction = model.predict(rows if entrant.rows is None else entrant.rows(rows))
+    except ModelRenamed:
+        raise  # nothing may be decided until it has its name back
+    except VersionUnusable as error:
+        unusable = str(error) if entrant.blank.role == "champion" else None
+        return _Measured(replace(entrant.blank, error=str(error), unusable=unusable))
     except PerennialError as error:
         return _Measured(replace(entrant.blank, error=str(error)))
     metrics = evaluate_prediction(task, truth, prediction, cost)

@@ -202,6 +202,11 @@ def fragile(honest: Honest) -> Contest:
     return _altered(honest.contest, guess)
 
 
+def without_a_feature(honest: Honest) -> Contest:
+    """The candidate, of which one feature had no value in any training row."""
+    return replace(honest.contest, without_values=honest.contest.folder.spec.features.names[:1])
+
+
 def _nothing(_: Honest) -> str | None:
     return None
 
@@ -242,6 +247,7 @@ NEGATIVE = {
     "one trained on stale data": Control("fresh_training", stale, _nothing),
     "one that has seen the holdout": Control("untouched_holdout", seen_the_holdout, _nothing),
     "one whose metrics are for other rows": Control("same_rows", other_rows, _nothing),
+    "one that learned without a feature": Control("feature_values", without_a_feature, _nothing),
     "a fragile one": Control("robustness.noise", fragile, _a_numeric_feature),
 }
 

@@ -55,6 +55,7 @@ def decide(evaluation: Evaluation, gates: Gates) -> GateDecision:
         results=results,
         candidate=evaluation.candidate.name,
         champion=evaluation.champion_version,
+        champion_unusable=evaluation.champion.unusable if evaluation.champion else None,
     )
 
 
@@ -83,6 +84,7 @@ def _data(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
         not evaluation.not_finite_inputs,
         f"features of the holdout are infinite: {infinite}" if infinite else "no feature of the holdout is infinite",
     )
+    yield _feature_values(evaluation)
     if evaluation.task != "regression":
         yield _classes(evaluation)
     yield _same_rows(evaluation)
@@ -107,6 +109,21 @@ def _mature(evaluation: Evaluation, gates: Gates) -> GateResult:
     )
 
 
+def _feature_values(evaluation: Evaluation) -> GateResult:
+    """Whether each feature had values to learn from. A candidate leaves out one that had none, and no metric shows it."""
+    gate, without = "feature_values", evaluation.without_values
+    if without is None:
+        return GateResult(gate, False, "it was not looked at whether each feature has training values; evaluate again")
+    if without:
+        return GateResult(
+            gate,
+            False,
+            f"no training row has a value of {_listed(without)}: find out why with `perennial check {evaluation.model}`, "
+            "ingest these days again, or remove it from features",
+        )
+    return GateResult(gate, True, "each feature has values in the training rows")
+
+
 def _classes(evaluation: Evaluation) -> GateResult:
     gate, learned = "classes", evaluation.training_classes
     if learned is None:
@@ -121,7 +138,7 @@ def _classes(evaluation: Evaluation) -> GateResult:
 
 
 def _same_rows(evaluation: Evaluation) -> GateResult:
-    contenders = [evaluation.candidate, *evaluation.baselines, *([evaluation.champion] if evaluation.champion else [])]
+    contenders = [evaluation.candidate, *evaluation.baselines, *([evaluation.rival] if evaluation.rival else [])]
     for contender in contenders:
         if problem := _other_rows(evaluation, contender):
             return GateResult("same_rows", False, problem)
@@ -130,7 +147,7 @@ def _same_rows(evaluation: Evaluation) -> GateResult:
 
 def _untouched(evaluation: Evaluation) -> GateResult:
     gate, holdout = "untouched_holdout", Interval.from_key(evaluation.interval)
-    for contender in (evaluation.candidate, evaluation.champion):
+    for contender in (evaluation.candidate, evaluation.rival):
         if contender is not None and (
             contender.trained_on is None or Interval.from_key(contender.trained_on).end > holdout.start
         ):
@@ -282,6 +299,12 @@ def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
     gate, candidate, champion = "champion", evaluation.candidate, evaluation.champion
     if champion is None:
         return GateResult(gate, True, "there is no champion yet, so the first version has nothing to beat")
+    if champion.unusable:
+        return GateResult(
+            gate,
+            True,
+            f"{_called(champion)} can never be used again, so the other gates decide alone: {champion.unusable}",
+        )
     if problem := _incomparable(evaluation, candidate, champion):
         return GateResult(gate, False, problem)
     found, rule = evaluation.comparison, gates.champion
@@ -293,7 +316,7 @@ def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
         return GateResult(
             gate, not better, f"{candidate.name} predicts the same as {_called(champion)} for all rows: {verdict}"
         )
-    compared = _compared(evaluation, candidate, champion, found.gain)
+    compared = "; ".join([_compared(evaluation, candidate, champion, found.gain), *champion.remarks])
     if found.problem or found.low is None or found.high is None or not math.isfinite(found.low):
         return GateResult(gate, False, f"{compared}; {found.problem or 'the lower bound of the gain is missing'}")
     floor = rule.margin if better else -rule.margin
@@ -336,6 +359,8 @@ def _slices(evaluation: Evaluation, gates: Gates) -> GateResult:
         return GateResult(gate, True, "gates.slices.columns names no column, so no slice is judged")
     if evaluation.champion is None:
         return GateResult(gate, True, "there is no champion yet to compare slices with")
+    if evaluation.rival is None:
+        return GateResult(gate, True, f"{_called(evaluation.champion)} can never be used again, so no slice can be compared")
     columns = ", ".join(rule.columns)
     if found is None:
         return GateResult(gate, False, f"the slices by {columns} were not compared; evaluate again")
@@ -406,6 +431,11 @@ def _calibration(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
     if rule.brier_margin is not None:
         if champion is None:
             yield GateResult("calibration.brier", True, "there is no champion yet to compare the Brier score with")
+            return
+        if champion.unusable:
+            yield GateResult(
+                "calibration.brier", True, f"{_called(champion)} can never be used again, so its Brier score is unknown"
+            )
             return
         for contender in (candidate, champion):
             if _metric(contender, "brier") is None:

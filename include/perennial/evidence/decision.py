@@ -25,13 +25,16 @@ class GateDecision(Evidence):
         promote: whether every gate passed.
         results: the results of all gates, in order; later gates are asked even if an earlier one refused.
         candidate: the candidate's name in ``model.yaml``.
-        champion: the version that the candidate was compared with; None if there was no champion.
+        champion: the champion that the decision was made against; None if there was none.
+        champion_unusable: why the candidate was not compared with that champion: it can never be used again, so only the gates
+            that need no champion were asked. None if it was compared.
     """
 
     promote: bool
     results: list[GateResult]
     candidate: str
     champion: int | None
+    champion_unusable: str | None = None
 
     @property
     def reasons(self) -> list[str]:

@@ -50,6 +50,9 @@ class Contender(Evidence):
         mlflow_run_id: the MLflow run that logged the model.
         trained_on: key of the interval that the training rows come from.
         intervals: low and high end of each metric's confidence interval, computed as ``gates.resampling`` says.
+        unusable: why a champion can never be used again; nothing is compared with it then. None: it can be used.
+        remarks: what to know about how it was measured, in sentences without a full stop, such as that its features were made
+            by its own folder.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Contender(Evidence):
     mlflow_run_id: str | None = None
     trained_on: str | None = None
     intervals: dict[str, list[float]] = field(default_factory=dict)
+    unusable: str | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,7 @@ class Evaluation(Evidence):
         behaviour: outcomes of the behaviour tests, by name.
         operation: how the candidate works in a clean process.
         alone: the score that each feature reaches as the only feature: area under the ROC curve, or R squared.
+        without_values: features that have no value in any training row; None if it was not looked at.
     """
 
     model: str
@@ -255,6 +261,7 @@ class Evaluation(Evidence):
     behaviour: dict[str, Behaved] | None = None
     operation: Operation | None = None
     alone: dict[str, float] | None = None
+    without_values: list[str] | None = None
 
     @property
     def label_coverage(self) -> float:
@@ -265,6 +272,11 @@ class Evaluation(Evidence):
     def champion_version(self) -> int | None:
         """The champion that the candidate was compared with. A promotion requires that it is still the champion."""
         return self.champion.version if self.champion else None
+
+    @property
+    def rival(self) -> Contender | None:
+        """The champion to compare the candidate with; None if there is none, or it can never be used again."""
+        return None if self.champion is None or self.champion.unusable else self.champion
 
     @property
     def training_prior(self) -> float | None:

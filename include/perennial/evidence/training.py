@@ -38,6 +38,7 @@ class TrainingSet(Evidence):
             that long before the holdout.
         delay_measured: whether the delay was measured, since ``label.delay`` does not state it.
         newest_label: ISO event time of the newest row of the holdout whose label is known; empty if no label is.
+        without_values: features that have no value in any row of the window; None if it was not looked at.
     """
 
     model: str
@@ -57,6 +58,7 @@ class TrainingSet(Evidence):
     label_delay: int = field(default=0, kw_only=True)
     delay_measured: bool = field(default=False, kw_only=True)
     newest_label: str = field(default="", kw_only=True)
+    without_values: list[str] | None = field(default=None, kw_only=True)
 
     def interval(self, part: Part) -> Interval:
         return Interval.from_key(self.key(part))

@@ -16,6 +16,7 @@ import pyarrow as pa
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
+from perennial.features.history import gaps_of_labels, refuse_gaps
 from perennial.features.point_in_time import WHOLE_TYPES, blaming, newest_first, open_database
 from perennial.features.published import scan
 from perennial.lake.publish import Lake
@@ -52,7 +53,7 @@ def read_labels(
         null), ``label_known_at``. Ordered by event time and key, with at most one row per entity.
 
     Raises:
-        SnapshotMissing: a table was not published, or lacks a column of the spec.
+        SnapshotMissing: a table was not published, or rows lack a value that the spec requires.
         SpecError: ``label.sql`` cannot be computed or gives a type that the task does not allow, or an entity has several
             labels.
     """
@@ -65,9 +66,11 @@ def read_labels(
         same_time = spec.label_table.event_time == spec.event_time
         placed = {*key, *spec.label_table.key, spec.label_table.event_time}
         columns = [name for name in spec.label_table.columns if name in placed or mentions(spec.label.sql, name)]
+        when = interval if same_time else None
+        refuse_gaps(folder, gaps_of_labels(folder, lake, snapshots, interval))
         rows = scan(
             folder, lake, spec.label.table, snapshots,
-            columns=[*columns, KNOWN], within=interval if same_time else None, known_by=as_of,
+            columns=[*columns, KNOWN], within=when, known_by=as_of,
         )  # fmt: skip
         connection.register("_rows", rows)
         own, names = (", ".join(quoted(name) for name in names) for names in (spec.label_table.key, key))

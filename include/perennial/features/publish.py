@@ -16,6 +16,7 @@ from operator import itemgetter
 from perennial.core.errors import SnapshotMissing, Superseded
 from perennial.core.intervals import Interval
 from perennial.features import leaks
+from perennial.features.history import gaps_of_features, refuse_gaps
 from perennial.features.leaks import Leak
 from perennial.features.point_in_time import BuiltFeatures, compute
 from perennial.features.published import DATASET, TABLES, published_tables, scan
@@ -44,10 +45,11 @@ def build_features(
         snapshots: by table, the snapshots to read; by default those that are published now.
 
     Raises:
-        SnapshotMissing: a required table was not published, or lacks a column of the spec.
+        SnapshotMissing: a required table was not published, or rows lack a value that the spec requires.
         SpecError: see :func:`perennial.features.point_in_time.compute`.
     """
     given = dict(snapshots) if snapshots is not None else published_tables(folder, lake.ledger).snapshots
+    refuse_gaps(folder, gaps_of_features(folder, lake, given, interval))
     visible = visible_to(folder, interval)
     tables = {name: scan(folder, lake, name, given, within=visible) for name in folder.feature_tables}
     return compute(folder, tables, interval, snapshots={name: given[name] for name in tables})
@@ -58,7 +60,16 @@ def visible_to(folder: ModelFolder, interval: Interval) -> Interval:
     return Interval(interval.start - folder.spec.features.lookback, interval.end)
 
 
-def publish_features(folder: ModelFolder, lake: Lake, interval: Interval, *, order: int, run_id: str) -> Publication:
+def publish_features(
+    folder: ModelFolder,
+    lake: Lake,
+    interval: Interval,
+    *,
+    order: int,
+    run_id: str,
+    dataset: str = DATASET,
+    digest: str | None = None,
+) -> Publication:
     """Compute the features of an interval and publish them. They replace the features that were published for it.
 
     Args:
@@ -67,6 +78,8 @@ def publish_features(folder: ModelFolder, lake: Lake, interval: Interval, *, ord
         interval: the interval.
         order: from :meth:`perennial.ledger.store.Ledger.next_order`, taken when the run started.
         run_id: the run. It is the same for all attempts of the run.
+        dataset: where they are published, see :func:`perennial.features.published.dataset_of`; also the table's name.
+        digest: the definition that they are recorded as; by default the folder's.
 
     Raises:
         SnapshotMissing, SpecError: see :func:`build_features`.
@@ -76,21 +89,29 @@ def publish_features(folder: ModelFolder, lake: Lake, interval: Interval, *, ord
     with build_features(folder, lake, interval, snapshots=tables.snapshots) as built:
         return lake.publish(
             model=folder.spec.name,
-            dataset=DATASET,
+            dataset=dataset,
             interval=interval,
-            tables={DATASET: TableWrite(built.reader, folder.spec.event_time, built.schema)},
+            tables={dataset: TableWrite(built.reader, folder.spec.event_time, built.schema)},
             order=order,
             run_id=run_id,
             inputs={
                 "tables": built.snapshots,
-                "features_digest": folder.features_digest,
+                "features_digest": digest or folder.features_digest,
                 "publication": tables.id,
                 "reads": visible_to(folder, interval).key,
             },
         )
 
 
-def ensure_features(folder: ModelFolder, lake: Lake, interval: Interval, *, run_id: str) -> list[Publication]:
+def ensure_features(
+    folder: ModelFolder,
+    lake: Lake,
+    interval: Interval,
+    *,
+    run_id: str,
+    dataset: str = DATASET,
+    digest: str | None = None,
+) -> list[Publication]:
     """Rebuild the features of an interval that are out of date.
 
     A day is out of date if it has tables and no features, if its features were made by an earlier ``features.sql`` or spec,
@@ -102,6 +123,7 @@ def ensure_features(folder: ModelFolder, lake: Lake, interval: Interval, *, run_
         lake: has the tables; its ledger says what is published.
         interval: every UTC day that it touches is checked.
         run_id: the run that requires the features.
+        dataset, digest: see :func:`publish_features`.
 
     Returns:
         The new publications, oldest first.
@@ -112,14 +134,19 @@ def ensure_features(folder: ModelFolder, lake: Lake, interval: Interval, *, run_
     """
     done = []
     refused: Superseded | None = None
-    for stretch in _stretches(_outdated(folder, lake.ledger, interval)):
-        order = lake.ledger.next_order(folder.spec.name, DATASET, stretch, run_id)
+    outdated = outdated_days(folder, lake.ledger, interval, dataset=dataset, digest=digest)
+    if outdated:
+        # All days at once. Otherwise each attempt would name the days of one stretch.
+        snapshots = published_tables(folder, lake.ledger).snapshots
+        refuse_gaps(folder, gaps_of_features(folder, lake, snapshots, Interval(outdated[0].start, outdated[-1].end)))
+    for stretch in _stretches(outdated):
+        order = lake.ledger.next_order(folder.spec.name, dataset, stretch, run_id)
         try:
-            done.append(publish_features(folder, lake, stretch, order=order, run_id=run_id))
+            done.append(publish_features(folder, lake, stretch, order=order, run_id=run_id, dataset=dataset, digest=digest))
         except Superseded as error:
             refused = error
     # The later run has usually done the same work.
-    if refused is not None and _outdated(folder, lake.ledger, interval):
+    if refused is not None and outdated_days(folder, lake.ledger, interval, dataset=dataset, digest=digest):
         raise refused
     if done:
         log.info("features of %s: %d ranges of days were out of date and were rebuilt", interval, len(done))
@@ -148,19 +175,25 @@ def find_leaks(folder: ModelFolder, lake: Lake, interval: Interval, *, moments: 
     return leaks.find(folder, tables, interval, moments=moments)
 
 
-def _outdated(folder: ModelFolder, ledger: Ledger, interval: Interval) -> list[Interval]:
-    """The days that :func:`ensure_features` rebuilds."""
+def outdated_days(
+    folder: ModelFolder, ledger: Ledger, interval: Interval, *, dataset: str = DATASET, digest: str | None = None
+) -> list[Interval]:
+    """The days that :func:`ensure_features` rebuilds, see there.
+
+    Raises:
+        SnapshotMissing: retention has removed rows that they need.
+    """
     lookback = folder.spec.features.lookback
     days = interval.touched_days()
     read = Interval(days[0].start - lookback, days[-1].end)
     tables = ledger.publications(folder.spec.name, TABLES, read)
     changes = list(_changes(folder, tables))
     with_tables = {day for publication in tables for day in publication.interval.touched_days()}
-    features = ledger.publications(folder.spec.name, DATASET, interval)
+    features = ledger.publications(folder.spec.name, dataset, interval)
     newest_of = {day: publication for publication in features for day in publication.interval.touched_days()}
-    without_features = ledger.removed(folder.spec.name, DATASET, Interval(days[0].start, days[-1].end))
+    without_features = ledger.removed(folder.spec.name, dataset, Interval(days[0].start, days[-1].end))
     without_tables = ledger.removed(folder.spec.name, TABLES, read)
-    alike = folder.features_digests
+    alike = folder.features_digests if digest is None else {digest}
     outdated = []
     for day in days:
         if day not in with_tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -20,6 +21,26 @@ DATASET = "features"
 #: The ledger's name for the raw tables, as in :mod:`perennial.ingestion.publish`. That module imports Great Expectations,
 #: which takes seconds.
 TABLES = "tables"
+
+
+#: How many characters of a definition's digest name its dataset.
+_DIGEST_LENGTH = 12
+
+
+def dataset_of(digest: str, current: str) -> str:
+    """The name of the dataset, and of its table, in which the features of a definition are published.
+
+    Args:
+        digest: :attr:`perennial.spec.folder.ModelFolder.features_digest` of the definition.
+        current: that of the model's folder as it is now. Its features are published as ``features``, whatever they were made
+            by before. A folder that is put back as it was gets ``features`` back.
+    """
+    return DATASET if digest == current else f"{DATASET}_{digest[:_DIGEST_LENGTH]}"
+
+
+def is_features(dataset: str) -> bool:
+    """Whether a dataset has features, of the folder as it is now or of another definition."""
+    return dataset == DATASET or re.fullmatch(rf"{DATASET}_[0-9a-f]{{{_DIGEST_LENGTH}}}", dataset) is not None
 
 
 def published_tables(folder: ModelFolder, ledger: Ledger) -> Publication:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -128,13 +128,16 @@ def check(
     table = folder.spec.tables[landed.table]
     directory.mkdir(parents=True, exist_ok=True)
     name = directory / f"{landed.table}-{uuid4().hex}"
+    if not landed.paths:
+        return _empty(table, landed, name)
     typed, bad, good, quarantined = (name.with_suffix(f".{kind}") for kind in ("typed", "bad", "good", "quarantine"))
     try:
         with connect(directory, landed.paths[0].parent) as connection:
             _cast(connection, folder, landed, interval, typed)
             rows = judge_rows(connection, table, typed, good, bad)
             _write_quarantine(connection, landed, bad, quarantined, rows.bad, run_id, interval)
-            whole = _judge_whole(connection, table, rows, interval, past_rows_per_day)
+            closed = folder.spec.schedules.is_closed
+            whole = _judge_whole(connection, table, rows, interval, past_rows_per_day, closed)
         refusals = [line for tally in whole if tally.check.severity == "critical" for line in tally.reasons()]
         quarantines = [line for tally in rows.tallies if tally.check.severity == "critical" for line in tally.reasons()]
         # A check that could not be judged has not passed, whatever its severity is.
@@ -168,6 +171,14 @@ def check(
     )
     _log(result)
     return result
+
+
+def _empty(table: Table, landed: Landed, name: Path) -> CheckResult:
+    """The result for closed days of which no file came: nothing to judge, and no rows to publish."""
+    published, quarantined = name.with_suffix(".published.parquet"), name.with_suffix(".quarantined.parquet")
+    pq.write_table(published_schema(table).empty_table(), published)
+    pq.write_table(QUARANTINE_SCHEMA.empty_table(), quarantined)
+    return CheckResult(landed.table, published, quarantined, 0, 0, 0, False, [], [], None)
 
 
 def _log(result: CheckResult) -> None:
@@ -271,10 +282,18 @@ def _write_quarantine(
 
 
 def _judge_whole(
-    connection: duckdb.DuckDBPyConnection, table: Table, rows: JudgedRows, interval: Interval, past_rows_per_day: float | None
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    rows: JudgedRows,
+    interval: Interval,
+    past_rows_per_day: float | None,
+    closed: Callable[[Interval], bool],
 ) -> list[CheckTally]:
-    """Judge rows per day, freshness, volume and tolerance, on a frame with one row per day and one for the interval."""
-    frame, checks = _rows_a_day(connection, table, rows, interval)
+    """Judge rows per day, freshness, volume and tolerance, on a frame with one row per day and one for the interval.
+
+    A closed day needs no rows, and is left out of their mean per day. What ends with one need not be fresh.
+    """
+    frame, checks = _rows_a_day(connection, table, rows, interval, closed)
     measures: dict[str, float] = {}
     if rows.count:
         measures["share_quarantined"] = rows.bad / rows.count
@@ -285,7 +304,8 @@ def _judge_whole(
                 f"more than the tolerance of {table.tolerance:.1%}",
             )
         )  # fmt: skip
-    if table.checks.freshness is not None:
+    days = open_days(interval, closed)
+    if table.checks.freshness is not None and not closed(interval.touched_days()[-1]):
         within = table.checks.freshness.within
         newest = connection.execute(f"SELECT max({quoted(str(table.event_time))}) FROM typed").fetchall()[0][0]
         age = (interval.end - newest) / timedelta(hours=1) if newest else math.inf
@@ -298,8 +318,8 @@ def _judge_whole(
             )
         )  # fmt: skip
     volume = table.checks.volume
-    if volume is not None and past_rows_per_day and math.isfinite(past_rows_per_day):
-        daily = (rows.count - rows.bad) / (interval.length / timedelta(days=1))
+    if volume is not None and days and past_rows_per_day and math.isfinite(past_rows_per_day):
+        daily = (rows.count - rows.bad) / days
         measures["rows_a_day_to_those_of_the_past"] = daily / past_rows_per_day
         checks.append(
             whole(
@@ -321,13 +341,25 @@ def _judge_whole(
     return tallies
 
 
+def open_days(interval: Interval, closed: Callable[[Interval], bool]) -> float:
+    """How many days of an interval are open, parts of a day included."""
+    within = (
+        (max(day.start, interval.start), min(day.end, interval.end)) for day in interval.touched_days() if not closed(day)
+    )
+    return sum((end - start) / timedelta(days=1) for start, end in within)
+
+
 def _rows_a_day(
-    connection: duckdb.DuckDBPyConnection, table: Table, rows: JudgedRows, interval: Interval
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    rows: JudgedRows,
+    interval: Interval,
+    closed: Callable[[Interval], bool],
 ) -> tuple[pd.DataFrame, list[Check]]:
     """The rows of each day, and the checks on them. A part of a day requires only that part of the rows."""
     wanted = table.checks.rows
     if table.event_time is None:
-        counts: dict[str | date, tuple[float, int]] = {interval.key: (1.0, rows.count)}
+        counts: dict[str | date, tuple[float, int]] = {interval.key: (float(not closed(interval)), rows.count)}
     else:
         event = quoted(table.event_time)
         found = dict(
@@ -337,12 +369,12 @@ def _rows_a_day(
         )
         counts = {}
         for day in interval.touched_days():
-            share = (min(day.end, interval.end) - max(day.start, interval.start)) / day.length
+            share = 0.0 if closed(day) else (min(day.end, interval.end) - max(day.start, interval.start)) / day.length
             counts[day.start.date()] = share, found.get(day.start.date(), 0)
     frame = pd.DataFrame(index=[str(day) for day in counts])
     checks = []
     for share in dict.fromkeys(share for share, _ in counts.values()):
-        name = "rows_a_day" if share == 1 else f"rows_in_{24 * share:g}_hours"
+        name = {0.0: "rows_on_a_closed_day", 1.0: "rows_a_day"}.get(share, f"rows_in_{24 * share:g}_hours")
         frame[name] = [float(n) if part == share else math.nan for part, n in counts.values()]
         least = math.floor(wanted.min * share)
 

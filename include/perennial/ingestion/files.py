@@ -75,6 +75,8 @@ def land_files(
     writer: LandingWriter,
     files: list[dict[str, Any]],
     notices: list[str],
+    *,
+    closed: Callable[[Interval], bool],
 ) -> None:
     """Land the rows of all files of an interval.
 
@@ -85,12 +87,17 @@ def land_files(
         writer: takes the rows.
         files: gets one entry per file that was read: ``name``, ``bytes``, ``sha256``, and ``period`` of a dated pattern.
         notices: gets what was accepted but is unusual.
+        closed: whether a period needs no file (``schedules.closed``).
 
     Raises:
         SourceError: a file is missing, unsafe, damaged, or lacks a column.
     """
     assert source.files is not None
-    found = [file for pattern, period in _expand(source.files, interval) for file in _find(pattern, period, data, source.files)]
+    found = [
+        file
+        for pattern, period in _expand(source.files, interval)
+        for file in _find(pattern, period, data, source.files, optional=period is not None and closed(period))
+    ]
     for file in _without_copies(found, notices):
         with _opened(file) as stream:
             counted = _Counted(file.name, stream)
@@ -146,7 +153,7 @@ def _next_step(start: datetime, step: str) -> datetime:
             return start.replace(year=start.year + 1)
 
 
-def _find(pattern: str, period: Interval | None, data: Path, written: str) -> list[_File]:
+def _find(pattern: str, period: Interval | None, data: Path, written: str, *, optional: bool = False) -> list[_File]:
     magic = "*" in pattern or "?" in pattern
     system, path = None, pattern
     if "://" in pattern:
@@ -178,7 +185,7 @@ def _find(pattern: str, period: Interval | None, data: Path, written: str) -> li
             ]
         except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{_masked(pattern)}: cannot be listed: {one_line(error)}") from error
-    if not found:
+    if not found and not optional:
         hint = f" (`files: {_masked(written)}` for {period})" if period else f" (`files: {_masked(written)}`)"
         base = "" if "://" in pattern else f" below {data}"
         raise SourceError(f"{_masked(pattern)}: there is no such file{base}{hint}; deliver it, then ingest again")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from perennial.alerts import of_models
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
-from perennial.ingestion.checks import CheckResult, check, ingest_writes
+from perennial.ingestion.checks import CheckResult, check, ingest_writes, open_days
 from perennial.ingestion.sources import land
 from perennial.lake.publish import Lake
 from perennial.ledger.records import Publication
@@ -71,7 +70,7 @@ def land_and_check(
 
 
 def past_rows_per_day(ledger: Ledger, spec: ModelSpec, table: str, interval: Interval) -> float | None:
-    """Mean rows per day of a table in the past that its volume check looks at; None without a check or a past."""
+    """Mean rows per open day of a table in the past that its volume check looks at; None without a check or a past."""
     volume = spec.tables[table].checks.volume
     if volume is None:
         return None
@@ -81,7 +80,7 @@ def past_rows_per_day(ledger: Ledger, spec: ModelSpec, table: str, interval: Int
         # A publication that begins before the past counts with its own mean.
         if publication.interval.end <= interval.start and table in publication.rows:
             rows += publication.rows[table]
-            days += publication.interval.length / timedelta(days=1)
+            days += open_days(publication.interval, spec.schedules.is_closed)
     return rows / days if days else None
 
 

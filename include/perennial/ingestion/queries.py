@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC
 from typing import Any
-from uuid import UUID
 
+import duckdb
 import pyarrow as pa
 import sqlalchemy as sa
 
 from perennial.core.errors import PerennialError, SourceError
 from perennial.core.intervals import Interval
 from perennial.core.text import one_line
+from perennial.ingestion.database_values import TEXTS, WITHOUT_VALUE, DatabaseBatches, take_texts
+from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.ingestion.landing import ARROW_ROWS, LandingWriter, positioned
-from perennial.lake.schema import MOMENT
+from perennial.spec.binds import END, START, binds, replace_binds
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 
@@ -34,72 +35,109 @@ def land_sql(query: str, name: str, interval: Interval, engine: sa.Engine, write
         writer: takes the rows.
 
     Raises:
-        SourceError: the query failed, names a column twice, or a column has no single type.
+        SourceError: the query failed, names a column twice or another parameter, or a column has no single type.
     """
-    statement = sa.text(query).bindparams(
-        sa.bindparam("start", interval.start, sa.DateTime(timezone=True)),
-        sa.bindparam("end", interval.end, sa.DateTime(timezone=True)),
-    )
     try:
         with engine.connect() as connection:
-            if engine.dialect.name == "postgresql":
-                connection = connection.execution_options(postgresql_readonly=True)
-                # So columns without a time zone are compared with the bounds as UTC.
-                connection.execute(sa.text("SET LOCAL TIME ZONE 'UTC'"))
-            result = connection.execution_options(stream_results=True, max_row_buffer=SQL_ROWS).execute(statement)
-            names = list(result.keys())
-            if doubled := sorted({column for column in names if names.count(column) > 1}):
-                raise SourceError(f"the query gives the column {doubled[0]} twice; rename one with AS")
-            takes = writer.takes(names)
-            kept = [n for n, column in enumerate(names) if column in takes]
-            types = [pa.null()] * len(kept)
-            if engine.dialect.name == "postgresql":
-                described = result.cursor.description
-                types = [_POSTGRESQL.get(described[n][1], pa.null()) for n in kept]
-            schema = pa.schema([(names[n], kind) for n, kind in zip(kept, types, strict=True)])
-            first = 1
-            for rows in result.partitions(SQL_ROWS):
-                values = list(zip(*rows, strict=True))
-                arrays = [_array(values[n], names[n], kind) for n, kind in zip(kept, types, strict=True)]
-                batch = pa.record_batch(arrays, names=schema.names)
-                writer.begin(batch.schema, "the query")
-                writer.write(positioned(batch, name, first))
-                first += len(rows)
-            if first == 1:
-                writer.begin(schema, "the query")
-    except sa.exc.SQLAlchemyError as error:
+            _prepare(connection)
+            if connection.dialect.name == "duckdb":
+                _land_from_duckdb(query, name, interval, connection, writer)
+            else:
+                _land_rows(query, name, interval, connection, writer)
+    except (sa.exc.SQLAlchemyError, duckdb.Error) as error:
         raise SourceError(f"the query failed: {one_line(getattr(error, 'orig', None) or error)}") from error
 
 
-#: The types of PostgreSQL's columns by number, for columns that have no value yet.
-_POSTGRESQL: dict[object, pa.DataType] = {
-    16: pa.bool_(), 20: pa.int64(), 21: pa.int64(), 23: pa.int64(), 25: pa.string(), 700: pa.float64(), 701: pa.float64(),
-    1042: pa.string(), 1043: pa.string(), 1082: pa.date32(), 1114: pa.timestamp("us"), 1184: MOMENT,
-}  # fmt: skip
+def _prepare(connection: sa.Connection) -> None:
+    """Let the session write nothing, and compare times without a zone with the bounds as UTC."""
+    match connection.dialect.name:
+        case "postgresql":
+            connection.execution_options(postgresql_readonly=True)
+            connection.execute(sa.text("SET LOCAL TIME ZONE 'UTC'"))
+            if connection.dialect.driver == "psycopg2":
+                connection.detach()  # what is registered must not outlive this query
+                take_texts(connection.connection.dbapi_connection)
+        case "mysql" | "mariadb":
+            connection.execute(sa.text("SET SESSION TRANSACTION READ ONLY"))
+            connection.execute(sa.text("SET SESSION time_zone = '+00:00'"))
+        case "duckdb":
+            connection.execute(sa.text("SET TimeZone = 'UTC'"))
 
 
-def _array(values: Sequence[Any], column: str, kind: pa.DataType) -> pa.Array:
-    """The values of one database column as an Arrow array. Structures become JSON texts, and UUIDs become texts.
+def _bound(query: str, name: Callable[[str], str], literally: Callable[[str], str], *, backslashes: bool = False) -> str:
+    def checked(parameter: str) -> str:
+        if parameter not in (START, END):
+            raise SourceError(
+                f"the query binds :{parameter}, but only :start and :end have a value; write \\:{parameter} for text"
+            )
+        return name(parameter)
 
-    Args:
-        values: the values, None for NULL.
-        column: name of the column, for messages.
-        kind: the type if all values are NULL.
-    """
-    sample = next((value for value in values if value is not None), None)
-    if isinstance(sample, UUID):
-        values = [None if value is None else str(value) for value in values]
-    elif isinstance(sample, dict | list):
-        values = [None if value is None else json.dumps(value, default=str) for value in values]
-    try:
-        array = pa.array(values)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise SourceError(f"the query's column {column} has values of several types; CAST it: {one_line(error)}") from error
-    if pa.types.is_null(array.type):
-        return array.cast(kind)
-    if pa.types.is_timestamp(array.type) and array.type.tz is not None:
-        return array.cast(MOMENT)
-    return array
+    return replace_binds(query, checked, literally=literally, backslashes=backslashes)
+
+
+def _land_rows(query: str, name: str, interval: Interval, connection: sa.Connection, writer: LandingWriter) -> None:
+    backslashes = connection.dialect.name in ("mysql", "mariadb")
+    # SQLAlchemy takes a colon for a parameter in texts and comments too.
+    text = _bound(query, lambda bind: f":{bind}", lambda other: other.replace(":", "\\:"), backslashes=backslashes)
+    statement = sa.text(text).bindparams(
+        sa.bindparam(START, interval.start, sa.DateTime(timezone=True)),
+        sa.bindparam(END, interval.end, sa.DateTime(timezone=True)),
+    )
+    result = connection.execution_options(stream_results=True, max_row_buffer=SQL_ROWS).execute(statement)
+    names = list(result.keys())
+    _refuse_doubled(names)
+    takes = writer.takes(names)
+    kept = [n for n, column in enumerate(names) if column in takes]
+    codes = {names[n]: result.cursor.description[n][1] for n in kept} if connection.dialect.driver == "psycopg2" else {}
+    values = DatabaseBatches(
+        [names[n] for n in kept],
+        {column: TEXTS[code] for column, code in codes.items() if code in TEXTS},
+        {column: WITHOUT_VALUE[code] for column, code in codes.items() if code in WITHOUT_VALUE},
+        name,
+    )
+    rows: Sequence[Sequence[Any]] = ()
+    for rows in _fetched(result):
+        for batch in values.batches([[row[n] for n in kept] for row in rows]):
+            raw = pa.schema([field for field in batch.schema if field.name not in (POSITION, FAULT, RAW)])
+            writer.begin(raw, "the query")
+            writer.write(batch)
+    if not rows:
+        writer.begin(values.empty, "the query")
+
+
+def _fetched(result: sa.CursorResult[Any]) -> Iterator[Sequence[Sequence[Any]]]:
+    # Only reading is guarded: a driver may fail to make a Python value of what the database holds.
+    pieces = result.partitions(SQL_ROWS)
+    while True:
+        try:
+            rows = next(pieces, None)
+        except (ValueError, ArithmeticError, TypeError) as error:
+            raise SourceError(
+                f"the driver cannot read a value of the query: {one_line(error)}; CAST its column to text in the query"
+            ) from error
+        if rows is None:
+            return
+        yield rows
+
+
+def _land_from_duckdb(query: str, name: str, interval: Interval, connection: sa.Connection, writer: LandingWriter) -> None:
+    """DuckDB gives Arrow, which has its infinite times and its huge integers too."""
+    database: Any = connection.connection.dbapi_connection
+    text = _bound(query, lambda bind: f"${bind}", lambda other: other)
+    bounds = {bind: value for bind, value in ((START, interval.start), (END, interval.end)) if bind in binds(query)}
+    relation = database.sql(text, params=bounds)
+    _refuse_doubled(relation.columns)
+    raw = pa.schema(relation.limit(0).to_arrow_table().schema)
+    names = writer.begin(raw, "the query")
+    first = 1
+    for batch in relation.to_arrow_reader(ARROW_ROWS):
+        writer.write(positioned(batch.select(names), name, first))
+        first += len(batch)
+
+
+def _refuse_doubled(names: Sequence[str]) -> None:
+    if doubled := sorted({column for column in names if list(names).count(column) > 1}):
+        raise SourceError(f"the query gives the column {doubled[0]} twice; rename one with AS")
 
 
 def land_python(folder: ModelFolder, reference: str, name: str, interval: Interval, writer: LandingWriter) -> None:

@@ -38,6 +38,7 @@ class Landed:
         table: name of the table.
         paths: Parquet files of the raw columns that the table mentions, and
             :data:`perennial.ingestion.casting.LANDED_EXTRAS`. More than one if columns or types of the source differ.
+            None if all days are closed, and no file came.
         rows: number of rows in the files, those of other intervals included.
         files: the files that were read: ``name``, ``bytes`` as stored, ``sha256``, and ``period``, the key of the file's
             period by a dated pattern. Empty for SQL and Python.
@@ -92,14 +93,19 @@ def land(
     notices: list[str] = []
     try:
         if source.files is not None:
-            land_files(source, interval, data, writer, files, notices)
+            land_files(source, interval, data, writer, files, notices, closed=folder.spec.schedules.is_closed)
         elif source.sql is not None:
             assert source.connection is not None  # the spec guarantees it
             land_sql(source.sql, name, interval, connect(source.connection), writer)
         else:
             assert source.python is not None
             land_python(folder, source.python, name, interval, writer)
-        paths, rows = writer.finish()
+        paths: list[Path] = []
+        rows = 0
+        if source.files is not None and not files:
+            notices.append(f"no file came: {interval} is closed (schedules.closed in model.yaml)")
+        else:
+            paths, rows = writer.finish()
     except PerennialError as error:
         raise type(error)(f"{folder.spec.name}, {interval}, source {name}: {error}") from error
     finally:

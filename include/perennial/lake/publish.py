@@ -29,7 +29,7 @@ from itertools import count
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression
+from pyiceberg.expressions import AlwaysFalse, AlwaysTrue, And, BooleanExpression, IsNull, NotNull, Or, Reference
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table, Transaction
 from pyiceberg.table.update.snapshot import ExpireSnapshots, ManageSnapshots
@@ -328,6 +328,65 @@ class Lake:
         if unknown := [column for column in columns if column not in columns_of(found.schema())]:
             raise ValueError(f"{model}: table {table} has no column {', '.join(unknown)}")
         return self._catalog.read(found, tasks, columns=columns, where=where)
+
+    def without_values(
+        self,
+        model: str,
+        table: str,
+        snapshot: int,
+        columns: Mapping[str, str | None],
+        *,
+        interval: Interval | None = None,
+        event_time: str | None = None,
+    ) -> dict[str, list[Interval]]:
+        """The days with rows that have no value in a column.
+
+        Args:
+            model: the model.
+            table: the table.
+            snapshot: a snapshot that the ledger names, or that is pinned.
+            columns: the columns. A column may name another one: then only rows count that have a value in the other one. If
+                the table lacks the column, no row has a value in it.
+            interval: only rows whose event time lies in it.
+            event_time: the event time column. None if the table has none; then ``interval`` must be None.
+
+        Returns:
+            By column, the UTC days, oldest first. A column without such rows is absent. Of a table without event time there
+            are no days: the list is empty.
+
+        Raises:
+            SnapshotMissing: there is no such table, or the snapshot has expired.
+        """
+        found = self._catalog.load(model, table)
+        present = columns_of(found.schema())
+        span = Span.of(event_time, interval).expression if event_time and interval else AlwaysTrue()
+
+        def lacking(column: str, other: str | None) -> BooleanExpression:
+            without: BooleanExpression = IsNull(term=Reference(column)) if column in present else AlwaysTrue()
+            return without if other is None else And(without, NotNull(term=Reference(other)))
+
+        conditions = {column: lacking(column, other) for column, other in columns.items() if other is None or other in present}
+        # The statistics of files say where nothing is missing. Usually that is everywhere.
+        anywhere: BooleanExpression = AlwaysFalse()
+        for condition in conditions.values():
+            anywhere = Or(anywhere, condition)
+        if not self._catalog.files(found, snapshot, And(span, anywhere)):
+            return {}
+        days: dict[str, list[Interval]] = {}
+        looked_at = [event_time or present[0]]
+        for column, condition in conditions.items():
+            where = And(span, condition)
+            tasks = self._catalog.files(found, snapshot, where)
+            moments: set[datetime | None] = set()
+            with self._catalog.read(found, tasks, columns=looked_at, where=where) as rows:
+                for batch in rows:
+                    if event_time is not None:
+                        moments.update(pc.unique(pc.floor_temporal(batch[event_time], unit="day")).to_pylist())
+                    elif batch.num_rows:
+                        moments.add(None)
+            if moments:
+                days[column] = [Interval.day(moment) for moment in sorted(filter(None, moments))]
+        return days
 
     def columns(self, model: str, table: str, snapshot: int) -> list[str]:
         """The columns that a table had at a snapshot.

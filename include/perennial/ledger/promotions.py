@@ -197,7 +197,7 @@ class Promotions(TableFamily):
                     sa.update(tables.promotions).where(tables.promotions.c.id == promotion_id).values({how: now()})
                 )
                 if how == "completed_at":
-                    for subject in (reign(model, "breaker"), reign(model, "shadow")):
+                    for subject in (reign(model, "breaker"), reign(model, "shadow"), reign(model, "unusable")):
                         outbox.resolve(connection, subject, f"Version {row['version']} is now champion ({row['action']}).")
             if alert is not None:
                 outbox.record(connection, alert, f"{alert.kind}/{model}/promotion-{promotion_id}")

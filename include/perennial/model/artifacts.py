@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import skops.io
 from numpy.typing import NDArray
 
-from perennial.core.errors import ArtifactRejected, ScoringError
+from perennial.core.errors import ArtifactRejected, ScoringError, VersionUnusable
 from perennial.core.private_parts import TREE_TYPES
 from perennial.spec.model import ModelSpec
 from perennial.spec.types import Task
@@ -247,14 +247,14 @@ def manifest(directory: Path) -> dict[str, str]:
     """SHA-256 of every file below a directory, by its relative path with ``/``.
 
     Raises:
-        ArtifactRejected: an entry is neither a file nor a directory. A symbolic link is refused too, since it may lead
+        VersionUnusable: an entry is neither a file nor a directory. A symbolic link is refused too, since it may lead
             anywhere.
     """
     found: dict[str, str] = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ArtifactRejected(f"{name} is neither a file nor a directory")
+            raise VersionUnusable(f"{name} is neither a file nor a directory")
         if path.is_file():
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -268,13 +268,13 @@ def check_source(source: str) -> None:
     """Refuse an address that leads out of its folder, even if its dots are encoded several times.
 
     Raises:
-        ArtifactRejected: a part of its path is ``..``.
+        VersionUnusable: a part of its path is ``..``.
     """
     plain, previous = source, None
     while plain != previous:
         plain, previous = unquote(plain), plain
     if ".." in plain.replace("\\", "/").split("/"):
-        raise ArtifactRejected(f"its source {source!r} contains '..' and may lead anywhere")
+        raise VersionUnusable(f"its source {source!r} contains '..' and may lead anywhere")
 
 
 def size(directory: Path) -> int:
@@ -290,7 +290,7 @@ def check_manifest(directory: Path, expected: Mapping[str, str]) -> None:
         expected: SHA-256 by path, see :func:`manifest`.
 
     Raises:
-        ArtifactRejected: the message names each file that is missing, extra or different.
+        VersionUnusable: the message names each file that is missing, extra or different.
     """
     found = manifest(directory)
     problems = [
@@ -305,18 +305,18 @@ def check_manifest(directory: Path, expected: Mapping[str, str]) -> None:
     if not expected:
         problems.insert(0, "its manifest is empty")
     if problems:
-        raise ArtifactRejected("; ".join(problems))
+        raise VersionUnusable("; ".join(problems))
 
 
 def check_environment(packages: Mapping[str, str]) -> None:
     """Refuse a model of another version of scikit-learn. It might compute something else without any error.
 
     Raises:
-        ArtifactRejected: the message has both versions, and what to do.
+        VersionUnusable: the message has both versions, and what to do.
     """
     ours, its = environment()["scikit-learn"], packages.get("scikit-learn")
     if its != ours:
-        raise ArtifactRejected(
+        raise VersionUnusable(
             f"it was saved with scikit-learn {its or 'of an unknown version'} and this is {ours}; "
             "train a new version here, or use the scikit-learn version that it was saved with"
         )
@@ -326,16 +326,19 @@ def load_estimator(directory: Path, trusted: Sequence[str]) -> Any:
     """The estimator in a checked directory.
 
     Raises:
-        ArtifactRejected: the file holds a type that is not trusted, or is not a skops file.
+        VersionUnusable: the file holds a type that is not trusted, or is not a skops file.
+        ArtifactRejected: memory or disk of this machine did not suffice.
     """
     file = directory / MODEL_FILE
     try:
         unknown = sorted(set(skops.io.get_untrusted_types(file=file)) - set(trusted))
         if unknown:
-            raise ArtifactRejected(f"{MODEL_FILE} holds types that are not trusted: {', '.join(unknown)}")
+            raise VersionUnusable(f"{MODEL_FILE} holds types that are not trusted: {', '.join(unknown)}")
         return skops.io.load(file, trusted=list(trusted))
     except ArtifactRejected:
         raise
+    except (MemoryError, OSError) as error:  # of this machine, now
+        raise ArtifactRejected(f"{MODEL_FILE} cannot be loaded: {type(error).__name__}: {error}") from error
     # On a hostile or broken file skops raises any error of its zip, JSON or import code.
     except Exception as error:
-        raise ArtifactRejected(f"{MODEL_FILE} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise VersionUnusable(f"{MODEL_FILE} cannot be loaded: {type(error).__name__}: {error}") from error

@@ -40,6 +40,7 @@ from perennial.model.costs import answer_threshold, cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring import estimation, impact
 from perennial.monitoring.impact import Bound
+from perennial.registry.folders import own_features, own_folder
 from perennial.registry.runs import CandidateRun
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
@@ -107,7 +108,7 @@ def judge_drift(
         run_id: the run.
     """
     spec, ledger = folder.spec, deployment.ledger
-    found = _compare_interval(folder, deployment, interval)
+    found = _compare_interval(folder, deployment, interval, run_id)
     version, comparison, estimate = found.version, found.comparison, found.estimate
     record = ledger.version(spec.name, version) if version is not None else None
     weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
@@ -237,7 +238,7 @@ class _Found:
     estimate: Estimate | None = None
 
 
-def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Interval) -> _Found:
+def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Interval, run_id: str) -> _Found:
     """Compare a window with the training reference. If that fails, the verdict is ``unknown``, with the failure as reason."""
     spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     found = _Found(DriftComparison("unknown", []))
@@ -246,15 +247,12 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         return replace(found, comparison=DriftComparison("unknown", [reason]))
 
     try:
-        published = {}
-        for dataset in ("predictions", "features"):
-            publication = ledger.published(spec.name, dataset)
-            if publication is None or not ledger.publications(spec.name, dataset, interval):
-                return unknown(f"no {dataset} are published for {interval}")
-            published[dataset] = publication.snapshots[dataset]
-        found = replace(found, snapshots=published)
+        scored = ledger.published(spec.name, "predictions")
+        if scored is None or not ledger.publications(spec.name, "predictions", interval):
+            return unknown(f"no predictions are published for {interval}")
+        found = replace(found, snapshots={"predictions": scored.snapshots["predictions"]})
         said = [PREDICTION, "probabilities", "version"]
-        predictions, predicted = _sample(spec, lake, "predictions", published["predictions"], interval, said)
+        predictions, predicted = _sample(spec, lake, "predictions", found.snapshots["predictions"], interval, said)
         if not predicted:
             return unknown(f"{interval} has no predictions")
         made_by = Counter(predictions.column("version").to_pylist())
@@ -266,7 +264,10 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         model = deployment.registry.load(spec.name, version)
         reference = model.reference()
         names = [name for name in reference.column_names if name not in NOT_FEATURES]
-        features, entities = _sample(spec, lake, "features", published["features"], interval, names)
+        own = own_folder(deployment.registry, version, folder)
+        read = own_features(own, lake, interval, run_id=run_id, whole=False)
+        found = replace(found, snapshots={**found.snapshots, "features": read.snapshot})
+        features, entities = _sample(spec, lake, read.dataset, read.snapshot, interval, names)
         # Evidently plots the rows in this order, so it must be the order of time.
         features = features.sort_by(spec.event_time)
         rows = ComparedRows(

@@ -36,6 +36,7 @@ from perennial.model.artifacts import Prediction
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring.shadow import Challenger, ShadowVerdict, choose, confidence_of_a_look, judge, period
+from perennial.registry.folders import FeaturesAt, own_features, own_folder
 from perennial.registry.store import Registry
 from perennial.scoring.predictor import DATASET as PREDICTIONS
 from perennial.scoring.predictor import Predictor, predictions_schema
@@ -162,7 +163,8 @@ def score_shadows(
         interval: the interval that the champion has scored.
         champion: the champion's version.
         versions: from :func:`resolve_shadows`.
-        features_snapshot: the snapshot that the champion has read, so that all predict the same rows.
+        features_snapshot: the snapshot that the champion has read. A version with the same features reads it too, and so
+            predicts the same rows; the features of another one are made by its own folder.
         order: the run's rank, from :meth:`Ledger.next_order`.
         run_id: the run.
 
@@ -173,10 +175,16 @@ def score_shadows(
     reign = _reign(deployment.ledger, spec.name)
     failed: dict[int, str] = {}
     predictors: dict[int, Predictor] = {}
+    champions = own_folder(deployment.registry, champion, folder).dataset
     for version in versions:
         try:
             model = deployment.registry.load(spec.name, version, spec=spec)
-            predictors[version] = Predictor(spec, lake, model, interval, features_snapshot, run_id)
+            own = own_folder(deployment.registry, version, folder)
+            if own.dataset == champions:
+                features = FeaturesAt(champions, features_snapshot)
+            else:
+                features = own_features(own, lake, interval, run_id=run_id)
+            predictors[version] = Predictor(spec, lake, model, interval, features, run_id)
         except PerennialError as error:
             failed[version] = str(error)
     schema = predictions_schema(spec)
@@ -192,6 +200,12 @@ def score_shadows(
                 run_id=run_id,
                 inputs={
                     "promotion": reign.id, "champion": champion, "versions": list(predictors), "features": features_snapshot,
+                    "features_dataset": champions,
+                    "own_features": sorted({
+                        (one.features.dataset, one.features.snapshot)
+                        for one in predictors.values()
+                        if one.features.dataset != champions
+                    }),
                 },
             )  # fmt: skip
             break

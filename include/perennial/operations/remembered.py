@@ -9,8 +9,8 @@ from pathlib import Path
 
 from perennial.core.errors import ArtifactRejected, SpecError, TrainingError
 from perennial.deployment import Deployment
+from perennial.registry.folders import open_folder
 from perennial.spec.folder import ModelFolder, is_model_folder, read_model
-from perennial.training.reproduce import open_folder
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
-from perennial.core.errors import TrainingError
+from perennial.core.errors import TrainingError, VersionUnusable
 from perennial.model import artifacts
-from perennial.registry.server import Mlflow
+from perennial.registry.server import MISSING, Mlflow
 from perennial.spec.model import ModelSpec
 
 #: The tag by which a retry finds what an earlier attempt of the same work has logged.
@@ -210,6 +210,19 @@ class Runs(Mlflow):
     def run(self, mlflow_run_id: str) -> CandidateRun:
         """Return a run that was logged before, to add to it."""
         return CandidateRun(self._client, self._client.get_run(mlflow_run_id).info)
+
+    def files_of_run(self, mlflow_run_id: str, path: str) -> dict[str, bytes]:
+        """Return the files in the folder ``path`` of a run, by relative path; none if there is no such folder.
+
+        Raises:
+            VersionUnusable: MLflow answers that it has no such run.
+        """
+        try:
+            return self.run(mlflow_run_id).read_files(path)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+            raise VersionUnusable(f"MLflow has no run {mlflow_run_id} any more") from error
 
     def find_run(self, model: str, key: str) -> dict[str, str] | None:
         """Return the tags of the newest finished run whose tag :data:`KEY` is ``key``; None if there is none.

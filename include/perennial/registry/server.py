@@ -17,8 +17,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SADeprecationWarning
 
-from perennial.core.errors import PromotionRefused
+from perennial.core.errors import ArtifactRejected, PromotionRefused
 from perennial.core.settings import Settings
+from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
 
 CHAMPION = "champion"
@@ -40,6 +41,19 @@ class Mlflow:
     def settings(self) -> Settings:
         """The deployment's settings."""
         return self._settings
+
+    def record(self, model: str, version: int) -> VersionRecord:
+        """Return what the ledger knows of a version.
+
+        Raises:
+            ArtifactRejected: it knows nothing.
+        """
+        record = self._ledger.version(model, version)
+        if record is None:
+            raise ArtifactRejected(
+                f"{model} version {version} is not in the ledger: Perennial did not register it and cannot check it"
+            )
+        return record
 
     def migrate(self) -> None:
         """Create MLflow's tables, if it is a database rather than a server. Several processes may call it at once."""

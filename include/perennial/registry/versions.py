@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from perennial.core.errors import ArtifactRejected
+from perennial.core.errors import ArtifactRejected, ModelRenamed, VersionUnusable
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.training import TrainingRecord, TrainingSet
@@ -51,11 +51,11 @@ def _check_signature(directory: Path, takes: FeatureList) -> None:
         its = {column.name: column.type.name for column in signature.inputs.inputs} if signature else {}
     # MLflow passes on any error of its YAML and JSON parsers.
     except Exception as error:
-        raise ArtifactRejected(f"its MLmodel cannot be read: {type(error).__name__}: {error}") from error
+        raise VersionUnusable(f"its MLmodel cannot be read: {type(error).__name__}: {error}") from error
     wanted = {**dict.fromkeys(takes.numeric, "double"), **dict.fromkeys(takes.categorical, "string")}
     if its != wanted or list(its) != list(wanted):
         shown = ", ".join(f"{name} {kind}" for name, kind in its.items()) or "nothing"
-        raise ArtifactRejected(
+        raise VersionUnusable(
             f"its signature has {shown}; it was registered with {', '.join(f'{name} {kind}' for name, kind in wanted.items())}"
         )
 
@@ -110,9 +110,11 @@ class Versions(Mlflow):
 
         Raises:
             PromotionRefused: this process may not promote, so it may not record the gates' decision.
+            ModelRenamed: the registered model has another name in MLflow; nothing was registered.
         """
         spec = folder.spec
         self._check_that_it_may_promote(spec.name)
+        self.check_name(spec.name)
         found = self._find_version(spec.name, fitted.mlflow_run_id, run_id)
         version = found if found is not None else self._create_version(folder, fitted, evaluation, decision, run_id)
         self._ledger.record_version(
@@ -150,7 +152,8 @@ class Versions(Mlflow):
 
     def _find_version(self, model: str, mlflow_run_id: str, run_id: str) -> int | None:
         for found in self._client.search_model_versions(f"name = '{model}' and run_id = '{mlflow_run_id}'"):
-            if found.tags.get("perennial.run_id") == run_id:
+            record = self._ledger.version(model, int(found.version))
+            if found.tags.get("perennial.run_id") == run_id and (record is None or record.mlflow_run_id == mlflow_run_id):
                 return int(found.version)
         return None
 
@@ -176,15 +179,22 @@ class Versions(Mlflow):
             "perennial.run_id": run_id,
             **_verdict_tags(evaluation, decision),
         }
-        created = self._client.create_model_version(
-            spec.name,
-            # Use the artifact's location: MLflow would resolve an address such as models:/m-… in its process-wide store.
-            source=self._client.get_logged_model(fitted.model_id).artifact_location,
-            run_id=fitted.mlflow_run_id,
-            model_id=fitted.model_id,
-            tags=tags,
-            description=_describe(evaluation, decision),
-        )
+        # Use the artifact's location: MLflow would resolve an address such as models:/m-… in its process-wide store.
+        source = self._client.get_logged_model(fitted.model_id).artifact_location
+        newest = max((record.version for record in self._ledger.versions(spec.name)), default=0)
+        for _ in range(newest + 1):
+            created = self._client.create_model_version(
+                spec.name,
+                source=source,
+                run_id=fitted.mlflow_run_id,
+                model_id=fitted.model_id,
+                tags=tags,
+                description=_describe(evaluation, decision),
+            )
+            if int(created.version) > newest:
+                break
+            # The registered model was deleted, so MLflow counts from 1 again. A number belongs to one version for ever.
+            self._client.delete_model_version(spec.name, created.version)
         if self._is_database:  # a server does this automatically
             self._client.set_logged_model_tags(
                 fitted.model_id, {"mlflow.modelVersions": json.dumps([{"name": spec.name, "version": created.version}])}
@@ -197,36 +207,34 @@ class Versions(Mlflow):
         Args:
             model: the model's name.
             version: the version's number.
-            spec: the model's current specification. If it is given, the version's features and task must still be in it,
-                and only those of the version's trusted types are trusted that are still in it.
+            spec: the model's current specification. If it is given, the version must be of its task, and only those of the
+                version's trusted types are trusted that are still in it.
 
         Raises:
-            ArtifactRejected: a check failed and nothing was loaded; the message names the version and the difference.
+            VersionUnusable: a check failed that will fail again; the message names the version and the difference.
+            ModelRenamed: the registered model has another name in MLflow.
+            ArtifactRejected: the ledger does not know the version, or its files cannot be fetched now.
         """
         name = f"{model} version {version}"
-        record = self._ledger.version(model, version)
-        if record is None:
-            raise ArtifactRejected(f"{name} is not in the ledger: Perennial did not register it and cannot check it")
+        record = self.record(model, version)
         training = record.training
         if training.task is None:
-            raise ArtifactRejected(f"{name}: the ledger does not record the task it was trained for: train a new version")
+            raise VersionUnusable(f"{name}: the ledger does not record the task it was trained for: train a new version")
         takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
         trusted = set(training.trusted_types)
         if spec is not None:
             trusted &= set(spec.training.trusted_types)
-            kinds = {"numeric": takes.numeric, "categorical": takes.categorical}
-            gone = [feature for kind, its in kinds.items() for feature in its if feature not in getattr(spec.features, kind)]
-            if gone or training.task != spec.task:
-                difference = f"the features {', '.join(gone)}" if gone else f"the task {training.task}"
-                raise ArtifactRejected(
-                    f"{name} was trained for {difference}, which model.yaml no longer has: train a new version"
+            if training.task != spec.task:
+                raise VersionUnusable(
+                    f"{name} was trained for the task {training.task}, which model.yaml no longer has: train a new version"
                 )
         found = self._version(model, version)
         if found is None:
-            raise ArtifactRejected(f"{name} was deleted from MLflow; roll back to another version or train a new one")
+            self.check_name(model)
+            raise VersionUnusable(f"{name} was deleted from MLflow; roll back to another version or train a new one")
         artifacts_of = self._stored_at(training.model_id)
         if found.source != artifacts_of or found.run_id != record.mlflow_run_id:
-            raise ArtifactRejected(
+            raise VersionUnusable(
                 f"{name}: MLflow says it is in {found.source!r}, but it was registered from {artifacts_of!r} of run "
                 f"{record.mlflow_run_id}: someone changed one of the two"
             )
@@ -247,7 +255,7 @@ class Versions(Mlflow):
         """Load a logged candidate, registered or not, after a check against its manifest (:meth:`CandidateRun.log_model`).
 
         Raises:
-            ArtifactRejected: as in :meth:`load`.
+            VersionUnusable, ArtifactRejected: as in :meth:`load`.
         """
         return self._load(
             f"{spec.name} candidate {fitted.candidate}",
@@ -302,7 +310,7 @@ class Versions(Mlflow):
                 artifacts.check_manifest(directory, manifest)
                 yield directory
             except ArtifactRejected as error:
-                raise ArtifactRejected(f"{name}: {error}") from error
+                raise type(error)(f"{name}: {error}") from error
 
     def fetch(self, model_id: str, into: Path) -> Path:
         """Copy a stored model's files to a folder, unchecked. Nobody else can change the copy while it is checked.
@@ -315,6 +323,7 @@ class Versions(Mlflow):
             The folder with the files.
 
         Raises:
+            VersionUnusable: MLflow answers that the files are gone.
             ArtifactRejected: the stored model is not in an allowed location, or cannot be fetched.
         """
         source = self._stored_at(model_id)
@@ -326,7 +335,16 @@ class Versions(Mlflow):
                 )
             )
         except (MlflowException, OSError) as error:
+            if self._is_gone(source):
+                raise VersionUnusable(f"its files are no longer in MLflow, at {source}") from error
             raise ArtifactRejected(f"its artifact cannot be fetched from {source}: {error}") from error
+
+    def _is_gone(self, source: str) -> bool:
+        """Whether the store answers that there are no files at an address. A store that does not answer is no answer."""
+        try:
+            return not mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._settings.mlflow_url)
+        except (MlflowException, OSError):
+            return False
 
     def _stored_at(self, model_id: str) -> str:
         """Return the location of a stored model's files, according to MLflow."""
@@ -334,8 +352,40 @@ class Versions(Mlflow):
             return str(self._client.get_logged_model(model_id).artifact_location)
         except MlflowException as error:
             if error.error_code == MISSING:
-                raise ArtifactRejected(f"MLflow no longer has the stored model {model_id}; train a new version") from error
+                raise VersionUnusable(f"MLflow no longer has the stored model {model_id}; train a new version") from error
             raise
+
+    def check_name(self, model: str) -> None:
+        """Check that MLflow still has the registered model under its name, if the ledger knows versions of it.
+
+        Raises:
+            ModelRenamed: it has another name there.
+        """
+        if (renamed := self.renamed_to(model)) is not None:
+            raise ModelRenamed(
+                f"{model}: the registered model was renamed to {renamed} in MLflow, and nothing was changed: rename it back to "
+                f"{model}, and all goes on"
+            )
+
+    def renamed_to(self, model: str) -> str | None:
+        """Return the name that MLflow has for a registered model; None if it was not renamed. It may have been deleted."""
+        known = self._ledger.versions(model)
+        if not known or self._registered(model):
+            return None
+        for record in reversed(known):
+            for found in self._client.search_model_versions(f"run_id = '{record.mlflow_run_id}'"):
+                if found.name != model and int(found.version) == record.version:
+                    return str(found.name)
+        return None
+
+    def _registered(self, model: str) -> bool:
+        try:
+            self._client.get_registered_model(model)
+        except MlflowException as error:
+            if error.error_code == MISSING:
+                return False
+            raise
+        return True
 
     def _version(self, model: str, version: int) -> Any:
         """Return MLflow's record of a version; None if there is none, or it was deleted."""

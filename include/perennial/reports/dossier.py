@@ -15,13 +15,13 @@ from perennial.deployment import Deployment
 from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.training import TrainingRecord
 from perennial.ledger.records import Approval, VersionRecord
+from perennial.registry.folders import open_folder
 from perennial.registry.store import Registry
 from perennial.reports.documents import Picture
 from perennial.reports.lineage import ModelHistory
 from perennial.reports.traces import read_history
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
-from perennial.training.reproduce import open_folder
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from perennial.core.errors import NoChampion
 from perennial.core.intervals import Interval
@@ -15,12 +16,22 @@ from perennial.registry.store import Registry
 log = logging.getLogger(__name__)
 
 
-def resolve_champion(registry: Registry, ledger: Ledger, model: str, interval: Interval) -> int:
+def resolve_champion(
+    registry: Registry, ledger: Ledger, model: str, interval: Interval, *, can_score: Callable[[int], bool] = lambda _: True
+) -> int:
     """Return the version that scores an interval. Call this once per run.
 
     This is the champion, unless it was trained as of a time after the interval's start. Then it may have learned from the
     rows that it is to predict. In that case it is the newest of its predecessors that cannot have learned from them.
     Predecessors that were rolled back are skipped. If no predecessor qualifies, the champion scores.
+
+    Args:
+        registry: says who is champion.
+        ledger: says what a version was trained on.
+        model: the model's name.
+        interval: what is scored.
+        can_score: whether a predecessor can still be used for the interval. It is asked of nobody else: if the champion
+            cannot be used, that must be told, not avoided.
 
     Raises:
         NoChampion: no version was ever promoted.
@@ -35,7 +46,9 @@ def resolve_champion(registry: Registry, ledger: Ledger, model: str, interval: I
     if _was_trained_before(records.get(champion), interval):
         return champion
     for version in reversed(lineage(ledger.promotions(model))):
-        if version != champion and version in records and _was_trained_before(records[version], interval):
+        if version == champion or version not in records or not _was_trained_before(records[version], interval):
+            continue
+        if can_score(version):
             log.info("version %d scores: champion %d was trained as of a time after %s began", version, champion, interval)
             return version
     log.warning(

@@ -18,6 +18,7 @@ from perennial.lake.publish import Lake
 from perennial.lake.schema import ARROW, MOMENT
 from perennial.model.artifacts import LoadedModel, Prediction
 from perennial.model.probabilities import probabilities_as_json
+from perennial.registry.folders import FeaturesAt
 from perennial.spec.model import ModelSpec
 
 #: Name of the dataset and of its only table.
@@ -122,21 +123,27 @@ class Predictor:
 
     Attributes:
         columns: columns that are read from the features: the entity's key and times, then the model's features.
+        features: where the version's features are read.
     """
 
     def __init__(
-        self, spec: ModelSpec, lake: Lake, model: LoadedModel, interval: Interval, features_snapshot: int, run_id: str
+        self, spec: ModelSpec, lake: Lake, model: LoadedModel, interval: Interval, features: FeaturesAt, run_id: str
     ) -> None:
         assert model.version is not None  # only registered versions score
         self._spec, self._lake, self._model = spec, lake, model
         self.interval, self.version = interval, model.version
-        self.features_snapshot, self.run_id = features_snapshot, run_id
+        self.features, self.run_id = features, run_id
         self._predicted_at = datetime.now(UTC)
         self._schema = predictions_schema(spec)
         self._keys = list(self._schema.names[: self._schema.get_field_index("as_of") + 1])
         self.columns = [*self._keys, *(name for name in model.features if name not in self._keys)]
         self._about = f"{spec.name}, {interval}: version {model.version}"
         self.tally = PredictionTally(self._about)
+
+    @property
+    def features_snapshot(self) -> int:
+        """The snapshot of the features; each prediction records it."""
+        return self.features.snapshot
 
     @property
     def rows(self) -> int:
@@ -156,8 +163,8 @@ class Predictor:
         self.tally.restart()
         features = self._lake.scan(
             self._spec.name,
-            "features",
-            self.features_snapshot,
+            self.features.dataset,
+            self.features.snapshot,
             columns=self.columns,
             interval=self.interval,
             event_time=self._spec.event_time,

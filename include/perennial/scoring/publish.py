@@ -23,9 +23,8 @@ from perennial.core.intervals import Interval
 from perennial.core.streams import Follower
 from perennial.deployment import Deployment
 from perennial.lake.publish import Lake, TableWrite
-from perennial.ledger.coverage import uncovered
-from perennial.ledger.records import Publication
 from perennial.ledger.store import Ledger
+from perennial.registry.folders import FeaturesAt, own_features, own_folder
 from perennial.scoring.predictor import DATASET, PROVENANCE, PredictionTally, Predictor, predictions_schema
 from perennial.scoring.sink import PredictionSink
 from perennial.spec.folder import ModelFolder
@@ -91,15 +90,16 @@ def score(
     Raises:
         ScoringError: features are missing, or the predictions were refused, and nothing was published; or the predictions
             database refused the rows, which are then published in the lake only.
+        VersionUnusable: the version's files, or what its features are made of, are gone.
         ArtifactRejected: the stored model is not the one that was registered.
         Superseded: a later run or attempt has taken over; this one published nothing.
     """
     spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
-    features = published_features(spec, ledger, interval)
+    # First, since it says best what is wrong with a version that cannot be used.
     model = deployment.registry.load(spec.name, version, spec=spec)
-    if model.features_digest not in folder.features_digests:
-        log.warning("features.sql or the tables' definition changed since version %d was trained", version)
-    predictor = Predictor(spec, lake, model, interval, features.snapshots["features"], run_id)
+    own = own_folder(deployment.registry, version, folder)
+    features = own_features(own, lake, interval, run_id=run_id)
+    predictor = Predictor(spec, lake, model, interval, features, run_id)
     return publish_predictions(spec, lake, ledger, predictor, order=order, sink_url=sink_url)
 
 
@@ -108,7 +108,7 @@ class Predictions(Protocol):
 
     interval: Interval
     version: int
-    features_snapshot: int
+    features: FeaturesAt
     run_id: str
     tally: PredictionTally
 
@@ -145,7 +145,11 @@ def publish_predictions(
                 tables={DATASET: TableWrite(data=rows, event_time=spec.event_time, schema=schema)},
                 order=order,
                 run_id=run_id,
-                inputs={"version": version, "features": predictions.features_snapshot},
+                inputs={
+                    "version": version,
+                    "features": predictions.features.snapshot,
+                    "features_dataset": predictions.features.dataset,
+                },
             )
             newest = ledger.publications(spec.name, DATASET, interval)[-1]
             if newest.id == publication.id:
@@ -161,34 +165,13 @@ def publish_predictions(
         version=version,
         rows=predictions.tally.rows,
         publication=publication.id,
-        features_snapshot=predictions.features_snapshot,
+        features_snapshot=predictions.features.snapshot,
         predictions_snapshot=publication.snapshots[DATASET],
         run_id=run_id,
         summary=predictions.tally.summary(),
     )
     log.info("version %d predicted %s entities: %s", version, f"{scored.rows:,}", scored.summary)
     return scored
-
-
-def published_features(spec: ModelSpec, ledger: Ledger, interval: Interval) -> Publication:
-    """Return the publication at whose snapshots the features of an interval are read.
-
-    Raises:
-        ScoringError: some days of the interval have no features.
-    """
-    newest = ledger.published(spec.name, "features")
-    gaps = uncovered(interval, ledger.publications(spec.name, "features", interval))
-    if removed := ledger.removed(spec.name, "features", interval):
-        raise ScoringError(
-            f"{spec.name}, {interval}: the features of {', '.join(part.key for part in removed)} were removed by retention "
-            f"(retention.features in model.yaml): run {spec.name}.load for these days first"
-        )
-    if newest is None or gaps:
-        raise ScoringError(
-            f"{spec.name}, {interval}: no features are published for {', '.join(gap.key for gap in gaps)}: run "
-            f"{spec.name}.ingest for these days first"
-        )
-    return newest
 
 
 def _is_copied(copying: Follower[pa.RecordBatch, int | None]) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from perennial.alerts.alert import Severity
+from perennial.spec.binds import END, START, binds
 from perennial.spec.names import is_unknown, listed
 from perennial.spec.sections import Found, Section, check, check_each
 from perennial.spec.types import (
@@ -33,7 +34,8 @@ class Source(Section):
     Attributes:
         files: a pattern below the deployment's data folder, or a complete fsspec address. ``%Y``, ``%m``, ``%d`` and ``%H``
             stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .csv.gz or .parquet.
-        sql: a query that binds ``:start`` and ``:end``. Requires ``connection``.
+        sql: a query that binds ``:start`` and ``:end``, and nothing else: write ``\\:`` for another colon outside of texts.
+            Requires ``connection``.
         connection: the database of ``sql``: an Airflow connection id, or the name of an environment variable that holds a
             SQLAlchemy URL.
         python: ``model:function``. It is called with start and end, and returns an Arrow table or record batch reader.
@@ -70,7 +72,7 @@ class Source(Section):
 
     @check
     def _reads_one_interval(self) -> Found:
-        if self.sql is not None and not (":start" in self.sql and ":end" in self.sql):
+        if self.sql is not None and not {START, END} <= set(binds(self.sql)):
             yield ("sql",), "must bind :start and :end; otherwise every run would read everything"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cached_property
@@ -97,7 +98,8 @@ class ModelSpec(Section):
 
     @check_each("tables")
     def _tables_have_free_names(self, name: str, _: Table) -> Found:
-        if name in _PERENNIALS_TABLES or name.startswith("_"):
+        # Features of other definitions are in tables of such names, see perennial.features.published.
+        if name in _PERENNIALS_TABLES or name.startswith("_") or re.fullmatch("features_[0-9a-f]{12}", name):
             yield (), f"Perennial makes a table named {name} itself; choose another name"
 
     @check_each("tables")

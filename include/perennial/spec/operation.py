@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from perennial.alerts.alert import Alert, Kind, Severity
+from perennial.core.intervals import Interval
 from perennial.spec.sections import Found, Section, check
-from perennial.spec.types import ConnectionId, Cron, Duration, Text
+from perennial.spec.types import ClosedDay, ConnectionId, Cron, Duration, Text, matches_day
 
 
 class Schedules(Section):
@@ -19,6 +20,8 @@ class Schedules(Section):
         ingest: when the previous day is ingested: five cron fields, in UTC.
         catch_up: after a pause, the missed days are ingested, oldest first. Days that were due longer ago than this are not;
             the watchdog names them.
+        closed: days without data, such as holidays: a day (``2026-12-25``), a day of each year (``12-25``) or a weekday
+            (``sunday``). A closed day is published empty if nothing comes, and is not missing from its week.
         train: train when features of all days of a week (from Monday) or month are published. ``never``: only monitoring and
             people start trainings.
         monitor: the window over which drift is judged, when all its days are scored.
@@ -27,9 +30,14 @@ class Schedules(Section):
 
     ingest: Cron = "0 2 * * *"
     catch_up: Duration = timedelta(days=30)
+    closed: list[ClosedDay] = []
     train: Literal["week", "month", "never"] = "week"
     monitor: Literal["day", "week"] = "week"
     maintain: Cron = "30 4 * * *"
+
+    def is_closed(self, period: Interval) -> bool:
+        """Whether each day that a period touches is closed."""
+        return all(any(matches_day(closed, day.start.date()) for closed in self.closed) for day in period.touched_days())
 
     @property
     def window(self) -> timedelta:

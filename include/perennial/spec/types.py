@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from croniter import CroniterError, croniter
@@ -37,6 +37,26 @@ def _ticks(text: str) -> str:
     return text
 
 
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
+def _is_closed_day(text: str) -> str:
+    if text not in _WEEKDAYS:
+        try:
+            # 2024 has a 29 February.
+            day = date.fromisoformat(text if len(text) > 5 else f"2024-{text}")
+            if not day.isoformat().endswith(text):  # fromisoformat also reads 20261225 and 2026-W52-5
+                raise ValueError(text)
+        except ValueError:
+            raise ValueError("write a day (2026-12-25), a day of each year (12-25) or a weekday (sunday)") from None
+    return text
+
+
+def matches_day(closed: str, day: date) -> bool:
+    """Whether an entry of ``schedules.closed`` means this day."""
+    return closed in (day.isoformat(), f"{day:%m-%d}", _WEEKDAYS[day.weekday()])
+
+
 def sets_apart(delimiter: str) -> str:
     if not delimiter.isascii() or delimiter.isalnum() or delimiter in '"\r\n\0':
         raise ValueError("write one ASCII character that is not a letter, digit, quote or line break, such as ; or \\t")
@@ -67,6 +87,17 @@ Duration = Annotated[
     BeforeValidator(_parse_duration),
     PlainSerializer(_write_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["90m", "2h", "28d", "12w"]}),
+]
+ClosedDay = Annotated[
+    str,
+    AfterValidator(_is_closed_day),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": rf"^(?:(?:[0-9]{{4}}-)?[0-9]{{2}}-[0-9]{{2}}|{'|'.join(_WEEKDAYS)})$",
+            "examples": ["2026-12-25", "12-25", "sunday"],
+        }
+    ),
 ]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

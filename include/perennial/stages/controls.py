@@ -183,8 +183,8 @@ def _honest(run: StageRun, record: VersionRecord, pinned: TrainingSet) -> Honest
     """A contest of the version with itself, on its pinned rows, with the gates of the present folder."""
     from perennial.evaluation.contest import Contest
     from perennial.evaluation.controls import Honest
-    from perennial.training.reproduce import open_folder
-    from perennial.training.training_set import load_rows
+    from perennial.registry.folders import open_folder
+    from perennial.training.training_set import features_without_values, load_rows
 
     folder, deployment = run.folder, run.deployment
     with open_folder(record, folder, deployment.registry, []) as its_folder:
@@ -194,6 +194,8 @@ def _honest(run: StageRun, record: VersionRecord, pinned: TrainingSet) -> Honest
             )
         rows = replace(pinned, folder_digest=its_folder.digest)
         window, holdout = (load_rows(its_folder, deployment.lake, rows, part) for part in ("window", "holdout"))
+    # A release that did not look at it yet may have pinned them.
+    pinned = replace(pinned, without_values=features_without_values(folder.spec, window))
     older, age = _oldest_quarter(folder, pinned, window)
     contest = Contest.on_holdout(
         folder,

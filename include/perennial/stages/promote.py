@@ -108,6 +108,8 @@ def promote_champion(
             f"{name} passed its gates and waits for an approval, which {run.model}.train asks for in Airflow. To promote it "
             f"without one: perennial promote {run.model} {version} --override REASON",
         )
+    if decision.champion_unusable is not None:
+        cause = f"{cause}; not compared with version {decided.expected}, which can never be used again"
     registry.promote(
         run.model,
         version,

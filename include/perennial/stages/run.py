@@ -35,3 +35,13 @@ class StageRun:
         # Without dots: a run may be called "..".
         safe = "".join(character if character.isalnum() or character in "-_" else "_" for character in self.run_id)
         return self.deployment.settings.staging / self.model / safe
+
+
+def declare_unusable(run: StageRun, version: int, reason: str) -> None:
+    """Tell people, once, that the champion can never be used here again. Other versions are only left out."""
+    from perennial.alerts import of_models
+
+    ledger = run.deployment.ledger
+    if ledger.champion(run.model) == version:
+        alert = of_models.champion_unusable(run.model, version=version, reason=reason)
+        ledger.record_alert(alert, f"{alert.kind}/{run.model}/version-{version}")

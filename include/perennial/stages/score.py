@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from perennial.core import logs
+from perennial.core.errors import VersionUnusable
 from perennial.core.intervals import Interval
-from perennial.stages.run import StageRun
+from perennial.stages.run import StageRun, declare_unusable
 
 if TYPE_CHECKING:
     from perennial.monitoring.shadowing import ShadowScored
     from perennial.scoring.publish import Scored
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,24 @@ def resolve_champion(run: StageRun, interval: Interval) -> Resolved:
     from perennial.scoring import champion
 
     registry, ledger = run.deployment.registry, run.deployment.ledger
-    version = champion.resolve_champion(registry, ledger, run.model, interval)
+    version = champion.resolve_champion(
+        registry, ledger, run.model, interval, can_score=lambda version: _can_score(run, interval, version)
+    )
     return Resolved(version, resolve_shadows(run.folder.spec, ledger, interval, champion=version))
+
+
+def _can_score(run: StageRun, interval: Interval, version: int) -> bool:
+    """Whether a former champion can still be used for an interval."""
+    from perennial.registry.folders import computable, own_folder
+
+    try:
+        run.deployment.registry.load(run.model, version, spec=run.folder.spec)
+        own = own_folder(run.deployment.registry, version, run.folder)
+        computable(own, run.deployment.lake, interval)
+    except VersionUnusable as error:
+        log.warning("version %d does not score %s: %s", version, interval, error)
+        return False
+    return True
 
 
 def predict(run: StageRun, interval: Interval, *, version: int) -> Scored:
@@ -47,21 +67,26 @@ def predict(run: StageRun, interval: Interval, *, version: int) -> Scored:
 
     Raises:
         ScoringError: features are missing, or the predictions cannot be published.
+        VersionUnusable: the version can never score here again; people are told.
         ArtifactRejected: the stored model is not what was registered.
         Superseded: a later run has taken over.
     """
     from perennial.scoring import publish
 
     logs.resolved(version=version)
-    return publish.score(
-        run.folder,
-        run.deployment,
-        interval,
-        version=version,
-        order=run.deployment.ledger.next_order(run.model, "predictions", interval, run.run_id),
-        run_id=run.run_id,
-        sink_url=run.deployment.settings.predictions_url,
-    )
+    try:
+        return publish.score(
+            run.folder,
+            run.deployment,
+            interval,
+            version=version,
+            order=run.deployment.ledger.next_order(run.model, "predictions", interval, run.run_id),
+            run_id=run.run_id,
+            sink_url=run.deployment.settings.predictions_url,
+        )
+    except VersionUnusable as error:
+        declare_unusable(run, version, str(error))
+        raise
 
 
 def score_shadows(

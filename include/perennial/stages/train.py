@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from perennial.core import logs
 from perennial.core.errors import StaleDecision
 from perennial.stages.promote import Decided, Outcome, promote_champion
-from perennial.stages.run import StageRun
+from perennial.stages.run import StageRun, declare_unusable
 
 if TYPE_CHECKING:
     from perennial.evidence.evaluation import Evaluation
@@ -60,12 +60,16 @@ def evaluate_candidates(run: StageRun, training_set: TrainingSet, fitted: Sequen
 
     Raises:
         TrainingError: no candidate can be chosen, or the rows are no longer the pinned rows.
+        ModelRenamed: the registered model has another name in MLflow.
     """
     from perennial.training import evaluate
 
-    return evaluate.evaluate_training(
+    evaluation = evaluate.evaluate_training(
         run.folder, run.deployment, training_set, fitted, run_id=run.qualified_id, staging=run.staging
     )
+    if (champion := evaluation.champion) is not None and champion.unusable and champion.version is not None:
+        declare_unusable(run, champion.version, champion.unusable)
+    return evaluation
 
 
 def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[Fitted], evaluation: Evaluation) -> Decided:

@@ -42,6 +42,7 @@ from perennial.model.costs import cost_function
 from perennial.model.estimators import combinations, make_estimator, show_params
 from perennial.model.labels import LABEL, labels_of
 from perennial.model.probabilities import probabilities_as_json
+from perennial.registry.folders import FOLDER
 from perennial.registry.runs import KEY, MAX_TAG, CandidateRun
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -58,8 +59,6 @@ _IMPORTANCE_PREDICTIONS = 60
 #: Number of shuffled frames in memory at the same time.
 _IMPORTANCE_FRAMES = 16
 _EXAMPLE_ROWS = 5
-#: The folder of an MLflow run's artifacts that keeps the model folder's files.
-FOLDER = "folder"
 #: The tag of an MLflow run that keeps its :class:`Fitted` for a retry.
 _FITTED = "perennial.fitted"
 
@@ -215,7 +214,7 @@ def _log(
         params=best.params,
     )
     _log_validation(run, folder, candidate, window, found)
-    _log_folder(run, folder)
+    log_folder(run, folder)
     fitted = Fitted(
         candidate=candidate,
         baseline=declared.baseline,
@@ -265,8 +264,8 @@ def _log_validation(run: CandidateRun, folder: ModelFolder, candidate: str, wind
         run.log_files(directory, "validation")
 
 
-def _log_folder(run: CandidateRun, folder: ModelFolder) -> None:
-    """Log the model folder's files, for :mod:`perennial.training.reproduce` and for people who compare versions."""
+def log_folder(run: CandidateRun, folder: ModelFolder) -> None:
+    """Log the model folder's files: the version's own folder (:mod:`perennial.registry.folders`)."""
     with tempfile.TemporaryDirectory(prefix="perennial-folder-") as scratch:
         for name, text in folder.files.items():
             (Path(scratch) / name).write_bytes(text.encode())

@@ -9,13 +9,10 @@ files with each run. :mod:`perennial.reports.lineage` says where the rows came f
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +26,10 @@ from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, Prediction
 from perennial.model.labels import labels_of
+from perennial.registry.folders import open_folder
 from perennial.registry.store import Registry
-from perennial.spec.folder import ModelFolder, read_model
-from perennial.training.fit import FOLDER, code_state, fit_estimator
+from perennial.spec.folder import ModelFolder
+from perennial.training.fit import code_state, fit_estimator
 from perennial.training.training_set import load_rows
 
 
@@ -144,54 +142,6 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
         changes=changes,
         notes=notes,
     )
-
-
-@contextmanager
-def open_folder(
-    record: VersionRecord, folder: ModelFolder | None, registry: Registry, notes: list[str]
-) -> Iterator[ModelFolder]:
-    """The model folder that a version was made with: the present one if it is the same, or else the copy logged with its run.
-
-    Args:
-        record: the version's record.
-        folder: the model's folder as it is now; None if there is none.
-        registry: contains the logged files.
-        notes: gets a note if the present folder is not used.
-
-    Raises:
-        TrainingError: the folder has changed since, and no copy of it was kept.
-        ArtifactRejected: the copy's hashes are not those in the ledger.
-    """
-    if folder is not None and folder.digest == record.spec_digest:
-        yield folder
-        return
-    name, kept = f"{record.model} version {record.version}", record.code.files
-    if not kept:
-        raise TrainingError(
-            f"{name} was made with another model folder than the present one, and no copy of that folder was kept: check out "
-            f"commit {record.code.commit} of the folder and try again"
-        )
-    if folder is None:
-        notes.append("the present model folder cannot be read; the files logged with the version were used")
-    else:
-        changed = [file for file in {**kept, **folder.files} if kept.get(file) != _sha256(folder.files.get(file))]
-        # If the files are the same, a newer release of Perennial reads more from them.
-        what = f"{', '.join(changed)} changed" if changed else "what Perennial reads from the folder changed"
-        notes.append(f"{what} since the version was made; the files logged with it were used")
-    with tempfile.TemporaryDirectory(prefix="perennial-folder-") as scratch:
-        place = Path(scratch) / record.model
-        place.mkdir()
-        for file, text in registry.run(record.mlflow_run_id).read_files(FOLDER).items():
-            if file not in kept or hashlib.sha256(text).hexdigest() != kept[file]:
-                raise ArtifactRejected(f"{name}: {FOLDER}/{file} in MLflow is not the file that the ledger records")
-            (place / file).write_bytes(text)
-        if missing := [file for file in kept if not (place / file).exists()]:
-            raise ArtifactRejected(f"{name}: {', '.join(missing)} is no longer in MLflow, in the folder {FOLDER}/ of its run")
-        yield read_model(place)
-
-
-def _sha256(text: str | None) -> str | None:
-    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from perennial.core.files import replacing
 from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
 from perennial.evidence.training import Part, TrainingSet
+from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.labels import read_labels
 from perennial.features.maturity import mature_until, measure_delay, passes_from
 from perennial.features.publish import ensure_features
@@ -54,11 +55,12 @@ def build_training_set(
 
     Raises:
         TrainingError: nothing is published, there are too few rows, or only labels of one class; the message says what to do.
+        SnapshotMissing: published rows lack what the spec requires; the message names the days to ingest again.
     """
     spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
     delay = spec.label.delay
+    tables = ledger.published(spec.name, "tables")
     if delay is None:
-        tables = ledger.published(spec.name, "tables")
         delay = measure_delay(folder, lake, tables.snapshots, as_of=as_of) if tables is not None else timedelta()
         log.info("labels take %d days, measured from those that came (label.delay in model.yaml states it)", delay.days)
     end = mature_until(as_of, delay)
@@ -66,6 +68,8 @@ def build_training_set(
     # What is learned from had mature labels when the holdout began, as it will have when the version is in use.
     border = mature_until(holdout.start, delay)
     window = Interval(border - spec.training.window, border)
+    if tables is not None:
+        refuse_gaps(folder, gaps_of_training(folder, lake, tables.snapshots, Interval(window.start, holdout.end)))
     # Features that an earlier features.sql made are built again.
     ensure_features(folder, lake, Interval(window.start, holdout.end), run_id=run_id)
     if removed := ledger.removed(spec.name, "features", Interval(window.start, holdout.end)):
@@ -104,6 +108,7 @@ def build_training_set(
             content={part: content_hash(rows) for part, rows in used.items()},
             label_delay=(as_of - end).days,
             delay_measured=spec.label.delay is None,
+            without_values=features_without_values(spec, used["window"]),
             newest_label=newest.isoformat() if (newest := pc.max(used["holdout"].column(spec.event_time)).as_py()) else "",
         )
     for left in leaving:
@@ -201,6 +206,11 @@ def content_hash(rows: pa.Table) -> str:
                 numbers = np.where(missing, np.nan, numbers)
             digest.update(np.ascontiguousarray(numbers).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def features_without_values(spec: ModelSpec, rows: pa.Table) -> list[str]:
+    """The features that have no value in any of the rows."""
+    return [name for name in spec.features.names if rows.column(name).null_count == rows.num_rows]
 
 
 def _snapshots(folder: ModelFolder, ledger: Ledger) -> dict[str, int]:

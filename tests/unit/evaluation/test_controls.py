@@ -82,6 +82,7 @@ def honest(folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Hon
         as_of=HOLDOUT.end.isoformat(),
         training_classes=count_classes(folder.spec, window),
         training_coverage=window.num_rows / entities,
+        without_values=[],
         candidate=entrant("boosting", "candidate"),
         baselines=[entrant(name, "baseline") for name in ("prior", "logistic")],
         champion=entrant("boosting", "champion", schedule, version=3),

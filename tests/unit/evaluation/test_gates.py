@@ -69,7 +69,7 @@ def bare(**changes: Any) -> Evaluation:
 
 
 EVIDENCE = ("as_of", "training_classes", "training_coverage", "comparison", "slices", "groups", "robustness", "behaviour",
-            "operation", "alone")  # fmt: skip
+            "operation", "alone", "without_values")  # fmt: skip
 
 
 def evaluation(*, width: float = 0.0005, **changes: Any) -> Evaluation:
@@ -88,10 +88,10 @@ def test_better_candidate_is_promoted_and_every_gate_says_why() -> None:
     assert decision.reasons == decision.refused_by == []
     assert decision.champion == 3
     assert [result.gate for result in decision.results] == [
-        "label_coverage", "mature_labels", "min_rows", "finite_inputs", "classes", "same_rows", "untouched_holdout",
-        "fresh_training", "leak", "predictions", "prior", "at_least.roc_auc", "at_most.log_loss", "baseline", "champion",
-        "slices", "calibration.error", "calibration.brier", "robustness.noise", "robustness.missing", "operation.answers",
-        "operation.features", "operation.latency", "operation.size",
+        "label_coverage", "mature_labels", "min_rows", "finite_inputs", "feature_values", "classes", "same_rows",
+        "untouched_holdout", "fresh_training", "leak", "predictions", "prior", "at_least.roc_auc", "at_most.log_loss",
+        "baseline", "champion", "slices", "calibration.error", "calibration.brier", "robustness.noise", "robustness.missing",
+        "operation.answers", "operation.features", "operation.latency", "operation.size",
     ]  # fmt: skip
     assert all(result.reason for result in decision.results)
 
@@ -279,6 +279,21 @@ def test_an_empty_holdout_refuses_rather_than_divides_by_zero() -> None:
 def test_infinite_features_refuse_and_are_named() -> None:
     decision = decide(evaluation(not_finite_inputs={"speed": 12}), Gates())
     assert refusals(decision) == {"finite_inputs": "features of the holdout are infinite: speed in 12 rows"}
+
+
+@pytest.mark.parametrize(
+    ("without", "told"),
+    [
+        (["quantity"], "no training row has a value of quantity: find out why with `perennial check"),
+        (["a", "b"], "no training row has a value of a, b: "),
+        (None, "it was not looked at whether each feature has training values; evaluate again"),
+    ],
+)
+def test_a_candidate_that_learned_without_a_feature_is_refused(without: list[str] | None, told: str) -> None:
+    decision = decide(evaluation(without_values=without), Gates())
+
+    assert list(refusals(decision)) == ["feature_values"]
+    assert refusals(decision)["feature_values"].startswith(told)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial.core.errors import IntervalRefused
+from perennial.core.errors import IntervalRefused, SourceError
 from perennial.core.intervals import Interval
 from perennial.core.settings import PROJECT
 from perennial.demo.example_data import write_landing_zone
@@ -293,3 +293,68 @@ def test_a_day_of_nothing_but_a_header_is_refused_unless_the_spec_allows_it(tmp_
     assert refused.result.reasons == ["2013-04-01: 0 rows arrived; at least 1 are required"]
     assert not allowed.result.refused
     assert allowed.published == []
+
+
+# --- closed days -----------------------------------------------------------------------------------------------------
+
+MONDAY = "2013-04-01"  # the day of :data:`DAY`
+STRICT = {
+    "checks": {
+        "rows": {"min": 2},
+        "freshness": {"within": "1h"},
+        "volume": {"tolerance": 0.1, "severity": "critical"},
+    }
+}
+
+
+def test_a_closed_day_of_which_no_file_comes_is_published_empty(tmp_path: Path) -> None:
+    result = ingest(trips(tmp_path, table=STRICT, closed=[MONDAY]), tmp_path, past_rows_per_day=500.0).result
+
+    assert not result.refused
+    assert result.published is not None
+    assert (result.rows_in, result.rows_published, result.rows_quarantined) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("rows", [[], [row()]], ids=["a header alone", "fewer rows than usual"])
+def test_a_closed_day_needs_no_rows_and_loses_none_that_come(tmp_path: Path, rows: list[str]) -> None:
+    write(tmp_path, HEADER + "".join(rows))
+
+    found = ingest(trips(tmp_path, table=STRICT, closed=["monday"]), tmp_path, past_rows_per_day=500.0)
+
+    assert not found.result.refused, found.result.reasons
+    assert found.column("id") == ["a"] * len(rows)
+
+
+def test_rows_of_a_closed_day_are_checked_like_others(tmp_path: Path) -> None:
+    found = checked(tmp_path, row("a"), row("b", n="?"), closed=[MONDAY])
+
+    assert found.column("id") == ["a"]
+    assert len(found.quarantined) == 1
+
+
+def test_in_a_range_the_closed_day_alone_needs_no_file(tmp_path: Path) -> None:
+    three = Interval.of("2013-04-01", "2013-04-04")
+    model = trips(tmp_path, closed=["2013-04-02"])
+    for day in (1, 3):
+        write(tmp_path, HEADER + row(str(day), f"2013-04-0{day}T06:00:00Z"), f"trips/2013-04-0{day}.csv")
+
+    assert ingest(model, tmp_path, three).column("id") == ["1", "3"]
+
+    (tmp_path / "data" / "trips" / "2013-04-03.csv").unlink()
+    with pytest.raises(SourceError, match=r"trips/2013-04-03\.csv: there is no such file"):
+        ingest(model, tmp_path, three)
+
+
+def test_closed_days_do_not_lower_the_mean_that_the_volume_is_compared_with(tmp_path: Path) -> None:
+    volume = {"checks": {"volume": {"tolerance": 0.1, "severity": "critical"}}}
+    write(tmp_path, HEADER + "".join(row(str(n)) for n in range(10)))
+    write(tmp_path, HEADER, "trips/2013-04-02.csv")
+    two = Interval.of("2013-04-01", "2013-04-03")
+
+    assert ingest(trips(tmp_path, table=volume), tmp_path, two, past_rows_per_day=10.0).result.refused
+    assert not ingest(trips(tmp_path, table=volume, closed=["04-02"]), tmp_path, two, past_rows_per_day=10.0).result.refused
+
+
+def test_a_table_of_which_a_day_may_have_no_rows_is_published_empty(tmp_path: Path) -> None:
+    assert checked(tmp_path / "1").result.refused
+    assert not checked(tmp_path / "2", table={"checks": {"rows": {"min": 0}}}).result.refused

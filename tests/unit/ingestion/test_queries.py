@@ -123,14 +123,26 @@ def test_a_query_cannot_write_to_postgresql(postgres: str, tmp_path: Path) -> No
         assert connection.execute(sa.text("SELECT count(*) FROM trips")).scalar() == 1
 
 
+def test_a_colon_in_a_text_is_no_parameter(engine: sa.Engine, tmp_path: Path) -> None:
+    fill(engine, [record("a", moment(1), n=None)])
+    sql = """SELECT id, begun, n, x, '{"at":1, "b": ":noon"}' AS place -- not :later
+        FROM trips WHERE begun >= :start AND begun < :end"""
+
+    done = ingest(trips(tmp_path, source={"sql": sql, "connection": "shop"}), tmp_path, connect={"shop": engine}.__getitem__)
+
+    assert done.column("place") == ['{"at":1, "b": ":noon"}']
+
+
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
+        ("SELECT * FROM trips WHERE :start < :end AND id = :noon",
+         "the query binds :noon, but only :start and :end have a value; write \\:noon for text"),
         ("SELECT * FROM nowhere WHERE :start < :end", "source files: the query failed: "),
         ("SELECT id, n, begun, place, x, n FROM trips WHERE :start < :end", "the query gives the column n twice; rename"),
         ("SELECT id, begun, n, x FROM trips WHERE :start < :end", "the query: there is no column place"),
     ],
-    ids=["no table", "a column twice", "a column missing"],
+    ids=["another parameter", "no table", "a column twice", "a column missing"],
 )  # fmt: skip
 def test_a_failing_query_is_told(sql: str, message: str, engine: sa.Engine, tmp_path: Path) -> None:
     fill(engine, [record("a", moment(1))])

@@ -192,7 +192,7 @@ def test_whatever_fails_makes_the_verdict_unknown(world: World) -> None:
     stored.unlink()
     verdict = judge_interval(world)
     assert (verdict.verdict, verdict.version, verdict.report) == ("unknown", version, None)
-    assert verdict.reasons[0].startswith("the comparison failed, ArtifactRejected: toy version 1: reference.parquet is missing")
+    assert verdict.reasons[0].startswith("the comparison failed, VersionUnusable: toy version 1: reference.parquet is missing")
     assert world.ledger.verdicts("toy")[0].verdict == "unknown"
     # The report of the verdict before would say something else.
     assert not list(world.settings.reports.rglob("report.html"))

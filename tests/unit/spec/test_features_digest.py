@@ -63,6 +63,9 @@ DO_NOT_COUNT: dict[str, Change] = {
     "bounds of a value": column("amount", min=0, max=100, severity="warning"),
     "values that are allowed": column("customer", values=["a", "b"]),
     "a pattern of values": column("customer", matches="^[a-z]$"),
+    "names that a column has in its source": lambda said: said["tables"]["orders"]["columns"]["customer"].update(
+        {"from": ["customer", "buyer"]}
+    ),
     "whether a value may be missing": column("customer", nullable=True),
     "the folder that files land in": source(files="elsewhere/%Y-%m-%d.csv"),
     "how a file is written": source(delimiter=";", encoding="latin-1"),
@@ -127,8 +130,8 @@ FIELDS: dict[type[Any], dict[str, bool]] = {
         "tolerance": False,
     },
     Column: {
-        "type": True, "sql": True, "nullable": False, "min": False, "max": False, "values": False, "matches": False,
-        "severity": False,
+        "type": True, "sql": True, "alternatives": False, "nullable": False, "min": False, "max": False, "values": False,
+        "matches": False, "severity": False,
     },
     Entity: {"table": True, "as_of": True},
     Features: {"numeric": True, "categorical": True, "lookback": True},

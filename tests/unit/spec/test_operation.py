@@ -1,9 +1,13 @@
-"""What ``alerts`` says does not contradict itself."""
+"""What ``alerts`` says does not contradict itself, and ``schedules.closed`` means days."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from perennial.core.intervals import Interval
+from perennial.spec.operation import Schedules
 from tests.unit.spec.late import GOOD, problems
 
 
@@ -14,3 +18,33 @@ def test_a_channel_without_a_connection_is_refused_in_each_route(tmp_path: Path)
         "model.yaml:27: alerts.channel: requires a Slack connection; name it under slack",
         "model.yaml:29: alerts.routes.0.channel: requires a Slack connection; name it under slack",
     ]
+
+
+@pytest.mark.parametrize(
+    ("closed", "day", "expected"),
+    [
+        ("2026-12-25", "2026-12-25", True),
+        ("2026-12-25", "2027-12-25", False),
+        ("12-25", "2027-12-25", True),
+        ("12-25", "2027-12-24", False),
+        ("sunday", "2026-11-29", True),
+        ("sunday", "2026-11-28", False),
+    ],
+)
+def test_a_closed_day_is_a_day_a_day_of_each_year_or_a_weekday(closed: str, day: str, expected: bool) -> None:
+    assert Schedules(closed=[closed]).is_closed(Interval.day(day)) is expected
+
+
+def test_a_period_is_closed_if_each_of_its_days_is() -> None:
+    weekend = Schedules(closed=["saturday", "sunday"])
+
+    assert weekend.is_closed(Interval.of("2026-11-28", "2026-11-30"))
+    assert not weekend.is_closed(Interval.of("2026-11-27", "2026-11-30"))
+    assert weekend.is_closed(Interval.of("2026-11-28T05:00:00Z", "2026-11-28T06:00:00Z"))
+
+
+@pytest.mark.parametrize("closed", ["christmas", "Sunday", "20261225", "2026-W52-5", "2026-02-29", "13-01", "25.12.", ""])
+def test_what_is_no_day_is_no_closed_day(tmp_path: Path, closed: str) -> None:
+    [problem] = problems(tmp_path, GOOD + f'schedules: {{closed: ["{closed}"]}}\n')
+
+    assert problem.endswith("write a day (2026-12-25), a day of each year (12-25) or a weekday (sunday)")

@@ -36,7 +36,7 @@ from perennial.spec.training import METRICS
 from perennial.training import fit
 from perennial.training.evaluate import choose, evaluate_training
 from perennial.training.fit import fit_candidate, fit_estimator
-from perennial.training.training_set import build_training_set, content_hash, load_rows
+from perennial.training.training_set import build_training_set, content_hash, features_without_values, load_rows
 from tests.unit import synthetic
 
 DAYS = 25
@@ -438,6 +438,14 @@ def test_the_importance_of_features_is_measured(trained: Trained, tmp_path: Path
     importance = json.loads(Path(file).read_text())
     assert next(iter(importance)) == "x"
     assert importance["x"] > 0.1 > abs(importance["noise"])
+
+
+def test_a_training_set_names_the_features_that_have_no_value(trained: Trained) -> None:
+    spec, columns = trained.folder.spec, {name: [None, 1.0] for name in trained.folder.spec.features.names}
+    rows = pa.table({**columns, spec.features.names[0]: pa.nulls(2, pa.float64())})
+
+    assert trained.training_set.without_values == []
+    assert features_without_values(spec, rows) == spec.features.names[:1]
 
 
 def test_the_same_training_gives_the_same_model(trained: Trained) -> None:

@@ -1,0 +1,287 @@
+"""A version predicts and is measured through the folder that it was made by, whatever has become of the model's folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from threadpoolctl import threadpool_limits
+
+from perennial.cli import by_hand
+from perennial.core.errors import ScoringError, VersionUnusable
+from perennial.core.intervals import Interval
+from perennial.evidence.evaluation import Contender
+from perennial.ledger.records import VersionRecord
+from perennial.registry.folders import FOLDER, computable, own_features, own_folder
+from perennial.spec.folder import ModelFolder, read_model
+from tests.unit import synthetic
+from tests.unit.monitored import World, make_world
+
+#: The version learned from days before; these come after it.
+NEXT = Interval.of("2013-03-22", "2013-03-29")
+LATER = Interval.of("2013-03-29", "2013-03-31")
+BEFORE = Interval.of("2013-03-14", "2013-03-22")
+
+#: Small and quick: two linear candidates, a short window.
+QUICK = {
+    "candidates": "\n  boosting:\n    estimator: gradient_boosting\n    params: {max_iter: 30}\n    "
+    "search: {max_leaf_nodes: [4, 8]} => \n  ridge: {estimator: linear_regression}",
+    "baseline": "linear: {estimator: linear_regression, baseline: true} => linear: {estimator: linear_regression}",
+    "training": "window: 20d, holdout: 5d, validation: 5d => window: 7d, holdout: 7d, validation: 2d",
+    "gates": "gates: {min_rows: 50} => gates: {min_rows: 50, leak: 1.0, operation: {latency: 60000}, resampling: {block: 1d}, "
+    "champion: {mode: not_worse, margin: 1}, robustness: {noise_drop: null, missing_drop: null}}",
+}
+WITHOUT_NOISE = "numeric: [x, noise] => numeric: [x]"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Version 1, which takes x, noise and kind, is champion; tables have come since, and nobody needed their features."""
+    world = make_world(tmp_path, synthetic.deployment(tmp_path), "regression", **QUICK)
+    for part in (BEFORE, NEXT, LATER):
+        bring(world, part)
+    world.promote(world.register("2013-03-22"))
+    return world
+
+
+def bring(world: World, part: Interval, **replaced: Any) -> None:
+    """Publish the tables of some days."""
+    rows = synthetic.make_rows(len(part.days()), seed=part.start.day, start=part.start).assign(**replaced)
+    synthetic.publish_tables(world.lake, world.ledger, rows, part, run_id=f"ingest-{part.key}-{sorted(replaced)}")
+
+
+def change(world: World, sql: str, **replaced: str) -> ModelFolder:
+    """Change the model's folder."""
+    folder = synthetic.write_folder(world.folder.path.parent, "regression", **QUICK, **replaced)
+    (folder.path / "features.sql").write_text(sql)
+    return read_model(folder.path)
+
+
+def predicted(world: World, interval: Interval) -> list[tuple[str, float, int]]:
+    return [(row["visit"], row["prediction"], row["version"]) for row in world.predictions(interval)]
+
+
+def rescored(world: World, interval: Interval) -> list[tuple[str, float, int]]:
+    by_hand.score(world.settings, "toy", interval)
+    return predicted(world, interval)
+
+
+def newest(world: World) -> VersionRecord:
+    return world.ledger.versions("toy")[-1]
+
+
+def champion_in(record: VersionRecord) -> Contender:
+    assert record.evaluation.champion is not None
+    return record.evaluation.champion
+
+
+@pytest.mark.parametrize(
+    ("sql", "spec"),
+    [
+        pytest.param("SELECT visit, x, kind FROM entities\n", {"feature": WITHOUT_NOISE}, id="removed"),
+        pytest.param(
+            "SELECT visit, x, noise AS hum, kind FROM entities\n",
+            {"feature": "numeric: [x, noise] => numeric: [x, hum]"},
+            id="renamed",
+        ),
+        pytest.param("SELECT visit, 7 * x AS x, noise, kind FROM entities\n", {}, id="computed in another way"),
+    ],
+)
+def test_a_champion_scores_by_its_own_folder_after_a_feature_was(world: World, sql: str, spec: dict[str, str]) -> None:
+    before = rescored(world, NEXT)
+    changed = change(world, sql, **spec)
+    assert rescored(world, NEXT) == before
+    assert rescored(world, LATER)[0][2] == 1
+    own = own_folder(world.registry, 1, changed)
+    [publication] = world.ledger.publications("toy", own.dataset, LATER)
+    assert own.dataset == f"features_{publication.inputs['features_digest'][:12]}"
+    assert own.dataset in world.ledger.datasets("toy")
+
+
+def test_old_and_new_are_compared_on_the_same_rows_each_with_its_own_features(world: World) -> None:
+    change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
+    told = by_hand.train(world.settings, "toy", NEXT.end)
+    assert told == "toy version 2 is champion"
+    second = newest(world)
+    champion = champion_in(second)
+    assert (champion.version, champion.unusable, champion.error) == (1, None, None)
+    assert champion.rows == second.evaluation.candidate.rows == 7 * 60
+    assert second.evaluation.comparison is not None
+    [reason] = [result.reason for result in second.decision.results if result.gate == "champion"]
+    assert "version 1 needs the feature noise, which this folder no longer computes: its own folder made its features" in reason
+    # Days before version 2 learned are scored by version 1, those after by version 2, which reads what all read.
+    assert {version for _, _, version in rescored(world, NEXT)} == {1}
+    assert {version for _, _, version in rescored(world, LATER)} == {2}
+    [scored] = world.ledger.publications("toy", "predictions", LATER)
+    assert scored.inputs["features_dataset"] == "features"
+
+
+def test_a_champion_that_says_the_same_is_told_to_be_the_same(world: World) -> None:
+    """Features in another order of columns and another text of the query: the same values, so the same predictions."""
+    change(world, "SELECT visit, kind, noise, x FROM entities -- in another order\n")
+    by_hand.train(world.settings, "toy", NEXT.end)
+    champion = champion_in(newest(world))
+    assert champion.remarks == [
+        "toy version 1 has features that this folder computes in another way: its own folder made its features"
+    ]
+
+
+def test_a_window_is_judged_by_the_features_of_the_version_that_predicted(world: World) -> None:
+    change(world, "SELECT visit, 100 * x AS x, noise, kind FROM entities\n")
+    rescored(world, NEXT)
+    by_hand.monitor(world.settings, "toy", NEXT)
+    verdict = world.ledger.verdicts("toy")[-1]
+    assert (verdict.version, verdict.verdict) == (1, "ok"), verdict.reasons
+    assert {one.column for one in verdict.details.columns} == {"x", "noise", "kind", "prediction"}
+
+
+def test_a_former_champion_scores_in_the_shadow_by_its_own_folder(world: World) -> None:
+    change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
+    by_hand.train(world.settings, "toy", NEXT.end)
+    told = by_hand.score(world.settings, "toy", LATER)
+    assert told == f"toy, {LATER}: 120 predictions by version 2, 120 by its shadow versions 1"
+
+
+def test_another_label_is_told_and_both_are_measured_by_it(world: World) -> None:
+    change(world, "SELECT visit, x, noise, kind FROM entities\n", label='sql: "y"} => sql: "2 * y"}')
+    by_hand.train(world.settings, "toy", NEXT.end)
+    second = newest(world)
+    assert champion_in(second).remarks == [
+        "version 1 was trained for the label y of outcomes; all are measured by the present label, 2 * y of outcomes"
+    ]
+    assert champion_in(second).metrics["rmse"] > second.evaluation.candidate.metrics["rmse"]
+    assert world.ledger.champion("toy") == 2
+
+
+# --- what can no longer be made --------------------------------------------------------------------------------------
+
+
+def without_column(world: World) -> ModelFolder:
+    """The table no longer has what the feature noise is made of."""
+    return change(
+        world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE,
+        column="\n      noise: {type: float, nullable: true} => ",
+    )  # fmt: skip
+
+
+def test_a_champion_whose_column_is_gone_is_unusable_and_another_takes_its_place(world: World) -> None:
+    bring(world, NEXT, noise=None)
+    bring(world, LATER, noise=None)
+    without_column(world)
+    with pytest.raises(VersionUnusable, match=r"needs what the tables of model.yaml no longer have \(visits.noise\)"):
+        by_hand.score(world.settings, "toy", LATER)
+    [alert] = [entry for entry in world.ledger.alerts() if entry.alert.kind == "champion_unusable"]
+    assert (alert.alert.severity, alert.resolved_by) == ("critical", None)
+    told = by_hand.train(world.settings, "toy", NEXT.end)
+    assert told == "toy version 2 is champion"
+    decision = newest(world).decision
+    assert decision.champion == 1
+    assert "visits.noise" in (decision.champion_unusable or "")
+    [change] = by_hand.history(world.settings, "toy")[1:]
+    assert change["why"] == "by hand; not compared with version 1, which can never be used again"
+    assert "visits.noise" in change["evidence"]["champion_unusable"]
+    assert {version for _, _, version in rescored(world, LATER)} == {2}
+    [alert] = [entry for entry in world.ledger.alerts() if entry.alert.kind == "champion_unusable"]
+    assert alert.resolved_by is not None
+
+
+def test_a_candidate_that_is_no_better_than_a_baseline_does_not_replace_an_unusable_champion(world: World) -> None:
+    bring(world, NEXT, noise=None)
+    without_column(world)
+    text = (world.folder.path / "model.yaml").read_text()
+    (world.folder.path / "model.yaml").write_text(text.replace("gates: {", "gates: {baseline_margin: 9, "))
+    told = by_hand.train(world.settings, "toy", NEXT.end)
+    assert told.startswith("toy version 2 is refused: ")
+    assert world.ledger.champion("toy") == 1
+    assert newest(world).decision.refused_by == ["baseline"]
+
+
+def test_days_that_still_have_the_column_are_scored_by_the_version_that_needs_it(world: World) -> None:
+    bring(world, LATER, noise=None)
+    without_column(world)
+    assert {version for _, _, version in rescored(world, NEXT)} == {1}
+    with pytest.raises(VersionUnusable):
+        by_hand.score(world.settings, "toy", LATER)
+
+
+def test_a_column_that_features_do_not_need_may_go(world: World) -> None:
+    changed = change(
+        world, "SELECT visit, x AS x, noise, kind FROM entities\n",
+        column="\n      kind: {type: string, nullable: true} => \n      kind: {type: string, nullable: true}",
+    )  # fmt: skip
+    own = own_folder(world.registry, 1, changed)
+    assert computable(own, None, None) is own.folder
+
+
+def test_days_without_tables_are_no_fault_of_the_version(world: World) -> None:
+    changed = change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
+    own = own_folder(world.registry, 1, changed)
+    with pytest.raises(ScoringError, match="no features are published"):
+        own_features(own, world.lake, Interval(LATER.end, LATER.end + timedelta(days=1)), run_id="asked")
+
+
+# --- what is gone from MLflow ----------------------------------------------------------------------------------------
+
+
+def delete_version(client: MlflowClient, record: VersionRecord) -> None:
+    client.delete_model_version("toy", str(record.version))
+
+
+def delete_model(client: MlflowClient, record: VersionRecord) -> None:
+    client.delete_registered_model("toy")
+
+
+def delete_stored_model(client: MlflowClient, record: VersionRecord) -> None:
+    client.delete_logged_model(record.training.model_id)
+
+
+def delete_files(client: MlflowClient, record: VersionRecord) -> None:
+    shutil.rmtree(client.get_logged_model(record.training.model_id).artifact_location.removeprefix("file://"))
+
+
+def change_a_file(client: MlflowClient, record: VersionRecord) -> None:
+    place = Path(client.get_logged_model(record.training.model_id).artifact_location.removeprefix("file://"))
+    (place / "model.skops").write_bytes(b"broken")
+
+
+@pytest.mark.parametrize("remove", [delete_version, delete_model, delete_stored_model, delete_files, change_a_file])
+def test_a_version_that_is_gone_from_mlflow_or_changed_there_is_unusable(world: World, remove: Any) -> None:
+    client = MlflowClient(world.settings.mlflow_url, world.settings.mlflow_url)
+    remove(client, newest(world))
+    with pytest.raises(VersionUnusable):
+        by_hand.score(world.settings, "toy", LATER)
+
+
+def test_a_deleted_model_is_replaced_under_a_number_that_no_version_had(world: World) -> None:
+    client = MlflowClient(world.settings.mlflow_url, world.settings.mlflow_url)
+    delete_model(client, newest(world))
+    assert by_hand.train(world.settings, "toy", NEXT.end) == "toy version 2 is champion"
+    assert (
+        newest(world).decision.champion_unusable
+        == "toy version 1 was deleted from MLflow; roll back to another version or train a new one"
+    )
+    assert int(client.get_model_version_by_alias("toy", "champion").version) == 2
+    assert [int(found.version) for found in client.search_model_versions("name = 'toy'")] == [2]
+    assert {version for _, _, version in rescored(world, LATER)} == {2}
+
+
+def test_a_champion_whose_own_folder_is_gone_is_unusable_only_if_it_needs_it(world: World) -> None:
+    client = MlflowClient(world.settings.mlflow_url, world.settings.mlflow_url)
+    run = client.get_run(newest(world).mlflow_run_id)
+    shutil.rmtree(Path(run.info.artifact_uri.removeprefix("file://")) / FOLDER)
+    assert {version for _, _, version in rescored(world, LATER)} == {1}
+    change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
+    with pytest.raises(VersionUnusable, match="is no longer in MLflow, in the folder folder/ of its run"):
+        by_hand.score(world.settings, "toy", LATER)
+    assert by_hand.train(world.settings, "toy", NEXT.end) == "toy version 2 is champion"
