@@ -1,6 +1,6 @@
 """Real parts for tests: settings below a temporary folder, a ledger and a lake there, a private PostgreSQL, Chromium.
 
-A server program that is missing skips the test with a sentence; with PERENNIAL_REQUIRE_SERVERS=1, as in CI, it fails it.
+If a server program is missing, the test is skipped with a reason. With PERENNIAL_REQUIRE_SERVERS=1, as in CI, it fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Before anything that reports its use is imported.
+# Set before the import of libraries that report their use.
 os.environ.update({"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "GX_ANALYTICS_ENABLED": "false"})
 
 import hypothesis
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _logging() -> Iterator[None]:
-    """Leave logging as it was: a command that a test calls in its own process says how much is logged, and where."""
+    """Restore logging after the test: a command that a test calls in this process changes the level and the handlers."""
     root = logging.getLogger()
     loggers = (root, logging.getLogger("perennial"))
     levels, handlers = [logger.level for logger in loggers], root.handlers[:]
@@ -106,7 +106,7 @@ def lake(settings: Settings, ledger: Ledger) -> Lake:
 
 @pytest.fixture
 def web() -> Iterator[receivers.Slack]:
-    """A web server that people hear of alerts by."""
+    """A web server that receives alerts."""
     with receivers.slack() as server:
         yield server
 
@@ -138,7 +138,7 @@ def _find_postgres() -> Path | None:
 def postgres_server(superuser: str, *, durable: bool = False) -> Iterator[sa.URL]:
     """The address of a private PostgreSQL server, with the name and password of its superuser.
 
-    It keeps the time of another place, so that no test or code leans on a server that is in UTC.
+    Its time zone is not UTC, so that no test or code relies on a server in UTC.
 
     Args:
         superuser: its name.

@@ -21,7 +21,7 @@ from perennial.stack.embedded import Stack
 MODEL = "energy_load"
 STAGES = ("load", "ingest", "train", "score", "monitor", "promote", "rollback", "maintain")
 PATIENCE = 300
-#: Models like it that ask a person before they promote: one waits, one hardly does.
+#: Copies of the model that need a person's approval: one waits for the answer, the other gives up after a minute.
 ASKING = {"energy_asked": "{approvers: [admin]}", "energy_hasty": "{within: 1m}"}
 
 
@@ -40,7 +40,7 @@ class Living:
     deployment: Deployment
 
     def trigger(self, stage: str, conf: dict[str, Any] | None = None, *, partition: str | None = None) -> DagRun:
-        """Start a run of the model's stage, and wait for its end and for that of every run it led to."""
+        """Start a run of the model's stage, and wait until it and every run that it started have ended."""
         run = self.api.trigger(f"{MODEL}.{stage}", conf=conf, partition_key=partition)
         ended = self.api.wait(run, patience=PATIENCE, check=self.stack.check)
         if conf is None or conf.get("announce", True):
@@ -112,5 +112,5 @@ def sink_rows(life: Living) -> list[Any]:
 
 
 def report_file(life: Living, relative: str) -> Path:
-    """A report the ledger names."""
+    """The file of a report that the ledger names."""
     return life.deployment.settings.reports / relative

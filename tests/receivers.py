@@ -1,4 +1,4 @@
-"""Real servers on this machine that alerts are sent to: one that behaves as Slack, or as badly as a test says, one for mail."""
+"""Real servers on this machine that receive alerts: one like Slack, or as bad as a test requires, and one for mail."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Slack:
 
 
 def text_of(message: dict[str, Any]) -> str:
-    """All that a message shows."""
+    """All text that a message shows."""
     return "\n".join([message["text"], *(block["text"]["text"] for block in message["blocks"])])
 
 
@@ -107,7 +107,7 @@ def slack(*, certificate: tuple[str, str] | None = None) -> Iterator[Slack]:
 
 @contextmanager
 def raw(serve: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A server of nothing in particular; yields its port."""
+    """A server that lets ``serve`` handle each connection; yields its port."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -123,7 +123,7 @@ class _Server(socketserver.ThreadingTCPServer):
     block_on_close = False
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: a client that has seen enough goes."""
+        """Log nothing: a client may close its connection early."""
 
 
 @contextmanager

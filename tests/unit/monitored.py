@@ -39,7 +39,7 @@ DAY = Interval.day("2013-04-01")
 
 @dataclass
 class World:
-    """A deployment of its own and one model in it."""
+    """A separate deployment with one model."""
 
     deployment: Deployment
     folder: ModelFolder
@@ -76,7 +76,7 @@ class World:
 
         Args:
             interval: whole days.
-            rows_a_day: entities a day.
+            rows_a_day: entities per day.
             seed: of the rows; the same one gives the same rows.
             change: changes the rows in place before they are published.
         """
@@ -115,9 +115,9 @@ class World:
         """Fit, log and register a version.
 
         Args:
-            as_of: up to when it learned, as it is told.
+            as_of: end of its training data, as it is recorded.
             spoil: changes the fitted estimator before it is stored.
-            seed: of the rows it learns from; other rows, other predictions.
+            seed: of its training rows; other rows give other predictions.
         """
         spec = self.folder.spec
         rows = synthetic.make_rows(10, seed=seed)
@@ -171,7 +171,7 @@ class World:
         )
 
     def predictions(self, interval: Interval = DAY) -> list[dict[str, Any]]:
-        """What the ledger says is published, in order of the key."""
+        """The predictions that the ledger names as published, in order of the key."""
         published = self.ledger.published(self.model, "predictions")
         if published is None:
             return []

@@ -105,7 +105,7 @@ def write_folder(models: Path, task: str = "binary_classification", *, code: str
         models: the folder of model folders.
         task: one of three.
         code: text of ``model.py``.
-        replaced: changes of ``model.yaml``, each as ``old => new``; what they are called is of no matter.
+        replaced: changes of ``model.yaml``, each as ``old => new``; the names of the arguments do not matter.
     """
     text = MODEL.format(task=task, label=LABELS[task], baseline=CANDIDATES[task])
     for change in replaced.values():
@@ -176,7 +176,7 @@ def copy_store(template: Path, settings: Settings) -> None:
 
 
 def deployment(state: Path) -> Settings:
-    """A deployment of its own below a folder, with its ledger's tables."""
+    """A separate deployment below a folder, with the tables of its ledger."""
     state.mkdir(parents=True, exist_ok=True)
     database = f"sqlite:///{state / 'perennial.db'}"
     Ledger(database).migrate()
@@ -290,7 +290,7 @@ def evaluation_of(auc: float = 0.7, champion: Contender | None = None) -> Evalua
 
 
 def with_evidence(evaluation: Evaluation, *, width: float = 0.0005) -> Evaluation:
-    """The evaluation with all that gates ask for beside its metrics, and nothing wrong in it.
+    """The evaluation with all evidence that the gates need beside its metrics. All of it is good.
 
     Args:
         evaluation: what it is added to.
@@ -324,7 +324,7 @@ def with_evidence(evaluation: Evaluation, *, width: float = 0.0005) -> Evaluatio
 
 
 def judge(evaluation: Evaluation) -> GateDecision:
-    """One gate in place of all: what becomes of a decision does not depend on how many there are."""
+    """A decision by one gate instead of all: what follows from a decision does not depend on the number of gates."""
     auc = evaluation.candidate.metrics["roc_auc"]
     result = GateResult("baseline", auc > 0.5, f"roc_auc of boosting is {auc:g}, that of prior 0.5")
     return GateDecision(result.passed, [result], evaluation.candidate.name, evaluation.champion_version)

@@ -14,7 +14,7 @@ from perennial.core.redaction import redact
 
 Severity = Literal["critical", "warning"]
 
-#: Every kind there is; each has its line in ``docs/alerts.md``.
+#: All kinds of alerts. ``docs/alerts.md`` has a row for each.
 Kind = Literal[
     "airflow_silent",
     "alerts_waiting",
@@ -68,7 +68,7 @@ class Alert:
 
     Attributes:
         model: the model it is about.
-        severity: ``critical``: predictions are missing or not to be trusted until someone acts. ``warning``: look at it.
+        severity: ``critical``: predictions are missing or cannot be trusted until someone acts. ``warning``: look at it.
         kind: for routing, for digests, and for ``docs/alerts.md``.
         title: one line.
         text: what happened and why; then, after an empty line, what to do. Plain text of a few lines.

@@ -70,7 +70,7 @@ class Message:
         return self.title if self.severity == "recovered" and "recovered" in self.title else f"{self.label}: {self.title}"
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- the messages ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -198,14 +198,14 @@ def _identity(keys: Sequence[str]) -> str:
 
 
 def _safe(links: dict[str, str]) -> dict[str, str]:
-    """Links to web pages alone."""
+    """Only the links to web pages."""
     return {name: address for name, address in links.items() if urlsplit(address).scheme in ("http", "https")}
 
 
 def for_slack(message: Message) -> dict[str, Any]:
     """The arguments of a Slack message, for a webhook or ``chat.postMessage``.
 
-    What may quote data is ``plain_text``, which Slack does not parse. Links are ``verbatim``, in which it parses links alone.
+    What may quote data is ``plain_text``, which Slack does not parse. Links are ``verbatim``, in which Slack parses only links.
     ``text`` is what notifications show.
     """
     blocks: list[dict[str, Any]] = [_plain("header", message.heading, _HEADER)]
@@ -233,7 +233,7 @@ def _mrkdwn(text: str) -> str:
 
 
 def _in_angles(address: str) -> str:
-    # A bar would end the address, and what follows it be shown as the link's name.
+    # A bar would end the address, and the text after it would be shown as the link's name.
     return re.sub(r"\s", "", address).replace("|", "%7C")
 
 

@@ -27,7 +27,7 @@ def run_failed(
         stage: the stage or task that failed, such as ``ingest``.
         run_id: the run.
         interval: what the run was for, if that is known.
-        error: type and message of the error. The alert quotes its first line alone, since others may quote data.
+        error: type and message of the error. The alert quotes only its first line, since other lines may quote data.
         tries: how often it was tried.
         links: addresses of the run and its log.
         subject: see :func:`perennial.alerts.alert.failure`.
@@ -146,8 +146,9 @@ def broken_folder(model: str, *, error: str, broken: str | None = None) -> Alert
     """The folder of a model cannot be read.
 
     Args:
-        error: what is wrong with it: the first line is told, or the last where it is Airflow's, which says which model it is.
-        broken: name of the model; None where Airflow says it.
+        error: what is wrong with it. The alert quotes the first line; without ``broken`` it quotes the last line, in which
+            Airflow names the model.
+        broken: name of the model; None if only Airflow reports the error.
     """
     first = next(iter(error.splitlines()), "")
     return Alert(
@@ -158,7 +159,7 @@ def broken_folder(model: str, *, error: str, broken: str | None = None) -> Alert
         text=as_text(
             f"{broken or 'The model'} has no DAGs until its folder is corrected, so it does not run. Other models run on:",
             [first if broken else _last_line(error)],
-            f"`perennial check {broken or 'MODEL'}` tells everything that is wrong with it. Its DAGs return when Airflow has "
+            f"`perennial check {broken or 'MODEL'}` lists everything that is wrong with it. Its DAGs return when Airflow has "
             "read it again.",
         ),
     )

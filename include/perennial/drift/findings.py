@@ -14,9 +14,9 @@ class DriftComparison:
     """The outcome of :func:`compare`.
 
     Attributes:
-        reasons: in words and numbers, the weightiest first.
+        reasons: in words and numbers, the most important first.
         columns: the predictions first, then the features.
-        snapshot: Evidently's result; None if it was not asked or failed.
+        snapshot: Evidently's result; None if it was not called or failed.
     """
 
     verdict: VerdictName

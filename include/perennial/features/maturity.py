@@ -1,8 +1,8 @@
-"""When labels are mature: how long they take to come, and up to when enough of them are known.
+"""When labels are mature: how long they take to arrive, and up to when enough of them are known.
 
-Labels come late: a flight lands hours after it was asked about, a chargeback comes weeks after the purchase. Rows are learned
-from and judged when their labels are mature. Earlier, the labels that came first would stand for all of them, and the first
-ones differ from the later ones.
+Labels arrive late: a flight lands hours after its prediction, a chargeback comes weeks after the purchase. Rows are used for
+training and evaluation only when their labels are mature. Earlier, only the first labels would count, and these differ from the
+later ones.
 
 A model states the delay (``label.delay``), or it is measured (:func:`measure_delay`). :func:`mature_until` decides; it reads
 nothing. Training and monitoring follow it.
@@ -22,7 +22,7 @@ from perennial.lake.publish import Lake
 from perennial.lake.schema import KNOWN
 from perennial.spec.folder import ModelFolder
 
-#: The share of the labels that must come within a delay that is measured.
+#: The share of the labels that must arrive within the measured delay.
 SHARE = 0.95
 _DAY = timedelta(days=1)
 #: The farthest day that :func:`passes_from` looks at.
@@ -30,10 +30,10 @@ _FARTHEST = 3660
 
 
 def mature_until(as_of: datetime, delay: timedelta) -> datetime:
-    """The moment up to which labels are mature: those of earlier events have had the time to come.
+    """The moment up to which labels are mature: labels of earlier events have had enough time to arrive.
 
     Args:
-        as_of: the moment of looking.
+        as_of: the current time of the training or the monitoring.
         delay: how long labels take. It is rounded up to whole days, so that windows stay whole days.
     """
     return as_of - math.ceil(delay / _DAY) * _DAY
@@ -119,7 +119,7 @@ def passes_from(
         share: the share of the entities that have a label once labels are mature.
 
     Returns:
-        None if the window is too short for so many rows, however long one waits.
+        None if the window is too short for so many rows, however much time passes.
     """
     if not days or not share:
         return None

@@ -319,7 +319,7 @@ def check_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, i
     """Check that every entity has a unique key, and an as-of time at which it is known.
 
     Raises:
-        SpecError: an entity has not.
+        SpecError: an entity has a repeated key, no as-of time, or one before it is known.
     """
     spec = folder.spec
     key = _list(spec.entity_table.key)

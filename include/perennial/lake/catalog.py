@@ -461,7 +461,7 @@ class Catalog:
             files.delete_file(path)
         return len(old - named)
 
-    # --- what snapshots name, and letting go of them whatever their age ------------------------------------------------
+    # --- what snapshots name, and expiring them at any age ------------------------------------------------
 
     def holdings(self, table: Table) -> list[Holding]:
         """What each snapshot of a table names."""
@@ -484,7 +484,7 @@ class Catalog:
         return [FileScanTask(file) for file in files if may(file)]
 
     def settle(self, model: str, table: str, *, base: int, branch: str) -> int:
-        """A snapshot with the rows at the end of a branch, or of ``base``, that names no file which those before it removed.
+        """Make a snapshot with the rows at the end of a branch, or of ``base``. It does not list files as removed.
 
         Returns:
             Its id; it is the end of the branch.
@@ -500,7 +500,7 @@ class Catalog:
         return self.commit(model, table, change)[1]
 
     def expire(self, model: str, table: str, snapshots: Iterable[int]) -> None:
-        """Let go of snapshots, with the branches and tags that lead to them."""
+        """Expire snapshots, and remove the branches and tags that point to them."""
         wanted = set(snapshots)
 
         def change(found: Table, transaction: Transaction) -> None:
@@ -516,10 +516,10 @@ class Catalog:
         self.commit(model, table, change)
 
     def delete(self, table: Table, paths: Iterable[str]) -> int:
-        """Remove files; those that are gone already are no error.
+        """Remove files. A file that no longer exists is no error.
 
         Returns:
-            How many were there.
+            How many existed.
         """
         there = [path for path in paths if table.io.new_input(path).exists()]
         for path in there:
@@ -558,7 +558,7 @@ class Catalog:
         if isinstance(found.io, PyArrowFileIO):
             scheme, host, root = found.io.parse_location(found.location(), found.io.properties)
             found.io.fs_by_scheme(scheme, host).delete_dir_contents(root, missing_dir_ok=True)
-        # Last, so that what was cut off is found again.
+        # Last, so that an interrupted removal can be repeated.
         self._catalog.drop_table((model, table))
 
 
@@ -568,7 +568,7 @@ class Holding:
 
     Attributes:
         snapshot: its id.
-        files: data files by path, those that it says it has removed among them: it names the bounds of their values.
+        files: data files by path, including those that it lists as removed, because it still names the bounds of their values.
         lists: the files in which it names them.
     """
 

@@ -111,7 +111,7 @@ def _of_lake(parts: Deployment, model: str) -> Iterator[str]:
     for dataset in parts.ledger.datasets(model):
         for newest in parts.ledger.publications(model, dataset)[-1:]:
             for table in newest.hashes:
-                # Fewer rows than were published, as it should be.
+                # An erasure or retention has removed rows since. So fewer rows than were published are correct.
                 if any(one.asked_at > newest.published_at and one.rows.get(table) for one in erasures):
                     continue
                 if parts.ledger.removed(model, dataset, newest.interval):

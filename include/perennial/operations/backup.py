@@ -50,7 +50,7 @@ def make_backup(settings: Settings, place: Path, environment: Mapping[str, str],
 
     Args:
         settings: of the deployment.
-        place: the folder, which must not exist yet, or be empty. It is readable by this user alone.
+        place: the folder, which must not exist yet, or be empty. Only this user can read it.
         environment: what else names places: ``AIRFLOW__DATABASE__SQL_ALCHEMY_CONN``, ``PERENNIAL_MLFLOW_ARTIFACTS``.
         now: the time.
 
@@ -77,7 +77,7 @@ def make_backup(settings: Settings, place: Path, environment: Mapping[str, str],
             if file.exists():
                 sums[f"databases/{name}.db"] = _copy_database(file, place / "databases" / f"{name}.db")
         for relative, file in _files(settings, folders):
-            # What is not there any more belonged to an attempt that lost, which nobody names.
+            # A file that no longer exists belonged to an attempt that was superseded. Nothing names it.
             if (digest := _copy(file, place / relative)) is not None:
                 sums[relative] = digest
     finally:
@@ -94,7 +94,7 @@ def make_backup(settings: Settings, place: Path, environment: Mapping[str, str],
         "sums": hashlib.sha256(text.encode()).hexdigest(),
     }
     os.sync()
-    # The last of all, so that a backup that was cut off is told from a whole one.
+    # Written last, so that an interrupted backup has no manifest.
     (place / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return manifest
 
@@ -102,7 +102,7 @@ def make_backup(settings: Settings, place: Path, environment: Mapping[str, str],
 def restore_backup(settings: Settings, place: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """Put a backup back, where nothing is yet, to the addresses that it was made from.
 
-    All of it is checked before the first file is written, and the databases come last.
+    The whole backup is checked before the first file is written. The databases are restored last.
 
     Returns:
         The manifest.

@@ -66,7 +66,7 @@ SECRETS: dict[str, Callable[[], str]] = {
 
 
 def write_secrets(file: Path) -> list[str]:
-    """Add the missing secrets to a file, and make it readable by this user alone. Existing secrets stay.
+    """Add the missing secrets to a file, and let only this user read it. Existing secrets stay.
 
     Args:
         file: ``.env``, beside ``docker-compose.yaml``.
@@ -176,8 +176,8 @@ def _migrate_catalog(environment: Mapping[str, str], worker: URL) -> None:
 def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
     """Replace this process by MLflow's server with sign-in.
 
-    MLflow reads the database of its sign-in from a file alone. The file is written here, readable by this user alone. All
-    signed-in users may read everything, and change what they have made.
+    MLflow reads the address of its sign-in database only from a file. The file is written here, and only this user can read
+    it. All signed-in users may read everything, and change what they have made.
     """
     config = configparser.ConfigParser(interpolation=None)
     config["mlflow"] = {
@@ -185,7 +185,8 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
         "database_uri": _given(environment, "MLFLOW_BACKEND_STORE_URI"),
         "admin_username": ADMIN,
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
-        # Each request carries the password, and checking it takes longer than most requests. A changed one counts after this.
+        # Each request carries the password, and checking it takes longer than most requests. So a check is remembered for
+        # this time, after which a changed password takes effect.
         "auth_cache_ttl_seconds": "60",
     }
     file = Path(_given(environment, "MLFLOW_AUTH_CONFIG_PATH"))

@@ -28,7 +28,7 @@ _TEXTS = re.compile(r"\.(csv|tsv|jsonl|ndjson)(\.\w+)?$")
 
 
 def find_faults(folder: ModelFolder) -> list[str]:
-    """What cannot work whatever data come, one message per line: file, line, key, what is wrong."""
+    """Faults that no data can avoid, as one-line messages: file, line, key, what is wrong."""
     lines = parse_yaml(folder.path / "model.yaml").lines
     in_yaml: list[Problem] = list(_time_codes(folder))
     elsewhere: list[str] = []
@@ -40,7 +40,7 @@ def find_faults(folder: ModelFolder) -> list[str]:
 
 
 def find_remarks(folder: ModelFolder) -> list[str]:
-    """What works, but not as it says; in the form of :func:`find_faults`."""
+    """Settings that work, but not as written; in the form of :func:`find_faults`."""
     lines = parse_yaml(folder.path / "model.yaml").lines
     return write_problems(folder.path / "model.yaml", lines, _without_effect(folder))
 

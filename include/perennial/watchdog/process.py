@@ -336,7 +336,7 @@ class _Folders:
 
 def _changed(file: Path) -> int:
     try:
-        # Not when it was written: leave to read a file leaves that as it was.
+        # Not the time of writing, which stays the same when the permission to read the file changes.
         return file.stat().st_ctime_ns
     except OSError:
         return 0

@@ -1,7 +1,7 @@
 """Finds what is wrong. No callback runs for a process that was killed, or for a run that never started.
 
 Every function here is pure. :mod:`perennial.watchdog.process` reads Airflow and the ledger, calls :func:`look`, and writes the
-findings into the outbox; :mod:`perennial.alerts.of_operation` has the words.
+findings into the outbox; :mod:`perennial.alerts.of_operation` has the texts.
 
 A finding is open until a later look no longer has it. If a look could not read something (Airflow does not answer), earlier
 findings about it stay open.
@@ -307,7 +307,7 @@ def _dags(known: Known) -> Iterator[Finding]:
 
 
 def _folders(known: Known) -> Iterator[Finding]:
-    # To everybody: whom the model's own folder names is not known.
+    # Sent to everybody, because the channels that the model's folder names are unknown.
     for name, error in sorted(known.unreadable.items()):
         yield Finding(f"folders/{name}", of_operation.broken_folder(EVERYBODY, broken=name, error=error), RESTART)
 
