@@ -95,6 +95,6 @@ def test_spark_predicts_nothing_with_a_model_that_was_changed(given: dict[str, s
     done = on_spark(given, pyspark)
 
     assert done.returncode != 0
-    assert "ArtifactRejected" in done.stderr
+    assert "VersionUnusable" in done.stderr
     run, rows = published(given)
     assert (run, rows) == before
