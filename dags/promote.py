@@ -11,7 +11,8 @@ Even with an override, the version must be loadable: a changed file is always re
 
 ## When it fails
 - **PromotionRefused**: the message says why the version was refused. Train again, or give a reason in `override`.
-- **ArtifactRejected**: the stored model differs from what was registered, or Perennial did not register it.
+- **VersionUnusable**: the stored model differs from what was registered, or is gone.
+- **ArtifactRejected**: Perennial did not register the version, or its files cannot be fetched now.
 - **StaleDecision**: somebody else changed the champion at the same moment. Look at the new champion, then decide again.
 """
 

@@ -10,7 +10,7 @@ not go back two steps. Predictions that were already written stay; to replace th
 - **no earlier champion**: there is nothing to go back to. Train a new version, or make another one champion with
   `<model>.promote`.
 - **was never champion**: a rollback only goes to former champions. Use `<model>.promote`.
-- **ArtifactRejected**: that version's stored model differs from what was registered. Choose another one.
+- **VersionUnusable**: that version's stored model differs from what was registered, or is gone. Choose another one.
 """
 
 from perennial.orchestration.dags import models, stage, text, version

@@ -16,10 +16,10 @@ all with the same version. Each part's predictions can be read as soon as the pa
 - **resolve_champion is skipped**: no version has been promoted yet. Trigger `<model>.train`.
 - **ScoringError**: the champion's predictions were NaN, infinite or constant, and nothing was written. Look at the day's
   features first. If they are correct, roll back with `<model>.rollback`, then clear this run.
-- **ArtifactRejected**: the stored model differs from what was registered. Do not work around this: roll back, and find
-  out who changed the file.
-- **VersionUnusable**: MLflow or the tables no longer have what the champion needs. The next training replaces it; trigger
-  `<model>.train` or `<model>.rollback` to have that now, then clear this run.
+- **VersionUnusable**: MLflow or the tables no longer have what the champion needs, or its files differ from what was
+  registered; then also find out who changed them. The next training replaces the champion; trigger `<model>.train` or
+  `<model>.rollback` to have that now, then clear this run.
+- **ArtifactRejected**: the champion's files cannot be fetched now. Clear this run once MLflow's store answers.
 - **ModelRenamed**: the registered model has another name in MLflow. Rename it back, then clear this run.
 - **A part of predict is red**: the other parts are published. Correct the cause and clear only that part.
 - **score_shadows is skipped**: this is not a failure. No version is in the shadow now.
