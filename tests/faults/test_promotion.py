@@ -240,7 +240,7 @@ def test_others_wait_for_their_turn_and_give_up_with_a_sentence(
     monkeypatch.setattr(champion, "_PATIENCE", timedelta(seconds=0))
     sleeper = start(children, place, "before the alias moves", signal.SIGSTOP)
     wait_until_stopped(sleeper)
-    with pytest.raises(StaleDecision, match="others have been moving the alias"):
+    with pytest.raises(StaleDecision, match="others have moved the alias"):
         Registry(place, Ledger(place.database_url)).champion(MODEL)
     os.kill(sleeper.pid or 0, signal.SIGCONT)
     sleeper.join(_PATIENCE)
