@@ -26,6 +26,7 @@ for name in (
     "perennial.monitoring.requests",
     "perennial.monitoring.shadowing",
     "perennial.operations.maintenance",
+    "perennial.operations.standing",
     "perennial.orchestration.ingest",
     "perennial.orchestration.monitor",
     "perennial.orchestration.notifiers",
