@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from perennial.core.errors import SnapshotMissing
-from perennial.core.intervals import Interval
+from perennial.core.intervals import Interval, merged
 from perennial.lake.publish import Lake
 from perennial.spec.data import Table
 from perennial.spec.features_digest import mentions
@@ -38,7 +38,7 @@ class Gap:
     days: list[Interval]
 
     def __str__(self) -> str:
-        told = f"rows of {self.table}" + (f" of {', '.join(part.key for part in joined(self.days))}" if self.days else "")
+        told = f"rows of {self.table}" + (f" of {', '.join(part.key for part in merged(self.days))}" if self.days else "")
         if self.former is not None:
             return f"{told} have {self.former}, and nothing yet in {self.column}, which model.yaml reads from the same"
         return f"{told} have no value of {self.column}, which model.yaml does not let be missing"
@@ -139,22 +139,11 @@ def refuse_gaps(folder: ModelFolder, gaps: Iterator[Gap]) -> None:
         return
     model = folder.spec.name
     days = sorted({day for gap in found for day in gap.days})
-    commands = "; ".join(f"perennial ingest {model} {part.start:%Y-%m-%d} {part.end:%Y-%m-%d}" for part in joined(days))
+    commands = "; ".join(f"perennial ingest {model} {part.start:%Y-%m-%d} {part.end:%Y-%m-%d}" for part in merged(days))
     again = f"ingest them again: {commands} (in Airflow: {model}.load)" if days else f"run {model}.ingest again"
     optional = sorted({gap.column for gap in found if gap.former is None} - _all_placing(folder))
     otherwise = f"; where a value may be missing, write nullable: true at {', '.join(optional)}" if optional else ""
     raise SnapshotMissing(f"{model}: {'; '.join(map(str, found))}: {again}{otherwise}")
-
-
-def joined(days: Sequence[Interval]) -> list[Interval]:
-    """Days as ranges: adjacent ones are joined."""
-    ranges: list[Interval] = []
-    for day in days:
-        if ranges and ranges[-1].end == day.start:
-            ranges[-1] = Interval(ranges[-1].start, day.end)
-        else:
-            ranges.append(day)
-    return ranges
 
 
 def _is_required(table: Table, column: str) -> bool:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from perennial.core.intervals import Interval
+from perennial.core.intervals import Interval, merged
 from perennial.ledger import tables
 from perennial.ledger.rows import TableFamily, now
 
@@ -84,7 +84,7 @@ class Removals(TableFamily):
                     for again in later:
                         left = _without(left, again)
                     gone += left
-        return _joined(gone)
+        return merged(gone)
 
 
 def _without(parts: list[Interval], cut: Interval) -> list[Interval]:
@@ -93,13 +93,3 @@ def _without(parts: list[Interval], cut: Interval) -> list[Interval]:
         bounds = [(part.start, min(part.end, cut.start)), (max(part.start, cut.end), part.end)]
         found += [Interval(start, end) for start, end in bounds if start < end]
     return found
-
-
-def _joined(parts: list[Interval]) -> list[Interval]:
-    joined: list[Interval] = []
-    for part in sorted(parts):
-        if joined and part.start <= joined[-1].end:
-            joined[-1] = Interval(joined[-1].start, max(joined[-1].end, part.end))
-        else:
-            joined.append(part)
-    return joined

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.core.intervals import Interval, window_start
+from perennial.core.intervals import Interval, merged, window_start
 
 DAY = timedelta(days=1)
 
@@ -58,3 +58,10 @@ def test_touched_days_are_whole_days() -> None:
     assert Interval.of("2013-04-01", "2013-04-03").touched_days() == Interval.of("2013-04-01", "2013-04-03").days()
     part = Interval.of("2013-04-01T23:59:00Z", "2013-04-02T00:00:01Z")
     assert part.touched_days() == [Interval.day("2013-04-01"), Interval.day("2013-04-02")]
+
+
+def test_adjacent_days_are_one_range() -> None:
+    days = [Interval.day(f"2013-04-{day:02}") for day in (1, 2, 3, 5, 7, 8)]
+
+    assert [part.key for part in merged(days)] == ["2013-04-01--2013-04-04", "2013-04-05", "2013-04-07--2013-04-09"]
+    assert merged([]) == []

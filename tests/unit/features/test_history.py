@@ -11,7 +11,7 @@ import pytest
 
 from perennial.core.errors import SnapshotMissing
 from perennial.core.intervals import Interval
-from perennial.features.history import gaps_of_training, joined, refuse_gaps
+from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.labels import read_labels
 from perennial.features.publish import build_features, ensure_features
 from perennial.lake.publish import Lake
@@ -173,10 +173,3 @@ def test_a_table_without_event_time_is_to_be_ingested_again_as_a_whole(
         SnapshotMissing, match=r"rows of customers have city, and nothing yet in town.*: run returns.ingest again"
     ):
         features(folder, lake, april(4, 4))
-
-
-def test_adjacent_days_are_one_range() -> None:
-    days = [Interval.day(f"2013-04-{day:02}") for day in (1, 2, 3, 5, 7, 8)]
-
-    assert [part.key for part in joined(days)] == ["2013-04-01--2013-04-04", "2013-04-05", "2013-04-07--2013-04-09"]
-    assert joined([]) == []
