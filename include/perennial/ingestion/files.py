@@ -487,45 +487,47 @@ def _with_constants(batch: pa.RecordBatch, constants: dict[str, str | None]) -> 
 
 def _unpacked(name: str, counted: _Counted) -> Callable[[int], bytes]:
     stream = pa.CompressedInputStream(pa.PythonFile(counted, mode="r"), "zstd")
-    given = 0
 
     def read(size: int) -> bytes:
-        nonlocal given
         try:
             piece: bytes = stream.read(size)
         except OSError as error:
             raise SourceError(f"{name}: damaged or truncated zstd: {one_line(error)}; deliver it again") from error
-        given += len(piece)
-        _refuse_bomb(name, given, counted)
         return piece
 
-    return read
+    return _bounded(name, counted, read)
 
 
 def _unzipped(name: str, counted: _Counted) -> Callable[[int], bytes]:
     stream = gzip.GzipFile(fileobj=counted, mode="rb")  # type: ignore[call-overload]  # it only calls read()
-    given = 0
 
     def read(size: int) -> bytes:
-        nonlocal given
         try:
             piece: bytes = stream.read(size)
         except EOFError as error:
             raise SourceError(f"{name}: truncated: its gzip ends early; deliver it again") from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise SourceError(f"{name}: damaged: {error}; deliver it again") from error
-        given += len(piece)
-        _refuse_bomb(name, given, counted)
         return piece
 
-    return read
+    return _bounded(name, counted, read)
 
 
-def _refuse_bomb(name: str, given: int, counted: _Counted) -> None:
-    if given > BOMB_FROM and given > BOMB_RATIO * counted.bytes:
-        raise SourceError(
-            f"{name}: it expands to more than {BOMB_RATIO} times its size; if that is right, deliver it as Parquet"
-        )
+def _bounded(name: str, counted: _Counted, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """Reads what is unpacked, and refuses a file that expands too far."""
+    given = 0
+
+    def bounded(size: int) -> bytes:
+        nonlocal given
+        piece = read(size)
+        given += len(piece)
+        if given > BOMB_FROM and given > BOMB_RATIO * counted.bytes:
+            raise SourceError(
+                f"{name}: it expands to more than {BOMB_RATIO} times its size; if that is right, deliver it as Parquet"
+            )
+        return piece
+
+    return bounded
 
 
 def _read_parquet(file: _File, stream: IO[bytes], counted: _Counted, writer: LandingWriter) -> None:
