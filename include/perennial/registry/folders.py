@@ -86,7 +86,7 @@ def open_folder(record: VersionRecord, folder: ModelFolder | None, registry: Run
             if file not in kept or hashlib.sha256(text).hexdigest() != kept[file]:
                 raise VersionUnusable(f"{name}: {FOLDER}/{file} in MLflow is not the file that the ledger records")
             (place / file).write_bytes(text)
-        if missing := [file for file in kept if not (place / file).exists()]:
+        if missing := sorted(file for file in kept if not (place / file).exists()):
             raise VersionUnusable(f"{name}: {', '.join(missing)} is no longer in MLflow, in the folder {FOLDER}/ of its run")
         its = read_model(place)
         if folder is None:
@@ -95,7 +95,7 @@ def open_folder(record: VersionRecord, folder: ModelFolder | None, registry: Run
             # A release since has added keys to model.yaml. Both folders have their defaults, and so the same meaning.
             its = folder
         else:
-            changed = [file for file in {**its.files, **folder.files} if its.files.get(file) != folder.files.get(file)]
+            changed = sorted(file for file in {**its.files, **folder.files} if its.files.get(file) != folder.files.get(file))
             notes.append(f"{', '.join(changed)} changed since the version was made; the files logged with it were used")
         yield its
 
