@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from perennial.cli import by_hand
-from perennial.core.errors import IntervalRefused
+from perennial.core.errors import IntervalRefused, SpecError
 from perennial.core.intervals import Interval
 from tests.unit import synthetic
 from tests.unit.monitored import World, make_world
@@ -62,3 +63,41 @@ def test_a_day_with_a_header_alone_is_published_empty_if_the_table_needs_no_rows
     by_hand.ingest(lenient.settings, "toy", day)
 
     assert publications(lenient, "features") == {day.key: 0}
+
+
+def test_a_column_of_another_type_is_published_under_another_name_while_the_champion_keeps_the_former(tmp_path: Path) -> None:
+    """What the refusal says to do, step by step."""
+    world = make_world(tmp_path, synthetic.deployment(tmp_path))
+    rows = synthetic.make_rows(2, start=DAYS[0].start).assign(noise=7)
+    for day in DAYS:
+        deliver(world, day, rows)
+    by_hand.ingest(world.settings, "toy", DAYS[0])
+    world.promote(world.register())
+    former, own = "noise: {type: float, nullable: true}", (world.folder.path / "features.sql").read_text()
+
+    synthetic.write_folder(world.settings.models, retyped=f"{former} => {former.replace('float', 'string')}")
+    (world.folder.path / "features.sql").write_text(own.replace("noise", "noise::DOUBLE AS noise"))
+    said, in_order = by_hand.inspect(world.settings, "toy")
+    assert not in_order
+    told = r"column noise of table visits is of type double.* and string now.*Keep its type, add a column of another name"
+    assert re.search(told, said)
+    with pytest.raises(SpecError, match=told):
+        by_hand.ingest(world.settings, "toy", DAYS[1])
+
+    added = f"{former}\n      code: {{type: string, nullable: true, sql: noise}}"
+    synthetic.write_folder(
+        world.settings.models,
+        added=f"{former} => {added}",
+        number="numeric: [x, noise] => numeric: [x]",
+        category="categorical: [kind] => categorical: [kind, noise]",
+    )
+    (world.folder.path / "features.sql").write_text(own.replace("noise", "code AS noise"))
+    for day in reversed(DAYS):
+        by_hand.ingest(world.settings, "toy", day)
+        by_hand.score(world.settings, "toy", day)
+    published = world.ledger.published("toy", "features")
+    assert published is not None
+    features = world.lake.scan("toy", "features", published.snapshots["features"], columns=["noise"]).read_all()
+    assert features["noise"].to_pylist() == ["7"] * 120
+    assert publications(world, "predictions") == {CLOSED: 60, OPEN: 60}
+    assert by_hand.inspect(world.settings, "toy")[1]
