@@ -679,7 +679,7 @@ def columns_of(schema: Schema, *, earlier: bool = False) -> list[str]:
     names = [field.name for field in schema.fields]
     kept = {narrow for name in names for narrow in narrower_columns(schema, name)}
     if not earlier:
-        kept |= {kept for name in names if (kept := earlier_column(schema, name)) is not None}
+        kept |= {before for name in names if (before := earlier_column(schema, name)) is not None}
     return [name for name in names if name not in kept]
 
 
