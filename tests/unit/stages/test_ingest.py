@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -95,9 +97,55 @@ def test_a_column_of_another_type_is_published_under_another_name_while_the_cham
     for day in reversed(DAYS):
         by_hand.ingest(world.settings, "toy", day)
         by_hand.score(world.settings, "toy", day)
-    published = world.ledger.published("toy", "features")
-    assert published is not None
-    features = world.lake.scan("toy", "features", published.snapshots["features"], columns=["noise"]).read_all()
-    assert features["noise"].to_pylist() == ["7"] * 120
+    assert [row["noise"] for row in features_of(world, Interval(DAYS[0].start, DAYS[1].end))] == ["7"] * 120
     assert publications(world, "predictions") == {CLOSED: 60, OPEN: 60}
     assert by_hand.inspect(world.settings, "toy")[1]
+
+
+DIMENSION = {
+    "source": "sources: => sources:\n  weights: {files: 'weights/%Y-%m-%d.csv'}",
+    "table": """entity: {table: visits =>   weights:
+    source: weights
+    key: [kind, day]
+    event_time: day
+    known: day
+    columns:
+      kind: {type: string}
+      day: {type: timestamp, from: [file_time]}
+      weight: {type: float}
+entity: {table: visits""",
+}
+
+
+def test_a_range_of_a_dated_dimension_has_the_state_of_each_day(tmp_path: Path) -> None:
+    world = make_world(tmp_path, synthetic.deployment(tmp_path), **DIMENSION)
+    (world.folder.path / "features.sql").write_text(
+        "SELECT visit, x, w.weight AS noise, e.kind AS kind FROM entities e "
+        "ASOF LEFT JOIN weights w ON e.kind = w.kind AND e.as_of >= w._known_at"
+    )
+    days = Interval.of("2013-04-01", "2013-04-04").days()
+    rows = synthetic.make_rows(3, start=days[0].start)
+    (world.settings.data / "weights").mkdir()
+    for day in days:
+        deliver(world, day, rows)
+        # The same keys each day. Nothing in the file says of which day it is.
+        (world.settings.data / "weights" / f"{day.key}.csv").write_text(f"kind,weight\na,{day.start.day}\nb,{-day.start.day}\n")
+
+    whole = Interval(days[0].start, days[-1].end)
+    by_hand.ingest(world.settings, "toy", whole)
+    found = features_of(world, whole)
+    for row in found:
+        # What was known an hour before the visit: the file of that day.
+        known = (row["moment"] - timedelta(hours=1)).day
+        assert row["noise"] == {"a": known, "b": -known, None: None}[row["kind"]] or (known == 31 and row["noise"] is None)
+    for day in reversed(days):
+        by_hand.ingest(world.settings, "toy", day)
+    assert features_of(world, whole) == found
+
+
+def features_of(world: World, interval: Interval) -> list[dict[str, Any]]:
+    published = world.ledger.published("toy", "features")
+    assert published is not None
+    rows = world.lake.scan("toy", "features", published.snapshots["features"], interval=interval).read_all()
+    found: list[dict[str, Any]] = rows.sort_by("visit").to_pylist()
+    return found
