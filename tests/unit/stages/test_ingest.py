@@ -14,7 +14,7 @@ from perennial.cli import by_hand
 from perennial.core.errors import IntervalRefused, SpecError
 from perennial.core.intervals import Interval
 from tests.unit import synthetic
-from tests.unit.monitored import World, make_world
+from tests.unit.monitored import WEEK, World, make_world
 
 DAYS = Interval.of("2013-04-01", "2013-04-03").days()
 OPEN, CLOSED = (day.key for day in DAYS)
@@ -49,6 +49,27 @@ def test_a_closed_day_is_published_scored_and_counted_as_there(tmp_path: Path) -
         assert list(found) == [OPEN, CLOSED]
         assert found[OPEN] > 0
         assert found[CLOSED] == 0
+
+
+def test_a_week_with_closed_days_is_whole(tmp_path: Path) -> None:
+    """Even if no day of a window may be missing."""
+    schedules = "schedules: {monitor: week, min_days: 7, closed: [saturday, sunday]}"
+    world = make_world(
+        tmp_path, synthetic.deployment(tmp_path), closed=f"gates: {{min_rows: 50}} => gates: {{min_rows: 50}}\n{schedules}"
+    )
+    world.promote(world.register())
+    rows = synthetic.make_rows(7, start=WEEK.start)
+    for day in WEEK.days()[:5]:
+        deliver(world, day, rows)
+    by_hand.ingest(world.settings, "toy", WEEK)
+    by_hand.score(world.settings, "toy", WEEK)
+    by_hand.monitor(world.settings, "toy", WEEK)
+
+    [verdict] = world.ledger.verdicts("toy")
+    assert verdict.interval == WEEK
+    assert verdict.verdict != "unknown", verdict.reasons
+    assert verdict.details.missing == []
+    assert not any("predictions are published" in reason for reason in verdict.reasons)
 
 
 def test_a_day_with_a_header_alone_is_published_empty_if_the_table_needs_no_rows(tmp_path: Path) -> None:
