@@ -216,6 +216,14 @@ def history(settings: Settings, model: str) -> list[dict[str, Any]]:
         return history(deployment.ledger, model)
 
 
+def unfinished(settings: Settings, model: str) -> list[str]:
+    """What published days of the model still lack, a line each."""
+    from perennial.reports.history import unfinished
+
+    with _opened(settings, model, None) as (deployment, _):
+        return unfinished(deployment.ledger, model)
+
+
 def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
     """Everything that the ledger contains about a version."""
     from perennial.reports.history import explain

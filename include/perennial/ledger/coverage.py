@@ -1,9 +1,10 @@
-"""Which parts of an interval are published, and up to which time a version has learned."""
+"""Which parts of an interval are published, what they still wait for, and up to which time a version has learned."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from perennial.core.intervals import Interval, utc
@@ -34,3 +35,48 @@ def uncovered(interval: Interval, publications: Iterable[Publication]) -> list[I
         if reached >= interval.end:
             return gaps
     return [*gaps, Interval(reached, interval.end)]
+
+
+@dataclass(frozen=True, order=True)
+class Awaited:
+    """A day that was published without a table, because the table may come late (``late`` in ``model.yaml``).
+
+    Attributes:
+        day: the day.
+        since: when it was first published without the table.
+    """
+
+    day: Interval
+    since: datetime
+
+
+class Waiting:
+    """The tables that published days wait for, found by going through a model's publications of tables, oldest first."""
+
+    def __init__(self, publications: Iterable[Publication] = ()) -> None:
+        self._since: dict[tuple[str, Interval], datetime] = {}
+        for publication in publications:
+            self.add(publication)
+
+    def add(self, publication: Publication) -> None:
+        """Take a publication into account that is newer than those before."""
+        still = {
+            (table, Interval.from_key(key))
+            for table, keys in publication.inputs.get("awaited", {}).items()
+            # A table that was not written has the rows of before.
+            if table in publication.rows
+            for key in keys
+        }
+        for table, day in list(self._since):
+            if table in publication.rows and day.overlaps(publication.interval) and (table, day) not in still:
+                del self._since[table, day]
+        for one in still:
+            self._since.setdefault(one, publication.published_at)
+
+    @property
+    def tables(self) -> dict[str, list[Awaited]]:
+        """The days that each table is waited for, oldest first."""
+        found: dict[str, list[Awaited]] = {}
+        for (table, day), since in sorted(self._since.items()):
+            found.setdefault(table, []).append(Awaited(day, since))
+        return found

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import ArtifactRejected
+from perennial.core.intervals import merged
 from perennial.evidence.decision import GateDecision
+from perennial.ledger.coverage import Waiting
 from perennial.ledger.records import Promotion
 from perennial.ledger.store import Ledger
 from perennial.ledger.succession import completed
@@ -39,6 +41,15 @@ def history(ledger: Ledger, model: str) -> list[dict[str, Any]]:
             "evidence": promotion.evidence,
         }
         for number, promotion in enumerate(made, start=1)
+    ]
+
+
+def unfinished(ledger: Ledger, model: str) -> list[str]:
+    """What published days of a model still lack, a line each: the tables that they wait for."""
+    return [
+        f"{table} has not come for {', '.join(stretch.in_words for stretch in merged(one.day for one in awaited))}: published "
+        f"without it since {min(one.since for one in awaited):%Y-%m-%d %H:%M} UTC."
+        for table, awaited in Waiting(ledger.publications(model, "tables")).tables.items()
     ]
 
 

@@ -37,7 +37,14 @@ TABLE: dict[str, Any] = {
 class Shop:
     """A model whose sources are folders of daily files."""
 
-    def __init__(self, state: Path, *, sources: dict[str, Any] | None = None, **tables: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        state: Path,
+        *,
+        sources: dict[str, Any] | None = None,
+        schedules: dict[str, Any] | None = None,
+        **tables: dict[str, Any],
+    ) -> None:
         self.settings: Settings = synthetic.deployment(state)
         spec = {
             "name": "shop",
@@ -50,6 +57,7 @@ class Shop:
             "features": {"numeric": ["amount"]},
             "label": {"table": "outcomes", "sql": "amount"},
             "candidates": {"mean": {"estimator": "prior", "baseline": True}, "line": {"estimator": "linear_regression"}},
+            "schedules": schedules or {},
         }
         folder = self.settings.models / "shop"
         folder.mkdir(parents=True)
@@ -76,6 +84,15 @@ class Shop:
         assert published is not None
         found = self.deployment.lake.scan("shop", table, published.snapshots[table], interval=day).read_all()
         return sorted((row["id"], row["amount"]) for row in found.to_pylist())
+
+    def unfinished(self) -> list[str]:
+        """What `perennial history` says of published days, without since when."""
+        return [line.partition(":")[0] for line in by_hand.unfinished(self.settings, "shop")]
+
+    def too_late(self, day: Interval) -> dict[str, dict[str, int]]:
+        """What the newest publication of a day says about rows that came too late."""
+        found: dict[str, dict[str, int]] = self.deployment.ledger.publications("shop", "tables", day)[-1].inputs["too_late"]
+        return found
 
     def quarantine(self) -> list[str]:
         published = self.deployment.ledger.published("shop", "tables")
@@ -132,6 +149,18 @@ def test_a_row_that_comes_too_late_is_quarantined_with_its_reason(shop: Shop) ->
 
     assert shop.quarantine() == ["placed: 2024-01-01 23:00:00+00 lies more than 1 days (late) before the period of its file"]
     assert shop.rows(day=FIRST) == [("a", 5)]
+    assert (shop.too_late(SECOND), shop.too_late(THIRD)) == ({}, {"orders": {FIRST.key: 1}})
+
+
+def test_a_closed_day_waits_for_no_table(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, schedules={"closed": [SECOND.key]})
+    for day in "12":
+        shop.deliver("orders", day, f"a{day} {day}T10 {day}T11 5")
+
+    shop.ingest(FIRST)
+    assert "outcomes" not in shop.ingest(SECOND).partition("\n")[2]
+
+    assert shop.unfinished() == ["outcomes has not come for 1 Jan 2024"]
 
 
 def test_a_second_row_of_a_key_is_kept_beside_the_first_one(shop: Shop) -> None:
@@ -179,11 +208,13 @@ def test_a_table_that_comes_later_does_not_hold_up_the_day(shop: Shop) -> None:
 
     assert "outcomes of 2024-01-02 has not come; an ingest of a later day completes it" in shop.ingest(SECOND)
     assert shop.rows("features", SECOND) == [("a2", 5)]
+    assert shop.unfinished() == ["outcomes has not come for 2 Jan 2024"]
 
     shop.deliver("outcomes", "2", "o2 2T10 2T11 1")
     shop.deliver("outcomes", "3", "o3 3T10 3T11 1")
     assert "late rows published into 2024-01-02: outcomes 1" in shop.ingest(THIRD)
     assert shop.rows("outcomes") == [("o1", 1), ("o2", 1), ("o3", 1)]
+    assert shop.unfinished() == []
 
 
 def test_the_table_of_the_entity_is_waited_for(shop: Shop) -> None:
