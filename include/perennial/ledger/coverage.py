@@ -80,3 +80,34 @@ class Waiting:
         for (table, day), since in sorted(self._since.items()):
             found.setdefault(table, []).append(Awaited(day, since))
         return found
+
+
+def outdated(features: Iterable[Publication], predictions: Iterable[Publication]) -> list[Interval]:
+    """The scored days whose features were published again since with other rows, oldest first.
+
+    Features that another ``features.sql`` makes of the same rows outdate no predictions.
+
+    Args:
+        features: publications of features, oldest first.
+        predictions: publications of predictions, oldest first.
+    """
+    before: dict[Interval, Publication] = {}
+    changed: dict[Interval, int] = {}
+    for publication in features:
+        for day in publication.interval.touched_days():
+            former = before.get(day)
+            if former is not None and _differs(former, publication):
+                changed[day] = publication.id
+            before[day] = publication
+    scored = {day: publication for publication in predictions for day in publication.interval.touched_days()}
+    # A run may publish its predictions after the features that it did not see.
+    seen = {day: publication.inputs.get("features_publication", publication.id) for day, publication in scored.items()}
+    return sorted(day for day, number in changed.items() if day in seen and number > seen[day])
+
+
+def _differs(former: Publication, publication: Publication) -> bool:
+    """Whether features of a day may have other rows than before, by the same definition."""
+    if former.inputs.get("features_digest") != publication.inputs.get("features_digest"):
+        return False
+    # Content can be compared for the same interval alone.
+    return former.interval != publication.interval or former.hashes != publication.hashes

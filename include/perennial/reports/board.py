@@ -16,7 +16,7 @@ from urllib.parse import quote
 from perennial.alerts.outbox import OutboxEntry
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval, merged
-from perennial.ledger.coverage import Waiting
+from perennial.ledger.coverage import Waiting, outdated
 from perennial.ledger.records import (
     Action,
     Overview,
@@ -220,6 +220,7 @@ class Row:
         refused: the interval that was refused last, unless its data, or newer data, are published.
         link: page of its DAGs.
         tables: how far each raw table reaches, and what is missing of the last weeks.
+        outdated: scored days of the last weeks whose features have changed since, in stretches.
     """
 
     model: str
@@ -237,6 +238,7 @@ class Row:
     trained: Trained | None = None
     told: Told = field(default_factory=Told)
     tables: tuple[TableCell, ...] = ()
+    outdated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -315,7 +317,7 @@ def compose(
 
 def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Row:
     model = spec.name
-    published = overview.published.get(model, {})
+    published, newest = overview.published.get(model, {}), overview.publications.get(model, {})
     champion = overview.champions.get(model)
     verdicts = overview.verdicts.get(model, [])
     data_until = published.get("tables")
@@ -334,7 +336,8 @@ def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Ro
         outlook=_outlook(spec, verdicts, overview.performances.get(model, [])),
         trained=_trained(spec, overview, champion, pages),
         told=_told(overview, model, now, has_channel=bool(spec.alerts.everybody)),
-        tables=_tables(spec, overview.publications.get(model, {}).get("tables", []), data_until),
+        tables=_tables(spec, newest.get("tables", []), data_until),
+        outdated=tuple(stretch.key for stretch in merged(outdated(newest.get("features", []), newest.get("predictions", [])))),
     )
     attention, why = _attention(row)
     return replace(row, attention=attention, why=why)
