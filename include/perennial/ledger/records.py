@@ -297,21 +297,6 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class TablesOfInterval:
-    """A publication of raw tables.
-
-    Attributes:
-        model: the model.
-        interval: what was published.
-        rows: how many rows each table has in it.
-    """
-
-    model: str
-    interval: Interval
-    rows: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Overview:
     """The state of all models, read at one moment. Each attribute maps a model to its value; a model without one is absent.
 
@@ -324,7 +309,7 @@ class Overview:
         verdicts: the verdicts on the newest windows, oldest first.
         performances: the performance on the newest windows, oldest first.
         alerts: recent alerts and alerts that wait for delivery, oldest first.
-        tables: the newest publications of raw tables, oldest first.
+        publications: by dataset, the newest publications of tables, features and predictions, oldest first.
     """
 
     published: dict[str, dict[str, datetime]]
@@ -335,4 +320,4 @@ class Overview:
     verdicts: dict[str, list[Verdict]]
     performances: dict[str, list[Performance]]
     alerts: dict[str, list[OutboxEntry]]
-    tables: dict[str, list[TablesOfInterval]]
+    publications: dict[str, dict[str, list[Publication]]]

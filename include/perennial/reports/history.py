@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import ArtifactRejected
+from perennial.core.intervals import Interval, merged
 from perennial.evidence.decision import GateDecision
+from perennial.ledger.coverage import Waiting, outdated
 from perennial.ledger.records import Promotion
 from perennial.ledger.store import Ledger
 from perennial.ledger.succession import completed
@@ -39,6 +41,24 @@ def history(ledger: Ledger, model: str) -> list[dict[str, Any]]:
             "evidence": promotion.evidence,
         }
         for number, promotion in enumerate(made, start=1)
+    ]
+
+
+def again(model: str, interval: Interval) -> str:
+    """How to score an interval again, for people."""
+    return f"to score it again, run: perennial score {model} {interval.start:%Y-%m-%d} {interval.end:%Y-%m-%d}"
+
+
+def unfinished(ledger: Ledger, model: str) -> list[str]:
+    """What published days of a model still lack, a line each: tables that they wait for, and new predictions."""
+    stale = outdated(ledger.publications(model, "features"), ledger.publications(model, "predictions"))
+    lines = [
+        f"{stretch.in_words} was scored before its features changed; {again(model, stretch)}." for stretch in merged(stale)
+    ]
+    return lines + [
+        f"{table} has not come for {', '.join(stretch.in_words for stretch in merged(one.day for one in awaited))}: published "
+        f"without it since {min(one.since for one in awaited):%Y-%m-%d %H:%M} UTC."
+        for table, awaited in Waiting(ledger.publications(model, "tables")).tables.items()
     ]
 
 

@@ -7,8 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import sqlalchemy as sa
+from moto.server import ThreadedMotoServer
+from sqlalchemy.pool import NullPool
 
 from perennial.cli import by_hand
 from perennial.core.errors import SourceMissing
@@ -37,7 +40,14 @@ TABLE: dict[str, Any] = {
 class Shop:
     """A model whose sources are folders of daily files."""
 
-    def __init__(self, state: Path, *, sources: dict[str, Any] | None = None, **tables: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        state: Path,
+        *,
+        sources: dict[str, Any] | None = None,
+        schedules: dict[str, Any] | None = None,
+        **tables: dict[str, Any],
+    ) -> None:
         self.settings: Settings = synthetic.deployment(state)
         spec = {
             "name": "shop",
@@ -50,6 +60,7 @@ class Shop:
             "features": {"numeric": ["amount"]},
             "label": {"table": "outcomes", "sql": "amount"},
             "candidates": {"mean": {"estimator": "prior", "baseline": True}, "line": {"estimator": "linear_regression"}},
+            "schedules": schedules or {},
         }
         folder = self.settings.models / "shop"
         folder.mkdir(parents=True)
@@ -76,6 +87,15 @@ class Shop:
         assert published is not None
         found = self.deployment.lake.scan("shop", table, published.snapshots[table], interval=day).read_all()
         return sorted((row["id"], row["amount"]) for row in found.to_pylist())
+
+    def unfinished(self) -> list[str]:
+        """What `perennial history` says of published days, without since when."""
+        return [line.partition(":")[0] for line in by_hand.unfinished(self.settings, "shop")]
+
+    def too_late(self, day: Interval) -> dict[str, dict[str, int]]:
+        """What the newest publication of a day says about rows that came too late."""
+        found: dict[str, dict[str, int]] = self.deployment.ledger.publications("shop", "tables", day)[-1].inputs["too_late"]
+        return found
 
     def quarantine(self) -> list[str]:
         published = self.deployment.ledger.published("shop", "tables")
@@ -132,6 +152,18 @@ def test_a_row_that_comes_too_late_is_quarantined_with_its_reason(shop: Shop) ->
 
     assert shop.quarantine() == ["placed: 2024-01-01 23:00:00+00 lies more than 1 days (late) before the period of its file"]
     assert shop.rows(day=FIRST) == [("a", 5)]
+    assert (shop.too_late(SECOND), shop.too_late(THIRD)) == ({}, {"orders": {FIRST.key: 1}})
+
+
+def test_a_closed_day_waits_for_no_table(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, schedules={"closed": [SECOND.key]})
+    for day in "12":
+        shop.deliver("orders", day, f"a{day} {day}T10 {day}T11 5")
+
+    shop.ingest(FIRST)
+    assert "outcomes" not in shop.ingest(SECOND).partition("\n")[2]
+
+    assert shop.unfinished() == ["outcomes has not come for 1 Jan 2024"]
 
 
 def test_a_second_row_of_a_key_is_kept_beside_the_first_one(shop: Shop) -> None:
@@ -179,11 +211,13 @@ def test_a_table_that_comes_later_does_not_hold_up_the_day(shop: Shop) -> None:
 
     assert "outcomes of 2024-01-02 has not come; an ingest of a later day completes it" in shop.ingest(SECOND)
     assert shop.rows("features", SECOND) == [("a2", 5)]
+    assert shop.unfinished() == ["outcomes has not come for 2 Jan 2024"]
 
     shop.deliver("outcomes", "2", "o2 2T10 2T11 1")
     shop.deliver("outcomes", "3", "o3 3T10 3T11 1")
     assert "late rows published into 2024-01-02: outcomes 1" in shop.ingest(THIRD)
     assert shop.rows("outcomes") == [("o1", 1), ("o2", 1), ("o3", 1)]
+    assert shop.unfinished() == []
 
 
 def test_the_table_of_the_entity_is_waited_for(shop: Shop) -> None:
@@ -251,3 +285,85 @@ def test_a_database_is_read_again_as_far_back_as_rows_may_be_late(tmp_path: Path
     assert "late rows published into 2024-01-01: orders 2" in shop.ingest(SECOND)
     assert shop.rows() == [("a", 5), ("a", 8), ("b", 6), ("late", 7)]
     assert "late rows" not in shop.ingest(SECOND)
+
+
+def test_a_postgresql_source_is_read_again_and_only_what_changed_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: str
+) -> None:
+    monkeypatch.setenv("SHOP", postgres)
+    sources = {
+        name: {"sql": f"SELECT * FROM {name} WHERE placed >= :start AND placed < :end", "connection": "SHOP"}
+        for name in ("orders", "outcomes")
+    }
+    shop = Shop(tmp_path, sources=sources)
+    database = sa.create_engine(postgres, poolclass=NullPool)
+
+    def change(*statements: str) -> None:
+        with database.begin() as connection:
+            for statement in statements:
+                connection.execute(sa.text(statement))
+
+    columns = "id TEXT, placed TIMESTAMPTZ, told TIMESTAMPTZ, amount DOUBLE PRECISION"
+    change(
+        *(f"CREATE TABLE {name} ({columns})" for name in sources),
+        "INSERT INTO orders VALUES ('a', '2024-01-01 10:00Z', '2024-01-01 11:00Z', 5)",
+    )
+    shop.ingest(FIRST)
+    assert shop.unfinished() == ["outcomes has not come for 1 Jan 2024"]
+    change(
+        "INSERT INTO orders VALUES ('b', '2024-01-02 10:00Z', '2024-01-02 11:00Z', 6)",
+        "INSERT INTO orders VALUES ('late', '2024-01-01 12:00Z', '2024-01-02 09:00Z', 7)",
+        "UPDATE orders SET amount = 8, told = '2024-01-02 08:00Z' WHERE id = 'a'",
+        "INSERT INTO outcomes VALUES ('a', '2024-01-01 10:00Z', '2024-01-02 03:00Z', 1)",
+    )
+
+    assert "late rows published into 2024-01-01: orders 2, outcomes 1" in shop.ingest(SECOND)
+
+    assert shop.rows() == [("a", 5), ("a", 8), ("b", 6), ("late", 7)]
+    assert shop.rows("features") == [("a", 8), ("b", 6), ("late", 7)]
+    assert shop.rows("outcomes") == [("a", 1)]
+    assert shop.unfinished() == ["outcomes has not come for 2 Jan 2024"]
+    # Neither the same rows nor rows that the database has lost since change what is published of that day.
+    change("DELETE FROM orders WHERE id = 'late'")
+    before = len(shop.deployment.ledger.publications("shop", "tables", FIRST))
+    assert "late rows" not in shop.ingest(SECOND)
+    assert len(shop.deployment.ledger.publications("shop", "tables", FIRST)) == before
+
+
+def test_a_file_in_an_object_store_is_replaced_when_its_content_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = fsspec.get_filesystem_class("s3")
+    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    store.start()
+    try:
+        address = "http://{}:{}".format(*store.get_host_and_port())
+        given = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "eu-central-1", "ENDPOINT_URL": address}
+        for name, value in given.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        # It would go on with the address of another test.
+        system.clear_instance_cache()
+        system().mkdir("bucket")
+        shop = Shop(tmp_path, sources={"orders": {"files": "s3://bucket/orders/%Y-%m-%d.csv"}}, orders={"replaced": "read"})
+
+        def upload(day: str, *rows: str) -> None:
+            file = shop.deliver("orders", day, *rows)
+            system().pipe_file(f"bucket/orders/{file.name}", file.read_bytes())
+
+        for day in "12":
+            shop.deliver("outcomes", day, f"o{day} {day}T10 {day}T11 1")
+            upload(day, f"a{day} {day}T10 {day}T11 5")
+        shop.ingest(FIRST)
+        upload("1", "a1 1T10 1T11 5")
+        shop.ingest(SECOND)
+        assert "was replaced" not in caplog.text, "it was copied there again"
+
+        # Of the same size, perhaps in the same second.
+        upload("1", "a1 1T10 1T11 9")
+        shop.ingest(SECOND)
+
+        assert "s3://bucket/orders/2024-01-01.csv was replaced after it was read" in caplog.text
+        assert shop.rows(day=FIRST) == [("a1", 9)]
+    finally:
+        system.clear_instance_cache()
+        store.stop()
