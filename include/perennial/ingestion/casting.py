@@ -18,7 +18,7 @@ value could not be read. The rules:
   characters (except tab and line breaks), invisible characters, characters that change the direction of the text, no-break
   spaces, or the replacement character. ``sql: regexp_replace(name, '[^ -~]', '', 'g')`` cleans such a text.
 * A typed value (Parquet, SQL, Python) is converted only if nothing is lost. A float becomes an integer only if it is whole
-  and within 2⁵³; beyond that it may have been another number. NaN is a missing value. A timestamp without a zone is of the
+  and below 2⁵³; from there on it may have been another number. NaN is a missing value. A timestamp without a zone is of the
   source's ``time_zone``.
 
 Neighbours: :mod:`perennial.ingestion.sources` binds expressions to a file's columns before it reads it;
@@ -89,7 +89,8 @@ _HIDDEN = (
     r"|(^|[\x00-\x7f])[\x{200c}\x{200d}]|[\x{200c}\x{200d}]([\x00-\x7f]|$)"
 )
 _PLAIN_NUMBER = r"[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]{1,4})?"
-_EXACT = 2**53
+#: The largest whole number that a 64-bit float tells from its neighbours.
+_EXACT = 2**53 - 1
 
 
 def mentioned(table: Table) -> frozenset[str]:
@@ -400,7 +401,8 @@ def _lacks(column: str, raw: pa.Schema, place: str) -> SourceError:
     hint = resembling(column, raw)
     if not hint and len(names) == 1 and (other := next((d for d in ";\t|," if d in names[0]), None)):
         hint = f"; are the fields separated by {other!r}? Then set `delimiter` of the source"
-    return SourceError(f"{place}: there is no column {column}; there are: {shown!r}{hint}. Is this line the header?")
+    asked = ". Is this line the header?" if re.search(r":\d+$", place) else ""
+    return SourceError(f"{place}: there is no column {column}; there are: {shown!r}{hint}{asked}")
 
 
 @dataclass(frozen=True)
@@ -661,7 +663,7 @@ def _plain(text: str, source: Source) -> str:
     if source.decimal == "." and source.thousands is None:
         return text
     mark, group = source.decimal, source.thousands
-    whole = r"[0-9]+" if group is None else rf"([0-9]+|[0-9]{{1,3}}([{group}][0-9]{{3}})+)"
+    whole = r"[0-9]+" if group is None else rf"([0-9]+|[1-9][0-9]{{0,2}}([{group}][0-9]{{3}})+)"
     pattern = literal(rf"[+-]?({whole}([{mark}][0-9]*)?|[{mark}][0-9]+)([eE][+-]?[0-9]{{1,4}})?")
     bare = text if group is None else f"replace({text}, {literal(group)}, '')"
     # NULL where it is written in another way: 1,234 is 1234 for one source, and 1.234 for another.
@@ -696,7 +698,7 @@ def _why_not(column: str, spec: Column, kind: str, raw: str, value: str, source:
         whole = (
             f"coalesce(regexp_full_match({plain}, '[+-]?[0-9]+([.]0*)?'), false)"
             if kind == "VARCHAR"
-            else f"{raw} = trunc({raw})"
+            else ("true" if kind in _INTEGERS | _HUGE else f"{raw} = trunc({raw})")
         )
         if kind != "BOOLEAN":
             clauses = f"WHEN {value} IS NULL AND {whole} THEN {subject} || ' is too large to be an exact 64-bit integer' "

@@ -208,6 +208,8 @@ def _array(column: str, values: Sequence[Any], faults: dict[int, list[str]]) -> 
         return _digits(pa.array([None if value is None else str(value) for value in values], pa.string()))
     if kinds <= {dict, list} and kinds:
         values = [None if value is None else json.dumps(value, default=str) for value in values]
+    elif kinds == {int, float}:  # SQLite keeps a type for each value
+        values = [None if value is None else float(value) for value in values]
     elif kinds == {UUID}:
         values = [None if value is None else str(value) for value in values]
     elif str in kinds and any(issubclass(kind, date) for kind in kinds):

@@ -441,7 +441,7 @@ def _read_text(file: _File, counted: _Counted, source: Source, writer: LandingWr
         notices.append(f"{file.name}: read as {found}: the content says so, although the name does not")
     kind = Path(file.path.removesuffix(".gz").removesuffix(".zst")).suffix
     if kind in (".jsonl", ".ndjson"):
-        _read_json_lines(file, read, writer)
+        _read_json_lines(file, read, source, writer)
     else:
         _read_csv(file, read, "\t" if kind == ".tsv" and source.delimiter == "," else source.delimiter, source, writer, notices)
     counted.drain()
@@ -467,7 +467,7 @@ def _read_csv(
     notices.extend(table.notices)
 
 
-def _read_json_lines(file: _File, read: Callable[[int], bytes], writer: LandingWriter) -> None:
+def _read_json_lines(file: _File, read: Callable[[int], bytes], source: Source, writer: LandingWriter) -> None:
     partitions: dict[str, str | None] = {}
     seen: dict[str, None] = {}
 
@@ -481,8 +481,11 @@ def _read_json_lines(file: _File, read: Callable[[int], bytes], writer: LandingW
         columns = [name for name in chosen if name not in given]
         return columns, writer.texts(columns)
 
-    for batch in JsonLines(read, name=file.name).batches(choose):
+    lines = JsonLines(read, name=file.name, decimal=source.decimal)
+    for batch in lines.batches(choose):
         writer.write(_with_constants(batch, partitions), file.period)
+    if lines.blank:  # no rows: the table's checks say whether that may be
+        seen.update(dict.fromkeys(writer.expected()))
     if not seen:
         raise SourceError(f"{file.name}: has no JSON object; write one object per line")
     _begin(file, pa.schema([(name, pa.string()) for name in seen]), file.name, writer)

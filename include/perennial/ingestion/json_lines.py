@@ -28,10 +28,16 @@ class JsonLines:
     Args:
         read: takes a number, and gives at most so many of the next decompressed bytes; none at the end.
         name: name of the file, for messages and positions.
+        decimal: the character before the fraction of a number in a text. A number of JSON becomes such a text too.
+
+    Attributes:
+        blank: whether the file has no line so far that is not blank.
     """
 
-    def __init__(self, read: Callable[[int], bytes], *, name: str) -> None:
+    def __init__(self, read: Callable[[int], bytes], *, name: str, decimal: str = ".") -> None:
         self.name = name
+        self.blank = True
+        self._decimal = decimal
         self._read = read
         self._connection = connect()
 
@@ -56,7 +62,7 @@ class JsonLines:
 
     def _batch(self, columns: Sequence[str], texts: Sequence[str]) -> pa.RecordBatch:
         paths = {column: literal('$."' + column.replace("\\", "\\\\").replace('"', '\\"') + '"') for column in columns}
-        values = [f"CASE WHEN fault IS NULL THEN line ->> {path} END" for path in paths.values()]
+        values = [f"CASE WHEN fault IS NULL THEN {self._text(path)} END" for path in paths.values()]
         changed = "".join(
             f" WHEN json_type(line, {paths[column]}) = 'DOUBLE' THEN "
             + literal(f"{column}: a number with a fraction, or beyond 64 bits, has no single spelling; deliver it as a text")
@@ -79,6 +85,12 @@ class JsonLines:
         [batch] = rows.rename_columns([str(n) for n in range(len(names))]).combine_chunks().to_batches()
         return pa.record_batch(batch.columns, names=names)
 
+    def _text(self, path: str) -> str:
+        if self._decimal == ".":
+            return f"line ->> {path}"
+        number = f"replace(line ->> {path}, '.', {literal(self._decimal)})"
+        return f"CASE WHEN json_type(line, {path}) = 'DOUBLE' THEN {number} ELSE line ->> {path} END"
+
     def _blocks(self) -> Iterator[tuple[pa.Array, pa.Array]]:
         """Lines that are not blank, with their numbers, from 1."""
         number, rest, last = 1, b"", False
@@ -95,6 +107,7 @@ class JsonLines:
                 raise SourceError(f"{self.name}:{number}: a line from here on is longer than {MAX_RECORD >> 20} MiB")
             filled = np.array([bool(line.strip()) for line in lines], bool)
             if filled.any():
+                self.blank = False
                 numbers = pa.array(np.flatnonzero(filled) + number)
                 yield self._decoded([line for line in lines if line.strip()], numbers), numbers
             number += len(lines)

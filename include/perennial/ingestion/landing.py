@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from perennial.core.errors import PerennialError
+from perennial.core.errors import PerennialError, SourceError
 from perennial.core.intervals import Interval
 from perennial.ingestion.casting import FROM, LANDED_EXTRAS, ROW, UNTIL, bind, mentioned, resembling, taken
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
@@ -95,6 +95,12 @@ class LandingWriter:
         plain = [spec.sources(column) for column, spec in self._spec.columns.items() if spec.sql is None]
         return [sources[0] for sources in plain if given.isdisjoint(map(str.casefold, sources))]
 
+    def expected(self) -> list[str]:
+        """Columns from which the table can be read, for a file that has no rows and therefore names none."""
+        columns = self._spec.columns.items()
+        plain = {source.casefold() for name, spec in columns if spec.sql is None for source in spec.sources(name)}
+        return [*self.unnamed([]), *sorted(mentioned(self._spec) - plain)]
+
     def texts(self, names: Sequence[str]) -> list[str]:
         """Those of a source's columns that stay texts in the table."""
         columns = self._spec.columns.items()
@@ -130,6 +136,7 @@ class LandingWriter:
 
     def _new_shape(self, raw: pa.Schema, place: str) -> tuple[_Shape, list[str]]:
         landable = _landable(raw)
+        _refuse_alike(taken(self._spec, landable).names, place)
         bound = bind(self._folder, self._table, landable, place)
         notice = _unknown_columns(self._folder, self._spec.source, raw.names)
         if notice and notice not in self.notices:
@@ -235,6 +242,15 @@ class LandingWriter:
             part.unlink(missing_ok=True)
 
 
+def _refuse_alike(names: Sequence[str], place: str) -> None:
+    """SQL would read one of two columns whose names differ only in case, and nobody could say which."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise SourceError(f"{place}: {other!r} and {name!r} differ only in case; rename one of them")
+
+
 def _without_nan(column: pa.Array) -> pa.Array:
     if not pa.types.is_floating(column.type):
         return column
@@ -251,6 +267,10 @@ def _landable_type(kind: pa.DataType) -> pa.DataType:
         return pa.timestamp("us", "UTC" if kind.tz else None)
     if pa.types.is_float16(kind):
         return pa.float32()
+    if pa.types.is_decimal256(kind):  # DuckDB has no more than 38 digits
+        return pa.float64()
+    if pa.types.is_decimal(kind):
+        return pa.decimal128(kind.precision, kind.scale)
     return kind
 
 

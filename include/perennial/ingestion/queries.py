@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -83,6 +83,14 @@ def _bounds(interval: Interval, zone: str | None, dialect: str) -> tuple[datetim
     return start, end
 
 
+def _as_text(moment: datetime) -> str:
+    """The shortest text of a moment. SQLite compares texts: ``2024-01-01 00:00`` would come before ``2024-01-01 00:00:00.0``."""
+    shown = moment.replace(tzinfo=None)
+    if shown.time() == time():
+        return shown.date().isoformat()
+    return shown.isoformat(" ", "auto" if shown.second or shown.microsecond else "minutes")
+
+
 def _bound(query: str, name: Callable[[str], str], literally: Callable[[str], str], *, backslashes: bool = False) -> str:
     def checked(parameter: str) -> str:
         if parameter not in (START, END):
@@ -100,10 +108,12 @@ def _land_rows(
     backslashes = connection.dialect.name in ("mysql", "mariadb")
     # SQLAlchemy takes a colon for a parameter in texts and comments too.
     text = _bound(query, lambda bind: f":{bind}", lambda other: other.replace(":", "\\:"), backslashes=backslashes)
-    statement = sa.text(text).bindparams(
-        sa.bindparam(START, bounds[0], sa.DateTime(timezone=True)),
-        sa.bindparam(END, bounds[1], sa.DateTime(timezone=True)),
-    )
+    statement = sa.text(text)
+    for bind, moment in zip((START, END), bounds, strict=True):
+        if connection.dialect.name == "sqlite":
+            statement = statement.bindparams(sa.bindparam(bind, _as_text(moment), sa.String()))
+        else:
+            statement = statement.bindparams(sa.bindparam(bind, moment, sa.DateTime(timezone=True)))
     result = connection.execution_options(stream_results=True, max_row_buffer=SQL_ROWS).execute(statement)
     names = list(result.keys())
     _refuse_doubled(names)

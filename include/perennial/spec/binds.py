@@ -9,10 +9,10 @@ from collections.abc import Callable
 START, END = "start", "end"
 
 # In this order: a text in quotes, with E'...' as PostgreSQL escapes it; a name in quotes; a text between dollar signs; both
-# kinds of comments. Then what SQLAlchemy takes for a bind parameter.
+# kinds of comments. Then a bind parameter, which a cast such as :start::date may follow.
 _QUOTED = r"""[eE]'(?:[^'\\]|\\.|'')*'|'[^']*'|"[^"]*"|`[^`]*`|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|--[^\n]*|/\*.*?\*/"""
 _QUOTED_BY_BACKSLASHES = r"""'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.|"")*"|`[^`]*`|--[^\n]*|\#[^\n]*|/\*.*?\*/"""
-_BIND = r"|(?<![:\w\\]):(?P<bind>\w+)(?!:)|\\(?P<escaped>:)"
+_BIND = r"|(?<![:\w\\]):(?P<bind>\w+)|\\(?P<escaped>:)"
 
 
 def replace_binds(query: str, name: Callable[[str], str], *, literally: Callable[[str], str], backslashes: bool = False) -> str:
@@ -38,13 +38,13 @@ def replace_binds(query: str, name: Callable[[str], str], *, literally: Callable
     return "".join([*written, literally(query[end:])])
 
 
-def binds(query: str) -> list[str]:
-    """The names of the parameters that a query binds, in their order."""
+def binds(query: str, *, backslashes: bool = False) -> list[str]:
+    """The names of the parameters that a query binds, in their order; for ``backslashes`` see :func:`replace_binds`."""
     found: list[str] = []
 
     def note(name: str) -> str:
         found.append(name)
         return name
 
-    replace_binds(query, note, literally=lambda text: text)
+    replace_binds(query, note, literally=lambda text: text, backslashes=backslashes)
     return found

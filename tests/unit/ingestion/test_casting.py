@@ -36,15 +36,20 @@ TYPED: dict[str, tuple[dict[str, Any], str, list[Any], list[str]]] = {
     ),
     "integers as floats, for nulls": ({"n": pa.array([1.0, None, np.nan])}, "n", [1, None, None], []),
     "floats as integers": (
-        {"n": [1.5, 2.0**53 + 2, np.inf, 3.0]}, "n", [3],
+        {"n": [1.5, 2.0**53, 2.0**53 + 2, np.inf, 3.0, 2.0**53 - 1]}, "n", [3, 2**53 - 1],
         [
             "n: 1.5 is not a plain whole number",
+            "n: 9007199254740992.0 is too large to be an exact 64-bit integer",
             "n: 9007199254740994.0 is too large to be an exact 64-bit integer",
             "n: inf is too large to be an exact 64-bit integer",
         ],
     ),
     "floats": ({"x": [1.0, np.nan, np.inf]}, "x", [1.0, None], ["x: inf is not a plain finite number"]),
     "decimals": ({"x": [decimal.Decimal("1.25")], "n": [decimal.Decimal("7.00")]}, "x", [1.25], []),
+    "decimals of more than 38 digits": (
+        {"x": pa.array([decimal.Decimal("1" * 46), None], pa.decimal256(60, 2))}, "x", [float("1" * 46), None], [],
+    ),
+    "short decimals": ({"x": pa.array([decimal.Decimal("1.25")], pa.decimal32(5, 2))}, "x", [1.25], []),
     "a dictionary": ({"place": pa.array(["EWR", "EWR"]).dictionary_encode()}, "place", ["EWR", "EWR"], []),
     "large texts": ({"place": pa.array(["EWR"], pa.large_string())}, "place", ["EWR"], []),
     "nanoseconds": (
@@ -222,7 +227,7 @@ NOTATIONS: dict[str, tuple[dict[str, str], dict[str, float | None]]] = {
             ".5": None,
         },
     ),
-    "commas between thousands": ({"thousands": ","}, {"1,234.5": 1234.5, "1,23": None, "1234": 1234.0, ",234": None}),
+    "commas between thousands": ({"thousands": ","}, {"1,234.5": 1234.5, "1,23": None, "1234": 1234.0, "0,234": None}),
     "spaces between thousands": ({"decimal": ",", "thousands": " "}, {"1 234,5": 1234.5, "1  234": None}),
     "narrow spaces": ({"decimal": ",", "thousands": "\u202f"}, {"1\u202f234,5": 1234.5, "1 234": None}),
     "apostrophes": ({"thousands": "'"}, {"1'234.5": 1234.5, "1'23": None}),

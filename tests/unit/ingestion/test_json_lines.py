@@ -106,7 +106,37 @@ def test_a_column_that_no_line_has_is_named(tmp_path: Path) -> None:
     rejects(tmp_path, f"{FILE}: there is no column place; there are: ", source=SOURCE)
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "[]\n"])
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_a_file_without_lines_has_no_rows_and_the_check_of_rows_judges_it(content: str, tmp_path: Path) -> None:
+    columns = {
+        "n": {"type": "integer", "sql": "round(amount::DOUBLE)"},
+        "place": {"type": "string", "from": ["place", "airport"]},
+    }
+    write(tmp_path, content, FILE)
+
+    refused = ingest(trips(tmp_path, source=SOURCE, columns=columns), tmp_path)
+    accepted = ingest(trips(tmp_path, source=SOURCE, columns=columns, table={"checks": {"rows": {"min": 0}}}), tmp_path)
+
+    assert refused.result.reasons == ["2013-04-01: 0 rows arrived; at least 1 are required"]
+    assert not accepted.result.refused
+    assert accepted.published == []
+
+
+def test_a_number_keeps_its_value_where_texts_have_a_decimal_comma(tmp_path: Path) -> None:
+    write(tmp_path, lines({"x": 1.234}, {"id": "b", "x": "1.234,5"}), FILE)
+
+    done = ingest(trips(tmp_path, source={**SOURCE, "decimal": ",", "thousands": "."}), tmp_path)
+
+    assert done.column("x") == [1.234, 1234.5]
+
+
+def test_keys_that_differ_only_in_case_are_rejected(tmp_path: Path) -> None:
+    write(tmp_path, lines({}, {"id": "b", "N": 9}), FILE)
+
+    rejects(tmp_path, f"{FILE}: 'N' and 'n' differ only in case; rename one of them", source=SOURCE)
+
+
+@pytest.mark.parametrize("content", ["[]\n"])
 def test_a_file_without_an_object_is_rejected(content: str, tmp_path: Path) -> None:
     write(tmp_path, content, FILE)
 

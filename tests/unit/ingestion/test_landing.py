@@ -176,6 +176,13 @@ def test_two_columns_for_one_are_rejected(tmp_path: Path) -> None:
     rejects(tmp_path, "has the columns quantity and n, but n is read from one of them (`from: [quantity, n]`)", columns=RENAMED)
 
 
+def test_columns_that_differ_only_in_case_are_rejected(tmp_path: Path) -> None:
+    write_parquet(tmp_path, typed().append_column("N", pa.array([9])))
+
+    message = "trips/2013-04-01.parquet: its columns: 'n' and 'N' differ only in case; rename one of them"
+    rejects(tmp_path, message, source=PARQUET)
+
+
 def test_none_of_a_columns_names_is_rejected_or_null_as_the_column_says(tmp_path: Path) -> None:
     write(tmp_path, "id,begun,place,x\na,2013-04-01T06:00:00Z,EWR,1\n")
 

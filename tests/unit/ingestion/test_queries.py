@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import duckdb
 import pytest
@@ -45,7 +46,7 @@ def fill(engine: sa.Engine, rows: list[dict[str, Any]], **types: Any) -> None:
             connection.execute(table.insert(), rows)
 
 
-def record(id: str, begun: datetime, **values: Any) -> dict[str, Any]:  # noqa: A002
+def record(id: str, begun: datetime | str, **values: Any) -> dict[str, Any]:  # noqa: A002
     return {"id": id, "begun": begun, "place": "EWR", "n": 1, "x": 0.5, **values}
 
 
@@ -164,6 +165,61 @@ def test_a_database_column_of_mixed_types_is_rejected(tmp_path: Path) -> None:
     rejects(tmp_path, message, source=QUERY, connect={"shop": engine}.__getitem__)
 
 
+@pytest.mark.parametrize("zone", [None, "America/New_York"])
+@pytest.mark.parametrize("code", ["%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M:%S.%f"])
+def test_sqlite_gives_the_first_moment_of_a_day_however_it_is_written(code: str, zone: str | None, tmp_path: Path) -> None:
+    engine = sqlite(tmp_path)
+    moments = [moment(0), moment(23), moment(0, 2)]
+    texts = [f"{each.astimezone(ZoneInfo(zone or 'UTC')):{code}}" for each in moments]
+    fill(engine, [record(f"{n}", text) for n, text in enumerate(texts)], begun=sa.Text)
+
+    done = ingest(trips(tmp_path, source={**QUERY, "time_zone": zone}), tmp_path, connect={"shop": engine}.__getitem__)
+
+    assert done.column("begun") == moments[:2]
+
+
+def test_sqlite_gives_dates_of_their_day(tmp_path: Path) -> None:
+    engine = sqlite(tmp_path)
+    fill(engine, [record("a", "2013-04-01"), record("b", "2013-04-02")], begun=sa.Text)
+
+    done = ingest(trips(tmp_path, source=QUERY), tmp_path, connect={"shop": engine}.__getitem__)
+
+    assert done.column("begun") == [moment(0)]
+
+
+def test_sqlite_may_mix_whole_numbers_and_fractions(tmp_path: Path) -> None:
+    engine = sqlite(tmp_path)
+    fill(engine, [record("a", moment(1)), record("b", moment(2), x=0.25)])
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE typeless (id, begun, place, n, x)"))
+        connection.execute(sa.text("INSERT INTO typeless SELECT id, begun, place, n, x FROM trips"))
+        connection.execute(sa.text("UPDATE typeless SET x = 9007199254740993, n = 2.0 WHERE id = 'a'"))
+    query = QUERY["sql"].replace("trips", "typeless")
+
+    done = ingest(trips(tmp_path, source={**QUERY, "sql": query}), tmp_path, connect={"shop": engine}.__getitem__)
+
+    assert done.column("n") == [2, 1]
+    assert done.column("x") == [9007199254740992.0, 0.25]
+
+
+def test_columns_of_a_query_that_differ_only_in_case_are_rejected(engine: sa.Engine, tmp_path: Path) -> None:
+    fill(engine, [record("a", moment(1))])
+    sql = 'SELECT id, begun, place, n, x, 9 AS "N" FROM trips WHERE begun >= :start AND begun < :end'
+
+    message = "the query: 'n' and 'N' differ only in case; rename one of them"
+    rejects(tmp_path, message, source={"sql": sql, "connection": "shop"}, connect={"shop": engine}.__getitem__)
+
+
+def test_a_bound_may_be_cast(postgres: str, tmp_path: Path) -> None:
+    engine = sa.create_engine(postgres, poolclass=NullPool)
+    fill(engine, [record("a", moment(1)), record("b", moment(1, 2))])
+    sql = "SELECT * FROM trips WHERE begun >= :start::timestamptz AND begun < :end::timestamptz"
+
+    done = ingest(trips(tmp_path, source={**QUERY, "sql": sql}), tmp_path, connect={"shop": engine}.__getitem__)
+
+    assert done.column("id") == ["a"]
+
+
 # --- MariaDB ---------------------------------------------------------------------------------------------------------
 
 MARIADB = """CREATE TABLE trips (id varchar(9), begun datetime(6), place varchar(9), n bigint unsigned, x decimal(65,30),
@@ -250,6 +306,19 @@ def test_a_query_cannot_write_to_mariadb(mariadb: str, tmp_path: Path) -> None:
 
 
 # --- DuckDB ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_huge_integer_of_duckdb_is_its_rows_trouble(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "shop.duckdb")) as connection:
+        connection.execute("CREATE TABLE trips (id TEXT, begun TIMESTAMPTZ, place TEXT, n BIGNUM, x DOUBLE)")
+        connection.execute("INSERT INTO trips VALUES ('a', '2013-04-01 06:00Z', 'EWR', 7, 1)")
+        connection.execute(f"INSERT INTO trips VALUES ('b', '2013-04-01 06:00Z', 'EWR', '{'1' * 46}'::BIGNUM, 1)")
+    engine = sa.create_engine(f"duckdb:///{tmp_path / 'shop.duckdb'}", poolclass=NullPool)
+
+    done = ingest(trips(tmp_path, source=QUERY), tmp_path, connect={"shop": engine}.__getitem__)
+
+    assert done.column("n") == [7]
+    assert list(done.faults.values()) == [[f"n: {'1' * 46} is too large to be an exact 64-bit integer"]]
 
 
 def test_a_file_of_duckdb_gives_the_interval_and_tells_infinite_times(tmp_path: Path) -> None:
