@@ -84,7 +84,7 @@ def _bounds(interval: Interval, zone: str | None, dialect: str) -> tuple[datetim
 
 
 def _as_text(moment: datetime) -> str:
-    """The shortest text of a moment. SQLite compares texts: ``2024-01-01 00:00`` would come before ``2024-01-01 00:00:00.0``."""
+    """The shortest text of a moment. SQLite compares texts: ``2024-01-01 00:00:00`` precedes ``2024-01-01 00:00:00.0``."""
     shown = moment.replace(tzinfo=None)
     if shown.time() == time():
         return shown.date().isoformat()
