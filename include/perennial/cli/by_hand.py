@@ -242,13 +242,14 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     """Read a model folder, and try its SQL without data. If data are published, also build its features for the newest day.
 
     Returns:
-        The result as a text, and whether published rows have all that is read, and no feature leaks.
+        The result as a text, and whether more rows can be published, published rows have all that is read, and no feature
+        leaks.
 
     Raises:
         SpecError: the folder does not describe a model, or its SQL cannot work; the message has a line for each problem: file,
             line, and the correction.
     """
-    from perennial.operations.inspection import find_faults, find_remarks
+    from perennial.operations.inspection import find_changed_types, find_faults, find_remarks
     from perennial.operations.standing import standing
 
     parts = Deployment(settings)
@@ -270,6 +271,10 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     from perennial.features.history import gaps_of_training, refuse_gaps
     from perennial.features.publish import build_features, find_leaks
 
+    told, refused = find_changed_types(folder, parts.lake)
+    found += told
+    if refused:
+        return "\n".join([*found, *refused]), False
     newest = parts.ledger.latest(model, "tables", spec.entity.table) or published
     end, length = newest.interval.end, spec.training.window + spec.training.holdout
     try:
