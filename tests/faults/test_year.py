@@ -28,7 +28,7 @@ from perennial.spec.folder import read_model
 from perennial.spec.windows import windows_ending
 from perennial.stages.ingest import ingest
 from perennial.stages.monitor import monitor
-from perennial.stages.overdue import find_overdue, unscored_days
+from perennial.stages.overdue import days_to_score, find_overdue
 from perennial.stages.run import StageRun
 from perennial.stages.score import score
 from perennial.stages.train import train
@@ -183,7 +183,7 @@ class Operation:
         """Score the days that no champion could score, as the run for the newest day does."""
         spec, later = self.run("ingest").folder.spec, datetime.now(UTC) + timedelta(hours=4)
         since = Interval(self.reached - spec.schedules.catch_up, self.reached)
-        for days in merged(unscored_days(spec, self.world.ledger, since, later)):
+        for days in merged(days_to_score(spec, self.world.ledger, since, later)):
             self.score(days)
             if not self.missing("predictions", days):
                 self.made_up.append(days.key)

@@ -38,16 +38,22 @@ if TYPE_CHECKING:
 
 def ingest(settings: Settings, model: str, interval: Interval) -> str:
     """Read, check and publish an interval, and compute its features."""
+    from perennial.ledger.coverage import outdated
+    from perennial.reports.history import again
     from perennial.stages.ingest import ingest
 
     with _run(settings, model, interval) as run:
         done = ingest(run, interval, connect=_connect)
+        touched = Interval(min([interval.start, *(late.interval.start for late in done.tables.late)]), interval.end)
+        ledger = run.deployment.ledger
+        stale = outdated(*(ledger.publications(model, dataset, touched) for dataset in ("features", "predictions")))
     rows = ", ".join(f"{table} {rows:,}" for table, rows in {**done.tables.tables.rows, **done.features.rows}.items())
     lines = [f"{model}, {interval}: published {rows}"]
     for table, days in done.tables.tables.inputs.get("awaited", {}).items():
         lines.append(f"{table} of {', '.join(days)} has not come; an ingest of a later day completes it")
     for day, counts in done.tables.late_rows.items():
         lines.append(f"late rows published into {day}: {', '.join(f'{table} {rows:,}' for table, rows in counts.items())}")
+    lines += [f"{day} was scored before its features changed; {again(model, day)}" for day in stale]
     return "\n".join(lines)
 
 
@@ -214,6 +220,14 @@ def history(settings: Settings, model: str) -> list[dict[str, Any]]:
         if model not in deployment.ledger.models():  # a model outlives its folder
             deployment.model(model)
         return history(deployment.ledger, model)
+
+
+def unfinished(settings: Settings, model: str) -> list[str]:
+    """What published days of the model still lack, a line each."""
+    from perennial.reports.history import unfinished
+
+    with _opened(settings, model, None) as (deployment, _):
+        return unfinished(deployment.ledger, model)
 
 
 def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:

@@ -365,12 +365,19 @@ def _opened(file: _File) -> Iterator[IO[bytes]]:
         )
 
 
+#: How file systems of fsspec name what identifies a file's content, the best first: a mark of the content, or the time of
+#: change. What fsspec makes of all they say (``ukey``) changes with copies of the same content, and over HTTP it never does.
+_MARKS = ("etag", "generation", "lastmodified", "last_modified", "updated", "mtime", "modified", "modificationtime", "created")
+
+
 def _version(file: _File, opened: Any) -> object:
     """A value that changes if the content of the file changes."""
     if file.system is not None:
         try:
             file.system.invalidate_cache()
-            return file.system.ukey(file.path)
+            said = {name.casefold().replace("-", "_"): value for name, value in file.system.info(file.path).items()}
+            mark = next((said[name] for name in _MARKS if said.get(name)), None)
+            return file.system.ukey(file.path) if mark is None else (said.get("size"), str(mark))
         except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{file.name}: the file is gone: {one_line(error)}") from error
     state = os.fstat(opened.fileno())

@@ -1,4 +1,5 @@
-"""What is due although no publication will start it: windows some of whose days do not come, and work whose start was missed.
+"""What is due although no publication will start it: windows some of whose days do not come, work whose start was missed, and
+days whose features have changed since they were scored.
 
 A stage starts when its input is published. That is not enough for a week of which a day was refused, nor for what was published
 while the stage was switched off. So each scheduled run of ``ingest`` asks here, for each stage that follows it. The clock is
@@ -12,7 +13,7 @@ from datetime import datetime
 from typing import Literal
 
 from perennial.core.intervals import Interval
-from perennial.ledger.coverage import uncovered
+from perennial.ledger.coverage import outdated, uncovered
 from perennial.ledger.records import Publication
 from perennial.ledger.store import Ledger
 from perennial.ledger.succession import in_force
@@ -29,8 +30,8 @@ def find_overdue(run: StageRun, follower: Follower, day: Interval, *, now: datet
     """The days (to score) or windows (to train or monitor) that are overdue, oldest first.
 
     A window is due when its grace ends with ``day``: all days up to then were tried. A run for the newest day that is due also
-    looks back over ``schedules.catch_up``, for days that were not scored and windows that were not judged, or were judged
-    before a day of theirs came.
+    looks back over ``schedules.catch_up``, for days that were not scored, or before their features changed,
+    and for windows that were not judged, or before a day of theirs came.
 
     Args:
         run: the run of ``ingest``.
@@ -45,7 +46,7 @@ def find_overdue(run: StageRun, follower: Follower, day: Interval, *, now: datet
     graced = Interval(day.start - schedules.grace, day.end - schedules.grace)
     match follower:
         case "score":
-            return unscored_days(spec, ledger, Interval(earliest, day.start), now) if earliest < day.start else []
+            return days_to_score(spec, ledger, Interval(earliest, day.start), now) if earliest < day.start else []
         case "train":
             windows = windows_ending(graced, schedules.train)
             return [window for window in windows if _is_untrained(spec, ledger, window, now)]
@@ -54,8 +55,9 @@ def find_overdue(run: StageRun, follower: Follower, day: Interval, *, now: datet
             return [window for window in windows if _is_unjudged(spec, ledger, window, now)]
 
 
-def unscored_days(spec: ModelSpec, ledger: Ledger, interval: Interval, now: datetime) -> list[Interval]:
-    """Days that no version has scored although there was a champion when their features were first published, hours ago.
+def days_to_score(spec: ModelSpec, ledger: Ledger, interval: Interval, now: datetime) -> list[Interval]:
+    """Days that were scored before their features changed; and days that no version has scored, although there was a champion
+    when their features were first published, hours ago.
 
     It need not be the present champion: the former one may have been unusable, and this one scores what that one left.
 
@@ -73,8 +75,12 @@ def unscored_days(spec: ModelSpec, ledger: Ledger, interval: Interval, now: date
     promotions = ledger.promotions(spec.name)
     features = ledger.publications(spec.name, "features", interval)
     predictions = ledger.publications(spec.name, "predictions", interval)
+    again = outdated(features, predictions)
     found = []
     for day in interval.days():
+        if day in again:
+            found.append(day)
+            continue
         there = _of(features, day)
         if uncovered(day, there) or not uncovered(day, predictions):
             continue

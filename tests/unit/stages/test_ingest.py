@@ -170,3 +170,36 @@ def features_of(world: World, interval: Interval) -> list[dict[str, Any]]:
     rows = world.lake.scan("toy", "features", published.snapshots["features"], interval=interval).read_all()
     found: list[dict[str, Any]] = rows.sort_by("visit").to_pylist()
     return found
+
+
+def test_a_day_that_late_rows_change_is_told_scored_again_and_both_predictions_stay_in_the_record(tmp_path: Path) -> None:
+    known = "known: moment - INTERVAL 1 DAY"
+    world = make_world(tmp_path, synthetic.deployment(tmp_path), late=f"{known} => {known}\n    late: 1d")
+    world.promote(world.register())
+    first, second = DAYS
+    rows = synthetic.make_rows(2, start=first.start)
+    of_first = rows[rows["moment"] < first.end]
+    late, punctual = of_first.iloc[:1], of_first.iloc[1:]
+    deliver(world, first, punctual)
+    by_hand.ingest(world.settings, "toy", first)
+    by_hand.score(world.settings, "toy", first)
+    # A file by day of arrival holds a row of the day before.
+    rest = rows[rows["moment"] >= second.start]
+    pd.concat([late, rest]).to_csv(world.settings.data / "rows" / f"{second.key}.csv", index=False)
+
+    told = by_hand.ingest(world.settings, "toy", second)
+
+    again = f"to score it again, run: perennial score toy {first.key} {second.key}"
+    assert f"{first.key} was scored before its features changed; {again}" in told
+    assert by_hand.unfinished(world.settings, "toy") == [f"1 Apr 2013 was scored before its features changed; {again}."]
+
+    by_hand.score(world.settings, "toy", first)
+    assert by_hand.unfinished(world.settings, "toy") == []
+    assert len(world.predictions(first)) == len(world.sink()) == len(of_first)
+    before, after = world.ledger.publications("toy", "predictions", first)
+    assert (before.rows, after.rows) == ({"predictions": len(punctual)}, {"predictions": len(of_first)})
+    assert before.inputs["features_publication"] < after.inputs["features_publication"]
+    earlier = world.lake.scan("toy", "predictions", before.snapshots["predictions"], interval=first, event_time="moment")
+    assert earlier.read_all().num_rows == len(punctual)
+    # Nothing is new the second time.
+    assert "scored before" not in by_hand.ingest(world.settings, "toy", second)

@@ -31,13 +31,14 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path, synthetic.deployment(tmp_path), schedules=schedules)
 
 
-def publish(world: World, dataset: str, days: Iterable[Interval], *, run_id: str = "r") -> None:
+def publish(world: World, dataset: str, days: Iterable[Interval], *, run_id: str = "r", content: str = "a") -> None:
     ledger = world.ledger
     for day in days:
         order = ledger.next_order("toy", dataset, day, run_id)
         claim = ledger.claim("toy", dataset, day, order=order, run_id=run_id)
         base = ledger.head("toy", dataset)
-        assert ledger.commit(claim, base=base, snapshots={dataset: 1}, hashes={}, rows={dataset: 9}, inputs={}) is not None
+        hashes = {dataset: content}
+        assert ledger.commit(claim, base=base, snapshots={dataset: 1}, hashes=hashes, rows={dataset: 9}, inputs={}) is not None
 
 
 def find(world: World, follower: Follower, day: str | Interval, *, now: datetime | None = None) -> list[str]:
@@ -123,6 +124,18 @@ def test_days_that_were_not_scored_while_scoring_was_off_are_due_as_far_back_as_
 
     assert looking_back(world, "score") == [day.key for day in ago(12, 10)]
     assert find(world, "score", "2013-04-09") == [], "only the newest day looks back"
+
+
+def test_days_whose_features_changed_after_they_were_scored_are_due_until_they_are_scored_again(world: World) -> None:
+    world.promote(world.register())
+    publish(world, "features", ago(5, 4, 3))
+    publish(world, "predictions", ago(5, 4, 3))
+    publish(world, "features", ago(5), run_id="the same again")
+    publish(world, "features", ago(3), run_id="late rows", content="b")
+    assert looking_back(world, "score") == [day.key for day in ago(3)]
+
+    publish(world, "predictions", ago(3), run_id="scored again")
+    assert looking_back(world, "score") == []
 
 
 def test_history_that_was_there_before_the_first_champion_is_not_scored(world: World) -> None:
