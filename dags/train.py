@@ -4,7 +4,8 @@
 The training set is pinned first, by Iceberg snapshot and content hash: features and labels as they were known at the as-of
 time. Every candidate of `model.yaml`, including the baselines, is fitted in a separate task and logged to MLflow. The best
 candidate by validation is then evaluated together with the baselines and the champion on the newest interval. None of them
-was trained on it. The gates decide: the version is registered, and becomes `champion` or is tagged refused with every reason.
+was trained on it. A candidate that passes is fitted once more, on the newest interval too, and that model serves
+(`training.refit`). The gates decide: the version is registered, and becomes `champion` or is tagged refused with every reason.
 
 With `promotion: approval` in `model.yaml`, a person is asked before a version that passed becomes champion. The run waits in
 `ask_approval`, which shows the comparison (*Required Actions*), for at most `approval.within`. The ledger records who

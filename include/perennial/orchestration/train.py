@@ -34,7 +34,7 @@ def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> d
 
 @task(multiple_outputs=False)
 def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]]) -> dict[str, Any]:
-    """Evaluate the best candidate, the baselines and the champion on the newest interval, which none was trained on."""
+    """Evaluate the best candidate, the baselines and the champion on the newest interval. Fit again what passes."""
     from perennial.evidence.training import TrainingSet
     from perennial.model.candidate import Fitted
 

@@ -87,6 +87,11 @@ def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:
             name: getattr(training, name)
             for name in ("candidate", "params", "as_of", "window", "holdout", "rows", "labelled", "snapshots", "content")
         },
+        "serves": {
+            "interval": record.learned_from,
+            "refit": evaluation.refit is not None,
+            "agreement": evaluation.refit.agreement if evaluation.refit is not None else None,
+        },
         "judged": {
             "interval": evaluation.interval,
             "rows": evaluation.rows,
@@ -179,6 +184,9 @@ def show_story(console: Console, story: dict[str, Any]) -> None:
     say(f"  {trained['candidate']} with {trained['params']}, as of {trained['as_of']}")
     say(f"  rows of {trained['window']}: {(trained['rows'] or {}).get('window')}, content {content[:12]}")
     say(f"  snapshots {', '.join(f'{table} {number}' for table, number in (trained['snapshots'] or {}).items())}")
+    if (serves := story["serves"])["refit"]:
+        agrees = "" if serves["agreement"] is None else f", which agrees with the judged model: {serves['agreement']:.3f}"
+        say(f"  serves the same recipe fitted again on {serves['interval']}{agrees}")
     say(f"How it was judged, on {judged['interval']} ({judged['rows']} rows)")
     rival = "no champion yet" if judged["champion"] is None else f"champion, version {judged['champion']}"
     metrics = Table("metric", Column(f"version {story['version']}", justify="right"), Column(rival, justify="right"))
