@@ -234,7 +234,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         SpecError: the folder does not describe a model, or its SQL cannot work; the message has a line for each problem: file,
             line, and the correction.
     """
-    from perennial.operations.inspection import find_faults, find_remarks
+    from perennial.operations.inspection import find_faults, find_refusals, find_remarks
     from perennial.operations.standing import standing
 
     parts = Deployment(settings)
@@ -253,18 +253,27 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     published = parts.ledger.published(model, "tables")
     if published is None:
         return "\n".join([*found, "No data are published yet, so the features were not computed."]), True
+    if refused := find_refusals(folder, parts.lake):
+        return "\n".join([*found, *refused]), False
     from perennial.features.history import gaps_of_training, refuse_gaps
     from perennial.features.publish import build_features, find_leaks
+    from perennial.features.published import DATASET, snapshot_of
 
     newest = parts.ledger.latest(model, "tables", spec.entity.table) or published
     end, length = newest.interval.end, spec.training.window + spec.training.holdout
-    try:
-        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, Interval(end - length, end)))
-    except SnapshotMissing as error:
-        return "\n".join([*found, str(error)]), False
     day = Interval(end - timedelta(days=1), end)
-    built = build_features(folder, parts.lake, day)
+    try:
+        for table in folder.feature_tables:
+            snapshot_of(folder, table, published.snapshots)
+        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, Interval(end - length, end)))
+        built = build_features(folder, parts.lake, day)
+    except (SnapshotMissing, SpecError) as error:
+        return "\n".join([*found, str(error)]), False
     found.append(f"features of {day}: {built.rows:,} rows")
+    if spec.label.table not in published.snapshots:
+        found.append(f"No labels are published yet, in table {spec.label.table}, so no training is possible.")
+    if (unfit := parts.lake.unfit(model, DATASET, built.schema)) is not None:
+        return "\n".join([*found, unfit]), False
     leaks = find_leaks(folder, parts.lake, day)
     found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on data that were not known yet."]
     return "\n".join(found), not leaks

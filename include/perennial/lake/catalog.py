@@ -60,7 +60,7 @@ from perennial.lake.data_files import (
     optional,
     plain_schema,
 )
-from perennial.lake.schema import MOMENT
+from perennial.lake.schema import KNOWN, MOMENT
 
 log = logging.getLogger(__name__)
 
@@ -174,14 +174,8 @@ class Catalog:
         present = plain_schema(found.schema())
         names = set(present.names)
         changed = [field for field in wanted if field.name in names and present.field(field.name).type != field.type]
-        for field in changed:
-            held = present.field(field.name).type
-            if _narrower(held, field.type) is None:
-                raise SpecError(
-                    f"{model}: column {field.name} of table {table} is of type {held} in the lake and {field.type} now, "
-                    "and published values may not fit. Keep the type, or give the column another name "
-                    f"(`sql: {field.name}` reads the same) and ingest the past again to fill it"
-                )
+        if (refused := _unfit(model, table, present, wanted)) is not None:
+            raise SpecError(refused)
         lacking = any(field.name not in names for field in wanted)
         if (
             changed
@@ -208,6 +202,14 @@ class Catalog:
 
             found = self.commit(model, table, adapt)[0]
         return found
+
+    def unfit(self, model: str, table: str, schema: pa.Schema) -> str | None:
+        """Why :meth:`ensure` would refuse these columns, and what to do; None if it would not."""
+        try:
+            found = self._catalog.load_table((model, table))
+        except NoSuchTableError:
+            return None
+        return _unfit(model, table, plain_schema(found.schema()), optional(schema))
 
     def _create(self, model: str, table: str, schema: pa.Schema, event_time: str | None) -> Table:
         # Another process may create the same namespace or table at the same time.
@@ -658,6 +660,22 @@ _NARROWER: dict[str, tuple[pa.DataType, tuple[pa.DataType, ...]]] = {
 def _narrower(held: pa.DataType, wanted: pa.DataType) -> str | None:
     """The name of the type that is held if the wanted type is wider; None if it is not."""
     return next((name for name, (kind, wider) in _NARROWER.items() if kind == held and wanted in wider), None)
+
+
+def _unfit(model: str, table: str, present: pa.Schema, wanted: pa.Schema) -> str | None:
+    """What to tell people of the first column whose published values may not fit its type of now; None if all fit."""
+    for field in wanted:
+        if field.name not in present.names or (held := present.field(field.name).type) == field.type:
+            continue
+        if _narrower(held, field.type) is None:
+            # Only rows from a source can be ingested again; all else is made from them.
+            raw = KNOWN in wanted.names
+            again = f" (`sql: {field.name}` reads the same) and ingest the past again to fill it" if raw else ""
+            return (
+                f"{model}: column {field.name} of table {table} is of type {held} in the lake and {field.type} now, and "
+                f"published values may not fit. Keep the type, or give the column another name{again}"
+            )
+    return None
 
 
 def _widened(values: pa.Array, wanted: pa.DataType) -> pa.Array:

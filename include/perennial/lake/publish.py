@@ -425,6 +425,10 @@ class Lake:
         """
         return self._catalog.columns(self._catalog.load(model, table), snapshot)
 
+    def unfit(self, model: str, table: str, schema: pa.Schema) -> str | None:
+        """Why :meth:`publish` would refuse the types of these columns, and what to do; None if it would not."""
+        return self._catalog.unfit(model, table, schema)
+
     def missing(self, model: str, table: str, snapshot: int) -> list[str]:
         """The files of a snapshot that are missing or have another size, as texts for people.
 

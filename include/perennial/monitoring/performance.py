@@ -73,7 +73,8 @@ def measure_performance(
     Windows are the days or ISO weeks of ``schedules.monitor``. They lie in ``interval``, or before its end by at most the
     length of the training window and the time that labels take. Each version that predicted in a window is measured when the
     window's labels are mature (:func:`perennial.features.maturity.mature_until`), at least ``gates.min_rows`` labels are known
-    by ``as_of``, and labels for at least the share ``gates.label_coverage`` of its predictions. So the run of a later window
+    by ``as_of``, and labels for at least the share ``gates.label_coverage`` of its predictions. A version that was trained for
+    another task than the present one is not measured. So the run of a later window
     measures a window whose labels came late. It is measured again when more labels are known, or when predictions or labels
     were published again. The ledger records each measurement.
 
@@ -92,6 +93,9 @@ def measure_performance(
     if predictions is None or tables is None:
         log.info("nothing to measure: no predictions are published yet")
         return []
+    if absent := sorted({spec.entity.table, spec.label.table} - tables.snapshots.keys()):
+        log.warning("nothing to measure: table %s of model.yaml was never published", ", ".join(absent))
+        return []
     champion = ledger.champion(spec.name)
     delay = label_delay(spec.label, ledger.version(spec.name, champion) if champion is not None else None)
     mature = mature_until(as_of, delay)
@@ -106,12 +110,16 @@ def measure_performance(
         return []
     span = Interval(windows[0].start, windows[-1].end)
     scored, ingested = (ledger.publications(spec.name, dataset, span) for dataset in (DATASET, "tables"))
-    trained = {record.version: trained_as_of(record) for record in ledger.versions(spec.name)}
+    versions = ledger.versions(spec.name)
+    trained = {record.version: trained_as_of(record) for record in versions}
+    # Their predictions answer another question than the labels do.
+    of_another_task = {record.version for record in versions if record.training.task not in (None, spec.task)}
     recorded = ledger.performances(spec.name)
     newest_labels = _newest_labels(spec, lake, tables, windows, as_of)
     realised: list[Realised] = []
     for window in windows:
-        if not any(publication.interval.overlaps(window) for publication in scored):
+        by = {publication.inputs.get("version") for publication in scored if publication.interval.overlaps(window)}
+        if by <= of_another_task:
             continue
         before = {record.version: record for record in recorded if record.interval == window}
         since = min((record.recorded_at for record in before.values()), default=None)
@@ -124,7 +132,8 @@ def measure_performance(
             continue
         predicted = _read_predictions(spec, lake, predictions, window)
         joined = _join_labels(spec, predicted, read_labels(folder, lake, tables.snapshots, window, as_of=as_of))
-        for version in sorted(int(version) for version in pc.unique(predicted.column("version")).to_pylist()):
+        made_by = {int(version) for version in pc.unique(predicted.column("version")).to_pylist()}
+        for version in sorted(made_by - of_another_task):
             measured = _measure(folder, window, version, joined, trained.get(version), as_of)
             record = before.get(version)
             if measured is None or (record is not None and not _is_news(measured, record, republished)):

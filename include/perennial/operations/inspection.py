@@ -16,6 +16,9 @@ from perennial.features import point_in_time
 from perennial.features.labels import bind_label
 from perennial.ingestion import casting
 from perennial.ingestion.files import unknown_codes
+from perennial.lake.publish import Lake
+from perennial.lake.schema import published_schema
+from perennial.scoring.predictor import refuse_other_predictions
 from perennial.spec.data import Source
 from perennial.spec.folder import ModelFolder
 from perennial.spec.monitoring import MIN_VALUES
@@ -43,6 +46,18 @@ def find_remarks(folder: ModelFolder) -> list[str]:
     """Settings that work, but not as written; in the form of :func:`find_faults`."""
     lines = parse_yaml(folder.path / "model.yaml").lines
     return write_problems(folder.path / "model.yaml", lines, _without_effect(folder))
+
+
+def find_refusals(folder: ModelFolder, lake: Lake) -> list[str]:
+    """What ingest or training would refuse, because published values are of another type than they would have now."""
+    spec = folder.spec
+    tables = [lake.unfit(spec.name, name, published_schema(table)) for name, table in spec.tables.items()]
+    found = [refused for refused in tables if refused is not None]
+    try:
+        refuse_other_predictions(spec, lake)
+    except SpecError as error:
+        found.append(str(error))
+    return found
 
 
 def _sql(folder: ModelFolder) -> Iterator[SpecError]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from perennial.core.errors import ScoringError
+from perennial.core.errors import ScoringError, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.streams import ahead
 from perennial.evaluation.metrics import count_not_finite
@@ -62,6 +62,20 @@ def predictions_schema(spec: ModelSpec) -> pa.Schema:
             pa.field("predicted_at", MOMENT, nullable=False),
         ]
     )
+
+
+def refuse_other_predictions(spec: ModelSpec, lake: Lake) -> None:
+    """Refuse a task whose predictions cannot stand beside those that are published: classes are texts, others are numbers.
+
+    Raises:
+        SpecError: the message says what to do.
+    """
+    if lake.unfit(spec.name, DATASET, pa.schema([predictions_schema(spec).field("prediction")])) is not None:
+        raise SpecError(
+            f"{spec.name}: {spec.task} gives {'classes' if spec.task == 'multiclass_classification' else 'numbers'}, and the "
+            "predictions that are published are of the other kind. Describe it as a model with another name, and end this one "
+            f"with `perennial retire {spec.name}`"
+        )
 
 
 class PredictionTally:

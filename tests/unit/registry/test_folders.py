@@ -15,10 +15,11 @@ from mlflow.exceptions import MlflowException
 from threadpoolctl import threadpool_limits
 
 from perennial.cli import by_hand
-from perennial.core.errors import ArtifactRejected, ModelRenamed, ScoringError, VersionUnusable
+from perennial.core.errors import ArtifactRejected, ModelRenamed, ScoringError, SnapshotMissing, SpecError, VersionUnusable
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
 from perennial.evidence.evaluation import Contender
+from perennial.features.publish import ensure_features
 from perennial.ledger.records import VersionRecord
 from perennial.operations.retention import remove_old_rows
 from perennial.registry.folders import FOLDER, computable, own_features, own_folder
@@ -226,6 +227,76 @@ def test_a_column_that_features_do_not_need_may_go(world: World) -> None:
     )  # fmt: skip
     own = own_folder(world.registry, 1, changed)
     assert computable(own, None, None) is own.folder
+
+
+def test_a_missing_day_does_not_keep_a_champion_with_its_own_folder_from_being_measured(world: World) -> None:
+    after_a_gap = Interval.of("2013-04-01", "2013-04-02")
+    bring(world, after_a_gap)
+    change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
+    assert by_hand.train(world.settings, "toy", after_a_gap.end) == "toy version 2 is champion"
+    second = newest(world)
+    assert second.training.missing == ["2013-03-31"]
+    assert (champion_in(second).error, champion_in(second).rows) == (None, 6 * 60)
+
+
+def test_predictions_of_another_task_are_not_measured(world: World) -> None:
+    rescored(world, NEXT)
+    synthetic.write_folder(world.folder.path.parent, "binary_classification")
+    assert "\n0 windows measured" in by_hand.monitor(world.settings, "toy", NEXT)
+    assert world.ledger.performances("toy") == []
+
+
+def test_a_task_whose_predictions_cannot_stand_beside_the_published_ones_is_refused_before_a_training(world: World) -> None:
+    rescored(world, NEXT)
+    synthetic.write_folder(world.folder.path.parent, "multiclass_classification")
+    told, sound = by_hand.inspect(world.settings, "toy")
+    refused = "toy: multiclass_classification gives classes, and the predictions that are published are of the other kind"
+    assert refused in told
+    assert not sound
+    with pytest.raises(SpecError, match=f"{refused}. Describe it as a model with another name"):
+        by_hand.train(world.settings, "toy", NEXT.end)
+    assert len(world.ledger.versions("toy")) == 1
+
+
+@pytest.mark.parametrize(
+    ("sql", "spec", "told"),
+    [
+        (
+            "SELECT visit, x::BIGINT AS x, noise, kind FROM entities\n",
+            {"column": "x: {type: float} => x: {type: string}"},
+            "column x of table visits is of type double in the lake and string now, and published values may not fit. Keep the "
+            "type, or give the column another name (`sql: x` reads the same) and ingest the past again to fill it",
+        ),
+        (
+            "SELECT visit, x::VARCHAR AS x, noise, kind FROM entities\n",
+            {"feature": "numeric: [x, noise] => numeric: [noise]", "kind": "categorical: [kind] => categorical: [kind, x]"},
+            "column x of table features is of type double in the lake and string now, and published values may not fit. Keep "
+            "the type, or give the column another name",
+        ),
+    ],
+    ids=["a column", "a feature"],
+)
+def test_check_tells_beforehand_which_type_cannot_change(world: World, sql: str, spec: dict[str, str], told: str) -> None:
+    rescored(world, NEXT)
+    ensure_features(world.folder, world.lake, NEXT, run_id="features")
+    change(world, sql, **spec)
+    lines, sound = by_hand.inspect(world.settings, "toy")
+    assert lines.splitlines()[-1] == f"toy: {told}"
+    assert not sound
+
+
+def test_a_label_table_that_was_never_published_is_told(world: World) -> None:
+    rescored(world, NEXT)
+    text = (world.folder.path / "model.yaml").read_text()
+    (world.folder.path / "model.yaml").write_text(
+        text.replace("outcomes:\n", "results:\n").replace("table: outcomes", "table: results")
+    )
+    told, sound = by_hand.inspect(world.settings, "toy")
+    assert "No labels are published yet, in table results" in told
+    assert sound
+    assert "\n0 windows measured" in by_hand.monitor(world.settings, "toy", NEXT)
+    with pytest.raises(SnapshotMissing, match=r"table results of model.yaml was never published"):
+        by_hand.train(world.settings, "toy", NEXT.end)
 
 
 def test_days_without_tables_are_no_fault_of_the_version(world: World) -> None:
