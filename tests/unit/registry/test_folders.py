@@ -15,7 +15,15 @@ from mlflow.exceptions import MlflowException
 from threadpoolctl import threadpool_limits
 
 from perennial.cli import by_hand
-from perennial.core.errors import ArtifactRejected, ModelRenamed, ScoringError, SnapshotMissing, SpecError, VersionUnusable
+from perennial.core.errors import (
+    ArtifactRejected,
+    LineageError,
+    ModelRenamed,
+    ScoringError,
+    SnapshotMissing,
+    SpecError,
+    VersionUnusable,
+)
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
 from perennial.evidence.evaluation import Contender
@@ -41,6 +49,8 @@ QUICK = {
     "gates": "gates: {min_rows: 50} => gates: {min_rows: 50, leak: 1.0, operation: {latency: 60000}, resampling: {block: 1d}, "
     "champion: {mode: not_worse, margin: 1}, robustness: {noise_drop: null, missing_drop: null}}",
 }
+#: Another event time, which has the values of the one that it replaces.
+HELD = "moment: {type: timestamp}\n      held: {type: timestamp, from: [moment]}"
 WITHOUT_NOISE = "numeric: [x, noise] => numeric: [x]"
 
 
@@ -283,6 +293,41 @@ def test_check_tells_beforehand_which_type_cannot_change(world: World, sql: str,
     lines, sound = by_hand.inspect(world.settings, "toy")
     assert lines.splitlines()[-1] == f"toy: {told}"
     assert not sound
+
+
+@pytest.mark.parametrize(
+    ("sql", "edits"),
+    [
+        (
+            "SELECT ticket, x, noise, kind FROM entities\n",
+            [("key: [visit]", "key: [ticket]"), ("visit: {type: string}", "ticket: {type: string, from: [visit]}")],
+        ),
+        (
+            "SELECT visit, x, noise, kind FROM entities\n",
+            [("event_time: moment", "event_time: held"), ("moment: {type: timestamp}", HELD), ("moment -", "held -")],
+        ),
+    ],
+    ids=["key", "event time"],
+)
+def test_a_model_that_is_asked_for_other_entities_is_told_so_everywhere(
+    world: World, sql: str, edits: list[tuple[str, str]]
+) -> None:
+    rescored(world, NEXT)
+    text = (world.folder.path / "model.yaml").read_text()
+    for old, new in edits:
+        text = text.replace(old, new)
+    (world.folder.path / "model.yaml").write_text(text + "retention: {tables: 30d, predictions: 30d, features: 30d}\n")
+    (world.folder.path / "features.sql").write_text(sql)
+    told, sound = by_hand.inspect(world.settings, "toy")
+    assert "version 1, the champion, is unusable: toy version 1 predicts the rows of visits by visit (string) at moment" in told
+    assert "ingest them again: perennial ingest toy 2013-03-17 2013-03-31" in told
+    assert not sound
+    assert "\n0 windows measured" in by_hand.monitor(world.settings, "toy", NEXT)
+    assert "version 1, the champion, is unusable" in by_hand.tidy(world.settings, "toy")
+    with pytest.raises(LineageError, match=r"the published predictions were made for entities without (ticket|held)"):
+        by_hand.lineage(world.settings, "toy", prediction=["v1"], at=None, interval=None)
+    with pytest.raises(SnapshotMissing, match=r"run toy.ingest again|ingest them again"):
+        by_hand.train(world.settings, "toy", NEXT.end)
 
 
 def test_a_label_table_that_was_never_published_is_told(world: World) -> None:
