@@ -285,7 +285,10 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
 @contextmanager
 def _run(settings: Settings, model: str, interval: Interval | None) -> Iterator[StageRun]:
     with _opened(settings, model, interval) as (deployment, run_id):
-        yield StageRun(deployment.model(model), deployment, run_id, run_id)
+        folder = deployment.model(model)
+        if folder.spec.retired:
+            raise SpecError(f"{model} is retired: to bring it back, remove `retired: true` from {folder.path / 'model.yaml'}")
+        yield StageRun(folder, deployment, run_id, run_id)
 
 
 @contextmanager

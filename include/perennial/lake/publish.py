@@ -335,6 +335,7 @@ class Lake:
             ValueError: the table has no such column.
         """
         found = self._catalog.load(model, table)
+        self._catalog.require(found, snapshot)
         where: BooleanExpression = AlwaysTrue()
         if interval is not None:
             column = event_time or event_time_of(found)

@@ -256,6 +256,8 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         there = ledger.publications(spec.name, "predictions", interval)
         if scored is None or not there:
             return unknown(f"no predictions are published for {interval}")
+        if (others := of_other_entities(spec, lake, "predictions", scored.snapshots.get("predictions"))) is not None:
+            return unknown(others)
         gaps = uncovered(interval, there)
         found = replace(found, snapshots={"predictions": scored.snapshots["predictions"]}, missing=[gap.key for gap in gaps])
         days, needed = interval.touched_days(), spec.schedules.days_needed(interval)
@@ -265,8 +267,6 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
                 f"{scored_days} of the {len(days)} days of {interval} have predictions, and {needed} are required "
                 f"(schedules.min_days); missing: {', '.join(found.missing)}"
             )
-        if (others := of_other_entities(spec, lake, "predictions", found.snapshots["predictions"])) is not None:
-            return unknown(others)
         said = [PREDICTION, "probabilities", "version"]
         predictions, predicted = _sample(spec, lake, "predictions", found.snapshots["predictions"], interval, said)
         if not predicted:

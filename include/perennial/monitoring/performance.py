@@ -163,7 +163,7 @@ def not_comparable(spec: ModelSpec, lake: Lake, predicted: Mapping[str, Publicat
     """
     if absent := sorted({spec.entity.table, spec.label.table} - tables.snapshots.keys()):
         return f"table {', '.join(absent)} of model.yaml was never published"
-    told = (of_other_entities(spec, lake, name, made.snapshots[name]) for name, made in predicted.items())
+    told = (of_other_entities(spec, lake, name, made.snapshots.get(name)) for name, made in predicted.items())
     return next((obstacle for obstacle in told if obstacle is not None), None)
 
 

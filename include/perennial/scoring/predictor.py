@@ -78,15 +78,17 @@ def refuse_other_predictions(spec: ModelSpec, lake: Lake) -> None:
         )
 
 
-def of_other_entities(spec: ModelSpec, lake: Lake, dataset: str, snapshot: int) -> str | None:
+def of_other_entities(spec: ModelSpec, lake: Lake, dataset: str, snapshot: int | None) -> str | None:
     """What to tell people if published predictions lack the key or event time of the present entities; None if they do not.
 
     Args:
         spec: the model's spec, as it is now.
         lake: holds the predictions.
         dataset: the dataset, and the table's name.
-        snapshot: the snapshot of the table.
+        snapshot: the snapshot of the table; None if the lake was removed when the model was retired.
     """
+    if snapshot is None:
+        return f"the {dataset} were removed with the lake when the model was retired, and no new ones are published"
     there = lake.columns(spec.name, dataset, snapshot)
     gone = [name for name in dict.fromkeys([*spec.entity_table.key, spec.event_time]) if name not in there]
     return f"the published {dataset} were made for entities without {', '.join(gone)}" if gone else None

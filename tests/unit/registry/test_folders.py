@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from threadpoolctl import threadpool_limits
 
 from perennial.cli import by_hand
+from perennial.cli.main import main
 from perennial.core.errors import (
     ArtifactRejected,
     LineageError,
@@ -211,6 +213,18 @@ def test_a_champion_whose_column_is_gone_is_unusable_and_another_takes_its_place
     assert alert.resolved_by is not None
 
 
+def test_nobody_rolls_back_to_a_version_that_can_no_longer_score(world: World) -> None:
+    bring(world, NEXT, noise=None)
+    without_column(world)
+    assert by_hand.train(world.settings, "toy", NEXT.end) == "toy version 2 is champion"
+    for back in (None, 1):
+        with pytest.raises(VersionUnusable, match=r"needs what the tables of model.yaml no longer have \(visits.noise\)"):
+            by_hand.rollback(world.settings, "toy", back, "it was better")
+    with pytest.raises(VersionUnusable):
+        by_hand.promote(world.settings, "toy", 1, "it was better")
+    assert world.ledger.champion("toy") == 2
+
+
 def test_a_candidate_that_is_no_better_than_a_baseline_does_not_replace_an_unusable_champion(world: World) -> None:
     bring(world, NEXT, noise=None)
     without_column(world)
@@ -394,6 +408,48 @@ def test_a_deleted_model_is_replaced_under_a_number_that_no_version_had(world: W
     assert int(client.get_model_version_by_alias("toy", "champion").version) == 2
     assert [int(found.version) for found in client.search_model_versions("name = 'toy'")] == [2]
     assert {version for _, _, version in rescored(world, LATER)} == {2}
+
+
+def test_a_champion_whose_run_was_removed_for_good_is_replaced(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient(world.settings.mlflow_url, world.settings.mlflow_url)
+    [first] = world.ledger.versions("toy")
+    client.delete_model_version("toy", "1")
+    # What `mlflow gc` leaves: MLflow answers that it has no such run.
+    asked = MlflowClient.get_run
+
+    def get_run(self: MlflowClient, run_id: str) -> Any:
+        if run_id == first.mlflow_run_id:
+            raise MlflowException(f"Run with id={run_id} not found", RESOURCE_DOES_NOT_EXIST)
+        return asked(self, run_id)
+
+    monkeypatch.setattr(MlflowClient, "get_run", get_run)
+    assert by_hand.train(world.settings, "toy", NEXT.end) == "toy version 2 is champion"
+
+
+def test_a_command_says_that_mlflow_does_not_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("API request to http://mlflow failed: Connection refused")
+
+    monkeypatch.setattr(MlflowClient, "get_registered_model", refuse)
+    for name, value in (("MODELS", world.settings.models), ("STATE", world.settings.state)):
+        monkeypatch.setenv(f"PERENNIAL_{name}", str(value))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", world.settings.mlflow_url)
+    with pytest.raises(SystemExit) as ended:
+        main(["score", "toy", "2013-03-22", "2013-03-29"])
+    assert str(ended.value.code).startswith("MLflow at sqlite:///")
+    assert "does not answer as it should: API request to http://mlflow failed" in str(ended.value.code)
+
+
+def test_nothing_is_done_by_hand_for_a_model_that_its_folder_calls_retired(world: World) -> None:
+    file = world.folder.path / "model.yaml"
+    file.write_text(f"{file.read_text()}retired: true\n")
+    for stage in (by_hand.score, by_hand.monitor, by_hand.ingest):
+        with pytest.raises(SpecError, match=r"toy is retired: to bring it back, remove `retired: true`"):
+            stage(world.settings, "toy", NEXT)
+    with pytest.raises(SpecError, match="toy is retired"):
+        by_hand.train(world.settings, "toy", NEXT.end)
 
 
 def test_a_champion_whose_own_folder_is_gone_is_unusable_only_if_it_needs_it(world: World) -> None:
