@@ -110,3 +110,36 @@ def add_model(models: Path, name: str, schedules: str | None = None) -> Path:
         text = re.sub(r"^schedules:.*\n(?:[ \t]+.*\n)*", f"{schedules}\n", text, flags=re.MULTILINE)
     spec.write_text(text)
     return spec
+
+
+def trigger_dags(home: Path, requests: list[dict[str, Any]], given: dict[str, str] | None = None) -> tuple[list[Any], str]:
+    """What came of requests to the project's DAGs, in one process, and what was logged; see ``trigger.py``.
+
+    Args:
+        home: Airflow's home. The models are in its folder ``models``, the state in ``var``.
+        requests: in order.
+        given: more of the environment.
+    """
+    (home / "passwords.json").write_text('{"admin": "admin"}')
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PERENNIAL_"))},
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "AIRFLOW__API__SECRET_KEY": "s" * 32,
+        "AIRFLOW__API_AUTH__JWT_SECRET": "j" * 64,
+        "PERENNIAL_MODELS": str(home / "models"),
+        "PERENNIAL_STATE": str(home / "var"),
+        **(given or {}),
+    }
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("trigger.py"))],
+        env=environment, input=json.dumps(requests), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    *log, answers = done.stdout.splitlines()
+    return json.loads(answers), "\n".join([*log, done.stderr])

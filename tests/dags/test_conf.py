@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +12,7 @@ from perennial.core.errors import SpecError
 from perennial.core.settings import PROJECT
 from perennial.ledger.store import Ledger
 from perennial.orchestration.runs import LONGEST_CONF, check_conf
+from tests.dags.conftest import trigger_dags
 
 MODEL = "energy_load"
 FORM = ("start", "end", "reason")
@@ -45,31 +41,11 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     shutil.copytree(PROJECT / "tests" / "models" / MODEL, home / "models" / MODEL)
     ledger = Ledger(f"sqlite:///{home / 'var' / 'perennial.db'}")
     ledger.migrate()
-    (home / "passwords.json").write_text('{"admin": "admin"}')
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PERENNIAL_"))},
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
-        "AIRFLOW__API__SECRET_KEY": "s" * 32,
-        "AIRFLOW__API_AUTH__JWT_SECRET": "j" * 64,
-        "PERENNIAL_MODELS": str(home / "models"),
-        "PERENNIAL_STATE": str(home / "var"),
-    }
     posts = {name: {"post": [dag_id, body]} for name, (dag_id, body, _, _) in ANSWERED_AT_ONCE.items()}
     runs = {name: {"run": [f"{MODEL}.{stage}", task, conf]} for name, (stage, task, conf, _) in REFUSED_BY_THE_TASK.items()}
     requests = {**posts, **runs}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("trigger.py"))],
-        env=environment, input=json.dumps(list(requests.values())), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    *log, answers = done.stdout.splitlines()
-    return Asked(dict(zip(requests, json.loads(answers), strict=True)), "\n".join([*log, done.stderr]), ledger)
+    answers, log = trigger_dags(home, list(requests.values()))
+    return Asked(dict(zip(requests, answers, strict=True)), log, ledger)
 
 
 def trigger(stage: str, conf: Any, status: int, words: str, **more: Any) -> tuple[str, Any, int, str]:

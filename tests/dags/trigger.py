@@ -1,7 +1,8 @@
 """Trigger the project's DAGs as people do, over Airflow's own REST API, or run one. In a process of its own.
 
 Reads requests from its standard input, a JSON list, and prints what came of each after all that was logged. ``{"post":
-[dag_id, body]}`` triggers; ``{"run": [dag_id, task_id, conf]}`` runs that task, and tells its state.
+[dag_id, body]}`` triggers; ``{"run": [dag_id, task_id, conf]}`` runs that task, and tells its state. Without a task it
+runs all of them. ``{"move": [source, target]}`` moves a file.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ def main() -> None:
         answer = client.post(f"/api/v2/dags/{dag_id}/dagRuns", content=content, headers={"Content-Type": "application/json"})
         return {"status": answer.status_code, "text": answer.text[:2000]}
 
-    def run(dag_id: str, task_id: str, conf: Any) -> dict[str, Any]:
-        done = bag.dags[dag_id].partial_subset(task_id, include_upstream=False).test(run_conf=conf)
+    def run(dag_id: str, task_id: str | None, conf: Any) -> dict[str, Any]:
+        dag = bag.dags[dag_id]
+        done = (dag if task_id is None else dag.partial_subset(task_id, include_upstream=False)).test(run_conf=conf)
         return {task.task_id: str(task.state) for task in done.get_task_instances()}
 
-    kinds: dict[str, Callable[..., dict[str, Any]]] = {"post": post, "run": run}
+    def move(source: str, target: str) -> dict[str, Any]:
+        return {"moved": str(Path(source).rename(target))}
+
+    kinds: dict[str, Callable[..., dict[str, Any]]] = {"post": post, "run": run, "move": move}
     answers = []
     for request in json.loads(sys.stdin.read()):
         ((kind, arguments),) = request.items()

@@ -7,7 +7,6 @@ ingested together where none of them is refused, which makes no difference (``te
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,14 +21,14 @@ from threadpoolctl import threadpool_limits
 
 from perennial.alerts.alert import Alert
 from perennial.core.errors import PerennialError
-from perennial.core.intervals import Interval, utc
+from perennial.core.intervals import Interval, merged, utc
 from perennial.features.maturity import mature_until
 from perennial.ledger.coverage import uncovered
 from perennial.spec.folder import read_model
 from perennial.spec.windows import windows_ending
 from perennial.stages.ingest import ingest
 from perennial.stages.monitor import monitor
-from perennial.stages.overdue import find_overdue
+from perennial.stages.overdue import days_to_score, find_overdue
 from perennial.stages.run import StageRun
 from perennial.stages.score import score
 from perennial.stages.train import train
@@ -139,7 +138,7 @@ class Operation:
     world: World
     reached: datetime = YEAR.start
     failed: dict[tuple[str, str], str] = field(default_factory=dict)
-    by_hand: dict[str, list[str]] = field(default_factory=dict)
+    made_up: list[str] = field(default_factory=list)
     _runs: Iterator[int] = field(default_factory=count)
 
     def run(self, stage: str) -> StageRun:
@@ -180,17 +179,14 @@ class Operation:
                 if week.overlaps(part) and not self.missing("predictions", week):
                     self.monitor(week)
 
-    def obey(self) -> None:
-        """What a person does: score the days that a champion could not, if a message asks for it, once there is another one."""
-        for alert in [entry.alert for entry in self.world.ledger.alerts() if entry.alert.kind == "champion_unusable"]:
-            champion = self.world.registry.champion("shop")
-            asked = re.search(r"version (\d+), the champion, can no longer be used", alert.title)
-            assert asked is not None
-            if "then score the missing days" in alert.text and champion != int(asked[1]) and alert.title not in self.by_hand:
-                self.by_hand[alert.title] = []
-                for gap in self.missing("predictions", Interval(DELETED, self.reached)):
-                    self.by_hand[alert.title].append(gap.key)
-                    self.score(gap)
+    def make_up(self) -> None:
+        """Score the days that no champion could score, as the run for the newest day does."""
+        spec, later = self.run("ingest").folder.spec, datetime.now(UTC) + timedelta(hours=4)
+        since = Interval(self.reached - spec.schedules.catch_up, self.reached)
+        for days in merged(days_to_score(spec, self.world.ledger, since, later)):
+            self.score(days)
+            if not self.missing("predictions", days):
+                self.made_up.append(days.key)
 
     def monitor(self, week: Interval) -> None:
         with self._telling("monitor", week):
@@ -258,7 +254,7 @@ def operation(tmp_path_factory: pytest.TempPathFactory) -> Operation:
                 delete_the_champion(world)
             if not any(pause.start < now < pause.end for pause in PAUSES):
                 operation.until(now)
-            operation.obey()
+            operation.make_up()
     return operation
 
 
@@ -307,7 +303,7 @@ def test_each_week_of_a_year_has_a_verdict_and_a_performance_when_its_labels_are
 
 
 @pytest.mark.slow
-def test_nothing_was_done_by_hand_in_a_year_but_what_a_message_asked_for(operation: Operation) -> None:
+def test_a_year_asks_nothing_of_a_person_but_to_correct_a_source(operation: Operation) -> None:
     alerts = operation.world.ledger.alerts()
     [gone] = told(operation, "champion_unusable")
 
@@ -315,7 +311,8 @@ def test_nothing_was_done_by_hand_in_a_year_but_what_a_message_asked_for(operati
     # What else was told, such as a week in which the model did a little worse, was over without a person.
     asking = [entry.alert.kind for entry in alerts if entry.alert.subject and entry.resolved_by is None]
     assert asking == ["interval_refused"]
-    assert operation.by_hand == {gone.title: [Interval.of("2024-08-12", "2024-09-09").key]}
+    # The days that the champion could not score were scored once there was another one.
+    assert operation.made_up == [Interval.of("2024-08-12", "2024-09-09").key]
     assert {stage for stage, _ in operation.failed} == {"ingest", "train", "score"}
     early = {month: message for (stage, month), message in operation.failed.items() if stage == "train"}
     assert list(early) == ["2024-01-01--2024-02-01", "2024-02-01--2024-03-01"]

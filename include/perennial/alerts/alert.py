@@ -25,6 +25,7 @@ Kind = Literal[
     "champion_unusable",
     "channel_lost",
     "component_down",
+    "data_late",
     "drift",
     "import_errors",
     "interval_refused",

@@ -147,7 +147,8 @@ def champion_unusable(model: str, *, version: int, reason: str, links: Mapping[s
             f"Version {version} cannot predict, so days stay without predictions until another version is champion:",
             [reason],
             f"Nothing is stuck: the next training promotes a candidate that passes the gates that need no champion. Trigger "
-            f"{model}.train to have it now, or {model}.rollback if a former champion can be used; then score the missing days.",
+            f"{model}.train to have it now, or {model}.rollback if a former champion can be used. The new champion scores the "
+            f"missing days, as far back as schedules.catch_up; for older ones trigger {model}.score.",
         ),
         links=dict(links or {}),
         subject=reign(model, "unusable"),

@@ -270,6 +270,68 @@ def silent(model: str, missing: Sequence[Interval], *, tick: datetime, catch_up:
     )
 
 
+def table_late(model: str, *, table: str, missing: Sequence[Interval], late: timedelta) -> Alert:
+    """Days are published without a table that is no longer looked for.
+
+    Args:
+        model: the model.
+        table: the table.
+        missing: the days, in stretches, oldest first.
+        late: the table's ``late``.
+    """
+    first = missing[0]
+    days = sum(len(stretch.touched_days()) for stretch in missing)
+    which = first.days()[0].in_words if days == 1 else f"{days:,} days, the first one {first.days()[0].in_words}"
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="data_late",
+        title=f"{model}: {table} has not come for {which}",
+        text=as_text(
+            f"These days are published without {table}. It may come {_days(late)} late. That is over, so no ingest looks for "
+            "it any more:",
+            [_stretch(stretch) for stretch in reversed(missing)],
+            f"Once the source has it, trigger {model}.ingest for these days, such as start {first.start:%Y-%m-%d} and end "
+            f"{first.end:%Y-%m-%d}, or run: perennial ingest {model} {first.start:%Y-%m-%d} {first.end:%Y-%m-%d}. If no data "
+            "come for a day, name it first under schedules.closed in model.yaml.",
+        ),
+    )
+
+
+def rows_late(model: str, interval: Interval, *, table: str, by_day: Mapping[str, int], late: timedelta) -> Alert:
+    """Rows came later than a table's ``late`` allows.
+
+    Args:
+        model: the model.
+        interval: what was ingested.
+        table: the table.
+        by_day: how many rows, by the day that they belong to.
+        late: the table's ``late``.
+    """
+    of_days = {Interval.from_key(day).in_words: number for day, number in by_day.items()}
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="data_late",
+        title=f"{model}: {_rows(sum(by_day.values()))} of {table} came too late, with {interval.in_words}",
+        text=as_text(
+            f"They came more than {_days(late)} late (`late` of {table}), so they are in quarantine. They belong to:",
+            [f"{day} ({_rows(number)})" for day, number in of_days.items()],
+            f"To publish them, state a longer `late` in model.yaml, then trigger {model}.ingest with start "
+            f"{interval.start:%Y-%m-%d} and end {interval.end:%Y-%m-%d} again. Otherwise you need not act.",
+        ),
+    )
+
+
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number:,} rows"
+
+
+def _days(duration: timedelta) -> str:
+    number = duration / timedelta(days=1)
+    return f"{number:g} {'day' if number == 1 else 'days'}"
+
+
 def _stretch(interval: Interval) -> str:
     days = len(interval.touched_days())
     return interval.in_words if days == 1 else f"{interval.in_words} ({days:,} days)"

@@ -38,16 +38,22 @@ if TYPE_CHECKING:
 
 def ingest(settings: Settings, model: str, interval: Interval) -> str:
     """Read, check and publish an interval, and compute its features."""
+    from perennial.ledger.coverage import outdated
+    from perennial.reports.history import again
     from perennial.stages.ingest import ingest
 
     with _run(settings, model, interval) as run:
         done = ingest(run, interval, connect=_connect)
+        touched = Interval(min([interval.start, *(late.interval.start for late in done.tables.late)]), interval.end)
+        ledger = run.deployment.ledger
+        stale = outdated(*(ledger.publications(model, dataset, touched) for dataset in ("features", "predictions")))
     rows = ", ".join(f"{table} {rows:,}" for table, rows in {**done.tables.tables.rows, **done.features.rows}.items())
     lines = [f"{model}, {interval}: published {rows}"]
     for table, days in done.tables.tables.inputs.get("awaited", {}).items():
         lines.append(f"{table} of {', '.join(days)} has not come; an ingest of a later day completes it")
     for day, counts in done.tables.late_rows.items():
         lines.append(f"late rows published into {day}: {', '.join(f'{table} {rows:,}' for table, rows in counts.items())}")
+    lines += [f"{day} was scored before its features changed; {again(model, day)}" for day in stale]
     return "\n".join(lines)
 
 
@@ -216,6 +222,14 @@ def history(settings: Settings, model: str) -> list[dict[str, Any]]:
         return history(deployment.ledger, model)
 
 
+def unfinished(settings: Settings, model: str) -> list[str]:
+    """What published days of the model still lack, a line each."""
+    from perennial.reports.history import unfinished
+
+    with _opened(settings, model, None) as (deployment, _):
+        return unfinished(deployment.ledger, model)
+
+
 def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
     """Everything that the ledger contains about a version."""
     from perennial.reports.history import explain
@@ -228,13 +242,14 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     """Read a model folder, and try its SQL without data. If data are published, also build its features for the newest day.
 
     Returns:
-        The result as a text, and whether published rows have all that is read, and no feature leaks.
+        The result as a text, and whether more rows can be published, published rows have all that is read, and no feature
+        leaks.
 
     Raises:
         SpecError: the folder does not describe a model, or its SQL cannot work; the message has a line for each problem: file,
             line, and the correction.
     """
-    from perennial.operations.inspection import find_faults, find_refusals, find_remarks
+    from perennial.operations.inspection import find_changed_types, find_faults, find_remarks
     from perennial.operations.standing import standing
 
     parts = Deployment(settings)
@@ -253,12 +268,14 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     published = parts.ledger.published(model, "tables")
     if published is None:
         return "\n".join([*found, "No data are published yet, so the features were not computed."]), True
-    if refused := find_refusals(folder, parts.lake):
-        return "\n".join([*found, *refused]), False
     from perennial.features.history import gaps_of_training, refuse_gaps
     from perennial.features.publish import build_features, find_leaks
-    from perennial.features.published import DATASET, snapshot_of
+    from perennial.features.published import snapshot_of
 
+    told, refused = find_changed_types(folder, parts.lake)
+    found += told
+    if refused:
+        return "\n".join([*found, *refused]), False
     newest = parts.ledger.latest(model, "tables", spec.entity.table) or published
     end, length = newest.interval.end, spec.training.window + spec.training.holdout
     day = Interval(end - timedelta(days=1), end)
@@ -272,8 +289,6 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     found.append(f"features of {day}: {built.rows:,} rows")
     if spec.label.table not in published.snapshots:
         found.append(f"No labels are published yet, in table {spec.label.table}, so no training is possible.")
-    if (unfit := parts.lake.unfit(model, DATASET, built.schema)) is not None:
-        return "\n".join([*found, unfit]), False
     leaks = find_leaks(folder, parts.lake, day)
     found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on data that were not known yet."]
     return "\n".join(found), not leaks

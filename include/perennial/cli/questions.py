@@ -50,7 +50,7 @@ def _windows(metric: str, windows: Sequence[WindowOutlook]) -> Table:
 
 @command(
     "history",
-    "each change of the champion: when, from which version, why and by whom",
+    "each change of the champion: when, from which version, why and by whom; and what published days still lack",
     MODEL,
     argument("--json", action="store_true", help="as JSON, with the evidence"),
 )
@@ -60,7 +60,10 @@ def history(chosen: argparse.Namespace) -> int:
     changes = by_hand.history(settings(), chosen.model)
     if chosen.json:
         return tell(json.dumps(changes, indent=2))
-    show_history(console(), chosen.model, changes)
+    screen = console()
+    show_history(screen, chosen.model, changes)
+    for line in by_hand.unfinished(settings(), chosen.model):
+        screen.print(line, markup=False)
     return 0
 
 

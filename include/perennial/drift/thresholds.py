@@ -103,7 +103,9 @@ class Geometry:
         """The geometry that follows from the model's schedules and training windows.
 
         A champion serves from its training until the next scheduled one. Without a schedule it serves for as long as its
-        training window. Between its training window and its training lie the holdout, and twice the time that labels take.
+        training window. With ``training.refit``, the reference ends where labels are mature, and its newest part, which has
+        predictions, is the holdout. Otherwise the reference is the training window. Between its end and the training lie the
+        holdout, and twice the time that labels take.
         """
 
         def days(length: timedelta) -> int:
@@ -111,9 +113,12 @@ class Geometry:
 
         window = days(spec.schedules.window)
         training = spec.training
-        before = days(spec.training.holdout) + 2 * (days(spec.label.delay) if spec.label.delay else 0)
+        labels = days(spec.label.delay) if spec.label.delay else 0
+        learned, unseen, before = days(training.window), days(training.validation), days(training.holdout) + 2 * labels
+        if training.refit:
+            learned, unseen, before = learned + labels + days(training.holdout), days(training.holdout), labels
         serves = {"week": 7, "month": 31, "never": days(training.window)}[spec.schedules.train]
-        return cls(window, days(training.window), days(training.validation), (before, before + serves))
+        return cls(window, learned, unseen, (before, before + serves))
 
 
 # --- one replay: which days -------------------------------------------------------------------------------------------

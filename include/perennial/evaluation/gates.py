@@ -16,7 +16,7 @@ from scipy.special import stdtr
 
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.decision import GateDecision, GateResult
-from perennial.evidence.evaluation import Contender, Evaluation, Slice
+from perennial.evidence.evaluation import Contender, Evaluation, Operation, Slice
 from perennial.spec.gates import Behaviour, FairnessGate, Gates
 from perennial.spec.training import METRICS
 
@@ -30,12 +30,14 @@ _SAME_ANSWER = 1e-9
 _MOST_NAMED = 5
 
 
-def decide(evaluation: Evaluation, gates: Gates) -> GateDecision:
+def decide(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> GateDecision:
     """Judge a candidate.
 
     Args:
         evaluation: the evidence.
         gates: the limits of ``model.yaml``.
+        refit: whether a candidate that passes all other gates must have been fitted again on the newest rows, and that model
+            must pass, too.
     """
     results = [
         *_data(evaluation, gates),
@@ -48,8 +50,10 @@ def decide(evaluation: Evaluation, gates: Gates) -> GateDecision:
         *(_fairness(evaluation, gate) for gate in gates.fairness),
         *_robustness(evaluation, gates),
         *(_behaviour(evaluation, name, test) for name, test in gates.behaviour.items()),
-        *_operation(evaluation, gates),
+        *_operation(evaluation.candidate.name, evaluation.operation, gates),
     ]
+    if refit and all(result.passed for result in results):
+        results += _refit(evaluation, gates)
     return GateDecision(
         promote=all(result.passed for result in results),
         results=results,
@@ -550,24 +554,24 @@ def _behaviour(evaluation: Evaluation, name: str, test: Behaviour) -> GateResult
 # --- operation -------------------------------------------------------------------------------------------------------
 
 
-def _operation(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
-    found, name, rule = evaluation.operation, evaluation.candidate.name, gates.operation
+def _operation(name: str, found: Operation | None, gates: Gates, kind: str = "operation") -> Iterator[GateResult]:
+    rule = gates.operation
     if found is None or found.problem:
         problem = found.problem if found else "it was not tested in a clean process"
         for gate in ("answers", "features", "latency", "size"):
-            yield GateResult(f"operation.{gate}", False, f"{name} does not work in production: {problem}")
+            yield GateResult(f"{kind}.{gate}", False, f"{name} does not work in production: {problem}")
         return
     difference = found.difference
     same = difference is not None and math.isfinite(difference) and found.rows > 0
     amount = "" if difference in (None, 0) else f" (largest difference {difference:.3g})"
     yield GateResult(
-        "operation.answers",
+        f"{kind}.answers",
         same and (difference or 0.0) <= _SAME_ANSWER,
         f"loaded by a clean process from the registry, {name} gives {found.rows:,} rows "
         + (f"the same answers{amount}" if same and (difference or 0.0) <= _SAME_ANSWER else f"other answers{amount}"),
     )
     yield GateResult(
-        "operation.features",
+        f"{kind}.features",
         found.same_features,
         f"{name} takes {'the features of' if found.same_features else 'other features than'} model.yaml",
     )
@@ -577,10 +581,33 @@ def _operation(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
     ):
         known = value is not None and math.isfinite(value)
         yield GateResult(
-            f"operation.{gate}",
+            f"{kind}.{gate}",
             value is not None and known and value <= most,
             f"{name}: {what} {f'{value:.3g} {unit}' if known else 'an unknown amount'}; at most {most:g} is required",
         )
+
+
+# --- the model that serves -------------------------------------------------------------------------------------------
+
+
+def _refit(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
+    """Whether the model that was fitted again on the newest rows works, and is still the model that was judged."""
+    found, gate, least = evaluation.refit, "refit.agreement", gates.refit.agreement
+    name = f"{evaluation.candidate.name}, fitted again on the newest rows,"
+    if found is None:
+        yield GateResult(
+            gate, False, f"{evaluation.candidate.name} was not fitted again on the newest rows (training.refit); evaluate again"
+        )
+        return
+    known = found.agreement is not None and math.isfinite(found.agreement)
+    what = "same class in a share of" if evaluation.task == "multiclass_classification" else "rank correlation"
+    yield GateResult(
+        gate,
+        found.agreement is not None and known and found.agreement >= least,
+        f"{name} agrees with the judged model on the holdout: {what} {f'{found.agreement:.3f}' if known else 'unknown'}; at "
+        f"least {least:g} is required",
+    )
+    yield from _operation(name, found.operation, gates, "refit")
 
 
 # --- shared by the gates ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
 from perennial.evaluation.resampling import CALIBRATION_BINS, Blocks, calibration_bins, resample
@@ -23,6 +24,7 @@ from perennial.spec.types import Task
 
 __all__ = [
     "CALIBRATION_BINS",
+    "agreement",
     "calibration_error",
     "count_not_finite",
     "evaluate",
@@ -71,6 +73,26 @@ def evaluate(
     if cost is not None:
         found["cost"] = float(np.mean(cost(truth, predicted)))
     return {name: float(found[name]) for name in METRICS[task] if name in found and math.isfinite(found[name])}
+
+
+def agreement(task: Task, one: Prediction, other: Prediction) -> float | None:
+    """How far two models agree on the same rows, whatever is true.
+
+    Args:
+        task: the task of both.
+        one, other: n predictions each.
+
+    Returns:
+        Spearman's rank correlation of the predictions, -1 to 1; for multiclass the share of rows for which both predict the
+        same class, 0 to 1. None if it is not defined: a prediction is not finite, or one model predicts a constant.
+    """
+    if not len(one) or count_not_finite(one.values) or count_not_finite(other.values):
+        return None
+    if task == "multiclass_classification":
+        return float(np.mean(one.values == other.values))
+    if np.ptp(one.values) == 0 or np.ptp(other.values) == 0:
+        return None
+    return float(spearmanr(one.values, other.values).statistic)
 
 
 def evaluate_prediction(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from perennial.evidence.plain import Evidence, absent
+from perennial.evidence.training import StoredModel
 from perennial.spec.types import Task
 
 
@@ -212,6 +213,36 @@ class Operation(Evidence):
 
 
 @dataclass(frozen=True)
+class Refit(Evidence):
+    """The candidate fitted once more with the same parameters, on all rows up to the end of the holdout. It is what serves.
+
+    It cannot be measured on rows that it has not learned from. The metrics of a version are those of the candidate, and this
+    says how far the two agree.
+
+    Attributes:
+        stored: its files.
+        interval: key of the interval that it learned from.
+        rows: number of rows that it learned from.
+        content: SHA-256 of these rows, independent of their storage.
+        agreement: how far it and the candidate agree on the rows of the holdout: Spearman's rank correlation of their
+            predictions, or for multiclass the share of rows for which both predict the same class. None if it is not defined,
+            as for constant predictions.
+        digest: :attr:`perennial.model.artifacts.Prediction.digest` of its predictions for the holdout.
+        operation: how it works in a clean process.
+        seconds: duration of the fit.
+    """
+
+    stored: StoredModel
+    interval: str
+    rows: int
+    content: str
+    agreement: float | None = None
+    digest: str = ""
+    operation: Operation | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Evaluation(Evidence):
     """The candidate, all baselines and the champion, measured on the same newest rows, which no model was trained on.
 
@@ -236,6 +267,7 @@ class Evaluation(Evidence):
         operation: how the candidate works in a clean process.
         alone: the score that each feature reaches as the only feature: area under the ROC curve, or R squared.
         without_values: features that have no value in any training row; None if it was not looked at.
+        refit: the model that serves; None if the candidate itself would serve.
     """
 
     model: str
@@ -262,6 +294,7 @@ class Evaluation(Evidence):
     operation: Operation | None = None
     alone: dict[str, float] | None = None
     without_values: list[str] | None = None
+    refit: Refit | None = None
 
     @property
     def label_coverage(self) -> float:

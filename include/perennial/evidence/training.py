@@ -17,6 +17,19 @@ PARTS: tuple[Part, ...] = ("window", "holdout")
 
 
 @dataclass(frozen=True)
+class StoredModel(Evidence):
+    """The files of a model in MLflow.
+
+    Attributes:
+        model_id: MLflow's id of the stored model.
+        manifest: SHA-256 by path for every file.
+    """
+
+    model_id: str
+    manifest: dict[str, str]
+
+
+@dataclass(frozen=True)
 class TrainingSet(Evidence):
     """The rows that models are trained on and compared on; small enough to pass from task to task.
 

@@ -91,7 +91,9 @@ def publish_features(
             model=folder.spec.name,
             dataset=dataset,
             interval=interval,
-            tables={dataset: TableWrite(built.reader, folder.spec.event_time, built.schema)},
+            tables={
+                dataset: TableWrite(built.reader, folder.spec.event_time, built.schema, frozenset(folder.spec.features.names))
+            },
             order=order,
             run_id=run_id,
             inputs={

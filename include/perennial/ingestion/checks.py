@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
-from perennial.ingestion.casting import LANDED_EXTRAS, ROW, UNCLEAR, LandedPart, bind, typed_query
+from perennial.ingestion.casting import ARRIVED, LANDED_EXTRAS, ROW, UNCLEAR, LandedPart, bind, typed_query
 from perennial.ingestion.data_docs import write_page
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.ingestion.files import is_dated
@@ -83,6 +83,7 @@ class CheckResult:
         files: the files that were read, see :class:`perennial.ingestion.sources.Landed`.
         late: Parquet file of the late rows; None if there are none.
         awaited: keys of the days that the source has no data of yet.
+        too_late: by day of the event, how many of the quarantined rows came later than the table's ``late`` allows.
     """
 
     table: str
@@ -100,6 +101,7 @@ class CheckResult:
     rows_late: int = 0
     rows_replaced: int = 0
     awaited: list[str] = field(default_factory=list)
+    too_late: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         paths = {name: None if (path := getattr(self, name)) is None else str(path) for name in ("published", "late")}
@@ -150,6 +152,7 @@ def check(
             rows = judge_rows(connection, table, typed, good, bad, published=published)
             current, late = _without_late(connection, table, rows.good, interval, name)
             _write_quarantine(connection, landed, bad, quarantined, rows.bad, run_id, interval)
+            too_late = _too_late(connection, table, bad) if rows.bad else {}
             awaited = _awaited(connection, folder, landed, interval)
             published_rows = rows.count - rows.bad - rows.replaced - late
 
@@ -191,6 +194,7 @@ def check(
         rows_late=late,
         rows_replaced=rows.replaced,
         awaited=[day.key for day in awaited],
+        too_late=too_late,
     )
     _log(result)
     return result
@@ -208,7 +212,8 @@ def nothing_yet(folder: ModelFolder, table: str, interval: Interval, directory: 
     """The result for a table with ``late`` whose source has not delivered anything of the interval yet."""
     directory.mkdir(parents=True, exist_ok=True)
     empty = _empty(folder.spec.tables[table], table, directory / f"{table}-{uuid4().hex}")
-    result = replace(empty, awaited=[day.key for day in interval.touched_days()])
+    days = [day for day in interval.touched_days() if not folder.spec.schedules.is_closed(day)]
+    result = replace(empty, awaited=[day.key for day in days])
     _log(result)
     return result
 
@@ -245,15 +250,29 @@ def _awaited(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed:
     if table.late is None or landed.table == folder.spec.entity.table:
         return []
     absent = [Interval.from_key(key) for key in landed.absent]
-    days = interval.touched_days()
+    days = [day for day in interval.touched_days() if not folder.spec.schedules.is_closed(day)]
     if is_dated(folder.spec.sources[table.source]):
         return [day for day in days if any(day.overlaps(period) for period in absent)]
+    if table.checks.rows.min == 0:
+        return []
     event = quoted(str(table.event_time))
     found = connection.execute(
         f"SELECT DISTINCT date_trunc('day', {event})::DATE FROM typed WHERE {event} IS NOT NULL"
     ).fetchall()
     there = {day for (day,) in found}
     return [day for day in days if day.start.date() not in there]
+
+
+def _too_late(connection: duckdb.DuckDBPyConnection, table: Table, bad: Path) -> dict[str, int]:
+    """How many rows of each day came later than the table's ``late`` allows, by the file that they came in."""
+    if table.late is None:
+        return {}
+    late = f"INTERVAL {table.late // timedelta(microseconds=1)} MICROSECONDS"
+    found = connection.execute(
+        f"SELECT date_trunc('day', b.event)::DATE, count(*) FROM read_parquet({literal(str(bad))}) b JOIN typed USING ({ROW}) "
+        f"WHERE b.event < {ARRIVED} - {late} GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    return {f"{day:%Y-%m-%d}": count for day, count in found}
 
 
 def _log(result: CheckResult) -> None:

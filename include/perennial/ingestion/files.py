@@ -8,7 +8,8 @@ two local days that it touches.
 
 A local file must be a regular file below the data folder, also after symbolic links are resolved. It must not change while
 it is read. The name of a file decides between CSV, JSON lines and Parquet, and its content between gzip, zstd and plain text.
-The names of its folders may give columns: ``day=2013-04-01/``.
+The names of its folders may give columns: ``day=2013-04-01/``. A dated file gives the column ``file_time``: when its period
+begins.
 
 Neighbours: :mod:`perennial.ingestion.delimited` reads CSV, :mod:`perennial.ingestion.json_lines` reads JSON lines.
 :mod:`perennial.ingestion.landing` writes the landed files.
@@ -49,6 +50,9 @@ from perennial.spec.data import Source
 BOMB_RATIO = 250
 BOMB_FROM = 256 << 20
 
+#: The column that a table can take from a dated pattern: the time that its codes stand for.
+FILE_TIME = "file_time"
+
 _TIME_CODES = re.compile(r"%[YmdH]")
 #: What looks like a time code. A file's address may have %20 or %C3, which are none.
 _LIKE_A_CODE = re.compile(r"%[A-Za-z]")
@@ -65,6 +69,7 @@ class _File:
         path: its path in ``system``.
         system: an fsspec file system; None for the local file system.
         size: in bytes, if the file system gives it.
+        time: when the period begins, as the source's clock shows it; None without a period.
     """
 
     name: str
@@ -72,11 +77,13 @@ class _File:
     path: str
     system: Any
     size: int | None
+    time: str | None
 
     @property
     def partitions(self) -> dict[str, str | None]:
-        """What the names of the file's folders say: ``day`` of ``day=2013-04-01/``, as Hive and Spark write them."""
-        found = {unquote(name): unquote(value) for name, value in _PARTITION.findall(self.name)}
+        """What the file's place says: :data:`FILE_TIME`, and ``day`` of ``day=2013-04-01/``, as Hive and Spark write it."""
+        found = {FILE_TIME: self.time} if self.time is not None else {}
+        found |= {unquote(name): unquote(value) for name, value in _PARTITION.findall(self.name)}
         return {name: None if value == "__HIVE_DEFAULT_PARTITION__" else value for name, value in found.items()}
 
 
@@ -249,6 +256,8 @@ def _next_step(start: datetime, step: str) -> datetime:
 def _find(pattern: str, period: Interval | None, data: Path, source: Source, *, optional: bool = False) -> list[_File]:
     magic = "*" in pattern or "?" in pattern
     system, path = None, pattern
+    zone = ZoneInfo(source.time_zone) if source.time_zone else UTC
+    time = f"{_on_calendar(period, zone).start:%Y-%m-%d %H:%M:%S}" if period is not None else None
     if "://" in pattern:
         try:
             system, path = fsspec.core.url_to_fs(pattern)
@@ -261,7 +270,7 @@ def _find(pattern: str, period: Interval | None, data: Path, source: Source, *, 
         # Only * and ? are special in a pattern. glob would read brackets as a set of letters.
         names = sorted(glob(path.replace("[", "[[]"), root_dir=root)) if magic else [path]
         found = [
-            _File(name if root == data else f"file://{name}", period, str(root / name), None, None)
+            _File(name if root == data else f"file://{name}", period, str(root / name), None, None, time)
             for name in names
             if os.path.lexists(root / name)
         ]
@@ -274,7 +283,8 @@ def _find(pattern: str, period: Interval | None, data: Path, source: Source, *, 
             system.invalidate_cache()
             names = sorted(system.glob(path)) if magic else [path] if system.exists(path) else []
             found = [
-                _File(_masked(str(system.unstrip_protocol(name))), period, name, system, system.size(name)) for name in names
+                _File(_masked(str(system.unstrip_protocol(name))), period, name, system, system.size(name), time)
+                for name in names
             ]
         except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{_masked(pattern)}: cannot be listed: {one_line(error)}") from error
@@ -355,12 +365,19 @@ def _opened(file: _File) -> Iterator[IO[bytes]]:
         )
 
 
+#: How file systems of fsspec name what identifies a file's content, the best first: a mark of the content, or the time of
+#: change. What fsspec makes of all they say (``ukey``) changes with copies of the same content, and over HTTP it never does.
+_MARKS = ("etag", "generation", "lastmodified", "last_modified", "updated", "mtime", "modified", "modificationtime", "created")
+
+
 def _version(file: _File, opened: Any) -> object:
     """A value that changes if the content of the file changes."""
     if file.system is not None:
         try:
             file.system.invalidate_cache()
-            return file.system.ukey(file.path)
+            said = {name.casefold().replace("-", "_"): value for name, value in file.system.info(file.path).items()}
+            mark = next((said[name] for name in _MARKS if said.get(name)), None)
+            return file.system.ukey(file.path) if mark is None else (said.get("size"), str(mark))
         except Exception as error:  # each file system raises its own errors
             raise SourceError(f"{file.name}: the file is gone: {one_line(error)}") from error
     state = os.fstat(opened.fileno())

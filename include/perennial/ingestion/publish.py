@@ -197,6 +197,7 @@ def publish_interval(
             "warnings": [f"{result.table}: {warning}" for result in results for warning in result.warnings],
             "files": _files(folder.spec, results),
             "awaited": {result.table: result.awaited for result in results if result.awaited},
+            "too_late": {result.table: result.too_late for result in results if result.too_late},
         },
     )
     log.info("published %s", ", ".join(f"{table}: {rows} rows" for table, rows in publication.rows.items()))

@@ -19,7 +19,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from pyiceberg.catalog.sql import SqlCatalog, SqlCatalogBaseTable
 from pyiceberg.exceptions import CommitFailedException, NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
-from pyiceberg.expressions import AlwaysTrue, BooleanExpression
+from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, IsNull, NotNull, Reference
 from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, schema_to_pyarrow
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
@@ -60,7 +60,7 @@ from perennial.lake.data_files import (
     optional,
     plain_schema,
 )
-from perennial.lake.schema import KNOWN, MOMENT
+from perennial.lake.schema import MOMENT
 
 log = logging.getLogger(__name__)
 
@@ -146,11 +146,16 @@ class Catalog:
         except NoSuchTableError as error:
             raise SnapshotMissing(f"{model}: there is no table {table} in the lake; nothing was published in it yet") from error
 
-    def ensure(self, model: str, table: str, schema: pa.Schema, event_time: str | None) -> Table:
+    def ensure(
+        self, model: str, table: str, schema: pa.Schema, event_time: str | None, *, derived: Collection[str] = ()
+    ) -> Table:
         """A table that has these columns. It is created if it does not exist, and gets the columns that it lacks.
 
         A column of a wider type replaces one of a narrower type, which keeps its values under a name such as
         ``_integer_amount``. :meth:`read` gives both as one column.
+
+        A derived column of another type begins anew. Its values of before stay under a name such as ``_float_amount``, for
+        snapshots of before. If the type changes back, the columns swap their names again.
 
         Other columns of the table stay, and are null in new rows. If they were dropped and added again, their old values
         would be lost.
@@ -160,6 +165,7 @@ class Catalog:
             table: the table.
             schema: the columns.
             event_time: the column that places a row in an interval; None if the table is replaced as a whole.
+            derived: columns whose values are computed, and can be computed again in another type.
 
         Raises:
             SpecError: the table has a column with another type, whose values may not fit.
@@ -171,11 +177,8 @@ class Catalog:
             found = self._create(model, table, wanted, event_time)
         if EMPTY not in found.metadata.refs:
             found = self.commit(model, table, _begin_history)[0]
-        present = plain_schema(found.schema())
-        names = set(present.names)
-        changed = [field for field in wanted if field.name in names and present.field(field.name).type != field.type]
-        if (refused := _unfit(model, table, present, wanted)) is not None:
-            raise SpecError(refused)
+        names = set(plain_schema(found.schema()).names)
+        changed = _changed(found, wanted, derived)
         lacking = any(field.name not in names for field in wanted)
         if (
             changed
@@ -185,13 +188,17 @@ class Catalog:
         ):
 
             def adapt(now: Table, transaction: Transaction) -> None:
-                types = plain_schema(now.schema())
-                widened = [field for field in changed if types.field(field.name).type != field.type]
-                if widened:  # Iceberg itself makes none of these types wider
+                renamed = _changed(now, wanted, derived)
+                if renamed:  # Iceberg itself changes none of these types
                     with transaction.update_schema() as update:
-                        for field in widened:
-                            kind = _narrower(types.field(field.name).type, field.type)
-                            update.rename_column(field.name, f"_{kind}_{field.name}")
+                        for name, kind in renamed.items():
+                            update.rename_column(name, f"_{kind}_{name}")
+                    there = plain_schema(transaction.table_metadata.schema())
+                    with transaction.update_schema() as update:
+                        for name in renamed:
+                            back = f"_{_derived_kind(wanted.field(name).type)}_{name}"
+                            if name in derived and back in there.names:
+                                update.rename_column(back, name)
                 with transaction.update_schema() as update:
                     update.union_by_name(wanted)
                 transaction.set_properties(_PROPERTIES)
@@ -202,14 +209,6 @@ class Catalog:
 
             found = self.commit(model, table, adapt)[0]
         return found
-
-    def unfit(self, model: str, table: str, schema: pa.Schema) -> str | None:
-        """Why :meth:`ensure` would refuse these columns, and what to do; None if it would not."""
-        try:
-            found = self._catalog.load_table((model, table))
-        except NoSuchTableError:
-            return None
-        return _unfit(model, table, plain_schema(found.schema()), optional(schema))
 
     def _create(self, model: str, table: str, schema: pa.Schema, event_time: str | None) -> Table:
         # Another process may create the same namespace or table at the same time.
@@ -382,6 +381,18 @@ class Catalog:
         self.require(table, snapshot)
         return list(table.scan(snapshot_id=snapshot, row_filter=where).plan_files())
 
+    def check_types(self, model: str, table: str, schema: pa.Schema, *, derived: Collection[str] = ()) -> list[str]:
+        """The derived columns that :meth:`ensure` lets begin anew, without changing anything.
+
+        Raises:
+            SpecError: see :meth:`ensure`.
+        """
+        try:
+            found = self._catalog.load_table((model, table))
+        except NoSuchTableError:
+            return []
+        return [name for name, kind in _changed(found, optional(schema), derived).items() if kind not in _NARROWER]
+
     def columns(self, table: Table, snapshot: int) -> list[str]:
         """The columns that a table had at a snapshot.
 
@@ -404,16 +415,35 @@ class Catalog:
             )
 
     def read(
-        self, table: Table, tasks: Sequence[FileScanTask], *, columns: Sequence[str], where: BooleanExpression
+        self,
+        table: Table,
+        tasks: Sequence[FileScanTask],
+        *,
+        columns: Sequence[str],
+        where: BooleanExpression,
+        snapshot: int | None = None,
     ) -> pa.RecordBatchReader:
         """The rows of data files for which ``where`` holds. Only a few files are in memory at a time.
 
         A value that was published when its column had a narrower type is given in the type of today. ``where`` does not see it.
+
+        Args:
+            table: the table.
+            tasks: the files.
+            columns: the columns to read.
+            where: the condition.
+            snapshot: the snapshot of the files, so that a derived column is read as it was then; None: as it is today.
+
+        Raises:
+            SnapshotMissing: some of the rows were published before a derived column got the type that is read.
         """
+        then = _derived_then(table, snapshot)
         before = {column: narrower_columns(table.schema(), column) for column in columns}
-        projected = table.schema().select(*columns, *(name for names in before.values() for name in names))
+        read_as = {column: then.get(column, column) for column in columns}
+        self._refuse_earlier(table, tasks, [column for column in columns if column not in then], where)
+        projected = table.schema().select(*read_as.values(), *(name for names in before.values() for name in names))
         plain = plain_schema(projected)
-        schema = pa.schema([plain.field(name) for name in columns])
+        schema = pa.schema([plain.field(read_as[name]).with_name(name) for name in columns])
 
         def widened(batch: pa.RecordBatch) -> pa.RecordBatch:
             arrays = [
@@ -421,7 +451,7 @@ class Catalog:
                     batch[field.name].cast(field.type), *(_widened(batch[name], field.type) for name in before[field.name])
                 )
                 if before[field.name]
-                else batch[field.name].cast(field.type)
+                else batch[read_as[field.name]].cast(field.type)
                 for field in schema
             ]
             return pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -434,6 +464,26 @@ class Catalog:
                     yield widened(batch)
 
         return pa.RecordBatchReader.from_batches(schema, batches())
+
+    def _refuse_earlier(
+        self, table: Table, tasks: Sequence[FileScanTask], columns: Sequence[str], where: BooleanExpression
+    ) -> None:
+        """Refuse to read rows as null whose value is in the column of an earlier type."""
+        for column in columns:
+            earlier = earlier_column(table.schema(), column)
+            if earlier is None or earlier in columns:  # who reads both takes the row along as it is
+                continue
+            old = And(where, NotNull(term=Reference(earlier)), IsNull(term=Reference(column)))
+            may = may_hold(table.schema(), old)
+            suspects = [task for task in tasks if may(task.file)]
+            scan = ArrowScan(table.metadata, table.io, table.schema().select(earlier), old)
+            if any(batch.num_rows for group in in_groups(suspects) for batch in scan.to_record_batches(group)):
+                model, name = table.name()
+                types = (plain_schema(table.schema()).field(name).type for name in (earlier, column))
+                raise SnapshotMissing(
+                    f"{model}: rows of {name} have {column} as {' and not yet as '.join(map(str, types))}: these days must be "
+                    f"built again; run {model}.load for them"
+                )
 
     def sweep(self, model: str, table: str, older_than: datetime) -> int:
         """Remove the files of a table that neither a snapshot nor the log of its metadata names.
@@ -616,14 +666,30 @@ def point_main(transaction: Transaction, snapshot: int) -> None:
         ManageSnapshots(transaction).set_current_snapshot(snapshot_id=snapshot)
 
 
-def columns_of(schema: Schema) -> list[str]:
-    """The names of the columns, without those that keep values of a narrower type.
+def columns_of(schema: Schema, *, earlier: bool = False) -> list[str]:
+    """The names of the columns, without those that keep values of another type.
 
     PyIceberg's own list also contains the elements of list columns.
+
+    Args:
+        schema: the table's schema.
+        earlier: whether the columns are included that keep the values of a derived column. Whoever writes rows of a file
+            to another file must take them along, see :func:`earlier_column`.
     """
     names = [field.name for field in schema.fields]
     kept = {narrow for name in names for narrow in narrower_columns(schema, name)}
+    if not earlier:
+        kept |= {before for name in names if (before := earlier_column(schema, name)) is not None}
     return [name for name in names if name not in kept]
+
+
+def earlier_column(schema: Schema, column: str) -> str | None:
+    """The column that keeps the values of a derived column from when it had another type; None if its type never changed.
+
+    A row with a value there and none in the column itself was published before the change.
+    """
+    names = {field.name for field in schema.fields}
+    return next((name for kind in _DERIVED if (name := f"_{kind}_{column}") in names), None)
 
 
 def narrower_columns(schema: Schema, column: str) -> list[str]:
@@ -657,25 +723,56 @@ _NARROWER: dict[str, tuple[pa.DataType, tuple[pa.DataType, ...]]] = {
 }
 
 
-def _narrower(held: pa.DataType, wanted: pa.DataType) -> str | None:
-    """The name of the type that is held if the wanted type is wider; None if it is not."""
-    return next((name for name, (kind, wider) in _NARROWER.items() if kind == held and wanted in wider), None)
+def _derived_then(table: Table, snapshot: int | None) -> dict[str, str]:
+    """The derived columns that had another type at a snapshot, each with the column that has their values today."""
+    found = table.snapshot_by_id(snapshot) if snapshot is not None else None
+    if found is None or found.schema_id is None:
+        return {}
+    today = {field.field_id: field.name for field in table.schema().fields}
+    then = table.schemas()[found.schema_id]
+    return {
+        field.name: earlier
+        for field in then.fields
+        if (earlier := earlier_column(table.schema(), field.name)) is not None and today[field.field_id] == earlier
+    }
 
 
-def _unfit(model: str, table: str, present: pa.Schema, wanted: pa.Schema) -> str | None:
-    """What to tell people of the first column whose published values may not fit its type of now; None if all fit."""
+#: The types that a derived column can change between, by their names in ``model.yaml``.
+_DERIVED: dict[str, pa.DataType] = {"float": pa.float64(), "string": pa.string()}
+
+
+def _derived_kind(of: pa.DataType) -> str | None:
+    return next((name for name, kind in _DERIVED.items() if kind == of), None)
+
+
+def _changed(table: Table, wanted: pa.Schema, derived: Collection[str]) -> dict[str, str]:
+    """The columns whose type changes, each with the name of the type that it has.
+
+    Raises:
+        SpecError: published values may not fit.
+    """
+    present = plain_schema(table.schema())
+    found: dict[str, str] = {}
     for field in wanted:
         if field.name not in present.names or (held := present.field(field.name).type) == field.type:
             continue
-        if _narrower(held, field.type) is None:
-            # Only rows from a source can be ingested again; all else is made from them.
-            raw = KNOWN in wanted.names
-            again = f" (`sql: {field.name}` reads the same) and ingest the past again to fill it" if raw else ""
-            return (
-                f"{model}: column {field.name} of table {table} is of type {held} in the lake and {field.type} now, and "
-                f"published values may not fit. Keep the type, or give the column another name{again}"
+        kind = _narrower(held, field.type)
+        if kind is None and field.name in derived:
+            kind = _derived_kind(held)
+        if kind is None:
+            model, name = table.name()
+            raise SpecError(
+                f"{model}: column {field.name} of table {name} is of type {held} in the lake and {field.type} now, "
+                f"and published values may not fit. Keep its type, add a column of another name (`sql: {field.name}` reads the "
+                f"same) and ingest the past again to fill it; remove {field.name} once no version in use needs it"
             )
-    return None
+        found[field.name] = kind
+    return found
+
+
+def _narrower(held: pa.DataType, wanted: pa.DataType) -> str | None:
+    """The name of the type that is held if the wanted type is wider; None if it is not."""
+    return next((name for name, (kind, wider) in _NARROWER.items() if kind == held and wanted in wider), None)
 
 
 def _widened(values: pa.Array, wanted: pa.DataType) -> pa.Array:

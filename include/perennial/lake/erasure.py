@@ -256,7 +256,7 @@ class Eraser:
         return None
 
     def _found_in(self, table: Table, task: FileScanTask, finder: Finder) -> pa.Table:
-        columns = columns_of(table.schema())
+        columns = columns_of(table.schema(), earlier=True)
         parts = []
         with self._catalog.read(table, [task], columns=columns, where=AlwaysTrue()) as rows:
             for batch in rows:
@@ -265,7 +265,7 @@ class Eraser:
         return pa.concat_tables(parts) if parts else plain_schema(table.schema()).empty_table()
 
     def _without(self, table: Table, task: FileScanTask, finder: Finder) -> list[DataFile]:
-        columns = columns_of(table.schema())
+        columns = columns_of(table.schema(), earlier=True)
         with self._catalog.read(table, [task], columns=columns, where=AlwaysTrue()) as rows:
             parts = (pa.Table.from_batches([batch]) for batch in rows)
             rest = (batch for part in parts for batch in part.filter(pc.invert(finder.finds(part))).to_batches())

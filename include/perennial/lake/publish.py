@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,11 +61,13 @@ class TableWrite:
             if the whole table is replaced.
         schema: the schema of the rows. The types of the lake are string, int64, double, bool, timestamp[us, tz=UTC], date32
             and lists of these. Wider and narrower types are cast.
+        derived: the columns that are computed, so that they can be computed again if their type changes.
     """
 
     data: Callable[[], pa.RecordBatchReader]
     event_time: str | None
     schema: pa.Schema
+    derived: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Lake:
             )
 
     def _prepare(self, model: str, name: str, write: TableWrite, interval: Interval) -> _Prepared:
-        table = self._catalog.ensure(model, name, write.schema, write.event_time)
+        table = self._catalog.ensure(model, name, write.schema, write.event_time, derived=write.derived)
 
         def check(rows: pa.Table) -> None:
             if write.event_time is None:
@@ -264,7 +266,7 @@ class Lake:
         return removed, kept
 
     def _remainder(self, table: Table, task: FileScanTask, span: Span) -> list[DataFile] | None:
-        columns = columns_of(table.schema())
+        columns = columns_of(table.schema(), earlier=True)
         with self._catalog.read(table, [task], columns=columns, where=AlwaysTrue()) as rows:
             outside = (batch for chunk in rows for batch in span.outside(pa.Table.from_batches([chunk])).to_batches())
             rest = self._catalog.write(table, outside)
@@ -331,7 +333,8 @@ class Lake:
             known_by: only rows that were known by this moment (``_known_at``).
 
         Raises:
-            SnapshotMissing: there is no such table, or the snapshot has expired.
+            SnapshotMissing: there is no such table, the snapshot has expired, or some of the rows were published before a
+                derived column got its present type.
             ValueError: the table has no such column.
         """
         found = self._catalog.load(model, table)
@@ -350,7 +353,7 @@ class Lake:
         if unknown := [column for column in dict.fromkeys(needed) if column not in columns_of(found.schema())]:
             raise ValueError(f"{model}: table {table} has no column {', '.join(unknown)}")
         tasks = self._catalog.files(found, snapshot, where)
-        return self._catalog.read(found, tasks, columns=columns, where=where)
+        return self._catalog.read(found, tasks, columns=columns, where=where, snapshot=snapshot)
 
     def without_values(
         self,
@@ -430,9 +433,13 @@ class Lake:
         """
         return self._catalog.columns(self._catalog.load(model, table), snapshot)
 
-    def unfit(self, model: str, table: str, schema: pa.Schema) -> str | None:
-        """Why :meth:`publish` would refuse the types of these columns, and what to do; None if it would not."""
-        return self._catalog.unfit(model, table, schema)
+    def check_types(self, model: str, table: str, schema: pa.Schema, *, derived: Collection[str] = ()) -> list[str]:
+        """Whether rows of this schema can be published; the derived columns that begin anew, since their type changes.
+
+        Raises:
+            SpecError: they cannot: a column has another type, and published values may not fit.
+        """
+        return self._catalog.check_types(model, table, schema, derived=derived)
 
     def missing(self, model: str, table: str, snapshot: int) -> list[str]:
         """The files of a snapshot that are missing or have another size, as texts for people.
@@ -546,7 +553,7 @@ class Lake:
                     if len(tasks) < many:
                         return [], []
                     tasks.sort(key=lambda task: _first_moment(task.file, table))
-                    columns = columns_of(table.schema())
+                    columns = columns_of(table.schema(), earlier=True)
                     with self._catalog.read(table, tasks, columns=columns, where=AlwaysTrue()) as rows:
                         written = self._catalog.write(table, rows)
                     return [task.file for task in tasks], written.files

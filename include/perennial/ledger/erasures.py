@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -22,7 +22,9 @@ import sqlalchemy as sa
 
 from perennial.alerts import outbox
 from perennial.core.intervals import Interval
+from perennial.evidence.training import StoredModel
 from perennial.ledger import tables
+from perennial.ledger.records import VersionRecord
 from perennial.ledger.rows import TableFamily, now
 
 #: Replaces an erased value in texts of the ledger.
@@ -165,11 +167,22 @@ class Erasures(TableFamily):
         query = sa.select(tables.erasures).where(tables.erasures.c.model == model).order_by(tables.erasures.c.id)
         return self._list(Erasure, query)
 
-    def replace_manifest(self, model: str, version: int, manifest: Mapping[str, str]) -> None:
-        """Replace a version's manifest after an erasure rewrote some of its files. Entries of other files must be unchanged."""
-        with self._database.writing(model) as connection:
-            where = (tables.versions.c.model == model, tables.versions.c.version == version)
-            connection.execute(sa.update(tables.versions).where(*where).values(manifest=dict(manifest)))
+    def replace_manifest(self, record: VersionRecord, stored: StoredModel) -> None:
+        """Replace the manifest of one of a version's models after an erasure rewrote some of its files.
+
+        Args:
+            record: the version's record.
+            stored: the model that was judged, or the one that serves. Entries of other files must be unchanged.
+        """
+        if stored.model_id == record.training.model_id:
+            values: dict[str, Any] = {"manifest": stored.manifest}
+        else:
+            assert record.evaluation.refit is not None
+            refit = replace(record.evaluation.refit, stored=stored)
+            values = {"evaluation": replace(record.evaluation, refit=refit).to_json()}
+        with self._database.writing(record.model) as connection:
+            where = (tables.versions.c.model == record.model, tables.versions.c.version == record.version)
+            connection.execute(sa.update(tables.versions).where(*where).values(values))
 
     def erase_texts(self, model: str, values: Sequence[str], *, dry_run: bool = False) -> int:
         """Replace values in the texts that quote them: warnings, refusals, reasons of verdicts, alerts.

@@ -10,23 +10,23 @@ import sqlalchemy as sa
 
 from perennial.alerts import outbox
 from perennial.alerts.outbox import OutboxEntry
-from perennial.core.intervals import Interval
 from perennial.ledger import tables
 from perennial.ledger.records import (
     Approval,
     Overview,
     Performance,
     Promotion,
+    Publication,
     Refusal,
-    TablesOfInterval,
     Verdict,
     VersionRecord,
 )
 from perennial.ledger.retirements import counts
 from perennial.ledger.rows import TableFamily, as_record
 
-#: Publications of raw tables that an overview looks at, per model: six weeks of days.
-_TABLES = 42
+#: Publications of a dataset that an overview may return, per model: six weeks of days.
+_PUBLICATIONS = 42
+_DATASETS = ("tables", "features", "predictions")
 
 _W = TypeVar("_W", Verdict, Performance)
 
@@ -41,8 +41,9 @@ def _by_model(found: Sequence[_W]) -> dict[str, list[_W]]:
 def _newest(
     table: sa.Table, *order: sa.Column[Any], number: int = 1, where: sa.ColumnElement[bool] | None = None
 ) -> sa.Select[Any]:
-    """A query for the last ``number`` rows of each model, by ``order``."""
-    rank = sa.func.row_number().over(partition_by=table.c.model, order_by=[column.desc() for column in order])
+    """A query for the last ``number`` rows of each model (and dataset, if the table has one), by ``order``."""
+    each = [table.c.model, *(table.c[name] for name in ("dataset",) if name in table.c)]
+    rank = sa.func.row_number().over(partition_by=each, order_by=[column.desc() for column in order])
     ranked = sa.select(table, rank.label("rank"))
     if where is not None:
         ranked = ranked.where(where)
@@ -53,12 +54,13 @@ def _newest(
 class Overviews(TableFamily):
     """Reads the tables of all families at one moment."""
 
-    def overview(self, *, windows: int, alerts_since: datetime) -> Overview:
+    def overview(self, *, windows: int, alerts_since: datetime, publications: bool = True) -> Overview:
         """The state of all models. The number of queries does not grow with the number of models.
 
         Args:
             windows: how many of the newest monitoring windows to return per model.
             alerts_since: leave out older alerts, unless they wait for delivery.
+            publications: whether to read the newest publications, too.
         """
         newest_version = sa.select(tables.versions.c.model, sa.func.max(tables.versions.c.version)).group_by(
             tables.versions.c.model
@@ -68,7 +70,7 @@ class Overviews(TableFamily):
         )
         published: dict[str, dict[str, datetime]] = {}
         told: dict[str, list[OutboxEntry]] = {}
-        by_table: dict[str, list[TablesOfInterval]] = {}
+        newest: dict[str, dict[str, list[Publication]]] = {}
         with self._database.reading() as connection:
             for row in connection.execute(ends.group_by(tables.publications.c.model, tables.publications.c.dataset)):
                 published.setdefault(row.model, {})[row.dataset] = row.end
@@ -96,21 +98,20 @@ class Overviews(TableFamily):
                 tables.performances, tables.performances.c.end, tables.performances.c.version, number=2 * windows
             )
             performances = [as_record(Performance, row) for row in connection.execute(measured).mappings()]
-            newest = _newest(
+            latest = _newest(
                 tables.publications,
                 tables.publications.c.end,
                 tables.publications.c.id,
-                number=_TABLES,
-                where=tables.publications.c.dataset == "tables",
-            ).subquery()
-            counted = sa.select(newest.c.model, newest.c.start, newest.c.end, newest.c.rows).order_by(newest.c.end)
-            for model, start, end, rows in connection.execute(counted):
-                by_table.setdefault(model, []).append(TablesOfInterval(model, Interval(start, end), rows))
+                number=_PUBLICATIONS,
+                where=tables.publications.c.dataset.in_(_DATASETS),
+            ).order_by(sa.text("id"))
+            for newer in connection.execute(latest).mappings() if publications else ():
+                newest.setdefault(newer["model"], {}).setdefault(newer["dataset"], []).append(as_record(Publication, newer))
             for entry in outbox.entries(connection, since=alerts_since):
                 told.setdefault(entry.alert.model, []).append(entry)
         by_model: dict[str, dict[int, VersionRecord]] = {}
         for record in versions:
             by_model.setdefault(record.model, {})[record.version] = record
         return Overview(
-            published, champions, by_model, approvals, refusals, _by_model(verdicts), _by_model(performances), told, by_table
+            published, champions, by_model, approvals, refusals, _by_model(verdicts), _by_model(performances), told, newest
         )

@@ -15,7 +15,7 @@ from perennial.alerts.outbox import OutboxEntry
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import Evaluation, GainOverChampion
-from perennial.evidence.training import CodeState, TrainingRecord
+from perennial.evidence.training import CodeState, StoredModel, TrainingRecord
 from perennial.evidence.verdict import VerdictDetails
 
 VerdictName = Literal["ok", "drift", "unknown"]
@@ -106,7 +106,7 @@ class VersionRecord:
         mlflow_run_id: the run that logged it.
         spec_digest: :attr:`perennial.spec.folder.ModelFolder.digest` of the folder that it was trained with.
         features_digest: :attr:`perennial.spec.folder.ModelFolder.features_digest`.
-        manifest: SHA-256 by path for every file of the artifact.
+        manifest: SHA-256 by path for every file of the model that was judged.
         training: the training set: snapshots, content hash, rows, window; the candidate and its parameters.
         evaluation: its metrics and slices, and those of the versions it was compared with.
         decision: the gates' decision.
@@ -125,6 +125,21 @@ class VersionRecord:
     decision: GateDecision
     code: CodeState
     created_at: datetime
+
+    @property
+    def judged(self) -> StoredModel:
+        """The model that was measured on the holdout. The version's metrics are its metrics."""
+        return StoredModel(self.training.model_id, self.manifest)
+
+    @property
+    def served(self) -> StoredModel:
+        """The model that predicts: the judged one, or that fitted again on newer rows."""
+        return self.evaluation.refit.stored if self.evaluation.refit is not None else self.judged
+
+    @property
+    def learned_from(self) -> str:
+        """Key of the interval that the model that predicts learned from."""
+        return self.evaluation.refit.interval if self.evaluation.refit is not None else self.training.window
 
 
 @dataclass(frozen=True)
@@ -297,21 +312,6 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class TablesOfInterval:
-    """A publication of raw tables.
-
-    Attributes:
-        model: the model.
-        interval: what was published.
-        rows: how many rows each table has in it.
-    """
-
-    model: str
-    interval: Interval
-    rows: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Overview:
     """The state of all models, read at one moment. Each attribute maps a model to its value; a model without one is absent.
 
@@ -324,7 +324,7 @@ class Overview:
         verdicts: the verdicts on the newest windows, oldest first.
         performances: the performance on the newest windows, oldest first.
         alerts: recent alerts and alerts that wait for delivery, oldest first.
-        tables: the newest publications of raw tables, oldest first.
+        publications: by dataset, the newest publications of tables, features and predictions, oldest first.
     """
 
     published: dict[str, dict[str, datetime]]
@@ -335,4 +335,4 @@ class Overview:
     verdicts: dict[str, list[Verdict]]
     performances: dict[str, list[Performance]]
     alerts: dict[str, list[OutboxEntry]]
-    tables: dict[str, list[TablesOfInterval]]
+    publications: dict[str, dict[str, list[Publication]]]

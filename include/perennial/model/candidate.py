@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from perennial.evidence.training import CodeState
+from perennial.evidence.training import CodeState, StoredModel
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Fitted:
     manifest: dict[str, str]
     code: CodeState
     seconds: dict[str, float]
+
+    @property
+    def stored(self) -> StoredModel:
+        """Its files in MLflow."""
+        return StoredModel(self.model_id, self.manifest)
 
     @property
     def model_uri(self) -> str:

@@ -14,6 +14,7 @@ from perennial.core.errors import SpecError
 from perennial.core.sql import connect
 from perennial.features import point_in_time
 from perennial.features.labels import bind_label
+from perennial.features.published import DATASET
 from perennial.ingestion import casting
 from perennial.ingestion.files import unknown_codes
 from perennial.lake.publish import Lake
@@ -48,16 +49,32 @@ def find_remarks(folder: ModelFolder) -> list[str]:
     return write_problems(folder.path / "model.yaml", lines, _without_effect(folder))
 
 
-def find_refusals(folder: ModelFolder, lake: Lake) -> list[str]:
-    """What ingest or training would refuse, because published values are of another type than they would have now."""
-    spec = folder.spec
-    tables = [lake.unfit(spec.name, name, published_schema(table)) for name, table in spec.tables.items()]
-    found = [refused for refused in tables if refused is not None]
+def find_changed_types(folder: ModelFolder, lake: Lake) -> tuple[list[str], list[str]]:
+    """What becomes of the published rows if the folder gives a column another type than they have.
+
+    Returns:
+        What the next publications will do; and what they will refuse, each with what to do.
+    """
+    spec, refused = folder.spec, []
+    for name, table in spec.tables.items():
+        try:
+            lake.check_types(spec.name, name, published_schema(table))
+        except SpecError as error:
+            refused.append(str(error))
     try:
         refuse_other_predictions(spec, lake)
     except SpecError as error:
-        found.append(str(error))
-    return found
+        refused.append(str(error))
+    try:
+        anew = lake.check_types(spec.name, DATASET, point_in_time.feature_schema(spec), derived=spec.features.names)
+    except SpecError as error:
+        return [], [*refused, str(error)]
+    kinds = [f"{name} becomes {'numeric' if name in spec.features.numeric else 'categorical'}" for name in anew]
+    told = [
+        f"{', '.join(kinds)} in the published features: each day is built again before it is read, and a version that was made "
+        "by the earlier folder goes on through its own"
+    ]
+    return told if kinds else [], refused
 
 
 def _sql(folder: ModelFolder) -> Iterator[SpecError]:

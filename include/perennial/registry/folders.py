@@ -136,10 +136,12 @@ class FeaturesAt:
     Attributes:
         dataset: the dataset, and the table's name.
         snapshot: the snapshot of the table.
+        publication: the newest publication of the present folder's features that they are as new as; None if that is not known.
     """
 
     dataset: str
     snapshot: int
+    publication: int | None = None
 
 
 def own_folder(registry: Runs, version: int, current: ModelFolder) -> OwnFolder:
@@ -233,13 +235,14 @@ def own_features(own: OwnFolder, lake: Lake, interval: Interval, *, run_id: str,
         SnapshotMissing, SpecError: the features of the present folder cannot be made.
         Superseded: a later run took over, and its features are out of date too.
     """
+    seen = lake.ledger.head(own.current.spec.name, DATASET).publication_id
     if own.is_current:
         _refuse_removed(own.current.spec, lake, interval)
         ensure_features(own.folder, lake, interval, run_id=run_id)
     else:
         _ensure_own(own, lake, interval, run_id=run_id)
     publication = published_features(own.current.spec, lake, interval, dataset=own.dataset, whole=whole)
-    return FeaturesAt(own.dataset, publication.snapshots[own.dataset])
+    return FeaturesAt(own.dataset, publication.snapshots[own.dataset], publication.id if own.is_current else seen)
 
 
 def _refuse_removed(spec: ModelSpec, lake: Lake, interval: Interval) -> None:

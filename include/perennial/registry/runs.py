@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
 from perennial.core.errors import TrainingError, VersionUnusable
+from perennial.evidence.training import StoredModel
 from perennial.model import artifacts
 from perennial.registry.server import MISSING, Mlflow
 from perennial.spec.model import ModelSpec
@@ -34,14 +34,6 @@ from perennial.spec.model import ModelSpec
 KEY = "perennial.key"
 #: Longest text of a run's tag or parameter that MLflow accepts or people can read.
 MAX_TAG, _MAX_PARAM = 8_000, 6_000
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """A model's artifact in MLflow: its id there, and the SHA-256 of each of its files."""
-
-    model_id: str
-    manifest: dict[str, str]
 
 
 class CandidateRun:
@@ -78,6 +70,10 @@ class CandidateRun:
             params=[Param(name, str(value)[:_MAX_PARAM]) for name, value in (params or {}).items()],
             tags=[RunTag(name, value[:MAX_TAG]) for name, value in (tags or {}).items()],
         )
+
+    def tags(self) -> dict[str, str]:
+        """The run's tags, by name."""
+        return dict(self._client.get_run(self.id).data.tags)
 
     def log_rows(self, name: str, digest: str, source: Mapping[str, Any], *, rows: int, context: str) -> None:
         """Log which rows were used.
@@ -120,8 +116,17 @@ class CandidateRun:
         example: pd.DataFrame,
         reference: pa.Table | None,
         params: Mapping[str, Any],
+        name: str | None = None,
     ) -> StoredModel:
         """Store a fitted estimator in the skops format, with its signature, example and reference sample.
+
+        Args:
+            spec: the spec of the model.
+            estimator: the fitted estimator.
+            example: some rows of its input.
+            reference: see :meth:`perennial.model.artifacts.LoadedModel.reference`; None for a baseline.
+            params: its parameters.
+            name: the name that MLflow's pages show; None for the model's name.
 
         Raises:
             TrainingError: the estimator contains types that are not trusted, so it could not be loaded again.
@@ -130,7 +135,7 @@ class CandidateRun:
             directory = Path(scratch) / "model"
             stored = self._client.create_logged_model(
                 self._experiment_id,
-                name=spec.name,
+                name=name or spec.name,
                 source_run_id=self.id,
                 params={name: str(value) for name, value in params.items()},
                 model_type=spec.task,

@@ -21,6 +21,8 @@ import mlflow.artifacts
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from perennial.evidence.training import StoredModel
+from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
 from perennial.registry.versions import Versions
 
@@ -64,45 +66,61 @@ class Samples(Versions):
             rows: features and event time of the rows to remove.
             event_time: name of the column with the event time.
             pending: what an earlier attempt passed to ``intend`` before it died.
-            intend: called before files are written, with the SHA-256 of the new files, by version and file name.
+            intend: called before files are written, with the SHA-256 of the new files, by MLflow's id of the stored model and
+                file name.
 
         Returns:
             The versions whose samples were rewritten.
         """
-        told = {version: dict(files) for version, files in pending.items()}
-        done = {int(version) for version, files in told.items() if self._follow(model, int(version), files)}
+        # An erasure that an older release began names the version instead.
+        ids = {str(record.version): record.training.model_id for record in self._ledger.versions(model)}
+        told = {ids.get(name, name): dict(files) for name, files in pending.items()}
+        done = {version for model_id, files in told.items() if (version := self._follow(model, model_id, files)) is not None}
         for model_id, version, files in self._changed(model, rows, event_time):
             if version is not None:
-                told[str(version)] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+                told[model_id] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
                 intend(told)
             with tempfile.TemporaryDirectory(prefix="perennial-samples-") as scratch:
                 for name, content in files.items():
                     (Path(scratch) / name).write_bytes(content)
                 self._client.log_model_artifacts(model_id, scratch)
-            if version is not None and self._follow(model, version, told[str(version)]):
+            if version is not None and self._follow(model, model_id, told[model_id]) is not None:
                 done.add(version)
         return sorted(done)
 
-    def _follow(self, model: str, version: int, files: Mapping[str, str]) -> bool:
-        """Update a version's manifest to the files as stored now, if they are the intended ones; whether it was updated."""
-        record = self._ledger.version(model, version)
-        if record is None:
-            return False
-        there = {name: self._read(record.training.model_id, name) for name in files}
+    def _follow(self, model: str, model_id: str, files: Mapping[str, str]) -> int | None:
+        """Update the manifest of a version's model to the files as stored now, if they are the intended ones.
+
+        Returns:
+            The version; None if nothing was updated.
+        """
+        found = self._of_versions(model).get(model_id)
+        if found is None:
+            return None
+        record, stored = found
+        there = {name: self._read(model_id, name) for name in files}
         same = {
             name: digest
             for name, digest in files.items()
             if (content := there[name]) is not None and hashlib.sha256(content).hexdigest() == digest
         }
         if not same:
-            return False
-        self._ledger.replace_manifest(model, version, {**record.manifest, **same})
-        return True
+            return None
+        self._ledger.replace_manifest(record, StoredModel(model_id, {**stored.manifest, **same}))
+        return record.version
+
+    def _of_versions(self, model: str) -> dict[str, tuple[VersionRecord, StoredModel]]:
+        """The stored models of all versions, by MLflow's id."""
+        return {
+            stored.model_id: (record, stored)
+            for record in self._ledger.versions(model)
+            for stored in (record.judged, record.served)
+        }
 
     def _changed(self, model: str, rows: pa.Table, event_time: str) -> Iterator[tuple[str, int | None, dict[str, bytes]]]:
         if not rows.num_rows:
             return
-        known = {record.training.model_id: record.version for record in self._ledger.versions(model)}
+        known = {model_id: record.version for model_id, (record, _) in self._of_versions(model).items()}
         for model_id in self._stored(model):
             files = {}
             content = self._read(model_id, artifacts.REFERENCE_FILE)

@@ -19,7 +19,7 @@ from mlflow.models import Model
 from perennial.core.errors import ArtifactRejected, ModelRenamed, VersionUnusable
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import Evaluation
-from perennial.evidence.training import TrainingRecord, TrainingSet
+from perennial.evidence.training import StoredModel, TrainingRecord, TrainingSet
 from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel
@@ -67,6 +67,19 @@ def _verdict_tags(evaluation: Evaluation, decision: GateDecision) -> dict[str, s
     }
 
 
+def _learned_again(evaluation: Evaluation) -> list[str]:
+    """Which model the version's files are, if it is not the one that was measured; in Markdown."""
+    refit = evaluation.refit
+    if refit is None:
+        return []
+    agreement = "" if refit.agreement is None else f", with which it agrees there ({refit.agreement:.3f})"
+    return [
+        f"The version serves {evaluation.candidate.name} fitted again on {refit.interval} ({refit.rows:,} rows). The metrics "
+        f"are those of the model before that, which had not learned from the holdout{agreement}.",
+        "",
+    ]
+
+
 def _describe(evaluation: Evaluation, decision: GateDecision) -> str:
     """Return a version's description for MLflow, in Markdown."""
     candidate, metric = evaluation.candidate, evaluation.metric
@@ -79,7 +92,7 @@ def _describe(evaluation: Evaluation, decision: GateDecision) -> str:
     gates = [f"- {'passed' if result.passed else '**refused**'} {result.gate}: {result.reason}" for result in decision.results]
     heading = "All gates passed." if decision.promote else "**Refused by the gates.**"
     table = [f"| model | {metric} on {evaluation.interval} ({evaluation.rows:,} rows) |", "| --- | --- |", *rows]
-    return "\n".join([heading, "", *table, "", *gates])[:10_000]
+    return "\n".join([heading, "", *_learned_again(evaluation), *table, "", *gates])[:10_000]
 
 
 class Versions(Mlflow):
@@ -115,8 +128,15 @@ class Versions(Mlflow):
         spec = folder.spec
         self._check_that_it_may_promote(spec.name)
         self.check_name(spec.name)
-        found = self._find_version(spec.name, fitted.mlflow_run_id, run_id)
-        version = found if found is not None else self._create_version(folder, fitted, evaluation, decision, run_id)
+        served = evaluation.refit.stored if evaluation.refit is not None else fitted.stored
+        # Use the artifact's location: MLflow would resolve an address such as models:/m-… in its process-wide store.
+        source = str(self._client.get_logged_model(served.model_id).artifact_location)
+        found = self._find_version(spec.name, fitted.mlflow_run_id, run_id, source)
+        version = (
+            found
+            if found is not None
+            else self._create_version(folder, fitted, evaluation, decision, run_id, served.model_id, source)
+        )
         self._ledger.record_version(
             VersionRecord(
                 model=spec.name,
@@ -124,13 +144,13 @@ class Versions(Mlflow):
                 mlflow_run_id=fitted.mlflow_run_id,
                 spec_digest=training_set.folder_digest,
                 features_digest=training_set.features_digest,
-                manifest=fitted.manifest,
+                manifest=fitted.stored.manifest,
                 training=TrainingRecord(
                     **vars(training_set),
                     candidate=fitted.candidate,
                     params=fitted.params,
                     validation=fitted.metrics,
-                    model_id=fitted.model_id,
+                    model_id=fitted.stored.model_id,
                     task=spec.task,
                     numeric=list(spec.features.numeric),
                     categorical=list(spec.features.categorical),
@@ -150,15 +170,23 @@ class Versions(Mlflow):
             self._client.set_registered_model_alias(spec.name, CHALLENGER, str(version))
         return version
 
-    def _find_version(self, model: str, mlflow_run_id: str, run_id: str) -> int | None:
+    def _find_version(self, model: str, mlflow_run_id: str, run_id: str, source: str) -> int | None:
         for found in self._client.search_model_versions(f"name = '{model}' and run_id = '{mlflow_run_id}'"):
             record = self._ledger.version(model, int(found.version))
-            if found.tags.get("perennial.run_id") == run_id and (record is None or record.mlflow_run_id == mlflow_run_id):
+            ours = found.tags.get("perennial.run_id") == run_id and found.source == source
+            if ours and (record is None or record.mlflow_run_id == mlflow_run_id):
                 return int(found.version)
         return None
 
     def _create_version(
-        self, folder: ModelFolder, fitted: Fitted, evaluation: Evaluation, decision: GateDecision, run_id: str
+        self,
+        folder: ModelFolder,
+        fitted: Fitted,
+        evaluation: Evaluation,
+        decision: GateDecision,
+        run_id: str,
+        model_id: str,
+        source: str,
     ) -> int:
         spec, candidate = folder.spec, evaluation.candidate
         try:
@@ -173,21 +201,20 @@ class Versions(Mlflow):
             "perennial.candidate": candidate.name,
             "perennial.holdout": evaluation.interval,
             "perennial.trained_on": candidate.trained_on or "",
+            "perennial.serves": evaluation.refit.interval if evaluation.refit is not None else candidate.trained_on or "",
             "perennial.spec_digest": folder.digest,
             "perennial.features_digest": folder.features_digest,
             "perennial.code_commit": fitted.code.commit,
             "perennial.run_id": run_id,
             **_verdict_tags(evaluation, decision),
         }
-        # Use the artifact's location: MLflow would resolve an address such as models:/m-… in its process-wide store.
-        source = self._client.get_logged_model(fitted.model_id).artifact_location
         newest = max((record.version for record in self._ledger.versions(spec.name)), default=0)
         for _ in range(newest + 1):
             created = self._client.create_model_version(
                 spec.name,
                 source=source,
                 run_id=fitted.mlflow_run_id,
-                model_id=fitted.model_id,
+                model_id=model_id,
                 tags=tags,
                 description=_describe(evaluation, decision),
             )
@@ -197,12 +224,12 @@ class Versions(Mlflow):
             self._client.delete_model_version(spec.name, created.version)
         if self._is_database:  # a server does this automatically
             self._client.set_logged_model_tags(
-                fitted.model_id, {"mlflow.modelVersions": json.dumps([{"name": spec.name, "version": created.version}])}
+                model_id, {"mlflow.modelVersions": json.dumps([{"name": spec.name, "version": created.version}])}
             )
         return int(created.version)
 
     def load(self, model: str, version: int, *, spec: ModelSpec | None = None) -> LoadedModel:
-        """Load a registered version after its artifact has been checked against the ledger.
+        """Load the model that a registered version serves, after its files have been checked against the ledger.
 
         Args:
             model: the model's name.
@@ -215,9 +242,23 @@ class Versions(Mlflow):
             ModelRenamed: the registered model has another name in MLflow.
             ArtifactRejected: the ledger does not know the version, or its files cannot be fetched now.
         """
-        name = f"{model} version {version}"
         record = self.record(model, version)
-        training = record.training
+        return self._load_version(record, record.served, record.learned_from, spec)
+
+    def load_judged(self, model: str, version: int, *, spec: ModelSpec | None = None) -> LoadedModel:
+        """Load the model of a registered version that was measured on its holdout; as :meth:`load`.
+
+        A version that serves a refit has learned from its holdout. The judged model has not, and so it can be compared with
+        others on the rows since.
+        """
+        record = self.record(model, version)
+        return self._load_version(record, record.judged, record.training.window, spec)
+
+    def _load_version(
+        self, record: VersionRecord, stored: StoredModel, learned_from: str, spec: ModelSpec | None
+    ) -> LoadedModel:
+        model, version, training = record.model, record.version, record.training
+        name = f"{model} version {version}"
         if training.task is None:
             raise VersionUnusable(f"{name}: the ledger does not record the task it was trained for: train a new version")
         takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
@@ -232,7 +273,7 @@ class Versions(Mlflow):
         if found is None:
             self.check_name(model)
             raise VersionUnusable(f"{name} was deleted from MLflow; roll back to another version or train a new one")
-        artifacts_of = self._stored_at(training.model_id)
+        artifacts_of = self._stored_at(record.served.model_id)
         if found.source != artifacts_of or found.run_id != record.mlflow_run_id:
             raise VersionUnusable(
                 f"{name}: MLflow says it is in {found.source!r}, but it was registered from {artifacts_of!r} of run "
@@ -241,12 +282,11 @@ class Versions(Mlflow):
         return self._load(
             name,
             version=version,
-            model_id=training.model_id,
-            manifest=record.manifest,
+            stored=stored,
             packages=record.code.packages,
             takes=takes,
             task=training.task,
-            trained_on=training.window,
+            trained_on=learned_from,
             features_digest=record.features_digest,
             trusted=sorted(trusted),
         )
@@ -260,8 +300,7 @@ class Versions(Mlflow):
         return self._load(
             f"{spec.name} candidate {fitted.candidate}",
             version=None,
-            model_id=fitted.model_id,
-            manifest=fitted.manifest,
+            stored=fitted.stored,
             packages=fitted.code.packages,
             takes=FeatureList.of(spec),
             task=spec.task,
@@ -275,8 +314,7 @@ class Versions(Mlflow):
         name: str,
         *,
         version: int | None,
-        model_id: str,
-        manifest: Mapping[str, str],
+        stored: StoredModel,
         packages: Mapping[str, str],
         takes: FeatureList,
         task: Task,
@@ -284,7 +322,7 @@ class Versions(Mlflow):
         features_digest: str,
         trusted: list[str],
     ) -> LoadedModel:
-        with self._checked(name, model_id, manifest) as directory:
+        with self._checked(name, stored) as directory:
             artifacts.check_environment(packages)
             _check_signature(directory, takes)
             estimator = artifacts.load_estimator(directory, [*artifacts.TRUSTED_TYPES, *trusted])
@@ -298,16 +336,16 @@ class Versions(Mlflow):
             ArtifactRejected: files are missing, or differ from those that were registered.
         """
         name = f"{record.model} version {record.version}"
-        with self._checked(name, record.training.model_id, record.manifest) as directory:
+        with self._checked(name, record.served) as directory:
             return _read_reference(directory)
 
     @contextmanager
-    def _checked(self, name: str, model_id: str, manifest: Mapping[str, str]) -> Iterator[Path]:
+    def _checked(self, name: str, stored: StoredModel) -> Iterator[Path]:
         """Yield a copy of a stored model's files, checked against the manifest. Rejections in the block name the model."""
         with tempfile.TemporaryDirectory(prefix="perennial-load-") as scratch:
             try:
-                directory = self.fetch(model_id, Path(scratch))
-                artifacts.check_manifest(directory, manifest)
+                directory = self.fetch(stored.model_id, Path(scratch))
+                artifacts.check_manifest(directory, stored.manifest)
                 yield directory
             except ArtifactRejected as error:
                 raise type(error)(f"{name}: {error}") from error

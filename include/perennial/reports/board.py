@@ -16,13 +16,14 @@ from urllib.parse import quote
 from perennial.alerts.outbox import OutboxEntry
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval, merged
+from perennial.ledger.coverage import Waiting, outdated
 from perennial.ledger.records import (
     Action,
     Overview,
     Performance,
     Promotion,
+    Publication,
     Refusal,
-    TablesOfInterval,
     Verdict,
     VersionRecord,
 )
@@ -183,11 +184,15 @@ class TableCell:
         until: where the newest interval with rows of it ends; None if none of the newest publications has any.
         missing: days before the end of the data that are not published or have no rows of it, in stretches; closed days are
             left out. Only the newest publications are looked at.
+        awaited: the days that are published without it, since it may come late, in stretches.
+        awaited_since: when the first of them was published.
     """
 
     table: str
     until: datetime | None
     missing: tuple[str, ...]
+    awaited: tuple[str, ...] = ()
+    awaited_since: datetime | None = None
 
     @property
     def words(self) -> str:
@@ -197,6 +202,11 @@ class TableCell:
     @property
     def days(self) -> int:
         return sum(len(Interval.from_key(key).days()) for key in self.missing)
+
+    @property
+    def waits(self) -> str:
+        """The stretches that wait for it, for people; empty if there are none."""
+        return ", ".join(span(key) for key in self.awaited)
 
 
 @dataclass(frozen=True)
@@ -210,6 +220,7 @@ class Row:
         refused: the interval that was refused last, unless its data, or newer data, are published.
         link: page of its DAGs.
         tables: how far each raw table reaches, and what is missing of the last weeks.
+        outdated: scored days of the last weeks whose features have changed since, in stretches.
     """
 
     model: str
@@ -227,6 +238,7 @@ class Row:
     trained: Trained | None = None
     told: Told = field(default_factory=Told)
     tables: tuple[TableCell, ...] = ()
+    outdated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -305,7 +317,7 @@ def compose(
 
 def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Row:
     model = spec.name
-    published = overview.published.get(model, {})
+    published, newest = overview.published.get(model, {}), overview.publications.get(model, {})
     champion = overview.champions.get(model)
     verdicts = overview.verdicts.get(model, [])
     data_until = published.get("tables")
@@ -324,22 +336,33 @@ def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Ro
         outlook=_outlook(spec, verdicts, overview.performances.get(model, [])),
         trained=_trained(spec, overview, champion, pages),
         told=_told(overview, model, now, has_channel=bool(spec.alerts.everybody)),
-        tables=_tables(spec, overview.tables.get(model, []), data_until),
+        tables=_tables(spec, newest.get("tables", []), data_until),
+        outdated=tuple(stretch.key for stretch in merged(outdated(newest.get("features", []), newest.get("predictions", [])))),
     )
     attention, why = _attention(row)
     return replace(row, attention=attention, why=why)
 
 
-def _tables(spec: ModelSpec, published: Sequence[TablesOfInterval], until: datetime | None) -> tuple[TableCell, ...]:
+def _tables(spec: ModelSpec, published: Sequence[Publication], until: datetime | None) -> tuple[TableCell, ...]:
     if until is None or not published:
         return ()
     first = min(one.interval.start for one in published)
     cells = []
+    waiting = Waiting(published).tables
     for name, table in spec.tables.items():
         there = merged(one.interval for one in published if one.rows.get(name) or table.checks.rows.min == 0)
         gaps = open_gaps(there, until, spec.schedules, first=first)
         reached = [one.interval.end for one in published if one.rows.get(name)]
-        cells.append(TableCell(name, max(reached, default=None), tuple(gap.key for gap in gaps)))
+        awaited = waiting.get(name, [])
+        cells.append(
+            TableCell(
+                name,
+                max(reached, default=None),
+                tuple(gap.key for gap in gaps),
+                tuple(stretch.key for stretch in merged(one.day for one in awaited)),
+                min((one.since for one in awaited), default=None),
+            )
+        )
     return tuple(cells)
 
 

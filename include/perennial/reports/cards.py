@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from perennial.core.intervals import utc
+from perennial.core.intervals import Interval, utc
 from perennial.evidence.evaluation import Contender
 from perennial.evidence.training import PARTS, TrainingRecord
 from perennial.reports.documents import Block, Chapter, Document, Facts, Grid, Mark, Points, Words
@@ -91,6 +91,9 @@ def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
         figures.append((f"gain over version {evaluation.champion.version}", number(comparison.gain), sure))
     figures.append(("judged on", f"{evaluation.rows:,} rows", evaluation.interval))
     figures.append(("learned from", f"{dossier.training.rows['window']:,} rows", dossier.training.window))
+    if (refit := evaluation.refit) is not None:
+        agrees = "" if refit.agreement is None else f", agreement {number(refit.agreement)}"
+        figures.append(("serves a refit on", f"{refit.rows:,} rows", f"{refit.interval}{agrees}"))
     return figures
 
 
@@ -132,14 +135,21 @@ def _limits(dossier: Dossier) -> list[Block]:
 def known_limits(dossier: Dossier) -> list[str]:
     """The limits of a version that follow from its record."""
     spec, evaluation, training = dossier.spec, dossier.evaluation, dossier.training
-    window, holdout = training.interval("window"), training.interval("holdout")
+    holdout = training.interval("holdout")
     limits = [
         f"It was judged on {evaluation.interval} only ({holdout.length.days} days); monitoring measures its performance at "
         "other times."
     ]
-    if window.length < _YEAR:
+    if (refit := evaluation.refit) is not None:
         limits.append(
-            f"It learned from {window.length.days} days, {training.window}. It does not know seasons, holidays and events "
+            f"All figures on this page are those of the model that was judged, which learned from {training.window}. What "
+            f"serves is the same recipe fitted again on {refit.interval}. There are no unseen rows yet to measure that on. On "
+            f"the holdout it agrees with the judged model ({number(refit.agreement)}), and monitoring measures it."
+        )
+    learned = Interval.from_key(dossier.record.learned_from)
+    if learned.length < _YEAR:
+        limits.append(
+            f"It learned from {learned.length.days} days, {learned.key}. It does not know seasons, holidays and events "
             "outside this period."
         )
     for part, words in (("holdout", "it was judged on"), ("window", "it learned from")):

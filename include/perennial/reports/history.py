@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import ArtifactRejected
+from perennial.core.intervals import Interval, merged
 from perennial.evidence.decision import GateDecision
+from perennial.ledger.coverage import Waiting, outdated
 from perennial.ledger.records import Promotion
 from perennial.ledger.store import Ledger
 from perennial.ledger.succession import completed
@@ -42,6 +44,24 @@ def history(ledger: Ledger, model: str) -> list[dict[str, Any]]:
     ]
 
 
+def again(model: str, interval: Interval) -> str:
+    """How to score an interval again, for people."""
+    return f"to score it again, run: perennial score {model} {interval.start:%Y-%m-%d} {interval.end:%Y-%m-%d}"
+
+
+def unfinished(ledger: Ledger, model: str) -> list[str]:
+    """What published days of a model still lack, a line each: tables that they wait for, and new predictions."""
+    stale = outdated(ledger.publications(model, "features"), ledger.publications(model, "predictions"))
+    lines = [
+        f"{stretch.in_words} was scored before its features changed; {again(model, stretch)}." for stretch in merged(stale)
+    ]
+    return lines + [
+        f"{table} has not come for {', '.join(stretch.in_words for stretch in merged(one.day for one in awaited))}: published "
+        f"without it since {min(one.since for one in awaited):%Y-%m-%d %H:%M} UTC."
+        for table, awaited in Waiting(ledger.publications(model, "tables")).tables.items()
+    ]
+
+
 def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:
     """All records of a version as plain values: its training, its evaluation, the decisions on it, and its time as champion.
 
@@ -66,6 +86,11 @@ def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:
         "trained": {
             name: getattr(training, name)
             for name in ("candidate", "params", "as_of", "window", "holdout", "rows", "labelled", "snapshots", "content")
+        },
+        "serves": {
+            "interval": record.learned_from,
+            "refit": evaluation.refit is not None,
+            "agreement": evaluation.refit.agreement if evaluation.refit is not None else None,
         },
         "judged": {
             "interval": evaluation.interval,
@@ -159,6 +184,9 @@ def show_story(console: Console, story: dict[str, Any]) -> None:
     say(f"  {trained['candidate']} with {trained['params']}, as of {trained['as_of']}")
     say(f"  rows of {trained['window']}: {(trained['rows'] or {}).get('window')}, content {content[:12]}")
     say(f"  snapshots {', '.join(f'{table} {number}' for table, number in (trained['snapshots'] or {}).items())}")
+    if (serves := story["serves"])["refit"]:
+        agrees = "" if serves["agreement"] is None else f", which agrees with the judged model: {serves['agreement']:.3f}"
+        say(f"  serves the same recipe fitted again on {serves['interval']}{agrees}")
     say(f"How it was judged, on {judged['interval']} ({judged['rows']} rows)")
     rival = "no champion yet" if judged["champion"] is None else f"champion, version {judged['champion']}"
     metrics = Table("metric", Column(f"version {story['version']}", justify="right"), Column(rival, justify="right"))

@@ -240,7 +240,7 @@ def training_set(history: ModelHistory, record: VersionRecord) -> Node:
     training, pinned = record.training, record.training.snapshots
     if not pinned:
         return _missing(f"the training set of version {record.version}, which was recorded without snapshots")
-    window, holdout = training.interval("window"), training.interval("holdout")
+    window, holdout, refit = training.interval("window"), training.interval("holdout"), record.evaluation.refit
     whole = Interval(min(window.start, holdout.start), max(window.end, holdout.end))
     learned = _pinned(history, FEATURES, FEATURES, pinned.get(FEATURES), whole)
     children, fed = [_together("features", "features", learned)], {}
@@ -256,10 +256,19 @@ def training_set(history: ModelHistory, record: VersionRecord) -> Node:
     return Node(
         "training set",
         f"{training.rows.get('window', 0):,} rows of {training.window}, judged on {training.rows.get('holdout', 0):,} of "
-        f"{training.holdout}",
-        {"content": training.content, "snapshots": pinned, "run": training.run_id},
+        f"{training.holdout}{_served(record)}",
+        {
+            "content": training.content if refit is None else {**training.content, "refit": refit.content},
+            "snapshots": pinned,
+            "run": training.run_id,
+        },
         tuple(children),
     )
+
+
+def _served(record: VersionRecord) -> str:
+    refit = record.evaluation.refit
+    return "" if refit is None else f"; it serves a refit on {refit.rows:,} rows of {refit.interval}"
 
 
 def _pinned(
@@ -500,6 +509,7 @@ def _learner(history: ModelHistory, record: VersionRecord, took: str) -> Node:
         "took": took,
         "window": record.training.window,
         "holdout": record.training.holdout,
+        "serves": record.learned_from,
         "promoted": any(one.version == record.version and one.completed_at is not None for one in history.promotions),
     }
     if scored:

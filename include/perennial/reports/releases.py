@@ -333,6 +333,7 @@ def _data(dossier: Dossier) -> Iterator[Block]:
     rows: list[list[Any]] = [
         ["learned from", *(training.window for training in both)],
         ["rows", *(training.rows["window"] for training in both)],
+        ["serves a model of", *(record.learned_from for record in (dossier.rival, dossier.record) if record)],
         ["labels known", *(share(training.labelled["window"], training.entities["window"]) for training in both)],
     ]
     rows += [[f"share of {name}", *(_show_share(training, name) for training in both)] for name in _classes(both)]

@@ -70,12 +70,14 @@ def refuse_other_predictions(spec: ModelSpec, lake: Lake) -> None:
     Raises:
         SpecError: the message says what to do.
     """
-    if lake.unfit(spec.name, DATASET, pa.schema([predictions_schema(spec).field("prediction")])) is not None:
+    try:
+        lake.check_types(spec.name, DATASET, pa.schema([predictions_schema(spec).field("prediction")]))
+    except SpecError as error:
         raise SpecError(
             f"{spec.name}: {spec.task} gives {'classes' if spec.task == 'multiclass_classification' else 'numbers'}, and the "
             "predictions that are published are of the other kind. Describe it as a model with another name, and end this one "
             f"with `perennial retire {spec.name}`"
-        )
+        ) from error
 
 
 def of_other_entities(spec: ModelSpec, lake: Lake, dataset: str, snapshot: int | None) -> str | None:

@@ -149,6 +149,7 @@ def publish_predictions(
                     "version": version,
                     "features": predictions.features.snapshot,
                     "features_dataset": predictions.features.dataset,
+                    **({} if (seen := predictions.features.publication) is None else {"features_publication": seen}),
                 },
             )
             newest = ledger.publications(spec.name, DATASET, interval)[-1]

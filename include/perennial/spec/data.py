@@ -39,6 +39,7 @@ class Source(Section):
         files: a pattern below the deployment's data folder, or a complete fsspec address. ``%Y``, ``%m``, ``%d`` and ``%H``
             stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .tsv, .jsonl or .ndjson, each
             also with .gz or .zst after it, or in .parquet. Folders such as ``day=%Y-%m-%d/`` give a column ``day``.
+            With these codes each row has a column ``file_time``: the time that they stand for.
         sql: a query that binds ``:start`` and ``:end``, and nothing else: write ``\\:`` for another colon outside of texts.
             Requires ``connection``.
         connection: the database of ``sql``: an Airflow connection id, or the name of an environment variable that holds a

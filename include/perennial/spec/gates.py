@@ -165,6 +165,17 @@ class OperationGate(Section):
     artifact_mb: Positive = 500.0
 
 
+class RefitGate(Section):
+    """Whether the model that serves is the one that was judged, only newer (``training.refit``).
+
+    Attributes:
+        agreement: how far both must agree on the holdout: Spearman's rank correlation of their predictions, or for multiclass
+            the share of rows for which both predict the same class.
+    """
+
+    agreement: Share = 0.5
+
+
 class Gates(Section):
     """What a candidate must pass to become champion.
 
@@ -182,6 +193,7 @@ class Gates(Section):
         robustness: how much of its lead a model may lose when its inputs get worse.
         behaviour: tests by name.
         operation: whether the stored version works in production.
+        refit: whether the model that serves agrees with the one that was judged.
         leak: highest score of a single feature alone (area under its own ROC curve, or R squared). A feature above it may be
             made of the label.
         stale_after: longest time between the end of what was learned from and the beginning of the holdout.
@@ -202,6 +214,7 @@ class Gates(Section):
     robustness: RobustnessGate = RobustnessGate()
     behaviour: dict[Identifier, Behaviour] = {}
     operation: OperationGate = OperationGate()
+    refit: RefitGate = RefitGate()
     leak: Annotated[float, Field(gt=0.5, le=1, allow_inf_nan=False)] = 0.98
     stale_after: Duration = timedelta(days=7)
     min_rows: Annotated[int, Field(ge=1)] = 200

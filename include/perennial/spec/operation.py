@@ -22,7 +22,8 @@ class Schedules(Section):
         catch_up: after a pause, the missed days are ingested, oldest first. Days that were due longer ago than this are not;
             the watchdog names them.
         closed: days without data, such as holidays: a day (``2026-12-25``), a day of each year (``12-25``) or a weekday
-            (``sunday``). A closed day is published empty if nothing comes, and is not missing from its week.
+            (``sunday``). A closed day is published empty if nothing comes, and is not missing from its week. It is a day in
+            UTC; for the files of a source with ``time_zone`` it is the local day.
         train: train when features of all days of a week (from Monday) or month are published. ``never``: only monitoring and
             people start trainings.
         monitor: the window over which drift is judged, when all its days are scored.

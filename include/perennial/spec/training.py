@@ -42,6 +42,9 @@ class Training(Section):
         trials: largest number of combinations of ``search`` that are tried per candidate.
         max_rows: largest number of rows to train on. If there are more, the newest are used.
         min_rows: smallest number of rows to train on. If there are fewer, training fails.
+        refit: whether a candidate that passed the gates is fitted once more, with the same parameters, on all rows up to the
+            end of the holdout. This newer model serves. Without it, a version is as old as the holdout is long when it begins
+            to serve.
         seed: seed of everything random in training.
         trusted_types: types that a stored model of this folder may hold, in addition to Perennial's own list.
     """
@@ -52,6 +55,7 @@ class Training(Section):
     trials: Annotated[int, Field(ge=1, le=1000)] = 8
     max_rows: Annotated[int, Field(ge=100)] = 5_000_000
     min_rows: Annotated[int, Field(ge=10)] = 100
+    refit: bool = True
     seed: Seed = 2013
     trusted_types: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]] = []
 

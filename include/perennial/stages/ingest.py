@@ -97,12 +97,14 @@ def build_features(run: StageRun, interval: Interval) -> Publication:
     Returns:
         The publication that contains the features. It is another run's if a training has rebuilt these days meanwhile.
     """
-    from perennial.features.publish import ensure_features, publish_features
+    from perennial.features.publish import ensure_features, outdated_days, publish_features
 
     lake, ledger = run.deployment.lake, run.deployment.ledger
     late = max((table.late or timedelta() for table in run.folder.spec.tables.values()), default=timedelta())
     if late:
-        ensure_features(run.folder, lake, Interval(interval.start - late, interval.start), run_id=run.run_id)
+        # Day by day: so it can be told which of them have changed.
+        for day in outdated_days(run.folder, ledger, Interval(interval.start - late, interval.start)):
+            ensure_features(run.folder, lake, day, run_id=run.run_id)
     order = ledger.next_order(run.model, "features", interval, run.run_id)
     try:
         return publish_features(run.folder, lake, interval, order=order, run_id=run.run_id)

@@ -1,4 +1,5 @@
-"""What is due although no publication will start it: windows some of whose days do not come, and work whose start was missed.
+"""What is due although no publication will start it: windows some of whose days do not come, work whose start was missed, and
+days whose features have changed since they were scored.
 
 A stage starts when its input is published. That is not enough for a week of which a day was refused, nor for what was published
 while the stage was switched off. So each scheduled run of ``ingest`` asks here, for each stage that follows it. The clock is
@@ -12,9 +13,10 @@ from datetime import datetime
 from typing import Literal
 
 from perennial.core.intervals import Interval
-from perennial.ledger.coverage import uncovered
+from perennial.ledger.coverage import outdated, uncovered
 from perennial.ledger.records import Publication
 from perennial.ledger.store import Ledger
+from perennial.ledger.succession import in_force
 from perennial.spec.model import ModelSpec
 from perennial.spec.windows import windows_ending
 from perennial.stages.run import StageRun
@@ -28,8 +30,8 @@ def find_overdue(run: StageRun, follower: Follower, day: Interval, *, now: datet
     """The days (to score) or windows (to train or monitor) that are overdue, oldest first.
 
     A window is due when its grace ends with ``day``: all days up to then were tried. A run for the newest day that is due also
-    looks back over ``schedules.catch_up``, for days that were not scored and windows that were not judged, or were judged
-    before a day of theirs came.
+    looks back over ``schedules.catch_up``, for days that were not scored, or before their features changed,
+    and for windows that were not judged, or before a day of theirs came.
 
     Args:
         run: the run of ``ingest``.
@@ -44,7 +46,7 @@ def find_overdue(run: StageRun, follower: Follower, day: Interval, *, now: datet
     graced = Interval(day.start - schedules.grace, day.end - schedules.grace)
     match follower:
         case "score":
-            return _unscored(spec, ledger, Interval(earliest, day.start), now) if earliest < day.start else []
+            return days_to_score(spec, ledger, Interval(earliest, day.start), now) if earliest < day.start else []
         case "train":
             windows = windows_ending(graced, schedules.train)
             return [window for window in windows if _is_untrained(spec, ledger, window, now)]
@@ -53,21 +55,38 @@ def find_overdue(run: StageRun, follower: Follower, day: Interval, *, now: datet
             return [window for window in windows if _is_unjudged(spec, ledger, window, now)]
 
 
-def _unscored(spec: ModelSpec, ledger: Ledger, interval: Interval, now: datetime) -> list[Interval]:
-    """Days whose features were published while there was a champion, hours ago, and that have no predictions."""
-    reign = ledger.champion_at(spec.name, now)
-    if reign is None or reign.completed_at is None:
+def days_to_score(spec: ModelSpec, ledger: Ledger, interval: Interval, now: datetime) -> list[Interval]:
+    """Days that were scored before their features changed; and days that no version has scored, although there was a champion
+    when their features were first published, hours ago.
+
+    It need not be the present champion: the former one may have been unusable, and this one scores what that one left.
+
+    Args:
+        spec: the model.
+        ledger: says what was published, and who was champion when.
+        interval: whole days.
+        now: the time.
+
+    Returns:
+        The days, oldest first; none if there is no champion.
+    """
+    if ledger.champion(spec.name) is None:
         return []
+    promotions = ledger.promotions(spec.name)
     features = ledger.publications(spec.name, "features", interval)
     predictions = ledger.publications(spec.name, "predictions", interval)
+    again = outdated(features, predictions)
     found = []
     for day in interval.days():
+        if day in again:
+            found.append(day)
+            continue
         there = _of(features, day)
         if uncovered(day, there) or not uncovered(day, predictions):
             continue
-        published_at = _newest(there)
-        # History that was published before the champion need not be scored.
-        if published_at > reign.completed_at and now - published_at > STAGE:
+        # History that was published before the first champion need not be scored.
+        first = min(one.published_at for one in there)
+        if in_force(promotions, first) is not None and now - _newest(there) > STAGE:
             found.append(day)
     return found
 

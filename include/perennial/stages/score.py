@@ -50,12 +50,13 @@ def resolve_champion(run: StageRun, interval: Interval) -> Resolved:
 
 def _can_score(run: StageRun, interval: Interval, version: int) -> bool:
     """Whether a former champion can still be used for an interval."""
-    from perennial.registry.folders import computable, own_folder
+    from perennial.registry.folders import own_features, own_folder
 
     try:
         run.deployment.registry.load(run.model, version, spec=run.folder.spec)
         own = own_folder(run.deployment.registry, version, run.folder)
-        computable(own, run.deployment.lake, interval)
+        # Its own SQL may fail on these rows, so its features are made.
+        own_features(own, run.deployment.lake, interval, run_id=run.run_id)
     except VersionUnusable as error:
         log.warning("version %d does not score %s: %s", version, interval, error)
         return False

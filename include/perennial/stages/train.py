@@ -97,7 +97,8 @@ def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[
     from perennial.training.evaluate import choose
 
     registry = run.deployment.registry
-    decision = decide(evaluation, run.folder.spec.gates)
+    spec = run.folder.spec
+    decision = decide(evaluation, spec.gates, refit=spec.training.refit)
     version = registry.register(run.folder, training_set, choose(fitted), evaluation, decision, run_id=run.qualified_id)
     logs.resolved(version=version)
     # Before a promotion or an approval, since people must read these pages first. An empty section stops the promotion.

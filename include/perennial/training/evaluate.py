@@ -1,4 +1,4 @@
-"""Measure the best candidate, the baselines and the champion on the holdout."""
+"""Measure the best candidate, the baselines and the champion on the holdout. Fit again what passes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from perennial.core.errors import PerennialError, TrainingError, VersionUnusable
 from perennial.deployment import Deployment
 from perennial.evaluation import plots
 from perennial.evaluation.contest import Contest, Entrant, hold
+from perennial.evaluation.gates import decide
 from perennial.evaluation.readiness import CleanProcess
 from perennial.evidence.evaluation import Contender, Evaluation
 from perennial.evidence.training import TrainingSet
@@ -22,6 +23,7 @@ from perennial.registry.folders import changed_label, differences, own_folder, w
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
+from perennial.training.refit import refit_candidate
 from perennial.training.training_set import load_rows
 
 
@@ -50,6 +52,7 @@ def evaluate_training(
 ) -> Evaluation:
     """Measure the candidate with the best validation score, all baselines and the champion on the same holdout rows.
 
+    If the candidate passes its gates, it is fitted again on the newest rows (``training.refit``).
     The metrics of the candidate and of each baseline are logged to their runs in MLflow. Plots of the comparison are logged to
     the candidate's run.
 
@@ -95,6 +98,9 @@ def evaluate_training(
         plots.draw_comparison(outcome.evaluation, outcome.gains, files, rows=holdout)
         # The clean process takes longest, so its result is collected last.
         evaluation = replace(outcome.evaluation, operation=clean.wait(outcome.model))
+        if spec.training.refit and decide(evaluation, spec.gates).promote:
+            judged = outcome.predictions[chosen.candidate]
+            evaluation = replace(evaluation, refit=refit_candidate(folder, deployment, training_set, chosen, rows, judged))
         _log_evaluation(spec, registry, training_set, chosen, fitted, evaluation, files)
     return evaluation
 
@@ -117,7 +123,7 @@ def _champion(folder: ModelFolder, deployment: Deployment, training_set: Trainin
         mlflow_run_id=record.mlflow_run_id if record else None,
         trained_on=(record.training.window or None) if record else None,
     )
-    load = partial(registry.load, spec.name, version, spec=spec)
+    load = partial(registry.load_judged, spec.name, version, spec=spec)
     if record is None:
         return Entrant(blank, load)
     try:

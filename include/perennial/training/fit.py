@@ -58,7 +58,7 @@ _IMPORTANCE_ROWS = 1_000
 _IMPORTANCE_PREDICTIONS = 60
 #: Number of shuffled frames in memory at the same time.
 _IMPORTANCE_FRAMES = 16
-_EXAMPLE_ROWS = 5
+EXAMPLE_ROWS = 5
 #: The tag of an MLflow run that keeps its :class:`Fitted` for a retry.
 _FITTED = "perennial.fitted"
 
@@ -209,8 +209,8 @@ def _log(
     stored = run.log_model(
         spec,
         found.estimator,
-        example=window.frame.head(_EXAMPLE_ROWS),
-        reference=None if declared.baseline else _reference(spec, window.rows, window.older, best.prediction),
+        example=window.frame.head(EXAMPLE_ROWS),
+        reference=None if declared.baseline else reference_sample(spec, window.rows, window.older, best.prediction),
         params=best.params,
     )
     _log_validation(run, folder, candidate, window, found)
@@ -334,10 +334,14 @@ def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], fra
         ) from error
 
 
-def _reference(spec: ModelSpec, rows: pa.Table, older: int, unseen: Prediction) -> pa.Table:
+def reference_sample(spec: ModelSpec, rows: pa.Table, older: int, unseen: Prediction) -> pa.Table:
     """The table that :meth:`perennial.model.artifacts.LoadedModel.reference` returns.
 
-    ``unseen`` holds the predictions of the rows from ``older`` on; earlier rows have no prediction.
+    Args:
+        spec: the spec of the model.
+        rows: the rows that the model learned from, ordered by time.
+        older: number of rows at the beginning without a prediction.
+        unseen: predictions for all other rows, by a model that had not learned from them.
     """
     size = min(spec.drift.sample, rows.num_rows)
     kept = np.sort(np.random.default_rng(spec.training.seed).choice(rows.num_rows, size=size, replace=False))

@@ -1,7 +1,8 @@
 """Train a version again, from its pinned rows and its model folder, and check that it predicts the same.
 
 The version is fitted again with the parameters that its search chose, the same seed and the same number of threads. Its
-predictions on the holdout are compared, bit by bit, with those that the gates judged. Nothing is stored or published.
+predictions on the holdout are compared, bit by bit, with those that the gates judged. If it serves a refit, that is made again,
+too, and compared in the same way. Nothing is stored or published.
 
 Neighbours: :mod:`perennial.training.training_set` reads the rows. :mod:`perennial.training.fit` fits, and keeps the folder's
 files with each run. :mod:`perennial.reports.lineage` says where the rows came from.
@@ -16,11 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from perennial.core.errors import ArtifactRejected, SnapshotMissing, TrainingError
 from perennial.deployment import Deployment
-from perennial.evidence.training import CodeState, Part, TrainingSet
+from perennial.evidence.training import CodeState, Part, TrainingRecord, TrainingSet
 from perennial.lake.publish import Lake
 from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
@@ -30,7 +33,7 @@ from perennial.registry.folders import open_folder
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.training.fit import code_state, fit_estimator
-from perennial.training.training_set import load_rows
+from perennial.training.training_set import content_hash, load_all_rows, load_rows
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Reproduction:
         found: the digest of what the new model predicts.
         differing: rows whose prediction differs from the stored model's in any bit; None if the stored model cannot be loaded.
         largest: largest difference of a probability, or of a predicted number; None as for ``differing``.
+        refit_expected, refit_found: as ``expected`` and ``found``, of the model that serves; empty if it is the judged one.
         changes: differences between now and when the version was made; each may explain other predictions.
         notes: more remarks for people.
     """
@@ -59,10 +63,12 @@ class Reproduction:
     largest: float | None
     changes: list[str]
     notes: list[str]
+    refit_expected: str = ""
+    refit_found: str = ""
 
     @property
     def identical(self) -> bool:
-        return self.expected == self.found
+        return self.expected == self.found and self.refit_expected == self.refit_found
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "identical": self.identical}
@@ -71,12 +77,20 @@ class Reproduction:
         """A few lines for people."""
         what = f"{self.model} version {self.version}, trained again on its pinned rows"
         where = f"on its holdout {self.holdout} ({self.rows:,} rows)"
-        if self.identical:
+        if self.expected == self.found:
             lines = [f"{what}, predicts the same to the last bit {where}: SHA-256 {self.found}"]
         else:
             lines = [f"{what}, predicts differently {where}: SHA-256 {self.found} instead of {self.expected}"]
             if self.differing is not None and self.largest is not None:
                 lines.append(f"{self.differing:,} of {self.rows:,} predictions differ, by {self.largest:.3g} at most")
+        if self.refit_expected:
+            same = self.refit_expected == self.refit_found
+            lines.append(
+                "the model that serves, which learned from the holdout too, made again, predicts "
+                + (f"the same: SHA-256 {self.refit_found}" if same else f"differently: SHA-256 {self.refit_found} instead of "
+                f"{self.refit_expected}")
+            )  # fmt: skip
+        if not self.identical:
             reasons = self.changes or ["not recorded; check whether a function of model.py draws numbers without a seed"]
             lines += [f"likely reason: {reason}" for reason in reasons]
         lines += [f"a change without effect: {change}" for change in self.changes if self.identical]
@@ -116,8 +130,10 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
         with _threads_of(record):
             changes = _changes(record.code, code_state(folder or its_folder))
             window, holdout = (_rows(its_folder, lake, training_set, part) for part in ("window", "holdout"))
-            estimator = fit_estimator(its_folder, training.candidate, training.params, takes.frame(window), labels_of(window))
-            again = artifacts.predict(its_folder.spec.task, estimator, takes.frame(holdout))
+            unseen = takes.frame(holdout)
+            again = _fit_and_predict(its_folder, training, takes, window, unseen)
+            refit = record.evaluation.refit
+            served = None if refit is None else _refit_again(its_folder, lake, record, takes, unseen)
             stored = _stored(registry, record, holdout, notes)
     judged = record.evaluation.candidate.predictions
     recorded = judged.digest if judged is not None else None
@@ -141,7 +157,31 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
         largest=largest,
         changes=changes,
         notes=notes,
+        refit_expected=refit.digest if refit is not None else "",
+        refit_found=served.digest if served is not None else "",
     )
+
+
+def _fit_and_predict(
+    folder: ModelFolder, training: TrainingRecord, takes: FeatureList, rows: pa.Table, unseen: pd.DataFrame
+) -> Prediction:
+    estimator = fit_estimator(folder, training.candidate, training.params, takes.frame(rows), labels_of(rows))
+    return artifacts.predict(folder.spec.task, estimator, unseen)
+
+
+def _refit_again(
+    folder: ModelFolder, lake: Lake, record: VersionRecord, takes: FeatureList, unseen: pd.DataFrame
+) -> Prediction:
+    refit, training_set = record.evaluation.refit, record.training.training_set
+    assert refit is not None
+    with _kept(folder):
+        _, rows = load_all_rows(folder, lake, training_set)
+    if content_hash(rows) != refit.content:
+        raise TrainingError(
+            f"{record.model}: the rows of {refit.interval} are not those that version {record.version} learned from, although "
+            "the snapshots are the same: somebody changed the lake's files by hand"
+        )
+    return _fit_and_predict(folder, record.training, takes, rows, unseen)
 
 
 @contextmanager
@@ -150,9 +190,16 @@ def _threads_of(record: VersionRecord) -> Iterator[None]:
         yield
 
 
-def _rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part) -> Any:
-    try:
+def _rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part) -> pa.Table:
+    with _kept(folder):
         return load_rows(folder, lake, training_set, part)
+
+
+@contextmanager
+def _kept(folder: ModelFolder) -> Iterator[None]:
+    """Say how long the rows of a version are kept, if they no longer are."""
+    try:
+        yield
     except SnapshotMissing as error:
         raise SnapshotMissing(
             f"{error}. The rows of a version are kept while it is champion or among the newest retention.versions "
@@ -163,7 +210,7 @@ def _rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part
 def _stored(registry: Registry, record: VersionRecord, holdout: Any, notes: list[str]) -> Prediction | None:
     """What the stored model predicts on the holdout. If the model cannot be loaded: None, and a note is added."""
     try:
-        return registry.load(record.model, record.version).predict(holdout)
+        return registry.load_judged(record.model, record.version).predict(holdout)
     except ArtifactRejected as error:
         notes.append(f"the stored model cannot be loaded, so rows cannot be compared one by one: {error}")
         return None

@@ -196,6 +196,25 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
     return rows
 
 
+def load_all_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> tuple[Interval, pa.Table]:
+    """What a refit learns from: all labelled rows from the window's beginning to the holdout's end, as known at the as-of time.
+
+    They include the rows between window and holdout, whose labels were not mature when the holdout began. They are ordered by
+    event time and key; of more than ``training.max_rows``, the newest are taken.
+
+    Args:
+        folder: the model's folder.
+        lake: contains the rows.
+        training_set: says which snapshots, and which interval.
+
+    Returns:
+        The interval and its rows: key, event time, features, ``label``.
+    """
+    whole = Interval(training_set.interval("window").start, training_set.interval("holdout").end)
+    rows, _ = _read_rows(folder, lake, training_set.snapshots, whole, labels_known_by=utc(training_set.as_of))
+    return whole, _newest(folder.spec, rows, "window")
+
+
 def _staged(staging: Path, part: Part) -> Path:
     return staging / f"training-{part}.arrow"
 

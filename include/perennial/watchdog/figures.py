@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from perennial.alerts.outbox import Backlog
 from perennial.core.intervals import Interval, merged
-from perennial.ledger.coverage import trained_as_of
+from perennial.ledger.coverage import Waiting, trained_as_of
 from perennial.ledger.records import Overview, Publication
 from perennial.watchdog.rules import AREAS
 
@@ -43,6 +43,7 @@ class Past:
         published_at: by model and dataset, the time of the last publication.
         published: by model, the intervals of its tables that were published, in as few as possible.
         covered: by model and table, those with rows of it.
+        waiting: by model, the tables that published days wait for.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Past:
         self.published_at: dict[tuple[str, str], datetime] = {}
         self.published: dict[str, list[Interval]] = {}
         self.covered: dict[tuple[str, str], list[Interval]] = {}
+        self.waiting: dict[str, Waiting] = {}
 
     def add(self, publication: Publication) -> None:
         """Count a publication."""
@@ -59,6 +61,7 @@ class Past:
             self._count(model, _ROWS[dataset], sum(publication.rows.values()))
         elif dataset == "tables":
             self.published[model] = merged([*self.published.get(model, ()), publication.interval])
+            self.waiting.setdefault(model, Waiting()).add(publication)
             for table, rows in publication.rows.items():
                 if rows:
                     self.covered[model, table] = merged([*self.covered.get((model, table), ()), publication.interval])
@@ -149,12 +152,19 @@ def families(figures: Figures) -> list[Metric]:
         "Days since the first of a table that were due and have no rows of it; closed days are left out.",
         labels=["model", "table"],
     )
+    awaited = GaugeMetricFamily(
+        "perennial_table_days_awaited",
+        "Days that were published without a table that may come late.",
+        labels=["model", "table"],
+    )
     for (model, table), days in figures.missing.items():
         missing.add_metric([model, table], days)
+        waiting = figures.past.waiting.get(model, Waiting())
+        awaited.add_metric([model, table], len(waiting.tables.get(table, ())))
         if there := figures.past.covered.get((model, table)):
             reached.add_metric([model, table], there[-1].end.timestamp())
     models = _of_models(figures, figures.overview) if figures.overview else ()
-    return [*gauges, up, incidents, rows, runs, at, reached, missing, *models]
+    return [*gauges, up, incidents, rows, runs, at, reached, missing, awaited, *models]
 
 
 def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:

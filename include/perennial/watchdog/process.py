@@ -30,7 +30,7 @@ from perennial.alerts.outbox import Backlog
 from perennial.core.errors import PerennialError, SettingsError, SpecError, StackError
 from perennial.core.intervals import Interval, merged
 from perennial.core.settings import Settings
-from perennial.ledger.coverage import label_delay
+from perennial.ledger.coverage import Waiting, label_delay
 from perennial.ledger.records import Overview, Publication
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import THRESHOLDS_FILE, model_folders, read_model
@@ -203,7 +203,7 @@ class Watchdog:
         overview, backlog, open_subjects = None, None, frozenset[str]()
         try:
             self._past.read(self._ledger)
-            overview = self._ledger.overview(windows=1, alerts_since=now)
+            overview = self._ledger.overview(windows=1, alerts_since=now, publications=False)
             backlog = self._backlog(now)
             known = Known(
                 now=now,
@@ -460,6 +460,7 @@ class _Past:
                 publication.published_at,
                 sum(publication.rows.values()),
                 publication.inputs.get("version"),
+                publication.inputs.get("too_late", {}),
             )
         )
         if len(newest) > 2 * _KEPT:
@@ -488,14 +489,16 @@ class _Past:
             first_published_at=self._first.get(name),
             tables_ever=self._ever.get((name, "tables"), ()),
             features_ever=self._ever.get((name, "features"), ()),
-            silent_told_at=max(
-                (
-                    entry.created_at
-                    for entry in overview.alerts.get(name, ())
-                    if entry.resolved_by is None and entry.alert.subject == f"{_TOPIC}/models/{name}/silent"
-                ),
-                default=None,
-            ),
+            awaited={
+                table: [one.day for one in awaited]
+                for table, awaited in self.figures.waiting.get(name, Waiting()).tables.items()
+            },
+            # Oldest first: the newest of a subject stays.
+            told_at={
+                entry.alert.subject.removeprefix(f"{_TOPIC}/models/{name}/"): entry.created_at
+                for entry in overview.alerts.get(name, ())
+                if entry.resolved_by is None and entry.alert.subject is not None
+            },
             refused=[] if refusal is None else [refusal.interval],
             champion=champion,
             judged_until=max((verdict.interval.end for verdict in verdicts), default=None),

@@ -64,12 +64,14 @@ class Published:
         at: when it was.
         rows: how many, of all tables.
         version: the version that made them, if they are predictions.
+        too_late: by table and day, rows of tables that came later than ``late`` allows.
     """
 
     interval: Interval
     at: datetime
     rows: int = 0
     version: int | None = None
+    too_late: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class ModelState:
         first_published_at: when the first interval of tables was published; None before.
         tables_ever, features_ever: all that was ever published of each, in as few intervals as possible; what the newest
             publications hold may be left out.
-        silent_told_at: when people were last told of the days that are not published; None unless that alert is open.
+        awaited: by table, the days that are published without it because it may come late.
+        told_at: by the end of its subject, when people were last told of an open finding about the model.
         refused: intervals whose data were refused recently.
         champion: None before the first.
         judged_until: end of the newest window with a drift verdict.
@@ -114,7 +117,8 @@ class ModelState:
     first_published_at: datetime | None = None
     tables_ever: Sequence[Interval] = ()
     features_ever: Sequence[Interval] = ()
-    silent_told_at: datetime | None = None
+    awaited: Mapping[str, Sequence[Interval]] = field(default_factory=dict)
+    told_at: Mapping[str, datetime] = field(default_factory=dict)
     refused: Collection[Interval] = ()
     champion: ReigningChampion | None = None
     judged_until: datetime | None = None
@@ -397,6 +401,8 @@ def _models(known: Known) -> Iterator[Finding]:
         for stage, find in (("ingest", _silent), ("score", _unscored), ("monitor", _unmonitored), ("train", _untrained)):
             if stage in on:
                 yield from find(name, state, known.now)
+        if "ingest" in on:
+            yield from _late(name, state, known.now)
         if "score" in on:
             yield from _stale(name, state)
         if "monitor" in on:
@@ -416,11 +422,36 @@ def _silent(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
     missing = unpublished(state, until)
     if not missing:
         return
-    told = expected(state.spec.schedules.ingest, state.silent_told_at - state.spec.watch.late) if state.silent_told_at else None
+    told_at = state.told_at.get("silent")
+    told = expected(state.spec.schedules.ingest, told_at - state.spec.watch.late) if told_at is not None else None
     # While old days are loaded, or one outage goes on, nothing is news.
     again = told is not None and missing[-1].start >= told[1].end
     alert = of_operation.silent(name, missing, tick=tick, catch_up=state.spec.schedules.catch_up)
     yield Finding(f"models/{name}/silent", alert, again=again)
+
+
+def _late(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
+    """Tables that no ingest looks for any more, by the days that are published; and rows that came too late."""
+    told_at = state.told_at
+    for table, spec in state.spec.tables.items():
+        if spec.late is None:
+            continue
+        if missing := _given_up(state, table, spec.late, now):
+            told = _given_up(state, table, spec.late, told_at[f"late/{table}"]) if f"late/{table}" in told_at else missing
+            alert = of_operation.table_late(name, table=table, missing=merged(missing), late=spec.late)
+            yield Finding(f"models/{name}/late/{table}", alert, again=not {*missing} <= {*told})
+        for there in state.tables:
+            if rows := there.too_late.get(table):
+                key = f"data_late:{name}:{table}:{there.interval.key}"
+                alert = of_operation.rows_late(name, there.interval, table=table, by_day=rows, late=spec.late)
+                yield Finding(f"models/{name}/rows/{key}", alert, key=key)
+
+
+def _given_up(state: ModelState, table: str, late: timedelta, now: datetime) -> list[Interval]:
+    """The days without a table that no ingest looks for any more, as of a moment."""
+    # An ingest publishes its own day first, and then what came late.
+    reached = max((there.interval.end for there in state.tables if there.at <= now - HAND), default=None)
+    return [day for day in state.awaited.get(table, ()) if reached is not None and day.start < reached - late]
 
 
 def unpublished(state: ModelState, until: datetime) -> list[Interval]:

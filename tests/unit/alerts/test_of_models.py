@@ -27,7 +27,8 @@ SAMPLES: dict[str, Any] = {
     "heartbeat": MOMENT, "former": True, "rolls_back": False, "stage": "score", "task": "predict", "run_id": "r",
     "error": "ValueError: no", "tries": 3, "subject": "failed/m.score/predict/-1", "severity": "critical", "links": {},
     "component": "scheduler", "errors": {"ingest.py": "SpecError: no"}, "stages": ["score"], "state": "queued",
-    "missing": [DAY], "catch_up": timedelta(days=30),
+    "missing": [DAY], "catch_up": timedelta(days=30), "table": "outcomes", "by_day": {"2013-04-01": 3},
+    "late": timedelta(days=2),
     "age": timedelta(days=200), "limit": timedelta(days=180), "share": 0.8, "count": 3,
     "broken": "late", "channel": "slack:team", "refuses": True, "waiting": 2, "critical": 1,
 }  # fmt: skip

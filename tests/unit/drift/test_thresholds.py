@@ -88,7 +88,11 @@ def test_a_reference_is_drawn_in_blocks() -> None:
 
 
 def test_where_a_window_lies_is_as_the_schedules_say(world: World) -> None:
-    assert Geometry.of(world.folder.spec) == Geometry(window=7, reference=20, unseen=5, gap=(5, 12))
+    spec = world.folder.spec
+    assert Geometry.of(spec) == Geometry(window=7, reference=25, unseen=5, gap=(0, 7))
+    # A version that serves what was judged has learned from nothing in its holdout.
+    judged = spec.training.model_copy(update={"refit": False})
+    assert Geometry.of(spec.model_copy(update={"training": judged})) == Geometry(window=7, reference=20, unseen=5, gap=(5, 12))
 
 
 # --- the thresholds ----------------------------------------------------------------------------------------------------

@@ -21,10 +21,12 @@ from perennial.evidence.evaluation import (
     Groups,
     Operation,
     PredictionSummary,
+    Refit,
     Robustness,
     Slice,
     Slices,
 )
+from perennial.evidence.training import StoredModel
 from perennial.spec.gates import Gates
 from tests.unit.synthetic import with_evidence
 
@@ -74,7 +76,7 @@ EVIDENCE = ("as_of", "training_classes", "training_coverage", "comparison", "sli
 
 def evaluation(*, width: float = 0.0005, **changes: Any) -> Evaluation:
     """One in which nothing is wrong but what ``changes`` says; the gain is sure to within ``width``."""
-    evidence = {name: changes.pop(name) for name in EVIDENCE if name in changes}
+    evidence = {name: changes.pop(name) for name in (*EVIDENCE, "refit") if name in changes}
     return replace(with_evidence(bare(**changes), width=width), **evidence)
 
 
@@ -500,6 +502,37 @@ WORKING = Operation(rows=100, difference=0.0, same_features=True, latency=5.0, l
 def test_a_version_that_cannot_be_put_to_work_is_refused(changes: dict[str, Any], gate: str) -> None:
     assert decide(evaluation(operation=WORKING), Gates()).promote
     assert decide(evaluation(operation=replace(WORKING, **changes)), Gates()).refused_by == [f"operation.{gate}"]
+
+
+REFIT = Refit(
+    stored=StoredModel("m-1", {"model.skops": HASH}), interval="2013-01-01--2013-04-15", rows=2 * ROWS, content=HASH,
+    agreement=0.95, digest=HASH, operation=WORKING,
+)  # fmt: skip
+
+
+def test_a_refit_that_works_and_agrees_passes() -> None:
+    decision = decide(evaluation(refit=REFIT), Gates(), refit=True)
+    assert decision.promote
+    assert [result.gate for result in decision.results][-5:] == [
+        "refit.agreement", "refit.answers", "refit.features", "refit.latency", "refit.size",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("agreement", [None, math.nan, 0.49, -0.9])
+def test_a_refit_that_is_another_model_than_the_judged_one_is_refused(agreement: float | None) -> None:
+    decision = decide(evaluation(refit=replace(REFIT, agreement=agreement)), Gates(), refit=True)
+    assert decision.refused_by == ["refit.agreement"]
+
+
+def test_a_refit_that_does_not_work_is_refused() -> None:
+    decision = decide(evaluation(refit=replace(REFIT, operation=replace(WORKING, difference=0.1))), Gates(), refit=True)
+    assert decision.refused_by == ["refit.answers"]
+    assert "refit.size" in decide(evaluation(refit=replace(REFIT, operation=None)), Gates(), refit=True).refused_by
+
+
+def test_a_candidate_that_was_not_fitted_again_is_refused_if_it_had_to_be() -> None:
+    assert "evaluate again" in refusals(decide(evaluation(), Gates(), refit=True))["refit.agreement"]
+    assert decide(evaluation(), Gates()).promote
 
 
 def test_a_clean_process_that_failed_says_why() -> None:

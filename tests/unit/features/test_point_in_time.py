@@ -49,6 +49,27 @@ def test_a_query_of_entity_columns_alone_needs_no_other_table(tmp_path: Path) ->
     assert features(folder, tables).column("amount").to_pylist() == [1.0, 2.0]
 
 
+def test_a_feature_may_be_of_the_local_day(tmp_path: Path) -> None:
+    sql = """
+    SELECT entities.order_id, extract(hour FROM entities.placed AT TIME ZONE 'America/New_York') AS local_hour,
+        count(earlier.order_id) AS that_day
+    FROM entities LEFT JOIN orders AS earlier ON earlier._known_at < entities.as_of
+        AND date_trunc('day', earlier.placed AT TIME ZONE 'America/New_York')
+            = date_trunc('day', entities.placed AT TIME ZONE 'America/New_York')
+    GROUP BY ALL
+    """
+    folder = shop(tmp_path, sql, features={"numeric": ["local_hour", "that_day"], "lookback": "1d"})
+
+    # The first of April begins in New York at four in the morning, in UTC.
+    found = features(folder, tables_of(folder, [-20.5, -1, 3, 4, 5]))
+
+    assert found.select(["local_hour", "that_day"]).to_pylist() == [
+        {"local_hour": 23, "that_day": 1},
+        {"local_hour": 0, "that_day": 0},
+        {"local_hour": 1, "that_day": 1},
+    ]
+
+
 def test_a_stream_of_batches_gives_what_a_table_gives(tmp_path: Path) -> None:
     folder = history(tmp_path)
     tables = tables_of(folder, list(range(24)))

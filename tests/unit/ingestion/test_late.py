@@ -2,86 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
+import fsspec
 import pytest
 import sqlalchemy as sa
+from moto.server import ThreadedMotoServer
+from sqlalchemy.pool import NullPool
 
-from perennial.cli import by_hand
 from perennial.core.errors import SourceMissing
 from perennial.core.intervals import Interval, utc
-from perennial.core.settings import Settings
-from perennial.deployment import Deployment
 from perennial.ingestion.late import choose_files
 from perennial.spec.data import Table
-from tests.unit import synthetic
+from tests.unit.shop import TABLE, Shop
 
 FIRST, SECOND, THIRD = (Interval.day(f"2024-01-0{day}") for day in (1, 2, 3))
-TABLE: dict[str, Any] = {
-    "key": ["id"],
-    "event_time": "placed",
-    "known": "told",
-    "columns": {
-        "id": {"type": "string"},
-        "placed": {"type": "timestamp"},
-        "told": {"type": "timestamp"},
-        "amount": {"type": "float"},
-    },
-    "late": "1d",
-}
-
-
-class Shop:
-    """A model whose sources are folders of daily files."""
-
-    def __init__(self, state: Path, *, sources: dict[str, Any] | None = None, **tables: dict[str, Any]) -> None:
-        self.settings: Settings = synthetic.deployment(state)
-        spec = {
-            "name": "shop",
-            "owner": "tests",
-            "description": "What will an order bring?",
-            "task": "regression",
-            "sources": {name: {"files": f"{name}/%Y-%m-%d.csv"} for name in ("orders", "outcomes")} | (sources or {}),
-            "tables": {name: {**TABLE, "source": name, **tables.get(name, {})} for name in ("orders", "outcomes")},
-            "entity": {"table": "orders", "as_of": "placed + INTERVAL 1 DAY"},
-            "features": {"numeric": ["amount"]},
-            "label": {"table": "outcomes", "sql": "amount"},
-            "candidates": {"mean": {"estimator": "prior", "baseline": True}, "line": {"estimator": "linear_regression"}},
-        }
-        folder = self.settings.models / "shop"
-        folder.mkdir(parents=True)
-        (folder / "model.yaml").write_text(json.dumps(spec))
-        (folder / "features.sql").write_text("SELECT id, amount FROM entities")
-        self.deployment = Deployment(self.settings)
-
-    def deliver(self, table: str, day: str, *rows: str) -> Path:
-        """Write a file; a row is ``id day+hour told-day+hour amount``, such as ``a 1T10 1T11 5``."""
-        file = self.settings.data / table / f"2024-01-0{day}.csv"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for row in rows:
-            key, placed, told, amount = row.split()
-            lines.append(",".join([key, *(f"2024-01-0{moment}:00:00Z" for moment in (placed, told)), amount]))
-        file.write_text("\n".join(["id,placed,told,amount", *lines]) + "\n")
-        return file
-
-    def ingest(self, interval: Interval) -> str:
-        return by_hand.ingest(self.settings, "shop", interval)
-
-    def rows(self, table: str = "orders", day: Interval | None = None) -> list[tuple[str, float]]:
-        published = self.deployment.ledger.published("shop", "features" if table == "features" else "tables")
-        assert published is not None
-        found = self.deployment.lake.scan("shop", table, published.snapshots[table], interval=day).read_all()
-        return sorted((row["id"], row["amount"]) for row in found.to_pylist())
-
-    def quarantine(self) -> list[str]:
-        published = self.deployment.ledger.published("shop", "tables")
-        assert published is not None
-        found = self.deployment.lake.scan("shop", "quarantine", published.snapshots["quarantine"]).read_all()
-        return [reason for row in found.to_pylist() for reason in row["reasons"]]
 
 
 @pytest.fixture
@@ -132,6 +68,18 @@ def test_a_row_that_comes_too_late_is_quarantined_with_its_reason(shop: Shop) ->
 
     assert shop.quarantine() == ["placed: 2024-01-01 23:00:00+00 lies more than 1 days (late) before the period of its file"]
     assert shop.rows(day=FIRST) == [("a", 5)]
+    assert (shop.too_late(SECOND), shop.too_late(THIRD)) == ({}, {"orders": {FIRST.key: 1}})
+
+
+def test_a_closed_day_waits_for_no_table(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, schedules={"closed": [SECOND.key]})
+    for day in "12":
+        shop.deliver("orders", day, f"a{day} {day}T10 {day}T11 5")
+
+    shop.ingest(FIRST)
+    assert "outcomes" not in shop.ingest(SECOND).partition("\n")[2]
+
+    assert shop.unfinished() == ["outcomes has not come for 1 Jan 2024"]
 
 
 def test_a_second_row_of_a_key_is_kept_beside_the_first_one(shop: Shop) -> None:
@@ -179,11 +127,13 @@ def test_a_table_that_comes_later_does_not_hold_up_the_day(shop: Shop) -> None:
 
     assert "outcomes of 2024-01-02 has not come; an ingest of a later day completes it" in shop.ingest(SECOND)
     assert shop.rows("features", SECOND) == [("a2", 5)]
+    assert shop.unfinished() == ["outcomes has not come for 2 Jan 2024"]
 
     shop.deliver("outcomes", "2", "o2 2T10 2T11 1")
     shop.deliver("outcomes", "3", "o3 3T10 3T11 1")
     assert "late rows published into 2024-01-02: outcomes 1" in shop.ingest(THIRD)
     assert shop.rows("outcomes") == [("o1", 1), ("o2", 1), ("o3", 1)]
+    assert shop.unfinished() == []
 
 
 def test_the_table_of_the_entity_is_waited_for(shop: Shop) -> None:
@@ -251,3 +201,85 @@ def test_a_database_is_read_again_as_far_back_as_rows_may_be_late(tmp_path: Path
     assert "late rows published into 2024-01-01: orders 2" in shop.ingest(SECOND)
     assert shop.rows() == [("a", 5), ("a", 8), ("b", 6), ("late", 7)]
     assert "late rows" not in shop.ingest(SECOND)
+
+
+def test_a_postgresql_source_is_read_again_and_only_what_changed_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: str
+) -> None:
+    monkeypatch.setenv("SHOP", postgres)
+    sources = {
+        name: {"sql": f"SELECT * FROM {name} WHERE placed >= :start AND placed < :end", "connection": "SHOP"}
+        for name in ("orders", "outcomes")
+    }
+    shop = Shop(tmp_path, sources=sources)
+    database = sa.create_engine(postgres, poolclass=NullPool)
+
+    def change(*statements: str) -> None:
+        with database.begin() as connection:
+            for statement in statements:
+                connection.execute(sa.text(statement))
+
+    columns = "id TEXT, placed TIMESTAMPTZ, told TIMESTAMPTZ, amount DOUBLE PRECISION"
+    change(
+        *(f"CREATE TABLE {name} ({columns})" for name in sources),
+        "INSERT INTO orders VALUES ('a', '2024-01-01 10:00Z', '2024-01-01 11:00Z', 5)",
+    )
+    shop.ingest(FIRST)
+    assert shop.unfinished() == ["outcomes has not come for 1 Jan 2024"]
+    change(
+        "INSERT INTO orders VALUES ('b', '2024-01-02 10:00Z', '2024-01-02 11:00Z', 6)",
+        "INSERT INTO orders VALUES ('late', '2024-01-01 12:00Z', '2024-01-02 09:00Z', 7)",
+        "UPDATE orders SET amount = 8, told = '2024-01-02 08:00Z' WHERE id = 'a'",
+        "INSERT INTO outcomes VALUES ('a', '2024-01-01 10:00Z', '2024-01-02 03:00Z', 1)",
+    )
+
+    assert "late rows published into 2024-01-01: orders 2, outcomes 1" in shop.ingest(SECOND)
+
+    assert shop.rows() == [("a", 5), ("a", 8), ("b", 6), ("late", 7)]
+    assert shop.rows("features") == [("a", 8), ("b", 6), ("late", 7)]
+    assert shop.rows("outcomes") == [("a", 1)]
+    assert shop.unfinished() == ["outcomes has not come for 2 Jan 2024"]
+    # Neither the same rows nor rows that the database has lost since change what is published of that day.
+    change("DELETE FROM orders WHERE id = 'late'")
+    before = len(shop.deployment.ledger.publications("shop", "tables", FIRST))
+    assert "late rows" not in shop.ingest(SECOND)
+    assert len(shop.deployment.ledger.publications("shop", "tables", FIRST)) == before
+
+
+def test_a_file_in_an_object_store_is_replaced_when_its_content_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = fsspec.get_filesystem_class("s3")
+    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    store.start()
+    try:
+        address = "http://{}:{}".format(*store.get_host_and_port())
+        given = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "eu-central-1", "ENDPOINT_URL": address}
+        for name, value in given.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        # It would go on with the address of another test.
+        system.clear_instance_cache()
+        system().mkdir("bucket")
+        shop = Shop(tmp_path, sources={"orders": {"files": "s3://bucket/orders/%Y-%m-%d.csv"}}, orders={"replaced": "read"})
+
+        def upload(day: str, *rows: str) -> None:
+            file = shop.deliver("orders", day, *rows)
+            system().pipe_file(f"bucket/orders/{file.name}", file.read_bytes())
+
+        for day in "12":
+            shop.deliver("outcomes", day, f"o{day} {day}T10 {day}T11 1")
+            upload(day, f"a{day} {day}T10 {day}T11 5")
+        shop.ingest(FIRST)
+        upload("1", "a1 1T10 1T11 5")
+        shop.ingest(SECOND)
+        assert "was replaced" not in caplog.text, "it was copied there again"
+
+        # Of the same size, perhaps in the same second.
+        upload("1", "a1 1T10 1T11 9")
+        shop.ingest(SECOND)
+
+        assert "s3://bucket/orders/2024-01-01.csv was replaced after it was read" in caplog.text
+        assert shop.rows(day=FIRST) == [("a1", 9)]
+    finally:
+        system.clear_instance_cache()
+        store.stop()

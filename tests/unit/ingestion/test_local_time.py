@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.pool import NullPool
 
-from perennial.core.errors import SpecError
+from perennial.core.errors import SourceError, SpecError
 from perennial.core.intervals import Interval
 from perennial.ingestion.local_time import add_macros, strictly, zone_of
 from tests.unit.landing import HEADER, PARQUET, ingest, rejects, row, sqlite, trips, typed, write, write_parquet
@@ -190,6 +190,37 @@ def test_a_local_file_that_is_missing_is_named_with_its_zone(tmp_path: Path) -> 
 
     rejects(tmp_path, "trips/2013-03-31.csv: there is no such file", source=LOCAL)
     rejects(tmp_path, "T04:00:00.000000Z, by the clocks of America/New_York); deliver it", source=LOCAL)
+
+
+def test_a_closed_day_is_the_local_day_for_files_and_the_day_in_utc_for_rows(tmp_path: Path) -> None:
+    model = trips(tmp_path, source=LOCAL, closed=["2013-04-02"])
+    evening = row("a", "2013-04-01T21:00:00")  # 01:00 of the next day in UTC
+    write(tmp_path, HEADER + row("b", "2013-04-01T10:00:00") + evening)
+    write(tmp_path, HEADER + row("c", "2013-04-03T00:30:00"), "trips/2013-04-03.csv")  # 04:30 in UTC
+
+    # The file of the closed local day is missing from both days in UTC that it belongs to.
+    closed, after = Interval.day("2013-04-02"), Interval.day("2013-04-03")
+    assert ingest(model, tmp_path, closed).column("id") == ["a"]
+    write(tmp_path, HEADER + row("d", "2013-04-04T12:00:00"), "trips/2013-04-04.csv")
+    assert ingest(model, tmp_path, after).column("id") == ["c"]
+    # The files of the days beside it are still needed, and rows are required of each day but the closed one.
+    write(tmp_path, HEADER)
+    write(tmp_path, HEADER, "trips/2013-04-03.csv")
+    assert not ingest(model, tmp_path, closed).result.refused
+    assert ingest(model, tmp_path, after).result.refused
+    (tmp_path / "data" / "trips" / "2013-04-01.csv").unlink()
+    with pytest.raises(SourceError, match=r"trips/2013-04-01\.csv: there is no such file"):
+        ingest(model, tmp_path, closed)
+
+
+def test_the_time_of_a_dated_file_is_of_the_sources_clock(tmp_path: Path) -> None:
+    columns = {"begun": {"type": "timestamp", "from": ["file_time"]}}
+    for day in (1, 2):
+        write(tmp_path, f"id,place,n,x\n{day},EWR,1,0.5\n", f"trips/2013-04-0{day}.csv")
+    done = ingest(
+        trips(tmp_path, source=LOCAL, columns=columns), tmp_path, Interval.of("2013-04-01T04:00Z", "2013-04-03T04:00Z")
+    )
+    assert done.column("begun") == [datetime(2013, 4, day, 4, tzinfo=UTC) for day in (1, 2)]
 
 
 @pytest.mark.parametrize("zone", ["America/Nowhere", "/etc/localtime", "../UTC"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 
-from perennial.core.errors import SpecError
+from perennial.core.errors import SnapshotMissing, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
+from perennial.lake.publish import TableWrite
 from tests.unit.lake.publisher import (
     DAY,
     MODEL,
@@ -119,8 +121,73 @@ def test_a_type_that_published_values_may_not_fit_is_refused_with_what_to_do(
 ) -> None:
     publisher.publish(DAY, "a", flights=write(with_value(flights(DAY, "a"), held)))
 
-    with pytest.raises(SpecError, match=r"column value of table flights.*Keep the type, or give the column another name"):
+    with pytest.raises(SpecError, match=r"column value of table flights.*Keep its type, add a column of another name"):
         publisher.publish(NEXT_DAY, "b", flights=write(with_value(flights(NEXT_DAY, "b"), narrower)))
+
+
+def derived(rows: pa.Table) -> TableWrite:
+    return replace(write(rows), derived=frozenset({"value"}))
+
+
+def numbers(interval: Interval, run: str) -> TableWrite:
+    rows = flights(interval, run)
+    return derived(with_value(rows, pa.array([1.0] * rows.num_rows)))
+
+
+def texts(interval: Interval, run: str) -> TableWrite:
+    rows = flights(interval, run)
+    return derived(with_value(rows, pa.array(["one"] * rows.num_rows)))
+
+
+def test_a_derived_column_changes_its_type_and_no_earlier_row_is_read_as_null(publisher: Publisher) -> None:
+    before = publisher.publish(TWO_DAYS, "a", flights=numbers(TWO_DAYS, "a"))
+    after = publisher.publish(NEXT_DAY, "b", flights=texts(NEXT_DAY, "b"))
+
+    assert [row["value"] for row in publisher.rows(interval=NEXT_DAY)] == ["one"] * 3
+    for interval in (DAY, TWO_DAYS):
+        with pytest.raises(SnapshotMissing, match=r"rows of flights have value as double and not yet as string: .*built again"):
+            publisher.rows(interval=interval)
+    # Who reads other columns is not concerned, and a snapshot from before has what it had.
+    assert len(publisher.rows(columns=["flight"])) == 6
+    lake = publisher.lake
+    then = lake.scan(MODEL, "flights", before.snapshots["flights"]).read_all()
+    assert then.column("value").to_pylist() == [1.0] * 6
+    assert lake.holds(before, "flights", before.snapshots["flights"])
+    assert lake.holds(after, "flights", after.snapshots["flights"])
+    assert set(publisher.rows(interval=NEXT_DAY)[0]) == {"flight", "departure", "source", "_known_at", "value"}
+
+
+def test_files_that_are_joined_do_not_forget_that_a_row_has_the_earlier_type(publisher: Publisher) -> None:
+    publisher.publish(DAY, "a", flights=numbers(DAY, "a"))
+    publisher.publish(NEXT_DAY, "b", flights=texts(NEXT_DAY, "b"))
+    assert publisher.lake.compact(MODEL, many=2) == {"flights": 2}
+    assert [row["value"] for row in publisher.rows(interval=NEXT_DAY)] == ["one"] * 3
+    with pytest.raises(SnapshotMissing, match="value as double and not yet as string"):
+        publisher.rows(interval=DAY)
+    publisher.publish(DAY, "c", flights=texts(DAY, "c"))
+    assert {row["value"] for row in publisher.rows()} == {"one"}
+
+
+def test_a_derived_column_can_change_back_and_forth(publisher: Publisher, settings: Settings) -> None:
+    kinds = [numbers, texts, numbers, texts]
+    made = [publisher.publish(DAY, f"run {n}", flights=kind(DAY, f"run {n}")) for n, kind in enumerate(kinds)]
+    read = [
+        set(publisher.lake.scan(MODEL, "flights", one.snapshots["flights"], columns=["value"]).read_all()["value"].to_pylist())
+        for one in made
+    ]
+    assert read == [{1.0}, {"one"}, {1.0}, {"one"}]
+    columns = [field.name for field in catalog(settings).load(MODEL, "flights").schema().fields]
+    assert sorted(columns) == ["_float_value", "_known_at", "departure", "flight", "source", "value"]
+
+
+def test_what_a_change_of_type_does_is_said_before_it_is_done(publisher: Publisher) -> None:
+    publisher.publish(DAY, "a", flights=numbers(DAY, "a"))
+    wanted = texts(DAY, "b").schema
+    assert publisher.lake.check_types(MODEL, "flights", wanted, derived={"value"}) == ["value"]
+    with pytest.raises(SpecError, match="column value of table flights"):
+        publisher.lake.check_types(MODEL, "flights", wanted)
+    assert publisher.lake.check_types(MODEL, "no table yet", wanted) == []
+    assert {row["value"] for row in publisher.rows()} == {1.0}
 
 
 def test_readers_from_outside_find_what_is_published_on_main(publisher: Publisher, settings: Settings) -> None:

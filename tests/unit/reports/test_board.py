@@ -48,12 +48,22 @@ def row_of(ledger: Ledger, folder: ModelFolder = ENERGY, *, after: timedelta = L
     return row
 
 
-def publish(ledger: Ledger, dataset: str, day: str, model: str = "energy_load", **rows: int) -> None:
+def publish(
+    ledger: Ledger,
+    dataset: str,
+    day: str,
+    model: str = "energy_load",
+    inputs: dict[str, Any] | None = None,
+    content: str = "a",
+    **rows: int,
+) -> None:
     interval = Interval.day(day)
     order = ledger.next_order(model, dataset, interval, f"run-{day}")
     claim = ledger.claim(model, dataset, interval, order=order, run_id=f"run-{day}")
     base = ledger.head(model, dataset)
-    assert ledger.commit(claim, base=base, snapshots={"t": 1}, hashes={"t": "a"}, rows=rows or {"t": 1}, inputs={})
+    assert ledger.commit(
+        claim, base=base, snapshots={"t": 1}, hashes={"t": content}, rows=rows or {"t": 1}, inputs=inputs or {}
+    )
 
 
 def register(ledger: Ledger, version: int, *, reasons: tuple[str, ...] = (), model: str = "energy_load") -> None:
@@ -189,6 +199,28 @@ def test_each_table_says_how_far_it_reaches_and_what_is_missing(ledger: Ledger) 
     assert (labels.table, labels.until) == ("readings", utc("2024-01-19"))
     assert labels.words == "16 - 17 Jan 2024, 20 Jan 2024"
     assert labels.days == 3
+
+
+def test_a_table_that_may_still_come_is_told_with_its_days_until_it_comes(ledger: Ledger) -> None:
+    for day in ("2024-01-18", "2024-01-19"):
+        publish(ledger, "tables", day, inputs={"awaited": {"readings": [day]}}, hours=10, readings=0)
+
+    hours, labels = row_of(ledger).tables
+    assert (hours.waits, labels.waits) == ("", "18 - 19 Jan 2024")
+    assert labels.awaited_since is not None
+
+    publish(ledger, "tables", "2024-01-18", inputs={"late": {"readings": 9}}, readings=9)
+    assert row_of(ledger).tables[1].waits == "19 Jan 2024"
+
+
+def test_scored_days_whose_features_changed_are_told_until_they_are_scored_again(ledger: Ledger) -> None:
+    for dataset in ("features", "predictions"):
+        publish(ledger, dataset, "2024-01-18")
+    publish(ledger, "features", "2024-01-18", content="b")
+    assert row_of(ledger).outdated == ("2024-01-18",)
+
+    publish(ledger, "predictions", "2024-01-18")
+    assert row_of(ledger).outdated == ()
 
 
 def test_predictions_that_are_behind_the_data_are_told(ledger: Ledger) -> None:

@@ -221,7 +221,7 @@ def test_slices_that_were_asked_for_and_not_measured_fail_the_card(world: World)
     assert slices(replace(subject, record=record, spec=spec)).blocks
 
 
-def passing(evaluation: Evaluation, gates: Gates) -> GateDecision:
+def passing(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> GateDecision:
     """What the gates would say if they let everything pass."""
     return GateDecision(True, [GateResult("anything", True, "goes")], evaluation.candidate.name, evaluation.champion_version)
 

@@ -177,10 +177,14 @@ def test_a_prediction_is_traced_to_the_rows_it_was_made_from_and_not_to_those_th
 def test_a_version_is_traced_to_its_own_training_set(world: World) -> None:
     node = trace(world, world.predictions(SCORED)[0]["visit"])
     [learned] = node.find("training set")
-    assert learned.name == "1,200 rows of 2013-03-01--2013-03-21, judged on 300 of 2013-03-21--2013-03-26"
+    assert learned.name == (
+        "1,200 rows of 2013-03-01--2013-03-21, judged on 300 of 2013-03-21--2013-03-26; it serves a refit on 1,500 rows of "
+        "2013-03-01--2013-03-26"
+    )
     record = world.ledger.version("toy", 1)
     assert record is not None
-    assert learned.facts["content"] == record.training.content
+    assert record.evaluation.refit is not None
+    assert learned.facts["content"] == {**record.training.content, "refit": record.evaluation.refit.content}
     names = [child.name for child in learned.leads_to]
     assert names == [
         "features: 1 publication of 2013-03-01--2013-03-26",

@@ -7,7 +7,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from perennial.cli import by_hand
+from perennial.core.errors import VersionUnusable
 from perennial.core.intervals import Interval
 from perennial.evidence.verdict import VerdictDetails
 from perennial.stages.overdue import Follower, find_overdue
@@ -28,13 +31,14 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path, synthetic.deployment(tmp_path), schedules=schedules)
 
 
-def publish(world: World, dataset: str, days: Iterable[Interval], *, run_id: str = "r") -> None:
+def publish(world: World, dataset: str, days: Iterable[Interval], *, run_id: str = "r", content: str = "a") -> None:
     ledger = world.ledger
     for day in days:
         order = ledger.next_order("toy", dataset, day, run_id)
         claim = ledger.claim("toy", dataset, day, order=order, run_id=run_id)
         base = ledger.head("toy", dataset)
-        assert ledger.commit(claim, base=base, snapshots={dataset: 1}, hashes={}, rows={dataset: 9}, inputs={}) is not None
+        hashes = {dataset: content}
+        assert ledger.commit(claim, base=base, snapshots={dataset: 1}, hashes=hashes, rows={dataset: 9}, inputs={}) is not None
 
 
 def find(world: World, follower: Follower, day: str | Interval, *, now: datetime | None = None) -> list[str]:
@@ -122,12 +126,54 @@ def test_days_that_were_not_scored_while_scoring_was_off_are_due_as_far_back_as_
     assert find(world, "score", "2013-04-09") == [], "only the newest day looks back"
 
 
-def test_history_that_was_there_before_the_champion_is_not_scored(world: World) -> None:
+def test_days_whose_features_changed_after_they_were_scored_are_due_until_they_are_scored_again(world: World) -> None:
+    world.promote(world.register())
+    publish(world, "features", ago(5, 4, 3))
+    publish(world, "predictions", ago(5, 4, 3))
+    publish(world, "features", ago(5), run_id="the same again")
+    publish(world, "features", ago(3), run_id="late rows", content="b")
+    assert looking_back(world, "score") == [day.key for day in ago(3)]
+
+    publish(world, "predictions", ago(3), run_id="scored again")
+    assert looking_back(world, "score") == []
+
+
+def test_history_that_was_there_before_the_first_champion_is_not_scored(world: World) -> None:
     publish(world, "features", ago(12, 11))
     assert looking_back(world, "score") == []
 
     world.promote(world.register())
     assert looking_back(world, "score") == []
+    # Not even when its features are built again.
+    publish(world, "features", ago(12, 11), run_id="again")
+    assert looking_back(world, "score") == []
+
+
+def test_days_that_an_unusable_champion_left_are_scored_by_its_successor_and_no_others(tmp_path: Path) -> None:
+    world = make_world(tmp_path, synthetic.deployment(tmp_path))
+    *history, scored, left, also_left = ago(7, 6, 4, 3, 2)
+    for day in history:
+        world.publish(day)
+    world.promote(world.register("2013-03-20"))
+    for day in (scored, left, also_left):
+        world.publish(day)
+    by_hand.score(world.settings, "toy", scored)
+    before = world.predictions(scored)
+    client = MlflowClient(tracking_uri=world.settings.mlflow_url, registry_uri=world.settings.mlflow_url)
+    client.delete_model_version("toy", "1")
+    with pytest.raises(VersionUnusable):
+        by_hand.score(world.settings, "toy", left)
+
+    world.promote(world.register("2013-03-26", seed=6))
+    overdue = looking_back(world, "score")
+    assert overdue == [left.key, also_left.key]
+    for key in overdue:
+        by_hand.score(world.settings, "toy", Interval.from_key(key))
+    assert looking_back(world, "score") == []
+    made_by = {one.interval: one.inputs["version"] for one in world.ledger.publications("toy", "predictions")}
+    assert made_by == {scored: 1, left: 2, also_left: 2}
+    assert {row["version"] for row in world.predictions(left)} == {2}
+    assert world.predictions(scored) == before
 
 
 def test_a_week_is_judged_again_after_a_day_of_it_came(world: World) -> None:

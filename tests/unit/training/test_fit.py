@@ -442,8 +442,10 @@ def test_a_candidate_is_one_run_that_answers_what_it_came_from(trained: Trained)
     assert json.loads(run.data.tags["perennial.snapshots"]) == trained.training_set.snapshots
     assert run.data.tags["mlflow.source.git.commit"] == fitted.code.commit
     hashes = {json.loads(given.dataset.source)["content_hash"] for given in run.inputs.dataset_inputs}
-    assert hashes == set(trained.training_set.content.values())
-    assert [output.model_id for output in run.outputs.model_outputs] == [fitted.model_id]
+    refit = trained.evaluation.refit
+    assert refit is not None
+    assert hashes == {*trained.training_set.content.values(), refit.content}
+    assert {output.model_id for output in run.outputs.model_outputs} == {fitted.model_id, refit.stored.model_id}
     names = ("roc.png", "precision_recall.png", "calibration.png", "importance.png", "importance.json", "trials.json")
     files = {file.path for file in client.list_artifacts(run.info.run_id, "validation")}
     assert files == {f"validation/{name}" for name in names}

@@ -321,7 +321,8 @@ def test_figures_are_those_of_the_ledger(deployed: Settings, airflow: AirflowSta
 def test_age_and_gaps_of_each_table_are_shown(deployed: Settings, airflow: AirflowStandIn) -> None:
     first, second, third, _, fifth = Interval.of("2024-01-01", "2024-01-06").days()
     for day, readings in ((first, 9), (second, 0), (third, 9), (fifth, 0)):
-        publish(deployed, "tables", day, hours=10, readings=readings)
+        awaited = {"awaited": {"readings": [day.key]}} if day == fifth else {}
+        publish(deployed, "tables", day, inputs=awaited, hours=10, readings=readings)
     watch = watchdog(deployed, airflow)
     watch.look(utc("2024-01-06T12:00:00Z"))  # the fifth is the newest day that is due
 
@@ -329,6 +330,7 @@ def test_age_and_gaps_of_each_table_are_shown(deployed: Settings, airflow: Airfl
     until = {table: figures["perennial_table_until_timestamp_seconds", MODEL, table] for table in ("hours", "readings")}
     assert until == {"hours": fifth.end.timestamp(), "readings": third.end.timestamp()}
     assert {table: figures["perennial_table_days_missing", MODEL, table] for table in until} == {"hours": 1, "readings": 3}
+    assert {table: figures["perennial_table_days_awaited", MODEL, table] for table in until} == {"hours": 0, "readings": 1}
 
 
 def test_alerts_whose_sender_is_overdue_are_sent_by_the_watchdog(

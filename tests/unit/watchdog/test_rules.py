@@ -281,12 +281,59 @@ def test_a_refused_day_is_told_of_by_its_own_alert_until_the_next_one_is_due() -
 )
 def test_people_are_told_again_when_another_day_is_missing(missing: tuple[int, ...], again: bool) -> None:
     # Told when the eighth was the newest day that was due: today less eight days and some hours.
-    state = lacking(*missing, silent_told_at=TODAY - 7 * DAY + 9 * HOUR)
+    state = lacking(*missing, told_at={"silent": TODAY - 7 * DAY + 9 * HOUR})
     seen = look(known(state))
     assert seen.findings[f"models/{MODEL}/silent"].again is again
 
     told, _, _ = confirm(seen, {}, {f"models/{MODEL}/silent"}, NOW)
     assert set(told) == ({f"models/{MODEL}/silent"} if again else set())
+
+
+def awaiting(*numbers: int, **changed: Any) -> ModelState:
+    """A model whose readings may come two days late, and have not come for these days, counted from today."""
+    tables = {**spec().tables, "readings": spec().tables["readings"].model_copy(update={"late": 2 * DAY})}
+    awaited = {"readings": [days(n, n + 1)[0].interval for n in numbers]}
+    return replace(well(), spec=spec().model_copy(update={"tables": tables}), awaited=awaited, **changed)
+
+
+def test_a_table_is_told_of_once_no_ingest_looks_for_it_any_more() -> None:
+    # The ingest of today, which is not due yet, looks back for two days.
+    assert found(known(awaiting(-1, -2))) == set()
+
+    [finding] = look(known(awaiting(-1, -3, -4))).findings.values()
+
+    assert (finding.subject, finding.alert.severity, finding.alert.kind) == (
+        f"models/{MODEL}/late/readings",
+        "warning",
+        "data_late",
+    )
+    assert finding.alert.title == f"{MODEL}: readings has not come for 2 days, the first one 11 May 2024"
+    assert "- 11 - 12 May 2024 (2 days)" in finding.alert.text
+    assert f"perennial ingest {MODEL} 2024-05-11 2024-05-13" in finding.alert.text
+
+
+def test_a_table_that_an_ingest_is_about_to_complete_is_not_told_of() -> None:
+    just_now = [*days(-30, -1), replace(days(-1, 0)[0], at=NOW - timedelta(minutes=1))]
+    assert found(known(awaiting(-3, tables=just_now))) == set()
+
+
+@pytest.mark.parametrize(("given_up", "again"), [((-4,), False), ((-4, -3), True), ((-3,), True)])
+def test_people_are_told_again_when_a_table_is_given_up_for_another_day(given_up: tuple[int, ...], again: bool) -> None:
+    # Told a day ago, when the day before yesterday was the newest one.
+    state = awaiting(*given_up, told_at={"late/readings": NOW - DAY})
+    [finding] = look(known(state)).findings.values()
+    assert finding.again is again
+
+
+def test_rows_that_came_too_late_are_told_of_by_their_days_as_an_event() -> None:
+    came = replace(days(-1, 0)[0], too_late={"readings": {"2024-05-09": 3, "2024-05-10": 1}})
+
+    [finding] = look(known(awaiting(tables=[*days(-30, -1), came]))).findings.values()
+
+    assert finding.key == f"data_late:{MODEL}:readings:2024-05-14"
+    assert finding.alert.title == f"{MODEL}: 4 rows of readings came too late, with 14 May 2024"
+    assert "- 9 May 2024 (3 rows)\n- 10 May 2024 (1 row)\n" in finding.alert.text
+    assert finding.alert.severity == "warning"
 
 
 def test_nothing_is_due_of_a_model_that_never_published() -> None:
