@@ -270,6 +270,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         return "\n".join([*found, "No data are published yet, so the features were not computed."]), True
     from perennial.features.history import gaps_of_training, refuse_gaps
     from perennial.features.publish import build_features, find_leaks
+    from perennial.features.published import snapshot_of
 
     told, refused = find_changed_types(folder, parts.lake)
     found += told
@@ -277,13 +278,17 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         return "\n".join([*found, *refused]), False
     newest = parts.ledger.latest(model, "tables", spec.entity.table) or published
     end, length = newest.interval.end, spec.training.window + spec.training.holdout
-    try:
-        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, Interval(end - length, end)))
-    except SnapshotMissing as error:
-        return "\n".join([*found, str(error)]), False
     day = Interval(end - timedelta(days=1), end)
-    built = build_features(folder, parts.lake, day)
+    try:
+        for table in folder.feature_tables:
+            snapshot_of(folder, table, published.snapshots)
+        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, Interval(end - length, end)))
+        built = build_features(folder, parts.lake, day)
+    except (SnapshotMissing, SpecError) as error:
+        return "\n".join([*found, str(error)]), False
     found.append(f"features of {day}: {built.rows:,} rows")
+    if spec.label.table not in published.snapshots:
+        found.append(f"No labels are published yet, in table {spec.label.table}, so no training is possible.")
     leaks = find_leaks(folder, parts.lake, day)
     found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on data that were not known yet."]
     return "\n".join(found), not leaks
@@ -295,7 +300,10 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
 @contextmanager
 def _run(settings: Settings, model: str, interval: Interval | None) -> Iterator[StageRun]:
     with _opened(settings, model, interval) as (deployment, run_id):
-        yield StageRun(deployment.model(model), deployment, run_id, run_id)
+        folder = deployment.model(model)
+        if folder.spec.retired:
+            raise SpecError(f"{model} is retired: to bring it back, remove `retired: true` from {folder.path / 'model.yaml'}")
+        yield StageRun(folder, deployment, run_id, run_id)
 
 
 @contextmanager

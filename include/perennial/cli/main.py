@@ -69,8 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno != errno.ENOSPC:
             raise
         sys.exit(f"the disk of {error.filename or state_folder()} is full: make room and run the command again")
+    except Exception as error:
+        # Its module is slow to import, so it is asked only about errors of a command that has imported it.
+        if "mlflow" not in sys.modules or (told := _unanswered(error)) is None:
+            raise
+        sys.exit(told)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _unanswered(error: Exception) -> str | None:
+    from perennial.cli.command import living_settings
+    from perennial.registry.server import unanswered
+
+    return unanswered(error, living_settings())
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -56,6 +56,20 @@ def published_tables(folder: ModelFolder, ledger: Ledger) -> Publication:
     return published
 
 
+def snapshot_of(folder: ModelFolder, name: str, snapshots: Mapping[str, int]) -> int:
+    """The snapshot of one table of ``model.yaml``.
+
+    Raises:
+        SnapshotMissing: the table was never published.
+    """
+    if name not in snapshots:
+        model = folder.spec.name
+        raise SnapshotMissing(
+            f"{model}: table {name} of model.yaml was never published; run {model}.ingest again for these days"
+        )
+    return snapshots[name]
+
+
 def scan(
     folder: ModelFolder,
     lake: Lake,
@@ -81,18 +95,16 @@ def scan(
         SnapshotMissing: the table was never published, or lacks a column of the spec.
     """
     model, table = folder.spec.name, folder.spec.tables[name]
-    again = f"run {model}.ingest again for these days"
-    if name not in snapshots:
-        raise SnapshotMissing(f"{model}: table {name} of model.yaml was never published; {again}")
+    snapshot = snapshot_of(folder, name, snapshots)
     try:
         return lake.scan(
             model,
             name,
-            snapshots[name],
+            snapshot,
             columns=columns or published_schema(table).names,
             interval=within if table.event_time else None,
             event_time=table.event_time,
             known_by=known_by,
         )
     except ValueError as error:
-        raise SnapshotMissing(f"{error}, though model.yaml names it; {again}") from error
+        raise SnapshotMissing(f"{error}, though model.yaml names it; run {model}.ingest again for these days") from error

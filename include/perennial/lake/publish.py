@@ -338,6 +338,7 @@ class Lake:
             ValueError: the table has no such column.
         """
         found = self._catalog.load(model, table)
+        self._catalog.require(found, snapshot)
         where: BooleanExpression = AlwaysTrue()
         if interval is not None:
             column = event_time or event_time_of(found)
@@ -346,11 +347,12 @@ class Lake:
             where = And(where, Span.of(column, interval).expression)
         if known_by is not None:
             where = And(where, _known_by(known_by))
-        tasks = self._catalog.files(found, snapshot, where)
         if columns is None:
             columns = self._catalog.columns(found, snapshot)
-        if unknown := [column for column in columns if column not in columns_of(found.schema())]:
+        needed = [*columns, *([event_time] if interval is not None and event_time is not None else [])]
+        if unknown := [column for column in dict.fromkeys(needed) if column not in columns_of(found.schema())]:
             raise ValueError(f"{model}: table {table} has no column {', '.join(unknown)}")
+        tasks = self._catalog.files(found, snapshot, where)
         return self._catalog.read(found, tasks, columns=columns, where=where, snapshot=snapshot)
 
     def without_values(
@@ -383,6 +385,9 @@ class Lake:
         """
         found = self._catalog.load(model, table)
         present = columns_of(found.schema())
+        if event_time is not None and event_time not in present:
+            # A new event time, which no row has yet. Rows are placed by the one that they were published with.
+            event_time = event_time_of(found)
         span = Span.of(event_time, interval).expression if event_time and interval else AlwaysTrue()
 
         def held(column: str) -> list[str]:

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from perennial.alerts import of_models
 from perennial.alerts.alert import Alert
 from perennial.core import logs
+from perennial.core.errors import PerennialError
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
 from perennial.drift.compare import NOT_FEATURES, PREDICTION, compare, first_line, match_reference
@@ -43,6 +44,7 @@ from perennial.monitoring.impact import Bound
 from perennial.registry.folders import own_features, own_folder
 from perennial.registry.runs import CandidateRun
 from perennial.registry.store import Registry
+from perennial.scoring.predictor import of_other_entities
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
@@ -254,6 +256,8 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         there = ledger.publications(spec.name, "predictions", interval)
         if scored is None or not there:
             return unknown(f"no predictions are published for {interval}")
+        if (others := of_other_entities(spec, lake, "predictions", scored.snapshots.get("predictions"))) is not None:
+            return unknown(others)
         gaps = uncovered(interval, there)
         found = replace(found, snapshots={"predictions": scored.snapshots["predictions"]}, missing=[gap.key for gap in gaps])
         days, needed = interval.touched_days(), spec.schedules.days_needed(interval)
@@ -300,6 +304,9 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         reasons = [*comparison.reasons, *_left_out(made_by, version, gaps)]
         estimate = _estimate(folder, model, predictions, reference)
         return replace(found, comparison=replace(comparison, reasons=reasons), estimate=estimate)
+    except PerennialError as error:
+        log.warning("drift could not be judged: %s", error)
+        return unknown(f"the comparison failed, {first_line(error)}")
     except Exception as error:
         log.exception("drift could not be judged")
         return unknown(f"the comparison failed, {first_line(error)}")

@@ -10,7 +10,7 @@ Neighbour: :mod:`perennial.monitoring.retraining` decides from these measurement
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,10 +26,10 @@ from perennial.features.labels import read_labels
 from perennial.features.maturity import mature_until
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import label_delay, trained_as_of
-from perennial.ledger.records import Performance, Publication
+from perennial.ledger.records import Performance, Publication, VersionRecord
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
-from perennial.scoring.predictor import DATASET
+from perennial.scoring.predictor import DATASET, of_other_entities
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
@@ -73,7 +73,8 @@ def measure_performance(
     Windows are the days or ISO weeks of ``schedules.monitor``. They lie in ``interval``, or before its end by at most the
     length of the training window and the time that labels take. Each version that predicted in a window is measured when the
     window's labels are mature (:func:`perennial.features.maturity.mature_until`), at least ``gates.min_rows`` labels are known
-    by ``as_of``, and labels for at least the share ``gates.label_coverage`` of its predictions. So the run of a later window
+    by ``as_of``, and labels for at least the share ``gates.label_coverage`` of its predictions. A version that was trained for
+    another task than the present one is not measured. So the run of a later window
     measures a window whose labels came late. It is measured again when more labels are known, or when predictions or labels
     were published again. The ledger records each measurement.
 
@@ -92,6 +93,9 @@ def measure_performance(
     if predictions is None or tables is None:
         log.info("nothing to measure: no predictions are published yet")
         return []
+    if (obstacle := not_comparable(spec, lake, {DATASET: predictions}, tables)) is not None:
+        log.warning("nothing to measure: %s", obstacle)
+        return []
     champion = ledger.champion(spec.name)
     delay = label_delay(spec.label, ledger.version(spec.name, champion) if champion is not None else None)
     mature = mature_until(as_of, delay)
@@ -106,12 +110,15 @@ def measure_performance(
         return []
     span = Interval(windows[0].start, windows[-1].end)
     scored, ingested = (ledger.publications(spec.name, dataset, span) for dataset in (DATASET, "tables"))
-    trained = {record.version: trained_as_of(record) for record in ledger.versions(spec.name)}
+    versions = ledger.versions(spec.name)
+    trained = {record.version: trained_as_of(record) for record in versions}
+    others = of_another_task(spec, versions)
     recorded = ledger.performances(spec.name)
     newest_labels = _newest_labels(spec, lake, tables, windows, as_of)
     realised: list[Realised] = []
     for window in windows:
-        if not any(publication.interval.overlaps(window) for publication in scored):
+        by = {publication.inputs.get("version") for publication in scored if publication.interval.overlaps(window)}
+        if by <= others:
             continue
         before = {record.version: record for record in recorded if record.interval == window}
         since = min((record.recorded_at for record in before.values()), default=None)
@@ -124,7 +131,8 @@ def measure_performance(
             continue
         predicted = _read_predictions(spec, lake, predictions, window)
         joined = _join_labels(spec, predicted, read_labels(folder, lake, tables.snapshots, window, as_of=as_of))
-        for version in sorted(int(version) for version in pc.unique(predicted.column("version")).to_pylist()):
+        made_by = {int(version) for version in pc.unique(predicted.column("version")).to_pylist()}
+        for version in sorted(made_by - others):
             measured = _measure(folder, window, version, joined, trained.get(version), as_of)
             record = before.get(version)
             if measured is None or (record is not None and not _is_news(measured, record, republished)):
@@ -142,6 +150,26 @@ def measure_performance(
             log.info("%s: version %d on %d labelled rows: %s", window, version, measured.rows, measured.metrics)
             realised.append(measured)
     return realised
+
+
+def not_comparable(spec: ModelSpec, lake: Lake, predicted: Mapping[str, Publication], tables: Publication) -> str | None:
+    """Why predictions cannot be joined with labels as the model's folder is now; None if they can.
+
+    Args:
+        spec: the model's spec.
+        lake: holds the predictions.
+        predicted: by dataset, its newest publication.
+        tables: the newest publication of the tables.
+    """
+    if absent := sorted({spec.entity.table, spec.label.table} - tables.snapshots.keys()):
+        return f"table {', '.join(absent)} of model.yaml was never published"
+    told = (of_other_entities(spec, lake, name, made.snapshots.get(name)) for name, made in predicted.items())
+    return next((obstacle for obstacle in told if obstacle is not None), None)
+
+
+def of_another_task(spec: ModelSpec, versions: Iterable[VersionRecord]) -> set[int]:
+    """The versions that were trained for another task. Their predictions answer another question than the labels do."""
+    return {record.version for record in versions if record.training.task not in (None, spec.task)}
 
 
 def _is_news(measured: Realised, record: Performance, republished: bool) -> bool:

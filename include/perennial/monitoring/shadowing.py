@@ -35,6 +35,7 @@ from perennial.ledger.succession import completed, newest_leads_back
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
+from perennial.monitoring.performance import not_comparable, of_another_task
 from perennial.monitoring.shadow import Challenger, ShadowVerdict, choose, confidence_of_a_look, judge, period
 from perennial.registry.folders import FeaturesAt, own_features, own_folder
 from perennial.registry.store import Registry
@@ -262,9 +263,15 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
     tables = ledger.published(spec.name, "tables")
     if reign is None or published is None or predictions is None or tables is None:
         return []
+    if (obstacle := not_comparable(spec, deployment.lake, {PREDICTIONS: predictions, DATASET: published}, tables)) is not None:
+        log.warning("versions in the shadow are not compared: %s", obstacle)
+        return []
+    others = of_another_task(spec, ledger.versions(spec.name))
+    if reign.version in others:
+        return []
     scored = [made for made in ledger.publications(spec.name, DATASET) if made.inputs.get("promotion") == reign.id]
     seen: list[ShadowComparison] = []
-    for version in sorted({int(version) for made in scored for version in made.inputs["versions"]}):
+    for version in sorted({int(version) for made in scored for version in made.inputs["versions"]} - others):
         known = ledger.shadow_comparisons(spec.name, promotion=reign.id, version=version)
         rows = _mature_rows(folder, deployment, reign, version, scored, (predictions, published, tables), as_of)
         if rows is None or (known and rows.windows <= max(record.windows for record in known)):

@@ -15,6 +15,7 @@ from perennial.core.errors import SnapshotMissing, SpecError
 from perennial.deployment import Deployment
 from perennial.ledger.records import Publication
 from perennial.operations.standing import standing
+from perennial.registry.server import unanswered
 from perennial.scoring import sink
 from perennial.spec.folder import ModelFolder
 
@@ -138,9 +139,15 @@ def _content(parts: Deployment, newest: Publication, table: str) -> str | None:
 
 
 def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
-    champion, alias = parts.ledger.champion(model), parts.registry.alias(model)
+    champion = parts.ledger.champion(model)
     stands = standing(parts, model, _folder(parts, model))
-    if (renamed := parts.registry.renamed_to(model)) is not None:
+    try:
+        alias, renamed = parts.registry.alias(model), parts.registry.renamed_to(model)
+    # Whatever MLflow's client raises if its server does not answer.
+    except Exception as error:
+        yield f"{model}: {stands.words if stands is not None else unanswered(error, parts.settings) or error}"
+        return
+    if renamed is not None:
         yield (
             f"{model}: the registered model was renamed to {renamed} in MLflow: rename it back to {model}. Until then "
             "nothing is scored or trained, and maintain leaves MLflow as it is"
@@ -152,7 +159,7 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
     if champion != alias:
         yield (
             f"{model}: the ledger's champion is {_version(champion)}, but MLflow's alias points to {_version(alias)}: after a "
-            "restore, run perennial verify --settle; otherwise the next run of maintain moves the alias"
+            f"restore, run perennial verify --settle; otherwise the next run of maintain {_next(parts, model, alias)}"
         )
     if champion is None:
         return
@@ -164,6 +171,17 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
         return
     if pin not in parts.lake.pins(model):
         yield f"{model} version {champion}: the rows that it was trained on are not pinned as {pin}; it cannot be reproduced"
+
+
+def _next(parts: Deployment, model: str, alias: int | None) -> str:
+    """What becomes of an alias that is not the ledger's champion; see :meth:`Champions.reconcile`."""
+    if alias is None or parts.ledger.retirement(model) is not None:
+        return "puts it right"
+    if parts.ledger.version(model, alias) is None:
+        return "refuses, since Perennial did not register that version: move the alias back in MLflow"
+    if parts.registry.may_adopt(model, alias):
+        return f"makes version {alias} champion, since somebody moved the alias there"
+    return "moves the alias back"
 
 
 def _of_predictions(parts: Deployment, model: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ Neighbour: :mod:`perennial.operations.forget` erases what is found here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -121,7 +122,9 @@ def _value(text: str, kind: pa.DataType) -> object:
             return {"true": True, "false": False}[text.lower()]
         if pa.types.is_integer(kind):
             return int(text)
-        return float(text) if pa.types.is_floating(kind) else text
+        if pa.types.is_floating(kind):
+            return number if math.isfinite(number := float(text)) else None
+        return text
     except (ValueError, KeyError):
         return None
 
@@ -145,7 +148,7 @@ def check_values(spec: ModelSpec, values: Mapping[str, str]) -> None:
             known = ", ".join(sorted({column for table in spec.tables.values() for column in table.columns}))
             raise ErasureError(f"{spec.name}: no table has a column {name}; there are: {known}")
         if not any(_value(text, ARROW[kind]) is not None for kind in kinds):
-            raise ErasureError(f"{spec.name}: the value given for {name} is not a {' or '.join(sorted(kinds))}")
+            raise ErasureError(f"{spec.name}: the value given for {name} is not of the type {' or '.join(sorted(kinds))}")
 
 
 # --- the quarantine --------------------------------------------------------------------------------------------------

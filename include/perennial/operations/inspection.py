@@ -19,6 +19,7 @@ from perennial.ingestion import casting
 from perennial.ingestion.files import unknown_codes
 from perennial.lake.publish import Lake
 from perennial.lake.schema import published_schema
+from perennial.scoring.predictor import refuse_other_predictions
 from perennial.spec.data import Source
 from perennial.spec.folder import ModelFolder
 from perennial.spec.monitoring import MIN_VALUES
@@ -60,6 +61,10 @@ def find_changed_types(folder: ModelFolder, lake: Lake) -> tuple[list[str], list
             lake.check_types(spec.name, name, published_schema(table))
         except SpecError as error:
             refused.append(str(error))
+    try:
+        refuse_other_predictions(spec, lake)
+    except SpecError as error:
+        refused.append(str(error))
     try:
         anew = lake.check_types(spec.name, DATASET, point_in_time.feature_schema(spec), derived=spec.features.names)
     except SpecError as error:

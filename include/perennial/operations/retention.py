@@ -120,6 +120,8 @@ def _event_time(spec: ModelSpec, dataset: str, table: str) -> str | None:
 
 
 def _count(lake: Lake, model: str, table: str, snapshot: int, column: str, before: datetime) -> int:
+    if column not in lake.columns(model, table, snapshot):
+        return 0  # the event time is another one now, and no row has it yet
     old = Interval(_FIRST, before)
     with lake.scan(model, table, snapshot, columns=[column], interval=old, event_time=column) as rows:
         return sum(batch.num_rows for batch in rows)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -120,7 +120,14 @@ class Champions(Versions):
         )
 
     def promote_by_hand(
-        self, spec: ModelSpec, version: int, *, override: str | None, actor: str, run_id: str | None = None
+        self,
+        spec: ModelSpec,
+        version: int,
+        *,
+        override: str | None,
+        actor: str,
+        run_id: str | None = None,
+        check: Callable[[int], object] = lambda _: None,
     ) -> Promotion:
         """Make a version champion at a person's request.
 
@@ -134,6 +141,7 @@ class Champions(Versions):
             override: the reason to promote in spite of obstacles; None or blank: promote only if there are none.
             actor: who asks for it.
             run_id: the run; a retry of it does not promote again.
+            check: raises an error if the version could not score.
 
         Returns:
             The promotion that made the version champion, now or earlier.
@@ -147,6 +155,7 @@ class Champions(Versions):
         champion = self.reconcile(model)
         if champion == version:
             return completed(self._ledger.promotions(model))[-1]
+        check(version)
         reason = (override or "").strip()
         record = self._ledger.version(model, version)
         obstacle = self._bar(model, version) or _still_asked(spec, self._ledger.approvals(model, version))
@@ -216,6 +225,7 @@ class Champions(Versions):
         run_id: str | None = None,
         expected: int | None = None,
         evidence: Mapping[str, Any] | None = None,
+        check: Callable[[int], object] = lambda _: None,
     ) -> Rollback:
         """Make an earlier champion the champion again.
 
@@ -230,6 +240,7 @@ class Champions(Versions):
             run_id: the run; a retry of it does not roll back again.
             expected: roll back only from this champion; None: from any champion.
             evidence: what the decision is based on, if a program decided.
+            check: raises an error if the version could not score.
 
         Raises:
             NoChampion: there is no champion, there was none before it, or the version was never champion.
@@ -255,7 +266,7 @@ class Champions(Versions):
                     f"nothing was changed: the newest change is already a rollback, from version {last.previous} to {champion} "
                     f"by {last.actor} ({last.reason}); to go back further, name the version",
                 )
-            before = lineage(promotions)[:-1]
+            before = lineage(self._standing(model, promotions))[:-1]  # not to a champion of before a retirement
             if not before:
                 raise NoChampion(f"{model} version {champion} has no earlier champion: name a version, or train a new one")
             to = before[-1]
@@ -266,6 +277,7 @@ class Champions(Versions):
                 f"{model} version {to} was never champion, so you cannot roll back to it; to make it champion: "
                 f"perennial promote {model} {to}"
             )
+        check(to)
         try:
             made = self._change(
                 model, to, expected=champion, action="rollback", reason=reason, actor=actor, run_id=run_id,
@@ -378,6 +390,11 @@ class Champions(Versions):
     def alias(self, model: str) -> int | None:
         """Return the version that MLflow's alias names, which may differ from the ledger; None if there is no alias."""
         return self._alias(model, CHAMPION)
+
+    def may_adopt(self, model: str, version: int) -> bool:
+        """Whether :meth:`reconcile` takes over a version that somebody moved the alias to."""
+        made = self._standing(model, self._ledger.promotions(model))
+        return version in {change.version for change in made} or self._bar(model, version) is None
 
     def follow_ledger(self, model: str) -> int | None:
         """Set MLflow's aliases to what the ledger says, no matter who moved them.

@@ -381,7 +381,8 @@ def with_own_features(own: OwnFolder, lake: Lake, interval: Interval, rows: pa.T
     if own.is_current:
         return rows
     spec, record = own.current.spec, own.record
-    at = own_features(own, lake, interval, run_id=run_id)
+    # Days that are missing are missing for all; below, each row must have its features.
+    at = own_features(own, lake, interval, run_id=run_id, whole=False)
     identity = list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
     features = lake.scan(
         spec.name, at.dataset, at.snapshot, columns=list(dict.fromkeys([*identity, *record.training.features])),

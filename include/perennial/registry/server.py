@@ -30,6 +30,20 @@ MISSING = "RESOURCE_DOES_NOT_EXIST"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 
 
+def unanswered(error: BaseException, settings: Settings) -> str | None:
+    """What to tell people if MLflow's client raised an error; None if the error is another one.
+
+    Where an answer of MLflow has a meaning, such as that there is no such version, it has been caught before.
+    """
+    if not isinstance(error, MlflowException):
+        return None
+    address = make_url(settings.mlflow_url).render_as_string(hide_password=True)
+    said = (str(error).splitlines() or [""])[0]
+    return (
+        f"MLflow at {address} does not answer as it should: {said}. Nothing is wrong with the model; try again when it answers"
+    )
+
+
 class Mlflow:
     """The MLflow of this deployment, which follows the ledger; each concern of :mod:`perennial.registry` extends it."""
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perennial.core.errors import ArtifactRejected, CardError, PerennialError
+from perennial.core.errors import ArtifactRejected, CardError, PerennialError, VersionUnusable
 from perennial.deployment import Deployment
 from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.training import TrainingRecord
@@ -134,17 +134,26 @@ def gather(folder: ModelFolder | None, deployment: Deployment, model: str, versi
             ],
             rival=rival,
             rival_files=None if rival is None else _files(rival, folder, registry),
-            rival_artifacts={} if rival is None else _artifacts(registry, rival),
+            rival_artifacts={} if rival is None else _artifacts_if_kept(registry, rival),
             rival_missing={} if rival is None else _missing(registry, rival),
             run_url=registry.run_url(record.mlflow_run_id),
         )
 
 
 def _artifacts(registry: Registry, record: VersionRecord) -> dict[str, bytes]:
-    run = registry.run(record.mlflow_run_id)
     return {
-        f"{place}/{name}": content for place in ("validation", "holdout") for name, content in run.read_files(place).items()
+        f"{place}/{name}": content
+        for place in ("validation", "holdout")
+        for name, content in registry.files_of_run(record.mlflow_run_id, place).items()
     }
+
+
+def _artifacts_if_kept(registry: Registry, record: VersionRecord) -> dict[str, bytes]:
+    try:
+        return _artifacts(registry, record)
+    except VersionUnusable as error:
+        log.warning("the report shows no pictures of version %d: %s", record.version, error)
+        return {}
 
 
 def _files(record: VersionRecord, folder: ModelFolder | None, registry: Registry) -> dict[str, str] | None:

@@ -18,6 +18,7 @@ from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
 from perennial.reports.lineage import ModelHistory, Node, PredictionRow
 from perennial.scoring.predictor import DATASET as PREDICTIONS
+from perennial.scoring.predictor import of_other_entities
 from perennial.spec.model import ModelSpec
 
 __all__ = ["draw", "find_prediction", "read_history"]
@@ -62,6 +63,8 @@ def find_prediction(lake: Lake, ledger: Ledger, spec: ModelSpec, key: Sequence[s
     if PREDICTIONS not in published.snapshots:
         raise LineageError(f"{spec.name}: its lake was removed when it was retired; you can still trace an interval")
     columns = [*dict.fromkeys([*spec.entity_table.key, spec.event_time, *_ANSWERS])]
+    if (others := of_other_entities(spec, lake, PREDICTIONS, published.snapshots[PREDICTIONS])) is not None:
+        raise LineageError(f"{spec.name}: {others}; to trace one of them, put the model folder back as it was")
     rows = lake.scan(
         spec.name, PREDICTIONS, published.snapshots[PREDICTIONS], columns=columns, interval=at, event_time=spec.event_time
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from perennial.core.errors import ScoringError
+from perennial.core.errors import ScoringError, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.streams import ahead
 from perennial.evaluation.metrics import count_not_finite
@@ -62,6 +62,38 @@ def predictions_schema(spec: ModelSpec) -> pa.Schema:
             pa.field("predicted_at", MOMENT, nullable=False),
         ]
     )
+
+
+def refuse_other_predictions(spec: ModelSpec, lake: Lake) -> None:
+    """Refuse a task whose predictions cannot stand beside those that are published: classes are texts, others are numbers.
+
+    Raises:
+        SpecError: the message says what to do.
+    """
+    try:
+        lake.check_types(spec.name, DATASET, pa.schema([predictions_schema(spec).field("prediction")]))
+    except SpecError as error:
+        raise SpecError(
+            f"{spec.name}: {spec.task} gives {'classes' if spec.task == 'multiclass_classification' else 'numbers'}, and the "
+            "predictions that are published are of the other kind. Describe it as a model with another name, and end this one "
+            f"with `perennial retire {spec.name}`"
+        ) from error
+
+
+def of_other_entities(spec: ModelSpec, lake: Lake, dataset: str, snapshot: int | None) -> str | None:
+    """What to tell people if published predictions lack the key or event time of the present entities; None if they do not.
+
+    Args:
+        spec: the model's spec, as it is now.
+        lake: holds the predictions.
+        dataset: the dataset, and the table's name.
+        snapshot: the snapshot of the table; None if the lake was removed when the model was retired.
+    """
+    if snapshot is None:
+        return f"the {dataset} were removed with the lake when the model was retired, and no new ones are published"
+    there = lake.columns(spec.name, dataset, snapshot)
+    gone = [name for name in dict.fromkeys([*spec.entity_table.key, spec.event_time]) if name not in there]
+    return f"the published {dataset} were made for entities without {', '.join(gone)}" if gone else None
 
 
 class PredictionTally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from perennial.core import logs
@@ -154,7 +155,7 @@ def promote_by_hand(run: StageRun, version: int, *, override: str | None, actor:
     """
     logs.resolved(version=version)
     return run.deployment.registry.promote_by_hand(
-        run.folder.spec, version, override=override, actor=actor, run_id=run.qualified_id
+        run.folder.spec, version, override=override, actor=actor, run_id=run.qualified_id, check=partial(_check_use, run)
     )
 
 
@@ -172,4 +173,19 @@ def roll_back(run: StageRun, version: int | None, *, reason: str, actor: str) ->
         ArtifactRejected: the stored model cannot be loaded.
         StaleDecision: another promotion came in between.
     """
-    return run.deployment.registry.rollback(run.model, version, actor=actor, reason=reason, run_id=run.qualified_id)
+    return run.deployment.registry.rollback(
+        run.model, version, actor=actor, reason=reason, run_id=run.qualified_id, check=partial(_check_use, run)
+    )
+
+
+def _check_use(run: StageRun, version: int) -> None:
+    """Refuse a version that scoring would refuse.
+
+    Raises:
+        VersionUnusable: the tables or MLflow no longer have what it needs, or the model is asked for something else.
+    """
+    from perennial.registry.folders import computable, own_folder
+
+    registry = run.deployment.registry
+    registry.load(run.model, version, spec=run.folder.spec)
+    computable(own_folder(registry, version, run.folder), None, None)

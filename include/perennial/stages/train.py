@@ -29,9 +29,12 @@ def build_training_set(run: StageRun, *, as_of: datetime, calendar: Interval | N
     Raises:
         TrainingError: there is too little data; the message says what is missing.
         ModelRenamed: the registered model has another name in MLflow, so no version could be registered.
+        SpecError: the model's predictions could not be published.
     """
+    from perennial.scoring.predictor import refuse_other_predictions
     from perennial.training import training_set
 
+    refuse_other_predictions(run.folder.spec, run.deployment.lake)
     run.deployment.registry.check_name(run.model)
     return training_set.build_training_set(
         run.folder, run.deployment, as_of=as_of, run_id=run.qualified_id, staging=run.staging, calendar=calendar

@@ -29,6 +29,7 @@ from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.labels import read_labels
 from perennial.features.maturity import mature_until, measure_delay, passes_from
 from perennial.features.publish import ensure_features
+from perennial.features.published import snapshot_of
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.store import Ledger
@@ -270,8 +271,8 @@ def _snapshots(folder: ModelFolder, ledger: Ledger) -> dict[str, int]:
     features, tables = ledger.published(spec.name, "features"), ledger.published(spec.name, "tables")
     if features is None or tables is None:
         raise TrainingError(f"{spec.name}: nothing is published yet; run {spec.name}.ingest for a range of past days first")
-    needed = sorted({spec.label.table, spec.entity.table})
-    return {"features": features.snapshots["features"], **{table: tables.snapshots[table] for table in needed}}
+    needed = {name: snapshot_of(folder, name, tables.snapshots) for name in sorted({spec.label.table, spec.entity.table})}
+    return {"features": features.snapshots["features"], **needed}
 
 
 def _read_rows(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from perennial.alerts import of_models
 from perennial.core.errors import BackupError
@@ -246,8 +248,22 @@ def test_an_alias_that_differs_is_named(world: World) -> None:
     world.registry._client.set_registered_model_alias("toy", "champion", "2")
     assert problems(world) == [
         "toy: the ledger's champion is version 1, but MLflow's alias points to version 2: after a restore, run perennial "
-        "verify --settle; otherwise the next run of maintain moves the alias"
+        "verify --settle; otherwise the next run of maintain makes version 2 champion, since somebody moved the alias there"
     ]
+    world.registry._client.delete_registered_model_alias("toy", "champion")
+    assert problems(world)[0].endswith("otherwise the next run of maintain puts it right")
+
+
+def test_an_mlflow_that_does_not_answer_is_a_problem_and_the_rest_is_compared(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("API request to http://mlflow failed: Connection refused")
+
+    for asked in ("get_registered_model", "get_model_version"):
+        monkeypatch.setattr(MlflowClient, asked, refuse)
+    [told] = problems(world)
+    assert told.startswith("toy: whether version 1, the champion, can be used is unknown, since MLflow does not answer")
 
 
 def test_a_model_that_was_changed_is_named(world: World) -> None:

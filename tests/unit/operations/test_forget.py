@@ -176,7 +176,8 @@ def test_a_value_of_a_column_stands_for_all_entities_that_have_it(world: World) 
     [
         ({"visitor": "x"}, None, r"named by visit: give --key visit=…"),
         (None, {"shoe": "44"}, r"no table has a column shoe; there are: kind"),
-        (None, {"x": "tall"}, r"the value given for x is not a float"),
+        (None, {"x": "tall"}, r"the value given for x is not of the type float"),
+        (None, {"x": "nan"}, r"the value given for x is not of the type float"),
     ],
 )
 def test_what_names_no_entity_is_refused(world: World, key: Any, column: Any, told: str) -> None:

@@ -91,6 +91,19 @@ def test_a_retired_model_has_no_champion_in_ledger_and_mlflow_and_says_since_whe
     assert end(parts)[0] == told[0], "twice is the same as once"
 
 
+def test_a_model_that_starts_again_without_its_lake_neither_measures_nor_rolls_back_to_what_was(parts: Deployment) -> None:
+    folder = parts.settings.models / "toy"
+    shutil.move(folder, kept := folder.parent.parent / "kept")
+    end(parts, drop_lake=True)
+    shutil.move(kept, folder)
+    again = open_world(parts.settings.models.parent, parts.settings)
+    again.publish(DAY, seed=12)
+    assert "were removed with the lake" in by_hand.monitor(parts.settings, "toy", DAY)
+    again.promote(2)
+    with pytest.raises(NoChampion, match="has no earlier champion"):
+        by_hand.rollback(parts.settings, "toy", None, "it was better")
+
+
 def test_an_alias_that_somebody_moves_back_is_removed(parts: Deployment) -> None:
     mark_retired(parts, "toy")
     end(parts)

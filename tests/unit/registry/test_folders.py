@@ -12,10 +12,20 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from threadpoolctl import threadpool_limits
 
 from perennial.cli import by_hand
-from perennial.core.errors import ArtifactRejected, ModelRenamed, ScoringError, SnapshotMissing, VersionUnusable
+from perennial.cli.main import main
+from perennial.core.errors import (
+    ArtifactRejected,
+    LineageError,
+    ModelRenamed,
+    ScoringError,
+    SnapshotMissing,
+    SpecError,
+    VersionUnusable,
+)
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
 from perennial.evidence.evaluation import Contender
@@ -41,6 +51,8 @@ QUICK = {
     "gates": "gates: {min_rows: 50} => gates: {min_rows: 50, leak: 1.0, operation: {latency: 60000}, resampling: {block: 1d}, "
     "champion: {mode: not_worse, margin: 1}, robustness: {noise_drop: null, missing_drop: null}}",
 }
+#: Another event time, which has the values of the one that it replaces.
+HELD = "moment: {type: timestamp}\n      held: {type: timestamp, from: [moment]}"
 WITHOUT_NOISE = "numeric: [x, noise] => numeric: [x]"
 #: The feature noise is a category instead of a number.
 IN_WORDS = "SELECT visit, x, CASE WHEN noise > 0 THEN 'up' ELSE 'down' END AS noise, kind FROM entities\n"
@@ -242,6 +254,18 @@ def test_a_champion_whose_column_is_gone_is_unusable_and_another_takes_its_place
     assert alert.resolved_by is not None
 
 
+def test_nobody_rolls_back_to_a_version_that_can_no_longer_score(world: World) -> None:
+    bring(world, NEXT, noise=None)
+    without_column(world)
+    assert by_hand.train(world.settings, "toy", NEXT.end) == "toy version 2 is champion"
+    for back in (None, 1):
+        with pytest.raises(VersionUnusable, match=r"needs what the tables of model.yaml no longer have \(visits.noise\)"):
+            by_hand.rollback(world.settings, "toy", back, "it was better")
+    with pytest.raises(VersionUnusable):
+        by_hand.promote(world.settings, "toy", 1, "it was better")
+    assert world.ledger.champion("toy") == 2
+
+
 def test_a_candidate_that_is_no_better_than_a_baseline_does_not_replace_an_unusable_champion(world: World) -> None:
     bring(world, NEXT, noise=None)
     without_column(world)
@@ -268,6 +292,84 @@ def test_a_column_that_features_do_not_need_may_go(world: World) -> None:
     )  # fmt: skip
     own = own_folder(world.registry, 1, changed)
     assert computable(own, None, None) is own.folder
+
+
+def test_a_missing_day_does_not_keep_a_champion_with_its_own_folder_from_being_measured(world: World) -> None:
+    after_a_gap = Interval.of("2013-04-01", "2013-04-02")
+    bring(world, after_a_gap)
+    change(world, "SELECT visit, x, kind FROM entities\n", feature=WITHOUT_NOISE)
+    assert by_hand.train(world.settings, "toy", after_a_gap.end) == "toy version 2 is champion"
+    second = newest(world)
+    assert second.training.missing == ["2013-03-31"]
+    assert (champion_in(second).error, champion_in(second).rows) == (None, 6 * 60)
+
+
+def test_predictions_of_another_task_are_not_measured(world: World) -> None:
+    rescored(world, NEXT)
+    synthetic.write_folder(world.folder.path.parent, "binary_classification")
+    assert "\n0 windows measured" in by_hand.monitor(world.settings, "toy", NEXT)
+    assert world.ledger.performances("toy") == []
+
+
+def test_a_task_whose_predictions_cannot_stand_beside_the_published_ones_is_refused_before_a_training(world: World) -> None:
+    rescored(world, NEXT)
+    synthetic.write_folder(world.folder.path.parent, "multiclass_classification")
+    told, sound = by_hand.inspect(world.settings, "toy")
+    refused = "toy: multiclass_classification gives classes, and the predictions that are published are of the other kind"
+    assert refused in told
+    assert not sound
+    with pytest.raises(SpecError, match=f"{refused}. Describe it as a model with another name"):
+        by_hand.train(world.settings, "toy", NEXT.end)
+    assert len(world.ledger.versions("toy")) == 1
+
+
+@pytest.mark.parametrize(
+    ("sql", "edits"),
+    [
+        (
+            "SELECT ticket, x, noise, kind FROM entities\n",
+            [("key: [visit]", "key: [ticket]"), ("visit: {type: string}", "ticket: {type: string, from: [visit]}")],
+        ),
+        (
+            "SELECT visit, x, noise, kind FROM entities\n",
+            [("event_time: moment", "event_time: held"), ("moment: {type: timestamp}", HELD), ("moment -", "held -")],
+        ),
+    ],
+    ids=["key", "event time"],
+)
+def test_a_model_that_is_asked_for_other_entities_is_told_so_everywhere(
+    world: World, sql: str, edits: list[tuple[str, str]]
+) -> None:
+    rescored(world, NEXT)
+    text = (world.folder.path / "model.yaml").read_text()
+    for old, new in edits:
+        text = text.replace(old, new)
+    (world.folder.path / "model.yaml").write_text(text + "retention: {tables: 30d, predictions: 30d, features: 30d}\n")
+    (world.folder.path / "features.sql").write_text(sql)
+    told, sound = by_hand.inspect(world.settings, "toy")
+    assert "version 1, the champion, is unusable: toy version 1 predicts the rows of visits by visit (string) at moment" in told
+    assert "ingest them again: perennial ingest toy 2013-03-17 2013-03-31" in told
+    assert not sound
+    assert "\n0 windows measured" in by_hand.monitor(world.settings, "toy", NEXT)
+    assert "version 1, the champion, is unusable" in by_hand.tidy(world.settings, "toy")
+    with pytest.raises(LineageError, match=r"the published predictions were made for entities without (ticket|held)"):
+        by_hand.lineage(world.settings, "toy", prediction=["v1"], at=None, interval=None)
+    with pytest.raises(SnapshotMissing, match=r"run toy.ingest again|ingest them again"):
+        by_hand.train(world.settings, "toy", NEXT.end)
+
+
+def test_a_label_table_that_was_never_published_is_told(world: World) -> None:
+    rescored(world, NEXT)
+    text = (world.folder.path / "model.yaml").read_text()
+    (world.folder.path / "model.yaml").write_text(
+        text.replace("outcomes:\n", "results:\n").replace("table: outcomes", "table: results")
+    )
+    told, sound = by_hand.inspect(world.settings, "toy")
+    assert "No labels are published yet, in table results" in told
+    assert sound
+    assert "\n0 windows measured" in by_hand.monitor(world.settings, "toy", NEXT)
+    with pytest.raises(SnapshotMissing, match=r"table results of model.yaml was never published"):
+        by_hand.train(world.settings, "toy", NEXT.end)
 
 
 def test_days_without_tables_are_no_fault_of_the_version(world: World) -> None:
@@ -320,6 +422,48 @@ def test_a_deleted_model_is_replaced_under_a_number_that_no_version_had(world: W
     assert int(client.get_model_version_by_alias("toy", "champion").version) == 2
     assert [int(found.version) for found in client.search_model_versions("name = 'toy'")] == [2]
     assert {version for _, _, version in rescored(world, LATER)} == {2}
+
+
+def test_a_champion_whose_run_was_removed_for_good_is_replaced(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient(world.settings.mlflow_url, world.settings.mlflow_url)
+    [first] = world.ledger.versions("toy")
+    client.delete_model_version("toy", "1")
+    # What `mlflow gc` leaves: MLflow answers that it has no such run.
+    asked = MlflowClient.get_run
+
+    def get_run(self: MlflowClient, run_id: str) -> Any:
+        if run_id == first.mlflow_run_id:
+            raise MlflowException(f"Run with id={run_id} not found", RESOURCE_DOES_NOT_EXIST)
+        return asked(self, run_id)
+
+    monkeypatch.setattr(MlflowClient, "get_run", get_run)
+    assert by_hand.train(world.settings, "toy", NEXT.end) == "toy version 2 is champion"
+
+
+def test_a_command_says_that_mlflow_does_not_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("API request to http://mlflow failed: Connection refused")
+
+    monkeypatch.setattr(MlflowClient, "get_registered_model", refuse)
+    for name, value in (("MODELS", world.settings.models), ("STATE", world.settings.state)):
+        monkeypatch.setenv(f"PERENNIAL_{name}", str(value))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", world.settings.mlflow_url)
+    with pytest.raises(SystemExit) as ended:
+        main(["score", "toy", "2013-03-22", "2013-03-29"])
+    assert str(ended.value.code).startswith("MLflow at sqlite:///")
+    assert "does not answer as it should: API request to http://mlflow failed" in str(ended.value.code)
+
+
+def test_nothing_is_done_by_hand_for_a_model_that_its_folder_calls_retired(world: World) -> None:
+    file = world.folder.path / "model.yaml"
+    file.write_text(f"{file.read_text()}retired: true\n")
+    for stage in (by_hand.score, by_hand.monitor, by_hand.ingest):
+        with pytest.raises(SpecError, match=r"toy is retired: to bring it back, remove `retired: true`"):
+            stage(world.settings, "toy", NEXT)
+    with pytest.raises(SpecError, match="toy is retired"):
+        by_hand.train(world.settings, "toy", NEXT.end)
 
 
 def test_a_champion_whose_own_folder_is_gone_is_unusable_only_if_it_needs_it(world: World) -> None:
