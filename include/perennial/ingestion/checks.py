@@ -487,7 +487,8 @@ def _rows_a_day(
         def explain(found: tuple[str, float], least: int = least) -> str:
             day, n = found
             bound = f"at least {least:,}" if n < least else f"at most {wanted.max:,}"
-            return f"{day}: {n:,.0f} rows arrived; {bound} are required"
+            closed = "" if n else " (schedules.closed in model.yaml names days without data)"
+            return f"{day}: {n:,.0f} rows arrived; {bound} are required{closed}"
 
         checks.append(whole(name, least, wanted.max, wanted.severity, explain))
     return frame, checks

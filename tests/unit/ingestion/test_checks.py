@@ -81,7 +81,9 @@ def test_each_day_must_bring_its_rows(tmp_path: Path) -> None:
 
     assert not one.result.refused
     assert two.result.refused
-    assert two.result.reasons == ["2013-04-02: 0 rows arrived; at least 2 are required"]
+    assert two.result.reasons == [
+        "2013-04-02: 0 rows arrived; at least 2 are required (schedules.closed in model.yaml names days without data)"
+    ]
 
 
 def test_a_part_of_a_day_need_not_bring_a_days_rows(tmp_path: Path) -> None:
@@ -153,7 +155,9 @@ def test_a_table_without_event_time_counts_as_one_day(tmp_path: Path) -> None:
     empty = ingest(folder, tmp_path)
 
     assert done.column("id") == ["a", "b"]
-    assert empty.result.reasons == ["2013-04-01: 0 rows arrived; at least 2 are required"]
+    assert empty.result.reasons == [
+        "2013-04-01: 0 rows arrived; at least 2 are required (schedules.closed in model.yaml names days without data)"
+    ]
     assert ingest_writes(folder, [done.result])["trips"].event_time is None
 
 
@@ -290,7 +294,9 @@ def test_a_day_of_nothing_but_a_header_is_refused_unless_the_spec_allows_it(tmp_
     allowed = ingest(trips(tmp_path, table={"checks": {"rows": {"min": 0}}}), tmp_path)
 
     assert refused.result.refused
-    assert refused.result.reasons == ["2013-04-01: 0 rows arrived; at least 1 are required"]
+    assert refused.result.reasons == [
+        "2013-04-01: 0 rows arrived; at least 1 are required (schedules.closed in model.yaml names days without data)"
+    ]
     assert not allowed.result.refused
     assert allowed.published == []
 

@@ -117,7 +117,9 @@ def test_a_file_without_lines_has_no_rows_and_the_check_of_rows_judges_it(conten
     refused = ingest(trips(tmp_path, source=SOURCE, columns=columns), tmp_path)
     accepted = ingest(trips(tmp_path, source=SOURCE, columns=columns, table={"checks": {"rows": {"min": 0}}}), tmp_path)
 
-    assert refused.result.reasons == ["2013-04-01: 0 rows arrived; at least 1 are required"]
+    assert refused.result.reasons == [
+        "2013-04-01: 0 rows arrived; at least 1 are required (schedules.closed in model.yaml names days without data)"
+    ]
     assert not accepted.result.refused
     assert accepted.published == []
 
