@@ -153,3 +153,33 @@ def world_of(place: Path, change: str, *, known_after: timedelta | None = None) 
         rows["known_after"] = known_after
     synthetic.publish_tables(world.lake, world.ledger, rows, PERIOD)
     return world
+
+
+def test_both_models_of_a_version_stay_loadable_after_rows_were_erased_from_their_samples(tmp_path: Path) -> None:
+    world = world_of(tmp_path, "min_rows: 100 => min_rows: 50")
+    by_hand.train(world.settings, "toy", PERIOD.end)
+    models = {"served": world.registry.load, "judged": world.registry.load_judged}
+    gone = models["judged"]("toy", 1).reference().slice(0, 2)
+    intended: list[dict[str, dict[str, str]]] = []
+    rewritten = world.registry.erase_samples("toy", gone, "moment", pending={}, intend=intended.append)
+    record = world.ledger.version("toy", 1)
+    assert record is not None
+    assert rewritten == [1]
+    assert set(intended[-1]) == {record.judged.model_id, record.served.model_id}
+    for load in models.values():
+        left = load("toy", 1).reference()
+        assert not set(gone["moment"].to_pylist()) & set(left["moment"].to_pylist())
+    # An attempt that died after it had written the files.
+    assert world.registry.erase_samples("toy", gone, "moment", pending=intended[-1], intend=intended.append) == [1]
+
+
+def test_an_erasure_that_an_older_release_began_is_taken_up(tmp_path: Path) -> None:
+    """It named the version instead of the stored model."""
+    world = world_of(tmp_path, "training: {window: 20d, => training: {refit: false, window: 20d,")
+    by_hand.train(world.settings, "toy", PERIOD.end)
+    gone = world.registry.load("toy", 1).reference().slice(0, 2)
+    intended: list[dict[str, dict[str, str]]] = []
+    world.registry.erase_samples("toy", gone, "moment", pending={}, intend=intended.append)
+    [files] = intended[-1].values()
+    assert world.registry.erase_samples("toy", gone, "moment", pending={"1": files}, intend=intended.append) == [1]
+    assert world.registry.load("toy", 1)
