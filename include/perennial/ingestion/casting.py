@@ -67,7 +67,7 @@ LANDED_EXTRAS = pa.schema(
 
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|([^\W\d]\w*)')
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
-_HUGE = {"UBIGINT", "HUGEINT", "UHUGEINT", "BIGNUM"}
+_HUGE = {"UBIGINT", "HUGEINT", "UHUGEINT"}
 _FLOATS = {"FLOAT", "DOUBLE"}
 _MOMENT = "TIMESTAMP WITH TIME ZONE"
 _TIMESTAMPS = {"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", _MOMENT}
@@ -609,8 +609,7 @@ def _value(spec: Column, kind: str, raw: str, source: Source) -> str | None:
             exact = f"regexp_full_match({text}, '[+-]?[0-9]+[.]0*') AND {whole} BETWEEN -{_EXACT} AND {_EXACT}"
             return f"CASE WHEN regexp_full_match({text}, '[+-]?[0-9]+') OR ({exact}) THEN {whole} END"
         case "integer" if kind in _INTEGERS | _HUGE | {"BOOLEAN"}:
-            # DuckDB fails on a BIGNUM that is too large, also in TRY_CAST.
-            return f"TRY_CAST({raw}{'::VARCHAR' if kind == 'BIGNUM' else ''} AS BIGINT)"
+            return f"TRY_CAST({raw} AS BIGINT)"
         case "integer" if number:
             return (
                 f"CASE WHEN {raw} BETWEEN -{_EXACT} AND {_EXACT} AND {raw} = trunc({raw}) THEN TRY_CAST({raw} AS BIGINT) END"

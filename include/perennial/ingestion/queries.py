@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from perennial.core.errors import PerennialError, SourceError
 from perennial.core.intervals import Interval
-from perennial.core.sql import literal
+from perennial.core.sql import literal, quoted
 from perennial.core.text import one_line
 from perennial.ingestion.database_values import TEXTS, WITHOUT_VALUE, DatabaseBatches, take_texts
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
@@ -158,6 +158,10 @@ def _land_from_duckdb(query: str, name: str, interval: Interval, connection: sa.
     bounds = {bind: value for bind, value in ((START, interval.start), (END, interval.end)) if bind in binds(query)}
     relation = database.sql(text, params=bounds)
     _refuse_doubled(relation.columns)
+    # In Arrow, a BIGNUM would be DuckDB's own bytes.
+    kinds = {column: str(kind) for column, kind in zip(relation.columns, relation.dtypes, strict=True)}
+    taken = {column: f"{quoted(column)}::VARCHAR" if kind == "BIGNUM" else quoted(column) for column, kind in kinds.items()}
+    relation = relation.project(", ".join(f"{value} AS {quoted(column)}" for column, value in taken.items()))
     raw = pa.schema(relation.limit(0).to_arrow_table().schema)
     names = writer.begin(raw, "the query")
     first = 1

@@ -318,7 +318,7 @@ def test_a_huge_integer_of_duckdb_is_its_rows_trouble(tmp_path: Path) -> None:
     done = ingest(trips(tmp_path, source=QUERY), tmp_path, connect={"shop": engine}.__getitem__)
 
     assert done.column("n") == [7]
-    assert list(done.faults.values()) == [[f"n: {'1' * 46} is too large to be an exact 64-bit integer"]]
+    assert list(done.faults.values()) == [[f"n: '{'1' * 46}' is too large to be an exact 64-bit integer"]]
 
 
 def test_a_file_of_duckdb_gives_the_interval_and_tells_infinite_times(tmp_path: Path) -> None:
