@@ -409,9 +409,11 @@ class Catalog:
             SnapshotMissing: it does not exist.
         """
         if table.snapshot_by_id(snapshot) is None:
+            model, *_ = table.name()
             raise SnapshotMissing(
-                f"{'.'.join(table.name())}: snapshot {snapshot} is no longer in the lake; pin a snapshot that must outlive the "
-                "retention of snapshots"
+                f"{'.'.join(table.name())}: snapshot {snapshot} is no longer in the lake: its retention is over, or the lake "
+                "was lost or replaced. If the lake was lost, restore ledger and lake from one backup, or begin again: perennial "
+                f"retire {model} --drop-lake, then ingest"
             )
 
     def read(
