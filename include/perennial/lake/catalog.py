@@ -412,7 +412,7 @@ class Catalog:
             model, *_ = table.name()
             raise SnapshotMissing(
                 f"{'.'.join(table.name())}: snapshot {snapshot} is no longer in the lake: its retention is over, or the lake "
-                "was lost or replaced. If the lake was lost, restore ledger and lake from one backup, or begin again: perennial "
+                "was lost or replaced. If it was lost, restore ledger and lake from one backup, or begin again: perennial "
                 f"retire {model} --drop-lake, then ingest"
             )
 
