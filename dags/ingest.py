@@ -12,8 +12,8 @@ that belong together, such as those of a correction. They are published in one s
 parts.
 
 Each run also starts what no publication will: a week or month of which days are still missing when its `schedules.grace` is
-over, days that were not scored while `score` was switched off, days whose features late or corrected rows have changed since
-they were scored, and windows that were not judged (`announce_overdue_…`).
+over, days that were not scored while `score` was switched off, days whose features late or corrected rows of an earlier run have
+changed since they were scored, and windows that were not judged (`announce_overdue_…`).
 
 ## When it fails
 - **check_… is red**: the message names the check, the column and the share of rows. Nothing of the interval was published;
@@ -54,10 +54,9 @@ for model in models():
         published = publish_tables(model=model.name, checked=checked)
         features = build_features.override(outlets=[assets.features(model.name)])(model=model.name)
         chain(published, features)
-        # A day that is refused must not stop the week before it. Which days must be scored again is known after the features.
+        # They wait for nothing: a day that is refused must not stop the week before it. Nor may they follow the features: a run
+        # whose last task succeeds is a success for Airflow, whatever failed before it.
         for follower in assets.followers(model.schedules):
-            overdue = announce_overdue.override(
-                task_id=f"announce_overdue_{follower}", outlets=[assets.due(model.name, follower)], trigger_rule="all_done"
-            )(model=model.name, follower=follower)
-            if follower == "score":
-                chain(features, overdue)
+            announce_overdue.override(task_id=f"announce_overdue_{follower}", outlets=[assets.due(model.name, follower)])(
+                model=model.name, follower=follower
+            )
