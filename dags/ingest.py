@@ -12,8 +12,8 @@ that belong together, such as those of a correction. They are published in one s
 parts.
 
 Each run also starts what no publication will: a week or month of which days are still missing when its `schedules.grace` is
-over, days that were not scored while `score` was switched off, days whose features late or corrected rows of an earlier run have
-changed since they were scored, and windows that were not judged (`announce_overdue_…`).
+over, days that were not scored while `score` was switched off, days whose features late or corrected rows of an earlier run
+have changed since they were scored, and windows that were not judged (`announce_overdue_…`).
 
 ## When it fails
 - **check_… is red**: the message names the check, the column and the share of rows. Nothing of the interval was published;
