@@ -38,7 +38,7 @@ COLUMNS: dict[str, Any] = {
 }
 
 
-def row(id: str = "a", begun: str = "2013-04-01T06:00:00Z", place: str = "EWR", n: str = "1", x: str = "0.5") -> str:  # noqa: A002
+def row(id: str = "a", begun: str = "2013-04-01T06:00:00Z", place: str = "EWR", n: str = "1", x: str = "0.5") -> str:  # noqa: A002  # the column's name
     return f"{id},{begun},{place},{n},{x}\n"
 
 

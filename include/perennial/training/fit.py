@@ -158,11 +158,16 @@ def _split(spec: ModelSpec, rows: pa.Table, training_set: TrainingSet) -> _Windo
         TrainingError: one of the two parts has no rows, or only labels of one class.
     """
     border = training_set.interval("window").end - spec.training.validation
-    moments = rows.column(spec.event_time)
-    older = int(pc.sum(pc.less(moments, pa.scalar(border, moments.type))).as_py() or 0)
+    older = rows_before(rows, spec.event_time, border)
     truth = labels_of(rows)
     _check_validation(spec, truth, older, border)
     return _Window(rows, FeatureList.of(spec).frame(rows), truth, older)
+
+
+def rows_before(rows: pa.Table, event_time: str, moment: datetime) -> int:
+    """The number of rows whose event time is before a moment."""
+    moments = rows.column(event_time)
+    return int(pc.sum(pc.less(moments, pa.scalar(moment, moments.type))).as_py() or 0)
 
 
 def _search_and_fit(folder: ModelFolder, candidate: str, window: _Window) -> _Found:

@@ -16,10 +16,10 @@ import hashlib
 import json
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from perennial.deployment import Deployment
 from perennial.evaluation.metrics import agreement
@@ -31,7 +31,7 @@ from perennial.model.candidate import Fitted
 from perennial.model.labels import labels_of
 from perennial.registry.runs import MAX_TAG
 from perennial.spec.folder import ModelFolder
-from perennial.training.fit import EXAMPLE_ROWS, fit_estimator, reference_sample
+from perennial.training.fit import EXAMPLE_ROWS, fit_estimator, reference_sample, rows_before
 from perennial.training.training_set import content_hash, load_all_rows
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def refit_candidate(
         started = time.perf_counter()
         estimator = fit_estimator(folder, chosen.candidate, chosen.params, frame, truth)
         seconds = time.perf_counter() - started
-        older = _rows_before(rows, training_set, spec.event_time)
+        older = rows_before(rows, spec.event_time, training_set.interval("holdout").start)
         stored = run.log_model(
             spec,
             estimator,
@@ -84,7 +84,7 @@ def refit_candidate(
             params=chosen.params,
             name=f"{spec.name}_refit",
         )
-        serving = Fitted(**{**vars(chosen), "model_id": stored.model_id, "manifest": stored.manifest})
+        serving = replace(chosen, model_id=stored.model_id, manifest=stored.manifest)
         clean.ask(spec, serving, holdout, partial(registry.fetch, stored.model_id))
         model = registry.load_fitted(spec, training_set, serving)
         predicted = model.predict(holdout)
@@ -119,10 +119,3 @@ def _key(training_set: TrainingSet) -> str:
     """Equal for all attempts that learn from the same rows."""
     pinned = {"as_of": training_set.as_of, "snapshots": training_set.snapshots, "content": training_set.content}
     return hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _rows_before(rows: pa.Table, training_set: TrainingSet, event_time: str) -> int:
-    """The number of rows before the holdout. The rows are ordered by time."""
-    moments = rows.column(event_time)
-    start = pa.scalar(training_set.interval("holdout").start, moments.type)
-    return int(pc.sum(pc.less(moments, start)).as_py() or 0)

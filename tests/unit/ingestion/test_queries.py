@@ -46,7 +46,7 @@ def fill(engine: sa.Engine, rows: list[dict[str, Any]], **types: Any) -> None:
             connection.execute(table.insert(), rows)
 
 
-def record(id: str, begun: datetime | str, **values: Any) -> dict[str, Any]:  # noqa: A002
+def record(id: str, begun: datetime | str, **values: Any) -> dict[str, Any]:  # noqa: A002  # the column's name
     return {"id": id, "begun": begun, "place": "EWR", "n": 1, "x": 0.5, **values}
 
 
