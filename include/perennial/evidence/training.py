@@ -53,6 +53,7 @@ class TrainingSet(Evidence):
         newest_label: ISO event time of the newest row of the holdout whose label is known; empty if no label is.
         missing: keys of the stretches of window and holdout without features, after the first day that ever had any.
         without_values: features that have no value in any row of the window; None if it was not looked at.
+        withheld: keys of the intervals whose rows are left out, since a refresh that learned from them was refused.
     """
 
     model: str
@@ -74,6 +75,7 @@ class TrainingSet(Evidence):
     newest_label: str = field(default="", kw_only=True)
     missing: list[str] = field(default_factory=list, kw_only=True)
     without_values: list[str] | None = field(default=None, kw_only=True)
+    withheld: list[str] = field(default_factory=list, kw_only=True)
 
     def interval(self, part: Part) -> Interval:
         return Interval.from_key(self.key(part))
@@ -99,6 +101,7 @@ class TrainingRecord(TrainingSet):
         task: the model's task; None if the row does not contain it.
         numeric, categorical: the features that the model takes, in order.
         trusted_types: the types in the estimator that ``model.yaml`` declares trusted.
+        recipe: :func:`perennial.spec.recipe.recipe_digest` of what it was made by; empty if the row does not contain it.
     """
 
     candidate: str
@@ -109,6 +112,7 @@ class TrainingRecord(TrainingSet):
     numeric: list[str]
     categorical: list[str]
     trusted_types: list[str]
+    recipe: str = field(default="", kw_only=True)
 
     @property
     def features(self) -> list[str]:

@@ -137,6 +137,11 @@ class VersionRecord:
         return self.evaluation.refit.stored if self.evaluation.refit is not None else self.judged
 
     @property
+    def is_refresh(self) -> bool:
+        """Whether it is the recipe of the champion before it, fitted on newer rows."""
+        return self.evaluation.refresh is not None
+
+    @property
     def learned_from(self) -> str:
         """Key of the interval that the model that predicts learned from."""
         return self.evaluation.refit.interval if self.evaluation.refit is not None else self.training.window

@@ -26,6 +26,7 @@ from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.registry.server import CHALLENGER, EXISTS, MISSING, Mlflow
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
+from perennial.spec.recipe import recipe_digest
 from perennial.spec.types import Task
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class Versions(Mlflow):
                     numeric=list(spec.features.numeric),
                     categorical=list(spec.features.categorical),
                     trusted_types=list(spec.training.trusted_types),
+                    recipe=recipe_digest(folder, fitted.candidate, fitted.params),
                 ),
                 evaluation=evaluation,
                 decision=decision,
