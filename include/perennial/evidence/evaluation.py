@@ -362,7 +362,8 @@ class Evaluation(Evidence):
             return None
         if refresh is not None:
             return (
-                f"The version serves the recipe of version {refresh.champion}, fitted on {refit.interval} ({refit.rows:,} rows). "
+                f"The version serves the recipe of version {refresh.champion}, fitted on {refit.interval} "
+                f"({refit.rows:,} rows). "
                 f"The metrics are those of version {refresh.reference}, the model before it, on {self.interval}, which that "
                 "had not learned from."
             )

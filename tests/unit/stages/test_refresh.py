@@ -110,7 +110,7 @@ def test_its_figures_are_those_of_the_model_before_it_on_rows_that_this_had_not_
     assert record.evaluation.refit.agreement is not None
     assert record.evaluation.refit.agreement > 0.9
     described = world.registry._client.get_model_version("toy", "2").description
-    assert "The metrics are those of version 1, the model before it" in described
+    assert "The metrics are those of version 1, the model before it" in (described or "")
 
 
 def test_rows_that_turn_the_model_round_are_withheld_and_the_champion_stays(world: World) -> None:
