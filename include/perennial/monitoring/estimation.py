@@ -38,7 +38,8 @@ from sklearn.model_selection import GroupKFold
 from perennial.core.intervals import Interval
 from perennial.evidence.verdict import Estimate, VerdictDetails
 from perennial.model.costs import CostFunction
-from perennial.monitoring.retraining import WindowPerformance, WindowVerdict
+from perennial.monitoring.retraining import WindowVerdict
+from perennial.monitoring.usual import WindowPerformance
 from perennial.spec.training import METRICS
 from perennial.spec.types import Task
 

@@ -4,13 +4,15 @@ Predictions are compared with the labels that were known by a given time, window
 candidates (:mod:`perennial.evaluation.metrics`). Predictions for rows that a version may have learned from are left out,
 because they would make it look better than it is.
 
-Neighbour: :mod:`perennial.monitoring.retraining` decides from these measurements.
+Neighbours: :mod:`perennial.monitoring.usual` says which of these measurements are worse than usual, and
+:mod:`perennial.monitoring.retraining` decides from that.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,16 +24,21 @@ import pyarrow.compute as pc
 from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
 from perennial.evaluation.metrics import evaluate
+from perennial.evidence.evaluation import Evaluation
 from perennial.features.labels import read_labels
 from perennial.features.maturity import mature_until
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import label_delay, trained_as_of
 from perennial.ledger.records import Performance, Publication, VersionRecord
+from perennial.ledger.store import Ledger
+from perennial.ledger.succession import completed
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
+from perennial.monitoring.usual import Holdout, JudgedWindow, judge_windows
 from perennial.scoring.predictor import DATASET, of_other_entities
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
+from perennial.spec.training import METRICS
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +157,63 @@ def measure_performance(
             log.info("%s: version %d on %d labelled rows: %s", window, version, measured.rows, measured.metrics)
             realised.append(measured)
     return realised
+
+
+def judged_windows(spec: ModelSpec, ledger: Ledger, version: int | None, *, until: datetime) -> list[JudgedWindow]:
+    """The newest measured windows of a version's recipe, each with what it is compared with, oldest first.
+
+    Windows that end before the last training of the recipe that was promoted are not among them: a new model has answered them.
+
+    Args:
+        spec: the model's spec.
+        ledger: holds the measurements.
+        version: the version; None: there is none, and the result is empty.
+        until: later windows are left out.
+    """
+    versions = ledger.versions(spec.name)
+    recipe = recipe_of(versions, version)
+    promoted = {promotion.version for promotion in completed(ledger.promotions(spec.name))}
+    begun = [
+        as_of for record in trainings_of(versions) if record.version in recipe & promoted and (as_of := trained_as_of(record))
+    ]
+    return judge_windows(
+        spec.retraining,
+        spec.primary_metric,
+        greater_is_better=METRICS[spec.task][spec.primary_metric],
+        performances=ledger.performances(spec.name),
+        recipe=recipe,
+        holdouts={record.version: holdout_of(spec, record.evaluation) for record in versions if record.version in recipe},
+        until=until,
+        since=max((as_of for as_of in begun if as_of < until), default=None),
+    )
+
+
+def trainings_of(versions: Iterable[VersionRecord]) -> list[VersionRecord]:
+    """The versions that count as trainings for cooldown, budget and breaker, and after which windows are judged anew."""
+    return [record for record in versions if trained_as_of(record) is not None]
+
+
+def recipe_of(versions: Sequence[VersionRecord], version: int | None) -> set[int]:
+    """The version and all others that were made in the same way of other rows: by the same spec, estimator and parameters."""
+
+    def recipe(record: VersionRecord) -> tuple[str, str, dict[str, Any]]:
+        return record.spec_digest, record.training.candidate, record.training.params
+
+    own = next((recipe(record) for record in versions if record.version == version), None)
+    return {record.version for record in versions if recipe(record) == own}
+
+
+def holdout_of(spec: ModelSpec, evaluation: Evaluation) -> Holdout:
+    """The primary metric of a version on its own holdout, as far as its evaluation has it."""
+    metric, candidate = spec.primary_metric, evaluation.candidate
+    ends = candidate.intervals.get(metric)
+    return Holdout(
+        candidate.metrics.get(metric, math.nan),
+        None if ends is None else (ends[0], ends[1]),
+        spec.gates.resampling.confidence,
+        evaluation.rows,
+        Interval.from_key(evaluation.interval).length if evaluation.interval else timedelta(),
+    )
 
 
 def not_comparable(spec: ModelSpec, lake: Lake, predicted: Mapping[str, Publication], tables: Publication) -> str | None:
