@@ -53,6 +53,7 @@ class TrainingSet(Evidence):
         newest_label: ISO event time of the newest row of the holdout whose label is known; empty if no label is.
         missing: keys of the stretches of window and holdout without features, after the first day that ever had any.
         without_values: features that have no value in any row of the window; None if it was not looked at.
+        mean_label: for regression, the mean label of the window's rows; None otherwise, or if it was not looked at.
     """
 
     model: str
@@ -74,6 +75,7 @@ class TrainingSet(Evidence):
     newest_label: str = field(default="", kw_only=True)
     missing: list[str] = field(default_factory=list, kw_only=True)
     without_values: list[str] | None = field(default=None, kw_only=True)
+    mean_label: float | None = field(default=None, kw_only=True)
 
     def interval(self, part: Part) -> Interval:
         return Interval.from_key(self.key(part))

@@ -34,6 +34,7 @@ def weigh(
       performance is worse than usual: the estimate for this window, or the newest realised value.
     - Without drift, realised performance worse than usual is a warning. It is critical if at least ``alarms`` of the last
       ``of`` measured windows were worse: then the concept has changed, which features do not show.
+    - If the newest realised value is surely worse than the same answer for every row, that is critical, whatever the verdict.
     - Any other verdict, such as ``unknown``, is a warning.
 
     Args:
@@ -55,6 +56,9 @@ def weigh(
     if bound is not None and (reason := _estimated_fall(bound, estimated)):
         fallen.append("estimated")
         reasons.append(reason)
+    if windows and windows[-1].useless:
+        fallen.append("constant")
+        reasons.insert(0, windows[-1].useless)
     if reason := _realised_fall(windows):
         fallen.append("realised")
         reasons.append(reason)
@@ -81,6 +85,8 @@ def _realised_fall(windows: Sequence[JudgedWindow]) -> str | None:
 
 
 def _severity(verdict: str, persistent: bool, fallen: Collection[str], *, often_fallen: bool) -> VerdictSeverity:
+    if "constant" in fallen:
+        return "critical"
     if verdict == "drift":
         return "critical" if persistent or fallen else "warning"
     if "realised" in fallen:

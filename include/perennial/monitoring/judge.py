@@ -159,6 +159,9 @@ def judge_drift(
 def _alert(
     model: str, interval: Interval, version: int | None, comparison: DriftComparison, weight: Impact, links: Mapping[str, str]
 ) -> Alert | None:
+    if "constant" in weight.fallen and version is not None:
+        reasons = [*weight.reasons, *comparison.reasons]
+        return of_models.worse_than_constant(model, interval, version=version, reasons=reasons, links=links)
     if comparison.verdict == "unknown":
         return of_models.unknown_verdict(model, interval, version=version, reasons=comparison.reasons, links=links)
     if weight.severity == "none":

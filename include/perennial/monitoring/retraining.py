@@ -7,7 +7,7 @@ than usual, the ledger keeps them, and the monitoring DAG starts the training.
 These rules keep the loop from retraining without end, whatever the data:
 
 - A window is decided once.
-- A request comes at least ``cooldown`` after the last training.
+- A request comes at least ``cooldown`` after the last training, unless the champion does harm.
 - There are at most ``budget`` trainings in any 30 days.
 - After ``breaker`` requests in a row without a promotion, monitoring requests no more.
 - An ``unknown`` verdict never requests a training.
@@ -96,6 +96,7 @@ class RetrainingDecision:
 class _Alarm:
     raised: bool
     text: str
+    urgent: bool = False
 
 
 def decide_retraining(
@@ -119,7 +120,9 @@ def decide_retraining(
     3. Performance raises an alarm by the same counts over the newest measured windows: when they are worse than usual. Windows
        that end before the last requested retraining do not count, because labels come late and the same drop would cause a
        second request.
-    4. An alarm leads to no request if a training is under way, or if the breaker, the cooldown or the budget prevents it.
+    4. If the newest measured window is surely worse than the same answer for every row, performance raises an alarm at once:
+       one window is enough, and the cooldown does not hold it back. Everything else does.
+    5. An alarm leads to no request if a training is under way, or if the breaker, the cooldown or the budget prevents it.
 
     Args:
         policy: ``retraining`` of the spec.
@@ -148,7 +151,7 @@ def decide_retraining(
         return RetrainingDecision(False, cause, f"No retraining, although {alarm}: a training is already under way.")
     if tripped := _breaker(policy, asked, trainings):
         return RetrainingDecision(False, cause, f"No retraining, although {alarm}: {tripped}.", breaker=True)
-    if held := _hold_back(policy, window_end, asked, trainings):
+    if held := _hold_back(policy, window_end, asked, trainings, urgent=performance.urgent):
         return RetrainingDecision(False, cause, f"No retraining, although {alarm}: {held}.")
     return RetrainingDecision(True, cause, f"Retraining: {alarm}.")
 
@@ -177,15 +180,22 @@ def _breaker(policy: RetrainingPolicy, asked: Sequence[datetime], trainings: Seq
 
 
 def _hold_back(
-    policy: RetrainingPolicy, window_end: datetime, asked: list[datetime], trainings: Sequence[PastTraining]
+    policy: RetrainingPolicy,
+    window_end: datetime,
+    asked: list[datetime],
+    trainings: Sequence[PastTraining],
+    *,
+    urgent: bool,
 ) -> str | None:
     # A request may lead to no version, and a version may come from no request. A training that was requested has the time of
     # its request, so the set counts both once.
     begun = sorted({*asked, *(training.as_of for training in trainings)})
     # If a window is judged late, after a newer request or training, the difference is negative and the cooldown applies. So
-    # requests only go forward in time, and the budget holds for any 30 days.
-    if begun and window_end - begun[-1] < policy.cooldown:
-        what = "requested retraining" if begun[-1] in asked else "training"
+    # requests only go forward in time, and the budget holds for any 30 days. An urgent request must go forward, too.
+    what = "requested retraining" if begun and begun[-1] in asked else "training"
+    if begun and urgent and window_end <= begun[-1]:
+        return f"the last {what} was as of {_day(begun[-1])}, no earlier than this window"
+    if begun and not urgent and window_end - begun[-1] < policy.cooldown:
         return f"the last {what} was as of {_day(begun[-1])}, and the cooldown is {_span(policy.cooldown)}"
     recent = [moment for moment in begun if window_end - moment < BUDGET_SPAN]
     if len(recent) >= policy.budget:
@@ -241,6 +251,8 @@ def _performance_alarm(policy: RetrainingPolicy, windows: Sequence[JudgedWindow]
     if not windows:
         return _Alarm(False, "no window of the champion's recipe has been measured since its training or the last request")
     newest = windows[-1]
+    if newest.useless:
+        return _Alarm(True, f"the champion does harm: {newest.useless}", urgent=True)
     if not math.isfinite(newest.value):
         return _Alarm(False, f"{newest.metric} of {newest.interval.key} could not be measured")
     if newest.bound is None:

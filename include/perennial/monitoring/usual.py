@@ -23,6 +23,7 @@ from typing import Protocol
 from scipy.special import ndtri, stdtrit
 
 from perennial.core.intervals import Interval
+from perennial.evidence.monitoring import Constant
 from perennial.spec.monitoring import RetrainingPolicy
 
 #: From this number of earlier windows, their own spread is the noise. With fewer, it is derived from the holdout.
@@ -32,6 +33,9 @@ MOST_WINDOWS = 52
 #: Windows of a year in which a stable model is worse than the bound by chance.
 FALSE_ALARMS = 1.0
 _YEAR = timedelta(days=365)
+#: Windows that are pooled to find out whether they are worse than the same answer for every row, and the fewest of them.
+_POOLED, _FEWEST_POOLED = 7, 5
+_SURE = 0.95
 #: A value that is this many interquartile ranges away from the quartiles is far out.
 _FAR_OUT = 3.0
 
@@ -47,6 +51,8 @@ class WindowPerformance(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
     @property
     def rows(self) -> int: ...
+    @property
+    def constant(self) -> Constant: ...
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class JudgedWindow:
         metric: the primary metric.
         value: its value; NaN if it could not be measured.
         bound: a worse value is worse than usual; None if it is not known what is usual.
+        useless: in words and numbers, why the window is surely worse than the same answer for every row; empty if it is not.
     """
 
     interval: Interval
@@ -107,6 +114,7 @@ class JudgedWindow:
     metric: str
     value: float
     bound: Bound | None
+    useless: str = ""
 
     @property
     def fallen(self) -> bool:
@@ -254,6 +262,8 @@ def judge_windows(
     windows = [window for window in windows if window.interval.length == newest.length]
     first = newest.end - policy.of * newest.length
     usual = usual_of([window for window in windows if window.interval.end <= first], metric)
+    recent = [window for window in windows if since is None or window.interval.end > since]
+    sign = 1 if greater_is_better else -1
     return [
         JudgedWindow(
             window.interval,
@@ -269,10 +279,48 @@ def judge_windows(
                 rows=window.rows,
                 length=newest.length,
             ),
+            useless_because([one for one in recent if one.interval.end <= window.interval.end], metric, sign),
         )
-        for window in windows
-        if window.interval.end > first and (since is None or window.interval.end > since)
+        for window in recent
+        if window.interval.end > first
     ]
+
+
+def useless_because(windows: Sequence[WindowPerformance], metric: str, sign: int) -> str:
+    """Why the newest window is surely worse than the same answer for every row; empty if it is not, or not surely.
+
+    It is sure if the whole confidence interval of the difference lies below zero, by resampling blocks of the window's rows.
+    If the window has too few blocks for that, as a day has, it is sure by Student's t over the differences of the last
+    :data:`_POOLED` windows, of which :data:`_FEWEST_POOLED` must be measured.
+
+    Args:
+        windows: measured windows of one length, oldest first.
+        metric: the primary metric.
+        sign: 1 if a greater value of the metric is better, else -1.
+    """
+
+    def gain(window: WindowPerformance) -> float:
+        return sign * (window.metrics.get(metric, math.nan) - window.constant.metrics.get(metric, math.nan))
+
+    if not windows or not -math.inf < gain(newest := windows[-1]) < 0:
+        return ""
+    value, other = newest.metrics[metric], newest.constant.metrics[metric]
+    text = (
+        f"{metric} of {newest.interval.key} is {value:.4g}, worse than the {other:.4g} that the same answer "
+        f"for every row would have reached, as the training rows of version {newest.version} told it"
+    )
+    compared = newest.constant.comparison
+    if compared is not None and compared.high is not None and compared.low is not None:
+        sure = f"with {compared.confidence:.0%} confidence it is worse by {-compared.high:.2g} to {-compared.low:.2g}"
+        return f"{text}; {sure}" if compared.high < 0 else ""
+    first = newest.interval.end - _POOLED * newest.interval.length
+    gains = [one for window in windows if window.interval.end > first and math.isfinite(one := gain(window))]
+    if len(gains) < _FEWEST_POOLED:
+        return ""
+    mean, error = statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
+    worst = mean + stdtrit(len(gains) - 1, (1 + _SURE) / 2) * error
+    sure = f"over {len(gains)} windows it is worse by {-mean:.2g}, with {_SURE:.0%} confidence by at least {-worst:.2g}"
+    return f"{text}; {sure}" if worst < 0 else ""
 
 
 def _one_each(performances: Iterable[WindowPerformance], recipe: Collection[int], until: datetime) -> list[WindowPerformance]:

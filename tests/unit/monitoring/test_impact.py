@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
@@ -97,3 +97,11 @@ def test_what_is_not_known_has_not_fallen(value: float | None) -> None:
 def test_what_is_unknown_is_a_warning_and_never_persistent() -> None:
     found = weigh(POLICY, "unknown", WINDOW, version=3, verdicts=[Judged(before(1), "drift"), Judged(before(2), "drift")])
     assert (found.severity, found.persistent) == ("warning", False)
+
+
+@pytest.mark.parametrize("verdict", ["ok", "drift", "unknown"])
+def test_a_version_that_is_worse_than_the_same_answer_for_every_row_is_critical(verdict: str) -> None:
+    (window,) = measured(0.75)
+    found = weigh(POLICY, verdict, WINDOW, windows=[replace(window, useless="worse than the share")], version=3)
+    assert (found.severity, found.fallen) == ("critical", ("constant",))
+    assert found.reasons[0] == "worse than the share"

@@ -16,7 +16,8 @@ from mlflow import MlflowClient
 
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
-from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.evaluation import Evaluation, GainOverChampion
+from perennial.evidence.monitoring import Constant
 from perennial.evidence.verdict import Estimate
 from perennial.monitoring import estimation
 from perennial.monitoring.judge import DriftVerdict, estimate_bound, judge_drift, read_outlook
@@ -294,6 +295,26 @@ def test_realised_performance_that_fell_is_told_although_nothing_drifted(world: 
     verdict = judge_interval(world)
     assert (verdict.verdict, verdict.details.severity) == ("ok", "warning")
     assert alerts(world) == ["performance_fell"]
+
+
+def test_a_champion_that_is_worse_than_the_same_answer_for_every_row_is_critical(world: World) -> None:
+    world.publish(WEEK)
+    version = world.register()
+    world.score(version, WEEK)
+    compared = GainOverChampion(
+        gain=-0.3, low=-0.35, high=-0.25, lower=None, upper=None, identical=0.0, blocks=7, block="1d", resamples=1_000,
+        seed=1, confidence=0.95,
+    )  # fmt: skip
+    world.ledger.record_performance(
+        model="toy", interval=Interval.of("2013-04-01", "2013-04-08"), version=version, metrics={"roc_auc": 0.2}, rows=400,
+        coverage=1.0, as_of=WEEK.end, run_id="monitor", constant=Constant({"roc_auc": 0.5}, compared),
+    )  # fmt: skip
+    verdict = judge_interval(world)
+    assert (verdict.verdict, verdict.details.severity) == ("ok", "critical")
+    (alert,) = (entry.alert for entry in world.ledger.alerts() if entry.alert.kind != "promoted")
+    assert (alert.kind, alert.severity) == ("performance_fell", "critical")
+    assert alert.title == f"toy: version {version} is worse than the same answer for every row"
+    assert "with 95% confidence it is worse by 0.25 to 0.35" in alert.text
 
 
 def test_links_lead_to_the_run_and_its_report(tmp_path: Path, settings: Settings) -> None:

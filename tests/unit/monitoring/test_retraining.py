@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -258,6 +258,41 @@ def test_drift_is_the_cause_when_both_alarm_and_both_are_told() -> None:
     assert (decision.ask, decision.cause) == (True, "drift")
     assert "windows drifted" in decision.reason
     assert "roc_auc was worse" in decision.reason
+
+
+# --- a champion that does harm ---------------------------------------------------------------------------------------
+
+
+def harmful(*values: float) -> list[JudgedWindow]:
+    *earlier, newest = measured(*values)
+    return [*earlier, replace(newest, useless="log_loss is 1.96, worse than the 1.05 that the same answer would have reached")]
+
+
+def test_a_champion_that_does_harm_asks_after_one_window_and_within_the_cooldown() -> None:
+    end = START + 6 * WEEK
+    recent = [PastTraining(end - timedelta(days=1))]
+    decision = on_performance(harmful(0.66), trainings=recent)
+    assert (decision.ask, decision.cause) == (True, "performance")
+    assert decision.reason.startswith("Retraining: the champion does harm: log_loss is 1.96, worse than the 1.05")
+    assert not on_performance(measured(0.66, 0.66), trainings=recent).ask
+
+
+def test_a_champion_that_does_harm_asks_no_more_often_than_the_budget_and_the_breaker_allow() -> None:
+    end = START + 6 * WEEK
+    budget = [PastTraining(end - timedelta(days=days)) for days in (1, 2)]
+    assert "the budget of 2 trainings" in on_performance(harmful(0.66), trainings=budget).reason
+    vain = [Asked(START - timedelta(days=days)) for days in (100, 70, 40)]
+    assert on_performance(harmful(0.66), decisions=vain).breaker
+    assert not on_performance(harmful(0.66), open_run=True).ask
+    assert not on_performance(harmful(0.66), trainings=[PastTraining(end)]).ask
+
+
+def test_harm_that_was_answered_does_not_ask_again() -> None:
+    assert not on_performance(harmful(0.66), decisions=[Asked(START + WEEK)]).ask
+
+
+def test_a_champion_that_does_harm_does_not_ask_if_performance_may_not() -> None:
+    assert not on_performance(harmful(0.66), RetrainingPolicy(on_drift=False, on_performance="never")).ask
 
 
 # --- the loop cannot run away ----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -12,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from perennial.core.intervals import Interval
+from perennial.evidence.evaluation import GainOverChampion
+from perennial.evidence.monitoring import Constant
 from perennial.monitoring.usual import FEWEST_WINDOWS, Bound, Holdout, JudgedWindow, bound_of, judge_windows, usual_of
 from perennial.spec.monitoring import RetrainingPolicy
 
@@ -27,6 +29,7 @@ class Measured:
     version: int
     metrics: dict[str, float]
     rows: int = 1_000
+    constant: Constant = field(default_factory=Constant)
 
 
 def measured(values: Sequence[float], *, length: timedelta = WEEK, version: int = 1, rows: int = 1_000) -> list[Measured]:
@@ -203,3 +206,55 @@ def test_windows_of_another_length_and_later_ones_do_not_count() -> None:
     week, days = measured([0.7]), measured([0.1] * 7, length=DAY)
     assert [window.value for window in judged([*days, *week])] == [0.7]
     assert judged(week, until=START + 6 * DAY) == []
+
+
+# --- worse than the same answer for every row ------------------------------------------------------------------------
+
+
+def beside(values: Sequence[float], constant: float, *, length: timedelta = WEEK, high: float | None = None) -> list[Measured]:
+    """Windows beside the same answer for every row; ``high`` is the upper end of the interval of the difference."""
+    found = []
+    for record in measured(values, length=length):
+        gain = record.metrics["roc_auc"] - constant
+        compared = GainOverChampion(
+            gain=gain, low=gain - 0.1, high=high, lower=None, upper=None, identical=0.0, blocks=7, block="1d", resamples=1_000,
+            seed=1, confidence=0.95, problem=None if high is not None else "too few blocks",
+        )  # fmt: skip
+        made = Constant({"roc_auc": constant}, compared if gain < 0 else None)
+        found.append(Measured(record.interval, 1, record.metrics, constant=made))
+    return found
+
+
+def test_a_window_that_is_surely_worse_than_the_same_answer_for_every_row_says_so() -> None:
+    *_, found = judged(beside([0.6, 0.4], 0.5, high=-0.05))
+    assert found.useless == (
+        "roc_auc of 2013-01-14--2013-01-21 is 0.4, worse than the 0.5 that the same answer for every row would have reached, "
+        "as the training rows of version 1 told it; with 95% confidence it is worse by 0.05 to 0.2"
+    )
+
+
+def test_a_window_that_may_be_worse_by_chance_does_not() -> None:
+    assert judged(beside([0.49], 0.5, high=0.01))[-1].useless == ""
+    assert judged(beside([0.51], 0.5))[-1].useless == ""
+
+
+def test_an_earlier_window_that_was_worse_does_not_matter_any_more() -> None:
+    assert judged(beside([0.4, 0.6], 0.5, high=-0.05))[-1].useless == ""
+
+
+def test_days_are_too_short_alone_and_sure_together() -> None:
+    days = beside([0.41, 0.39, 0.4, 0.42, 0.38], 0.5, length=DAY)
+    assert judged(days[:4])[-1].useless == ""
+    assert "over 5 windows it is worse by 0.1, with 95% confidence by at least 0.08" in judged(days)[-1].useless
+    assert judged(beside([0.7, 0.3, 0.6, 0.45, 0.4], 0.5, length=DAY))[-1].useless == ""
+
+
+def test_days_before_the_newest_training_are_not_held_against_the_new_model() -> None:
+    days = beside([0.4, 0.41, 0.39, 0.4, 0.4, 0.49], 0.5, length=DAY)
+    assert judged(days, since=START + 5 * DAY)[-1].useless == ""
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_constant_that_is_not_known_is_not_better(value: float) -> None:
+    assert judged(beside([0.4] * 6, value, length=DAY))[-1].useless == ""
+    assert judged(measured([0.4] * 6))[-1].useless == ""
