@@ -64,6 +64,8 @@ class Contest:
         champion: the model that it would replace; None if there is none.
         run_id: the run of the orchestration.
         without_values: features that have no value in any training row; None if it was not looked at.
+        serves: the model that would serve instead of the candidate. The probes and the rates of groups are its; None: those of
+            the candidate.
     """
 
     folder: ModelFolder
@@ -79,6 +81,7 @@ class Contest:
     champion: Entrant | None
     run_id: str | None = None
     without_values: list[str] | None = None
+    serves: LoadedModel | None = None
 
     @classmethod
     def on_holdout(
@@ -178,10 +181,11 @@ def hold(contest: Contest) -> ContestResult:
     evaluation, gains = _compare(contest, evaluation, candidate, champion, truth, cost)
     if candidate.model is not None and candidate.finite is not None:
         score = partial(evaluate_metric, spec.task, spec.primary_metric, cost=cost)
+        probed = contest.serves or candidate.model
         evaluation = replace(
             evaluation,
-            robustness=probe_robustness(spec, candidate.model, contest.rows, truth, score),
-            behaviour=probe_behaviour(folder, candidate.model, contest.rows),
+            robustness=probe_robustness(spec, probed, contest.rows, truth, score),
+            behaviour=probe_behaviour(folder, probed, contest.rows),
         )
     predictions = {_name(one.contender): one.prediction for one in measured if one.prediction is not None}
     return ContestResult(evaluation, truth, predictions, gains, candidate.model)
@@ -228,7 +232,8 @@ def _compare(
     own = arena.metrics(ours)
     evaluation = replace(evaluation, candidate=replace(evaluation.candidate, intervals=intervals(arena, own)))
     if spec.task == "binary_classification":
-        groups = rate_groups(spec, rows, np.asarray(truth, dtype=bool), ours.values)
+        rated = ours if contest.serves is None else contest.serves.predict(rows)
+        groups = rate_groups(spec, rows, np.asarray(truth, dtype=bool), rated.values)
         evaluation = replace(evaluation, groups=groups)
     if champion is None or (its := champion.finite) is None or evaluation.champion is None:
         return evaluation, None

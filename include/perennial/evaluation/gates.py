@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from scipy.special import stdtr
 
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.decision import GateDecision, GateResult
-from perennial.evidence.evaluation import Contender, Evaluation, Operation, Slice
-from perennial.spec.gates import Behaviour, FairnessGate, Gates
+from perennial.evidence.evaluation import Contender, Evaluation, Operation, Refresh, Slice
+from perennial.spec.gates import DEFAULT_SKILL, Behaviour, FairnessGate, Gates
 from perennial.spec.training import METRICS
 
 #: Margins are decimal numbers. Binary floats differ from them by about this much: 0.3 - 0.2 is less than 0.1.
@@ -29,9 +30,17 @@ _SAME_ANSWER = 1e-9
 #: The most names in a sentence.
 _MOST_NAMED = 5
 
+#: The gates of a refresh that doubt its newest rows, and not only the model.
+_DOUBT_ROWS = frozenset({"finite_inputs", "classes", "prior", "refresh.skill", "refresh.agreement"})
+#: The gate of a refresh that finds that those before it did harm.
+_HARM = "refresh.harm"
+
 
 def decide(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> GateDecision:
-    """Judge a candidate.
+    """Judge a candidate that would replace the champion, or a refresh of the champion.
+
+    A refresh is the champion's recipe with newer rows. It need not be better: age alone says that it is. A net lies under it
+    instead, of all gates that need no comparison with the champion, and of those that only a refresh has.
 
     Args:
         evaluation: the evidence.
@@ -39,8 +48,12 @@ def decide(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> Gate
         refit: whether a candidate that passes all other gates must have been fitted again on the newest rows, and that model
             must pass, too.
     """
+    if evaluation.refresh is not None:
+        return _decision(evaluation, list(_refreshed(evaluation, evaluation.refresh, gates)))
     results = [
         *_data(evaluation, gates),
+        _fresh(evaluation, gates),
+        _leak(evaluation, gates),
         *_predictions(evaluation, gates),
         *_bounds(evaluation, gates),
         _baselines(evaluation, gates),
@@ -54,6 +67,20 @@ def decide(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> Gate
     ]
     if refit and all(result.passed for result in results):
         results += _refit(evaluation, gates)
+    return _decision(evaluation, results)
+
+
+def withholds_rows(decision: GateDecision) -> bool:
+    """Whether a refresh was refused because of its newest rows, so that nothing else may learn from them either."""
+    return not _DOUBT_ROWS.isdisjoint(decision.refused_by)
+
+
+def undoes_refreshes(decision: GateDecision) -> bool:
+    """Whether a refresh was refused because those before it did harm, so that an older version must serve again."""
+    return _HARM in decision.refused_by
+
+
+def _decision(evaluation: Evaluation, results: list[GateResult]) -> GateDecision:
     return GateDecision(
         promote=all(result.passed for result in results),
         results=results,
@@ -93,8 +120,6 @@ def _data(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
         yield _classes(evaluation)
     yield _same_rows(evaluation)
     yield _untouched(evaluation)
-    yield _fresh(evaluation, gates)
-    yield _leak(evaluation, gates)
 
 
 def _mature(evaluation: Evaluation, gates: Gates) -> GateResult:
@@ -592,22 +617,84 @@ def _operation(name: str, found: Operation | None, gates: Gates, kind: str = "op
 
 def _refit(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
     """Whether the model that was fitted again on the newest rows works, and is still the model that was judged."""
-    found, gate, least = evaluation.refit, "refit.agreement", gates.refit.agreement
     name = f"{evaluation.candidate.name}, fitted again on the newest rows,"
+    yield _agreement(evaluation, "refit.agreement", gates.refit.agreement, name, "the judged model")
+    if evaluation.refit is not None:
+        yield from _operation(name, evaluation.refit.operation, gates, "refit")
+
+
+def _agreement(evaluation: Evaluation, gate: str, least: float, name: str, other: str) -> GateResult:
+    found = evaluation.refit
     if found is None:
-        yield GateResult(
+        return GateResult(
             gate, False, f"{evaluation.candidate.name} was not fitted again on the newest rows (training.refit); evaluate again"
         )
-        return
     known = found.agreement is not None and math.isfinite(found.agreement)
     what = "same class in a share of" if evaluation.task == "multiclass_classification" else "rank correlation"
-    yield GateResult(
+    return GateResult(
         gate,
         found.agreement is not None and known and found.agreement >= least,
-        f"{name} agrees with the judged model on the holdout: {what} {f'{found.agreement:.3f}' if known else 'unknown'}; at "
-        f"least {least:g} is required",
+        f"{name} agrees with {other} on the holdout: {what} {f'{found.agreement:.3f}' if known else 'unknown'}; at least "
+        f"{least:g} is required",
     )
-    yield from _operation(name, found.operation, gates, "refit")
+
+
+# --- a refresh -------------------------------------------------------------------------------------------------------
+
+
+def _refreshed(evaluation: Evaluation, refresh: Refresh, gates: Gates) -> Iterator[GateResult]:
+    """The net under a refresh.
+
+    The newest rows were measured with the model before it. The refreshed model has learned from these rows, so no metric of it
+    counts.
+    """
+    name = f"{evaluation.candidate.name}, refreshed,"
+    served = replace(evaluation, candidate=replace(evaluation.candidate, name=name, predictions=refresh.predictions))
+    yield from _data(evaluation, gates)
+    yield _leak(evaluation, gates)
+    yield from _predictions(served, gates)
+    yield _skill(evaluation, refresh, gates)
+    yield _agreement(evaluation, "refresh.agreement", gates.refresh.agreement, name, f"version {refresh.reference}")
+    yield _harm(refresh, gates)
+    yield from (_fairness(served, gate) for gate in gates.fairness)
+    yield from _robustness(served, gates)
+    yield from (_behaviour(evaluation, behaviour, test) for behaviour, test in gates.behaviour.items())
+    yield from _operation(name, evaluation.refit.operation if evaluation.refit else None, gates)
+
+
+def _skill(evaluation: Evaluation, refresh: Refresh, gates: Gates) -> GateResult:
+    gate, metric = "refresh.skill", evaluation.metric
+    least = gates.refresh.skill if gates.refresh.skill is not None else DEFAULT_SKILL.get(metric, 0.0)
+    value, known = refresh.skill, refresh.skill is not None and math.isfinite(refresh.skill)
+    measured, constant = _metric(evaluation.candidate, metric), refresh.uninformed
+    if value is None or not known or measured is None or constant is None:
+        cause = evaluation.candidate.error or f"{metric} is not defined there"
+        return GateResult(
+            gate,
+            False,
+            f"the skill of version {refresh.reference} on the newest rows {evaluation.interval} is unknown: {cause}",
+        )
+    return GateResult(
+        gate,
+        value > least if least == 0 else value >= least,
+        f"version {refresh.reference}, which had not learned from {evaluation.interval}, has {metric} {measured:.6g} there, "
+        f"and the best constant {constant:.6g}: a skill score of {value:.3f}; "
+        f"{f'at least {least:g}' if least else 'more than 0'} is required, since otherwise the newest labels or features may "
+        "be wrong",
+    )
+
+
+def _harm(refresh: Refresh, gates: Gates) -> GateResult:
+    found, most = refresh.rolling, gates.refresh.false_restores
+    if found is None:
+        return GateResult(_HARM, True, "there are no earlier refreshes to judge")
+    days, worse = sum(found.days.values()), sum(found.worse.values())
+    return GateResult(
+        _HARM,
+        math.isfinite(found.evidence) and found.evidence < most,
+        f"on {worse} of the last {days} days, refreshed models were worse than version {found.anchor}, each on days that it "
+        f"had not learned from; the evidence of harm is {found.evidence:.3g}, below {most:g} is required",
+    )
 
 
 # --- shared by the gates ---------------------------------------------------------------------------------------------

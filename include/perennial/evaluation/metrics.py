@@ -30,6 +30,7 @@ __all__ = [
     "evaluate",
     "evaluate_metric",
     "evaluate_prediction",
+    "skill_score",
     "summarise",
 ]
 
@@ -93,6 +94,27 @@ def agreement(task: Task, one: Prediction, other: Prediction) -> float | None:
     if np.ptp(one.values) == 0 or np.ptp(other.values) == 0:
         return None
     return float(spearmanr(one.values, other.values).statistic)
+
+
+def skill_score(task: Task, metric: str, value: float, constant: float) -> float | None:
+    """How much of the way from the best constant prediction to a perfect one a model has gone.
+
+    Args:
+        task, metric: the metric of both values.
+        value: the model's.
+        constant: that of the best constant prediction on the same rows.
+
+    Returns:
+        0 for the constant, 1 for a perfect prediction, negative if the constant is better. None if it is not defined.
+
+    References:
+        Murphy: Skill Scores Based on the Mean Square Error and Their Relationships to the Correlation Coefficient. Monthly
+        Weather Review 116 (1988), equation 4.
+    """
+    greater_is_better = METRICS[task][metric]
+    way = (1.0 - constant) if greater_is_better else abs(constant)
+    gone = value - constant if greater_is_better else constant - value
+    return gone / way if way > 0 and math.isfinite(gone) else None
 
 
 def evaluate_prediction(

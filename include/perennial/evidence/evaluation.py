@@ -243,6 +243,52 @@ class Refit(Evidence):
 
 
 @dataclass(frozen=True)
+class RollingEvidence(Evidence):
+    """Refreshes compared with an older version, on days that neither had learned from when it predicted them.
+
+    Attributes:
+        anchor: the version that refreshes are compared with: that in force four refreshes ago, or the first of the recipe.
+        versions: the version that each stretch of days was predicted with, by key of the stretch.
+        days: by key of the stretch, the number of days on which the primary metric of both differs.
+        worse: the number of these days on which the refreshed version was worse.
+        evidence: how strongly these days speak against refreshes that do no harm: see
+            :func:`perennial.evaluation.sequential.harm`.
+    """
+
+    anchor: int
+    versions: dict[str, int]
+    days: dict[str, int]
+    worse: dict[str, int]
+    evidence: float
+
+
+@dataclass(frozen=True)
+class Refresh(Evidence):
+    """The champion's recipe was fitted on newer rows, without a search. This says what that was checked against.
+
+    The evaluation's candidate is then the model before it, measured on the newest rows, which it had not learned from. The
+    evaluation's refit is the refreshed model, which serves.
+
+    Attributes:
+        champion: the version whose recipe was fitted again.
+        reference: the version that is the evaluation's candidate: the champion, or the last refresh that was refused, if that
+            is better on the newest rows.
+        uninformed: the primary metric of the best constant prediction on the newest rows.
+        skill: skill score of the reference on the newest rows, 0 for the best constant and 1 for a perfect prediction; None if
+            it is not defined.
+        predictions: a summary of the refreshed model's predictions for the newest rows.
+        rolling: earlier refreshes compared with an older version; None if there were none.
+    """
+
+    champion: int
+    reference: int
+    uninformed: float | None
+    skill: float | None
+    predictions: PredictionSummary | None
+    rolling: RollingEvidence | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation(Evidence):
     """The candidate, all baselines and the champion, measured on the same newest rows, which no model was trained on.
 
@@ -268,6 +314,7 @@ class Evaluation(Evidence):
         alone: the score that each feature reaches as the only feature: area under the ROC curve, or R squared.
         without_values: features that have no value in any training row; None if it was not looked at.
         refit: the model that serves; None if the candidate itself would serve.
+        refresh: what a refresh of the champion was checked against; None for a candidate that would replace it.
     """
 
     model: str
@@ -295,6 +342,7 @@ class Evaluation(Evidence):
     alone: dict[str, float] | None = None
     without_values: list[str] | None = None
     refit: Refit | None = None
+    refresh: Refresh | None = None
 
     @property
     def label_coverage(self) -> float:

@@ -54,6 +54,7 @@ class TrainingSet(Evidence):
         missing: keys of the stretches of window and holdout without features, after the first day that ever had any.
         without_values: features that have no value in any row of the window; None if it was not looked at.
         mean_label: for regression, the mean label of the window's rows; None otherwise, or if it was not looked at.
+        withheld: keys of the intervals whose rows are left out, since a refresh that learned from them was refused.
     """
 
     model: str
@@ -76,9 +77,14 @@ class TrainingSet(Evidence):
     missing: list[str] = field(default_factory=list, kw_only=True)
     without_values: list[str] | None = field(default=None, kw_only=True)
     mean_label: float | None = field(default=None, kw_only=True)
+    withheld: list[str] = field(default_factory=list, kw_only=True)
 
     def interval(self, part: Part) -> Interval:
         return Interval.from_key(self.key(part))
+
+    @property
+    def withheld_intervals(self) -> list[Interval]:
+        return [Interval.from_key(key) for key in self.withheld]
 
     def key(self, part: Part) -> str:
         """Key of the part's interval."""
@@ -101,6 +107,7 @@ class TrainingRecord(TrainingSet):
         task: the model's task; None if the row does not contain it.
         numeric, categorical: the features that the model takes, in order.
         trusted_types: the types in the estimator that ``model.yaml`` declares trusted.
+        recipe: :func:`perennial.spec.recipe.recipe_digest` of what it was made by; empty if the row does not contain it.
     """
 
     candidate: str
@@ -111,6 +118,7 @@ class TrainingRecord(TrainingSet):
     numeric: list[str]
     categorical: list[str]
     trusted_types: list[str]
+    recipe: str = field(default="", kw_only=True)
 
     @property
     def features(self) -> list[str]:

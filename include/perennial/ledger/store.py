@@ -19,6 +19,7 @@ from perennial.core.errors import SchemaMismatch
 from perennial.ledger import migrations
 from perennial.ledger.alerts import AlertTables
 from perennial.ledger.erasures import Erasures
+from perennial.ledger.holds import Holds
 from perennial.ledger.observations import Observations
 from perennial.ledger.overview import Overviews
 from perennial.ledger.promotions import Promotions
@@ -27,7 +28,7 @@ from perennial.ledger.removals import Removals
 from perennial.ledger.retirements import Retirements
 
 
-class Ledger(Publications, Promotions, Observations, Erasures, Removals, Retirements, AlertTables, Overviews):
+class Ledger(Publications, Promotions, Observations, Erasures, Removals, Retirements, Holds, AlertTables, Overviews):
     """The operational database.
 
     It holds no open connection between calls, so threads may share it, and it survives a fork.

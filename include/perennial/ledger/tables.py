@@ -126,6 +126,15 @@ removals = _table(
     sa.Index("perennial_removals_by_dataset", "model", "dataset"),
 )  # fmt: skip
 
+# What is held back: the data of an interval, or all refreshes of a model. A hold without released_at is in force.
+holds = _table(
+    "holds",
+    _id(),
+    _text("model"), _text("what"), _time("start"), _time("end"), _number("version"), _json("reasons"), _text("run_id"),
+    _time("held_at"), _time("released_at", null=True), _text("released_by", null=True), _text("release_reason", null=True),
+    sa.Index("perennial_holds_by_model", "model", "what"),
+)  # fmt: skip
+
 # Retirements of models. Promotions up to promotion_id no longer count.
 retirements = _table(
     "retirements",

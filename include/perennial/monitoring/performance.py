@@ -194,22 +194,23 @@ def judged_windows(spec: ModelSpec, ledger: Ledger, version: int | None, *, unti
         holdouts={record.version: holdout_of(spec, record.evaluation) for record in versions if record.version in recipe},
         until=until,
         since=max((as_of for as_of in begun if as_of < until), default=None),
+        withheld=ledger.withheld(spec.name),
     )
 
 
 def trainings_of(versions: Iterable[VersionRecord]) -> list[VersionRecord]:
-    """The versions that count as trainings for cooldown, budget and breaker, and after which windows are judged anew."""
-    return [record for record in versions if trained_as_of(record) is not None]
+    """The versions that count as trainings for cooldown, budget and breaker, and after which windows are judged anew.
+
+    Refreshes do not count: they are the champion's recipe with newer rows.
+    """
+    return [record for record in versions if trained_as_of(record) is not None and not record.is_refresh]
 
 
 def recipe_of(versions: Sequence[VersionRecord], version: int | None) -> set[int]:
-    """The version and all others that were made in the same way of other rows: by the same spec, estimator and parameters."""
-
-    def recipe(record: VersionRecord) -> tuple[str, str, dict[str, Any]]:
-        return record.spec_digest, record.training.candidate, record.training.params
-
-    own = next((recipe(record) for record in versions if record.version == version), None)
-    return {record.version for record in versions if recipe(record) == own}
+    """The version and all others that were made by the same recipe of other rows."""
+    own = next((record.training.recipe for record in versions if record.version == version), "")
+    same = {record.version for record in versions if own and record.training.recipe == own}
+    return same if version is None else same | {version}
 
 
 def holdout_of(spec: ModelSpec, evaluation: Evaluation) -> Holdout:

@@ -119,7 +119,7 @@ def decide_retraining(
        windows take a place among the ``of`` windows but do not count as drift.
     3. Performance raises an alarm by the same counts over the newest measured windows: when they are worse than usual. Windows
        that end before the last requested retraining do not count, because labels come late and the same drop would cause a
-       second request.
+       second request. Windows whose rows are withheld do not count, because a training could not learn from them.
     4. If the newest measured window is surely worse than the same answer for every row, performance raises an alarm at once:
        one window is enough, and the cooldown does not hold it back. Everything else does.
     5. An alarm leads to no request if a training is under way, or if the breaker, the cooldown or the budget prevents it.
@@ -141,7 +141,9 @@ def decide_retraining(
 
     asked = sorted(past.window_end for past in decisions if past.asked)
     drift = _drift_alarm(policy, window_end, verdicts)
-    performance = _performance_alarm(policy, [window for window in windows if not asked or window.interval.end > asked[-1]])
+    performance = _performance_alarm(
+        policy, [one for one in windows if not one.withheld and (not asked or one.interval.end > asked[-1])]
+    )
     if not (drift.raised or performance.raised):
         return RetrainingDecision(False, "none", f"No retraining: {drift.text}; {performance.text}.")
     cause: Cause = "drift" if drift.raised else "performance"
@@ -249,7 +251,7 @@ def _performance_alarm(policy: RetrainingPolicy, windows: Sequence[JudgedWindow]
     if policy.on_performance == "never":
         return _Alarm(False, "performance never requests a training (retraining.on_performance is never)")
     if not windows:
-        return _Alarm(False, "no window of the champion's recipe has been measured since its training or the last request")
+        return _Alarm(False, "since the last training or request, no window was measured whose rows are not withheld")
     newest = windows[-1]
     if newest.useless:
         return _Alarm(True, f"the champion does harm: {newest.useless}", urgent=True)

@@ -106,6 +106,8 @@ class JudgedWindow:
         metric: the primary metric.
         value: its value; NaN if it could not be measured.
         bound: a worse value is worse than usual; None if it is not known what is usual.
+        withheld: whether some of its rows are held back, because their labels or features are doubted. A training could not
+            learn from them, so they ask for none.
         useless: in words and numbers, why the window is surely worse than the same answer for every row; empty if it is not.
     """
 
@@ -115,6 +117,7 @@ class JudgedWindow:
     value: float
     bound: Bound | None
     useless: str = ""
+    withheld: bool = False
 
     @property
     def fallen(self) -> bool:
@@ -235,6 +238,7 @@ def judge_windows(
     holdouts: Mapping[int, Holdout],
     until: datetime,
     since: datetime | None = None,
+    withheld: Collection[Interval] = (),
 ) -> list[JudgedWindow]:
     """The last ``of`` measured windows of a recipe, each with its bound.
 
@@ -251,17 +255,23 @@ def judge_windows(
         holdouts: the primary metric of each version on its own holdout.
         until: later windows are left out.
         since: windows that end no later are not judged; None: all may be.
+        withheld: the intervals whose rows are held back. Their windows do not tell what is usual.
 
     Returns:
         The judged windows, oldest first. They are the last ones by the clock, counted from the newest that was measured.
     """
+
+    def doubted(window: WindowPerformance) -> bool:
+        return any(window.interval.overlaps(interval) for interval in withheld)
+
     windows = _one_each(performances, recipe, until)
     if not windows:
         return []
     newest = windows[-1].interval
     windows = [window for window in windows if window.interval.length == newest.length]
     first = newest.end - policy.of * newest.length
-    usual = usual_of([window for window in windows if window.interval.end <= first], metric)
+    usual = usual_of([one for one in windows if one.interval.end <= first and not doubted(one)], metric)
+
     recent = [window for window in windows if since is None or window.interval.end > since]
     sign = 1 if greater_is_better else -1
     return [
@@ -280,6 +290,7 @@ def judge_windows(
                 length=newest.length,
             ),
             useless_because([one for one in recent if one.interval.end <= window.interval.end], metric, sign),
+            doubted(window),
         )
         for window in recent
         if window.interval.end > first

@@ -176,6 +176,27 @@ class RefitGate(Section):
     agreement: Share = 0.5
 
 
+#: The skill score that ``gates.refresh.skill`` requires by default, by metric; 0 for others.
+DEFAULT_SKILL = {"roc_auc": 0.1}
+
+
+class RefreshGate(Section):
+    """The net under refreshes: whether the champion's recipe, fitted on newer rows, may serve (``schedules.refresh``).
+
+    Attributes:
+        agreement: how far the refreshed model must agree, on the newest rows, with the model before it: as for
+            ``gates.refit.agreement``. Rows that change a model more than that are withheld from later trainings.
+        skill: skill score that the model before it must have on the newest rows: 0 is that of the best constant prediction, 1
+            is perfect. An area under the ROC curve of 0.55 is a skill of 0.1. Without skill, the newest labels are doubted.
+            None: 0.1 for ``roc_auc``, 0 for other metrics.
+        false_restores: expected number of refreshes until one is undone by chance, if refreshes do no harm.
+    """
+
+    agreement: Share = 0.7
+    skill: Share | None = None
+    false_restores: Annotated[int, Field(ge=20)] = 260
+
+
 class Gates(Section):
     """What a candidate must pass to become champion.
 
@@ -194,6 +215,7 @@ class Gates(Section):
         behaviour: tests by name.
         operation: whether the stored version works in production.
         refit: whether the model that serves agrees with the one that was judged.
+        refresh: what a refresh of the champion must pass.
         leak: highest score of a single feature alone (area under its own ROC curve, or R squared). A feature above it may be
             made of the label.
         stale_after: longest time between the end of what was learned from and the beginning of the holdout.
@@ -215,6 +237,7 @@ class Gates(Section):
     behaviour: dict[Identifier, Behaviour] = {}
     operation: OperationGate = OperationGate()
     refit: RefitGate = RefitGate()
+    refresh: RefreshGate = RefreshGate()
     leak: Annotated[float, Field(gt=0.5, le=1, allow_inf_nan=False)] = 0.98
     stale_after: Duration = timedelta(days=7)
     min_rows: Annotated[int, Field(ge=1)] = 200
@@ -231,8 +254,11 @@ class ApprovalPolicy(Section):
 
     Attributes:
         within: time to answer. Without an answer in time, the champion stays.
+        refreshes: ``follow``: a recipe is approved once, and its refreshes follow under their gates. ``ask``: each refresh is
+            asked about, too.
         approvers: ids of the Airflow users who may answer. Empty: everyone who may act on the DAG.
     """
 
     within: Duration = timedelta(days=3)
+    refreshes: Literal["follow", "ask"] = "follow"
     approvers: list[Text] = []

@@ -26,6 +26,8 @@ class Schedules(Section):
             UTC; for the files of a source with ``time_zone`` it is the local day.
         train: train when features of all days of a week (from Monday) or month are published. ``never``: only monitoring and
             people start trainings.
+        refresh: fit the champion's recipe on the newest rows, too, when features of all days of a week (from Monday) or month
+            are published. It requires ``training.refit``. ``never``: a champion stays as it is until it is replaced.
         monitor: the window over which drift is judged, when all its days are scored.
         grace: how long after the end of a day, week or month its missing days are waited for. Then training and monitoring
             run on the days that are there, and say which are missing.
@@ -38,6 +40,7 @@ class Schedules(Section):
     catch_up: Duration = timedelta(days=30)
     closed: list[ClosedDay] = []
     train: Literal["week", "month", "never"] = "week"
+    refresh: Literal["week", "month", "never"] = "week"
     monitor: Literal["day", "week"] = "week"
     grace: Duration = timedelta(days=2)
     min_days: Annotated[int, Field(ge=1, le=7)] = 5

@@ -295,6 +295,10 @@ def test_a_champion_that_does_harm_does_not_ask_if_performance_may_not() -> None
     assert not on_performance(harmful(0.66), RetrainingPolicy(on_drift=False, on_performance="never")).ask
 
 
+def test_windows_whose_rows_are_withheld_do_not_ask() -> None:
+    assert not on_performance([replace(window, withheld=True) for window in harmful(0.66, 0.66)]).ask
+
+
 # --- the loop cannot run away ----------------------------------------------------------------------------------------
 
 policies = st.builds(

@@ -208,6 +208,14 @@ def test_windows_of_another_length_and_later_ones_do_not_count() -> None:
     assert judged(week, until=START + 6 * DAY) == []
 
 
+def test_withheld_windows_do_not_say_what_is_usual() -> None:
+    records = measured([0.75, 0.77] * 4 + [0.74, 0.73] + [0.76] * 3)
+    found = judged(records, withheld=[records[8].interval, records[11].interval])
+    assert [window.withheld for window in found] == [False, True, False]
+    assert found[0].bound is not None
+    assert "9 earlier windows" in found[0].bound.source
+
+
 # --- worse than the same answer for every row ------------------------------------------------------------------------
 
 

@@ -1,0 +1,34 @@
+"""The recipe of a version: how it is made of rows. Two versions with one recipe differ in the rows that they learned from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from perennial.spec.folder import ModelFolder
+
+
+def recipe_digest(folder: ModelFolder, candidate: str, params: Mapping[str, Any]) -> str:
+    """SHA-256 of a recipe: features, label, estimator, parameters, seed, largest number of rows, and ``model.py``.
+
+    What judges a model (gates, metrics), or only says when and how it runs, is no part of it.
+
+    Args:
+        folder: the model's folder.
+        candidate: the candidate's name in ``model.yaml``.
+        params: the parameters that it is fitted with, those that a search found included.
+    """
+    spec = folder.spec
+    said = spec.model_dump(mode="json", include={"task": True, "label": {"table", "sql"}})
+    meaning = {
+        **said,
+        "features": folder.features_digest,
+        "estimator": spec.candidates[candidate].estimator,
+        "params": dict(params),
+        "seed": spec.training.seed,
+        "max_rows": spec.training.max_rows,
+        "code": folder.files.get("model.py", ""),
+    }
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
