@@ -93,7 +93,9 @@ def _describe(evaluation: Evaluation, decision: GateDecision) -> str:
     gates = [f"- {'passed' if result.passed else '**refused**'} {result.gate}: {result.reason}" for result in decision.results]
     heading = "All gates passed." if decision.promote else "**Refused by the gates.**"
     table = [f"| model | {metric} on {evaluation.interval} ({evaluation.rows:,} rows) |", "| --- | --- |", *rows]
-    return "\n".join([heading, "", *_learned_again(evaluation), *table, "", *gates])[:10_000]
+    remarks = [f"- {remark}" for remark in (evaluation.champion.remarks if evaluation.champion else [])]
+    about = ["", *remarks] if remarks else []
+    return "\n".join([heading, "", *_learned_again(evaluation), *table, *about, "", *gates])[:10_000]
 
 
 class Versions(Mlflow):
