@@ -22,22 +22,26 @@ from perennial.deployment import Deployment
 from perennial.evaluation.contest import Entrant
 from perennial.evidence.evaluation import Contender
 from perennial.evidence.training import TrainingSet
-from perennial.features.labels import read_labels
-from perennial.features.published import published_tables
+from perennial.features.published import is_features
 from perennial.ledger.records import VersionRecord
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
-from perennial.model.labels import LABEL, labels_of
-from perennial.registry.folders import OwnFolder, changed_label, differences, open_folder, own_folder, with_own_features
+from perennial.model.labels import labels_of
+from perennial.registry.folders import (
+    OwnFolder,
+    changed_label,
+    differences,
+    open_folder,
+    own_features,
+    own_folder,
+    with_own_features,
+)
 from perennial.spec.folder import ModelFolder
 from perennial.spec.recipe import recipe_digest
 from perennial.training.fit import fit_estimator
-from perennial.training.training_set import load_rows
+from perennial.training.training_set import load_rows, pinned_snapshots, read_rows
 
 log = logging.getLogger(__name__)
-
-#: The column with the position of a label's row.
-_PLACE = "_place"
 
 
 def champion_entrant(
@@ -129,23 +133,19 @@ def _recipe(its: ModelFolder, record: VersionRecord) -> str:
 def _fit(
     its: ModelFolder, own: OwnFolder, deployment: Deployment, training_set: TrainingSet, staging: Path | None
 ) -> LoadedModel:
-    training, window, lake = own.record.training, training_set.interval("window"), deployment.lake
+    training = own.record.training
     if training.candidate not in its.spec.candidates:
         raise TrainingError(f"its folder has no candidate {training.candidate}")
-    rows = load_rows(own.current, lake, training_set, "window", staging)
-    if (its.spec.label.table, its.spec.label.sql) != (own.current.spec.label.table, own.current.spec.label.sql):
-        rows = _with_its_label(its, deployment, training_set, rows)
-    truth = labels_of(rows)
-    rows = with_own_features(own, lake, window, rows, run_id=training_set.run_id)  # in the same order
+    rows = _rows(its, own, deployment, training_set, staging)
     takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
     try:
-        estimator = fit_estimator(its, training.candidate, training.params, takes.frame(rows), truth)
+        estimator = fit_estimator(its, training.candidate, training.params, takes.frame(rows), labels_of(rows))
     except PerennialError:
         raise
     # The code of a model folder may raise anything, and that of a version's own folder cannot be changed.
     except Exception as error:
         raise TrainingError(f"{training.candidate} raised {type(error).__name__}: {error}") from error
-    log.info("the recipe of %s was fitted on %s rows of %s", own.name, f"{rows.num_rows:,}", window)
+    log.info("the recipe of %s was fitted on %s rows of %s", own.name, f"{rows.num_rows:,}", training_set.window)
     return LoadedModel(
         name=f"the recipe of {own.name}, fitted on {training_set.window}",
         version=own.record.version,
@@ -158,20 +158,25 @@ def _fit(
     )
 
 
-def _with_its_label(its: ModelFolder, deployment: Deployment, training_set: TrainingSet, rows: pa.Table) -> pa.Table:
-    """The rows that have a label of the version's own folder, with this label."""
-    identity = list(dict.fromkeys([*its.spec.entity_table.key, its.spec.event_time]))
-    snapshots = {**published_tables(its, deployment.ledger).snapshots, **training_set.snapshots}
-    labels = read_labels(
+def _rows(
+    its: ModelFolder, own: OwnFolder, deployment: Deployment, training_set: TrainingSet, staging: Path | None
+) -> pa.Table:
+    """The rows of the window, with the features and the label of the version's own folder."""
+    lake, spec, present = deployment.lake, its.spec, own.current.spec
+    if own.is_current and (spec.label.table, spec.label.sql) == (present.label.table, present.label.sql):
+        return load_rows(own.current, lake, training_set, "window", staging)
+    window = training_set.interval("window")
+    at = own_features(own, lake, window, run_id=training_set.run_id, whole=False)
+    labels = {name: snapshot for name, snapshot in training_set.snapshots.items() if not is_features(name)}
+    rows, _ = read_rows(
         its,
-        deployment.lake,
-        snapshots,
-        training_set.interval("window"),
-        as_of=training_set.interval("holdout").start,
-        entities=rows.select(identity).append_column(_PLACE, pa.array(range(rows.num_rows), pa.int64())),
+        lake,
+        {**pinned_snapshots(its, deployment.ledger, own.dataset), **labels, at.dataset: at.snapshot},
+        window,
+        labels_known_by=training_set.interval("holdout").start,
+        withheld=training_set.withheld_intervals,
     )
-    kept = rows.take(labels.column(_PLACE).combine_chunks())
-    return kept.set_column(kept.column_names.index(LABEL), LABEL, labels.column(LABEL))
+    return rows.slice(max(0, rows.num_rows - spec.training.max_rows))
 
 
 def _stored_instead(stored: Entrant, own: OwnFolder, training_set: TrainingSet, why: str) -> Entrant:
