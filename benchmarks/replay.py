@@ -36,7 +36,7 @@ from perennial.evidence.training import StoredModel
 from perennial.model.artifacts import FeatureList, LoadedModel, Prediction, predict
 from perennial.model.costs import cost_function
 from perennial.model.estimators import combinations
-from perennial.model.labels import LABEL
+from perennial.model.labels import LABEL, count_classes
 from perennial.spec.training import METRICS
 from perennial.training.fit import fit_estimator, reference_sample
 
@@ -252,6 +252,7 @@ class Course:
         withheld: weeks that nothing learns from.
         refused: the newest refresh that was refused since the last one that passed.
         stopped: whether refreshes have stopped.
+        begun: number of weeks that were served before the present recipe did.
         events: what happened after which week: number of the week, what, and why.
         fits: how many models were fitted; those of a search count.
         seconds: processor time of fits and evaluations.
@@ -263,6 +264,7 @@ class Course:
     withheld: list[Interval] = field(default_factory=list)
     refused: Version | None = None
     stopped: bool = False
+    begun: int = 0
     events: list[tuple[int, str, list[str]]] = field(default_factory=list)
     fits: int = 0
     seconds: float = 0.0
@@ -305,11 +307,8 @@ def never(world: World, course: Course, week: Interval) -> None:
 
 
 def judged_weekly(world: World, course: Course, week: Interval) -> None:
-    """Trained each week, judged on a holdout of four weeks that nobody looks at, promoted as it was judged."""
-    border = week.end - world.spec.training.holdout
-    version = world.fit(world.window(border), course.serving.params, known_by=border)
-    course.bill(version)
-    course.promote(version)
+    """Fitted each week on the window before a holdout of four weeks, promoted as it could be judged there."""
+    course.promote(_judged(world, course, week.end))
 
 
 def weekly(world: World, course: Course, week: Interval) -> None:
@@ -320,14 +319,13 @@ def weekly(world: World, course: Course, week: Interval) -> None:
 
 
 def monthly(world: World, course: Course, week: Interval) -> None:
-    """Trained when a month is over, fitted again on all rows up to now, promoted as it comes."""
-    if _month_ends(week):
-        _, border = _train(world, course, week.end)
-        course.promote(_refit(world, course, week.end, border))
+    """The same when a month is over."""
+    if month_ends(week):
+        weekly(world, course, week)
 
 
 def drift(world: World, course: Course, week: Interval) -> None:
-    """Trained on each drift verdict, fitted again on all rows up to now, promoted as it comes."""
+    """The same on each drift verdict."""
     started = processor_time()
     if course.reference is None:
         border = week.start - world.spec.training.holdout
@@ -344,10 +342,9 @@ def drift(world: World, course: Course, week: Interval) -> None:
     course.seconds += processor_time() - started
     if verdict.verdict == "drift":
         course.note("drift")
-        judged, border = _train(world, course, week.end)
-        served = _refit(world, course, week.end, border)
-        course.reference = _reference(world, judged, served, week.end)
-        course.promote(served)
+        judged = _judged(world, course, week.end)
+        weekly(world, course, week)
+        course.reference = _reference(world, judged, course.serving, week.end)
 
 
 def _reference(world: World, judged: Version, served: Version, end: datetime) -> pa.Table:
@@ -360,12 +357,12 @@ def _reference(world: World, judged: Version, served: Version, end: datetime) ->
 
 def old(world: World, course: Course, week: Interval) -> None:
     """Trained when a month is over; promoted, fitted again, if surely better than the stored champion on four weeks."""
-    if not _month_ends(week):
+    if not month_ends(week):
         return
-    judged, border = _train(world, course, week.end)
-    champion = Entrant(_contender(course.serving, "champion", course.serving.number), lambda: course.serving.model)
-    if _replaces(world, course, judged, champion, Interval(border, week.end)):
-        course.promote(_refit(world, course, week.end, border, judged.params))
+    judged, champion = _judged(world, course, week.end), course.serving
+    entrant = Entrant(_contender(champion, "champion", champion.number), lambda: champion.model)
+    if _replaces(world, course, judged, entrant, Interval(week.end - world.spec.training.holdout, week.end)):
+        weekly(world, course, week)
 
 
 def new(world: World, course: Course, week: Interval, *, net: bool = True, replacements: bool = True) -> None:
@@ -374,7 +371,7 @@ def new(world: World, course: Course, week: Interval, *, net: bool = True, repla
         refresh(world, course, week)
     elif not course.stopped:
         weekly(world, course, week)
-    if replacements and _month_ends(week):
+    if replacements and month_ends(week):
         replacement(world, course, week)
 
 
@@ -403,8 +400,8 @@ def refresh(world: World, course: Course, week: Interval) -> None:
 
 
 def _anchor(course: Course) -> Version:
-    """The version in force four weeks ago."""
-    return course.served[max(0, len(course.served) - LOOK_BACK)]
+    """The version in force four weeks ago, or the first of the recipe."""
+    return course.served[max(course.begun, len(course.served) - LOOK_BACK)]
 
 
 def judge_refresh(world: World, course: Course, week: Interval, refreshed: Version) -> GateDecision:
@@ -422,6 +419,7 @@ def judge_refresh(world: World, course: Course, week: Interval, refreshed: Versi
             for one in (course.serving, course.refused)
         ]
         reference = course.refused if scores[1] > scores[0] else course.serving
+    older = world.labelled(Interval(refreshed.interval.start, week.start), week.end, course.withheld).select([LABEL])
     first, last = world.between(week)
     contest = Contest(
         folder=world.folder,
@@ -430,7 +428,7 @@ def judge_refresh(world: World, course: Course, week: Interval, refreshed: Versi
         rows_hash=week.key,
         entities=last - first,
         as_of=week.end.isoformat(),
-        training_classes=refreshed.classes,
+        training_classes=count_classes(spec, older),
         training_coverage=refreshed.coverage,
         candidate=Entrant(_contender(reference, "candidate", rows_hash=week.key, rows=rows.num_rows), lambda: reference.model),
         baselines=[],
@@ -453,17 +451,17 @@ def _rolling(world: World, course: Course, week: Interval) -> Any:
     """Refreshes of the last four weeks against the version of four weeks ago, without weeks that are withheld."""
     anchor = _anchor(course)
     stretches = []
-    for back in range(min(LOOK_BACK, len(course.served)) - 1, -1, -1):
+    for back in range(min(LOOK_BACK, len(course.served) - course.begun) - 1, -1, -1):
         one, version = Interval(week.start - back * WEEK, week.end - back * WEEK), course.served[-1 - back]
         if one in course.withheld or version is anchor:
             continue
-        places = world.places(one, week.end)
+        places, (first, _) = world.places(one, week.end), world.between(one)
         if not len(places):
             continue
         stretches.append(
             Stretch(
                 one, version.number, world.rows.take(pa.array(places)),
-                world.predict_rows(version, places), world.predict_rows(anchor, places),
+                world.predict(version, one)[places - first], world.predict(anchor, one)[places - first],
             )
         )  # fmt: skip
     return roll(world.spec, anchor.number, stretches, world.cost)
@@ -485,30 +483,19 @@ def replacement(world: World, course: Course, week: Interval) -> None:
         version = world.fit(world.everything(week.end), params, without=course.withheld)
         course.bill(version)
         course.promote(version)
-        course.stopped = False
+        course.stopped, course.begun = False, len(course.served)
         course.note("replaced")
 
 
-def _month_ends(week: Interval) -> bool:
+def month_ends(week: Interval) -> bool:
     """Whether a month begins within the week, or with its end."""
     return (week.end - timedelta(microseconds=1)).month != week.start.month or week.end.day == 1
 
 
-def _train(world: World, course: Course, as_of: datetime) -> tuple[Version, datetime]:
-    """A candidate whose parameters were searched, fitted on the window before the holdout; and where the holdout begins."""
+def _judged(world: World, course: Course, as_of: datetime) -> Version:
+    """The recipe, fitted on the window before the holdout."""
     border = as_of - world.spec.training.holdout
-    window = world.window(border)
-    params, seconds = world.search(window, border)
-    course.fits, course.seconds = course.fits + len(combinations(world.folder, world.candidate)), course.seconds + seconds
-    version = world.fit(window, params, known_by=border)
-    course.bill(version)
-    return version, border
-
-
-def _refit(world: World, course: Course, end: datetime, border: datetime, params: dict[str, Any] | None = None) -> Version:
-    """The recipe fitted again on all rows from the beginning of the window to now."""
-    chosen = world.search(world.window(border), border)[0] if params is None else params
-    version = world.fit(world.everything(end), chosen)
+    version = world.fit(world.window(border), course.serving.params, known_by=border)
     course.bill(version)
     return version
 
@@ -557,9 +544,8 @@ def _replaces(world: World, course: Course, candidate: Version, champion: Entran
 
 
 def _without_values(world: World, version: Version) -> list[str]:
-    used = world.places(version.interval, version.interval.end)
-    frame = _select(world.frame, used)
-    return [str(name) for name in frame.columns if not frame[name].notna().any()]
+    frame = _select(world.frame, world.places(version.interval, version.interval.end))
+    return [str(name) for name in frame.columns if not (frame[name].head(100).notna().any() or frame[name].notna().any())]
 
 
 POLICIES: dict[str, Policy] = {
