@@ -59,7 +59,7 @@ for model in models():
         chain(published, features)
         # They wait for nothing: a day that is refused must not stop the week before it. Nor may they follow the features: a run
         # whose last task succeeds is a success for Airflow, whatever failed before it.
-        for follower in assets.followers(model.schedules):
+        for follower in assets.followers(model):
             announce_overdue.override(task_id=f"announce_overdue_{follower}", outlets=[assets.due(model.name, follower)])(
                 model=model.name, follower=follower
             )

@@ -66,7 +66,7 @@ for model in models():
             model=model.name, training_set=result(training_set), fitted=result(fitted), evaluation=result(evaluation)
         )
         if model.promotion == "approval":
-            asked = ask_approval(model)
+            asked = ask_approval(model, "decide_promotion")
             chain(decided, asked, promote_champion(model=model.name, decided=result(decided), answer=result(asked.output)))
         else:
             chain(decided, promote_champion(model=model.name, decided=result(decided)))

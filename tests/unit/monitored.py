@@ -130,17 +130,18 @@ class World:
             ),
             "regression": rows["y"].to_numpy(),
         }[spec.task]
-        estimator = make_estimator(self.folder, "linear" if spec.task == "regression" else "logistic", {}).fit(frame, truth)
+        candidate = "linear" if spec.task == "regression" else "logistic"
+        estimator = make_estimator(self.folder, candidate, {}).fit(frame, truth)
         said = predict(spec.task, estimator, frame).values
         if spoil is not None:
             spoil(estimator)
         reference = table.append_column("label", pa.array(truth)).append_column("prediction", pa.array(said))
         run_id = f"train-{as_of}-{seed}"
-        with self.registry.open_run(self.model, "linear", {"perennial.run_id": run_id}) as run:
+        with self.registry.open_run(self.model, candidate, {"perennial.run_id": run_id}) as run:
             stored = run.log_model(spec, estimator, example=frame.head(3), reference=reference, params={})
             log_folder(run, self.folder)
         fitted = Fitted(
-            candidate="linear", baseline=False, params={}, metrics={}, score=None, greater_is_better=True,
+            candidate=candidate, baseline=False, params={}, metrics={}, score=None, greater_is_better=True,
             mlflow_run_id=run.id, model_id=stored.model_id, manifest=stored.manifest, code=code_state(self.folder),
             seconds={},
         )  # fmt: skip

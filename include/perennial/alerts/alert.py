@@ -36,6 +36,8 @@ Kind = Literal[
     "promoted",
     "promotion_refused",
     "recovered",
+    "refresh_refused",
+    "refreshes_stopped",
     "rollback",
     "run_failed",
     "run_stuck",

@@ -136,6 +136,66 @@ def promotion_refused(
     )
 
 
+def refresh_refused(
+    model: str,
+    *,
+    version: int,
+    champion: int | None,
+    reasons: Sequence[str],
+    withheld: Interval | None,
+    links: Mapping[str, str] | None = None,
+) -> Alert:
+    """A refresh of the champion did not pass its gates; the champion stays as it is.
+
+    Args:
+        model: the model.
+        version: the refresh.
+        champion: the champion.
+        reasons: of the gates that refused it.
+        withheld: the rows that nothing learns from until a person releases them; None if no rows are at fault.
+        links: addresses of pages about the version.
+    """
+    held = f" The rows of {withheld.key} are withheld from later trainings." if withheld else ""
+    release = (
+        f"Look at the data of {withheld.key}. If they are right, release them: perennial data release {model} "
+        f"{withheld.start:%Y-%m-%d} {withheld.end:%Y-%m-%d} --reason TEXT, or trigger {model}.release. If they are wrong, "
+        "correct them, ingest them again, and release them then. The next refresh goes on without them."
+        if withheld
+        else "The next refresh tries again with newer rows."
+    )
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="refresh_refused",
+        title=f"{model}: version {champion} was not refreshed",
+        text=as_text(
+            f"Version {champion} stays champion, with the rows that it has learned from.{held} Version {version}, its refresh, "
+            "did not pass:",
+            reasons,
+            release,
+        ),
+        links=dict(links or {}),
+    )
+
+
+def refreshes_stopped(model: str, *, version: int, reason: str, links: Mapping[str, str] | None = None) -> Alert:
+    """Refreshes did harm: an older version is champion again, and nothing is refreshed until a person says so."""
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="refreshes_stopped",
+        title=f"{model}: refreshes were undone and have stopped",
+        text=as_text(
+            f"Version {version} is champion again:",
+            [reason],
+            f"Find out what newer rows teach the model that is wrong (the board and {model}.monitor show what has changed). "
+            f"Then release refreshes: perennial data release {model} --refreshes --reason TEXT, or trigger {model}.release. A "
+            "version that replaces the champion releases them, too.",
+        ),
+        links=dict(links or {}),
+    )
+
+
 def champion_unusable(model: str, *, version: int, reason: str, links: Mapping[str, str] | None = None) -> Alert:
     """The champion can never be used again: its files, or what its features are made of, are gone."""
     return Alert(

@@ -65,6 +65,44 @@ def train(settings: Settings, model: str, as_of: datetime, cause: str | None = N
         return train(run, as_of=as_of, cause=cause or "by hand", actor=actor()).words
 
 
+def refresh(settings: Settings, model: str, as_of: datetime, cause: str | None = None) -> str:
+    """Fit the champion's recipe on the rows up to a moment. It becomes champion if it passes the gates of a refresh."""
+    from perennial.stages.refresh import refresh
+
+    with _run(settings, model, None) as run:
+        return refresh(run, as_of=as_of, cause=cause or "by hand", actor=actor()).words
+
+
+def held(settings: Settings, model: str) -> str:
+    """What is held back of a model, and what was."""
+    with _remembered(settings, model, None) as run:
+        holds, stopped = run.deployment.ledger.holds(model), run.deployment.ledger.stopped_refreshes(model)
+    lines = []
+    for one in holds:
+        if one.released_at is not None:
+            state = f"released {one.released_at:%Y-%m-%d} by {one.released_by}: {one.release_reason}"
+        elif one.what == "refreshes" and (stopped is None or stopped.id != one.id):
+            state = "ended by a version that replaced the champion"
+        else:
+            state = "held back"
+        lines.append(f"{one.what} of {one.interval}, since {one.held_at:%Y-%m-%d} by version {one.version}: {state}")
+        lines += [f"  {reason}" for reason in one.reasons]
+    return "\n".join(lines) or f"nothing of {model} is or was held back"
+
+
+def release(settings: Settings, model: str, interval: Interval | None, *, refreshes: bool, reason: str) -> tuple[str, bool]:
+    """Release data of an interval, or refreshes; and whether there was something to release."""
+    from perennial.stages.refresh import release
+
+    with _run(settings, model, interval) as run:
+        found = release(run, "data", interval, reason=reason, actor=actor()) if interval is not None else []
+        if refreshes:
+            found += release(run, "refreshes", None, reason=reason, actor=actor())
+    if not found:
+        return f"nothing of {model} that you named is held back; perennial data held {model} shows what is", False
+    return "\n".join(f"{model}: {one.what} of {one.interval} released" for one in found), True
+
+
 def score(settings: Settings, model: str, interval: Interval) -> str:
     """Predict an interval with the champion, and publish to the lake and the predictions database."""
     from perennial.stages.score import score

@@ -33,6 +33,8 @@ COMMANDS: tuple[Command, ...] = (
     stages.score,
     stages.monitor,
     stages.train,
+    stages.refresh,
+    stages.data,
     stages.calibrate,
     stages.controls,
     questions.performance,

@@ -11,6 +11,7 @@ from perennial.cli.command import (
     MODEL,
     START,
     VERSION,
+    Command,
     argument,
     command,
     console,
@@ -58,6 +59,44 @@ def monitor(chosen: argparse.Namespace) -> int:
 )
 def train(chosen: argparse.Namespace) -> int:
     return tell(by_hand.train(living_settings(), chosen.model, chosen.as_of, chosen.cause))
+
+
+@command(
+    "refresh",
+    "by hand: fit the champion's recipe on newer rows, too; it becomes champion if it passes the gates of a refresh",
+    MODEL,
+    argument("--as-of", required=True, type=moment, help="use only data known by this day"),
+    argument("--cause", metavar="TEXT", help="why, for the record (default: by hand)"),
+)
+def refresh(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.refresh(living_settings(), chosen.model, chosen.as_of, chosen.cause))
+
+
+@command("held", "show what is held back, and what was", MODEL)
+def _held(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.held(settings(), chosen.model))
+
+
+@command(
+    "release",
+    "let the model learn again from data that are held back, or let refreshes go on",
+    MODEL,
+    argument("start", nargs="?", type=moment, help="first day of the data"),
+    argument("end", nargs="?", type=moment, help="the day after the last day"),
+    argument("--refreshes", action="store_true", help="refreshes that have stopped"),
+    argument("--reason", required=True, help="recorded in the ledger"),
+)
+def _release(chosen: argparse.Namespace) -> int:
+    if (chosen.start is None) != (chosen.end is None):
+        raise SystemExit("give both days of the data, or neither")
+    if chosen.start is None and not chosen.refreshes:
+        raise SystemExit("name the days to release, or --refreshes")
+    days = interval(chosen) if chosen.start is not None else None
+    told, done = by_hand.release(settings(), chosen.model, days, refreshes=chosen.refreshes, reason=chosen.reason)
+    return tell(told) if done else tell(told) or 1
+
+
+data = Command("data", "what is held back from a model: held, release", steps=(_held, _release))
 
 
 @command(

@@ -106,6 +106,10 @@ class NoChampion(PerennialError):
     """The model has no promoted version."""
 
 
+class NothingToRefresh(PerennialError):
+    """The champion is not fitted on newer rows, and this is no failure. The message says why."""
+
+
 class ScoringError(PerennialError):
     """Predictions cannot be published."""
 

@@ -80,6 +80,10 @@ class TrainingSet(Evidence):
     def interval(self, part: Part) -> Interval:
         return Interval.from_key(self.key(part))
 
+    @property
+    def withheld_intervals(self) -> list[Interval]:
+        return [Interval.from_key(key) for key in self.withheld]
+
     def key(self, part: Part) -> str:
         """Key of the part's interval."""
         return self.window if part == "window" else self.holdout

@@ -19,7 +19,7 @@ from perennial.evidence.training import CodeState, StoredModel, TrainingRecord
 from perennial.evidence.verdict import VerdictDetails
 
 VerdictName = Literal["ok", "drift", "unknown"]
-Action = Literal["promote", "rollback", "adopt", "override"]
+Action = Literal["promote", "rollback", "adopt", "override", "refresh"]
 Answer = Literal["approved", "refused", "expired"]
 
 
@@ -156,7 +156,8 @@ class Promotion:
         version: the new champion.
         previous: the champion that the decision was made against; None if there was none.
         action: ``promote``, ``rollback``, ``adopt`` (someone moved the alias in MLflow, and the ledger follows) or ``override``
-            (a person promoted a version that the gates or an approver had refused).
+            (a person promoted a version that the gates or an approver had refused), or ``refresh`` (the champion's recipe with
+            newer rows).
         evidence: the evidence for the decision.
         completed_at: when the registry's alias had been moved; None before that.
         withdrawn_at: when the promotion was given up; None otherwise.

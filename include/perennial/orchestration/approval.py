@@ -1,4 +1,4 @@
-"""The task of ``train`` that asks a person whether a version may become champion. It uses Airflow's human-in-the-loop.
+"""The task that asks a person whether a version may become champion. It uses Airflow's human-in-the-loop.
 
 The run waits without a worker until an approver answers, in the UI or by the REST API, or until the time is up. The answer is
 passed to ``promote_champion``, which acts on it and records it.
@@ -19,15 +19,19 @@ from perennial.orchestration.runs import stage_run
 from perennial.spec.model import ModelSpec
 
 APPROVE, REJECT = "Approve", "Reject"
-#: The task that registers the version in question.
-DECIDED = "decide_promotion"
 
 
-def ask_approval(spec: ModelSpec) -> ApprovalRequest:
-    """The task that asks about the version that ``decide_promotion`` registered."""
-    decided = f"ti.xcom_pull(task_ids='{DECIDED}')"
+def ask_approval(spec: ModelSpec, decided_by: str) -> ApprovalRequest:
+    """The task that asks about a version.
+
+    Args:
+        spec: the model's spec.
+        decided_by: the task that registers the version, and whose result is the gates' decision.
+    """
+    decided = f"ti.xcom_pull(task_ids='{decided_by}')"
     return ApprovalRequest(
         task_id="ask_approval",
+        decided_by=decided_by,
         subject=f"Make version {{{{ {decided}['version'] }}}} the champion of {spec.name}?",
         body=f"{{{{ {decided}['comparison'] }}}}",
         options=[APPROVE, REJECT],
@@ -45,13 +49,21 @@ class ApprovalRequest(HITLOperator):
     """Airflow's request for a person's input, skipped if the gates refused the version.
 
     Airflow's ApprovalOperator skips all downstream tasks after a refusal, so no task would record the refusal.
+
+    Args:
+        decided_by: see :func:`ask_approval`.
+        arguments: of the operator.
     """
+
+    def __init__(self, *, decided_by: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.decided_by = decided_by
 
     def execute(self, context: Context) -> Any:
         from perennial.stages.promote import Decided, announce_question
 
         model = self.dag_id.partition(".")[0]
-        decided = context["ti"].xcom_pull(task_ids=DECIDED)
+        decided = context["ti"].xcom_pull(task_ids=self.decided_by)
         if not decided["decision"]["promote"]:
             raise AirflowSkipException(f"{model} version {decided['version']} did not pass its gates: nobody is asked")
         with stage_run(model) as run:

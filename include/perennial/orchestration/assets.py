@@ -18,7 +18,7 @@ from airflow.sdk import (
 )
 
 from perennial.orchestration.timetables import EachDay
-from perennial.spec.operation import Schedules
+from perennial.spec.model import ModelSpec
 from perennial.stages.overdue import Follower
 
 #: Format of a partition key: a UTC day. A week or month is named by its first day.
@@ -45,10 +45,14 @@ def predictions(model: str) -> Asset:
     return Asset(name=f"{model}.predictions", uri=f"perennial://{model}/predictions", group="perennial")
 
 
-def followers(schedules: Schedules) -> list[Follower]:
+def followers(model: ModelSpec) -> list[Follower]:
     """The stages that publications start."""
-    always: list[Follower] = ["score", "monitor"]
-    return always if schedules.train == "never" else [*always, "train"]
+    found: list[Follower] = ["score", "monitor"]
+    if model.schedules.train != "never":
+        found.append("train")
+    if model.refreshes:
+        found.append("refresh")
+    return found
 
 
 def due(model: str, stage: str) -> Asset:

@@ -32,14 +32,14 @@ from perennial.spec.model import ModelSpec
 LIGHT = "light"
 #: The queue of the tasks that change the champion. Only its workers have the identity that may.
 PROMOTE = "promote"
-_QUEUES = {"train": "train", "score": "score", "promote": PROMOTE, "rollback": PROMOTE}
+_QUEUES = {"train": "train", "refresh": "train", "score": "score", "promote": PROMOTE, "rollback": PROMOTE}
 
 #: By stage, the priority of tasks that wait for a worker. The order: what a person has just asked for, daily work, monitoring
 #: of it, loads of history, and last long work that nobody waits for.
 _PRIORITIES = {
-    "promote": 50, "rollback": 50, "notify": 50,
+    "promote": 50, "rollback": 50, "release": 50, "notify": 50,
     "score": 40, "ingest": 40,
-    "monitor": 30,
+    "monitor": 30, "refresh": 30,
     "load": 20,
     "train": 10, "maintain": 10,
 }  # fmt: skip
@@ -256,7 +256,9 @@ def announcements(*, default: bool) -> dict[str, Param]:
             "Announce to monitoring", "Judge their weeks once they are scored. Needs *Announce to scoring*.", default=default
         ),
         "announce_training": switch(
-            "Announce to training", "Train when their weeks are complete, oldest first.", default=default
+            "Announce to training",
+            "Train, and refresh the champion, when their weeks are complete, oldest first.",
+            default=default,
         ),
     }
 

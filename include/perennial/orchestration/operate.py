@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def roll_back(model: str) -> dict[str, Any]:
     """Make the champion before this one, or the version that the form names, champion again."""
     with stage_run(model) as run:
-        done = promote.roll_back(run.stage, run.params.get("version"), reason=run.params["reason"], actor=_actor(run))
+        done = promote.roll_back(run.stage, run.params.get("version"), reason=run.params["reason"], actor=actor(run))
         log.info("%s", done.words)
         run.link(MLFLOW, run.deployment.registry.version_url(model, done.version))
         return {"champion": done.version, "changed": done.changed, "words": done.words}
@@ -30,13 +30,13 @@ def promote_by_hand(model: str) -> dict[str, Any]:
     """Make the version that the form names champion; an override needs a reason."""
     with stage_run(model) as run:
         made = promote.promote_by_hand(
-            run.stage, int(run.params["version"]), override=run.params.get("override"), actor=_actor(run)
+            run.stage, int(run.params["version"]), override=run.params.get("override"), actor=actor(run)
         )
         run.link(MLFLOW, run.deployment.registry.version_url(model, made.version))
         return {"champion": made.version, "action": made.action}
 
 
-def _actor(run: Run) -> str:
+def actor(run: Run) -> str:
     """Who triggered the run."""
     return f"airflow:{run.context['dag_run'].triggering_user_name or 'unknown'}"
 

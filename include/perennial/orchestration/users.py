@@ -18,7 +18,12 @@ from typing import Any
 OPERATOR, APPROVER = "Operator", "Approver"
 
 #: By stage, the roles besides Admin that may trigger its DAG and change its runs. On all other stages, the operator may.
-ACCESS = {"promote": (APPROVER,), "rollback": (OPERATOR, APPROVER), "train": (OPERATOR, APPROVER)}
+ACCESS = {
+    "promote": (APPROVER,),
+    "rollback": (OPERATOR, APPROVER),
+    "train": (OPERATOR, APPROVER),
+    "release": (OPERATOR, APPROVER),
+}
 
 
 def access(stage: str) -> dict[str, dict[str, set[str]]]:

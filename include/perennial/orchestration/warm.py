@@ -31,6 +31,7 @@ for name in (
     "perennial.orchestration.monitor",
     "perennial.orchestration.notifiers",
     "perennial.orchestration.operate",
+    "perennial.orchestration.refresh",
     "perennial.orchestration.score",
     "perennial.orchestration.train",
     "perennial.reports.approval",
@@ -41,10 +42,12 @@ for name in (
     "perennial.stages.maintain",
     "perennial.stages.monitor",
     "perennial.stages.promote",
+    "perennial.stages.refresh",
     "perennial.stages.score",
     "perennial.stages.train",
     "perennial.training.evaluate",
     "perennial.training.fit",
+    "perennial.training.refresh",
 ):
     import_module(name)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from mlflow.exceptions import MlflowException
 
@@ -90,6 +90,7 @@ class Champions(Versions):
         actor: str,
         run_id: str | None,
         evidence: Mapping[str, Any],
+        action: Literal["promote", "refresh"] = "promote",
     ) -> Promotion:
         """Make a version champion, if the champion is still the one that the decision was made against.
 
@@ -103,6 +104,7 @@ class Champions(Versions):
             actor: who or what decided.
             run_id: the run that decided; None if a person decided by hand.
             evidence: what the decision is based on.
+            action: whether it replaces the champion, or is the champion with newer rows.
 
         Raises:
             PromotionRefused: according to the ledger, the version did not pass its gates or was not approved.
@@ -116,7 +118,7 @@ class Champions(Versions):
         if bar := self._bar(model, version):
             raise PromotionRefused(f"{model} version {version} cannot be promoted: {bar}")
         return self._change(
-            model, version, expected=expected, action="promote", reason=reason, actor=actor, run_id=run_id, evidence=evidence
+            model, version, expected=expected, action=action, reason=reason, actor=actor, run_id=run_id, evidence=evidence
         )
 
     def promote_by_hand(
@@ -199,6 +201,24 @@ class Champions(Versions):
         """Tag a version as refused, with every reason, and alert people. The champion does not change."""
         self._refuse(model, version, decision.reasons, champion=decision.champion)
 
+    def refuse_refresh(self, model: str, version: int, decision: GateDecision, *, withheld: bool) -> None:
+        """Tag a refresh as refused, with every reason, and alert people. The champion does not change.
+
+        Args:
+            model: the model.
+            version: the refresh.
+            decision: the gates' decision.
+            withheld: whether its newest rows are held back.
+        """
+        record = self._ledger.version(model, version)
+        rows = record.training.interval("holdout") if record is not None and withheld else None
+        self._mark_refused(model, version, decision.reasons)
+        alert = of_models.refresh_refused(
+            model, version=version, champion=decision.champion, reasons=decision.reasons, withheld=rows,
+            links=self._links(model, version),
+        )  # fmt: skip
+        self._ledger.record_alert(alert, f"{alert.kind}/{model}/version-{version}")
+
     def decline(self, approval: Approval) -> None:
         """Record that a version was not approved, tag it as refused, and alert people. The champion does not change."""
         model, version = approval.model, approval.version
@@ -206,14 +226,17 @@ class Champions(Versions):
         self._refuse(model, version, [approval.told], champion=self._ledger.champion(model))
 
     def _refuse(self, model: str, version: int, reasons: list[str], *, champion: int | None) -> None:
-        self._tag(model, version, {"perennial.status": "refused", "perennial.refused_because": "; ".join(reasons)})
-        self._drop_challenger(model, version)
+        self._mark_refused(model, version, reasons)
         self._ledger.record_alert(
             of_models.promotion_refused(
                 model, version=version, champion=champion, reasons=reasons, links=self._links(model, version)
             ),
             f"promotion_refused/{model}/version-{version}",
         )
+
+    def _mark_refused(self, model: str, version: int, reasons: list[str]) -> None:
+        self._tag(model, version, {"perennial.status": "refused", "perennial.refused_because": "; ".join(reasons)})
+        self._drop_challenger(model, version)
 
     def rollback(
         self,
@@ -493,20 +516,15 @@ class Champions(Versions):
             # Tag it before it is champion: a crash must not leave an override without the tag.
             self._tag(model, version, {"perennial.override_reason": f"{promotion.reason} ({promotion.actor})"})
         compose = of_models.rollback if promotion.action == "rollback" else of_models.promoted
+        # A refresh is everyday work, and no news for anybody.
+        alert = None if promotion.action == "refresh" else compose(
+            model, version=version, previous=promotion.previous, reason=promotion.reason, actor=promotion.actor,
+            links=self._links(model, version),
+        )  # fmt: skip
         try:
             if not self._point(promotion):
                 return True
-            self._ledger.complete_promotion(
-                promotion.id,
-                alert=compose(
-                    model,
-                    version=version,
-                    previous=promotion.previous,
-                    reason=promotion.reason,
-                    actor=promotion.actor,
-                    links=self._links(model, version),
-                ),
-            )
+            self._ledger.complete_promotion(promotion.id, alert=alert)
         except StaleDecision:
             now = self._ledger.promotion(promotion.id)
             if now.completed_at is None and now.withdrawn_at is None:
@@ -550,6 +568,7 @@ class Champions(Versions):
             "rollback": "rolled back to",
             "adopt": "taken over",
             "override": "promoted in spite of an obstacle",
+            "refresh": "refreshed",
         }[promotion.action]
         self._tag(
             model,

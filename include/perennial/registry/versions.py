@@ -70,9 +70,16 @@ def _verdict_tags(evaluation: Evaluation, decision: GateDecision) -> dict[str, s
 
 def _learned_again(evaluation: Evaluation) -> list[str]:
     """Which model the version's files are, if it is not the one that was measured; in Markdown."""
-    refit = evaluation.refit
+    refit, refresh = evaluation.refit, evaluation.refresh
     if refit is None:
         return []
+    if refresh is not None:
+        return [
+            f"The version serves the recipe of version {refresh.champion}, fitted on {refit.interval} ({refit.rows:,} rows). "
+            f"The metrics are those of version {refresh.reference}, the model before it, on {evaluation.interval}, which that "
+            "had not learned from.",
+            "",
+        ]
     agreement = "" if refit.agreement is None else f", with which it agrees there ({refit.agreement:.3f})"
     return [
         f"The version serves {evaluation.candidate.name} fitted again on {refit.interval} ({refit.rows:,} rows). The metrics "

@@ -57,6 +57,7 @@ _MADE: dict[Action, str] = {
     "rollback": "gone back to by",
     "adopt": "taken over from",
     "override": "gates overruled by",
+    "refresh": "refreshed by",
 }
 
 

@@ -254,8 +254,11 @@ class ApprovalPolicy(Section):
 
     Attributes:
         within: time to answer. Without an answer in time, the champion stays.
+        refreshes: ``follow``: a recipe is approved once, and its refreshes follow under their gates. ``ask``: each refresh is
+            asked about, too.
         approvers: ids of the Airflow users who may answer. Empty: everyone who may act on the DAG.
     """
 
     within: Duration = timedelta(days=3)
+    refreshes: Literal["follow", "ask"] = "follow"
     approvers: list[Text] = []

@@ -268,6 +268,11 @@ class ModelSpec(Section):
         """Whether the champion's recipe is fitted again on newer rows, by calendar."""
         return self.schedules.refresh != "never" and self.training.refit
 
+    @property
+    def asks_for_refreshes(self) -> bool:
+        """Whether a person is asked before a refresh becomes champion."""
+        return self.promotion == "approval" and self.approval.refreshes == "ask"
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the spec's meaning.

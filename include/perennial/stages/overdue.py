@@ -23,7 +23,7 @@ from perennial.stages.run import StageRun
 from perennial.watchdog.rules import STAGE, expected
 
 #: The stages that publications start.
-Follower = Literal["score", "train", "monitor"]
+Follower = Literal["score", "train", "refresh", "monitor"]
 
 
 def find_overdue(run: StageRun, follower: Follower, day: Interval, *, now: datetime) -> list[Interval]:
@@ -49,7 +49,10 @@ def find_overdue(run: StageRun, follower: Follower, day: Interval, *, now: datet
             return days_to_score(spec, ledger, Interval(earliest, day.start), now) if earliest < day.start else []
         case "train":
             windows = windows_ending(graced, schedules.train)
-            return [window for window in windows if _is_untrained(spec, ledger, window, now)]
+            return [window for window in windows if _is_untrained(spec, ledger, window, now, refreshes=False)]
+        case "refresh":
+            windows = windows_ending(graced, schedules.refresh)
+            return [window for window in windows if _is_untrained(spec, ledger, window, now, refreshes=True)]
         case "monitor":
             windows = windows_ending(Interval(min(earliest, graced.start), graced.end), schedules.monitor)
             return [window for window in windows if _is_unjudged(spec, ledger, window, now)]
@@ -91,12 +94,16 @@ def days_to_score(spec: ModelSpec, ledger: Ledger, interval: Interval, now: date
     return found
 
 
-def _is_untrained(spec: ModelSpec, ledger: Ledger, window: Interval, now: datetime) -> bool:
-    """Whether nothing was trained since the window's newest features, and their publication will not start it either."""
+def _is_untrained(spec: ModelSpec, ledger: Ledger, window: Interval, now: datetime, *, refreshes: bool) -> bool:
+    """Whether nothing was trained since the window's newest features, and their publication will not start it either.
+
+    A training makes a refresh needless, as it learns from the same rows; a refresh is no training.
+    """
     there = ledger.publications(spec.name, "features", window)
     if not there:
         return False
-    versions, published_at = ledger.versions(spec.name), _newest(there)
+    versions = [record for record in ledger.versions(spec.name) if refreshes or not record.is_refresh]
+    published_at = _newest(there)
     if versions and versions[-1].created_at >= published_at:
         return False
     # A window that is whole was announced. Before the first version, a person starts the training.

@@ -14,7 +14,7 @@ from perennial.stages.run import StageRun
 
 if TYPE_CHECKING:
     from perennial.evidence.decision import GateDecision
-    from perennial.ledger.records import Promotion
+    from perennial.ledger.records import Approval, Promotion
     from perennial.registry.champion import Rollback
 
 
@@ -80,8 +80,6 @@ def promote_champion(
         PromotionRefused: an approver refused the version before.
         ArtifactRejected: the stored model cannot be loaded.
     """
-    from perennial.ledger.records import Approval
-
     registry, version = run.deployment.registry, decided.version
     logs.resolved(version=version)
     name, decision = f"{run.model} version {version}", decided.decision
@@ -90,16 +88,9 @@ def promote_champion(
         return Outcome(version, "refused", f"{name} is refused: {'; '.join(decision.reasons)}")
     evidence = decision.to_json()
     if answer is not None:
-        approval = Approval(
-            model=run.model,
-            version=version,
-            run_id=run.qualified_id,
-            **{**answer, "answered_at": utc(answer["answered_at"])},
-        )
+        approval = approve(run, version, answer)
         if approval.answer != "approved":
-            registry.decline(approval)
             return Outcome(version, "refused", f"{name} does not become champion: {approval.told}")
-        run.deployment.ledger.record_approval(approval)
         evidence, actor = {**evidence, "approval": dict(answer)}, str(approval.approver)
         cause = f"{cause}; {approval.told}"
     elif run.folder.spec.promotion == "approval":
@@ -121,6 +112,26 @@ def promote_champion(
         evidence=evidence,
     )
     return Outcome(version, "champion", f"{name} is champion")
+
+
+def approve(run: StageRun, version: int, answer: Mapping[str, Any]) -> Approval:
+    """Record an approver's answer. A version that was not approved is tagged as refused.
+
+    Args:
+        run: the run that asked.
+        version: the version in question.
+        answer: ``answer``, ``approver``, ``words`` and ``answered_at`` (ISO time).
+    """
+    from perennial.ledger.records import Approval
+
+    approval = Approval(
+        model=run.model, version=version, run_id=run.qualified_id, **{**answer, "answered_at": utc(answer["answered_at"])}
+    )
+    if approval.answer == "approved":
+        run.deployment.ledger.record_approval(approval)
+    else:
+        run.deployment.registry.decline(approval)
+    return approval
 
 
 def announce_question(run: StageRun, decided: Decided, *, until: datetime, page: str | None) -> None:

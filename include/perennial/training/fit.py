@@ -366,13 +366,13 @@ def _illustrate(
     """Plot a candidate's predictions on rows that it was not fitted on, and the importance of its features."""
     spec = folder.spec
     plots.draw_predictions(spec.task, truth, {name: trial.prediction}, directory, rows="validation")
-    importance = _importance(folder, trial.estimator, frame, truth)
+    importance = importance_of(folder, trial.estimator, frame, truth)
     if importance:
         (directory / "importance.json").write_text(json.dumps(importance, indent=2), encoding="utf-8")
         plots.draw_importance(importance, directory, metric=spec.primary_metric, rows="validation")
 
 
-def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any]) -> dict[str, float]:
+def importance_of(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any]) -> dict[str, float]:
     """How much the primary metric drops when a feature's values are shuffled, by feature; the largest drop first.
 
     The drops are measured on a seeded sample of the rows. The result is empty if a drop could not be computed.

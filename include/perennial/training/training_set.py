@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.labels import read_labels
 from perennial.features.maturity import mature_until, measure_delay, passes_from
 from perennial.features.publish import ensure_features
-from perennial.features.published import snapshot_of
+from perennial.features.published import DATASET, is_features, snapshot_of
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.store import Ledger
@@ -88,8 +88,9 @@ def build_training_set(
             f"in model.yaml), and the training needs them: load these days again with {spec.name}.load, or train as of a "
             "later day"
         )
-    snapshots = _snapshots(folder, ledger)
-    gaps = _gaps(spec, ledger, Interval(window.start, holdout.end), calendar)
+    snapshots = pinned_snapshots(folder, ledger)
+    gaps = missing_days(spec, ledger, Interval(window.start, holdout.end), calendar)
+    withheld = [part for part in ledger.withheld(spec.name) if part.overlaps(Interval(window.start, holdout.end))]
     asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
     used: dict[Part, pa.Table] = {}
     labelled: dict[str, int] = {}
@@ -97,7 +98,7 @@ def build_training_set(
     leaving: list[Future[None]] = []
     with ThreadPoolExecutor(1) as beside:  # writes rows to the staging folder while others are read or hashed
         for part, (interval, known_by) in asked.items():
-            rows, entities[part] = _read_rows(folder, lake, snapshots, interval, labels_known_by=known_by)
+            rows, entities[part] = read_rows(folder, lake, snapshots, interval, labels_known_by=known_by, withheld=withheld)
             labelled[part], used[part] = rows.num_rows, _newest(spec, rows, part)
             if staging is not None:
                 leave = partial(_leave, used[part], _staged(staging, part))
@@ -122,6 +123,7 @@ def build_training_set(
             without_values=features_without_values(spec, used["window"]),
             newest_label=newest.isoformat() if (newest := pc.max(used["holdout"].column(spec.event_time)).as_py()) else "",
             missing=[gap.key for gap in gaps],
+            withheld=[part.key for part in withheld],
         )
     for left in leaving:
         left.result()
@@ -139,7 +141,7 @@ def build_training_set(
     return training_set
 
 
-def _gaps(spec: ModelSpec, ledger: Ledger, interval: Interval, calendar: Interval | None) -> list[Interval]:
+def missing_days(spec: ModelSpec, ledger: Ledger, interval: Interval, calendar: Interval | None) -> list[Interval]:
     """The stretches of an interval without features, after the first day that ever had any.
 
     Raises:
@@ -186,7 +188,10 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
             return left
         log.warning("the rows in the staging folder %s are not the pinned rows, so they are read from the lake", staging)
     known_by = training_set.interval("holdout").start if part == "window" else utc(training_set.as_of)
-    labelled, _ = _read_rows(folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by)
+    labelled, _ = read_rows(
+        folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by,
+        withheld=training_set.withheld_intervals,
+    )  # fmt: skip
     rows = _newest(folder.spec, labelled, part)
     if content_hash(rows) != training_set.content[part]:
         raise TrainingError(
@@ -211,7 +216,10 @@ def load_all_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet) ->
         The interval and its rows: key, event time, features, ``label``.
     """
     whole = Interval(training_set.interval("window").start, training_set.interval("holdout").end)
-    rows, _ = _read_rows(folder, lake, training_set.snapshots, whole, labels_known_by=utc(training_set.as_of))
+    rows, _ = read_rows(
+        folder, lake, training_set.snapshots, whole, labels_known_by=utc(training_set.as_of),
+        withheld=training_set.withheld_intervals,
+    )  # fmt: skip
     return whole, _newest(folder.spec, rows, "window")
 
 
@@ -266,29 +274,53 @@ def features_without_values(spec: ModelSpec, rows: pa.Table) -> list[str]:
     return [name for name in spec.features.names if rows.column(name).null_count == rows.num_rows]
 
 
-def _snapshots(folder: ModelFolder, ledger: Ledger) -> dict[str, int]:
+def pinned_snapshots(folder: ModelFolder, ledger: Ledger, dataset: str = DATASET) -> dict[str, int]:
+    """The present snapshots of a dataset of features, and of the tables that labels are read from.
+
+    Raises:
+        TrainingError: nothing is published.
+    """
     spec = folder.spec
-    features, tables = ledger.published(spec.name, "features"), ledger.published(spec.name, "tables")
+    features, tables = ledger.published(spec.name, dataset), ledger.published(spec.name, "tables")
     if features is None or tables is None:
         raise TrainingError(f"{spec.name}: nothing is published yet; run {spec.name}.ingest for a range of past days first")
     needed = {name: snapshot_of(folder, name, tables.snapshots) for name in sorted({spec.label.table, spec.entity.table})}
-    return {"features": features.snapshots["features"], **needed}
+    return {dataset: features.snapshots[dataset], **needed}
 
 
-def _read_rows(
-    folder: ModelFolder, lake: Lake, snapshots: Mapping[str, int], interval: Interval, *, labels_known_by: datetime
+def read_rows(
+    folder: ModelFolder,
+    lake: Lake,
+    snapshots: Mapping[str, int],
+    interval: Interval,
+    *,
+    labels_known_by: datetime,
+    withheld: Sequence[Interval],
 ) -> tuple[pa.Table, int]:
-    """Labelled rows of an interval, and the number of its entities."""
-    spec = folder.spec
+    """Labelled rows of an interval, and the number of its entities.
+
+    Args:
+        folder: says which features and which label.
+        lake: contains the rows.
+        snapshots: of the table with features, and of the tables that labels are read from.
+        interval: of the entities' event times.
+        labels_known_by: labels that became known later are not used.
+        withheld: intervals whose entities are left out.
+    """
+    spec, table = folder.spec, next(name for name in snapshots if is_features(name))
     key = [*spec.entity_table.key, *([] if spec.event_time in spec.entity_table.key else [spec.event_time])]
     features = lake.scan(
         spec.name,
-        "features",
-        snapshots["features"],
+        table,
+        snapshots[table],
         columns=[*key, *spec.features.names],
         interval=interval,
         event_time=spec.event_time,
     ).read_all()
+    for part in withheld:
+        moments = features.column(spec.event_time)
+        start, end = (pa.scalar(moment, moments.type) for moment in (part.start, part.end))
+        features = features.filter(pc.or_(pc.less(moments, start), pc.greater_equal(moments, end)))
     # Only keys are joined and sorted. Each label carries the position of its entity's features.
     entities = features.select(key).append_column(_PLACE, pa.array(np.arange(features.num_rows)))
     labels = read_labels(folder, lake, snapshots, interval, as_of=labels_known_by, entities=entities)
