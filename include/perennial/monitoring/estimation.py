@@ -27,7 +27,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ from sklearn.model_selection import GroupKFold
 from perennial.core.intervals import Interval
 from perennial.evidence.verdict import Estimate, VerdictDetails
 from perennial.model.costs import CostFunction
-from perennial.monitoring.retraining import WindowPerformance, WindowVerdict
+from perennial.monitoring.retraining import WindowVerdict
 from perennial.spec.training import METRICS
 from perennial.spec.types import Task
 
@@ -450,9 +450,15 @@ class EstimatedWindow(WindowVerdict, Protocol):
     def details(self) -> VerdictDetails: ...
 
 
-class MeasuredWindow(WindowPerformance, Protocol):
+class MeasuredWindow(Protocol):
     """The attributes of a performance record that this module reads."""
 
+    @property
+    def interval(self) -> Interval: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
     @property
     def coverage(self) -> float: ...
     @property
