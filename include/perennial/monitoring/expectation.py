@@ -2,7 +2,8 @@
 
 Both come from comparisons of a champion with the version that it replaced, which keeps scoring in its shadow: on the windows
 after the promotion, on the same rows, which neither had learned from. Windows before the promotion do not count, nor do windows
-without enough labels. Trainings and refreshes that were promoted count alike.
+without enough labels. A refresh ends no comparison: it is the champion's recipe with newer rows, and its windows count for the
+champion that it refreshed.
 
 Neighbours: :mod:`perennial.monitoring.shadowing` makes the comparisons. :mod:`perennial.monitoring.requests` calls this module
 and keeps the results with the request.
@@ -23,8 +24,8 @@ from perennial.ledger.succession import completed
 
 #: At most this many replacements are used, the newest ones.
 MOST_REPLACEMENTS = 12
-#: The actions that replace a champion by a newer version.
-_REPLACES = ("promote", "refresh", "override")
+#: The actions that replace a champion by a newer one of another training.
+_REPLACES = ("promote", "override")
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def audit(
 
     - The gates refused the version, or a later training made a version and this one was not promoted. Nothing was gained.
     - The training made no version, and monitoring has asked again or another training has made one since.
-    - The version was promoted, and has been compared with the version that it replaced on all ``windows``; or another version
-      has replaced it, which ends the comparison. Then the comparison with the most windows counts, if there is one.
+    - The version was promoted, and has been compared with the version that it replaced on all ``windows``; or another recipe
+      has replaced it, or a rollback, which ends the comparison. Then that with the most windows counts, if there is one.
 
     Args:
         window_end: end of the window after which monitoring asked. The training has this time as ``as_of``.
@@ -128,7 +129,7 @@ def audit(
             return Audit("refused", own, words=f"version {own} was refused, so nothing was gained")
         return Audit("refused", own, words=f"version {own} was not promoted, so nothing was gained") if later else None
     promotion = made[0]
-    replaced = any(other.id > promotion.id for other in completed(promotions))
+    replaced = any(other.id > promotion.id and other.action != "refresh" for other in completed(promotions))
     found = replacement(promotion, comparisons)
     if promotion.previous is None or windows == 0:
         return Audit("unmeasured", own, words=f"version {own} was promoted, and no version is in its shadow to compare it with")

@@ -276,9 +276,6 @@ class _Chorus:
 def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datetime, run_id: str) -> list[ShadowComparison]:
     """Compare the champion with each version in its shadow, on the rows that both predicted in mature windows.
 
-    The champion before it is compared, too, since the labels of its last windows may come when it has been replaced. That
-    raises no alert.
-
     A window is mature when labels for at least the share ``gates.label_coverage`` of its rows are known by ``as_of``. A pair is
     compared again when one more window is mature, and the ledger records the comparison. If the champion is worse, one alert
     per pair is sent. If it is worse than the previous champion and the spec has ``shadow.rollback``, it is rolled back, unless
@@ -294,45 +291,43 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
         The new comparisons.
     """
     spec, ledger, registry = folder.spec, deployment.ledger, deployment.registry
-    reigns = completed(ledger.promotions(spec.name))[-2:]
+    reign = _reign(ledger, spec.name)
     published, predictions = ledger.published(spec.name, DATASET), ledger.published(spec.name, PREDICTIONS)
     tables = ledger.published(spec.name, "tables")
-    if not reigns or published is None or predictions is None or tables is None:
+    if reign is None or published is None or predictions is None or tables is None:
         return []
     if (obstacle := not_comparable(spec, deployment.lake, {PREDICTIONS: predictions, DATASET: published}, tables)) is not None:
         log.warning("versions in the shadow are not compared: %s", obstacle)
         return []
     others = of_another_task(spec, ledger.versions(spec.name))
+    if reign.version in others:
+        return []
+    scored = [made for made in ledger.publications(spec.name, DATASET) if made.inputs.get("promotion") == reign.id]
     seen: list[ShadowComparison] = []
-    for reign in reigns:
-        if reign.version in others:
+    for version in sorted({int(version) for made in scored for version in made.inputs["versions"]} - others):
+        known = ledger.shadow_comparisons(spec.name, promotion=reign.id, version=version)
+        rows = _mature_rows(folder, deployment, reign, version, scored, (predictions, published, tables), as_of)
+        if rows is None or (known and rows.windows <= max(record.windows for record in known)):
             continue
-        scored = [made for made in ledger.publications(spec.name, DATASET) if made.inputs.get("promotion") == reign.id]
-        for version in sorted({int(version) for made in scored for version in made.inputs["versions"]} - others):
-            known = ledger.shadow_comparisons(spec.name, promotion=reign.id, version=version)
-            rows = _mature_rows(folder, deployment, reign, version, scored, (predictions, published, tables), as_of)
-            if rows is None or (known and rows.windows <= max(record.windows for record in known)):
-                continue
-            record = _compare(folder, reign, version, rows, as_of=as_of, run_id=run_id)
-            worse = record.outcome == "champion_worse" and reign.id == reigns[-1].id
-            ledger.record_shadow_comparison(
-                record,
-                alert=of_models.shadow_better(
-                    spec.name,
-                    champion=reign.version,
-                    version=version,
-                    former=version == reign.previous,
-                    rolls_back=spec.shadow.rollback,
-                    reason=record.reason,
-                    links=registry.links(spec.name, version),
-                )
-                if worse
-                else None,
+        record = _compare(folder, reign, version, rows, as_of=as_of, run_id=run_id)
+        worse = record.outcome == "champion_worse"
+        ledger.record_shadow_comparison(
+            record,
+            alert=of_models.shadow_better(
+                spec.name,
+                champion=reign.version,
+                version=version,
+                former=version == reign.previous,
+                rolls_back=spec.shadow.rollback,
+                reason=record.reason,
+                links=registry.links(spec.name, version),
             )
-            log.info("%s", record.reason)
-            seen.append(record)
-    reign = reigns[-1]
-    if spec.shadow.rollback and reign.previous is not None and reign.version not in others:
+            if worse
+            else None,
+        )
+        log.info("%s", record.reason)
+        seen.append(record)
+    if spec.shadow.rollback and reign.previous is not None:
         _roll_back(spec, ledger, registry, reign, reign.previous)
     return seen
 

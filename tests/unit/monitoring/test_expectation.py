@@ -61,8 +61,8 @@ def test_without_a_comparison_it_says_plainly_that_nothing_is_known() -> None:
     assert found.words.startswith("What it will gain is not known: no version has been compared yet")
 
 
-def test_earlier_replacements_and_refreshes_give_the_mean_and_its_spread() -> None:
-    promotions = [promoted(1, None, 1), promoted(2, 1, 2), promoted(3, 2, 3, "refresh")]
+def test_earlier_replacements_give_the_mean_and_its_spread() -> None:
+    promotions = [promoted(1, None, 1), promoted(2, 1, 2), promoted(3, 2, 3, "override")]
     found = expect(promotions, [compared(2, 2, 1, 0.002), compared(3, 3, 2, 0.006)], "roc_auc")
     assert [found.gain, found.deviation] == pytest.approx([0.004, 0.00283], abs=1e-5)
     assert found.replacements == 2
@@ -120,7 +120,7 @@ def test_a_promoted_version_is_audited_after_all_windows() -> None:
 
 
 def test_a_version_that_was_replaced_is_audited_by_what_was_compared_until_then() -> None:
-    promotions = [promoted(1, None, 1), promoted(2, 1, 2), promoted(3, 2, 3, "refresh")]
+    promotions = [promoted(1, None, 1), promoted(2, 1, 2), promoted(3, 2, 3)]
     found = audited(trained(2), promotions=promotions, comparisons=[compared(2, 2, 1, 0.002, 1)])
     assert found is not None
     assert found.outcome == "measured"
@@ -129,6 +129,14 @@ def test_a_version_that_was_replaced_is_audited_by_what_was_compared_until_then(
     assert nothing is not None
     assert (nothing.outcome, nothing.gain) == ("unmeasured", None)
     assert nothing.words == "version 2 was replaced before it could be compared with version 1"
+
+
+def test_a_refresh_does_not_end_the_comparison() -> None:
+    promotions = [promoted(1, None, 1), promoted(2, 1, 2), promoted(3, 2, 3, "refresh")]
+    assert audited(trained(2), promotions=promotions, comparisons=[compared(2, 3, 1, 0.002, 3)]) is None
+    found = audited(trained(2), promotions=promotions, comparisons=[compared(2, 3, 1, 0.002)])
+    assert found is not None
+    assert found.outcome == "measured"
 
 
 def test_a_refused_version_has_gained_nothing() -> None:

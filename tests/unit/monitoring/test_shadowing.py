@@ -96,17 +96,6 @@ def test_the_champion_before_scores_beside_the_new_one_and_nobody_who_reads_pred
     assert {row["version"] for row in world.predictions(WEEK)} == {row["version"] for row in world.sink()} == {new}
 
 
-def test_labels_that_come_when_the_champion_was_replaced_still_say_what_it_gained(world: World) -> None:
-    old, new = two(world, spoil=turn_around)
-    world.publish(WEEK)
-    score_all(world, new)
-    world.promote(world.register("2013-03-22", seed=7))
-    (found,) = compare(world)
-    assert (found.champion, found.version, found.windows, found.outcome) == (new, old, 1, "champion_worse")
-    assert told(world) == [], "it is champion no more"
-    assert compare(world) == []
-
-
 def test_its_time_is_over_after_the_windows_of_the_spec(world: World) -> None:
     old, new = two(world)
     spec, ledger = world.folder.spec, world.ledger
