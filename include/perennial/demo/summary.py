@@ -138,6 +138,8 @@ def summarise(
                 "asked": retraining.asked,
                 "cause": retraining.cause,
                 "reason": retraining.reason,
+                "expected": retraining.expectation.words,
+                "got": retraining.audit.words,
             }
             for retraining in ledger.retrainings(model)
         ],
