@@ -11,6 +11,7 @@ from perennial.cli import by_hand
 from perennial.cli.command import MODEL, VERSION, argument, command, console, interval, living_settings, moment, one_of, tell
 from perennial.core.intervals import Interval
 from perennial.core.settings import settings
+from perennial.evidence.verdict import ESTIMATE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ def performance(chosen: argparse.Namespace) -> int:
     metric, windows = by_hand.outlook(settings(), chosen.model)
     screen = console()
     screen.print(_windows(metric, windows) if windows else f"no window of {chosen.model} has been judged or measured yet")
+    if windows:
+        screen.print(ESTIMATE_LIMIT, markup=False)
     for line in by_hand.requests(settings(), chosen.model):
         screen.print(line, markup=False)
     return 0
