@@ -163,9 +163,9 @@ class RetrainingPolicy(Section):
 
     @field_validator("on_performance", mode="before")
     @classmethod
-    def _null_is_never(cls, value: Any) -> Any:
-        # Folders of earlier releases could say null for never.
-        return "never" if value is None else value
+    def _null_is_not_stated(cls, value: Any) -> Any:
+        # Null was the default, and the folders that earlier releases logged with their versions state all defaults.
+        return "auto" if value is None else value
 
     @check
     def _alarms_can_be_reached(self) -> Found:
