@@ -27,10 +27,13 @@ JSON = argument("--json", action="store_true")
 @command("performance", "each window's estimated and realised metric, and its verdict", MODEL)
 def performance(chosen: argparse.Namespace) -> int:
     metric, windows = by_hand.outlook(settings(), chosen.model)
-    if not windows:
-        return tell(f"no window of {chosen.model} has been judged or measured yet")
-    console().print(_windows(metric, windows))
-    return tell(ESTIMATE_LIMIT)
+    screen = console()
+    screen.print(_windows(metric, windows) if windows else f"no window of {chosen.model} has been judged or measured yet")
+    if windows:
+        screen.print(ESTIMATE_LIMIT, markup=False)
+    for line in by_hand.requests(settings(), chosen.model):
+        screen.print(line, markup=False)
+    return 0
 
 
 def _windows(metric: str, windows: Sequence[WindowOutlook]) -> Table:
@@ -65,7 +68,7 @@ def history(chosen: argparse.Namespace) -> int:
         return tell(json.dumps(changes, indent=2))
     screen = console()
     show_history(screen, chosen.model, changes)
-    for line in by_hand.unfinished(settings(), chosen.model):
+    for line in [*by_hand.requests(settings(), chosen.model), *by_hand.unfinished(settings(), chosen.model)]:
         screen.print(line, markup=False)
     return 0
 
