@@ -283,7 +283,7 @@ def main() -> None:
     started = time.monotonic()
     if "flights" in chosen.stream:
         flights()  # made once, before two processes need it
-    # The longest first.
+    # Each stream once before any is repeated; the longest first.
     jobs = sorted(
         (
             Job(stream, days, seed)
@@ -291,7 +291,7 @@ def main() -> None:
             for days in WINDOWS[stream]
             for seed in range(1, chosen.seeds + 1)
         ),
-        key=lambda job: (job.seed, job.stream != "flights", job.stream),
+        key=lambda job: (job.seed, -job.days, job.stream == "flights"),
     )
     found: dict[Job, dict[str, dict[str, Any]]] = {}
     with ProcessPoolExecutor(chosen.beside, mp_context=get_context("fork")) as pool:

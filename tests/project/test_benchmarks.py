@@ -26,7 +26,7 @@ def test_each_benchmark_says_what_it_measures(name: str) -> None:
 
 def test_every_script_is_run_by_make_bench() -> None:
     scripts = {file.stem for file in FOLDER.glob("*.py")} | {file.parent.name for file in FOLDER.glob("*/__main__.py")}
-    assert scripts - {"__init__", "__main__", "measuring", "prepared", "stacks"} == {*CLAIMS, *STUDIES}
+    assert scripts - {"__init__", "__main__", "measuring", "prepared", "replay", "stacks", "streams"} == {*CLAIMS, *STUDIES}
 
 
 def test_the_page_shows_what_was_measured() -> None:
