@@ -11,6 +11,7 @@ from perennial.cli import by_hand
 from perennial.cli.command import MODEL, VERSION, argument, command, console, interval, living_settings, moment, one_of, tell
 from perennial.core.intervals import Interval
 from perennial.core.settings import settings
+from perennial.evidence.verdict import ESTIMATE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +27,10 @@ JSON = argument("--json", action="store_true")
 @command("performance", "each window's estimated and realised metric, and its verdict", MODEL)
 def performance(chosen: argparse.Namespace) -> int:
     metric, windows = by_hand.outlook(settings(), chosen.model)
-    console().print(_windows(metric, windows) if windows else f"no window of {chosen.model} has been judged or measured yet")
-    return 0
+    if not windows:
+        return tell(f"no window of {chosen.model} has been judged or measured yet")
+    console().print(_windows(metric, windows))
+    return tell(ESTIMATE_LIMIT)
 
 
 def _windows(metric: str, windows: Sequence[WindowOutlook]) -> Table:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from perennial.core.errors import ModelRenamed, PerennialError, VersionUnusable
 from perennial.core.intervals import Interval
 from perennial.evaluation.comparison import Arena, compare, compare_slices, intervals, rate_groups
+from perennial.evaluation.gates import unanswered
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction, summarise
-from perennial.evaluation.probes import probe_behaviour, probe_robustness, score_alone
-from perennial.evidence.evaluation import Contender, Evaluation
+from perennial.evaluation.probes import Score, probe_behaviour, probe_robustness, score_alone
+from perennial.evidence.evaluation import ChampionProbes, Contender, Evaluation
 from perennial.evidence.training import TrainingSet
 from perennial.model.artifacts import LoadedModel, Prediction
 from perennial.model.costs import CostFunction, cost_function
@@ -137,6 +138,7 @@ class _Measured:
     contender: Contender
     model: LoadedModel | None = None
     prediction: Prediction | None = None
+    rows: pa.Table | None = None
 
     @property
     def finite(self) -> Prediction | None:
@@ -187,8 +189,23 @@ def hold(contest: Contest) -> ContestResult:
             robustness=probe_robustness(spec, probed, contest.rows, truth, score),
             behaviour=probe_behaviour(folder, probed, contest.rows),
         )
+        if champion is not None and unanswered(evaluation, spec.gates):
+            evaluation = replace(evaluation, champion_probes=_probe_champion(contest, champion, truth, score))
     predictions = {_name(one.contender): one.prediction for one in measured if one.prediction is not None}
     return ContestResult(evaluation, truth, predictions, gains, candidate.model)
+
+
+def _probe_champion(contest: Contest, champion: _Measured, truth: NDArray[np.generic], score: Score) -> ChampionProbes | None:
+    model, rows, its = champion.model, champion.rows, champion.finite
+    if model is None or rows is None or its is None:
+        return None
+    folder, spec = contest.folder, contest.folder.spec
+    binary = spec.task == "binary_classification"
+    return ChampionProbes(
+        groups=rate_groups(spec, contest.rows, np.asarray(truth, dtype=bool), its.values) if binary else None,
+        robustness=probe_robustness(spec, model, rows, truth, score),
+        behaviour=probe_behaviour(folder, model, rows),
+    )
 
 
 def _name(contender: Contender) -> str:
@@ -202,7 +219,8 @@ def _measure(entrant: Entrant, rows: pa.Table, truth: NDArray[np.generic], task:
     """
     try:
         model = entrant.load()
-        prediction = model.predict(rows if entrant.rows is None else entrant.rows(rows))
+        its = rows if entrant.rows is None else entrant.rows(rows)
+        prediction = model.predict(its)
     except ModelRenamed:
         raise  # nothing may be decided until it has its name back
     except VersionUnusable as error:
@@ -212,7 +230,7 @@ def _measure(entrant: Entrant, rows: pa.Table, truth: NDArray[np.generic], task:
         return _Measured(replace(entrant.blank, error=str(error)))
     metrics = evaluate_prediction(task, truth, prediction, cost)
     summary = replace(summarise(prediction), digest=prediction.digest)
-    return _Measured(replace(entrant.blank, metrics=metrics, predictions=summary), model, prediction)
+    return _Measured(replace(entrant.blank, metrics=metrics, predictions=summary), model, prediction, its)
 
 
 def _compare(

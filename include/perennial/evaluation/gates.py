@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from scipy.special import stdtr
 
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.decision import GateDecision, GateResult
-from perennial.evidence.evaluation import Contender, Evaluation, Operation, Refresh, Slice
+from perennial.evidence.evaluation import ChampionProbes, Contender, Evaluation, Operation, Refresh, Slice
 from perennial.spec.gates import DEFAULT_SKILL, Behaviour, FairnessGate, Gates
 from perennial.spec.training import METRICS
 
@@ -65,6 +65,7 @@ def decide(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> Gate
         *(_behaviour(evaluation, name, test) for name, test in gates.behaviour.items()),
         *_operation(evaluation.candidate.name, evaluation.operation, gates),
     ]
+    results = list(_unless_the_champion_is_worse(evaluation, gates, results))
     if refit and all(result.passed for result in results):
         results += _refit(evaluation, gates)
     return _decision(evaluation, results)
@@ -81,13 +82,78 @@ def undoes_refreshes(decision: GateDecision) -> bool:
 
 
 def _decision(evaluation: Evaluation, results: list[GateResult]) -> GateDecision:
+    champion = evaluation.champion
     return GateDecision(
         promote=all(result.passed for result in results),
-        results=results,
+        results=[GateResult(result.gate, result.passed, result.reason) for result in results],
         candidate=evaluation.candidate.name,
         champion=evaluation.champion_version,
-        champion_unusable=evaluation.champion.unusable if evaluation.champion else None,
+        champion_unusable=champion.unusable if champion else None,
+        champion_recipe=champion.recipe if champion else "",
+        same_recipe=_is_same_recipe(evaluation) and [result.gate for result in results if not result.passed] == ["champion"],
     )
+
+
+@dataclass(frozen=True)
+class _Bounded(GateResult):
+    """The result of a gate that needs no champion, and how far what was measured is beyond what is allowed.
+
+    Attributes:
+        beyond: in units of the gate; negative if it passes, NaN if it is not known.
+    """
+
+    beyond: float = math.nan
+
+
+def unanswered(evaluation: Evaluation, gates: Gates) -> bool:
+    """Whether a gate refuses that may yet pass, once :class:`ChampionProbes` were measured.
+
+    That is so for a candidate that is surely better than the champion, but fails on worse inputs, in its behaviour or in how it
+    treats groups.
+    """
+    refused = decide(evaluation, gates).refused_by
+    return _is_surely_better(evaluation, gates) and any(
+        gate.startswith(("robustness.", "behaviour.", "fairness.")) for gate in refused
+    )
+
+
+def _is_surely_better(evaluation: Evaluation, gates: Gates) -> bool:
+    return evaluation.comparison is not None and evaluation.rival is not None and _champion(evaluation, gates).passed
+
+
+def _unless_the_champion_is_worse(evaluation: Evaluation, gates: Gates, results: Sequence[GateResult]) -> Iterator[GateResult]:
+    """The results, of which those do not refuse a sure improvement that the champion itself fails by more.
+
+    A refusal would leave the champion in service, and so more of what the gate forbids.
+    """
+    rival, probes = evaluation.rival, evaluation.champion_probes or ChampionProbes()
+    if rival is None or not _is_surely_better(evaluation, gates):
+        yield from results
+        return
+    its = replace(evaluation, candidate=replace(rival, name=_called(rival)), **vars(probes))
+    fails = {
+        one.gate: one
+        for one in (
+            *_bounds(its, gates),
+            *_calibration(its, gates),
+            *(_fairness(its, gate) for gate in gates.fairness),
+            *_robustness(its, gates),
+            *(_behaviour(its, name, test) for name, test in gates.behaviour.items()),
+        )
+        if isinstance(one, _Bounded) and not one.passed
+    }
+    for result in results:
+        worse = fails.get(result.gate)
+        by_more = worse is not None and isinstance(result, _Bounded) and worse.beyond > result.beyond + _ROUNDING
+        if result.passed or worse is None or not by_more:
+            yield result
+        else:
+            yield GateResult(
+                result.gate,
+                True,
+                f"{result.reason}. This does not refuse the improvement, since {_called(rival)} fails the gate by more: "
+                f"{worse.reason}",
+            )
 
 
 # --- the data --------------------------------------------------------------------------------------------------------
@@ -294,9 +360,11 @@ def _bounds(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
             if value is None:
                 yield GateResult(f"{name}.{metric}", False, _unmeasured(candidate, metric))
             else:
-                passed = sign * (value - limit) >= 0
-                yield GateResult(
-                    f"{name}.{metric}", passed, f"{metric} of {candidate.name} is {value:.6g}; {word} {limit:g} is required"
+                yield _Bounded(
+                    f"{name}.{metric}",
+                    sign * (value - limit) >= 0,
+                    f"{metric} of {candidate.name} is {value:.6g}; {word} {limit:g} is required",
+                    sign * (limit - value),
                 )
 
 
@@ -336,6 +404,13 @@ def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
         )
     if problem := _incomparable(evaluation, candidate, champion):
         return GateResult(gate, False, problem)
+    if _is_same_recipe(evaluation):
+        return GateResult(
+            gate,
+            False,
+            f"{candidate.name} has the recipe of {_called(champion)}: the same features, label, estimator and parameters. A "
+            "refresh brings the same recipe newer rows (schedules.refresh), so there is nothing to replace",
+        )
     found, rule = evaluation.comparison, gates.champion
     if found is None or not math.isfinite(found.gain):
         return GateResult(gate, False, f"{candidate.name} was not compared with {_called(champion)} row by row; evaluate again")
@@ -359,6 +434,11 @@ def _champion(evaluation: Evaluation, gates: Gates) -> GateResult:
         f"({found.resamples:,} resamples of {found.blocks} blocks of {found.block}, seed {found.seed}); both must be "
         f"above {floor:g}: significantly {wanted}",
     )
+
+
+def _is_same_recipe(evaluation: Evaluation) -> bool:
+    rival = evaluation.rival
+    return rival is not None and rival.recipe != "" and rival.recipe == evaluation.candidate.recipe
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
@@ -451,11 +531,12 @@ def _calibration(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
         if error is None:
             yield GateResult("calibration.error", False, _unmeasured(candidate, "calibration_error"))
         else:
-            yield GateResult(
+            yield _Bounded(
                 "calibration.error",
                 error <= rule.error,
                 f"probabilities of {candidate.name} differ by {error:.4g} from the observed shares (expected calibration "
                 f"error); at most {rule.error:g} is required",
+                error - rule.error,
             )
     if rule.brier_margin is not None:
         if champion is None:
@@ -502,11 +583,12 @@ def _fairness(evaluation: Evaluation, gate: FairnessGate) -> GateResult:
             f"the {rate} is 0 in every group of {gate.column} at the threshold {found.threshold:g}: choose another threshold",
         )
     ratio = found.rates[least] / found.rates[greatest]
-    return GateResult(
+    return _Bounded(
         name,
         ratio >= gate.ratio - _ROUNDING,
         f"the {rate} at {found.threshold:g} is {found.rates[least]:.4g} for {gate.column} {least} and "
         f"{found.rates[greatest]:.4g} for {greatest}, a ratio of {ratio:.3g}; at least {gate.ratio:g} is required{left_out}",
+        gate.ratio - ratio,
     )
 
 
@@ -537,22 +619,24 @@ def _disturbed(evaluation: Evaluation, gate: str, most: float, what: str) -> Gat
     if not (math.isfinite(lead) and all(math.isfinite(value) for value in values.values())):
         return GateResult(name, False, f"{metric} with worse inputs is not a number")
     if lead <= 0:
-        return GateResult(
+        return _Bounded(
             name,
             False,
             f"{metric} of {evaluation.candidate.name} is {found.clean:.6g} on {found.rows:,} rows, no better than "
             f"{found.uninformed:.6g} of a constant: it has no lead that worse inputs could reduce",
+            math.inf,
         )
     if not values:
         return GateResult(name, True, f"there is no feature that {what.rpartition(' ')[0]} could disturb")
     worst = min(values, key=lambda feature: _gain(evaluation, values[feature], found.clean))
     lost = -_gain(evaluation, values[worst], found.clean) / lead
-    return GateResult(
+    return _Bounded(
         name,
         lost <= most + _ROUNDING,
         f"with {what} {worst}, the worst of {len(values)} features, {metric} goes from {found.clean:.4g} to "
         f"{values[worst]:.4g}, {max(lost, 0):.1%} of its lead over a constant ({found.uninformed:.4g}); at most {most:.1%} is "
         "required",
+        lost - most,
     )
 
 
@@ -568,11 +652,12 @@ def _behaviour(evaluation: Evaluation, name: str, test: Behaviour) -> GateResult
         return GateResult(gate, False, f"{name}: the share of rows that behave as expected is missing")
     change = f"{test.add:+g}" if test.add is not None else f"= {test.value}"
     expected = {"same": "stay the same", "higher": "not fall", "lower": "not rise"}[test.expect]
-    return GateResult(
+    return _Bounded(
         gate,
         found.share >= test.share - _ROUNDING,
         f"{name}: with {test.feature} {change}, predictions for {found.share:.1%} of {found.rows:,} rows {expected} within "
         f"{test.tolerance:g}; at least {test.share:.1%} is required",
+        test.share - found.share,
     )
 
 

@@ -28,6 +28,9 @@ class GateDecision(Evidence):
         champion: the champion that the decision was made against; None if there was none.
         champion_unusable: why the candidate was not compared with that champion: it can never be used again, so only the gates
             that need no champion were asked. None if it was compared.
+        champion_recipe: digest of the champion's recipe if the candidate was compared with it, and not with a stored model. The
+            decision then holds for every version of this recipe.
+        same_recipe: whether the candidate was refused only because it is the champion's own recipe: nothing is wrong with it.
     """
 
     promote: bool
@@ -35,6 +38,8 @@ class GateDecision(Evidence):
     candidate: str
     champion: int | None
     champion_unusable: str | None = None
+    champion_recipe: str = ""
+    same_recipe: bool = False
 
     @property
     def reasons(self) -> list[str]:

@@ -54,6 +54,8 @@ class Contender(Evidence):
         unusable: why a champion can never be used again; nothing is compared with it then. None: it can be used.
         remarks: what to know about how it was measured, in sentences without a full stop, such as that its features were made
             by its own folder.
+        recipe: digest of the recipe that was measured (:func:`perennial.spec.recipe.recipe_digest`): of a candidate, and of a
+            champion whose recipe was fitted on the candidate's rows. Empty for a champion whose stored model was measured.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Contender(Evidence):
     intervals: dict[str, list[float]] = field(default_factory=dict)
     unusable: str | None = None
     remarks: list[str] = field(default_factory=list)
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -289,6 +292,19 @@ class Refresh(Evidence):
 
 
 @dataclass(frozen=True)
+class ChampionProbes(Evidence):
+    """What is measured of a candidate without a comparison, measured of the champion in the same way, on the same rows.
+
+    Attributes:
+        groups, robustness, behaviour: as in :class:`Evaluation`.
+    """
+
+    groups: list[Groups] | None = None
+    robustness: Robustness | None = None
+    behaviour: dict[str, Behaved] | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation(Evidence):
     """The candidate, all baselines and the champion, measured on the same newest rows, which no model was trained on.
 
@@ -315,6 +331,7 @@ class Evaluation(Evidence):
         without_values: features that have no value in any training row; None if it was not looked at.
         refit: the model that serves; None if the candidate itself would serve.
         refresh: what a refresh of the champion was checked against; None for a candidate that would replace it.
+        champion_probes: the same of the champion, measured only if a candidate that is surely better fails such a gate.
     """
 
     model: str
@@ -343,6 +360,7 @@ class Evaluation(Evidence):
     without_values: list[str] | None = None
     refit: Refit | None = None
     refresh: Refresh | None = None
+    champion_probes: ChampionProbes | None = None
 
     @property
     def label_coverage(self) -> float:

@@ -35,7 +35,7 @@ from perennial.ledger.succession import completed, newest_leads_back
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
-from perennial.monitoring.performance import not_comparable, of_another_task
+from perennial.monitoring.performance import by_key_or_time, not_comparable, of_another_task
 from perennial.monitoring.shadow import Challenger, ShadowVerdict, choose, confidence_of_a_look, judge, period
 from perennial.registry.folders import FeaturesAt, own_features, own_folder
 from perennial.registry.store import Registry
@@ -477,21 +477,11 @@ def _judge(spec: ModelSpec, champion: int, version: int, compared: GainOverChamp
 
 
 def _for_a_look(spec: ModelSpec) -> ModelSpec:
-    """The spec with the resampling of one look.
-
-    The confidence is that of one look among several. Rows are resampled by blocks of time unless the group is a column of the
-    key, because predictions have no other features.
-    """
+    """The spec with the resampling of one look: its confidence is that of one look among several."""
     resampling = spec.gates.resampling
     confidence = confidence_of_a_look(resampling.confidence, spec.shadow)
-    changed = {
-        "confidence": confidence,
-        # At a high confidence, few resamples lie beyond the bound. At least 20 must, or the bound is not reliable.
-        "resamples": max(resampling.resamples, math.ceil(20 / (1 - confidence))),
-        "group": resampling.group if resampling.group in spec.entity_table.key else None,
-    }
-    gates = spec.gates.model_copy(update={"resampling": resampling.model_copy(update=changed)})
-    return spec.model_copy(update={"gates": gates})
+    # At a high confidence, few resamples lie beyond the bound. At least 20 must, or the bound is not reliable.
+    return by_key_or_time(spec, confidence=confidence, resamples=max(resampling.resamples, math.ceil(20 / (1 - confidence))))
 
 
 def _prediction(spec: ModelSpec, rows: pa.Table, suffix: str) -> Prediction:

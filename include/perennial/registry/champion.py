@@ -91,8 +91,12 @@ class Champions(Versions):
         run_id: str | None,
         evidence: Mapping[str, Any],
         action: Literal["promote", "refresh"] = "promote",
+        recipe: str = "",
     ) -> Promotion:
         """Make a version champion, if the champion is still the one that the decision was made against.
+
+        If the decision was made against a recipe, a newer version of this recipe is as good: a refresh may have been promoted
+        while the candidate was trained.
 
         A retry of the same run changes nothing after the promotion is done. Promoting the current champion changes nothing.
 
@@ -105,18 +109,22 @@ class Champions(Versions):
             run_id: the run that decided; None if a person decided by hand.
             evidence: what the decision is based on.
             action: whether it replaces the champion, or is the champion with newer rows.
+            recipe: :attr:`GateDecision.champion_recipe`; empty if the version was compared with a stored model.
 
         Raises:
             PromotionRefused: according to the ledger, the version did not pass its gates or was not approved.
             StaleDecision: another version became champion in the meantime, or another promotion is open.
             ArtifactRejected: the version cannot be loaded, so it could not score.
         """
-        if self.reconcile(model) == version:
+        champion = self.reconcile(model)
+        if champion == version:
             made = completed(self._ledger.promotions(model))[-1]
             self._show(made)  # an earlier attempt may have promoted the version and died before this step
             return made
         if bar := self._bar(model, version):
             raise PromotionRefused(f"{model} version {version} cannot be promoted: {bar}")
+        if self._has_recipe(model, champion, recipe):
+            expected = champion
         return self._change(
             model, version, expected=expected, action=action, reason=reason, actor=actor, run_id=run_id, evidence=evidence
         )
@@ -161,7 +169,12 @@ class Champions(Versions):
         reason = (override or "").strip()
         record = self._ledger.version(model, version)
         obstacle = self._bar(model, version) or _still_asked(spec, self._ledger.approvals(model, version))
-        if obstacle is None and record is not None and (compared := record.decision.champion) != champion:
+        if (
+            obstacle is None
+            and record is not None
+            and (compared := record.decision.champion) != champion
+            and not self._has_recipe(model, champion, record.decision.champion_recipe)
+        ):
             obstacle = (
                 f"it was compared with {_called(compared)}, and the champion is {_called(champion)}: the evaluation is stale"
             )
@@ -181,6 +194,11 @@ class Champions(Versions):
             evidence={**(record.decision.to_json() if record else {}), **({"overridden": obstacle} if obstacle else {})},
         )
 
+    def _has_recipe(self, model: str, version: int | None, recipe: str) -> bool:
+        """Whether a version was made by a recipe. It is no if one of them is not known."""
+        record = None if version is None else self._ledger.version(model, version)
+        return record is not None and recipe != "" and record.training.recipe == recipe
+
     def _bar(self, model: str, version: int) -> str | None:
         """Return the obstacle that only an override can overcome; None if the gates passed it and no approver refused it.
 
@@ -198,8 +216,14 @@ class Champions(Versions):
         return None
 
     def refuse(self, model: str, version: int, decision: GateDecision) -> None:
-        """Tag a version as refused, with every reason, and alert people. The champion does not change."""
-        self._refuse(model, version, decision.reasons, champion=decision.champion)
+        """Tag a version as refused, with every reason, and alert people. The champion does not change.
+
+        Nobody is told of a candidate that is only the champion's own recipe: nothing is wrong with it.
+        """
+        if decision.same_recipe:
+            self._mark_refused(model, version, decision.reasons)
+        else:
+            self._refuse(model, version, decision.reasons, champion=decision.champion)
 
     def refuse_refresh(self, model: str, version: int, decision: GateDecision, *, withheld: bool) -> None:
         """Tag a refresh as refused, with every reason, and alert people. The champion does not change.

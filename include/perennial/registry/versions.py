@@ -80,7 +80,10 @@ def _describe(evaluation: Evaluation, decision: GateDecision) -> str:
     gates = [f"- {'passed' if result.passed else '**refused**'} {result.gate}: {result.reason}" for result in decision.results]
     heading = "All gates passed." if decision.promote else "**Refused by the gates.**"
     table = [f"| model | {metric} on {evaluation.interval} ({evaluation.rows:,} rows) |", "| --- | --- |", *rows]
-    return "\n".join([heading, "", *([told, ""] if (told := evaluation.whose_figures) else []), *table, "", *gates])[:10_000]
+    remarks = [f"- {remark}" for remark in (evaluation.champion.remarks if evaluation.champion else [])]
+    about = ["", *remarks] if remarks else []
+    told = [evaluation.whose_figures, ""] if evaluation.whose_figures is not None else []
+    return "\n".join([heading, "", *told, *table, *about, "", *gates])[:10_000]
 
 
 class Versions(Mlflow):

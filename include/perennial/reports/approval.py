@@ -43,6 +43,8 @@ def comparison_in_words(version: int, evaluation: Evaluation, decision: GateDeci
             f"Gain in {first}: {compared.gain:+.4g}; with {compared.confidence:.0%} confidence between "
             f"{compared.low:+.4g} and {compared.high:+.4g}.",
         ]
+    if compared is not None and champion is not None and champion.remarks:
+        lines += ["", *(f"- {remark}" for remark in champion.remarks)]
     if (told := evaluation.whose_figures) is not None:
         lines += ["", told]
     lines += ["", *(f"- **{result.gate}**: {result.reason}" for result in decision.results)]

@@ -162,6 +162,9 @@ def _in_short(dossier: Dossier) -> list[str]:
             f"{comparison.block})"
         )
         lines.append(f"The gain over the champion is {comparison.gain:+.4g}; {sure}.")
+        lines += [
+            f"{remark[0].upper()}{remark[1:]}." for remark in (evaluation.champion.remarks if evaluation.champion else [])
+        ]
         lines.append(f"{comparison.identical:.1%} of its predictions are exactly the champion's.")
     elif (unusable := dossier.record.decision.champion_unusable) is not None:
         lines.append(f"It was not compared with the champion, which can never be used again: {unusable}.")

@@ -76,7 +76,7 @@ def promote_champion(
         answer: ``answer``, ``approver``, ``words`` and ``answered_at`` (ISO time) of an approver; None if nobody was asked.
 
     Raises:
-        StaleDecision: the champion is no longer the one that the version was compared with.
+        StaleDecision: the champion is no longer the one that the version was compared with, nor another version of its recipe.
         PromotionRefused: an approver refused the version before.
         ArtifactRejected: the stored model cannot be loaded.
     """
@@ -110,6 +110,7 @@ def promote_champion(
         actor=actor,
         run_id=run.qualified_id,
         evidence=evidence,
+        recipe=decision.champion_recipe,
     )
     return Outcome(version, "champion", f"{name} is champion")
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
-from perennial.core.errors import PerennialError, TrainingError, VersionUnusable
+from perennial.core.errors import TrainingError
 from perennial.deployment import Deployment
 from perennial.evaluation import plots
 from perennial.evaluation.contest import Contest, Entrant, hold
@@ -19,10 +19,11 @@ from perennial.evaluation.readiness import CleanProcess
 from perennial.evidence.evaluation import Contender, Evaluation
 from perennial.evidence.training import TrainingSet
 from perennial.model.candidate import Fitted
-from perennial.registry.folders import changed_label, differences, own_folder, with_own_features
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
+from perennial.spec.recipe import recipe_digest
+from perennial.training.champion import champion_entrant
 from perennial.training.refit import refit_candidate
 from perennial.training.training_set import load_rows
 
@@ -79,6 +80,7 @@ def evaluate_training(
                 predictions=None,
                 mlflow_run_id=candidate.mlflow_run_id,
                 trained_on=training_set.window,
+                recipe=recipe_digest(folder, candidate.candidate, candidate.params),
             )
             return Entrant(blank, partial(registry.load_fitted, spec, training_set, candidate))
 
@@ -89,7 +91,7 @@ def evaluate_training(
                 rows,
                 candidate=entrant(chosen, "candidate"),
                 baselines=[entrant(baseline, "baseline") for baseline in fitted if baseline.baseline],
-                champion=_champion(folder, deployment, training_set, rows.num_rows),
+                champion=champion_entrant(folder, deployment, training_set, chosen, staging=staging),
                 run_id=run_id,
             )
         )
@@ -103,42 +105,6 @@ def evaluate_training(
             evaluation = replace(evaluation, refit=refit_candidate(folder, deployment, training_set, chosen, rows, judged))
         _log_evaluation(spec, registry, training_set, chosen, fitted, evaluation, files)
     return evaluation
-
-
-def _champion(folder: ModelFolder, deployment: Deployment, training_set: TrainingSet, rows: int) -> Entrant | None:
-    spec = folder.spec
-    version = deployment.registry.champion(spec.name)
-    if version is None:
-        return None
-    registry, lake = deployment.registry, deployment.lake
-    record = deployment.ledger.version(spec.name, version)
-    blank = Contender(
-        name=(record.training.candidate if record else "") or "champion",
-        role="champion",
-        metrics={},
-        rows=rows,
-        rows_hash=training_set.content["holdout"],
-        predictions=None,
-        version=version,
-        mlflow_run_id=record.mlflow_run_id if record else None,
-        trained_on=(record.training.window or None) if record else None,
-    )
-    load = partial(registry.load_judged, spec.name, version, spec=spec)
-    if record is None:
-        return Entrant(blank, load)
-    try:
-        own = own_folder(registry, version, folder)
-    except VersionUnusable as error:
-        return Entrant(blank, partial(_fail, error))
-    remarks = [] if own.is_current else [f"{own.name} {told}: its own folder made its features" for told in differences(own)]
-    if (label := changed_label(registry, own)) is not None:
-        remarks.append(label)
-    view = partial(with_own_features, own, lake, training_set.interval("holdout"), run_id=training_set.run_id)
-    return Entrant(replace(blank, remarks=remarks), load, view)
-
-
-def _fail(error: PerennialError) -> NoReturn:
-    raise error
 
 
 def _log_evaluation(

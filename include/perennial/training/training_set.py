@@ -121,6 +121,7 @@ def build_training_set(
             label_delay=(as_of - end).days,
             delay_measured=spec.label.delay is None,
             without_values=features_without_values(spec, used["window"]),
+            mean_label=pc.mean(used["window"].column(LABEL)).as_py() if spec.task == "regression" else None,
             newest_label=newest.isoformat() if (newest := pc.max(used["holdout"].column(spec.event_time)).as_py()) else "",
             missing=[gap.key for gap in gaps],
             withheld=[part.key for part in withheld],

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perennial.evaluation.gates import decide, holm
+from perennial.evaluation.gates import decide, holm, unanswered
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import (
     Behaved,
+    ChampionProbes,
     Contender,
     Evaluation,
     GainOverChampion,
@@ -212,10 +213,117 @@ def test_a_bound_on_a_metric_that_was_not_measured_refuses(bound: str, value: fl
 
 def test_bounds_hold_at_their_very_value() -> None:
     assert decide(evaluation(), Gates(at_least={"roc_auc": 0.70}, at_most={"log_loss": 0.4})).promote
-    assert set(refusals(decide(evaluation(), Gates(at_least={"roc_auc": 0.701}, at_most={"log_loss": 0.399})))) == {
+    first = evaluation(champion=None)
+    assert set(refusals(decide(first, Gates(at_least={"roc_auc": 0.701}, at_most={"log_loss": 0.399})))) == {
         "at_least.roc_auc",
         "at_most.log_loss",
     }
+
+
+# --- bounds that the champion misses by more -------------------------------------------------------------------------
+
+
+def worse_inputs(*, noise: float, clean: float = 0.7) -> Robustness:
+    return Robustness(ROWS, clean, 0.5, {"x": noise}, {"x": clean}, {})
+
+
+#: Gates that need no champion, each with what the candidate and a worse champion are measured to be. Both fail it.
+MISSED: dict[str, tuple[dict[str, Any], dict[str, Any], ChampionProbes]] = {
+    "at_least.average_precision": ({"at_least": {"average_precision": 0.5}}, {}, ChampionProbes()),
+    "at_most.log_loss": ({"at_most": {"log_loss": 0.39}}, {}, ChampionProbes()),
+    "calibration.error": ({"calibration": {"error": 0.01}}, {}, ChampionProbes()),
+    "robustness.noise": ({}, {"robustness": worse_inputs(noise=0.66)}, ChampionProbes(robustness=worse_inputs(noise=0.6))),
+    "behaviour.rain": (
+        {"behaviour": {"rain": {"feature": "x", "add": 1, "expect": "higher"}}},
+        {"behaviour": {"rain": Behaved(0.9, ROWS)}},
+        ChampionProbes(behaviour={"rain": Behaved(0.8, ROWS)}),
+    ),
+    "fairness.origin.selection_rate": (
+        {"fairness": [{"column": "origin"}]},
+        {"groups": [Groups("origin", "selection_rate", 0.5, {"a": 0.5, "b": 0.3}, [])]},
+        ChampionProbes(groups=[Groups("origin", "selection_rate", 0.5, {"a": 0.5, "b": 0.2}, [])]),
+    ),
+}
+
+
+OURS = {"roc_auc": 0.70, "average_precision": 0.4, "log_loss": 0.4, "brier": 0.1, "calibration_error": 0.02}
+WORSE = {"roc_auc": 0.69, "average_precision": 0.3, "log_loss": 0.41, "brier": 0.1, "calibration_error": 0.03}
+
+
+def missed(gate: str, *, width: float = 0.0005, **changes: Any) -> tuple[Evaluation, Gates]:
+    gates, measured, probes = MISSED[gate]
+    given = {"candidate": contender(metrics=OURS), "champion": contender("champion", metrics=WORSE), **measured, **changes}
+    return replace(evaluation(width=width, **given), champion_probes=probes), Gates.model_validate(gates)
+
+
+@pytest.mark.parametrize("gate", MISSED)
+def test_a_gate_that_the_champion_fails_by_more_does_not_refuse_an_improvement_and_says_so(gate: str) -> None:
+    decision = decide(*missed(gate))
+    assert decision.promote, decision.reasons
+    [reason] = [result.reason for result in decision.results if result.gate == gate]
+    assert "This does not refuse the improvement, since champion version 3 fails the gate by more: " in reason
+
+
+@pytest.mark.parametrize("gate", MISSED)
+@pytest.mark.parametrize(
+    "but",
+    [
+        pytest.param({"width": 0.02}, id="better, but not surely"),
+        pytest.param({"champion": None}, id="no champion"),
+        pytest.param({"champion": contender("champion", 0.69, unusable="its files are gone")}, id="a champion out of use"),
+    ],
+)
+def test_without_a_sure_improvement_it_refuses(gate: str, but: dict[str, Any]) -> None:
+    assert gate in decide(*missed(gate, **but)).refused_by
+
+
+@pytest.mark.parametrize("gate", MISSED)
+def test_it_refuses_if_the_champion_passes_the_gate_or_fails_it_as_much(gate: str) -> None:
+    given, gates = missed(gate, champion=contender("champion", metrics={**OURS, "roc_auc": 0.69}))
+    as_much = ChampionProbes(given.groups, given.robustness, given.behaviour)
+    passes = ChampionProbes(
+        [Groups("origin", "selection_rate", 0.5, {"a": 0.5, "b": 0.5}, [])],
+        worse_inputs(noise=0.7),
+        {"rain": Behaved(1.0, ROWS)},
+    )
+    for probes in (as_much, passes):
+        assert gate in decide(replace(given, champion_probes=probes), gates).refused_by
+
+
+@pytest.mark.parametrize("gate", ["robustness.noise", "behaviour.rain", "fairness.origin.selection_rate"])
+def test_it_refuses_if_the_champion_was_not_measured(gate: str) -> None:
+    given, gates = missed(gate)
+    alone = replace(given, champion_probes=None)
+    assert gate in decide(alone, gates).refused_by
+    assert unanswered(alone, gates)
+    assert not unanswered(given, gates)
+
+
+def test_a_champion_that_is_worse_than_a_constant_keeps_no_successor_out() -> None:
+    given, gates = missed("robustness.noise")
+    hopeless = ChampionProbes(robustness=worse_inputs(noise=0.4, clean=0.45))
+    decision = decide(replace(given, champion_probes=hopeless), gates)
+    assert decision.promote, decision.reasons
+
+
+# --- the same recipe -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gates", [Gates(), NOT_WORSE])
+def test_the_champions_own_recipe_is_refused_without_blame(gates: Gates) -> None:
+    given = evaluation(candidate=contender(recipe="a"), champion=contender("champion", 0.70, recipe="a"))
+    decision = decide(given, gates)
+    assert decision.refused_by == ["champion"]
+    assert "A refresh brings the same recipe newer rows" in decision.reasons[0]
+    assert decision.same_recipe
+    assert not decide(replace(given, without_values=["x"]), gates).same_recipe  # something else is wrong with it
+
+
+def test_a_decision_says_which_recipe_it_was_made_against() -> None:
+    given = evaluation(candidate=contender(recipe="b"), champion=contender("champion", 0.69, recipe="a"))
+    decision = decide(given, Gates())
+    assert decision.promote
+    assert (decision.champion_recipe, decision.same_recipe) == ("a", False)
 
 
 def test_less_is_better_for_a_loss() -> None:
