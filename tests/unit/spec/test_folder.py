@@ -106,7 +106,7 @@ def test_a_spec_that_is_no_yaml_hides_no_problem_of_the_other_files(tmp_path: Pa
 
 
 def test_thresholds_of_refreshes_come_from_model_yaml_then_from_calibration(tmp_path: Path) -> None:
-    folder = read_model(write(tmp_path, GOOD + "gates: {refresh: {agreement: 0.8}}\n"))
+    folder = read_model(write(tmp_path, changed("gates:\n", "gates:\n  refresh: {agreement: 0.8}\n")))
     thresholds = DriftThresholds(
         computed_at="2013-04-01T00:00:00Z", history="2013-01-01--2013-04-01", window="week", replays=200, seed=1,
         false_alarms=1.0, expected=1.0, columns={"distance": Threshold(distance=1.0, missing=0.1)},
