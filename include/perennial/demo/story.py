@@ -23,8 +23,10 @@ MODEL = "flight_delay"
 
 #: The line of the example's ``model.yaml`` in whose place the demo's first recipes stand.
 _EXAMPLE = "    search: {learning_rate: [0.05, 0.1]}\n"
-#: What the team begins with: a small model. None: the example as it is.
-FIRST: dict[str, Any] = {"max_iter": 25, "max_leaf_nodes": 4}
+#: The line of a baseline that the demo's team does not have: its first recipe would not beat it.
+_BASELINE = "  logistic: {estimator: logistic_regression, baseline: true}\n"
+#: What the team begins with: a small model.
+FIRST: dict[str, Any] = {"max_iter": 10, "max_leaf_nodes": 6}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Week:
     """What happens in a week of the demo besides its data.
 
     Attributes:
-        recipe: the parameters that the team commits before the week begins; an empty mapping: the example as it is. None: the
+        recipe: the parameters that the team commits before the week begins; an empty mapping: those of the example. None: the
             team commits nothing.
         spoiled: whether the source delivers misplaced delays; they are delivered again, right, after the week.
         train: why a person triggers a training after the week; None: nobody does.
@@ -53,7 +55,7 @@ class Week:
 STORY: Mapping[int, Week] = {
     2: Week(spoiled=True, words="the source delivers each arrival delay with another flight"),
     4: Week(
-        recipe={"max_iter": 25, "max_leaf_nodes": 3},
+        recipe={"max_iter": 10, "max_leaf_nodes": 3},
         words="the team commits another recipe, with smaller trees; the training at the end of the month judges it",
     ),
     6: Week(
@@ -64,7 +66,7 @@ STORY: Mapping[int, Week] = {
         recipe={},
         rollback="the refused recipe was not better",
         train="the team committed a better recipe",
-        words="the team commits a better recipe: more trees, and a search of the learning rate",
+        words="the team commits a better recipe, that of the example: more and larger trees, and a search",
     ),
 }
 
@@ -75,16 +77,18 @@ def write_models(models: Path, example: Path, recipe: Mapping[str, Any]) -> None
     Args:
         models: the folder of model folders; made if need be.
         example: the example's folder.
-        recipe: parameters of the candidate ``boosting``; empty: the example as it is.
+        recipe: parameters of the candidate ``boosting``; empty: those of the example.
 
     Raises:
-        ValueError: the example's ``model.yaml`` no longer has the line that is replaced.
+        ValueError: the example's ``model.yaml`` no longer has the lines that are replaced.
     """
     folder = models / MODEL
     shutil.copytree(example, folder, dirs_exist_ok=True)
     said = (example / "model.yaml").read_text(encoding="utf-8")
-    if _EXAMPLE not in said:
-        raise ValueError(f"{example / 'model.yaml'} does not have the line {_EXAMPLE.strip()}")
+    for line in (_EXAMPLE, _BASELINE):
+        if line not in said:
+            raise ValueError(f"{example / 'model.yaml'} does not have the line {line.strip()}")
+    said = said.replace(_BASELINE, "")
     if recipe:
         params = ", ".join(f"{name}: {value}" for name, value in recipe.items())
         said = said.replace(_EXAMPLE, f"    params: {{{params}}}\n")
