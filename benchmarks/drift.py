@@ -45,7 +45,8 @@ from perennial.drift.compare import compare
 from perennial.drift.thresholds import Geometry, StableHistory, calibrate
 from perennial.model.artifacts import FeatureList
 from perennial.model.estimators import make_estimator
-from perennial.monitoring.impact import Bound, weigh
+from perennial.monitoring.impact import weigh
+from perennial.monitoring.usual import Bound, JudgedWindow
 from perennial.spec.monitoring import Drift, DriftThresholds
 
 from evidently import DataDefinition, Dataset, Report  # isort: skip
@@ -237,17 +238,10 @@ def usual(world: World, reference: pa.Table) -> Bound:
     return Bound("roc_auc", float(np.quantile(values, 0.025)), True, "its interval")
 
 
-@dataclass(frozen=True)
-class Measured:
-    interval: Interval
-    version: int
-    metrics: dict[str, float]
-
-
 def fell(world: World, bound: Bound, window: pa.Table) -> bool:
     week = Interval.of("2013-04-01", "2013-04-08")
-    measured = Measured(week, 1, {"roc_auc": realised(world, window)})
-    impact = weigh(world.folder.spec.retraining, "ok", week, performances=[measured], version=1, bound=bound)
+    measured = JudgedWindow(week, 1, "roc_auc", realised(world, window), bound)
+    impact = weigh(world.folder.spec.retraining, "ok", week, windows=[measured], version=1)
     return impact.severity != "none"
 
 

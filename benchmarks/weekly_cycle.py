@@ -94,8 +94,9 @@ class InAirflow:
         self._api.wait_for_dags(dag_ids, check=self._stack.check)
         for dag_id in dag_ids:
             self._api.unpause(dag_id)
-        days = {"start": f"{HISTORY.start:%Y-%m-%d}", "end": f"{HISTORY.end:%Y-%m-%d}", "announce": False}
-        for stage, conf in {"ingest": days, "train": {"as_of": days["end"]}}.items():
+        days = {"start": f"{HISTORY.start:%Y-%m-%d}", "end": f"{HISTORY.end:%Y-%m-%d}"}
+        silently: dict[str, Any] = {**days, "announce_scoring": False, "announce_training": False}
+        for stage, conf in (("ingest", silently), ("train", {"as_of": days["end"]})):
             run = self._api.wait(self._api.trigger(f"{MODEL}.{stage}", conf=conf), check=self._stack.check)
             assert run.state == "success", self._api.failure(run)
 

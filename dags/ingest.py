@@ -4,7 +4,8 @@
 For each table, this DAG reads the rows of the interval. Great Expectations checks them as `model.yaml` says. Rows that fail a
 critical check go to the **quarantine** table with every reason; the others are published. All tables of the interval are
 published in one step, and until then readers see the old state. Then the features of the interval are computed. Each row
-uses only what was known at its own as-of time. Last, every day is announced to scoring, monitoring and training.
+uses only what was known at its own as-of time. Last, every day is announced to scoring, monitoring and training, oldest first;
+a run by hand can leave out each of them (`announce_…`).
 
 Runs automatically each day, for the day before. After a pause of this DAG or of the whole stack, the missed days follow, oldest
 first, one after another, as far back as `schedules.catch_up` in `model.yaml` says. By hand: give `start` and `end` for days
@@ -32,7 +33,7 @@ have changed since they were scored, and windows that were not judged (`announce
 from airflow.sdk import chain
 
 from perennial.orchestration import assets
-from perennial.orchestration.dags import day, models, result, stage, switch
+from perennial.orchestration.dags import announcements, day, models, result, stage
 from perennial.orchestration.ingest import announce_overdue, build_features, check_task_id, land_and_check, publish_tables
 
 for model in models():
@@ -44,7 +45,7 @@ for model in models():
         params={
             "start": day("First day", "For a range: its first day (UTC). Empty: the run's own partition."),
             "end": day("End", "For a range: the first day that is left out (UTC)."),
-            "announce": switch("Announce", "Start scoring, monitoring and training for these days.", default=True),
+            **announcements(default=True),
         },
     ):
         checked = [
@@ -52,7 +53,9 @@ for model in models():
             for table in model.tables
         ]
         published = publish_tables(model=model.name, checked=checked)
-        features = build_features.override(outlets=[assets.features(model.name)])(model=model.name)
+        features = build_features.override(outlets=[assets.features(model.name), assets.trainable(model.name)])(
+            model=model.name
+        )
         chain(published, features)
         # They wait for nothing: a day that is refused must not stop the week before it. Nor may they follow the features: a run
         # whose last task succeeds is a success for Airflow, whatever failed before it.

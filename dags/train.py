@@ -49,7 +49,9 @@ for model in models():
     with stage(
         model,
         "train",
-        schedule=assets.when_published(assets.features(model.name), model.schedules.train, due=assets.due(model.name, "train")),
+        schedule=assets.when_published(
+            assets.trainable(model.name), model.schedules.train, due=assets.due(model.name, "train")
+        ),
         doc=__doc__,
         run_limit=RUN_LIMIT + (model.approval.within if model.promotion == "approval" else timedelta()),
         params={

@@ -43,7 +43,7 @@ class Living:
         """Start a run of the model's stage, and wait until it and every run that it started have ended."""
         run = self.api.trigger(f"{MODEL}.{stage}", conf=conf, partition_key=partition)
         ended = self.api.wait(run, patience=PATIENCE, check=self.stack.check)
-        if conf is None or conf.get("announce", True):
+        if conf is None or conf.get("announce_scoring", True) or conf.get("announce_training", True):
             self.settle()
         return ended
 
@@ -77,7 +77,7 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
         for dag in dags:
             api.unpause(dag)
         life = Living(stack, api, Deployment(stack.settings))
-        life.trigger("load", {"start": "2024-01-01", "end": "2024-01-17", "days_per_part": 6, "announce": False})
+        life.trigger("load", {"start": "2024-01-01", "end": "2024-01-17", "days_per_part": 6})
         life.trigger("train", {"as_of": "2024-01-17"})
         life.trigger("ingest", {"start": "2024-01-17", "end": "2024-01-20"})
         yield life

@@ -297,7 +297,7 @@ class Perennial(System):
 
     def prepare(self) -> None:
         with self.running():
-            self.ended(self.trigger("ingest", start=HISTORY[0], end=FIRST, announce=False))
+            self.ended(self.trigger("ingest", start=HISTORY[0], end=FIRST, announce_scoring=False, announce_training=False))
             self.ended(self.trigger("train", as_of=FIRST, cause="the first champion"))
 
     @contextmanager
@@ -313,7 +313,7 @@ class Perennial(System):
 
     def live(self, week: str) -> None:
         end = f"{date.fromisoformat(week) + timedelta(weeks=1)}"
-        self.ended(self.trigger("ingest", start=week, end=end, announce=False))
+        self.ended(self.trigger("ingest", start=week, end=end, announce_scoring=False, announce_training=False))
         train = self.trigger("train", as_of=end, cause="a week has come")
         self.ended(self.trigger("score", start=week, end=end))
         # It starts automatically once the last day of a week is scored.

@@ -48,9 +48,10 @@ class Airflow:
         home: Airflow's home, which is made.
         models: the model folders.
         files: names of the DAG files; all by default.
+        given: more of the environment.
     """
 
-    def __init__(self, home: Path, models: Path, files: Sequence[str] = ()) -> None:
+    def __init__(self, home: Path, models: Path, files: Sequence[str] = (), given: dict[str, str] | None = None) -> None:
         home.mkdir()
         dags = home / "dags" if files else PROJECT / "dags"
         for file in files:
@@ -72,6 +73,7 @@ class Airflow:
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "0",
             "PERENNIAL_MODELS": str(models),
             "PERENNIAL_STATE": str(home / "var"),
+            **(given or {}),
         }
         (home / "passwords.json").write_text('{"admin": "admin"}')
         self._said = (home / "said").open("w+")

@@ -8,6 +8,9 @@ Reads commands from its standard input, a line of JSON each, and answers each wi
 ``["ran", dag_id, days]``: the newest scheduled run of a DAG ended so many days ago, and nothing has run since.
 ``["work", dag_id]``: the scheduler goes round, and each run of the DAG succeeds at once, until no new one comes; the partition
 keys of the new runs in order, and the most that were open at the same time.
+``["started", dag_id]``: the same, but only a run that the scheduler has started ends; the partition keys as they were started.
+``["run", dag_id, conf]``: a run of the DAG in this process; its tasks' states, and the events that it emitted in order, each an
+asset and a partition.
 ``["publish", asset, key]``: an event of an asset's partition.
 ``["waiting", dag_id]``: the partitions that Airflow holds back, since some of their days are missing.
 ``"look"``: what Airflow's tables say.
@@ -109,6 +112,43 @@ class Airflow:
                     done.append(run.partition_key)
                     run.state = "success"
                 session.execute(update(DagModel).where(DagModel.dag_id == dag_id).values(exceeds_max_non_backfill=False))
+
+    def started(self, dag_id: str) -> list[str | None]:
+        from airflow.jobs.job import Job
+        from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+        from airflow.utils.state import State
+        from sqlalchemy import select
+
+        keys: list[str | None] = []
+        scheduler = SchedulerJobRunner(Job())  # type: ignore[no-untyped-call]  # Airflow gives it no types
+        while True:
+            with create_session() as session:
+                scheduler._do_scheduling(session)
+            with create_session() as session:
+                mine = (DagRun.dag_id == dag_id, DagRun.state.in_(State.unfinished_dr_states))
+                opened = list(session.scalars(select(DagRun).where(*mine).order_by(DagRun.start_date)))
+                if not opened:
+                    return keys
+                for run in opened:
+                    if run.state == "running":
+                        keys.append(run.partition_key)
+                        run.state = "success"
+
+    def run(self, dag_id: str, conf: dict[str, Any]) -> dict[str, Any]:
+        import os
+
+        from airflow.dag_processing.dagbag import DagBag
+        from airflow.models.asset import AssetEvent
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
+        done = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]).dags[dag_id].test(run_conf=conf)
+        with create_session() as session:
+            mine = select(AssetEvent).where(AssetEvent.source_run_id == done.run_id).order_by(AssetEvent.id)
+            events = [[event.asset.name, event.partition_key] for event in session.scalars(mine)]
+        return {"states": {task.task_id: str(task.state) for task in done.get_task_instances()}, "events": events}
 
     def publish(self, asset: str, key: str) -> None:
         found = self._api.get("/api/v2/assets", params={"name_pattern": asset}).json()["assets"]

@@ -85,6 +85,8 @@ def test_history_has_no_features_before_the_tables_of_every_part(parsed: Parsed)
     assert len(by_part) == 5
     assert tasks["build_features"]["mapped"]
     assert by_part <= _upstream(tasks, "build_features")
+    # Parts end in any order, and their days are announced oldest first.
+    assert {"build_features", "plan_announcements"} <= _upstream(tasks, "announce_days")
     # A table without event time is read once, not once a part.
     assert "check_aircraft" in _upstream(tasks, "load_part.publish_tables")
 

@@ -52,6 +52,7 @@ def test_an_overdue_week_is_monitored_once_and_nothing_keeps_waiting_for_its_mis
 
 def test_an_overdue_month_is_trained_on_and_an_overdue_day_is_scored(airflow: Airflow) -> None:
     publish(airflow, "shop.features", "2026-10-01", "2026-10-02")
+    publish(airflow, "shop.trainable", "2026-10-01", "2026-10-02")
     assert airflow("work", "shop.train")["keys"] == []
     assert airflow("work", "shop.score")["keys"] == ["2026-10-01", "2026-10-02"]
 

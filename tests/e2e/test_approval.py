@@ -28,7 +28,7 @@ def done(living: Living, started: DagRun) -> DagRun:
 
 def load_history(living: Living, model: str) -> None:
     if living.deployment.ledger.published(model, "features") is None:
-        conf = {"start": "2024-01-01", "end": "2024-01-17", "announce": False}
+        conf = {"start": "2024-01-01", "end": "2024-01-17", "announce_scoring": False, "announce_training": False}
         assert done(living, run(living, model, "ingest", conf)).state == "success"
 
 

@@ -137,14 +137,18 @@ def test_maintenance_drops_nothing_that_is_in_use(living: Living) -> None:
 )
 def test_a_range_that_cannot_be_meant_is_refused_before_anything_is_read(living: Living, conf: dict[str, str]) -> None:
     before = living.deployment.ledger.published(MODEL, "tables")
-    run = living.trigger("ingest", {**conf, "announce": False})
+    run = living.trigger("ingest", {**conf, "announce_scoring": False, "announce_training": False})
     assert run.state == "failed"
     assert living.deployment.ledger.published(MODEL, "tables") == before
 
 
 @pytest.mark.parametrize(
     "conf",
-    [{"start": 7, "end": "2024-01-19"}, {"start": "'; DROP TABLE x; --", "end": "2024-01-19"}, {"announce": "{{ 7 * 7 }}"}],
+    [
+        {"start": 7, "end": "2024-01-19"},
+        {"start": "'; DROP TABLE x; --", "end": "2024-01-19"},
+        {"announce_scoring": "{{ 7 * 7 }}"},
+    ],
     ids=["a number", "SQL", "a template"],
 )
 def test_a_form_that_does_not_fit_its_schema_starts_no_run(living: Living, conf: dict[str, object]) -> None:
@@ -191,7 +195,7 @@ def test_an_empty_shadow_takes_no_worker(living: Living) -> None:
 
 
 def test_a_part_that_is_refused_leaves_the_others_published_and_no_features_beside_a_gap(living: Living) -> None:
-    conf = {"start": "2024-02-29", "end": "2024-03-03", "days_per_part": 1, "announce": False}
+    conf = {"start": "2024-02-29", "end": "2024-03-03", "days_per_part": 1}
     run = living.trigger("load", conf)
     assert run.state == "failed"
     ledger = living.deployment.ledger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -111,13 +111,21 @@ class World:
             },
         )
 
-    def register(self, as_of: str = "2013-03-26", *, spoil: Callable[[Any], Any] | None = None, seed: int = 5) -> int:
+    def register(
+        self,
+        as_of: str = "2013-03-26",
+        *,
+        spoil: Callable[[Any], Any] | None = None,
+        seed: int = 5,
+        known: Mapping[str, Any] | None = None,
+    ) -> int:
         """Fit, log and register a version.
 
         Args:
             as_of: end of its training data, as it is recorded.
             spoil: changes the fitted estimator before it is stored.
             seed: of its training rows; other rows give other predictions.
+            known: what else is recorded of its training rows.
         """
         spec = self.folder.spec
         rows = synthetic.make_rows(10, seed=seed)
@@ -146,7 +154,10 @@ class World:
             seconds={},
         )  # fmt: skip
         training = dataclasses.replace(
-            synthetic.training_set_of(self.folder, run_id), as_of=f"{as_of}T00:00:00+00:00", pin=f"training-{as_of}-{seed}"
+            synthetic.training_set_of(self.folder, run_id),
+            as_of=f"{as_of}T00:00:00+00:00",
+            pin=f"training-{as_of}-{seed}",
+            **(known or {}),
         )
         evaluation = synthetic.evaluation_of()
         return self.registry.register(self.folder, training, fitted, evaluation, synthetic.judge(evaluation), run_id=run_id)

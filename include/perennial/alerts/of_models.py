@@ -69,6 +69,27 @@ def performance_fell(
     )
 
 
+def worse_than_constant(
+    model: str, interval: Interval, *, version: int, reasons: Sequence[str], links: Mapping[str, str] | None = None
+) -> Alert:
+    """Labels show that the champion is surely worse than the same answer for every row."""
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="performance_fell",
+        title=f"{model}: version {version} is worse than the same answer for every row",
+        text=as_text(
+            f"The predictions of version {version} do harm: without a model, the answer that its training rows told would have "
+            "been better.",
+            reasons,
+            f"Check the labels and the features of these days. If they are right, trigger {model}.rollback, or promote a newer "
+            "version. Monitoring requests a training at once, unless retraining.on_performance is never.",
+        ),
+        links=dict(links or {}),
+        subject=f"{judged(model, 'performance')}/{interval.key}",
+    )
+
+
 def unknown_verdict(
     model: str, interval: Interval, *, version: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
 ) -> Alert:

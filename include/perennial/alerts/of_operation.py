@@ -251,8 +251,8 @@ def silent(model: str, missing: Sequence[Interval], *, tick: datetime, catch_up:
     left = [stretch for stretch in missing if stretch.start + timedelta(days=1) < bound]
     older = (
         f" Days before {bound:%-d %b %Y} are left out then (schedules.catch_up): for {_stretch(left[0])}, say, trigger "
-        f"{model}.load with start {left[0].start:%Y-%m-%d}, end {left[0].end:%Y-%m-%d} and announce on, or run: perennial "
-        f"ingest {model} {left[0].start:%Y-%m-%d} {left[0].end:%Y-%m-%d}"
+        f"{model}.load with start {left[0].start:%Y-%m-%d}, end {left[0].end:%Y-%m-%d} and announce_scoring on, or run: "
+        f"perennial ingest {model} {left[0].start:%Y-%m-%d} {left[0].end:%Y-%m-%d}"
         if left
         else ""
     )
@@ -350,7 +350,7 @@ def unscored(model: str, missing: Sequence[Interval], *, version: int) -> Alert:
             [_stretch(stretch) for stretch in reversed(missing)],
             f"Look for the run of {model}.score. If there is none, the next run of {model}.ingest starts it, as far back as "
             "schedules.catch_up; or trigger it for these days. Old days without predictions "
-            "are ingested before the first champion, with announce off.",
+            "are loaded before the first champion, with announce_scoring off.",
         ),
     )
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import sqlalchemy as sa
     from pyiceberg.expressions import BooleanExpression
@@ -55,6 +55,22 @@ PARTS = (
         reason="A coordinator may start and await a task, but has no public way to be told of the end of its process.",
         remove_when="remove when Airflow's supervisor waits for the process itself (pidfd) as well as for its sockets",
         by="watch_for_the_end",
+    ),
+    PrivatePart(
+        distribution="apache-airflow-task-sdk",
+        checked_with="1.3.2",
+        part="airflow.sdk.execution_time.context.OutletEventAccessor.partition_keys, replaced by a collection with an order",
+        reason="It is a set of texts, so the events of a range come in an order that each process draws anew.",
+        remove_when="remove when OutletEventAccessor keeps the order in which partitions are added",
+        by="add_partitions_in_order",
+    ),
+    PrivatePart(
+        distribution="apache-airflow-task-sdk",
+        checked_with="1.3.2",
+        part="airflow.sdk.execution_time.task_runner reads a task's outlets when the task has succeeded",
+        reason="A task that succeeds has an event for each of its outlets, and a run's partition starts whatever follows them.",
+        remove_when="remove when a task can succeed without an event of one of its outlets",
+        by="withhold_event",
     ),
     PrivatePart(
         distribution="apache-airflow-providers-smtp",
@@ -149,6 +165,27 @@ def watch_for_the_end(process: Any) -> None:
     with suppress(AttributeError, OSError):
         ended = open(os.pidfd_open(process.pid), "rb", buffering=0)  # noqa: SIM115 - the supervisor closes it
         process.selector.register(ended, selectors.EVENT_READ, (lambda _: False, process.selector.unregister))
+
+
+def add_partitions_in_order(event: Any, keys: Sequence[str]) -> None:
+    """Let a task's event of an outlet be one event for each partition, in this order.
+
+    Args:
+        event: the outlet's entry in Airflow's ``outlet_events``.
+        keys: the partitions.
+    """
+    event.add_partitions(list(keys))
+    event.partition_keys = dict.fromkeys(keys)
+
+
+def withhold_event(task: Any, asset: Any) -> None:
+    """Let a task that is running succeed without an event of one of its outlets.
+
+    Args:
+        task: the task instance, ``ti`` of Airflow's context. Only its own copy of the operator is changed.
+        asset: the outlet.
+    """
+    task.task.outlets = [outlet for outlet in task.task.outlets if outlet != asset]
 
 
 def oauth2_token(hook: Any) -> str:

@@ -132,7 +132,7 @@ class _Replay:
             return
         with self._step("history", "loading three months of history") as status:
             write_landing_zone(self._data, HISTORY)
-            conf = {**_range(HISTORY), "announce": False}
+            conf = {**_range(HISTORY), "announce_scoring": False, "announce_training": False}
             self._wait_for(self._api.trigger(f"{MODEL}.ingest", conf=conf, note="the history"), status)
         self._console.print(
             f"history {HISTORY}: {week_in_words(self._ledger, MODEL, HISTORY)}, {self.seconds['history']:.1f} s"

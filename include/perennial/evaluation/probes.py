@@ -8,7 +8,7 @@ Neighbour: :mod:`perennial.evaluation.contest` calls this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -104,17 +104,29 @@ def _worse(
 
 def constant(task: Task, truth: NDArray[np.generic]) -> Prediction:
     """The best constant prediction for all rows: the share of true labels, the shares of the classes, or the mean."""
+    if task == "multiclass_classification":
+        classes, counts = np.unique(truth.astype(str), return_counts=True)
+        return same_for_all(task, dict(zip(map(str, classes), counts.tolist(), strict=True)), len(truth))
+    return same_for_all(task, float(truth.astype(np.float64).mean()), len(truth))
+
+
+def same_for_all(task: Task, known: Mapping[str, int] | float, rows: int) -> Prediction:
+    """The same prediction for every row.
+
+    Args:
+        task: of the model.
+        known: for multiclass the number of labels by class; else the share of true labels, or the mean label.
+        rows: how many rows there are.
+    """
+    if isinstance(known, Mapping):
+        shares = np.array(list(known.values()), dtype=np.float64) / sum(known.values())
+        names = tuple(known)
+        values = np.full(rows, names[int(shares.argmax())], dtype=object)
+        return Prediction(values, np.full(rows, shares.max()), np.tile(shares, (rows, 1)), names)
+    answer = np.full(rows, known)
     if task == "regression":
-        return Prediction(np.full(len(truth), truth.astype(np.float64).mean()), None, None, ())
-    if task == "binary_classification":
-        share = np.full(len(truth), truth.astype(np.float64).mean())
-        return Prediction(share, share, np.column_stack([1 - share, share]), ("False", "True"))
-    classes, counts = np.unique(truth.astype(str), return_counts=True)
-    shares = counts / counts.sum()
-    values = np.full(len(truth), classes[shares.argmax()], dtype=object)
-    return Prediction(
-        values, np.full(len(truth), shares.max()), np.tile(shares, (len(truth), 1)), tuple(str(name) for name in classes)
-    )
+        return Prediction(answer, None, None, ())
+    return Prediction(answer, answer, np.column_stack([1 - answer, answer]), ("False", "True"))
 
 
 def _predict(model: LoadedModel, frame: pd.DataFrame) -> Prediction:

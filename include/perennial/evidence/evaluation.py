@@ -373,6 +373,25 @@ class Evaluation(Evidence):
         return self.champion.version if self.champion else None
 
     @property
+    def whose_figures(self) -> str | None:
+        """Which model serves and whose the metrics are, for people; None if the measured model itself would serve."""
+        refit, refresh = self.refit, self.refresh
+        if refit is None:
+            return None
+        if refresh is not None:
+            return (
+                f"The version serves the recipe of version {refresh.champion}, fitted on {refit.interval} "
+                f"({refit.rows:,} rows). "
+                f"The metrics are those of version {refresh.reference}, the model before it, on {self.interval}, which that "
+                "had not learned from."
+            )
+        agreement = "" if refit.agreement is None else f", with which it agrees there ({refit.agreement:.3f})"
+        return (
+            f"The version serves {self.candidate.name} fitted again on {refit.interval} ({refit.rows:,} rows). The metrics are "
+            f"those of the model before that, which had not learned from the holdout{agreement}."
+        )
+
+    @property
     def rival(self) -> Contender | None:
         """The champion to compare the candidate with; None if there is none, or it can never be used again."""
         return None if self.champion is None or self.champion.unusable else self.champion

@@ -54,6 +54,7 @@ class TrainingSet(Evidence):
         newest_label: ISO event time of the newest row of the holdout whose label is known; empty if no label is.
         missing: keys of the stretches of window and holdout without features, after the first day that ever had any.
         without_values: features that have no value in any row of the window; None if it was not looked at.
+        mean_label: for regression, the mean label of the window's rows; None otherwise, or if it was not looked at.
         withheld: keys of the intervals whose rows are left out, since a refresh that learned from them was refused.
     """
 
@@ -76,6 +77,7 @@ class TrainingSet(Evidence):
     newest_label: str = field(default="", kw_only=True)
     missing: list[str] = field(default_factory=list, kw_only=True)
     without_values: list[str] | None = field(default=None, kw_only=True)
+    mean_label: float | None = field(default=None, kw_only=True)
     withheld: list[str] = field(default_factory=list, kw_only=True)
 
     def interval(self, part: Part) -> Interval:

@@ -88,7 +88,8 @@ class Impact(Evidence):
     Attributes:
         severity: the alert's severity; ``none``: no alert. A row without a severity reads as ``warning``.
         persistent: whether enough of the last windows drifted, including the newest.
-        fallen: which performances are below their bound: ``estimated``, ``realised``.
+        fallen: which performances are below their bound: ``estimated``, ``realised``; ``constant``: the realised one is surely
+            worse than the same answer for every row.
         reasons: the reasons in words and numbers.
     """
 

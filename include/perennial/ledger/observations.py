@@ -12,6 +12,7 @@ from perennial.alerts.alert import Alert, judged
 from perennial.core.columns import insert
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval, utc
+from perennial.evidence.monitoring import Constant
 from perennial.evidence.verdict import VerdictDetails
 from perennial.ledger import tables
 from perennial.ledger.promotions import champion_of
@@ -96,6 +97,7 @@ class Observations(TableFamily):
         coverage: float,
         as_of: datetime,
         run_id: str,
+        constant: Constant | None = None,
     ) -> None:
         """Record the performance of a version on an interval. It replaces an earlier record of both.
 
@@ -108,11 +110,12 @@ class Observations(TableFamily):
             coverage: the share of predictions with a known label, 0 to 1.
             as_of: labels that became known later are not used.
             run_id: the run.
+            constant: what the same answer for every row would have reached; None: it is not known.
         """
         key = {"model": model, "start": interval.start, "end": interval.end, "version": version}
         values = {
             "metrics": dict(metrics), "rows": rows, "coverage": coverage, "as_of": as_of, "run_id": run_id,
-            "recorded_at": now(),
+            "recorded_at": now(), "constant": as_column(constant or Constant()),
         }  # fmt: skip
         with self._database.writing(model) as connection:
             self._replace(connection, tables.performances, key, values)

@@ -15,6 +15,7 @@ from perennial.alerts.outbox import OutboxEntry
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import Evaluation, GainOverChampion
+from perennial.evidence.monitoring import Constant
 from perennial.evidence.training import CodeState, StoredModel, TrainingRecord
 from perennial.evidence.verdict import VerdictDetails
 
@@ -236,6 +237,7 @@ class Performance:
         rows: the number of labelled predictions that were measured.
         coverage: the share of predictions whose label was known by ``as_of``, 0 to 1.
         as_of: labels that became known later are not used.
+        constant: what the same answer for every row would have reached; empty in rows of earlier releases.
     """
 
     model: str
@@ -247,6 +249,7 @@ class Performance:
     as_of: datetime
     run_id: str
     recorded_at: datetime
+    constant: Constant
 
 
 @dataclass(frozen=True)

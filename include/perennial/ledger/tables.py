@@ -87,7 +87,7 @@ performances = _table(
     "performances",
     _text("model", key=True), _time("start", key=True), _time("end", key=True), _number("version", key=True),
     _json("metrics"), _number("rows"), sa.Column("coverage", sa.Double, nullable=False),
-    _time("as_of"), _text("run_id"), _time("recorded_at"),
+    _time("as_of"), _text("run_id"), _time("recorded_at"), _json("constant"),
 )  # fmt: skip
 
 shadow_comparisons = _table(

@@ -23,7 +23,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ from sklearn.model_selection import GroupKFold
 from perennial.core.intervals import Interval
 from perennial.evidence.verdict import Estimate, VerdictDetails
 from perennial.model.costs import CostFunction
-from perennial.monitoring.retraining import WindowPerformance, WindowVerdict
+from perennial.monitoring.retraining import WindowVerdict
 from perennial.spec.training import METRICS
 from perennial.spec.types import Task
 
@@ -310,9 +310,15 @@ class EstimatedWindow(WindowVerdict, Protocol):
     def details(self) -> VerdictDetails: ...
 
 
-class MeasuredWindow(WindowPerformance, Protocol):
+class MeasuredWindow(Protocol):
     """The attributes of a performance record that this module reads."""
 
+    @property
+    def interval(self) -> Interval: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
     @property
     def coverage(self) -> float: ...
     @property

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,7 +41,8 @@ from perennial.model.artifacts import LoadedModel
 from perennial.model.costs import answer_threshold, cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring import estimation, impact
-from perennial.monitoring.impact import Bound
+from perennial.monitoring.performance import holdout_of, judged_windows
+from perennial.monitoring.usual import Bound, bound_of
 from perennial.registry.folders import own_features, own_folder
 from perennial.registry.runs import CandidateRun
 from perennial.registry.store import Registry
@@ -157,6 +159,9 @@ def judge_drift(
 def _alert(
     model: str, interval: Interval, version: int | None, comparison: DriftComparison, weight: Impact, links: Mapping[str, str]
 ) -> Alert | None:
+    if "constant" in weight.fallen and version is not None:
+        reasons = [*weight.reasons, *comparison.reasons]
+        return of_models.worse_than_constant(model, interval, version=version, reasons=reasons, links=links)
     if comparison.verdict == "unknown":
         return of_models.unknown_verdict(model, interval, version=version, reasons=comparison.reasons, links=links)
     if weight.severity == "none":
@@ -178,48 +183,52 @@ def _weigh(
     record: VersionRecord | None,
     estimate: Estimate | None,
 ) -> Impact:
+    bound = estimate_bound(spec, record.evaluation, estimate, interval.length) if record else None
+    windows = judged_windows(spec, ledger, record.version, until=interval.end) if record else []
     return impact.weigh(
         spec.retraining,
         verdict,
         interval,
         verdicts=ledger.verdicts(spec.name, before=interval.end),
         estimated=estimate.value if estimate else None,
-        performances=ledger.performances(spec.name),
+        windows=[replace(window, bound=window.bound or bound) for window in windows],
         version=record.version if record else None,
-        bound=performance_bound(spec, record.evaluation, estimate) if record else None,
+        bound=bound,
     )
 
 
-def performance_bound(spec: ModelSpec, evaluation: Evaluation, estimate: Estimate | None) -> Bound | None:
-    """The bound of the primary metric: a worse value counts as a drop.
+def estimate_bound(spec: ModelSpec, evaluation: Evaluation, estimate: Estimate | None, length: timedelta) -> Bound | None:
+    """The bound of an estimated primary metric: a worse value counts as a drop.
 
-    The bound is the first of these that exists: the worse end of the metric's confidence interval on the version's own
-    holdout; its value there, made worse by ``retraining.on_performance``; the worse end of its usual range on the training
-    reference.
+    It is that of a realised value by the version's own holdout (:func:`perennial.monitoring.usual.bound_of`). If the holdout
+    gives none, it is the worse end of the metric's usual range on the training reference.
 
     Args:
         spec: the model's spec.
         evaluation: the version's evaluation.
         estimate: the estimate for the window.
+        length: length of the window.
 
     Returns:
         The bound; None if none of these exists.
     """
     metric = spec.primary_metric
     greater = METRICS[spec.task][metric]
-    value, ends = evaluation.candidate.metrics.get(metric), evaluation.candidate.intervals.get(metric)
-
-    def bound(number: float, source: str) -> Bound | None:
-        return Bound(metric, number, greater, source) if math.isfinite(number) else None
-
-    if ends is not None:
-        return bound(ends[0] if greater else ends[1], "the worse end of its interval on the version's own holdout")
-    if value is not None and spec.retraining.on_performance is not None:
-        margin = spec.retraining.on_performance
-        return bound(value - margin if greater else value + margin, f"for {value:.4g} on its holdout and margin {margin:g}")
-    if estimate is not None and estimate.usual is not None:
-        return bound(estimate.usual[0] if greater else estimate.usual[1], "the worst usual value on its training reference")
-    return None
+    if estimate is None:
+        return None
+    found = bound_of(
+        spec.retraining,
+        metric,
+        greater_is_better=greater,
+        usual=None,
+        holdout=holdout_of(spec, evaluation),
+        rows=estimate.rows,
+        length=length,
+    )
+    if found is not None or estimate.usual is None:
+        return found
+    worst = estimate.usual[0] if greater else estimate.usual[1]
+    return Bound(metric, worst, greater, "the worst usual value on its training reference") if math.isfinite(worst) else None
 
 
 @dataclass(frozen=True)

@@ -4,34 +4,46 @@ Predictions are compared with the labels that were known by a given time, window
 candidates (:mod:`perennial.evaluation.metrics`). Predictions for rows that a version may have learned from are left out,
 because they would make it look better than it is.
 
-Neighbour: :mod:`perennial.monitoring.retraining` decides from these measurements.
+Neighbours: :mod:`perennial.monitoring.usual` says which of these measurements are worse than usual, and
+:mod:`perennial.monitoring.retraining` decides from that.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
-from perennial.evaluation.metrics import evaluate
+from perennial.evaluation.comparison import Arena, compare
+from perennial.evaluation.metrics import evaluate_prediction
+from perennial.evaluation.probes import same_for_all
+from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.monitoring import Constant
 from perennial.features.labels import read_labels
 from perennial.features.maturity import mature_until
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import label_delay, trained_as_of
 from perennial.ledger.records import Performance, Publication, VersionRecord
-from perennial.model.costs import cost_function
+from perennial.ledger.store import Ledger
+from perennial.ledger.succession import completed
+from perennial.model.artifacts import Prediction
+from perennial.model.costs import CostFunction, cost_function
 from perennial.model.probabilities import read_probabilities
+from perennial.monitoring.usual import Holdout, JudgedWindow, judge_windows
 from perennial.scoring.predictor import DATASET, of_other_entities
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
+from perennial.spec.training import METRICS
 from perennial.spec.types import ALL
 
 log = logging.getLogger(__name__)
@@ -47,6 +59,7 @@ class Realised:
         coverage: share of the version's predictions in the window whose label was known by ``as_of``, 0 to 1.
         in_sample: the number of predictions left out because the version was trained as of a later time.
         as_of: labels that became known later are not used.
+        constant: what the same answer for every row would have reached.
     """
 
     model: str
@@ -57,13 +70,15 @@ class Realised:
     coverage: float
     in_sample: int
     as_of: datetime
+    constant: Constant = field(default_factory=Constant)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "interval": self.interval.key, "as_of": self.as_of.isoformat()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Realised:
-        return cls(**{**value, "interval": Interval.from_key(value["interval"]), "as_of": utc(value["as_of"])})
+        typed = {"interval": Interval.from_key(value["interval"]), "as_of": utc(value["as_of"])}
+        return cls(**{**value, **typed, "constant": Constant.from_json(value.get("constant") or {})})
 
 
 def measure_performance(
@@ -113,7 +128,7 @@ def measure_performance(
     span = Interval(windows[0].start, windows[-1].end)
     scored, ingested = (ledger.publications(spec.name, dataset, span) for dataset in (DATASET, "tables"))
     versions = ledger.versions(spec.name)
-    trained = {record.version: trained_as_of(record) for record in versions}
+    records = {record.version: record for record in versions}
     others = of_another_task(spec, versions)
     recorded = ledger.performances(spec.name)
     newest_labels = _newest_labels(spec, lake, tables, windows, as_of)
@@ -135,7 +150,7 @@ def measure_performance(
         joined = _join_labels(spec, predicted, read_labels(folder, lake, tables.snapshots, window, as_of=as_of))
         made_by = {int(version) for version in pc.unique(predicted.column("version")).to_pylist()}
         for version in sorted(made_by - others):
-            measured = _measure(folder, window, version, joined, trained.get(version), as_of)
+            measured = _measure(folder, window, version, joined, records.get(version), as_of)
             record = before.get(version)
             if measured is None or (record is not None and not _is_news(measured, record, republished)):
                 continue
@@ -148,10 +163,69 @@ def measure_performance(
                 coverage=measured.coverage,
                 as_of=as_of,
                 run_id=run_id,
+                constant=measured.constant,
             )
             log.info("%s: version %d on %d labelled rows: %s", window, version, measured.rows, measured.metrics)
             realised.append(measured)
     return realised
+
+
+def judged_windows(spec: ModelSpec, ledger: Ledger, version: int | None, *, until: datetime) -> list[JudgedWindow]:
+    """The newest measured windows of a version's recipe, each with what it is compared with, oldest first.
+
+    Windows that end before the last training of the recipe that was promoted are not among them: a new model has answered them.
+
+    Args:
+        spec: the model's spec.
+        ledger: holds the measurements.
+        version: the version; None: there is none, and the result is empty.
+        until: later windows are left out.
+    """
+    versions = ledger.versions(spec.name)
+    recipe = recipe_of(versions, version)
+    promoted = {promotion.version for promotion in completed(ledger.promotions(spec.name))}
+    begun = [
+        as_of for record in trainings_of(versions) if record.version in recipe & promoted and (as_of := trained_as_of(record))
+    ]
+    return judge_windows(
+        spec.retraining,
+        spec.primary_metric,
+        greater_is_better=METRICS[spec.task][spec.primary_metric],
+        performances=ledger.performances(spec.name),
+        recipe=recipe,
+        holdouts={record.version: holdout_of(spec, record.evaluation) for record in versions if record.version in recipe},
+        until=until,
+        since=max((as_of for as_of in begun if as_of < until), default=None),
+        withheld=ledger.withheld(spec.name),
+    )
+
+
+def trainings_of(versions: Iterable[VersionRecord]) -> list[VersionRecord]:
+    """The versions that count as trainings for cooldown, budget and breaker, and after which windows are judged anew.
+
+    Refreshes do not count: they are the champion's recipe with newer rows.
+    """
+    return [record for record in versions if trained_as_of(record) is not None and not record.is_refresh]
+
+
+def recipe_of(versions: Sequence[VersionRecord], version: int | None) -> set[int]:
+    """The version and all others that were made by the same recipe of other rows."""
+    own = next((record.training.recipe for record in versions if record.version == version), "")
+    same = {record.version for record in versions if own and record.training.recipe == own}
+    return same if version is None else same | {version}
+
+
+def holdout_of(spec: ModelSpec, evaluation: Evaluation) -> Holdout:
+    """The primary metric of a version on its own holdout, as far as its evaluation has it."""
+    metric, candidate = spec.primary_metric, evaluation.candidate
+    ends = candidate.intervals.get(metric)
+    return Holdout(
+        candidate.metrics.get(metric, math.nan),
+        None if ends is None else (ends[0], ends[1]),
+        spec.gates.resampling.confidence,
+        evaluation.rows,
+        Interval.from_key(evaluation.interval).length if evaluation.interval else timedelta(),
+    )
 
 
 def not_comparable(spec: ModelSpec, lake: Lake, predicted: Mapping[str, Publication], tables: Publication) -> str | None:
@@ -231,10 +305,10 @@ def _join_labels(spec: ModelSpec, predicted: pa.Table, labels: pa.Table) -> pa.T
 
 
 def _measure(
-    folder: ModelFolder, window: Interval, version: int, joined: pa.Table, trained: datetime | None, as_of: datetime
+    folder: ModelFolder, window: Interval, version: int, joined: pa.Table, record: VersionRecord | None, as_of: datetime
 ) -> Realised | None:
     """The version's metrics on the window; None if too few labels are known, or no metric is defined."""
-    spec = folder.spec
+    spec, trained = folder.spec, trained_as_of(record)
     rows = joined.filter(pc.equal(joined.column("version"), version))
     everything = rows.num_rows
     if trained is not None:
@@ -266,15 +340,62 @@ def _measure(
         )
         return None
     probabilities, classes = read_probabilities(labelled)
-    metrics = evaluate(
-        spec.task,
-        labelled.column("label").to_numpy(),
-        labelled.column("prediction").to_numpy(),
-        probabilities=probabilities,
-        classes=classes,
-        cost=cost_function(folder),
-    )
+    truth, cost = labelled.column("label").to_numpy(), cost_function(folder)
+    predicted = Prediction(labelled.column("prediction").to_numpy(), None, probabilities, classes)
+    metrics = evaluate_prediction(spec.task, truth, predicted, cost)
     if not metrics:
         log.warning("%s: no metric of version %d is defined on %d labelled rows", window, version, labelled.num_rows)
         return None
-    return Realised(spec.name, window, version, metrics, labelled.num_rows, coverage, in_sample, as_of)
+    constant = _measure_constant(spec, window, labelled, truth, predicted, metrics, record, cost)
+    return Realised(spec.name, window, version, metrics, labelled.num_rows, coverage, in_sample, as_of, constant)
+
+
+def _measure_constant(
+    spec: ModelSpec,
+    window: Interval,
+    rows: pa.Table,
+    truth: NDArray[Any],
+    predicted: Prediction,
+    metrics: Mapping[str, float],
+    record: VersionRecord | None,
+    cost: CostFunction | None,
+) -> Constant:
+    """What the same answer for every row would have reached on these rows, and how sure it is that the version is worse."""
+    answer = None if record is None else _same_answer(spec, record, len(truth))
+    if answer is None:
+        return Constant()
+    found = evaluate_prediction(spec.task, truth, answer, cost)
+    metric = spec.primary_metric
+    value, other = metrics.get(metric, math.nan), found.get(metric, math.nan)
+    if not (value < other if METRICS[spec.task][metric] else value > other):
+        return Constant(found)
+    arena = Arena.of(by_key_or_time(spec), rows, truth, window, cost)
+    compared, _ = compare(arena, predicted, answer, (arena.metrics(predicted), arena.metrics(answer)))
+    return Constant(found, compared)
+
+
+def _same_answer(spec: ModelSpec, record: VersionRecord, rows: int) -> Prediction | None:
+    """The share of each class, or the mean label, in the version's training rows, for each row; None if that is not known."""
+    if spec.task == "regression":
+        mean = record.training.mean_label
+        return None if mean is None else same_for_all(spec.task, mean, rows)
+    counts = record.training.classes.get("window") or {}
+    if not sum(counts.values()):
+        return None
+    if spec.task == "multiclass_classification":
+        return same_for_all(spec.task, counts, rows)
+    return same_for_all(spec.task, counts.get("true", counts.get("True", 0)) / sum(counts.values()), rows)
+
+
+def by_key_or_time(spec: ModelSpec, **changed: Any) -> ModelSpec:
+    """The spec with a resampling that predictions allow: by blocks of time, unless the group is a column of the key, because
+    predictions have no other features.
+
+    Args:
+        spec: the model's spec.
+        **changed: further changes of ``gates.resampling``.
+    """
+    resampling = spec.gates.resampling
+    changed = {**changed, "group": resampling.group if resampling.group in spec.entity_table.key else None}
+    gates = spec.gates.model_copy(update={"resampling": resampling.model_copy(update=changed)})
+    return spec.model_copy(update={"gates": gates})

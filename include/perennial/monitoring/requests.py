@@ -7,7 +7,6 @@ records the decision.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,10 @@ from perennial.alerts import of_models
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval
 from perennial.ledger.coverage import trained_as_of
-from perennial.ledger.records import Retraining, VersionRecord
+from perennial.ledger.records import Retraining
 from perennial.ledger.store import Ledger
+from perennial.ledger.succession import completed
+from perennial.monitoring.performance import judged_windows, trainings_of
 from perennial.monitoring.retraining import PastTraining, RetrainingDecision, decide_retraining, retraining_run_id
 from perennial.spec.model import ModelSpec
 
@@ -88,27 +89,17 @@ def _decide(
     spec: ModelSpec, ledger: Ledger, interval: Interval, decisions: Sequence[Retraining], *, training_under_way: bool
 ) -> RetrainingDecision:
     model = spec.name
-    versions = ledger.versions(model)
-    promoted = {promotion.version for promotion in ledger.promotions(model) if promotion.completed_at is not None}
+    promoted = {promotion.version for promotion in completed(ledger.promotions(model))}
     return decide_retraining(
         spec.retraining,
         window_end=interval.end,
         verdicts=ledger.verdicts(model, before=interval.end),
-        performances=ledger.performances(model),
-        champion=ledger.champion(model),
-        holdout_metrics={record.version: _holdout_metric(spec, record) for record in versions},
-        metric=spec.primary_metric,
-        task=spec.task,
+        windows=judged_windows(spec, ledger, ledger.champion(model), until=interval.end),
         decisions=decisions,
         trainings=[
             PastTraining(as_of, record.version in promoted)
-            for record in versions
+            for record in trainings_of(ledger.versions(model))
             if (as_of := trained_as_of(record)) is not None
         ],
         open_run=training_under_way,
     )
-
-
-def _holdout_metric(spec: ModelSpec, record: VersionRecord) -> float:
-    """The primary metric of the version on its own holdout; NaN if its evaluation does not have it."""
-    return record.evaluation.candidate.metrics.get(spec.primary_metric, math.nan)

@@ -1,13 +1,13 @@
 """Decides whether to retrain, and why, from verdicts, realised performance, earlier decisions and the budget.
 
 The functions are pure: they read and write nothing. :mod:`perennial.drift.compare` and
-:mod:`perennial.monitoring.performance` make the measurements, the ledger keeps them, and the monitoring DAG starts the
-training.
+:mod:`perennial.monitoring.performance` make the measurements, :mod:`perennial.monitoring.usual` says which of them are worse
+than usual, the ledger keeps them, and the monitoring DAG starts the training.
 
 These rules keep the loop from retraining without end, whatever the data:
 
 - A window is decided once.
-- A request comes at least ``cooldown`` after the last training.
+- A request comes at least ``cooldown`` after the last training, unless the champion does harm.
 - There are at most ``budget`` trainings in any 30 days.
 - After ``breaker`` requests in a row without a promotion, monitoring requests no more.
 - An ``unknown`` verdict never requests a training.
@@ -22,9 +22,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from perennial.core.intervals import Interval
+from perennial.monitoring.usual import JudgedWindow
 from perennial.spec.monitoring import RetrainingPolicy
-from perennial.spec.training import METRICS
-from perennial.spec.types import Task
 
 Cause = Literal["drift", "performance", "none"]
 
@@ -41,17 +40,6 @@ class WindowVerdict(Protocol):
     def version(self) -> int | None: ...
     @property
     def verdict(self) -> str: ...
-
-
-class WindowPerformance(Protocol):
-    """The attributes of a performance record that this module reads."""
-
-    @property
-    def interval(self) -> Interval: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
 
 
 class PastDecision(Protocol):
@@ -108,6 +96,7 @@ class RetrainingDecision:
 class _Alarm:
     raised: bool
     text: str
+    urgent: bool = False
 
 
 def decide_retraining(
@@ -115,11 +104,7 @@ def decide_retraining(
     *,
     window_end: datetime,
     verdicts: Sequence[WindowVerdict],
-    performances: Sequence[WindowPerformance] = (),
-    champion: int | None = None,
-    holdout_metrics: Mapping[int, float] | None = None,
-    metric: str = "",
-    task: Task = "binary_classification",
+    windows: Sequence[JudgedWindow] = (),
     decisions: Sequence[PastDecision] = (),
     trainings: Sequence[PastTraining] = (),
     open_run: bool = False,
@@ -132,20 +117,19 @@ def decide_retraining(
     2. Drift raises an alarm when at least ``alarms`` of the last ``of`` windows, by the clock, have the verdict ``drift``, and
        the newest window is one of them. Only verdicts on the version of the newest window count. ``unknown`` and missing
        windows take a place among the ``of`` windows but do not count as drift.
-    3. Performance raises an alarm by the same counts over the champion's newest measured windows. A window counts when the
-       primary metric is worse than on the version's own holdout by at least ``on_performance``. Windows that end before the
-       last requested retraining do not count, because labels come late and the same drop would cause a second request.
-    4. An alarm leads to no request if a training is under way, or if the breaker, the cooldown or the budget prevents it.
+    3. Performance raises an alarm by the same counts over the newest measured windows: when they are worse than usual. Windows
+       that end before the last requested retraining do not count, because labels come late and the same drop would cause a
+       second request. Windows whose rows are withheld do not count, because a training could not learn from them.
+    4. If the newest measured window is surely worse than the same answer for every row, performance raises an alarm at once:
+       one window is enough, and the cooldown does not hold it back. Everything else does.
+    5. An alarm leads to no request if a training is under way, or if the breaker, the cooldown or the budget prevents it.
 
     Args:
         policy: ``retraining`` of the spec.
         window_end: the end of the window that was just judged.
         verdicts: drift verdicts, in any order; those that end after ``window_end`` are left out.
-        performances: realised performance, in any order.
-        champion: the champion's version; only its own performance counts.
-        holdout_metrics: the primary metric of each version on its own holdout.
-        metric: the primary metric.
-        task: the model's task; with the metric, it tells whether a higher value is better.
+        windows: the last ``of`` measured windows of the champion's recipe, from
+            :func:`perennial.monitoring.usual.judge_windows`.
         decisions: all earlier decisions.
         trainings: all trainings of the model, whatever started them.
         open_run: whether a training of the model is under way.
@@ -158,13 +142,7 @@ def decide_retraining(
     asked = sorted(past.window_end for past in decisions if past.asked)
     drift = _drift_alarm(policy, window_end, verdicts)
     performance = _performance_alarm(
-        policy,
-        window_end,
-        [record for record in performances if not asked or record.interval.end > asked[-1]],
-        champion,
-        holdout_metrics or {},
-        metric,
-        higher_is_better=METRICS[task].get(metric, True),
+        policy, [one for one in windows if not one.withheld and (not asked or one.interval.end > asked[-1])]
     )
     if not (drift.raised or performance.raised):
         return RetrainingDecision(False, "none", f"No retraining: {drift.text}; {performance.text}.")
@@ -175,7 +153,7 @@ def decide_retraining(
         return RetrainingDecision(False, cause, f"No retraining, although {alarm}: a training is already under way.")
     if tripped := _breaker(policy, asked, trainings):
         return RetrainingDecision(False, cause, f"No retraining, although {alarm}: {tripped}.", breaker=True)
-    if held := _hold_back(policy, window_end, asked, trainings):
+    if held := _hold_back(policy, window_end, asked, trainings, urgent=performance.urgent):
         return RetrainingDecision(False, cause, f"No retraining, although {alarm}: {held}.")
     return RetrainingDecision(True, cause, f"Retraining: {alarm}.")
 
@@ -204,15 +182,22 @@ def _breaker(policy: RetrainingPolicy, asked: Sequence[datetime], trainings: Seq
 
 
 def _hold_back(
-    policy: RetrainingPolicy, window_end: datetime, asked: list[datetime], trainings: Sequence[PastTraining]
+    policy: RetrainingPolicy,
+    window_end: datetime,
+    asked: list[datetime],
+    trainings: Sequence[PastTraining],
+    *,
+    urgent: bool,
 ) -> str | None:
     # A request may lead to no version, and a version may come from no request. A training that was requested has the time of
     # its request, so the set counts both once.
     begun = sorted({*asked, *(training.as_of for training in trainings)})
     # If a window is judged late, after a newer request or training, the difference is negative and the cooldown applies. So
-    # requests only go forward in time, and the budget holds for any 30 days.
-    if begun and window_end - begun[-1] < policy.cooldown:
-        what = "requested retraining" if begun[-1] in asked else "training"
+    # requests only go forward in time, and the budget holds for any 30 days. An urgent request must go forward, too.
+    what = "requested retraining" if begun and begun[-1] in asked else "training"
+    if begun and urgent and window_end <= begun[-1]:
+        return f"the last {what} was as of {_day(begun[-1])}, no earlier than this window"
+    if begun and not urgent and window_end - begun[-1] < policy.cooldown:
         return f"the last {what} was as of {_day(begun[-1])}, and the cooldown is {_span(policy.cooldown)}"
     recent = [moment for moment in begun if window_end - moment < BUDGET_SPAN]
     if len(recent) >= policy.budget:
@@ -262,38 +247,25 @@ def recent_verdicts(
     }
 
 
-def _performance_alarm(
-    policy: RetrainingPolicy,
-    window_end: datetime,
-    performances: Sequence[WindowPerformance],
-    champion: int | None,
-    holdout_metrics: Mapping[int, float],
-    metric: str,
-    *,
-    higher_is_better: bool,
-) -> _Alarm:
-    if policy.on_performance is None:
-        return _Alarm(False, "performance never requests a training (retraining.on_performance is not set)")
-    holdout = holdout_metrics.get(champion, math.nan) if champion is not None else math.nan
-    if not math.isfinite(holdout):
-        return _Alarm(False, f"the champion's {metric} on its holdout is not known, so a drop cannot be measured")
-    measured = [record for record in performances if record.version == champion and record.interval.end <= window_end]
-    if not measured:
-        return _Alarm(False, "no window of the champion has been measured since its promotion or the last request")
-    newest = max(measured, key=lambda record: record.interval.end).interval
-    drops = {
-        record.interval.end: (holdout - record.metrics.get(metric, math.nan)) * (1 if higher_is_better else -1)
-        for record in measured
-        if newest.end - policy.of * newest.length < record.interval.end
-    }
-    # A comparison with NaN is false, so a window that could not be measured never counts.
-    fallen = sum(drop >= policy.on_performance for drop in drops.values())
+def _performance_alarm(policy: RetrainingPolicy, windows: Sequence[JudgedWindow]) -> _Alarm:
+    if policy.on_performance == "never":
+        return _Alarm(False, "performance never requests a training (retraining.on_performance is never)")
+    if not windows:
+        return _Alarm(False, "since the last training or request, no window was measured whose rows are not withheld")
+    newest = windows[-1]
+    if newest.useless:
+        return _Alarm(True, f"the champion does harm: {newest.useless}", urgent=True)
+    if not math.isfinite(newest.value):
+        return _Alarm(False, f"{newest.metric} of {newest.interval.key} could not be measured")
+    if newest.bound is None:
+        return _Alarm(False, f"it is not known which {newest.metric} is usual for version {newest.version}")
+    fallen = sum(window.fallen for window in windows)
     text = (
-        f"{metric} was worse than on the champion's holdout ({holdout:.4g}) by at least {policy.on_performance:g} in {fallen} "
-        f"of the last {policy.of} measured windows ({policy.alarms} are needed for an alarm), in the newest by "
-        f"{drops[newest.end]:.4g}"
+        f"{newest.metric} was worse than usual in {fallen} of the last {policy.of} measured windows ({policy.alarms} are "
+        f"needed for an alarm); in the newest, {newest.interval.key}, it is {newest.value:.4g}, and the bound is "
+        f"{newest.bound.value:.4g}, {newest.bound.source}"
     )
-    return _Alarm(drops[newest.end] >= policy.on_performance and fallen >= policy.alarms, text)
+    return _Alarm(newest.fallen and fallen >= policy.alarms, text)
 
 
 def _day(moment: datetime) -> str:

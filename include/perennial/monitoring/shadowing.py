@@ -35,7 +35,7 @@ from perennial.ledger.succession import completed, newest_leads_back
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
-from perennial.monitoring.performance import not_comparable, of_another_task
+from perennial.monitoring.performance import by_key_or_time, not_comparable, of_another_task
 from perennial.monitoring.shadow import Challenger, ShadowVerdict, choose, confidence_of_a_look, judge, period
 from perennial.registry.folders import FeaturesAt, own_features, own_folder
 from perennial.registry.store import Registry
@@ -64,37 +64,70 @@ def resolve_shadows(spec: ModelSpec, ledger: Ledger, interval: Interval, *, cham
         spec: the model's spec.
         ledger: holds promotions, refused versions, and publications.
         interval: the interval to score.
-        champion: the version that scores the interval. If it is not the champion, no version scores in its shadow.
+        champion: the version that scores the interval. If it is neither the champion nor an earlier refresh of its recipe, no
+            version scores in its shadow.
     """
     reign = _reign(ledger, spec.name)
-    if spec.shadow.windows == 0 or reign is None or reign.version != champion:
+    if spec.shadow.windows == 0 or reign is None or champion not in reign.versions:
         return []
     records = {record.version: record for record in ledger.versions(spec.name)}
     challengers = _challengers(spec, ledger, reign, records)
     if not challengers:
         return []
-    began = _began(spec, ledger, reign, trained_as_of(records.get(champion)))
+    began = _began(spec, ledger, reign, trained_as_of(records.get(reign.versions[0])))
     return choose(spec.shadow, challengers, interval=interval, began=began, window=spec.schedules.window)
 
 
-def _reign(ledger: Ledger, model: str) -> Promotion | None:
-    """The promotion that made the current champion; None if there is none."""
+@dataclass(frozen=True)
+class _Reign:
+    """The time of one recipe as champion. A refresh has newer rows, and does not end it.
+
+    Attributes:
+        promotion: the change that began it.
+        versions: the champions since then, the present one last.
+    """
+
+    promotion: Promotion
+    versions: list[int]
+
+    @property
+    def id(self) -> int:
+        return self.promotion.id
+
+    @property
+    def previous(self) -> int | None:
+        return self.promotion.previous
+
+    @property
+    def version(self) -> int:
+        """The present champion."""
+        return self.versions[-1]
+
+
+def _reign(ledger: Ledger, model: str) -> _Reign | None:
+    """The reign of the current champion; None if there is none."""
     made = completed(ledger.promotions(model))
-    return made[-1] if made else None
+    begun = [place for place, change in enumerate(made) if change.action != "refresh"]
+    if not begun:
+        return None
+    return _Reign(made[begun[-1]], [change.version for change in made[begun[-1] :]])
 
 
-def _challengers(spec: ModelSpec, ledger: Ledger, reign: Promotion, records: Mapping[int, VersionRecord]) -> list[Challenger]:
+def _challengers(spec: ModelSpec, ledger: Ledger, reign: _Reign, records: Mapping[int, VersionRecord]) -> list[Challenger]:
     """The previous champion, unless it was rolled back to this one, then the refused candidates, newest first."""
     promotions = ledger.promotions(spec.name)
     found = []
-    if reign.previous is not None and reign.previous != reign.version and not newest_leads_back(promotions):
+    begun = [change for change in promotions if change.id <= reign.id]
+    if reign.previous is not None and reign.previous not in reign.versions and not newest_leads_back(begun):
         found.append(Challenger(reign.previous, "predecessor", trained_as_of(records.get(reign.previous))))
     if spec.shadow.close is not None:
         promoted = {made.version for made in completed(promotions)}
         answers = {approval.version: approval.answer for approval in ledger.approvals(spec.name)}
         for version, record in sorted(records.items(), reverse=True):
             refused = not record.decision.promote or answers.get(version) in ("refused", "expired")
-            if version not in promoted and refused and record.decision.champion == reign.version:
+            if version in promoted or record.is_refresh:
+                continue
+            if refused and record.decision.champion in reign.versions:
                 found.append(Challenger(version, "refused", trained_as_of(record), _loss(spec, record)))
     return found
 
@@ -108,14 +141,14 @@ def _loss(spec: ModelSpec, record: VersionRecord) -> float:
     return champions - its if METRICS[spec.task][spec.primary_metric] else its - champions
 
 
-def _began(spec: ModelSpec, ledger: Ledger, reign: Promotion, as_of: datetime | None) -> datetime | None:
+def _began(spec: ModelSpec, ledger: Ledger, reign: _Reign, as_of: datetime | None) -> datetime | None:
     """The first moment that a champion scored since its promotion and had not learned from; None if there is none."""
     starts = [
         publication.interval.start
         for publication in ledger.publications(spec.name, PREDICTIONS)
-        if publication.inputs.get("version") == reign.version
-        and reign.completed_at is not None
-        and publication.published_at >= reign.completed_at
+        if publication.inputs.get("version") in reign.versions
+        and reign.promotion.completed_at is not None
+        and publication.published_at >= reign.promotion.completed_at
         and (as_of is None or publication.interval.start >= as_of)
     ]
     return min(starts, default=None)
@@ -299,7 +332,7 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
     return seen
 
 
-def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: Promotion, predecessor: int) -> None:
+def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: _Reign, predecessor: int) -> None:
     """Roll back to the previous champion if a recorded comparison found the champion worse.
 
     It uses recorded comparisons, so it also acts on one from an attempt that died before it could roll back.
@@ -344,7 +377,7 @@ class _MatureRows:
 def _mature_rows(
     folder: ModelFolder,
     deployment: Deployment,
-    reign: Promotion,
+    reign: _Reign,
     version: int,
     scored: Sequence[Publication],
     published: tuple[Publication, Publication, Publication],
@@ -360,20 +393,24 @@ def _mature_rows(
     identity = list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
     said = ["prediction", *(["probabilities"] if spec.task == "multiclass_classification" else [])]
 
-    def read(dataset: str, publication: Publication, of: int) -> pa.Table:
+    def read(dataset: str, publication: Publication, of: Sequence[int]) -> pa.Table:
+        """What these versions predicted, each of rows that it had not learned from."""
         table = lake.scan(
             spec.name, dataset, publication.snapshots[dataset], columns=[*identity, *said, "version"], interval=span,
             event_time=spec.event_time,
         ).read_all()  # fmt: skip
-        return table.filter(pc.equal(table.column("version"), of)).drop_columns(["version"])
+        parts = []
+        for one in of:
+            part = table.filter(pc.equal(table.column("version"), one))
+            if learned := trained_as_of(deployment.ledger.version(spec.name, one)):
+                since = pa.scalar(learned, pa.timestamp("us", "UTC"))
+                part = part.filter(pc.greater_equal(part.column(spec.event_time), since))
+            parts.append(part)
+        return pa.concat_tables(parts).drop_columns(["version"])
 
-    champions = read(PREDICTIONS, predictions, reign.version)
-    others = read(DATASET, shadows, version)
+    champions = read(PREDICTIONS, predictions, reign.versions)
+    others = read(DATASET, shadows, [version])
     both = champions.join(others, keys=identity, right_suffix="_shadow", join_type="inner")
-    learned = [moment for of in (reign.version, version) if (moment := trained_as_of(deployment.ledger.version(spec.name, of)))]
-    moments = both.column(spec.event_time)
-    if learned:
-        both = both.filter(pc.greater_equal(moments, pa.scalar(max(learned), pa.timestamp("us", "UTC"))))
     labels = read_labels(folder, lake, tables.snapshots, span, as_of=as_of)
     both = both.join(labels.select([*identity, "label"]), keys=identity, join_type="left outer")
     if both.num_rows == 0:
@@ -397,7 +434,7 @@ def _mature_rows(
 
 
 def _compare(
-    folder: ModelFolder, reign: Promotion, version: int, mature: _MatureRows, *, as_of: datetime, run_id: str
+    folder: ModelFolder, reign: _Reign, version: int, mature: _MatureRows, *, as_of: datetime, run_id: str
 ) -> ShadowComparison:
     spec = _for_a_look(folder.spec)
     rows, truth = mature.rows, mature.rows.column("label").to_numpy()
@@ -440,21 +477,11 @@ def _judge(spec: ModelSpec, champion: int, version: int, compared: GainOverChamp
 
 
 def _for_a_look(spec: ModelSpec) -> ModelSpec:
-    """The spec with the resampling of one look.
-
-    The confidence is that of one look among several. Rows are resampled by blocks of time unless the group is a column of the
-    key, because predictions have no other features.
-    """
+    """The spec with the resampling of one look: its confidence is that of one look among several."""
     resampling = spec.gates.resampling
     confidence = confidence_of_a_look(resampling.confidence, spec.shadow)
-    changed = {
-        "confidence": confidence,
-        # At a high confidence, few resamples lie beyond the bound. At least 20 must, or the bound is not reliable.
-        "resamples": max(resampling.resamples, math.ceil(20 / (1 - confidence))),
-        "group": resampling.group if resampling.group in spec.entity_table.key else None,
-    }
-    gates = spec.gates.model_copy(update={"resampling": resampling.model_copy(update=changed)})
-    return spec.model_copy(update={"gates": gates})
+    # At a high confidence, few resamples lie beyond the bound. At least 20 must, or the bound is not reliable.
+    return by_key_or_time(spec, confidence=confidence, resamples=max(resampling.resamples, math.ceil(20 / (1 - confidence))))
 
 
 def _prediction(spec: ModelSpec, rows: pa.Table, suffix: str) -> Prediction:

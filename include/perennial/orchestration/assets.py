@@ -1,4 +1,4 @@
-"""The assets and timetables that connect the DAGs. An event of an asset states that these rows are published."""
+"""The assets and timetables that connect the DAGs. An event of an asset says what is published, and starts what follows."""
 
 from __future__ import annotations
 
@@ -31,8 +31,13 @@ _GRACE = timedelta(minutes=5)
 
 
 def features(model: str) -> Asset:
-    """The features of a day are published, with the tables they were made from."""
+    """The features of a day are published, and the day is to be scored."""
     return Asset(name=f"{model}.features", uri=f"perennial://{model}/features", group="perennial")
+
+
+def trainable(model: str) -> Asset:
+    """The features of a day are published, and a training that learns from it may start."""
+    return Asset(name=f"{model}.trainable", uri=f"perennial://{model}/trainable", group="perennial")
 
 
 def predictions(model: str) -> Asset:

@@ -248,6 +248,19 @@ def switch(title: str, description: str, *, default: bool) -> Param:
     return _field(default, type="boolean", title=title, description_md=description)
 
 
+def announcements(*, default: bool) -> dict[str, Param]:
+    """The form fields that say which stages follow the publication of days; monitoring follows scoring, so it needs it."""
+    return {
+        "announce_scoring": switch("Announce to scoring", "Score these days, oldest first.", default=default),
+        "announce_monitoring": switch(
+            "Announce to monitoring", "Judge their weeks once they are scored. Needs *Announce to scoring*.", default=default
+        ),
+        "announce_training": switch(
+            "Announce to training", "Train when their weeks are complete, oldest first.", default=default
+        ),
+    }
+
+
 def text(title: str, description: str, *, required: bool = True, longest: int = 500) -> Param:
     """A form field for a text of at most ``longest`` characters; it may be left empty unless it is required."""
     if not required:

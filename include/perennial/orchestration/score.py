@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowSkipException
 
+from perennial.core.private_parts import add_partitions_in_order, withhold_event
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.runs import stage_run
 from perennial.stages import score
@@ -43,9 +45,21 @@ def predict(model: str, work: dict[str, Any], *, outlet_events: Any = None) -> d
         scored = score.predict(run.stage, run.interval, version=work["version"])
         event = outlet_events[assets.predictions(model)]
         event.extra = scored.to_json()
-        if run.partition is None:
-            event.add_partitions([day.key for day in run.interval.days()])
+        if not is_monitored(run.context["triggering_asset_events"]):
+            withhold_event(run.context["ti"], assets.predictions(model))
+        elif run.partition is None:
+            add_partitions_in_order(event, [day.key for day in run.interval.days()])
         return {**work, "features_snapshot": scored.features_snapshot} if work["shadows"] else None
+
+
+def is_monitored(announcements: Mapping[Any, Sequence[Any]]) -> bool:
+    """Whether monitoring follows the scoring: unless every announcement that started it says otherwise.
+
+    Args:
+        announcements: the events that started the run, by asset; none if a person started it.
+    """
+    told = [event.extra.get("monitoring", True) for events in announcements.values() for event in events]
+    return any(told) or not told
 
 
 @task(multiple_outputs=False)

@@ -68,26 +68,6 @@ def _verdict_tags(evaluation: Evaluation, decision: GateDecision) -> dict[str, s
     }
 
 
-def _learned_again(evaluation: Evaluation) -> list[str]:
-    """Which model the version's files are, if it is not the one that was measured; in Markdown."""
-    refit, refresh = evaluation.refit, evaluation.refresh
-    if refit is None:
-        return []
-    if refresh is not None:
-        return [
-            f"The version serves the recipe of version {refresh.champion}, fitted on {refit.interval} ({refit.rows:,} rows). "
-            f"The metrics are those of version {refresh.reference}, the model before it, on {evaluation.interval}, which that "
-            "had not learned from.",
-            "",
-        ]
-    agreement = "" if refit.agreement is None else f", with which it agrees there ({refit.agreement:.3f})"
-    return [
-        f"The version serves {evaluation.candidate.name} fitted again on {refit.interval} ({refit.rows:,} rows). The metrics "
-        f"are those of the model before that, which had not learned from the holdout{agreement}.",
-        "",
-    ]
-
-
 def _describe(evaluation: Evaluation, decision: GateDecision) -> str:
     """Return a version's description for MLflow, in Markdown."""
     candidate, metric = evaluation.candidate, evaluation.metric
@@ -102,7 +82,8 @@ def _describe(evaluation: Evaluation, decision: GateDecision) -> str:
     table = [f"| model | {metric} on {evaluation.interval} ({evaluation.rows:,} rows) |", "| --- | --- |", *rows]
     remarks = [f"- {remark}" for remark in (evaluation.champion.remarks if evaluation.champion else [])]
     about = ["", *remarks] if remarks else []
-    return "\n".join([heading, "", *_learned_again(evaluation), *table, *about, "", *gates])[:10_000]
+    told = [evaluation.whose_figures, ""] if evaluation.whose_figures is not None else []
+    return "\n".join([heading, "", *told, *table, *about, "", *gates])[:10_000]
 
 
 class Versions(Mlflow):

@@ -45,18 +45,10 @@ def comparison_in_words(version: int, evaluation: Evaluation, decision: GateDeci
         ]
     if compared is not None and champion is not None and champion.remarks:
         lines += ["", *(f"- {remark}" for remark in champion.remarks)]
-    if (refit := evaluation.refit) is not None:
-        lines += [
-            "",
-            f"It would serve {candidate.name} fitted again on {refit.interval} ({refit.rows:,} rows), which includes the rows "
-            f"it was measured on. The two agree there to {_share(refit.agreement)}.",
-        ]
+    if (told := evaluation.whose_figures) is not None:
+        lines += ["", told]
     lines += ["", *(f"- **{result.gate}**: {result.reason}" for result in decision.results)]
     return "\n".join(lines)
-
-
-def _share(agreement: float | None) -> str:
-    return "an unknown degree" if agreement is None else f"{agreement:.3f}"
 
 
 def _number(contender: Contender, metric: str) -> str:

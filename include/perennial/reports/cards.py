@@ -91,6 +91,8 @@ def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
         figures.append((f"gain over version {evaluation.champion.version}", number(comparison.gain), sure))
     figures.append(("judged on", f"{evaluation.rows:,} rows", evaluation.interval))
     figures.append(("learned from", f"{dossier.training.rows['window']:,} rows", dossier.training.window))
+    if evaluation.refresh is not None:
+        figures.append(("refreshes", f"version {evaluation.refresh.champion}", "the same recipe with newer rows"))
     if (refit := evaluation.refit) is not None:
         agrees = "" if refit.agreement is None else f", agreement {number(refit.agreement)}"
         figures.append(("serves a refit on", f"{refit.rows:,} rows", f"{refit.interval}{agrees}"))
@@ -159,6 +161,11 @@ def known_limits(dossier: Dossier) -> list[str]:
                 f"{entities - labelled:,} of {entities:,} rows that {words} had no label in time "
                 f"({1 - labelled / entities:.1%}); no number on this page includes them."
             )
+    if training.withheld:
+        limits.append(
+            f"It did not learn from {', '.join(training.withheld)}: these rows are withheld, since a refresh that learned from "
+            "them was refused."
+        )
     if training.missing:
         limits.append(f"Days without data, in what it learned from or was judged on: {', '.join(training.missing)}.")
     if training.rows["window"] < training.labelled["window"]:
@@ -290,6 +297,8 @@ def metrics(dossier: Dossier) -> Chapter:
         ),
         Grid(["metric", "better is", *(called(one) for one in contenders)], rows),
     ]
+    if evaluation.refresh is not None and (told := evaluation.whose_figures) is not None:
+        blocks.insert(0, Words(told))
     if errors := [f"{called(one)} could not predict: {one.error}" for one in contenders if one.error]:
         blocks.append(Points(errors))
     blocks += dossier.pictures(

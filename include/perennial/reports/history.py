@@ -91,6 +91,8 @@ def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:
             "interval": record.learned_from,
             "refit": evaluation.refit is not None,
             "agreement": evaluation.refit.agreement if evaluation.refit is not None else None,
+            "refreshes": evaluation.refresh.champion if evaluation.refresh is not None else None,
+            "withheld": training.withheld,
         },
         "judged": {
             "interval": evaluation.interval,
@@ -186,7 +188,10 @@ def show_story(console: Console, story: dict[str, Any]) -> None:
     say(f"  snapshots {', '.join(f'{table} {number}' for table, number in (trained['snapshots'] or {}).items())}")
     if (serves := story["serves"])["refit"]:
         agrees = "" if serves["agreement"] is None else f", which agrees with the judged model: {serves['agreement']:.3f}"
-        say(f"  serves the same recipe fitted again on {serves['interval']}{agrees}")
+        recipe = "the same recipe" if serves["refreshes"] is None else f"the recipe of version {serves['refreshes']}"
+        say(f"  serves {recipe} fitted again on {serves['interval']}{agrees}")
+    if serves["withheld"]:
+        say(f"  without {', '.join(serves['withheld'])}, which is withheld (perennial data held)")
     say(f"How it was judged, on {judged['interval']} ({judged['rows']} rows)")
     rival = "no champion yet" if judged["champion"] is None else f"champion, version {judged['champion']}"
     metrics = Table("metric", Column(f"version {story['version']}", justify="right"), Column(rival, justify="right"))

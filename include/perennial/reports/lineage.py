@@ -261,6 +261,7 @@ def training_set(history: ModelHistory, record: VersionRecord) -> Node:
             "content": training.content if refit is None else {**training.content, "refit": refit.content},
             "snapshots": pinned,
             "run": training.run_id,
+            **({"withheld": training.withheld} if training.withheld else {}),
         },
         tuple(children),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from perennial.spec.sections import Found, Section, check
 from perennial.spec.types import Duration, Identifier, NotNegative, Positive, PositiveShare, Share, Text
@@ -126,8 +126,9 @@ class RetrainingPolicy(Section):
 
     Attributes:
         on_drift: whether it asks because of the verdict ``drift``.
-        on_performance: it asks if the realised primary metric is this much worse than on the champion's holdout. None: it
-            does not ask because of performance.
+        on_performance: it asks if the realised primary metric is worse than usual. ``auto``: worse than earlier windows of the
+            same recipe, or than the holdout, by more than chance explains. A number: worse than on the version's holdout by
+            this much. ``never``: it does not ask because of performance.
         alarms: how many of the last ``of`` windows must raise the alarm. The newest must be one of them.
         of: see ``alarms``.
         cooldown: shortest time since the last training, or since monitoring last asked. Trainings by calendar and by people
@@ -138,12 +139,18 @@ class RetrainingPolicy(Section):
     """
 
     on_drift: bool = True
-    on_performance: Positive | None = None
+    on_performance: Positive | Literal["auto", "never"] = "auto"
     alarms: Annotated[int, Field(ge=1)] = 2
     of: Annotated[int, Field(ge=1)] = 3
     cooldown: Duration = timedelta(days=14)
     budget: Annotated[int, Field(ge=0)] = 2
     breaker: Annotated[int, Field(ge=1)] = 3
+
+    @field_validator("on_performance", mode="before")
+    @classmethod
+    def _null_is_never(cls, value: Any) -> Any:
+        # Folders of earlier releases could say null for never.
+        return "never" if value is None else value
 
     @check
     def _alarms_can_be_reached(self) -> Found:

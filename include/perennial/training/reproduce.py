@@ -11,7 +11,7 @@ files with each run. :mod:`perennial.reports.lineage` says where the rows came f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -27,10 +27,9 @@ from perennial.evidence.training import CodeState, Part, TrainingRecord, Trainin
 from perennial.lake.publish import Lake
 from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
-from perennial.model.artifacts import FeatureList, Prediction
+from perennial.model.artifacts import FeatureList, LoadedModel, Prediction
 from perennial.model.labels import labels_of
 from perennial.registry.folders import open_folder
-from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.training.fit import code_state, fit_estimator
 from perennial.training.training_set import content_hash, load_all_rows, load_rows
@@ -129,14 +128,19 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
         takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
         with _threads_of(record):
             changes = _changes(record.code, code_state(folder or its_folder))
-            window, holdout = (_rows(its_folder, lake, training_set, part) for part in ("window", "holdout"))
+            holdout = _rows(its_folder, lake, training_set, "holdout")
             unseen = takes.frame(holdout)
-            again = _fit_and_predict(its_folder, training, takes, window, unseen)
             refit = record.evaluation.refit
             served = None if refit is None else _refit_again(its_folder, lake, record, takes, unseen)
-            stored = _stored(registry, record, holdout, notes)
-    judged = record.evaluation.candidate.predictions
-    recorded = judged.digest if judged is not None else None
+            if record.is_refresh and refit is not None and served is not None:
+                # Its judged model is another version's. What was made is the model that serves.
+                again, recorded, refit = served, refit.digest or None, None
+                stored = _stored(registry.load, record, holdout, notes)
+            else:
+                again = _fit_and_predict(its_folder, training, takes, _rows(its_folder, lake, training_set, "window"), unseen)
+                judged = record.evaluation.candidate.predictions
+                recorded = judged.digest if judged is not None else None
+                stored = _stored(registry.load_judged, record, holdout, notes)
     if recorded is None and stored is None:
         raise TrainingError(
             f"{model} version {version} cannot be compared, because its predictions were not recorded: {'; '.join(notes)}"
@@ -158,7 +162,7 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
         changes=changes,
         notes=notes,
         refit_expected=refit.digest if refit is not None else "",
-        refit_found=served.digest if served is not None else "",
+        refit_found=served.digest if refit is not None and served is not None else "",
     )
 
 
@@ -207,10 +211,12 @@ def _kept(folder: ModelFolder) -> Iterator[None]:
         ) from error
 
 
-def _stored(registry: Registry, record: VersionRecord, holdout: Any, notes: list[str]) -> Prediction | None:
+def _stored(
+    load: Callable[[str, int], LoadedModel], record: VersionRecord, holdout: Any, notes: list[str]
+) -> Prediction | None:
     """What the stored model predicts on the holdout. If the model cannot be loaded: None, and a note is added."""
     try:
-        return registry.load_judged(record.model, record.version).predict(holdout)
+        return load(record.model, record.version).predict(holdout)
     except ArtifactRejected as error:
         notes.append(f"the stored model cannot be loaded, so rows cannot be compared one by one: {error}")
         return None

@@ -503,5 +503,5 @@ class _Past:
             champion=champion,
             judged_until=max((verdict.interval.end for verdict in verdicts), default=None),
             measured_until=max((window.interval.end for window in measured), default=None),
-            tried_at=versions[max(versions)].created_at if versions else None,
+            tried_at=max((one.created_at for one in versions.values() if not one.is_refresh), default=None),
         )

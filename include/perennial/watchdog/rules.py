@@ -107,7 +107,7 @@ class ModelState:
         champion: None before the first.
         judged_until: end of the newest window with a drift verdict.
         measured_until: end of the newest window with a measured performance.
-        tried_at: when the newest version was registered.
+        tried_at: when the newest version was registered that is no refresh.
     """
 
     spec: ModelSpec

@@ -170,6 +170,38 @@ def test_airflows_supervisor_hears_of_the_end_of_a_process(tmp_path: Path) -> No
     assert in_airflow(tmp_path, program) == "1 0 True"
 
 
+def test_a_tasks_events_come_in_the_order_in_which_they_are_added(tmp_path: Path) -> None:
+    # tests/dags/test_announcements.py has whole runs of it.
+    program = """
+        from types import SimpleNamespace
+        from airflow.sdk import Asset
+        from airflow.sdk.execution_time.context import OutletEventAccessors
+        from airflow.sdk.execution_time.task_runner import _serialize_outlet_events
+        from perennial.core.private_parts import add_partitions_in_order
+
+        events, days = OutletEventAccessors(), [f"2026-01-{day:02}" for day in range(1, 31)]
+        add_partitions_in_order(events[Asset("days")], days)
+        print([event["partition_key"] for event in _serialize_outlet_events(events)] == days)
+    """
+    assert in_airflow(tmp_path, program) == "True"
+
+
+def test_airflow_reads_a_tasks_outlets_when_the_task_has_succeeded(tmp_path: Path) -> None:
+    # tests/dags/test_announcements.py has whole runs of withhold_event.
+    program = """
+        from types import SimpleNamespace
+        from airflow.sdk import Asset
+        from airflow.providers.standard.operators.empty import EmptyOperator
+        from perennial.core.private_parts import withhold_event
+
+        stored = EmptyOperator(task_id="t", outlets=[Asset("a"), Asset("b")])
+        running = SimpleNamespace(task=stored.prepare_for_execution())
+        withhold_event(running, Asset("a"))
+        print([one.name for one in running.task.outlets], len(stored.outlets))
+    """
+    assert in_airflow(tmp_path, program) == "['b'] 2"
+
+
 def test_airflows_mail_hook_gives_its_token(tmp_path: Path) -> None:
     program = """
         from airflow.sdk import Connection

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
 
 from perennial.core.intervals import Interval
-from perennial.monitoring.impact import Bound, weigh
+from perennial.monitoring.impact import weigh
+from perennial.monitoring.usual import Bound, JudgedWindow
 from perennial.spec.monitoring import RetrainingPolicy
 
 WINDOW = Interval.of("2013-05-06", "2013-05-13")
@@ -24,23 +25,18 @@ class Judged:
     version: int | None = 3
 
 
-@dataclass(frozen=True)
-class Measured:
-    interval: Interval
-    version: int
-    metrics: dict[str, float]
-
-
 def before(weeks: int) -> Interval:
     return Interval(WINDOW.start - timedelta(weeks=weeks), WINDOW.end - timedelta(weeks=weeks))
 
 
-def measured(auc: float, weeks: int = 1, version: int = 3) -> Measured:
-    return Measured(before(weeks), version, {"roc_auc": auc})
+def measured(*values: float) -> list[JudgedWindow]:
+    """Windows that follow each other up to the one before :data:`WINDOW`."""
+    weeks = range(len(values), 0, -1)
+    return [JudgedWindow(before(week), 3, "roc_auc", auc, BOUND) for week, auc in zip(weeks, values, strict=True)]
 
 
 def test_drift_alone_is_a_warning() -> None:
-    found = weigh(POLICY, "drift", WINDOW, estimated=0.75, performances=[measured(0.74)], version=3, bound=BOUND)
+    found = weigh(POLICY, "drift", WINDOW, estimated=0.75, windows=measured(0.74), version=3, bound=BOUND)
     assert (found.severity, found.persistent, found.fallen) == ("warning", False, ())
 
 
@@ -68,17 +64,13 @@ def test_drift_with_falling_estimated_performance_is_critical() -> None:
 
 
 def test_drift_with_falling_realised_performance_is_critical() -> None:
-    found = weigh(POLICY, "drift", WINDOW, performances=[measured(0.6), measured(0.8, weeks=2)], version=3, bound=BOUND)
+    found = weigh(POLICY, "drift", WINDOW, windows=measured(0.8, 0.6), version=3, bound=BOUND)
     assert (found.severity, found.fallen) == ("critical", ("realised",))
 
 
 def test_what_was_worse_and_is_no_more_has_not_fallen() -> None:
-    found = weigh(POLICY, "drift", WINDOW, performances=[measured(0.8), measured(0.6, weeks=2)], version=3, bound=BOUND)
+    found = weigh(POLICY, "drift", WINDOW, windows=measured(0.6, 0.8), version=3, bound=BOUND)
     assert (found.severity, found.fallen) == ("warning", ())
-
-
-def test_the_performance_of_another_version_does_not_matter() -> None:
-    assert weigh(POLICY, "drift", WINDOW, performances=[measured(0.1, version=2)], version=3, bound=BOUND).fallen == ()
 
 
 def test_less_of_a_loss_is_better() -> None:
@@ -88,8 +80,8 @@ def test_less_of_a_loss_is_better() -> None:
 
 
 def test_realised_performance_that_falls_without_drift_is_told_and_becomes_critical_when_it_lasts() -> None:
-    once = weigh(POLICY, "ok", WINDOW, performances=[measured(0.6), measured(0.8, weeks=2)], version=3, bound=BOUND)
-    twice = weigh(POLICY, "ok", WINDOW, performances=[measured(0.6), measured(0.6, weeks=2)], version=3, bound=BOUND)
+    once = weigh(POLICY, "ok", WINDOW, windows=measured(0.8, 0.6), version=3, bound=BOUND)
+    twice = weigh(POLICY, "ok", WINDOW, windows=measured(0.6, 0.6), version=3, bound=BOUND)
     assert (once.severity, twice.severity) == ("warning", "critical")
 
 
@@ -105,3 +97,11 @@ def test_what_is_not_known_has_not_fallen(value: float | None) -> None:
 def test_what_is_unknown_is_a_warning_and_never_persistent() -> None:
     found = weigh(POLICY, "unknown", WINDOW, version=3, verdicts=[Judged(before(1), "drift"), Judged(before(2), "drift")])
     assert (found.severity, found.persistent) == ("warning", False)
+
+
+@pytest.mark.parametrize("verdict", ["ok", "drift", "unknown"])
+def test_a_version_that_is_worse_than_the_same_answer_for_every_row_is_critical(verdict: str) -> None:
+    (window,) = measured(0.75)
+    found = weigh(POLICY, verdict, WINDOW, windows=[replace(window, useless="worse than the share")], version=3)
+    assert (found.severity, found.fallen) == ("critical", ("constant",))
+    assert found.reasons[0] == "worse than the share"

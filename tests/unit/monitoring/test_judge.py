@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,11 @@ from mlflow import MlflowClient
 
 from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
+from perennial.evidence.evaluation import Evaluation, GainOverChampion
+from perennial.evidence.monitoring import Constant
 from perennial.evidence.verdict import Estimate
 from perennial.monitoring import estimation
-from perennial.monitoring.judge import DriftVerdict, judge_drift, performance_bound, read_outlook
+from perennial.monitoring.judge import DriftVerdict, estimate_bound, judge_drift, read_outlook
 from perennial.spec.model import ModelSpec
 from tests.unit.monitored import WEEK, World, make_world
 from tests.unit.synthetic import MODEL, evaluation_of
@@ -31,24 +32,24 @@ from evidently.core.report import Snapshot  # isort: skip
 # --- what a fall is measured from --------------------------------------------------------------------------------------
 
 
-def test_the_bound_is_the_surest_there_is() -> None:
-    binary = make_spec()
+def test_an_estimate_is_compared_with_the_surest_bound_there_is() -> None:
+    automatic, asked = make_spec(), make_spec("retraining: {on_performance: 0.05}")
     without = evaluation_of(0.8)
     holdout = dataclasses.replace(
         without, candidate=dataclasses.replace(without.candidate, intervals={"roc_auc": [0.77, 0.83]})
     )
-    asked = make_spec("retraining: {on_performance: 0.05}")
-    known = Estimate("roc_auc", usual=[0.7, 0.9])
+    known = Estimate("roc_auc", usual=[0.7, 0.9], rows=100)
 
-    def value(*arguments: Any) -> float | None:
-        found = performance_bound(*arguments)
+    def value(spec: ModelSpec, evaluation: Evaluation, estimate: Estimate | None) -> float | None:
+        found = estimate_bound(spec, evaluation, estimate, WEEK.length)
         return None if found is None else round(found.value, 6)
 
-    assert value(asked, holdout, known) == 0.77
-    assert value(asked, without, known) == 0.75
-    assert value(binary, without, known) == 0.7
-    assert value(binary, without, None) is None
-    assert value(asked, evaluation_of(math.nan), None) is None
+    assert value(asked, holdout, known) == value(asked, without, known) == 0.75
+    assert 0.75 < value(automatic, holdout, known) < 0.77  # type: ignore[operator]
+    assert value(automatic, holdout, dataclasses.replace(known, rows=25)) < value(automatic, holdout, known)  # type: ignore[operator]
+    assert value(automatic, without, known) == 0.7
+    assert value(automatic, without, None) is None
+    assert value(asked, evaluation_of(math.nan), dataclasses.replace(known, usual=None)) is None
 
 
 # --- an interval: from the lake to the ledger ------------------------------------------------------------------------
@@ -294,6 +295,26 @@ def test_realised_performance_that_fell_is_told_although_nothing_drifted(world: 
     verdict = judge_interval(world)
     assert (verdict.verdict, verdict.details.severity) == ("ok", "warning")
     assert alerts(world) == ["performance_fell"]
+
+
+def test_a_champion_that_is_worse_than_the_same_answer_for_every_row_is_critical(world: World) -> None:
+    world.publish(WEEK)
+    version = world.register()
+    world.score(version, WEEK)
+    compared = GainOverChampion(
+        gain=-0.3, low=-0.35, high=-0.25, lower=None, upper=None, identical=0.0, blocks=7, block="1d", resamples=1_000,
+        seed=1, confidence=0.95,
+    )  # fmt: skip
+    world.ledger.record_performance(
+        model="toy", interval=Interval.of("2013-04-01", "2013-04-08"), version=version, metrics={"roc_auc": 0.2}, rows=400,
+        coverage=1.0, as_of=WEEK.end, run_id="monitor", constant=Constant({"roc_auc": 0.5}, compared),
+    )  # fmt: skip
+    verdict = judge_interval(world)
+    assert (verdict.verdict, verdict.details.severity) == ("ok", "critical")
+    (alert,) = (entry.alert for entry in world.ledger.alerts() if entry.alert.kind != "promoted")
+    assert (alert.kind, alert.severity) == ("performance_fell", "critical")
+    assert alert.title == f"toy: version {version} is worse than the same answer for every row"
+    assert "with 95% confidence it is worse by 0.25 to 0.35" in alert.text
 
 
 def test_links_lead_to_the_run_and_its_report(tmp_path: Path, settings: Settings) -> None:

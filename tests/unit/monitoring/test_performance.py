@@ -16,6 +16,7 @@ import pytest
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings
 from perennial.evaluation.metrics import evaluate
+from perennial.evidence.monitoring import Constant
 from perennial.features.labels import read_labels
 from perennial.monitoring.performance import Realised, measure_performance
 from perennial.spec.training import METRICS
@@ -205,3 +206,52 @@ def test_windows_that_have_nothing_new_are_not_read_again(world: World, monkeypa
 
 def test_nothing_is_measured_before_anything_is_scored(world: World) -> None:
     assert measure(world) == []
+
+
+# --- the same answer for every row -----------------------------------------------------------------------------------
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "binary_classification": {"classes": {"window": {"false": 60, "true": 40}, "holdout": {}}},
+    "multiclass_classification": {"classes": {"window": {"low": 50, "middle": 30, "high": 20}, "holdout": {}}},
+    "regression": {"mean_label": 0.5},
+}
+
+
+@pytest.mark.parametrize("task", list(KNOWN))
+def test_a_window_is_also_measured_with_the_same_answer_for_every_row(tmp_path: Path, settings: Settings, task: str) -> None:
+    world = make_world(tmp_path, settings, task)
+    world.publish(WEEK)
+    world.score(world.register(known=KNOWN[task]), WEEK)
+    (realised,) = measure(world)
+    (recorded,) = world.ledger.performances("toy")
+    assert recorded.constant == realised.constant
+    metric, found = world.folder.spec.primary_metric, realised.constant
+    assert (realised.metrics[metric] > found.metrics[metric]) is METRICS[world.folder.spec.task][metric]
+    assert found.comparison is None
+    assert Realised.from_json(json.loads(json.dumps(realised.to_json()))) == realised
+
+
+def turn_around(pipeline: Any) -> None:
+    """What was likely is unlikely."""
+    pipeline[-1].coef_ = -pipeline[-1].coef_
+
+
+def test_a_version_that_is_worse_than_the_same_answer_is_compared_with_it_by_resamples(world: World) -> None:
+    world.publish(WEEK)
+    world.score(world.register(spoil=turn_around, known=KNOWN["binary_classification"]), WEEK)
+    (realised,) = measure(world)
+    found = realised.constant
+    assert found.metrics["roc_auc"] == 0.5
+    assert found.comparison is not None
+    assert found.comparison.gain == pytest.approx(realised.metrics["roc_auc"] - 0.5)
+    assert found.comparison.high is not None
+    assert found.comparison.high < 0
+    assert world.ledger.performances("toy")[0].constant == found
+    assert Realised.from_json(json.loads(json.dumps(realised.to_json()))) == realised
+
+
+def test_a_version_whose_training_rows_are_not_known_has_nothing_beside_it(world: World) -> None:
+    world.publish(WEEK)
+    world.score(world.register(spoil=turn_around), WEEK)
+    (realised,) = measure(world)
+    assert realised.constant == Constant()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from perennial.core.intervals import Interval
 from perennial.monitoring.retraining import BUDGET_SPAN, PastTraining, RetrainingDecision, decide_retraining, retraining_run_id
+from perennial.monitoring.usual import Bound, JudgedWindow
 from perennial.spec.monitoring import RetrainingPolicy
 
 WEEK = timedelta(days=7)
@@ -24,13 +25,6 @@ class Verdict:
     interval: Interval
     verdict: str
     version: int | None = 1
-
-
-@dataclass(frozen=True)
-class Performance:
-    interval: Interval
-    version: int
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -204,53 +198,55 @@ def test_without_a_budget_monitoring_never_asks() -> None:
 
 # --- performance -----------------------------------------------------------------------------------------------------
 
-POLICY = RetrainingPolicy(on_drift=False, on_performance=0.05)
+POLICY = RetrainingPolicy(on_drift=False)
+BOUND = Bound("roc_auc", 0.67, True, "which chance alone breaks in about one window of a year")
 
 
-def measured(*metrics: float, version: int = 3, name: str = "roc_auc") -> list[Performance]:
+def measured(*values: float, bound: Bound | None = BOUND) -> list[JudgedWindow]:
     return [
-        Performance(verdict.interval, version, {name: metric})
-        for verdict, metric in zip(windows(*["ok"] * len(metrics)), metrics, strict=True)
+        JudgedWindow(verdict.interval, 3, "roc_auc", value, bound)
+        for verdict, value in zip(windows(*["ok"] * len(values)), values, strict=True)
     ]
 
 
-def on_performance(records: list[Performance], policy: RetrainingPolicy = POLICY, **given: object) -> RetrainingDecision:
-    arguments: dict[str, object] = {"champion": 3, "holdout_metrics": {3: 0.72}, "metric": "roc_auc", **given}
+def on_performance(measured: list[JudgedWindow], policy: RetrainingPolicy = POLICY, **given: object) -> RetrainingDecision:
     # Labels come late: the window that is judged is newer than any that can be measured.
-    return decide_retraining(policy, window_end=START + 6 * WEEK, verdicts=[], performances=records, **arguments)  # type: ignore[arg-type]
+    return decide_retraining(policy, window_end=START + 6 * WEEK, verdicts=[], windows=measured, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("metrics", "ask"),
+    ("values", "ask"),
     [([0.66, 0.66], True), ([0.66, 0.72, 0.66], True), ([0.66, 0.66, 0.72], False), ([0.70, 0.70], False), ([0.66], False)],
 )
-def test_a_drop_below_the_versions_own_holdout_alarms(metrics: list[float], ask: bool) -> None:
-    decision = on_performance(measured(*metrics))
+def test_windows_that_are_worse_than_usual_alarm(values: list[float], ask: bool) -> None:
+    decision = on_performance(measured(*values))
     assert decision.ask is ask
     assert decision.cause == ("performance" if ask else "none")
 
 
-def test_a_rise_of_a_loss_alarms() -> None:
-    policy = RetrainingPolicy(on_performance=0.1)
-    rose, fell = measured(0.9, 0.9, name="rmse"), measured(0.4, 0.4, name="rmse")
-    given = {"metric": "rmse", "task": "regression", "holdout_metrics": {3: 0.7}}
-    assert on_performance(rose, policy, **given).ask
-    assert not on_performance(fell, policy, **given).ask
+def test_the_reason_names_the_window_its_value_and_its_bound() -> None:
+    assert on_performance(measured(0.66, 0.65)).reason == (
+        "Retraining: roc_auc was worse than usual in 2 of the last 3 measured windows (2 are needed for an alarm); in the "
+        "newest, 2013-03-11--2013-03-18, it is 0.65, and the bound is 0.67, which chance alone breaks in about one window of a "
+        "year."
+    )
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf"), None])
-def test_a_holdout_that_is_not_known_never_alarms(value: float | None) -> None:
-    metrics = {} if value is None else {3: value}
-    assert not on_performance(measured(0.1, 0.1), holdout_metrics=metrics).ask
+def test_performance_that_may_not_ask_never_asks() -> None:
+    decision = on_performance(measured(0.1, 0.1), RetrainingPolicy(on_drift=False, on_performance="never"))
+    assert not decision.ask
+    assert "retraining.on_performance is never" in decision.reason
+
+
+def test_what_is_not_known_to_be_usual_never_alarms() -> None:
+    decision = on_performance(measured(0.1, 0.1, bound=None))
+    assert not decision.ask
+    assert "it is not known which roc_auc is usual for version 3" in decision.reason
 
 
 def test_a_metric_that_could_not_be_measured_never_alarms() -> None:
+    assert not on_performance(measured(0.1, float("nan"))).ask
     assert not on_performance(measured(float("nan"), float("nan"))).ask
-    assert not on_performance(measured(0.1, 0.1, name="log_loss")).ask
-
-
-def test_the_performance_of_a_former_champion_does_not_count() -> None:
-    assert not on_performance(measured(0.6, 0.6, version=2), holdout_metrics={2: 0.72, 3: 0.72}).ask
 
 
 def test_windows_that_were_answered_do_not_ask_again() -> None:
@@ -258,13 +254,49 @@ def test_windows_that_were_answered_do_not_ask_again() -> None:
 
 
 def test_drift_is_the_cause_when_both_alarm_and_both_are_told() -> None:
-    decision = decide(
-        "drift", "drift", policy=RetrainingPolicy(on_performance=0.05), performances=measured(0.6, 0.6), champion=3,
-        holdout_metrics={3: 0.72}, metric="roc_auc",
-    )  # fmt: skip
+    decision = decide("drift", "drift", windows=measured(0.6, 0.6))
     assert (decision.ask, decision.cause) == (True, "drift")
     assert "windows drifted" in decision.reason
     assert "roc_auc was worse" in decision.reason
+
+
+# --- a champion that does harm ---------------------------------------------------------------------------------------
+
+
+def harmful(*values: float) -> list[JudgedWindow]:
+    *earlier, newest = measured(*values)
+    return [*earlier, replace(newest, useless="log_loss is 1.96, worse than the 1.05 that the same answer would have reached")]
+
+
+def test_a_champion_that_does_harm_asks_after_one_window_and_within_the_cooldown() -> None:
+    end = START + 6 * WEEK
+    recent = [PastTraining(end - timedelta(days=1))]
+    decision = on_performance(harmful(0.66), trainings=recent)
+    assert (decision.ask, decision.cause) == (True, "performance")
+    assert decision.reason.startswith("Retraining: the champion does harm: log_loss is 1.96, worse than the 1.05")
+    assert not on_performance(measured(0.66, 0.66), trainings=recent).ask
+
+
+def test_a_champion_that_does_harm_asks_no_more_often_than_the_budget_and_the_breaker_allow() -> None:
+    end = START + 6 * WEEK
+    budget = [PastTraining(end - timedelta(days=days)) for days in (1, 2)]
+    assert "the budget of 2 trainings" in on_performance(harmful(0.66), trainings=budget).reason
+    vain = [Asked(START - timedelta(days=days)) for days in (100, 70, 40)]
+    assert on_performance(harmful(0.66), decisions=vain).breaker
+    assert not on_performance(harmful(0.66), open_run=True).ask
+    assert not on_performance(harmful(0.66), trainings=[PastTraining(end)]).ask
+
+
+def test_harm_that_was_answered_does_not_ask_again() -> None:
+    assert not on_performance(harmful(0.66), decisions=[Asked(START + WEEK)]).ask
+
+
+def test_a_champion_that_does_harm_does_not_ask_if_performance_may_not() -> None:
+    assert not on_performance(harmful(0.66), RetrainingPolicy(on_drift=False, on_performance="never")).ask
+
+
+def test_windows_whose_rows_are_withheld_do_not_ask() -> None:
+    assert not on_performance([replace(window, withheld=True) for window in harmful(0.66, 0.66)]).ask
 
 
 # --- the loop cannot run away ----------------------------------------------------------------------------------------

@@ -110,14 +110,11 @@ def test_its_figures_are_those_of_the_model_before_it_on_rows_that_this_had_not_
     assert record.evaluation.refit.agreement is not None
     assert record.evaluation.refit.agreement > 0.9
     described = world.registry._client.get_model_version("toy", "2").description
-    assert "The metrics are those of version 1, the model before it" in described
+    assert "The metrics are those of version 1, the model before it" in (described or "")
 
 
 def test_rows_that_turn_the_model_round_are_withheld_and_the_champion_stays(world: World) -> None:
-    assert (
-        record_of(world, 3).decision.refused_by[-2:] == ["refresh.skill", "refresh.agreement"]
-        or not record_of(world, 3).decision.promote
-    )
+    assert "refresh.skill" in record_of(world, 3).decision.refused_by
     [alert] = [entry.alert for entry in world.ledger.alerts() if entry.alert.kind == "refresh_refused"]
     assert f"perennial data release toy {WEEKS[1].start:%Y-%m-%d} {WEEKS[1].end:%Y-%m-%d}" in alert.text
     assert "Version 2 stays champion" in alert.text
