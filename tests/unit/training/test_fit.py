@@ -686,7 +686,8 @@ def test_the_best_by_validation_is_chosen_and_never_a_baseline() -> None:
 def test_a_champion_whose_files_are_gone_leaves_the_decision_to_the_other_gates_which_say_so(trained: Trained) -> None:
     again = fit_all(trained.folder, trained.deployment, trained.training_set, "run-2")
     artifacts = trained.deployment.settings.state / "mlflow-artifacts"
-    [file] = artifacts.rglob(f"{choose(trained.fitted).model_id}/artifacts/model.skops")
+    assert trained.evaluation.refit is not None
+    [file] = artifacts.rglob(f"{trained.evaluation.refit.stored.model_id}/artifacts/model.skops")
     content = file.read_bytes()
     file.unlink()
     try:
