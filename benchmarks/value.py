@@ -1,282 +1,316 @@
-"""What the retraining policy is worth: 2013 on the flights under four of them, week by week, each decided from what was known.
+"""What retraining is worth: 39 weeks under seven policies, on the flights of 2013 and on made streams, week by week.
 
-Every policy begins with the champion trained as of 1 April and scores each of the 39 weeks that follow with the champion of
-that week. After each week it may train, as of the week's end, on the three months before:
+- ``never``: the first version serves to the end.
+- ``judged weekly``: fitted each week on the window before a holdout of four weeks, promoted as it was judged, whatever it
+  reached there.
+- ``weekly``: fitted again each week on all rows up to now, promoted as it comes. It is the new policy without its net.
+- ``monthly``: the same when a month is over.
+- ``drift``: the same on each drift verdict.
+- ``old``: fitted each month on the window before the holdout; if surely better there than the stored champion, fitted again.
+- ``new``: a refresh each week under the net, and each month a replacement, recipe against recipe.
 
-- ``never``: the first champion serves to the end.
-- ``weekly``: trained each week and promoted as it comes, without gates.
-- ``drift``: trained whenever the week's drift verdict is ``drift`` and promoted as it comes: no gates, cooldown or budget.
-- ``perennial``: the example as it is: by its calendar, by monitoring under its policy, promoted if the gates let it.
+Only the first version and replacements search parameters: for the others, a search would cost time and change little.
 
-The real functions do all of it on a lake, a ledger and an MLflow store of each policy's own; only Airflow is left out. When the
-year is over, the predictions are compared with the labels: area under the ROC curve, log loss and the cost per flight by the
-example's ``cost``. Compute is processor time of the policy's trainings and verdicts, evaluation and card included where the
-policy looks at them; scoring is the same for all.
+:mod:`benchmarks.replay` replays them in memory, by the product's functions; :mod:`benchmarks.streams` has the rows. All begin
+with the same version. Differences are paired, over all rows of the 39 weeks, with intervals of 95 % by a bootstrap of whole
+days. Of three seeds, the mean is taken in each resample: a made stream is drawn anew with each seed; on the flights only the
+estimator's random numbers differ. A promotion is harmful if over the next four weeks the new version is surely worse than the
+one before it, on the same rows; of 40 promotions that change nothing, one is counted by chance.
 
-    python -m benchmarks.value            # all four, two at a time
-    python -m benchmarks.value --weeks 8  # a short one
+    python -m benchmarks.value
+    python -m benchmarks.value --stream flights --seeds 1
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
-# Two policies share two cores.
+# Two replays share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pyarrow as pa
+from numpy.typing import NDArray
 
-from benchmarks.measuring import keep, processor_time
-from perennial.cli import by_hand
+from benchmarks.measuring import keep
+from benchmarks.replay import POLICIES, Course, Version, World, replay
+from benchmarks.streams import KNOWN, PUT_ASIDE, Stream, flights, made_stream
 from perennial.core.intervals import Interval
-from perennial.core.settings import PROJECT, Settings, read_settings
-from perennial.demo.example_data import write_landing_zone
-from perennial.deployment import Deployment
-from perennial.evaluation.gates import decide
-from perennial.evaluation.metrics import evaluate
-from perennial.features.labels import read_labels
-from perennial.model.costs import cost_function
-from perennial.monitoring import requests
-from perennial.monitoring.judge import judge_drift
-from perennial.monitoring.performance import measure_performance
-from perennial.scoring.predictor import DATASET
-from perennial.scoring.publish import score
-from perennial.spec.folder import ModelFolder
-from perennial.spec.model import ModelSpec
-from perennial.training.evaluate import choose, evaluate_training
-from perennial.training.fit import fit_candidate
-from perennial.training.training_set import build_training_set
+from perennial.core.settings import PROJECT
+from perennial.evaluation.resampling import draw, find_blocks, resample, spread
+from perennial.model.artifacts import Prediction
+from perennial.spec.gates import Resampling
 
-MODEL = "flight_delay"
-BEGIN = Interval.day("2013-04-01").start
-HISTORY = Interval.of("2013-01-01", "2013-12-30")
-WEEKS = 39
-POLICIES = ("never", "weekly", "drift", "perennial")
 PICTURE = PROJECT / "docs" / "images" / "value.png"
+METRICS = {"roc_auc": 1, "log_loss": -1, "cost": -1}
+#: By stream, the windows that are learned from, in days.
+WINDOWS = {"flights": (365, 90), **dict.fromkeys((*KNOWN, *PUT_ASIDE), (90,))}
+SEEDS = 3
+OTHERS = ("never", "judged weekly", "weekly", "monthly", "drift", "old")
+
+Floats = NDArray[np.float64]
 
 
-@dataclass
-class Outcome:
-    """What a policy led to.
+@dataclass(frozen=True)
+class Job:
+    """One stream with one seed and one window."""
 
-    Attributes:
-        metrics: over all rows of all weeks.
-        weekly: the same, week by week.
-        trainings: how many models were trained after the first.
-        promotions: how many of them became champion.
-        alarms: weeks with the verdict ``drift``; None where nothing was judged.
-        seconds: processor time by stage.
-        champions: the version that scored each week.
-    """
+    stream: str
+    days: int
+    seed: int
 
-    policy: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    weekly: list[dict[str, float]] = field(default_factory=list)
-    trainings: int = 0
-    promotions: int = 0
-    alarms: int | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    champions: list[int] = field(default_factory=list)
+    def read(self) -> Stream:
+        stream = flights() if self.stream == "flights" else made_stream(self.stream, self.seed)
+        return stream.learning_from(self.days, 2013 + self.seed)
 
 
-def replay(policy: str, data: Path, weeks: int) -> Outcome:
-    """One policy from April on, in a deployment of its own."""
-    with tempfile.TemporaryDirectory(prefix=f"value-{policy}-") as scratch:
-        settings = read_settings({"PERENNIAL_STATE": scratch, "PERENNIAL_DATA": str(data)})
-        outcome = Outcome(policy)
-        by_hand.ingest(settings, MODEL, HISTORY)
-        by_hand.train(settings, MODEL, BEGIN)
-        parts = Deployment(settings)
-        for number in range(weeks):
-            week = Interval(BEGIN + timedelta(weeks=number), BEGIN + timedelta(weeks=number + 1))
-            champion = parts.ledger.champion(MODEL)
-            assert champion is not None
-            outcome.champions.append(champion)
-            with _timed(outcome, "score"):
-                _score(settings, parts, week, champion)
-            before = len(parts.ledger.versions(MODEL))
-            _after(policy, settings, parts, week, outcome)
-            outcome.trainings += len(parts.ledger.versions(MODEL)) - before
-        outcome.promotions = len([made for made in parts.ledger.promotions(MODEL) if made.completed_at is not None]) - 1
-        _measure(parts, weeks, outcome)
-        return outcome
+def run(job: Job) -> dict[str, dict[str, Any]]:
+    """All policies of a job. By policy: what it led to, and ``resampled``, by metric: 1 + 1000 values."""
+    world = World(job.read())
+    found = {}
+    for name, policy in POLICIES.items():
+        course = replay(world, policy)
+        found[name] = {**told(world, course), "resampled": resampled(world, course.served, job)}
+    return found
 
 
-def _score(settings: Settings, parts: Deployment, week: Interval, version: int) -> None:
-    score(
-        parts.model(MODEL),
-        parts,
-        week,
-        version=version,
-        order=parts.ledger.next_order(MODEL, DATASET, week, "replay"),
-        run_id="replay",
-        sink_url=settings.predictions_url,
+def told(world: World, course: Course) -> dict[str, Any]:
+    """What a policy did, in numbers."""
+    weekly = []
+    for version, week in zip(course.served, world.weeks, strict=True):
+        truth, said, _ = seen(world, [version], [week])
+        one = np.ones((1, 1))
+        blocks = find_blocks(_rows(world, [week]), Resampling(block=week.end - week.start), event_time=world.spec.event_time,
+                             start=week.start)  # fmt: skip
+        values = resample(world.spec.task, list(METRICS), truth, said, blocks, one, cost=world.cost)
+        weekly.append({metric: round(float(values[metric][0]), 5) for metric in METRICS})
+    of = [what for _, what, _ in course.events]
+    judged = [harmful(world, course, number) for number, what, _ in course.events if what in ("promoted", "restored")]
+    return {
+        "weekly": weekly,
+        "promotions": of.count("promoted"),
+        "refusals": of.count("refused") + of.count("not replaced"),
+        "held": of.count("refused"),
+        "withheld": len(course.withheld),
+        "restored": of.count("restored"),
+        "replaced": of.count("replaced"),
+        "alarms": of.count("drift"),
+        "harmful": sum(one is True for one in judged),
+        "judged_promotions": sum(one is not None for one in judged),
+        "fits": course.fits,
+        "seconds": round(course.seconds, 1),
+        "events": [[number, what, reasons] for number, what, reasons in course.events if what != "promoted"],
+    }
+
+
+def seen(world: World, versions: Sequence[Version], weeks: Sequence[Interval]) -> tuple[Any, Prediction, Any]:
+    """Truth and predictions of weeks, each with the version that served it, and their rows."""
+    parts = [world.predict(version, week).values for version, week in zip(versions, weeks, strict=True)]
+    values = np.concatenate(parts)
+    first, last = world.between(Interval(weeks[0].start, weeks[-1].end))
+    return world.truth[first:last], Prediction(values, values, None, ()), None
+
+
+def _rows(world: World, weeks: Sequence[Interval]) -> Any:
+    first, last = world.between(Interval(weeks[0].start, weeks[-1].end))
+    return world.stream.rows.slice(first, last - first).select([world.spec.event_time])
+
+
+def resampled(
+    world: World,
+    versions: Sequence[Version],
+    job: Job,
+    weeks: Sequence[Interval] | None = None,
+    metrics: Sequence[str] = tuple(METRICS),
+) -> dict[str, Floats]:
+    """By metric, its value over all weeks and in each resample of whole days."""
+    weeks = weeks or world.weeks
+    # Days of the same flights are drawn together for all seeds; each made stream has days of its own.
+    rule = Resampling(seed=2013 if job.stream == "flights" else 2013 + job.seed)
+    blocks = find_blocks(_rows(world, weeks), rule, event_time=world.spec.event_time, start=weeks[0].start)
+    weights = np.vstack([np.ones(blocks.count), draw(blocks, rule)])
+    truth, said, _ = seen(world, versions, weeks)
+    return resample(world.spec.task, metrics, truth, said, blocks, weights, cost=world.cost)
+
+
+def harmful(world: World, course: Course, number: int) -> bool | None:
+    """Whether the change after a week was surely for the worse over the next four; None if these are not over."""
+    weeks = world.weeks[number : number + 4]
+    if len(weeks) < 4:
+        return None
+    job = Job("flights", 0, 0)
+    after, before = (
+        resampled(world, [course.served[place]] * 4, job, weeks, ["roc_auc"])["roc_auc"] for place in (number, number - 1)
     )
+    bounds = spread((after - before)[1:], 28, 0.95)
+    return bounds is not None and bounds.high < 0
 
 
-def _after(policy: str, settings: Settings, parts: Deployment, week: Interval, outcome: Outcome) -> None:
-    """What a policy does when a week is over."""
-    if policy == "weekly":
-        _train_and_promote(parts, week, outcome)
-    elif policy == "drift":
-        if _judge(settings, parts, week, outcome) == "drift":
-            _train_and_promote(parts, week, outcome)
-    elif policy == "perennial":
-        _judge(settings, parts, week, outcome)
-        folder = parts.model(MODEL)
-        due = _due(folder.spec, week)
-        with _timed(outcome, "monitor"):
-            measure_performance(folder, parts, week, as_of=week.end, run_id="replay")
-            request = requests.request_retraining(
-                folder.spec, parts.ledger, week, run_id="replay", training_under_way=due is not None
-            )
-        if request is not None or due is not None:
-            with _timed(outcome, "train"):
-                by_hand.train(settings, MODEL, due or week.end)
+def difference(ours: Sequence[dict[str, Floats]], theirs: Sequence[dict[str, Floats]], metric: str) -> list[float]:
+    """How much better ours is, with its interval: mean of the seeds in each resample."""
+    gains = METRICS[metric] * np.mean([one[metric] - other[metric] for one, other in zip(ours, theirs, strict=True)], axis=0)
+    bounds = spread(gains[1:], 273, 0.95)
+    assert bounds is not None
+    return [round(float(number), 5) for number in (gains[0], bounds.low, bounds.high)]
 
 
-def _due(spec: ModelSpec, week: Interval) -> datetime | None:
-    """The time as of which the example's calendar trains once this week's data are there, if it does."""
-    if spec.schedules.train == "week":
-        return week.end
-    first = week.end.replace(day=1)
-    return first if spec.schedules.train == "month" and week.start < first else None
+def summarise(jobs: dict[Job, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """By stream and window: each policy over all seeds, and the differences of the new one."""
+    lines = []
+    for stream, days in [(stream, days) for stream, windows in WINDOWS.items() for days in windows]:
+        found = [jobs[job] for job in sorted(jobs, key=lambda job: job.seed) if (job.stream, job.days) == (stream, days)]
+        if not found:
+            continue
+        of = {name: [one[name]["resampled"] for one in found] for name in POLICIES}
+        policies = {}
+        for name in POLICIES:
+            told_of = [one[name] for one in found]
+            policies[name] = {
+                **{metric: round(float(np.mean([one[metric][0] for one in of[name]])), 5) for metric in METRICS},
+                **{
+                    what: round(float(np.mean([one[what] for one in told_of])), 2)
+                    for what in told_of[0]
+                    if what not in ("weekly", "resampled", "events")
+                },
+                "weekly": [
+                    {metric: round(float(np.mean(values)), 5) for metric, values in
+                     {metric: [one["weekly"][week][metric] for one in told_of] for metric in METRICS}.items()}
+                    for week in range(len(told_of[0]["weekly"]))
+                ],
+                "events": [one["events"] for one in told_of],
+            }  # fmt: skip
+        lines.append(
+            {
+                "stream": stream,
+                "window_days": days,
+                "seeds": len(found),
+                "policies": policies,
+                "new_over": {
+                    other: {metric: difference(of["new"], of[other], metric) for metric in METRICS} for other in OTHERS
+                },
+            }
+        )
+    return lines
 
 
-def _judge(settings: Settings, parts: Deployment, week: Interval, outcome: Outcome) -> str:
-    with _timed(outcome, "monitor"):
-        verdict = judge_drift(parts.model(MODEL), parts, week, directory=settings.reports, run_id="replay")
-    outcome.alarms = (outcome.alarms or 0) + (verdict.verdict == "drift")
-    return verdict.verdict
+def show(line: dict[str, Any]) -> str:
+    rows = [
+        f"{line['stream']}, window of {line['window_days']} days, {line['seeds']} seeds",
+        "| Policy | AUC | Log loss | Cost | Fits | Promotions | Refused | Withheld | Restored | Harmful | Compute |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, one in line["policies"].items():
+        rows.append(
+            f"| {name} | {one['roc_auc']:.4f} | {one['log_loss']:.4f} | {one['cost']:.4f} | {one['fits']:.0f} | "
+            f"{one['promotions']:.0f} | {one['refusals']:.1f} | {one['withheld']:.1f} | {one['restored']:.1f} | "
+            f"{one['harmful']:.1f} of {one['judged_promotions']:.0f} | {one['seconds']:.0f} s |"
+        )
+    for other, found in line["new_over"].items():
+        said = "; ".join(f"{metric} {gain:+.4f} [{low:+.4f}, {high:+.4f}]" for metric, (gain, low, high) in found.items())
+        rows.append(f"new over {other}: {said}")
+    return "\n".join(rows)
 
 
-def _train_and_promote(parts: Deployment, week: Interval, outcome: Outcome) -> None:
-    """Train as of the week's end and promote whatever comes of it; the evaluation it does not look at is not on its bill."""
-    folder, registry = parts.model(MODEL), parts.registry
-    run_id = f"replay-{week.key}"
-    with _timed(outcome, "train"):
-        training_set = build_training_set(folder, parts, as_of=week.end, run_id=run_id)
-        fitted = [fit_candidate(folder, candidate, training_set, parts, run_id=run_id) for candidate in folder.spec.candidates]
-    evaluation = evaluate_training(folder, parts, training_set, fitted, run_id=run_id)
-    decision = decide(evaluation, folder.spec.gates)
-    version = registry.register(folder, training_set, choose(fitted), evaluation, decision, run_id=run_id)
-    registry.promote_by_hand(folder.spec, version, override="the policy promotes what it trains", actor="benchmark")
+def goals(lines: Sequence[dict[str, Any]]) -> dict[str, bool]:
+    """Whether the new policy does what it must."""
+    must = [
+        gain
+        for line in lines
+        if (line["stream"], line["window_days"]) == ("flights", 365)
+        for other in ("never", "judged weekly")
+        for gain in line["new_over"][other].values()
+    ]
+    may = [
+        gain for line in lines for other in ("never", "judged weekly", "weekly") for gain in line["new_over"][other].values()
+    ]
+    weeks = sum(39 * line["seeds"] for line in lines)
+    held = sum(line["policies"]["new"]["held"] * line["seeds"] for line in lines)
+    return {
+        "surely better than never and than judged weekly on the flights": bool(must) and all(low > 0 for _, low, _ in must),
+        "nowhere surely worse than never, judged weekly or weekly": all(high >= 0 for _, _, high in may),
+        "fewer than one false hold in 50 weeks": held * 50 < weeks,
+    }
 
 
-@contextmanager
-def _timed(outcome: Outcome, stage: str) -> Iterator[None]:
-    started = processor_time()
-    yield
-    outcome.seconds[stage] = outcome.seconds.get(stage, 0.0) + processor_time() - started
-
-
-def _measure(parts: Deployment, weeks: int, outcome: Outcome) -> None:
-    folder = parts.model(MODEL)
-    spec = folder.spec
-    published, tables = parts.ledger.published(MODEL, DATASET), parts.ledger.published(MODEL, "tables")
-    assert published is not None
-    assert tables is not None
-    key = [*spec.entity_table.key, spec.event_time]
-    kept: list[pa.Table] = []
-    for number in range(weeks):
-        week = Interval(BEGIN + timedelta(weeks=number), BEGIN + timedelta(weeks=number + 1))
-        predicted = parts.lake.scan(
-            MODEL, DATASET, published.snapshots[DATASET], columns=[*key, "prediction"], interval=week,
-            event_time=spec.event_time,
-        ).read_all()  # fmt: skip
-        labels = read_labels(folder, parts.lake, tables.snapshots, week, as_of=HISTORY.end + timedelta(days=30))
-        rows = predicted.join(labels.select([*key, "label"]), keys=key, join_type="inner")
-        kept.append(rows)
-        outcome.weekly.append(_metrics(folder, rows))
-    outcome.metrics = _metrics(folder, pa.concat_tables(kept))
-
-
-def _metrics(folder: ModelFolder, rows: pa.Table) -> dict[str, float]:
-    truth, predicted = (rows.column(name).combine_chunks().to_numpy(zero_copy_only=False) for name in ("label", "prediction"))
-    found = evaluate(folder.spec.task, truth, predicted, cost=cost_function(folder))
-    return {**found, "rows": float(rows.num_rows), "late": float(truth.mean())}
-
-
-def draw(outcomes: Sequence[Outcome], file: Path) -> None:
-    """Each policy's realised metrics by week, smoothed over four, and what it cost to get them."""
+def picture(lines: Sequence[dict[str, Any]], file: Path) -> None:
+    """The policies on the flights by week, and what the new one gains on each stream."""
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    colours = dict(zip(POLICIES, ("#8c8c8c", "#d98c00", "#b3403a", "#1f6fb2"), strict=True))
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[2.2, 2.2, 1.3], layout="constrained")
-    for axis, metric, title in (
-        (axes[0], "roc_auc", "area under the ROC curve, more is better"),
-        (axes[1], "log_loss", "log loss, less is better"),
-    ):
-        for outcome in outcomes:
-            values = np.array([week[metric] for week in outcome.weekly])
-            smooth = np.array([values[max(0, n - 3) : n + 1].mean() for n in range(len(values))])
-            axis.plot(range(1, len(values) + 1), smooth, color=colours[outcome.policy], lw=2, label=outcome.policy)
-        axis.set(title=title, xlabel="week after 1 April 2013, mean of the last four")
+    colours = {"never": "#8c8c8c", "judged weekly": "#d98c00", "old": "#7a5aa6", "drift": "#b3403a", "new": "#1f6fb2"}
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), width_ratios=[1.35, 1], layout="constrained")
+    year = next(line for line in lines if (line["stream"], line["window_days"]) == ("flights", 365))
+    for name, colour in colours.items():
+        values = np.array([week["roc_auc"] for week in year["policies"][name]["weekly"]])
+        smooth = [values[max(0, number - 3) : number + 1].mean() for number in range(len(values))]
+        axes[0].plot(range(1, len(values) + 1), smooth, color=colour, lw=2, label=name)
+    axes[0].set(title="area under the ROC curve on the flights", xlabel="week after 1 April 2013, mean of the last four")
+    axes[0].legend(frameon=False, ncols=3)
+    names = [f"{line['stream']}, {line['window_days']} d" for line in lines]
+    for shift, other in ((-0.2, "never"), (0.0, "judged weekly"), (0.2, "old")):
+        found = np.array([line["new_over"][other]["roc_auc"] for line in lines])
+        axes[1].errorbar(
+            found[:, 0], np.arange(len(lines)) + shift, xerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]],
+            fmt="o", ms=4, color=colours[other], label=f"over {other}", capsize=2,
+        )  # fmt: skip
+    axes[1].axvline(0, color="black", lw=0.8)
+    axes[1].set_yticks(range(len(names)), names)
+    axes[1].invert_yaxis()
+    axes[1].set(title="what the new policy gains in it, 95 % intervals")
+    axes[1].legend(frameon=False)
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
-    names = [outcome.policy for outcome in outcomes]
-    bars = axes[2].barh(names, [outcome.trainings for outcome in outcomes], color=[colours[name] for name in names])
-    axes[2].bar_label(bars, padding=3)
-    axes[2].set(title="trainings after the first")
-    axes[2].invert_yaxis()
-    axes[2].spines[["top", "right"]].set_visible(False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
-def tell(outcomes: Sequence[Outcome]) -> str:
-    lines = [
-        "| policy | AUC | log loss | cost a flight | trainings | promotions | drift alarms | training, s | monitoring, s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for outcome in outcomes:
-        metrics = outcome.metrics
-        cost = f"{metrics['cost']:.4f}" if "cost" in metrics else ""
-        lines.append(
-            f"| {outcome.policy} | {metrics['roc_auc']:.4f} | {metrics['log_loss']:.4f} | {cost} | {outcome.trainings} | "
-            f"{outcome.promotions} | {'' if outcome.alarms is None else outcome.alarms} | "
-            f"{outcome.seconds.get('train', 0.0):.0f} | {outcome.seconds.get('monitor', 0.0):.0f} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weeks", type=int, choices=range(1, WEEKS + 1), default=WEEKS, metavar="N")
-    parser.add_argument("--policy", choices=POLICIES, nargs="+", default=POLICIES)
-    parser.add_argument("--beside", type=int, default=2, help="policies replayed at a time (2)")
+    parser.add_argument("--stream", choices=tuple(WINDOWS), nargs="+", default=tuple(WINDOWS))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--beside", type=int, default=2, help="replays at a time (2)")
     chosen = parser.parse_args()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="value-data-") as data:
-        write_landing_zone(Path(data), HISTORY)
-        with ProcessPoolExecutor(chosen.beside, mp_context=get_context("fork")) as pool:
-            running = [pool.submit(replay, policy, Path(data), chosen.weeks) for policy in chosen.policy]
-            outcomes = [future.result() for future in running]
-    print(tell(outcomes))
-    print(f"{chosen.weeks} weeks, {time.monotonic() - started:.0f} s in all")
-    if chosen.weeks == WEEKS and tuple(chosen.policy) == POLICIES:
-        report = {
-            "python": platform.python_version(), "weeks": chosen.weeks, "outcomes": [asdict(outcome) for outcome in outcomes],
-            "seconds": round(time.monotonic() - started, 1),
-        }  # fmt: skip
-        keep("value", report)
-        draw(outcomes, PICTURE)
+    if "flights" in chosen.stream:
+        flights()  # made once, before two processes need it
+    # The longest first.
+    jobs = sorted(
+        (
+            Job(stream, days, seed)
+            for stream in chosen.stream
+            for days in WINDOWS[stream]
+            for seed in range(1, chosen.seeds + 1)
+        ),
+        key=lambda job: (job.seed, job.stream != "flights", job.stream),
+    )
+    found: dict[Job, dict[str, dict[str, Any]]] = {}
+    with ProcessPoolExecutor(chosen.beside, mp_context=get_context("fork")) as pool:
+        running = {pool.submit(run, job): job for job in jobs}
+        for future in as_completed(running):
+            found[running[future]] = future.result()
+            print(f"{time.monotonic() - started:.0f} s: {running[future]}", flush=True)
+            if tuple(chosen.stream) == tuple(WINDOWS):
+                report(found, time.monotonic() - started)
+    for line in summarise(found):
+        print(show(line), end="\n\n")
+
+
+def report(found: dict[Job, dict[str, dict[str, Any]]], seconds: float) -> None:
+    """Write what is there: a run that is stopped leaves what it has found."""
+    lines = summarise(found)
+    keep("value", {"goals_met": goals(lines), "weeks": 39, "lines": lines, "seconds": round(seconds, 1)})
+    if any((line["stream"], line["window_days"]) == ("flights", 365) for line in lines):
+        picture(lines, PICTURE)
 
 
 if __name__ == "__main__":

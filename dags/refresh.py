@@ -46,7 +46,7 @@ for model in models():
         model,
         "refresh",
         schedule=assets.when_published(
-            assets.features(model.name), model.schedules.refresh, due=assets.due(model.name, "refresh")
+            assets.trainable(model.name), model.schedules.refresh, due=assets.due(model.name, "refresh")
         ),
         doc=__doc__,
         run_limit=RUN_LIMIT + (model.approval.within if model.asks_for_refreshes else timedelta()),

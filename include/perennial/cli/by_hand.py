@@ -268,6 +268,14 @@ def unfinished(settings: Settings, model: str) -> list[str]:
         return unfinished(deployment.ledger, model)
 
 
+def requests(settings: Settings, model: str) -> list[str]:
+    """The trainings that monitoring asked for, what was expected of them, and what came of them, a line each."""
+    from perennial.reports.history import requests
+
+    with _opened(settings, model, None) as (deployment, _):
+        return requests(deployment.ledger, model)
+
+
 def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
     """Everything that the ledger contains about a version."""
     from perennial.reports.history import explain

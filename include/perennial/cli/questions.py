@@ -11,6 +11,7 @@ from perennial.cli import by_hand
 from perennial.cli.command import MODEL, VERSION, argument, command, console, interval, living_settings, moment, one_of, tell
 from perennial.core.intervals import Interval
 from perennial.core.settings import settings
+from perennial.evidence.verdict import ESTIMATE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,12 @@ JSON = argument("--json", action="store_true")
 @command("performance", "each window's estimated and realised metric, and its verdict", MODEL)
 def performance(chosen: argparse.Namespace) -> int:
     metric, windows = by_hand.outlook(settings(), chosen.model)
-    console().print(_windows(metric, windows) if windows else f"no window of {chosen.model} has been judged or measured yet")
+    screen = console()
+    screen.print(_windows(metric, windows) if windows else f"no window of {chosen.model} has been judged or measured yet")
+    if windows:
+        screen.print(ESTIMATE_LIMIT, markup=False)
+    for line in by_hand.requests(settings(), chosen.model):
+        screen.print(line, markup=False)
     return 0
 
 
@@ -62,7 +68,7 @@ def history(chosen: argparse.Namespace) -> int:
         return tell(json.dumps(changes, indent=2))
     screen = console()
     show_history(screen, chosen.model, changes)
-    for line in by_hand.unfinished(settings(), chosen.model):
+    for line in [*by_hand.requests(settings(), chosen.model), *by_hand.unfinished(settings(), chosen.model)]:
         screen.print(line, markup=False)
     return 0
 

@@ -2,7 +2,8 @@
 
 It does what time and people do: the files of a week land in the landing zone, a run of ``ingest`` is started, and the rest
 follows by itself in Airflow. It is driven and watched over Airflow's REST API alone. Each run of the demo goes on where
-the last one stopped. Neighbour: :mod:`perennial.demo.summary` tells what came of it.
+the last one stopped. Neighbours: :mod:`perennial.demo.story` says what people and sources do in which week,
+:mod:`perennial.demo.summary` tells what came of it.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ from rich.status import Status
 
 from perennial.core.errors import StackError
 from perennial.core.intervals import Interval
+from perennial.core.settings import PROJECT
 from perennial.demo.example_data import DAYS, write_landing_zone
+from perennial.demo.story import FIRST, MODEL, STORY, Week, misplace_delays, write_models
 from perennial.demo.summary import show, summarise, week_in_words
+from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import read_model
-from perennial.spec.operation import Schedules
+from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
-
-MODEL = "flight_delay"
 
 #: What the first champion learns from. The weeks that are replayed begin where it ends, on a Monday.
 HISTORY = Interval.of("2013-01-01", "2013-04-01")
 
 #: How many weeks a run of the demo replays.
-WEEKS = 12
+WEEKS = 8
 
-_STAGES = ("ingest", "score", "monitor", "train")
+_STAGES = ("ingest", "score", "monitor", "refresh", "train")
+#: DAGs that only people trigger.
+_BY_HAND = ("promote", "rollback", "release")
 
 #: Longest time, in seconds, that the runs of a step may take.
 _PATIENCE = 1800.0
@@ -60,9 +64,13 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
         StackError: the stack or one of the runs failed.
     """
     began = time.monotonic()
+    models = state / "models"
+    if not models.exists():
+        write_models(models, PROJECT / "include" / "models" / MODEL, FIRST)
     console.print("Starting Airflow and MLflow …")
-    # The DAG files do not change while the demo runs.
-    with Stack(state, _own(given), parse_every=600, say=console.print) as stack:
+    # The DAG files do not change while the demo runs, and a commit of the team's changes no task.
+    own = {**_own(given), "PERENNIAL_MODELS": str(models)}
+    with Stack(state, own, parse_every=600, say=console.print) as stack:
         console.print(f"Airflow {stack.airflow_url} (sign in as admin, password {stack.password}), MLflow {stack.mlflow_url}")
         with AirflowApi(stack.airflow_url, "admin", stack.password) as api:
             replay = _Replay(stack, api, console)
@@ -75,7 +83,8 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
                 console.print(f"All weeks of the year are replayed. Remove {state} to start again.")
             for number, week in enumerate(replayed, start=1):
                 replay.live_through(week, f"week {number} of {len(replayed)}")
-            summary = summarise(stack, MODEL, replayed, replay.seconds, api.runs(f"{MODEL}."))
+            with replay.step("summary", "comparing what was served with never and always"):
+                summary = summarise(stack, MODEL, replayed, replay.seconds, api.runs(f"{MODEL}."))
             summary["seconds"]["all"] = round(time.monotonic() - began, 1)
         file = state / "summary.json"
         file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -111,18 +120,18 @@ class _Replay:
         self._console = console
         self._data = stack.settings.data
         self._ledger = Ledger(stack.settings.database_url)
-        self._schedules = read_model(stack.settings.models / MODEL).spec.schedules
+        self._spec = read_model(stack.settings.models / MODEL).spec
 
     def begin(self) -> None:
         """Switch the DAGs on, and wait for the runs that an interrupted demo has left."""
-        with self._step("begin", "waiting for Airflow to read the DAGs"):
-            dag_ids = [f"{MODEL}.{stage}" for stage in _STAGES]
+        with self.step("begin", "waiting for Airflow to read the DAGs"):
+            dag_ids = [f"{MODEL}.{stage}" for stage in (*_STAGES, *_BY_HAND)]
             self._api.wait_for_dags(dag_ids, check=self._stack.check)
             for dag_id in dag_ids:
                 self._api.unpause(dag_id)
         active = [run for run in self._api.runs(f"{MODEL}.") if not run.ended]
         if active:
-            with self._step("resume", f"{len(active)} runs of the interrupted demo continue"):
+            with self.step("resume", f"{len(active)} runs of the interrupted demo continue"):
                 for run in active:
                     self._wait_for(run, None)
 
@@ -130,7 +139,7 @@ class _Replay:
         """Ingest the months before the replay in one run, unless that is done."""
         if self._is_ingested(HISTORY):
             return
-        with self._step("history", "loading three months of history") as status:
+        with self.step("history", "loading three months of history") as status:
             write_landing_zone(self._data, HISTORY)
             conf = {**_range(HISTORY), "announce_scoring": False, "announce_training": False}
             self._wait_for(self._api.trigger(f"{MODEL}.ingest", conf=conf, note="the history"), status)
@@ -146,7 +155,7 @@ class _Replay:
         """
         if self._ledger.champion(MODEL) is not None:
             return
-        with self._step("first training", "training the first champion") as status:
+        with self.step("first training", "training the first champion") as status:
             conf = {"as_of": HISTORY.end.date().isoformat(), "cause": "first training"}
             self._wait_for(self._api.trigger(f"{MODEL}.train", conf=conf, note="the first champion"), status)
         if self._ledger.champion(MODEL) is None:
@@ -165,13 +174,66 @@ class _Replay:
         return weeks
 
     def live_through(self, week: Interval, label: str) -> None:
-        """Write a week's files, ingest them, and wait for all runs that follow.
+        """What people and sources do in a week, and all runs that follow from it.
 
         Raises:
             StackError: a run failed, or something that must follow did not.
         """
-        with self._step(week.key, label) as status:
+        story = STORY.get(1 + (week.start - HISTORY.end) // timedelta(days=7), Week())
+        if story.words:
+            self._console.print(f"  {story.words}", style="italic")
+        if story.recipe is not None:
+            self._commit(story.recipe)
+        self._let_time_pass(week, label, spoiled=story.spoiled)
+        words = week_in_words(self._ledger, MODEL, week)
+        self._console.print(f"{label}, {week.start:%d %B}: {words}, {self.seconds[week.key]:.1f} s")
+        with self.step(f"after {week.key}", "what people do after the week") as status:
+            self._act(story, week, status)
+
+    def _commit(self, recipe: Mapping[str, object]) -> None:
+        write_models(self._stack.settings.models, PROJECT / "include" / "models" / MODEL, recipe)
+
+    def _act(self, story: Week, week: Interval, status: Status) -> None:
+        if story.spoiled:
             write_landing_zone(self._data, week)
+            self._do(
+                "ingest", {**_range(week), "announce_scoring": False}, "the source has delivered the week again, right", status
+            )
+            self._do(
+                "release",
+                {**_range(week), "reason": "the source has delivered the week again"},
+                "the rows are right now",
+                status,
+            )
+        if story.override is not None:
+            version = next(record.version for record in reversed(self._ledger.versions(MODEL)) if self._was_refused(record))
+            self._do("promote", {"version": version, "override": story.override}, f"version {version} by override", status)
+        if story.rollback is not None:
+            overruled = [made for made in self._ledger.promotions(MODEL) if made.action == "override"]
+            if overruled:
+                back = {"version": overruled[-1].previous, "reason": story.rollback}
+                self._do("rollback", back, f"back to version {overruled[-1].previous}", status)
+        if story.train is not None:
+            self._do("train", {"cause": story.train}, story.train, status)
+            record = self._ledger.versions(MODEL)[-1]
+            self._console.print(
+                f"  version {record.version} {'replaces the champion' if record.decision.promote else 'refused'}"
+            )
+
+    @staticmethod
+    def _was_refused(record: VersionRecord) -> bool:
+        return not (record.decision.promote or record.is_refresh)
+
+    def _do(self, stage: str, conf: Mapping[str, object], words: str, status: Status) -> None:
+        self._console.print(f"  {MODEL}.{stage}: {words}")
+        self._wait_for(self._api.trigger(f"{MODEL}.{stage}", conf=conf, note=words), status)
+
+    def _let_time_pass(self, week: Interval, label: str, *, spoiled: bool) -> None:
+        """Write a week's files, ingest them, and wait for all runs that follow."""
+        with self.step(week.key, label) as status:
+            write_landing_zone(self._data, week)
+            if spoiled:
+                misplace_delays(self._data, week)
             since = datetime.now(UTC) - timedelta(seconds=1)
             ingest = self._api.trigger(f"{MODEL}.ingest", conf=_range(week), note=label)
             deadline = time.monotonic() + _PATIENCE
@@ -181,15 +243,13 @@ class _Replay:
                 for run in runs:
                     if run.state == "failed":
                         raise StackError(self._api.failure(run))
-                missing = _missing(self._schedules, week, ingest, runs)
+                missing = _missing(self._spec, week, ingest, runs)
                 if not missing and all(run.ended for run in runs):
                     break
                 if time.monotonic() > deadline:
                     raise StackError(f"week {week}: after {_PATIENCE:.0f} s these runs have not ended: {', '.join(missing)}")
                 status.update(f"{label}, {week.start:%d %B}: {_in_progress(runs)}")
                 time.sleep(0.4)
-        words = week_in_words(self._ledger, MODEL, week)
-        self._console.print(f"{label}, {week.start:%d %B}: {words}, {self.seconds[week.key]:.1f} s")
 
     def _is_ingested(self, interval: Interval) -> bool:
         return any(
@@ -208,7 +268,8 @@ class _Replay:
             raise StackError(self._api.failure(ended))
 
     @contextmanager
-    def _step(self, name: str, words: str) -> Iterator[Status]:
+    def step(self, name: str, words: str) -> Iterator[Status]:
+        """Show that something is going on, and take its time."""
         began = time.monotonic()
         with self._console.status(words) as status:
             yield status
@@ -219,11 +280,14 @@ def _range(interval: Interval) -> dict[str, str]:
     return {"start": interval.start.date().isoformat(), "end": interval.end.date().isoformat()}
 
 
-def _missing(schedules: Schedules, week: Interval, ingest: DagRun, runs: Sequence[DagRun]) -> list[str]:
+def _missing(spec: ModelSpec, week: Interval, ingest: DagRun, runs: Sequence[DagRun]) -> list[str]:
     """The runs that follow from a week's ingestion and have not ended."""
+    schedules = spec.schedules
     days = [day.key for day in week.days()]
     wanted = {(f"{MODEL}.score", key) for key in days}
     wanted |= {(f"{MODEL}.monitor", key) for key in (days[:1] if schedules.monitor == "week" else days)}
+    if spec.refreshes and schedules.refresh == "week":
+        wanted.add((f"{MODEL}.refresh", days[0]))
     if schedules.train == "week":
         wanted.add((f"{MODEL}.train", days[0]))
     if schedules.train == "month":

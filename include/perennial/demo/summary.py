@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perennial.core.intervals import Interval, utc
+from perennial.demo.worth import worth
 from perennial.ledger.records import Promotion, Publication, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.stack.airflow_api import DagRun
@@ -41,11 +42,15 @@ def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
         words.append(f"verdict {verdicts[interval]}")
     for record in ledger.versions(model):
         if interval.start < utc(record.training.as_of) <= interval.end:
-            decided = "promoted" if record.decision.promote else "refused"
-            metric = record.evaluation.metric
-            value = _three_digits(record.evaluation.candidate.metrics, metric)
-            words.append(f"version {record.version} {decided} ({metric} {value})")
+            kind = "refresh " if record.is_refresh else ""
+            words.append(f"{kind}version {record.version} {_decided(record)}")
     return ", ".join(words)
+
+
+def _decided(record: VersionRecord) -> str:
+    """``promoted``, or ``refused (classes, refresh.skill)``."""
+    refused = record.decision.refused_by
+    return "promoted" if record.decision.promote else f"refused ({', '.join(refused)})"
 
 
 def summarise(
@@ -101,6 +106,11 @@ def summarise(
             if not record.decision.promote
         ],
         "champion": ledger.champion(model),
+        "held_back": [
+            {"what": hold.what, "interval": hold.interval.key, "reasons": hold.reasons, "released": hold.release_reason}
+            for hold in ledger.holds(model)
+        ],
+        "worth": worth(stack.settings, model, weeks),
         "predictions": _predictions(stack.settings.predictions_url, model),
         "drift_verdicts": [
             {
@@ -128,6 +138,8 @@ def summarise(
                 "asked": retraining.asked,
                 "cause": retraining.cause,
                 "reason": retraining.reason,
+                "expected": retraining.expectation.words,
+                "got": retraining.audit.words,
             }
             for retraining in ledger.retrainings(model)
         ],
@@ -153,6 +165,7 @@ def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
         f"{summary['predictions']['rows']:,} predictions, {len(summary['versions'])} versions, "
         f"{len(summary['promotions'])} promotions, {len(summary['refusals'])} refusals, {asked} retrainings requested by "
         f"monitoring, {sum(run['runs'] for run in summary['runs'].values())} Airflow runs, {summary['seconds']['all']:.0f} s",
+        *_worth(summary["worth"], metric),
         f"Airflow       {addresses['airflow']}   sign in as {addresses['user']}, password {addresses['password']}",
         f"MLflow        {addresses['mlflow']}",
         f"Drift report  {addresses['newest_drift_report']}",
@@ -161,12 +174,20 @@ def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
         console.print(line, soft_wrap=True)
 
 
+def _worth(found: Mapping[str, Any], metric: str) -> list[str]:
+    if not found:
+        return []
+    values = {name: value[metric] for name, value in found.items() if metric in value}
+    told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return [f"{metric} of these weeks, on the same flights: {told}"]
+
+
 def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
     verdicts = {verdict["interval"]: verdict["verdict"] for verdict in summary["drift_verdicts"]}
     realised = {result["interval"]: result["metrics"] for result in summary["performance"]}
     table = Table(
-        "week", "verdict", Column(f"realised {metric}", justify="right"), "version", "decision",
-        Column(f"holdout {metric}", justify="right"), Column("s", justify="right"),
+        "week", "verdict", Column(f"realised {metric}", justify="right"), "version", "what", "decision",
+        Column("s", justify="right"),
     )  # fmt: skip
     for key in summary["intervals"]["weeks_of_this_run"]:
         week = Interval.from_key(key)
@@ -176,8 +197,8 @@ def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
             verdicts.get(key, ""),
             _three_digits(realised.get(key, {}), metric),
             "\n".join(str(version["version"]) for version in made),
-            "\n".join("promoted" if version["promoted"] else "refused" for version in made),
-            "\n".join(_three_digits(version["metrics"], metric) for version in made),
+            "\n".join("refresh" if version["refreshes"] else "replacement" for version in made),
+            "\n".join("promoted" if version["passed"] else f"refused: {', '.join(version['refused_by'])}" for version in made),
             f"{summary['seconds']['steps'].get(key, 0):.0f}",
         )
     return table
@@ -212,6 +233,9 @@ def _version(record: VersionRecord, promotions: Sequence[Promotion]) -> dict[str
         "metrics": evaluation.candidate.metrics,
         "champion": None if champion is None else {"version": champion.version, "metrics": champion.metrics},
         "baselines": {baseline.name: baseline.metrics for baseline in evaluation.baselines},
+        "refreshes": evaluation.refresh.champion if evaluation.refresh is not None else None,
+        "passed": record.decision.promote,
+        "refused_by": record.decision.refused_by,
         "promoted": any(promotion.version == record.version for promotion in promotions),
     }
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from perennial.core.files import replacing
 from perennial.core.intervals import Interval
 from perennial.core.text import UNSAFE
+from perennial.evidence.verdict import ESTIMATE_LIMIT
 
 if TYPE_CHECKING:
     from perennial.drift.findings import DriftComparison
@@ -127,7 +128,7 @@ def _estimate(found: Estimate | None) -> Iterator[str]:
         said.append(f"{found.metric} is probably between {found.band[0]:.4g} and {found.band[1]:.4g}.")
     if found.usual:
         said.append(f"Usual in training: {found.usual[0]:.4g} to {found.usual[1]:.4g}.")
-    yield _as_text(" ".join(said))
+    yield _as_text(" ".join([*said, ESTIMATE_LIMIT]))
 
 
 def _as_text(text: str) -> str:

@@ -777,8 +777,9 @@ def _harm(refresh: Refresh, gates: Gates) -> GateResult:
     return GateResult(
         _HARM,
         math.isfinite(found.evidence) and found.evidence < most,
-        f"on {worse} of the last {days} days, refreshed models were worse than version {found.anchor}, each on days that it "
-        f"had not learned from; the evidence of harm is {found.evidence:.3g}, below {most:g} is required",
+        f"on {worse} of the last {days} days, refreshed models lost more than {gates.refresh.margin:g} of the lead of version "
+        f"{found.anchor}, each on days that it had not learned from; the evidence of harm is {found.evidence:.3g}, below "
+        f"{most:g} is required",
     )
 
 

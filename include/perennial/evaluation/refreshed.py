@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from perennial.core.intervals import Interval
 from perennial.evaluation.contest import Contest, ContestResult, hold
-from perennial.evaluation.metrics import agreement, evaluate_metric, skill_score, summarise
+from perennial.evaluation.metrics import agreement, evaluate_metric, evaluate_prediction, skill_score, summarise
 from perennial.evaluation.probes import constant
 from perennial.evaluation.resampling import find_blocks, resample
 from perennial.evaluation.sequential import harm
@@ -115,7 +115,7 @@ def roll(spec: ModelSpec, anchor: int, stretches: Sequence[Stretch], cost: CostF
         differences = _by_day(spec, stretch, stretch.served, cost) - _by_day(spec, stretch, stretch.anchor, cost)
         losses = -differences if METRICS[spec.task][spec.primary_metric] else differences
         days[stretch.interval.key] = int((np.isfinite(losses) & (losses != 0)).sum())
-        worse[stretch.interval.key] = int((losses > 0).sum())
+        worse[stretch.interval.key] = int((losses > spec.gates.refresh.margin * _lead(spec, stretch, cost)).sum())
     return RollingEvidence(
         anchor=anchor,
         versions={stretch.interval.key: stretch.version for stretch in compared},
@@ -123,6 +123,16 @@ def roll(spec: ModelSpec, anchor: int, stretches: Sequence[Stretch], cost: CostF
         worse=worse,
         evidence=harm(list(worse.values()), list(days.values())),
     )
+
+
+def _lead(spec: ModelSpec, stretch: Stretch, cost: CostFunction | None) -> float:
+    """How far the anchor is ahead of the best constant, in units of the primary metric; 0 if it is not, or if unknown."""
+    truth, metric = labels_of(stretch.rows), spec.primary_metric
+    anchor = evaluate_prediction(spec.task, truth, stretch.anchor, cost).get(metric)
+    uninformed = evaluate_metric(spec.task, metric, truth, constant(spec.task, truth), cost)
+    if anchor is None or uninformed is None:
+        return 0.0
+    return max(anchor - uninformed if METRICS[spec.task][metric] else uninformed - anchor, 0.0)
 
 
 def _by_day(spec: ModelSpec, stretch: Stretch, prediction: Prediction, cost: CostFunction | None) -> NDArray[np.float64]:

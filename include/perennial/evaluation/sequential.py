@@ -23,7 +23,8 @@ def harm(worse: Sequence[int], days: Sequence[int]) -> float:
     given when the sum reaches c, the expected number of stretches until a false alarm is at least c.
 
     Args:
-        worse: for each stretch, in the order of time, the number of days on which the refreshed model was worse.
+        worse: for each stretch, in the order of time, the number of days on which the refreshed model was worse, by more than
+            the margin that counts.
         days: for each stretch, the number of days on which the two differ.
 
     Returns:

@@ -253,7 +253,7 @@ class RollingEvidence(Evidence):
         anchor: the version that refreshes are compared with: that in force four refreshes ago, or the first of the recipe.
         versions: the version that each stretch of days was predicted with, by key of the stretch.
         days: by key of the stretch, the number of days on which the primary metric of both differs.
-        worse: the number of these days on which the refreshed version was worse.
+        worse: the number of these days on which the refreshed version was worse by more than ``gates.refresh.margin``.
         evidence: how strongly these days speak against refreshes that do no harm: see
             :func:`perennial.evaluation.sequential.harm`.
     """

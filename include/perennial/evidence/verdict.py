@@ -50,9 +50,15 @@ class ColumnDrift(Evidence):
         return {**super().to_json(), "drifted": self.drifted}
 
 
+#: What no estimate can show. Every place that shows an estimate says it.
+ESTIMATE_LIMIT = (
+    "An estimate cannot see concept drift: if the relation between features and label has changed, only labels show it."
+)
+
+
 @dataclass(frozen=True)
 class Estimate(Evidence):
-    """Metrics of a window whose labels are not known.
+    """Metrics of a window whose labels are not known; :data:`ESTIMATE_LIMIT` says what they cannot show.
 
     Attributes:
         metric: the primary metric.

@@ -12,7 +12,7 @@ from perennial.alerts.alert import Alert, judged
 from perennial.core.columns import insert
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval, utc
-from perennial.evidence.monitoring import Constant
+from perennial.evidence.monitoring import Audit, Constant, Expectation
 from perennial.evidence.verdict import VerdictDetails
 from perennial.ledger import tables
 from perennial.ledger.promotions import champion_of
@@ -175,6 +175,7 @@ class Observations(TableFamily):
         run_id: str,
         after: int | None = None,
         alert: Alert | None = None,
+        expectation: Expectation | None = None,
     ) -> Retraining:
         """Record whether monitoring asks for a retraining after a window.
 
@@ -185,6 +186,7 @@ class Observations(TableFamily):
             run_id: the run.
             after: how many decisions were recorded when this one was made; None: do not check.
             alert: recorded with the decision, once per champion; None: send none.
+            expectation: what a requested training is expected to gain; None: no training is requested.
 
         Returns:
             The decision that counts: the first one that was recorded for the window.
@@ -193,7 +195,10 @@ class Observations(TableFamily):
             StaleDecision: other windows were decided meanwhile, so cooldown and budget must be checked again.
         """
         key = {"model": model, "window_end": utc(window_end)}
-        values = {"asked": asked, "cause": cause, "reason": reason, "run_id": run_id, "recorded_at": now()}
+        values = {
+            "asked": asked, "cause": cause, "reason": reason, "run_id": run_id, "recorded_at": now(),
+            "expectation": as_column(expectation or Expectation()), "audit": {},
+        }  # fmt: skip
         with self._database.writing(model) as connection:
             row = (
                 connection.execute(sa.select(tables.retrainings).where(*matches(tables.retrainings, key)))
@@ -228,6 +233,14 @@ class Observations(TableFamily):
         if since is not None:
             query = query.where(tables.retrainings.c.window_end >= since)
         return self._list(Retraining, query.order_by(tables.retrainings.c.window_end))
+
+    def record_audit(self, model: str, window_end: datetime, audit: Audit) -> None:
+        """Record what came of a request for a training. The first audit is kept; later ones are ignored."""
+        with self._database.writing(model) as connection:
+            where = matches(tables.retrainings, {"model": model, "window_end": utc(window_end)})
+            row = connection.execute(sa.select(tables.retrainings).where(*where)).mappings().one_or_none()
+            if row is not None and as_record(Retraining, row).audit.is_empty:
+                connection.execute(sa.update(tables.retrainings).where(*where).values(audit=as_column(audit)))
 
     def record_refusal(
         self,

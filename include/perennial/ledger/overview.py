@@ -18,6 +18,7 @@ from perennial.ledger.records import (
     Promotion,
     Publication,
     Refusal,
+    Retraining,
     Verdict,
     VersionRecord,
 )
@@ -89,6 +90,8 @@ class Overviews(TableFamily):
             approvals = {row["model"]: as_record(Approval, row) for row in answered}
             refused = connection.execute(_newest(tables.refusals, tables.refusals.c.recorded_at)).mappings()
             refusals = {row["model"]: as_record(Refusal, row) for row in refused}
+            asked = _newest(tables.retrainings, tables.retrainings.c.window_end, where=tables.retrainings.c.asked)
+            requests = {row["model"]: as_record(Retraining, row) for row in connection.execute(asked).mappings()}
             judged = connection.execute(
                 _newest(tables.verdicts, tables.verdicts.c.end, tables.verdicts.c.start, number=windows)
             ).mappings()
@@ -113,5 +116,14 @@ class Overviews(TableFamily):
         for record in versions:
             by_model.setdefault(record.model, {})[record.version] = record
         return Overview(
-            published, champions, by_model, approvals, refusals, _by_model(verdicts), _by_model(performances), told, newest
+            published,
+            champions,
+            by_model,
+            approvals,
+            refusals,
+            _by_model(verdicts),
+            _by_model(performances),
+            told,
+            newest,
+            requests,
         )

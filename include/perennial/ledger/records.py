@@ -15,7 +15,7 @@ from perennial.alerts.outbox import OutboxEntry
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import Evaluation, GainOverChampion
-from perennial.evidence.monitoring import Constant
+from perennial.evidence.monitoring import Audit, Constant, Expectation
 from perennial.evidence.training import CodeState, StoredModel, TrainingRecord
 from perennial.evidence.verdict import VerdictDetails
 
@@ -293,6 +293,8 @@ class Retraining:
         window_end: end of the window that was judged.
         asked: whether a training was requested.
         cause: ``drift`` or ``performance``; if no training was requested, why not.
+        expectation: what a requested training was expected to gain.
+        audit: what came of it.
     """
 
     model: str
@@ -302,6 +304,8 @@ class Retraining:
     reason: str
     run_id: str
     recorded_at: datetime
+    expectation: Expectation
+    audit: Audit
 
 
 @dataclass(frozen=True)
@@ -334,6 +338,7 @@ class Overview:
         performances: the performance on the newest windows, oldest first.
         alerts: recent alerts and alerts that wait for delivery, oldest first.
         publications: by dataset, the newest publications of tables, features and predictions, oldest first.
+        requests: the newest decision by which monitoring asked for a training.
     """
 
     published: dict[str, dict[str, datetime]]
@@ -345,3 +350,4 @@ class Overview:
     performances: dict[str, list[Performance]]
     alerts: dict[str, list[OutboxEntry]]
     publications: dict[str, dict[str, list[Publication]]]
+    requests: dict[str, Retraining]

@@ -101,6 +101,7 @@ retrainings = _table(
     "retrainings",
     _text("model", key=True), _time("window_end", key=True),
     sa.Column("asked", sa.Boolean, nullable=False), _text("cause"), _text("reason"), _text("run_id"), _time("recorded_at"),
+    _json("expectation"), _json("audit"),
 )  # fmt: skip
 
 refusals = _table(

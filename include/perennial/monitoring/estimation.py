@@ -1,19 +1,23 @@
-"""Estimates the champion's performance before labels arrive: confidence-based performance estimation (CBPE).
+"""Estimates the champion's performance before labels arrive.
 
-A calibrated probability tells how often it will be wrong. So the probabilities of a version are calibrated on the rows of its
-training reference that it had not seen. Then each row of a window counts once per possible label, weighted by the calibrated
-probability of that label, and the metrics are computed on these weighted rows.
+**Classification**, by confidence-based performance estimation (CBPE, :func:`estimate`). A calibrated probability tells how
+often it will be wrong. So the probabilities of a version are calibrated on the rows of its training reference that it had not
+seen. Then each row of a window counts once per possible label, weighted by the calibrated probability of that label, and the
+metrics are computed on these weighted rows.
 
-The estimate is valid only while the relation between features and label stays the same. It shows a change of the features
+**Regression**, by direct loss estimation (DLE, :func:`estimate_loss`). A regression does not say how sure it is. So a second
+model learns the loss of a row from the row's features and prediction, on the same rows of the reference. The mean of its
+predictions on a window is the window's expected loss.
+
+An estimate is valid only while the relation between features and label stays the same. It shows a change of the features
 (covariate shift). It cannot show a change of the relation (concept drift), which only labels show
-(:mod:`perennial.monitoring.performance`). :func:`beside_realised` pairs both for comparison.
-
-A regression predicts no probability, so nothing is estimated for it.
+(:mod:`perennial.monitoring.performance`): :data:`perennial.evidence.verdict.ESTIMATE_LIMIT`. :func:`beside_realised` pairs
+both for comparison.
 
 References:
     Kivimäki, Białek, Nurminen, Kuberski: Confidence-based Estimators for Predictive Performance in Model Monitoring. 2024,
         arXiv:2407.08649.
-    NannyML, documentation of release 0.13: Confidence-based Performance Estimation.
+    NannyML, documentation of release 0.13: Confidence-based Performance Estimation; Direct Loss Estimation.
     Niculescu-Mizil, Caruana: Predicting Good Probabilities with Supervised Learning. ICML 2005. Isotonic regression from
         about a thousand rows on, Platt's sigmoid below.
     Zadrozny, Elkan: Transforming Classifier Scores into Accurate Multiclass Probability Estimates. KDD 2002. One against
@@ -23,7 +27,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit
 from sklearn import metrics as sk
+from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
@@ -48,10 +53,14 @@ FEWEST_ROWS = 200
 _ISOTONIC_ROWS = 1_000
 #: The number of samples of the reference on which the error of the estimate is measured.
 _PIECES = 60
+#: The parts of the reference, each of whole days, of which one is estimated from the others.
+_FOLDS = 5
 #: The share of these samples that lies within a band.
 CONFIDENCE = 0.95
 
 Floats = NDArray[np.float64]
+#: The band of an estimate, and the usual range: low and high end each; None if they are not known.
+Bands = tuple[list[float] | None, list[float] | None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def estimate(
     """Estimate the metrics of a window.
 
     Args:
-        task: the model's task.
+        task: the model's task, a classification.
         metric: the primary metric.
         reference: labelled rows that the version had not seen when it predicted them.
         window: rows without labels; their classes are those of the version.
@@ -102,10 +111,8 @@ def estimate(
     def none(reason: str) -> Estimate:
         return Estimate(metric, rows=len(window), reference_rows=len(reference), reason=reason)
 
-    if task == "regression":
-        return none("a regression predicts no probability, so its performance cannot be estimated without labels")
     if reference.labels is None or len(reference) < FEWEST_ROWS:
-        return none(f"the reference has {len(reference):,} rows that the version had not seen; {FEWEST_ROWS:,} are needed")
+        return none(_too_few(len(reference)))
     if len(np.unique(reference.labels)) < 2:
         return none("all labels of the reference are the same")
     if not (np.isfinite(window.probabilities).all() and np.isfinite(reference.probabilities).all()) or not len(window):
@@ -126,7 +133,7 @@ def estimate(
     }
     band = usual = None
     if metric in metrics:
-        band, usual = _bands(scoring, metric, metrics[metric], known, labels, days, len(window), window, seed)
+        band, usual = _bands_of_classes(scoring, metric, metrics[metric], known, labels, days, window, seed)
     return Estimate(
         metric=metric,
         metrics=metrics,
@@ -254,50 +261,183 @@ _BINARY = {
 }
 
 
-def _bands(
+def _bands_of_classes(
     scoring: _Scoring,
     metric: str,
     value: float,
     probabilities: Floats,
     labels: NDArray[np.int64],
     days: NDArray[np.int64] | None,
-    size: int,
     window: PredictedOutcomes,
     seed: int,
-) -> tuple[list[float] | None, list[float] | None]:
+) -> Bands:
+    groups = _groups(days, len(labels))
+    if groups is None:
+        return None, None
+    weights = np.empty_like(probabilities)
+    for fitted, other in GroupKFold(_FOLDS).split(probabilities, groups=groups):
+        weights[other] = _Calibrator(probabilities[fitted], labels[fitted]).weigh(probabilities[other])
+    truth = np.eye(probabilities.shape[1])[labels]
+    return _bands(
+        value,
+        groups,
+        lambda rows, times: scoring.metric(metric, probabilities[rows], weights[rows] * times[:, None]),
+        lambda rows, times: scoring.metric(metric, probabilities[rows], truth[rows] * times[:, None]),
+        size=len(window),
+        span=_span(days, window.days),
+        seed=seed,
+    )
+
+
+def _groups(days: NDArray[np.int64] | None, rows: int) -> NDArray[np.int64] | None:
+    """For each row the number of its day, or of itself if days are not known; None if there are too few for folds."""
+    groups = np.arange(rows) if days is None else np.unique(days, return_inverse=True)[1]
+    return groups if groups.max() + 1 >= _FOLDS else None
+
+
+def _span(of_reference: NDArray[np.int64] | None, of_window: NDArray[np.int64] | None) -> int | None:
+    """The number of days of the window; None if days are not known."""
+    return None if of_reference is None or of_window is None else len(np.unique(of_window))
+
+
+def _bands(
+    value: float,
+    groups: NDArray[np.int64],
+    estimated: Callable[[NDArray[np.int64], NDArray[np.int64]], float],
+    realised: Callable[[NDArray[np.int64], NDArray[np.int64]], float],
+    *,
+    size: int,
+    span: int | None,
+    seed: int,
+) -> Bands:
     """The band around the estimate ``value``, and the usual range of the metric on the reference.
 
-    Both come from random samples of the reference. A sample has as many rows as the window, drawn from as many days. Its
-    calibration was fitted on other days, as it is for the window.
+    Both come from random samples of the reference. A sample has as many rows as the window, drawn from as many days. What its
+    estimate needs was fitted on other days, as it is for the window.
+
+    Args:
+        value: the estimate for the window.
+        groups: for each row of the reference the number of its day.
+        estimated, realised: the metric of a sample; they take the numbers of its rows, and how often it has each.
+        size: rows of the window.
+        span: days of the window; None: as many as the reference.
+        seed: for the samples.
 
     Returns:
         The band, from the errors of the samples' estimates, and the range of the samples' realised metrics: ``[low, high]``
-        each. None for both if there are fewer than 5 days or the metric is not defined on a sample.
+        each. None for both if the metric is not defined on a sample.
     """
     random = np.random.default_rng(seed)
-    groups = np.arange(len(labels)) if days is None else np.unique(days, return_inverse=True)[1]
-    if groups.max() + 1 < 5:
-        return None, None
-    weights = np.empty_like(probabilities)
-    for fitted, other in GroupKFold(5).split(probabilities, groups=groups):
-        weights[other] = _Calibrator(probabilities[fitted], labels[fitted]).weigh(probabilities[other])
-    truth = np.eye(probabilities.shape[1])[labels]
-    span = len(np.unique(window.days)) if days is not None and window.days is not None else groups.max() + 1
+    count = int(groups.max()) + 1
     off, real = [], []
     for _ in range(_PIECES):
-        drawn = np.bincount(random.integers(groups.max() + 1, size=span), minlength=groups.max() + 1)
+        drawn = np.bincount(random.integers(count, size=span or count), minlength=count)
         chances = drawn[groups].astype(np.float64)
         counts = random.multinomial(size, chances / chances.sum())
         rows = np.flatnonzero(counts)
-        said, times = probabilities[rows], counts[rows, None]
-        realised = scoring.metric(metric, said, truth[rows] * times)
-        off.append(scoring.metric(metric, said, weights[rows] * times) - realised)
-        real.append(realised)
+        real.append(realised(rows, counts[rows]))
+        off.append(estimated(rows, counts[rows]) - real[-1])
     if not (np.isfinite(off).all() and np.isfinite(real).all()):
         return None, None
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(off, tails)
     return [value - float(high), value - float(low)], [float(end) for end in np.quantile(real, tails)]
+
+
+# --- regression --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PredictedNumbers:
+    """A version's predictions of a regression for n rows, and their labels.
+
+    Attributes:
+        predictions: n numbers.
+        inputs: n by d, the features as numbers; NaN where a value is missing.
+        labels: n numbers; None if they are not known.
+        days: as in :class:`PredictedOutcomes`.
+    """
+
+    predictions: Floats
+    inputs: Floats
+    labels: Floats | None = None
+    days: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+
+def estimate_loss(
+    metric: str, reference: PredictedNumbers, window: PredictedNumbers, *, seed: int, cost: CostFunction | None = None
+) -> Estimate:
+    """Estimate the metrics of a regression's window.
+
+    ``r2`` is not estimated: it compares with the spread of the labels, which are not there.
+
+    Args:
+        metric: the primary metric.
+        reference: labelled rows that the version had not seen when it predicted them.
+        window: rows without labels, with the same inputs.
+        seed: for the second model, and for the random samples that bands are computed from.
+        cost: the cost function of the spec; None if it has none.
+
+    Returns:
+        The estimate. If none can be made, it holds the reason and no metrics.
+    """
+
+    def none(reason: str) -> Estimate:
+        return Estimate(metric, rows=len(window), reference_rows=len(reference), reason=reason)
+
+    if reference.labels is None or len(reference) < FEWEST_ROWS:
+        return none(_too_few(len(reference)))
+    if not len(window):
+        return none("no prediction of the window has features")
+    if not (np.isfinite(window.predictions).all() and np.isfinite(reference.predictions).all()):
+        return none("some predictions are not finite")
+    error = reference.labels - reference.predictions
+    losses = {"rmse": error**2, "mae": np.abs(error)}
+    if cost is not None:
+        losses["cost"] = cost(reference.labels, reference.predictions)
+    known, asked = (np.column_stack([rows.inputs, rows.predictions]) for rows in (reference, window))
+
+    def learn(name: str, rows: Any) -> HistGradientBoostingRegressor:
+        return HistGradientBoostingRegressor(
+            max_iter=100, max_leaf_nodes=15, min_samples_leaf=20, early_stopping=False, random_state=seed
+        ).fit(known[rows], losses[name][rows])
+
+    def of_mean(name: str, loss: Floats, times: NDArray[np.int64] | None = None) -> float:
+        mean = float(np.average(loss, weights=times))
+        return {"rmse": math.sqrt(max(mean, 0.0)), "mae": max(mean, 0.0)}.get(name, mean)
+
+    metrics = {name: of_mean(name, learn(name, slice(None)).predict(asked)) for name in losses}
+    groups = _groups(reference.days, len(reference))
+    band = usual = None
+    if metric in metrics and groups is not None:
+        learned = np.empty(len(reference))
+        for fitted, other in GroupKFold(_FOLDS).split(known, groups=groups):
+            learned[other] = learn(metric, fitted).predict(known[other])
+        band, usual = _bands(
+            metrics[metric],
+            groups,
+            lambda rows, times: of_mean(metric, learned[rows], times),
+            lambda rows, times: of_mean(metric, losses[metric][rows], times),
+            size=len(window),
+            span=_span(reference.days, window.days),
+            seed=seed,
+        )
+    return Estimate(
+        metric=metric,
+        metrics=metrics,
+        band=band,
+        usual=usual,
+        rows=len(window),
+        reference_rows=len(reference),
+        reason="" if metric in metrics else f"{metric} cannot be estimated from the losses of single rows",
+    )
+
+
+def _too_few(rows: int) -> str:
+    return f"the reference has {rows:,} rows that the version had not seen; {FEWEST_ROWS:,} are needed"
 
 
 # --- estimated and realised, side by side -----------------------------------------------------------------------------

@@ -18,8 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from perennial.alerts import of_models
 from perennial.alerts.alert import Alert
@@ -32,7 +34,7 @@ from perennial.drift.findings import DriftComparison
 from perennial.drift.page import write_report
 from perennial.drift.sampling import take_sample
 from perennial.evidence.evaluation import Evaluation
-from perennial.evidence.verdict import ComparedRows, Estimate, Impact, VerdictDetails
+from perennial.evidence.verdict import ESTIMATE_LIMIT, ComparedRows, Estimate, Impact, VerdictDetails
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import VerdictName, VersionRecord
@@ -169,6 +171,8 @@ def _alert(
     assert version is not None  # nothing is compared without one
     if comparison.verdict == "drift":
         reasons = [*weight.reasons, *comparison.reasons] if weight.severity == "critical" else comparison.reasons
+        if "estimated" in weight.fallen:
+            reasons = [*reasons, ESTIMATE_LIMIT]
         return of_models.drift(model, interval, version=version, reasons=reasons, severity=weight.severity, links=links)
     return of_models.performance_fell(
         model, interval, version=version, reasons=weight.reasons, severity=weight.severity, links=links
@@ -311,7 +315,7 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         compared = [name for name in alike.column_names if name in NOT_FEATURES or name in model.features]
         comparison = compare(spec.drift, features, predictions, alike.select(compared), folder.thresholds)
         reasons = [*comparison.reasons, *_left_out(made_by, version, gaps)]
-        estimate = _estimate(folder, model, predictions, reference)
+        estimate = _estimate(folder, model, predictions, features, reference)
         return replace(found, comparison=replace(comparison, reasons=reasons), estimate=estimate)
     except PerennialError as error:
         log.warning("drift could not be judged: %s", error)
@@ -344,10 +348,22 @@ def _left_out(made_by: Counter[int], version: int, gaps: Sequence[Interval]) -> 
         yield f"no predictions are published for {', '.join(gap.key for gap in gaps)}"
 
 
-def _estimate(folder: ModelFolder, model: LoadedModel, predictions: pa.Table, reference: pa.Table) -> Estimate:
+def _estimate(
+    folder: ModelFolder, model: LoadedModel, predictions: pa.Table, features: pa.Table, reference: pa.Table
+) -> Estimate:
     """The estimated performance of the window. If it fails, the estimate holds the reason."""
     spec = folder.spec
     try:
+        if spec.task == "regression":
+            # Both are samples by the key's hash, so they have the same rows.
+            key = list(spec.entity_table.key)
+            window = predictions.select([*key, PREDICTION]).join(features, keys=key, join_type="inner", use_threads=False)
+            return estimation.estimate_loss(
+                spec.primary_metric,
+                *_numbers(spec, model, reference, window),
+                seed=spec.training.seed,
+                cost=cost_function(folder),
+            )
         return estimation.estimate(
             spec.task,
             spec.primary_metric,
@@ -362,16 +378,42 @@ def _estimate(folder: ModelFolder, model: LoadedModel, predictions: pa.Table, re
         return Estimate(spec.primary_metric, reason=f"the estimate failed, {first_line(error)}")
 
 
+def _numbers(spec: ModelSpec, model: LoadedModel, reference: pa.Table, window: pa.Table) -> list[estimation.PredictedNumbers]:
+    """The rows of a regression's reference, and those of a window, that have predictions. Categories become numbers."""
+    there = [rows.filter(rows.column(PREDICTION).is_valid()) for rows in (reference, window)]
+    known, asked = (model.takes.frame(rows) for rows in there)
+    for name in model.takes.categorical:
+        # A category that the reference has not is -1, as a missing value is.
+        categories = pd.Index(known[name].dropna().unique())
+        for frame in (known, asked):
+            frame[name] = categories.get_indexer(frame[name]).astype(np.float64)
+    return [
+        estimation.PredictedNumbers(
+            pc.cast(rows.column(PREDICTION), pa.float64()).to_numpy(),
+            frame.to_numpy(dtype=np.float64),
+            pc.cast(rows.column("label"), pa.float64()).to_numpy() if "label" in rows.column_names else None,
+            _days(spec, rows),
+        )
+        for rows, frame in zip(there, (known, asked), strict=True)
+    ]
+
+
+def _days(spec: ModelSpec, rows: pa.Table) -> NDArray[np.int64] | None:
+    """The day of each row, as a number; None if the rows have no event time."""
+    if spec.event_time not in rows.column_names:
+        return None
+    days = pc.cast(pc.cast(rows.column(spec.event_time), pa.date32()), pa.int32())
+    return np.asarray(days.to_numpy(), dtype=np.int64)
+
+
 def _outcomes(spec: ModelSpec, rows: pa.Table, *, labelled: bool) -> estimation.PredictedOutcomes:
     """The rows of a reference, or of a window, that have probabilities."""
     said = "probabilities" if spec.task == "multiclass_classification" else PREDICTION
-    if spec.task == "regression" or said not in rows.column_names:
+    if said not in rows.column_names:
         return estimation.PredictedOutcomes(np.empty((0, 0)), ())
     rows = rows.filter(rows.column(said).is_valid())
     labels = rows.column("label").to_numpy(zero_copy_only=False) if labelled else None
-    days = None
-    if spec.event_time in rows.column_names:
-        days = pc.cast(pc.cast(rows.column(spec.event_time), pa.date32()), pa.int32()).to_numpy().astype(np.int64)
+    days = _days(spec, rows)
     if spec.task == "binary_classification":
         return estimation.from_binary(rows.column(said).to_numpy(), labels, days)
     probabilities, classes = read_probabilities(rows)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from perennial.evaluation.plots import GREY, save
+from perennial.evidence.verdict import ESTIMATE_LIMIT
 from perennial.monitoring.estimation import WindowOutlook
 
 
@@ -47,6 +48,8 @@ def draw_outlook(windows: Sequence[WindowOutlook], directory: Path, *, metric: s
     if drifted:
         axes.plot(drifted, [0.02] * len(drifted), "v", color="C3", transform=axes.get_xaxis_transform(), label="drift")
     axes.set(title=f"Version {version}, window by window", ylabel=metric, xlabel="end of the window")
+    if expected:
+        figure.supxlabel(ESTIMATE_LIMIT, fontsize=7, color=GREY)
     axes.tick_params(axis="x", rotation=30)
     axes.legend()
     return save(figure, directory / "performance.png")

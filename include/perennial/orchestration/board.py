@@ -32,6 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.core.errors import PerennialError, SpecError
 from perennial.core.settings import settings
+from perennial.evidence.verdict import ESTIMATE_LIMIT
 from perennial.ledger.store import Ledger
 from perennial.reports import board
 from perennial.reports.board import Board, Pages
@@ -126,6 +127,7 @@ def page(sight: SightDep) -> Response:
             span=board.span,
             sparkline=board.sparkline,
             size=(board.WIDTH, board.HEIGHT),
+            limit=ESTIMATE_LIMIT,
         )
     )
     return Response(text, media_type="text/html; charset=utf-8", headers={**_HEADERS, "Content-Security-Policy": _PAGE_POLICY})

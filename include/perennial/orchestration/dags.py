@@ -256,7 +256,9 @@ def announcements(*, default: bool) -> dict[str, Param]:
             "Announce to monitoring", "Judge their weeks once they are scored. Needs *Announce to scoring*.", default=default
         ),
         "announce_training": switch(
-            "Announce to training", "Train when their weeks are complete, oldest first.", default=default
+            "Announce to training",
+            "Train, and refresh the champion, when their weeks are complete, oldest first.",
+            default=default,
         ),
     }
 

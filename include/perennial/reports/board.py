@@ -24,9 +24,11 @@ from perennial.ledger.records import (
     Promotion,
     Publication,
     Refusal,
+    Retraining,
     Verdict,
     VersionRecord,
 )
+from perennial.reports.history import in_short
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
@@ -158,6 +160,21 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The newest training that monitoring asked for.
+
+    Attributes:
+        at: end of the window after which it asked.
+        reason: why, with what was expected.
+        short: what was expected, and what came of it.
+    """
+
+    at: datetime
+    reason: str
+    short: str
+
+
+@dataclass(frozen=True)
 class Told:
     """Alerts.
 
@@ -237,6 +254,7 @@ class Row:
     judged: NewestVerdict | None = None
     outlook: Outlook | None = None
     trained: Trained | None = None
+    asked: Asked | None = None
     told: Told = field(default_factory=Told)
     tables: tuple[TableCell, ...] = ()
     outdated: tuple[str, ...] = ()
@@ -336,6 +354,7 @@ def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Ro
         judged=_judged(verdicts[-1], pages) if verdicts else None,
         outlook=_outlook(spec, verdicts, overview.performances.get(model, [])),
         trained=_trained(spec, overview, champion, pages),
+        asked=_asked(overview.requests.get(model)),
         told=_told(overview, model, now, has_channel=bool(spec.alerts.everybody)),
         tables=_tables(spec, newest.get("tables", []), data_until),
         outdated=tuple(stretch.key for stretch in merged(outdated(newest.get("features", []), newest.get("predictions", [])))),
@@ -494,6 +513,10 @@ def _trained(spec: ModelSpec, overview: Overview, champion: Promotion | None, pa
         link=pages.version(spec.name, record.version),
         run=_training_run(record, pages),
     )
+
+
+def _asked(request: Retraining | None) -> Asked | None:
+    return None if request is None else Asked(request.window_end, request.reason, in_short(request))
 
 
 def _was_champion(champion: Promotion | None, record: VersionRecord) -> bool:

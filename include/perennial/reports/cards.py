@@ -329,6 +329,9 @@ def slices(dossier: Dossier) -> Chapter:
     wanted = f"the comparison by {', '.join(columns)}, which gates.slices.columns requires: train and evaluate again"
     if not columns:
         return Chapter("Slices", [Words("No slices are judged: model.yaml has no gates.slices.columns.")], wanted)
+    if dossier.evaluation.refresh is not None:
+        words = "A refresh is the champion's recipe with newer rows. It is not compared with the champion by slices."
+        return Chapter("Slices", [Words(words)], wanted)
     if dossier.evaluation.champion is None:
         words = f"Slices by {', '.join(columns)} will be judged once there is a champion to compare with."
         return Chapter("Slices", [Words(words)], wanted)

@@ -11,7 +11,7 @@ from perennial.core.errors import ArtifactRejected
 from perennial.core.intervals import Interval, merged
 from perennial.evidence.decision import GateDecision
 from perennial.ledger.coverage import Waiting, outdated
-from perennial.ledger.records import Promotion
+from perennial.ledger.records import Promotion, Retraining
 from perennial.ledger.store import Ledger
 from perennial.ledger.succession import completed
 
@@ -60,6 +60,24 @@ def unfinished(ledger: Ledger, model: str) -> list[str]:
         f"without it since {min(one.since for one in awaited):%Y-%m-%d %H:%M} UTC."
         for table, awaited in Waiting(ledger.publications(model, "tables")).tables.items()
     ]
+
+
+def requests(ledger: Ledger, model: str) -> list[str]:
+    """The trainings that monitoring asked for, a line each, oldest first: why, what was expected, and what came of it."""
+    return [
+        f"After {asked.window_end:%Y-%m-%d} monitoring asked for a training ({asked.cause}): {in_short(asked)}."
+        for asked in ledger.retrainings(model)
+        if asked.asked
+    ]
+
+
+def in_short(asked: Retraining) -> str:
+    """What was expected of a requested training, and what came of it."""
+    if asked.expectation.is_empty:
+        expected = "what was expected is not recorded"
+    else:
+        expected = f"expected {asked.expectation.figure}" if asked.expectation.figure else "it was not known what to expect"
+    return f"{expected}; {asked.audit.words or 'what came of it is not known yet'}"
 
 
 def explain(ledger: Ledger, model: str, version: int) -> dict[str, Any]:

@@ -189,11 +189,15 @@ class RefreshGate(Section):
         skill: skill score that the model before it must have on the newest rows: 0 is that of the best constant prediction, 1
             is perfect. An area under the ROC curve of 0.55 is a skill of 0.1. Without skill, the newest labels are doubted.
             None: 0.1 for ``roc_auc``, 0 for other metrics.
+        margin: share of the older version's lead over the best constant that refreshed models must lose on a day for the day
+            to speak against them. 0.02 of the lead of a ROC AUC of 0.75 is 0.005. Less harms nobody, and one fit is always
+            ahead of another by a little.
         false_restores: expected number of refreshes until one is undone by chance, if refreshes do no harm.
     """
 
     agreement: Share = 0.7
     skill: Share | None = None
+    margin: Share = 0.02
     false_restores: Annotated[int, Field(ge=20)] = 260
 
 

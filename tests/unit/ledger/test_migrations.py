@@ -230,7 +230,7 @@ def _value(column: sa.Column[Any]) -> object:
         return 1
     lists = {"reasons", "delivered"}
     objects = {"snapshots", "hashes", "rows", "inputs", "manifest", "training", "evaluation", "decision", "code", "evidence"}
-    objects |= {"details", "metrics", "comparison", "constant"}
+    objects |= {"details", "metrics", "comparison", "constant", "expectation", "audit"}
     if column.name == "alert":
         return '{"details": {}, "kind": "drift", "model": "flight_delay", "severity": "warning", "title": "Drift"}'
     if column.name in lists | objects:

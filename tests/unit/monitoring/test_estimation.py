@@ -10,8 +10,17 @@ import pytest
 from sklearn import metrics as sk
 
 from perennial.core.intervals import Interval
-from perennial.evidence.verdict import Estimate, VerdictDetails
-from perennial.monitoring.estimation import PredictedOutcomes, beside_realised, estimate, from_binary, from_classes
+from perennial.core.settings import PROJECT
+from perennial.evidence.verdict import ESTIMATE_LIMIT, Estimate, VerdictDetails
+from perennial.monitoring.estimation import (
+    PredictedNumbers,
+    PredictedOutcomes,
+    beside_realised,
+    estimate,
+    estimate_loss,
+    from_binary,
+    from_classes,
+)
 
 NONE = np.empty((0, 0))
 
@@ -104,7 +113,6 @@ def test_classes_are_matched_by_name() -> None:
 @pytest.mark.parametrize(
     ("task", "reference", "window", "reason"),
     [
-        ("regression", PredictedOutcomes(NONE, ()), PredictedOutcomes(NONE, ()), "predicts no probability"),
         ("binary_classification", binary(150, 1)[0], binary(300, 2)[0], "the reference has 150 rows"),
         ("binary_classification", PredictedOutcomes(NONE, ()), binary(300, 2)[0], "the reference has 0 rows"),
         ("binary_classification", from_binary(np.full(300, 0.5), np.ones(300)), binary(300, 2)[0], "all labels"),
@@ -120,6 +128,99 @@ def test_what_cannot_be_estimated_says_why(
     assert reason in found.reason
     assert found.metrics == {}
     assert np.isnan(found.value)
+
+
+# --- regression ------------------------------------------------------------------------------------------------------
+
+
+def numbers(rows: int, seed: int, *, shift: float = 0.0, moved: float = 0.0) -> tuple[PredictedNumbers, np.ndarray]:
+    """Rows of which the model knows the mean; the noise grows with the first feature.
+
+    Args:
+        rows: the number of rows.
+        seed: for the draws.
+        shift: of the first feature (covariate shift).
+        moved: of the labels, at the same features (concept drift).
+    """
+    random = np.random.default_rng(seed)
+    inputs = random.normal(size=(rows, 3))
+    inputs[:, 0] += shift
+    mean = 2 * inputs[:, 0] - inputs[:, 1]
+    labels = mean + moved + random.normal(0, np.exp(0.5 * inputs[:, 0]))
+    return PredictedNumbers(mean, inputs, labels, np.sort(random.integers(0, 14, rows))), np.abs(labels - mean)
+
+
+def blind(given: PredictedNumbers) -> PredictedNumbers:
+    return PredictedNumbers(given.predictions, given.inputs, None, given.days)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.8, -0.8])
+def test_a_regressions_estimate_meets_what_comes_also_where_the_features_have_moved(shift: float) -> None:
+    reference, usual = numbers(6_000, 1)
+    window, errors = numbers(4_000, 2, shift=shift)
+    found = estimate_loss("mae", reference, blind(window), seed=1)
+    assert found.value == pytest.approx(errors.mean(), rel=0.08)
+    assert found.metrics["rmse"] == pytest.approx(np.sqrt(np.mean(errors**2)), rel=0.15)
+    if shift:
+        assert abs(found.value - errors.mean()) < 0.4 * abs(usual.mean() - errors.mean())
+
+
+def test_a_regressions_band_holds_what_comes() -> None:
+    reference, _ = numbers(3_000, 1)
+    inside = 0
+    for seed in range(10, 16):
+        window, errors = numbers(1_000, seed)
+        found = estimate_loss("mae", reference, blind(window), seed=1)
+        assert found.band is not None
+        assert found.usual is not None
+        assert found.usual[0] < usual_error(reference) < found.usual[1]
+        inside += found.band[0] <= errors.mean() <= found.band[1]
+    assert inside >= 5
+
+
+def usual_error(given: PredictedNumbers) -> float:
+    assert given.labels is not None
+    return float(np.abs(given.labels - given.predictions).mean())
+
+
+def test_a_changed_concept_of_a_regression_is_not_seen_before_labels() -> None:
+    reference, usual = numbers(3_000, 1)
+    window, errors = numbers(3_000, 2, moved=5.0)
+    found = estimate_loss("rmse", reference, blind(window), seed=1)
+    assert found.metrics["mae"] == pytest.approx(usual.mean(), rel=0.1)
+    assert errors.mean() > 3 * found.metrics["mae"]
+
+
+def test_the_cost_of_a_regression_is_estimated_and_its_share_of_variance_is_not() -> None:
+    reference, _ = numbers(2_000, 1)
+    window, errors = numbers(2_000, 2)
+    found = estimate_loss("r2", reference, blind(window), seed=1, cost=lambda truth, said: 3 * np.abs(truth - said))
+    assert found.metrics["cost"] == pytest.approx(3 * errors.mean(), rel=0.1)
+    assert found.metrics.keys() == {"rmse", "mae", "cost"}
+    assert found.reason.startswith("r2 cannot be estimated")
+    assert found.band is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "window", "reason"),
+    [
+        (numbers(150, 1)[0], numbers(300, 2)[0], "the reference has 150 rows"),
+        (blind(numbers(300, 1)[0]), numbers(300, 2)[0], "the reference has 300 rows"),
+        (numbers(300, 1)[0], numbers(0, 2)[0], "no prediction of the window has features"),
+        (numbers(300, 1)[0], PredictedNumbers(np.array([np.nan]), np.zeros((1, 3))), "not finite"),
+    ],
+)
+def test_a_regression_that_cannot_be_estimated_says_why(
+    reference: PredictedNumbers, window: PredictedNumbers, reason: str
+) -> None:
+    found = estimate_loss("rmse", reference, window, seed=1)
+    assert reason in found.reason
+    assert found.metrics == {}
+
+
+@pytest.mark.parametrize("page", ["alerts.md", "decide.md", "observe.md"])
+def test_each_page_about_estimates_says_what_they_cannot_see(page: str) -> None:
+    assert ESTIMATE_LIMIT in " ".join((PROJECT / "docs" / page).read_text().split())
 
 
 # --- estimated and realised, side by side -----------------------------------------------------------------------------

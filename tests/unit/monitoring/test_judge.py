@@ -18,7 +18,7 @@ from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.evidence.evaluation import Evaluation, GainOverChampion
 from perennial.evidence.monitoring import Constant
-from perennial.evidence.verdict import Estimate
+from perennial.evidence.verdict import ESTIMATE_LIMIT, Estimate
 from perennial.monitoring import estimation
 from perennial.monitoring.judge import DriftVerdict, estimate_bound, judge_drift, read_outlook
 from perennial.spec.model import ModelSpec
@@ -273,14 +273,18 @@ def test_an_estimate_that_fails_takes_nothing_from_the_verdict(world: World, mon
     assert verdict.details.estimate.reason == "the estimate failed, ZeroDivisionError: inside"
 
 
-def test_a_regression_says_that_nothing_is_estimated(tmp_path: Path, settings: Settings) -> None:
+def test_a_regression_is_estimated_before_labels(tmp_path: Path, settings: Settings) -> None:
     world = make_world(tmp_path, settings, "regression")
     world.publish(WEEK)
     world.score(world.register(), WEEK)
     verdict = judge_interval(world)
     assert verdict.verdict in ("ok", "drift")
-    assert verdict.details.estimate is not None
-    assert verdict.details.estimate.reason.startswith("a regression predicts no probability")
+    estimate = verdict.details.estimate
+    assert estimate is not None
+    assert estimate.reason == ""
+    assert (estimate.rows, set(estimate.metrics)) == (420, {"rmse", "mae"})
+    assert estimate.metrics["rmse"] > 0
+    assert ESTIMATE_LIMIT in (world.settings.reports / str(verdict.report)).read_text()
 
 
 def test_realised_performance_that_fell_is_told_although_nothing_drifted(world: World) -> None:

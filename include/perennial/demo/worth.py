@@ -1,0 +1,66 @@
+"""What the weeks of the demo were predicted with, beside what never and always would have predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from perennial.core.intervals import Interval
+from perennial.core.settings import Settings
+from perennial.deployment import Deployment
+from perennial.ledger.records import VersionRecord
+
+#: The names of what is compared.
+SERVED, NEVER, ALWAYS = "served", "the first version for ever", "each refresh, refused or not"
+
+
+def worth(settings: Settings, model: str, weeks: Sequence[Interval]) -> dict[str, dict[str, float]]:
+    """The metrics of three ways to predict the same rows of these weeks.
+
+    Args:
+        settings: the demo's settings.
+        model: the model's name.
+        weeks: in the order of time.
+
+    Returns:
+        The metrics by name of the way: what was served; the first version for all weeks; and in each week the newest version
+        that had not learned from it, whatever the gates said of it. Empty if there is nothing to compare.
+    """
+    from perennial.evaluation.metrics import evaluate
+    from perennial.model.costs import cost_function
+    from perennial.training.training_set import pinned_snapshots, read_rows
+
+    deployment = Deployment(settings)
+    folder, ledger, registry = deployment.model(model), deployment.ledger, deployment.registry
+    spec, published = folder.spec, ledger.published(model, "predictions")
+    versions = ledger.versions(model)
+    if published is None or not weeks or not versions:
+        return {}
+    snapshots = pinned_snapshots(folder, ledger)
+    key = list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
+    parts: dict[str, list[pa.Table]] = {SERVED: [], NEVER: [], ALWAYS: []}
+    for week in weeks:
+        rows, _ = read_rows(folder, deployment.lake, snapshots, week, labels_known_by=datetime.now(UTC), withheld=[])
+        served = deployment.lake.scan(
+            model, "predictions", published.snapshots["predictions"], columns=[*key, "prediction"], interval=week,
+            event_time=spec.event_time,
+        ).read_all()  # fmt: skip
+        both = rows.join(served, keys=key, join_type="inner").combine_chunks()
+        parts[SERVED].append(both.select(["label", "prediction"]))
+        for name, version in ((NEVER, versions[0]), (ALWAYS, _newest(versions, week))):
+            said = registry.load(model, version.version).predict(both).values
+            parts[name].append(both.select(["label"]).append_column("prediction", pa.array(said)))
+    cost, found = cost_function(folder), {}
+    for name, tables in parts.items():
+        whole = pa.concat_tables(tables).combine_chunks()
+        truth, predicted = (whole.column(column).to_numpy() for column in ("label", "prediction"))
+        found[name] = evaluate(spec.task, truth, predicted, cost=cost)
+    return found
+
+
+def _newest(versions: Sequence[VersionRecord], week: Interval) -> VersionRecord:
+    before = [record for record in versions if Interval.from_key(record.learned_from).end <= week.start]
+    refreshes = [record for record in before if record.is_refresh]
+    return (refreshes or before or list(versions))[-1]
