@@ -39,7 +39,7 @@ import pyarrow.compute as pc
 from benchmarks.measuring import keep
 from benchmarks.replay import WEEK, Course, Fault, World, begin, new
 from benchmarks.streams import flights, made_stream
-from benchmarks.value import Floats, Job, resampled
+from benchmarks.value import Floats, Job, gain_in_words, resampled, show_on_page
 from perennial.core.intervals import Interval
 from perennial.evaluation.resampling import spread
 from perennial.model.labels import LABEL
@@ -194,6 +194,23 @@ def show(line: dict[str, Any]) -> str:
     )
 
 
+def tables(report: dict[str, Any]) -> str:
+    """What docs/decide.md shows of a report."""
+    rows = [
+        "| Stream | Fault | Weeks | Never | Without | With | To be had | Without, less that | With, less that | Refused |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for line in report["lines"]:
+        auc = line["auc"]
+        rows.append(
+            f"| {line['stream']} | {line['fault']} | {line['weeks']} | {auc['never']:.4f} | {auc['without']:.4f} | "
+            f"{auc['with']:.4f} | {auc['knowing']:.4f} | {gain_in_words(line['without_less_knowing'])}"
+            f"{', harms' if line['harms'] else ''} | {gain_in_words(line['with_less_knowing'])} | "
+            f"{len(line['refused_weeks'])} |"
+        )
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stream", choices=tuple(WINDOWS), nargs="+", default=tuple(WINDOWS))
@@ -218,7 +235,9 @@ def main() -> None:
     goals = {"the net holds in each fault that harms": all(line["held"] for line in harm)}
     print(f"{len(harm)} of {len(lines)} harm; {goals}; {time.monotonic() - started:.0f} s")
     if tuple(chosen.stream) == tuple(WINDOWS) and not chosen.fault:
-        keep("faults", {"goals_met": goals, "lines": lines, "seconds": round(time.monotonic() - started, 1)})
+        report = {"goals_met": goals, "lines": lines, "seconds": round(time.monotonic() - started, 1)}
+        keep("faults", report)
+        show_on_page("faults", tables(report))
 
 
 if __name__ == "__main__":

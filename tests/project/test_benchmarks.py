@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+from types import ModuleType
 
 import pytest
 
+from benchmarks import faults, value
 from benchmarks.__main__ import CLAIMS, README, STUDIES, read_results, with_table
 from benchmarks.measuring import RESULTS, Line
 from perennial.core.settings import PROJECT
@@ -26,12 +28,20 @@ def test_each_benchmark_says_what_it_measures(name: str) -> None:
 
 def test_every_script_is_run_by_make_bench() -> None:
     scripts = {file.stem for file in FOLDER.glob("*.py")} | {file.parent.name for file in FOLDER.glob("*/__main__.py")}
-    assert scripts - {"__init__", "__main__", "measuring", "prepared", "stacks"} == {*CLAIMS, *STUDIES}
+    assert scripts - {"__init__", "__main__", "measuring", "prepared", "replay", "stacks", "streams"} == {*CLAIMS, *STUDIES}
 
 
 def test_the_page_shows_what_was_measured() -> None:
     page = README.read_text(encoding="utf-8")
     assert page == with_table(page, read_results())
+
+
+@pytest.mark.parametrize("study", [value, faults])
+def test_the_page_on_decisions_shows_what_was_measured(study: ModuleType) -> None:
+    name = study.__name__.rpartition(".")[2]
+    page = value.PAGE.read_text(encoding="utf-8")
+    report = json.loads((RESULTS / f"{name}.json").read_text())
+    assert page == value.with_tables(page, name, study.tables(report))
 
 
 def test_every_claim_was_measured() -> None:

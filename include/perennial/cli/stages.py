@@ -131,6 +131,11 @@ def calibrate(chosen: argparse.Namespace) -> int:
         f"On windows like those of {found.history}, expect {found.expected:g} verdicts of drift per year "
         f"(budget {found.false_alarms:g}; {found.replays:,} replays). Written to {folder.path / THRESHOLDS_FILE}"
     )
+    if (net := found.refresh) is not None:
+        screen.print(
+            f"From {net.refreshes} refreshes: an agreement of at least {net.agreement:g} and a skill of at least "
+            f"{net.skill:g}, where model.yaml states none (gates.refresh)"
+        )
     return 0
 
 

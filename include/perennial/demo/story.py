@@ -97,19 +97,19 @@ def write_models(models: Path, example: Path, recipe: Mapping[str, Any]) -> None
 
 
 def misplace_delays(data: Path, interval: Interval) -> None:
-    """Make the flights of these days wrong: each arrival delay stands with another flight of its day.
+    """Make the flights of these days wrong: each arrival delay stands with another flight, from half the interval later.
 
-    Every value is one that a flight had, so no check of values can find it. Half of a day lies between the two flights.
+    Every value is one that a flight had, so no check of values can find it.
     """
-    for day in interval.days():
-        file = data / "flights" / f"{day.key}.csv.gz"
-        header, *rows = csv.reader(io.StringIO(gzip.decompress(file.read_bytes()).decode()))
-        place = header.index("arr_delay")
-        known = [row for row in rows if row[place] not in ("", "NA")]
-        delays = [row[place] for row in known]
-        for number, row in enumerate(known):
-            row[place] = delays[(number + len(delays) // 2) % len(delays)]
+    files = [data / "flights" / f"{day.key}.csv.gz" for day in interval.days()]
+    days = [list(csv.reader(io.StringIO(gzip.decompress(file.read_bytes()).decode()))) for file in files]
+    place = days[0][0].index("arr_delay")
+    known = [row for _, *rows in days for row in rows if row[place] not in ("", "NA")]
+    delays = [row[place] for row in known]
+    for number, row in enumerate(known):
+        row[place] = delays[(number + len(delays) // 2) % len(delays)]
+    for file, rows in zip(files, days, strict=True):
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        csv.writer(text, lineterminator="\n").writerows(rows)
         with replacing(file) as draft:
             draft.write_bytes(gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0))

@@ -18,7 +18,7 @@ from scipy.special import stdtr
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.decision import GateDecision, GateResult
 from perennial.evidence.evaluation import ChampionProbes, Contender, Evaluation, Operation, Refresh, Slice
-from perennial.spec.gates import DEFAULT_SKILL, Behaviour, FairnessGate, Gates
+from perennial.spec.gates import DEFAULT_AGREEMENT, DEFAULT_SKILL, Behaviour, FairnessGate, Gates
 from perennial.spec.training import METRICS
 
 #: Margins are decimal numbers. Binary floats differ from them by about this much: 0.3 - 0.2 is less than 0.1.
@@ -742,7 +742,8 @@ def _refreshed(evaluation: Evaluation, refresh: Refresh, gates: Gates) -> Iterat
     yield _leak(evaluation, gates)
     yield from _predictions(served, gates)
     yield _skill(evaluation, refresh, gates)
-    yield _agreement(evaluation, "refresh.agreement", gates.refresh.agreement, name, f"version {refresh.reference}")
+    least = gates.refresh.agreement if gates.refresh.agreement is not None else DEFAULT_AGREEMENT
+    yield _agreement(evaluation, "refresh.agreement", least, name, f"version {refresh.reference}")
     yield _harm(refresh, gates)
     yield from _unless_the_model_before_fails(served, refresh, gates)
     yield from _operation(name, evaluation.refit.operation if evaluation.refit else None, gates)

@@ -402,7 +402,7 @@ def estimate_loss(
 
     def learn(name: str, rows: Any) -> HistGradientBoostingRegressor:
         return HistGradientBoostingRegressor(
-            max_iter=100, max_leaf_nodes=15, min_samples_leaf=20, early_stopping=False, random_state=seed
+            max_iter=40, learning_rate=0.2, max_leaf_nodes=8, max_bins=64, early_stopping=False, random_state=seed
         ).fit(known[rows], losses[name][rows])
 
     def of_mean(name: str, loss: Floats, times: NDArray[np.int64] | None = None) -> float:

@@ -88,6 +88,7 @@ class NewestVerdict:
         severity: ``none``, ``warning`` or ``critical``, see :mod:`perennial.monitoring.impact`.
         report: page of the report; None if there is none.
         run: page of the run that judged.
+        useless: whether labels show that the version is surely worse than the same answer for every row.
     """
 
     verdict: str
@@ -96,6 +97,7 @@ class NewestVerdict:
     reason: str
     report: str | None
     run: str | None
+    useless: bool = False
 
 
 @dataclass(frozen=True)
@@ -409,7 +411,8 @@ def _critical_reasons(row: Row) -> list[str]:
     if row.refused:
         reasons.append(f"data of {span(row.refused)} refused")
     if row.judged and row.judged.severity == "critical":
-        reasons.append(_HARM.get(row.judged.verdict, row.judged.verdict))
+        harm = _HARM.get(row.judged.verdict, row.judged.verdict)
+        reasons.append("worse than the same answer for every row" if row.judged.useless else harm)
     if row.trained and row.trained.outcome == "refused" and not row.champion:
         reasons.append("no champion")
     if row.told.urgent:
@@ -455,6 +458,7 @@ def _judged(verdict: Verdict, pages: Pages) -> NewestVerdict:
         reason=reasons[0] if reasons else "",
         report=pages.report(verdict.report) if verdict.report else None,
         run=pages.run(f"{verdict.model}.monitor", verdict.run_id),
+        useless=details.impact is not None and "constant" in details.impact.fallen,
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from perennial.core.errors import SpecError
 from perennial.spec.agreement import defined_functions, function_problems, threshold_problems
 from perennial.spec.features_digest import feature_tables, features_digest, first_features_digest
+from perennial.spec.gates import Gates
 from perennial.spec.model import ModelSpec
 from perennial.spec.monitoring import DriftThresholds
 from perennial.spec.problems import Problem, write_problems
@@ -37,8 +38,8 @@ class ModelFolder(BaseModel):
         spec: what ``model.yaml`` says.
         features_sql: text of ``features.sql``.
         code: text of ``model.py``, empty if there is none.
-        thresholds: what ``drift.yaml`` says, None if there is none. Only monitoring uses them, so they are in no digest: a
-            new calibration changes no model and stops no training.
+        thresholds: what ``drift.yaml`` says, None if there is none. Only monitoring and the gates of refreshes use them, so
+            they are in no digest: a new calibration changes no model and stops no training.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,6 +65,16 @@ class ModelFolder(BaseModel):
         spec = json.dumps(self.spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
         code = {"model.py": self.code} if self.code else {}
         return {"model.yaml": spec, "features.sql": self.features_sql, **code}
+
+    @property
+    def gates(self) -> Gates:
+        """``gates`` of the spec. Where it states no threshold of refreshes, that of ``drift.yaml`` counts."""
+        stated, found = self.spec.gates, self.thresholds.refresh if self.thresholds is not None else None
+        if found is None:
+            return stated
+        calibrated = {"agreement": found.agreement, "skill": found.skill}
+        missing = {name: value for name, value in calibrated.items() if getattr(stated.refresh, name) is None}
+        return stated.model_copy(update={"refresh": stated.refresh.model_copy(update=missing)})
 
     @property
     def features_digest(self) -> str:

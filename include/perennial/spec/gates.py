@@ -176,7 +176,9 @@ class RefitGate(Section):
     agreement: Share = 0.5
 
 
-#: The skill score that ``gates.refresh.skill`` requires by default, by metric; 0 for others.
+#: The default of ``gates.refresh.agreement``.
+DEFAULT_AGREEMENT = 0.7
+#: The default of ``gates.refresh.skill``, by metric; 0 for others.
 DEFAULT_SKILL = {"roc_auc": 0.1}
 
 
@@ -185,17 +187,18 @@ class RefreshGate(Section):
 
     Attributes:
         agreement: how far the refreshed model must agree, on the newest rows, with the model before it: as for
-            ``gates.refit.agreement``. Rows that change a model more than that are withheld from later trainings.
+            ``gates.refit.agreement``. Rows that change a model more than that are withheld from later trainings. None: what
+            ``perennial calibrate`` found in the model's own refreshes, else 0.7.
         skill: skill score that the model before it must have on the newest rows: 0 is that of the best constant prediction, 1
             is perfect. An area under the ROC curve of 0.55 is a skill of 0.1. Without skill, the newest labels are doubted.
-            None: 0.1 for ``roc_auc``, 0 for other metrics.
+            None: what ``perennial calibrate`` found, else 0.1 for ``roc_auc``, and 0 for other metrics.
         margin: share of the older version's lead over the best constant that refreshed models must lose on a day for the day
             to speak against them. 0.02 of the lead of a ROC AUC of 0.75 is 0.005. Less harms nobody, and one fit is always
             ahead of another by a little.
         false_restores: expected number of refreshes until one is undone by chance, if refreshes do no harm.
     """
 
-    agreement: Share = 0.7
+    agreement: Share | None = None
     skill: Share | None = None
     margin: Share = 0.02
     false_restores: Annotated[int, Field(ge=20)] = 260

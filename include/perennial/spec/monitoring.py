@@ -91,6 +91,19 @@ class Threshold(Section):
     missing: PositiveShare
 
 
+class NetThresholds(Section):
+    """The thresholds of ``gates.refresh`` that ``perennial calibrate`` took from the model's own refreshes.
+
+    Attributes:
+        agreement, skill: as in ``gates.refresh``, which comes first where it states them.
+        refreshes: number of refreshes that they were computed from.
+    """
+
+    agreement: Share
+    skill: NotNegative
+    refreshes: Annotated[int, Field(ge=1)]
+
+
 class DriftThresholds(Section):
     """``drift.yaml`` of a model folder: thresholds that ``perennial calibrate`` took from stable history.
 
@@ -106,6 +119,7 @@ class DriftThresholds(Section):
         false_alarms: the budget, in verdicts ``drift`` per year.
         expected: verdicts ``drift`` per year that the replays give with these thresholds.
         columns: the thresholds of each feature, and of ``prediction``.
+        refresh: the thresholds of refreshes; None if there were too few refreshes.
     """
 
     computed_at: Text
@@ -119,6 +133,7 @@ class DriftThresholds(Section):
     false_alarms: Positive
     expected: NotNegative
     columns: Annotated[dict[Identifier, Threshold], Field(min_length=1)]
+    refresh: NetThresholds | None = None
 
 
 class RetrainingPolicy(Section):
@@ -148,9 +163,9 @@ class RetrainingPolicy(Section):
 
     @field_validator("on_performance", mode="before")
     @classmethod
-    def _null_is_never(cls, value: Any) -> Any:
-        # Folders of earlier releases could say null for never.
-        return "never" if value is None else value
+    def _null_is_not_stated(cls, value: Any) -> Any:
+        # Null was the default, and the folders that earlier releases logged with their versions state all defaults.
+        return "auto" if value is None else value
 
     @check
     def _alarms_can_be_reached(self) -> Found:

@@ -56,7 +56,7 @@ def decide_refresh(run: StageRun, refreshed: Refreshed) -> Decided:
     assert evaluation.refresh is not None
     champion = ledger.version(run.model, evaluation.refresh.champion)
     assert champion is not None
-    decision = decide(evaluation, run.folder.spec.gates)
+    decision = decide(evaluation, run.folder.gates)
     with open_folder(champion, run.folder, registry, []) as recipe:
         version = registry.register(
             recipe, refreshed.training_set, refreshed.fitted, evaluation, decision, run_id=run.qualified_id

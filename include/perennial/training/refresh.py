@@ -64,6 +64,7 @@ from perennial.training.fit import (
 from perennial.training.training_set import (
     content_hash,
     features_without_values,
+    mean_label,
     missing_days,
     pinned_snapshots,
     read_rows,
@@ -385,6 +386,7 @@ def _training_set(
         newest_label=newest_label.isoformat() if newest_label else "",
         missing=[gap.key for gap in gaps],
         without_values=features_without_values(spec, parts["window"]),
+        mean_label=mean_label(spec, parts["window"]),
         withheld=[part.key for part in withheld],
     )
     deployment.lake.pin(spec.name, snapshots, training_set.pin)

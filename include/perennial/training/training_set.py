@@ -123,7 +123,7 @@ def build_training_set(
             label_delay=(as_of - end).days,
             delay_measured=spec.label.delay is None,
             without_values=features_without_values(spec, used["window"]),
-            mean_label=_mean_label(spec, used["window"]),
+            mean_label=mean_label(spec, used["window"]),
             newest_label=newest.isoformat() if (newest := pc.max(used["holdout"].column(spec.event_time)).as_py()) else "",
             missing=[gap.key for gap in gaps],
             withheld=[part.key for part in withheld],
@@ -252,12 +252,8 @@ def narrowed(folder: ModelFolder, lake: Lake, training_set: TrainingSet, window:
         classes={**training_set.classes, "window": count_classes(folder.spec, used)},
         content={**training_set.content, "window": content_hash(used)},
         without_values=features_without_values(folder.spec, used),
-        mean_label=_mean_label(folder.spec, used),
+        mean_label=mean_label(folder.spec, used),
     )
-
-
-def _mean_label(spec: ModelSpec, rows: pa.Table) -> float | None:
-    return pc.mean(rows.column(LABEL)).as_py() if spec.task == "regression" else None
 
 
 def window_start(spec: ModelSpec, ledger: Ledger, end: datetime, length: timedelta) -> datetime:
@@ -317,6 +313,11 @@ def content_hash(rows: pa.Table) -> str:
                 numbers = np.where(missing, np.nan, numbers)
             digest.update(np.ascontiguousarray(numbers).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def mean_label(spec: ModelSpec, rows: pa.Table) -> float | None:
+    """The mean label of the rows for a regression; None for other tasks, or without rows."""
+    return pc.mean(rows.column(LABEL)).as_py() if spec.task == "regression" else None
 
 
 def features_without_values(spec: ModelSpec, rows: pa.Table) -> list[str]:

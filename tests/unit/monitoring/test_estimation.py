@@ -166,16 +166,16 @@ def test_a_regressions_estimate_meets_what_comes_also_where_the_features_have_mo
 
 
 def test_a_regressions_band_holds_what_comes() -> None:
-    reference, _ = numbers(3_000, 1)
+    reference, _ = numbers(2_000, 1)
     inside = 0
-    for seed in range(10, 16):
+    for seed in range(10, 15):
         window, errors = numbers(1_000, seed)
         found = estimate_loss("mae", reference, blind(window), seed=1)
         assert found.band is not None
         assert found.usual is not None
         assert found.usual[0] < usual_error(reference) < found.usual[1]
         inside += found.band[0] <= errors.mean() <= found.band[1]
-    assert inside >= 5
+    assert inside >= 4
 
 
 def usual_error(given: PredictedNumbers) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -16,9 +17,10 @@ import pytest
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings
 from perennial.evaluation.metrics import evaluate
+from perennial.evidence.evaluation import Refresh
 from perennial.evidence.monitoring import Constant
 from perennial.features.labels import read_labels
-from perennial.monitoring.performance import Realised, measure_performance
+from perennial.monitoring.performance import Realised, judged_windows, measure_performance, recipe_of, trainings_of
 from perennial.spec.training import METRICS
 from tests.unit.monitored import WEEK, World, make_world
 
@@ -255,3 +257,57 @@ def test_a_version_whose_training_rows_are_not_known_has_nothing_beside_it(world
     world.score(world.register(spoil=turn_around), WEEK)
     (realised,) = measure(world)
     assert realised.constant == Constant()
+
+
+# --- which windows are judged ----------------------------------------------------------------------------------------
+
+
+def test_the_windows_of_a_recipe_are_judged_whichever_of_its_versions_served(world: World) -> None:
+    first, second = world.register("2013-03-10"), world.register("2013-03-20", seed=6)
+    for version in (first, second):
+        world.promote(version)
+    for version, window in ((first, WEEK), (second, NEXT_WEEK)):
+        world.ledger.record_performance(
+            model="toy",
+            interval=window,
+            version=version,
+            metrics={"roc_auc": 0.7},
+            rows=400,
+            coverage=1.0,
+            as_of=LATE,
+            run_id="m",
+        )
+    spec, ledger = world.folder.spec, world.ledger
+    found = judged_windows(spec, ledger, second, until=LATE)
+    assert [(window.interval, window.version) for window in found] == [(WEEK, first), (NEXT_WEEK, second)]
+    assert judged_windows(spec, ledger, second, until=WEEK.end) == found[:1]
+    assert judged_windows(spec, ledger, None, until=LATE) == []
+
+    # A training that was promoted since has answered the windows before it.
+    third = world.register("2013-04-08", seed=7)
+    assert len(judged_windows(spec, ledger, second, until=LATE)) == 2
+    world.promote(third)
+    assert [window.interval for window in judged_windows(spec, ledger, third, until=LATE)] == [NEXT_WEEK]
+
+
+def test_withheld_windows_are_marked(world: World) -> None:
+    version = world.register()
+    world.ledger.record_performance(
+        model="toy", interval=WEEK, version=version, metrics={"roc_auc": 0.7}, rows=400, coverage=1.0, as_of=LATE, run_id="m"
+    )
+    world.ledger.hold("toy", "data", WEEK, version=9, reasons=["labels differ"], run_id="refresh")
+    (window,) = judged_windows(world.folder.spec, world.ledger, version, until=LATE)
+    assert window.withheld
+
+
+def test_a_refresh_is_no_training_and_shares_the_recipe_of_its_champion(world: World) -> None:
+    number = world.register()
+    record = world.ledger.version("toy", number)
+    assert record is not None
+    refresh = Refresh.from_json({"champion": number, "reference": number})
+    refreshed = dataclasses.replace(record, version=2, evaluation=dataclasses.replace(record.evaluation, refresh=refresh))
+    other = dataclasses.replace(record, version=3, training=dataclasses.replace(record.training, recipe="another"))
+    unknown = dataclasses.replace(record, version=4, training=dataclasses.replace(record.training, recipe=""))
+    versions = [record, refreshed, other, unknown]
+    assert [found.version for found in trainings_of(versions)] == [1, 3, 4]
+    assert [recipe_of(versions, version) for version in (1, 2, 3, 4, None)] == [{1, 2}, {1, 2}, {3}, {4}, set()]

@@ -19,12 +19,13 @@ from perennial.core.intervals import Interval, utc
 from perennial.core.settings import PROJECT, Settings
 from perennial.evidence.decision import GateDecision, GateResult
 from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.monitoring import Audit, Expectation
 from perennial.evidence.training import CodeState, TrainingRecord
 from perennial.evidence.verdict import Estimate, Impact, VerdictDetails, VerdictSeverity
 from perennial.ledger.records import Approval, VerdictName, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.reports import board
-from perennial.reports.board import Board, Outlook, Pages, Row, Window
+from perennial.reports.board import Asked, Board, Outlook, Pages, Row, Window
 from perennial.spec.folder import ModelFolder, read_model
 
 ENERGY = read_model(PROJECT / "tests" / "models" / "energy_load")
@@ -153,6 +154,33 @@ def test_a_healthy_model_tells_who_predicts_since_when_and_how_well(ledger: Ledg
     assert row.trained is not None
     assert (row.trained.outcome, row.trained.reason) == ("champion", "")
     assert row.trained.run == "/dags/energy_load.train/runs/manual__1%2Bx"
+
+
+def test_the_newest_request_for_a_training_is_shown_with_what_was_expected_and_what_came_of_it(ledger: Ledger) -> None:
+    register(ledger, 1)
+    assert row_of(ledger).asked is None
+    for day, words in (("2024-01-18", "old"), ("2024-01-19", "got +0.002")):
+        ledger.record_retraining(
+            model="energy_load", window_end=utc(day), asked=True, cause="performance", reason=f"because {day}", run_id="m",
+            expectation=Expectation(0.004, 0.003, 5, "words"),
+        )  # fmt: skip
+        ledger.record_audit("energy_load", utc(day), Audit("measured", 2, 0.002, words=words))
+    ledger.record_retraining(
+        model="energy_load", window_end=utc("2024-01-20"), asked=False, cause="none", reason="no", run_id="m"
+    )
+    assert row_of(ledger).asked == Asked(utc("2024-01-19"), "because 2024-01-19", "expected +0.004 ± 0.003; got +0.002")
+
+
+def test_a_champion_that_does_harm_says_so_first(ledger: Ledger) -> None:
+    register(ledger, 1)
+    promote(ledger, 1)
+    impact = Impact("critical", False, ("constant", "realised"), ("mae is 9, worse than the 5",))
+    ledger.record_verdict(
+        model="energy_load", interval=Interval.day("2024-01-19"), version=1, verdict="ok", reasons=[],
+        details=VerdictDetails(severity="critical", impact=impact), report=None, run_id="m",
+    )  # fmt: skip
+    row = row_of(ledger)
+    assert (row.attention, row.why) == ("critical", "worse than the same answer for every row")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from perennial.core.errors import SpecError
 from perennial.core.settings import PROJECT
 from perennial.spec.folder import read_model, read_models
+from perennial.spec.monitoring import DriftThresholds, NetThresholds, Threshold
 from tests.unit.spec.late import GOOD, changed, read, write
 
 
@@ -102,3 +103,15 @@ def test_a_spec_that_is_no_yaml_hides_no_problem_of_the_other_files(tmp_path: Pa
         "features.sql",
         "model.py",
     ]
+
+
+def test_thresholds_of_refreshes_come_from_model_yaml_then_from_calibration(tmp_path: Path) -> None:
+    folder = read_model(write(tmp_path, changed("gates:\n", "gates:\n  refresh: {agreement: 0.8}\n")))
+    thresholds = DriftThresholds(
+        computed_at="2013-04-01T00:00:00Z", history="2013-01-01--2013-04-01", window="week", replays=200, seed=1,
+        false_alarms=1.0, expected=1.0, columns={"distance": Threshold(distance=1.0, missing=0.1)},
+        refresh=NetThresholds(agreement=0.6, skill=0.3, refreshes=9),
+    )  # fmt: skip
+    calibrated = folder.model_copy(update={"thresholds": thresholds}).gates.refresh
+    assert (calibrated.agreement, calibrated.skill) == (0.8, 0.3)
+    assert folder.gates.refresh.skill is None

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from perennial.core.settings import PROJECT
 from perennial.spec.model import json_schema
+from perennial.spec.monitoring import RetrainingPolicy
 from tests.unit.spec.late import GOOD, changed, problems, read
 
 #: A model with a reference of each kind; each name after an ``@`` can be broken alone.
@@ -277,6 +279,17 @@ def test_a_label_table_without_the_key_is_refused(tmp_path: Path) -> None:
     text = changed("entity:", f"{arrivals}entity:").replace("label: {table: trips", "label: {table: arrivals")
 
     assert problems(tmp_path, text) == ["model.yaml:21: label.table: table arrivals lacks the entity's key id; add it there"]
+
+
+def test_null_of_an_earlier_release_leaves_performance_to_the_default() -> None:
+    assert (
+        RetrainingPolicy.model_validate({"on_performance": None})
+        == RetrainingPolicy(on_performance="auto")
+        == RetrainingPolicy()
+    )
+    for wrong in (0, -1.0, "sometimes", True):
+        with pytest.raises(ValidationError):
+            RetrainingPolicy.model_validate({"on_performance": wrong})
 
 
 def test_the_schema_for_editors_is_in_step() -> None:

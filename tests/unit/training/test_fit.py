@@ -322,6 +322,17 @@ def test_a_number_that_is_no_label_is_an_error(tmp_path: Path, deployment: Deplo
         build(folder, deployment)
 
 
+def test_a_regression_keeps_the_mean_label_of_its_window(
+    tmp_path: Path, deployment: Deployment, rows: pd.DataFrame, trained: Trained
+) -> None:
+    folder = synthetic.write_folder(tmp_path / "models", "regression")
+    publish(deployment, rows)
+    training_set = build(folder, deployment)
+    labels = load_rows(folder, deployment.lake, training_set, "window").column("label")
+    assert training_set.mean_label == pytest.approx(np.mean(labels.to_numpy()))
+    assert trained.training_set.mean_label is None
+
+
 def test_the_hash_tells_null_from_nought_and_one_text_from_two() -> None:
     def hashed(values: Any, kind: pa.DataType) -> str:
         return content_hash(pa.table({"a": pa.array(values, kind)}))
