@@ -90,7 +90,7 @@ def train(folder: ModelFolder, year: pa.Table) -> Iterator[Moment]:
     for start in MOMENTS:
         moment = utc(start)
         known = pc.less_equal(year["label_known_at"], _at(moment))
-        past = _between(year.filter(known), moment - spec.training.window, moment)
+        past = _between(year.filter(known), moment - spec.training.longest, moment)
         rows = _between(year, moment, moment + POOL)
         odds = {}
         for name, model, seed, learned in (

@@ -139,11 +139,11 @@ class World:
 
     def window(self, end: datetime) -> Interval:
         """What is learned from before a holdout that begins at a moment."""
-        return Interval(end - self.spec.training.window, end)
+        return Interval(end - self.spec.training.longest, end)
 
     def everything(self, end: datetime) -> Interval:
         """What a model that serves learns from: the window and the holdout, up to a moment."""
-        return Interval(end - self.spec.training.holdout - self.spec.training.window, end)
+        return Interval(end - self.spec.training.holdout - self.spec.training.longest, end)
 
     def fit(
         self,

@@ -317,18 +317,20 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     from perennial.features.history import gaps_of_training, refuse_gaps
     from perennial.features.publish import build_features, find_leaks
     from perennial.features.published import snapshot_of
+    from perennial.training.training_set import window_start
 
     told, refused = find_changed_types(folder, parts.lake)
     found += told
     if refused:
         return "\n".join([*found, *refused]), False
     newest = parts.ledger.latest(model, "tables", spec.entity.table) or published
-    end, length = newest.interval.end, spec.training.window + spec.training.holdout
+    end = newest.interval.end
+    start = window_start(spec, parts.ledger, end - spec.training.holdout, spec.training.longest)
     day = Interval(end - timedelta(days=1), end)
     try:
         for table in folder.feature_tables:
             snapshot_of(folder, table, published.snapshots)
-        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, Interval(end - length, end)))
+        refuse_gaps(folder, gaps_of_training(folder, parts.lake, published.snapshots, Interval(start, end)))
         built = build_features(folder, parts.lake, day)
     except (SnapshotMissing, SpecError) as error:
         return "\n".join([*found, str(error)]), False

@@ -114,10 +114,10 @@ class Geometry:
         window = days(spec.schedules.window)
         training = spec.training
         labels = days(spec.label.delay) if spec.label.delay else 0
-        learned, unseen, before = days(training.window), days(training.validation), days(training.holdout) + 2 * labels
+        learned, unseen, before = days(training.longest), days(training.validation), days(training.holdout) + 2 * labels
         if training.refit:
             learned, unseen, before = learned + labels + days(training.holdout), days(training.holdout), labels
-        serves = {"week": 7, "month": 31, "never": days(training.window)}[spec.schedules.train]
+        serves = {"week": 7, "month": 31, "never": days(training.longest)}[spec.schedules.train]
         return cls(window, learned, unseen, (before, before + serves))
 
 

@@ -21,7 +21,7 @@ from perennial.core.intervals import Interval
 from perennial.evaluation.comparison import Arena, compare, compare_slices, intervals, rate_groups
 from perennial.evaluation.gates import unanswered
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction, summarise
-from perennial.evaluation.probes import Score, probe_behaviour, probe_robustness, score_alone
+from perennial.evaluation.probes import probe_behaviour, probe_robustness, score_alone
 from perennial.evidence.evaluation import ChampionProbes, Contender, Evaluation
 from perennial.evidence.training import TrainingSet
 from perennial.model.artifacts import LoadedModel, Prediction
@@ -189,20 +189,31 @@ def hold(contest: Contest) -> ContestResult:
             robustness=probe_robustness(spec, probed, contest.rows, truth, score),
             behaviour=probe_behaviour(folder, probed, contest.rows),
         )
-        if champion is not None and unanswered(evaluation, spec.gates):
-            evaluation = replace(evaluation, champion_probes=_probe_champion(contest, champion, truth, score))
+        if champion is not None and champion.finite is not None and unanswered(evaluation, spec.gates):
+            assert champion.model is not None  # it predicted
+            probes = probe(folder, champion.model, champion.rows or contest.rows, truth, champion.finite)
+            evaluation = replace(evaluation, champion_probes=probes)
     predictions = {_name(one.contender): one.prediction for one in measured if one.prediction is not None}
     return ContestResult(evaluation, truth, predictions, gains, candidate.model)
 
 
-def _probe_champion(contest: Contest, champion: _Measured, truth: NDArray[np.generic], score: Score) -> ChampionProbes | None:
-    model, rows, its = champion.model, champion.rows, champion.finite
-    if model is None or rows is None or its is None:
-        return None
-    folder, spec = contest.folder, contest.folder.spec
+def probe(
+    folder: ModelFolder, model: LoadedModel, rows: pa.Table, truth: NDArray[np.generic], prediction: Prediction
+) -> ChampionProbes:
+    """Measure of a model what the gates ask for that need no comparison.
+
+    Args:
+        folder: says what the gates ask for.
+        model: the model.
+        rows: n rows of the holdout, with the features that the model takes, and the columns of groups.
+        truth: n labels.
+        prediction: the model's n predictions.
+    """
+    spec = folder.spec
+    score = partial(evaluate_metric, spec.task, spec.primary_metric, cost=cost_function(folder))
     binary = spec.task == "binary_classification"
     return ChampionProbes(
-        groups=rate_groups(spec, contest.rows, np.asarray(truth, dtype=bool), its.values) if binary else None,
+        groups=rate_groups(spec, rows, np.asarray(truth, dtype=bool), prediction.values) if binary else None,
         robustness=probe_robustness(spec, model, rows, truth, score),
         behaviour=probe_behaviour(folder, model, rows),
     )

@@ -108,13 +108,18 @@ class _Bounded(GateResult):
 def unanswered(evaluation: Evaluation, gates: Gates) -> bool:
     """Whether a gate refuses that may yet pass, once :class:`ChampionProbes` were measured.
 
-    That is so for a candidate that is surely better than the champion, but fails on worse inputs, in its behaviour or in how it
-    treats groups.
+    That is so for a candidate that is surely better than the champion, or a refresh of it, that fails on worse inputs, in its
+    behaviour or in how it treats groups.
     """
     refused = decide(evaluation, gates).refused_by
-    return _is_surely_better(evaluation, gates) and any(
-        gate.startswith(("robustness.", "behaviour.", "fairness.")) for gate in refused
-    )
+    asked = evaluation.refresh is not None or _is_surely_better(evaluation, gates)
+    return asked and any(gate.startswith(("robustness.", "behaviour.", "fairness.")) for gate in refused)
+
+
+def _probed(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:
+    yield from (_fairness(evaluation, gate) for gate in gates.fairness)
+    yield from _robustness(evaluation, gates)
+    yield from (_behaviour(evaluation, name, test) for name, test in gates.behaviour.items())
 
 
 def _is_surely_better(evaluation: Evaluation, gates: Gates) -> bool:
@@ -136,9 +141,7 @@ def _unless_the_champion_is_worse(evaluation: Evaluation, gates: Gates, results:
         for one in (
             *_bounds(its, gates),
             *_calibration(its, gates),
-            *(_fairness(its, gate) for gate in gates.fairness),
-            *_robustness(its, gates),
-            *(_behaviour(its, name, test) for name, test in gates.behaviour.items()),
+            *_probed(its, gates),
         )
         if isinstance(one, _Bounded) and not one.passed
     }
@@ -742,10 +745,33 @@ def _refreshed(evaluation: Evaluation, refresh: Refresh, gates: Gates) -> Iterat
     least = gates.refresh.agreement if gates.refresh.agreement is not None else DEFAULT_AGREEMENT
     yield _agreement(evaluation, "refresh.agreement", least, name, f"version {refresh.reference}")
     yield _harm(refresh, gates)
-    yield from (_fairness(served, gate) for gate in gates.fairness)
-    yield from _robustness(served, gates)
-    yield from (_behaviour(evaluation, behaviour, test) for behaviour, test in gates.behaviour.items())
+    yield from _unless_the_model_before_fails(served, refresh, gates)
     yield from _operation(name, evaluation.refit.operation if evaluation.refit else None, gates)
+
+
+def _unless_the_model_before_fails(served: Evaluation, refresh: Refresh, gates: Gates) -> Iterator[GateResult]:
+    """How it treats groups, worse inputs and its behaviour.
+
+    A champion that fails such a gate was promoted because the one before it failed by more, or by a person. If its refreshes
+    were refused, it would stay in service and grow old.
+    """
+    its = replace(
+        served,
+        candidate=replace(served.candidate, name=f"version {refresh.reference}"),
+        **vars(served.champion_probes or ChampionProbes()),
+    )
+    fails = {one.gate: one for one in _probed(its, gates) if isinstance(one, _Bounded) and not one.passed}
+    for result in _probed(served, gates):
+        before = fails.get(result.gate)
+        if result.passed or before is None or not isinstance(result, _Bounded) or served.champion_probes is None:
+            yield result
+        else:
+            yield GateResult(
+                result.gate,
+                True,
+                f"{result.reason}. This does not refuse the refresh, since the model before it fails the gate too: "
+                f"{before.reason}",
+            )
 
 
 def _skill(evaluation: Evaluation, refresh: Refresh, gates: Gates) -> GateResult:

@@ -13,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from perennial.core.intervals import Interval
-from perennial.evaluation.contest import Contest, ContestResult, hold
+from perennial.evaluation.contest import Contest, ContestResult, hold, probe
+from perennial.evaluation.gates import unanswered
 from perennial.evaluation.metrics import agreement, evaluate_metric, evaluate_prediction, skill_score, summarise
 from perennial.evaluation.probes import constant
 from perennial.evaluation.resampling import find_blocks, resample
@@ -92,7 +93,11 @@ def measure_refresh(
         agreement=None if before is None else agreement(spec.task, before, predicted),
         digest=predicted.digest,
     )
-    return replace(result, evaluation=replace(result.evaluation, refit=refit, refresh=refresh))
+    evaluation = replace(result.evaluation, refit=refit, refresh=refresh)
+    if result.model is not None and before is not None and unanswered(evaluation, spec.gates):
+        probes = probe(contest.folder, result.model, rows, truth, before)
+        evaluation = replace(evaluation, champion_probes=probes)
+    return replace(result, evaluation=evaluation)
 
 
 def roll(spec: ModelSpec, anchor: int, stretches: Sequence[Stretch], cost: CostFunction | None) -> RollingEvidence | None:

@@ -295,6 +295,8 @@ class Refresh(Evidence):
 class ChampionProbes(Evidence):
     """What is measured of a candidate without a comparison, measured of the champion in the same way, on the same rows.
 
+    For a refresh it is measured of the model before it.
+
     Attributes:
         groups, robustness, behaviour: as in :class:`Evaluation`.
     """
@@ -331,7 +333,8 @@ class Evaluation(Evidence):
         without_values: features that have no value in any training row; None if it was not looked at.
         refit: the model that serves; None if the candidate itself would serve.
         refresh: what a refresh of the champion was checked against; None for a candidate that would replace it.
-        champion_probes: the same of the champion, measured only if a candidate that is surely better fails such a gate.
+        champion_probes: the same of the champion; measured only if such a gate refuses a refresh, or a candidate that is surely
+            better.
     """
 
     model: str

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Any, Literal
 
 from perennial.core.intervals import Interval
@@ -90,6 +91,11 @@ class TrainingSet(Evidence):
         """Key of the part's interval."""
         return self.window if part == "window" else self.holdout
 
+    def newest(self, length: timedelta) -> Interval:
+        """The newest part of the window, of a length; the whole window if that is shorter."""
+        whole = self.interval("window")
+        return Interval(max(whole.start, whole.end - length), whole.end)
+
     def label_coverage(self, part: Part) -> float:
         """Share of the part's entities whose label was known in time, 0 to 1."""
         return self.labelled[part] / self.entities[part] if self.entities[part] else 0.0
@@ -107,6 +113,8 @@ class TrainingRecord(TrainingSet):
         task: the model's task; None if the row does not contain it.
         numeric, categorical: the features that the model takes, in order.
         trusted_types: the types in the estimator that ``model.yaml`` declares trusted.
+        chosen_window: the length of the window that the candidate has chosen, as ``model.yaml`` names it; empty if it had no
+            choice. ``window`` is that part alone.
         recipe: :func:`perennial.spec.recipe.recipe_digest` of what it was made by; empty if the row does not contain it.
     """
 
@@ -118,6 +126,7 @@ class TrainingRecord(TrainingSet):
     numeric: list[str]
     categorical: list[str]
     trusted_types: list[str]
+    chosen_window: str = field(default="", kw_only=True)
     recipe: str = field(default="", kw_only=True)
 
     @property

@@ -91,7 +91,7 @@ def measure_delay(folder: ModelFolder, lake: Lake, snapshots: Mapping[str, int],
             f"CREATE TEMP TABLE delays AS SELECT known, {late} AS late FROM _entities JOIN came USING ({key}) "
             f"WHERE {event} < {instant(as_of)}"
         )
-        since = instant(as_of - spec.training.window - spec.training.holdout)
+        since = instant(as_of - spec.training.longest - spec.training.holdout)
         for recent in (f"WHERE known >= {since}", ""):
             found = dict(connection.execute(f"SELECT late, count(*) FROM delays {recent} GROUP BY late").fetchall())
             if found:

@@ -25,6 +25,7 @@ class Fitted:
         manifest: SHA-256 of each of its files.
         code: the code and packages of the process that fitted it.
         seconds: duration of the search and of the final fit.
+        window: the length of the training window that it has chosen, as ``model.yaml`` names it; empty if it had no choice.
     """
 
     candidate: str
@@ -38,6 +39,7 @@ class Fitted:
     manifest: dict[str, str]
     code: CodeState
     seconds: dict[str, float]
+    window: str = ""
 
     @property
     def stored(self) -> StoredModel:

@@ -44,6 +44,7 @@ from perennial.scoring.predictor import DATASET, of_other_entities
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
+from perennial.spec.types import ALL
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,8 @@ def measure_performance(
     champion = ledger.champion(spec.name)
     delay = label_delay(spec.label, ledger.version(spec.name, champion) if champion is not None else None)
     mature = mature_until(as_of, delay)
-    earliest = min(interval.start, mature_until(interval.end - spec.training.window, delay))
+    back = _A_YEAR if spec.training.longest == ALL else spec.training.longest
+    earliest = min(interval.start, mature_until(interval.end - back, delay))
     windows = [
         window
         for window in Interval(earliest, interval.end).windows(spec.schedules.window)
@@ -280,6 +282,8 @@ def _newest_labels(
     }
 
 
+#: How far back late labels are looked for, if the training window is everything.
+_A_YEAR = timedelta(days=365)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER = np.iinfo(np.int64).min
 

@@ -103,7 +103,7 @@ def _needed(ledger: Ledger, spec: ModelSpec, dataset: str, newest: datetime) -> 
         windows = max(2, spec.shadow.windows + 1)
         return [newest - windows * spec.schedules.window - spec.watch.labels - delay]
     # The holdout ends before the newest day, and the window before the holdout, by the time that labels take.
-    learned = [newest - delay - spec.training.holdout - delay - spec.training.window]
+    learned = [newest - delay - spec.training.holdout - delay - spec.training.longest]
     kept = [*versions[-spec.retention.versions :], *(record for record in versions if record.version == champion)]
     learned += [record.training.interval("window").start for record in kept]
     if dataset == "features":

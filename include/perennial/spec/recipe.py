@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from perennial.spec.folder import ModelFolder
+from perennial.spec.types import write_window
 
 
-def recipe_digest(folder: ModelFolder, candidate: str, params: Mapping[str, Any]) -> str:
-    """SHA-256 of a recipe: features, label, estimator, parameters, seed, largest number of rows, and ``model.py``.
+def recipe_digest(folder: ModelFolder, candidate: str, params: Mapping[str, Any], window: str) -> str:
+    """SHA-256 of a recipe: features, label, estimator, parameters, seed, which rows, and ``model.py``.
 
     What judges a model (gates, metrics), or only says when and how it runs, is no part of it.
 
@@ -19,6 +20,7 @@ def recipe_digest(folder: ModelFolder, candidate: str, params: Mapping[str, Any]
         folder: the model's folder.
         candidate: the candidate's name in ``model.yaml``.
         params: the parameters that it is fitted with, those that a search found included.
+        window: the length of the training window, as ``model.yaml`` names it; empty if there is no choice.
     """
     spec = folder.spec
     said = spec.model_dump(mode="json", include={"task": True, "label": {"table", "sql"}})
@@ -29,6 +31,7 @@ def recipe_digest(folder: ModelFolder, candidate: str, params: Mapping[str, Any]
         "params": dict(params),
         "seed": spec.training.seed,
         "max_rows": spec.training.max_rows,
+        "window": write_window(spec.training.length(window)),
         "code": folder.files.get("model.py", ""),
     }
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()

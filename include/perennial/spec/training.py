@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from perennial.spec.sections import Found, Section, check
-from perennial.spec.types import Duration, Function, Identifier, Number, Seed, Share
+from perennial.spec.types import Duration, Function, Identifier, Number, Seed, Share, Windows, write_window
 
 #: Estimators that need no ``model.py``; :mod:`perennial.model.estimators` makes them.
 BUILT_IN_ESTIMATORS = ("prior", "logistic_regression", "linear_regression", "gradient_boosting")
@@ -36,10 +36,12 @@ class Training(Section):
     """What a version learns from.
 
     Attributes:
-        window: length of the training set. It ends where the holdout begins.
+        window: length of the training set, which ends where the holdout begins; ``all`` for everything that is there. Of a list
+            of lengths, each candidate takes the one with which it validates best, like a parameter. If there is too little
+            history to tell two of them apart, it takes the one that is named first.
         holdout: length of the newest part before the training's as-of time. Candidate and champion are compared on it.
         validation: length of the newest part of the window, on which candidates and their parameters are compared.
-        trials: largest number of combinations of ``search`` that are tried per candidate.
+        trials: largest number of combinations of ``search`` and ``window`` that are tried per candidate.
         max_rows: largest number of rows to train on. If there are more, the newest are used.
         min_rows: smallest number of rows to train on. If there are fewer, training fails.
         refit: whether a candidate that passed the gates is fitted once more, with the same parameters, on all rows up to the
@@ -49,7 +51,7 @@ class Training(Section):
         trusted_types: types that a stored model of this folder may hold, in addition to Perennial's own list.
     """
 
-    window: Duration = timedelta(days=90)
+    window: Windows = timedelta(days=90)
     holdout: Duration = timedelta(days=7)
     validation: Duration = timedelta(days=14)
     trials: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -61,8 +63,23 @@ class Training(Section):
 
     @check
     def _validation_is_part_of_the_window(self) -> Found:
-        if self.validation >= self.window:
+        if self.validation >= min(self.windows.values()):
             yield (), "validation is the newest part of window; it must be shorter"
+
+    @property
+    def windows(self) -> dict[str, timedelta]:
+        """The lengths that a candidate can choose from, by how ``model.yaml`` names them."""
+        named = self.window if isinstance(self.window, tuple) else (self.window,)
+        return {write_window(length): length for length in named}
+
+    @property
+    def longest(self) -> timedelta:
+        """The longest of :attr:`windows`."""
+        return max(self.windows.values())
+
+    def length(self, chosen: str) -> timedelta:
+        """The length that a version has chosen; the longest if it was not recorded, or is no longer named."""
+        return self.windows.get(chosen, self.longest)
 
 
 #: The metrics of each task, the primary one first, and whether higher is better. ``cost`` requires the section ``cost``.

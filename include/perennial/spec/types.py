@@ -97,6 +97,38 @@ Duration = Annotated[
     PlainSerializer(_write_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["90m", "2h", "28d", "12w"]}),
 ]
+
+#: Longer than any history: a training window of everything that is there.
+ALL = timedelta(days=36_500)
+
+
+def _parse_windows(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return ALL if value == "all" else _parse_duration(value)
+    found = tuple(_parse_windows(one) for one in value)
+    if not found or any(isinstance(one, tuple) for one in found):
+        raise ValueError("write a length of time, all, or a list of them: [90d, 180d, all]")
+    if len(set(found)) < len(found):
+        raise ValueError("a length of time is named twice")
+    return found
+
+
+def write_window(value: timedelta) -> str:
+    """A window as ``model.yaml`` names it."""
+    return "all" if value == ALL else _write_duration(value)
+
+
+def _write_windows(value: timedelta | tuple[timedelta, ...]) -> str | list[str]:
+    return write_window(value) if isinstance(value, timedelta) else [write_window(one) for one in value]
+
+
+_WINDOW = {"type": "string", "pattern": rf"^all$|{_DURATION}", "examples": ["90d", "all"]}
+Windows = Annotated[
+    timedelta | tuple[timedelta, ...],
+    BeforeValidator(_parse_windows),
+    PlainSerializer(_write_windows, return_type=str | list[str]),
+    WithJsonSchema({"anyOf": [_WINDOW, {"type": "array", "items": _WINDOW, "minItems": 1, "uniqueItems": True}]}),
+]
 ClosedDay = Annotated[
     str,
     AfterValidator(_is_closed_day),

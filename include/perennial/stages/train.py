@@ -95,11 +95,14 @@ def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[
     from perennial.reports.approval import comparison_in_words
     from perennial.reports.releases import publish_pages
     from perennial.training.evaluate import choose
+    from perennial.training.training_set import narrowed
 
     registry = run.deployment.registry
     spec = run.folder.spec
     decision = decide(evaluation, spec.gates, refit=spec.training.refit)
-    version = registry.register(run.folder, training_set, choose(fitted), evaluation, decision, run_id=run.qualified_id)
+    chosen = choose(fitted)
+    learned = narrowed(run.folder, run.deployment.lake, training_set, chosen.window)
+    version = registry.register(run.folder, learned, chosen, evaluation, decision, run_id=run.qualified_id)
     logs.resolved(version=version)
     # Before a promotion or an approval, since people must read these pages first. An empty section stops the promotion.
     publish_pages(run.folder, run.deployment, version)

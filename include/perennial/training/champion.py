@@ -38,8 +38,8 @@ from perennial.registry.folders import (
 )
 from perennial.spec.folder import ModelFolder
 from perennial.spec.recipe import recipe_digest
-from perennial.training.fit import fit_estimator
-from perennial.training.training_set import load_rows, pinned_snapshots, read_rows
+from perennial.training.fit import fit_estimator, rows_before
+from perennial.training.training_set import load_rows, pinned_snapshots, read_rows, window_start
 
 log = logging.getLogger(__name__)
 
@@ -103,31 +103,32 @@ def _by_recipe(
     staging: Path | None,
 ) -> Entrant:
     """The champion's recipe, fitted on the rows of the candidates; its stored model if that is not possible."""
-    record, folder, registry = own.record, own.current, deployment.registry
-    blank = replace(stored.blank, trained_on=training_set.window)
+    record, folder, registry, blank = own.record, own.current, deployment.registry, stored.blank
     try:
         with open_folder(record, folder, registry, []) as its:
             recipe = record.training.recipe or _recipe(its, record)
-            if recipe == recipe_digest(folder, chosen.candidate, chosen.params):
+            if recipe == recipe_digest(folder, chosen.candidate, chosen.params, chosen.window):
                 said = f"version {record.version} has the recipe of the candidate"
                 load: Callable[[], LoadedModel] = partial(registry.load_fitted, folder.spec, training_set, chosen)
-                return Entrant(replace(blank, recipe=recipe, remarks=[*blank.remarks, said]), load)
+                its_part = training_set.newest(folder.spec.training.length(chosen.window)).key
+                return Entrant(replace(blank, recipe=recipe, trained_on=its_part, remarks=[*blank.remarks, said]), load)
             model = _fit(its, own, deployment, training_set, staging)
     except (TrainingError, ScoringError, SnapshotMissing, SpecError, VersionUnusable) as error:
         log.warning("the recipe of %s could not be fitted: %s", own.name, error)
         return _stored_instead(stored, own, training_set, str(error))
     said = (
-        f"the recipe of version {record.version} was fitted on {training_set.window}, as that of the candidate, so that age "
-        "decides nothing"
+        f"the recipe of version {record.version} was fitted on {model.trained_on}, which ends where the candidate's rows end, "
+        "so that age decides nothing"
     )
-    return Entrant(replace(blank, recipe=recipe, remarks=[*blank.remarks, said]), lambda: model, stored.rows)
+    blank = replace(blank, recipe=recipe, trained_on=model.trained_on, remarks=[*blank.remarks, said])
+    return Entrant(blank, lambda: model, stored.rows)
 
 
 def _recipe(its: ModelFolder, record: VersionRecord) -> str:
     """The digest of the recipe of a version whose record does not contain it."""
     if record.training.candidate not in its.spec.candidates:
         raise TrainingError(f"its folder has no candidate {record.training.candidate}")
-    return recipe_digest(its, record.training.candidate, record.training.params)
+    return recipe_digest(its, record.training.candidate, record.training.params, record.training.chosen_window)
 
 
 def _fit(
@@ -136,7 +137,9 @@ def _fit(
     training = own.record.training
     if training.candidate not in its.spec.candidates:
         raise TrainingError(f"its folder has no candidate {training.candidate}")
-    rows = _rows(its, own, deployment, training_set, staging)
+    length, end = its.spec.training.length(training.chosen_window), training_set.interval("window").end
+    window = Interval(window_start(its.spec, deployment.ledger, end, length), end)
+    rows = _rows(its, own, deployment, training_set, window, staging)
     takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
     try:
         estimator = fit_estimator(its, training.candidate, training.params, takes.frame(rows), labels_of(rows))
@@ -145,13 +148,13 @@ def _fit(
     # The code of a model folder may raise anything, and that of a version's own folder cannot be changed.
     except Exception as error:
         raise TrainingError(f"{training.candidate} raised {type(error).__name__}: {error}") from error
-    log.info("the recipe of %s was fitted on %s rows of %s", own.name, f"{rows.num_rows:,}", training_set.window)
+    log.info("the recipe of %s was fitted on %s rows of %s", own.name, f"{rows.num_rows:,}", window)
     return LoadedModel(
-        name=f"the recipe of {own.name}, fitted on {training_set.window}",
+        name=f"the recipe of {own.name}, fitted on {window.key}",
         version=own.record.version,
         task=own.current.spec.task,
         takes=takes,
-        trained_on=training_set.window,
+        trained_on=window.key,
         features_digest=own.record.features_digest,
         estimator=estimator,
         sample=pa.table({}),
@@ -159,13 +162,14 @@ def _fit(
 
 
 def _rows(
-    its: ModelFolder, own: OwnFolder, deployment: Deployment, training_set: TrainingSet, staging: Path | None
+    its: ModelFolder, own: OwnFolder, deployment: Deployment, training_set: TrainingSet, window: Interval, staging: Path | None
 ) -> pa.Table:
-    """The rows of the window, with the features and the label of the version's own folder."""
+    """The rows of a window, with the features and the label of the version's own folder."""
     lake, spec, present = deployment.lake, its.spec, own.current.spec
-    if own.is_current and (spec.label.table, spec.label.sql) == (present.label.table, present.label.sql):
-        return load_rows(own.current, lake, training_set, "window", staging)
-    window = training_set.interval("window")
+    same_label = (spec.label.table, spec.label.sql) == (present.label.table, present.label.sql)
+    if own.is_current and same_label and window.start >= training_set.interval("window").start:
+        pinned = load_rows(own.current, lake, training_set, "window", staging)
+        return pinned.slice(rows_before(pinned, spec.event_time, window.start))
     at = own_features(own, lake, window, run_id=training_set.run_id, whole=False)
     labels = {name: snapshot for name, snapshot in training_set.snapshots.items() if not is_features(name)}
     rows, _ = read_rows(

@@ -25,7 +25,7 @@ from perennial.spec.model import ModelSpec
 from perennial.spec.recipe import recipe_digest
 from perennial.training.champion import champion_entrant
 from perennial.training.refit import refit_candidate
-from perennial.training.training_set import load_rows
+from perennial.training.training_set import load_rows, narrowed
 
 
 def choose(fitted: Sequence[Fitted]) -> Fitted:
@@ -66,6 +66,7 @@ def evaluate_training(
         staging: the folder that :func:`build_training_set` wrote the rows to; None if it wrote them to none.
     """
     spec, chosen, registry = folder.spec, choose(fitted), deployment.registry
+    own = narrowed(folder, deployment.lake, training_set, chosen.window)
     with CleanProcess() as clean, tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
         rows = load_rows(folder, deployment.lake, training_set, "holdout", staging)
         clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id))
@@ -79,15 +80,15 @@ def evaluate_training(
                 rows_hash=training_set.content["holdout"],
                 predictions=None,
                 mlflow_run_id=candidate.mlflow_run_id,
-                trained_on=training_set.window,
-                recipe=recipe_digest(folder, candidate.candidate, candidate.params),
+                trained_on=training_set.newest(spec.training.length(candidate.window)).key,
+                recipe=recipe_digest(folder, candidate.candidate, candidate.params, candidate.window),
             )
             return Entrant(blank, partial(registry.load_fitted, spec, training_set, candidate))
 
         outcome = hold(
             Contest.on_holdout(
                 folder,
-                training_set,
+                own,
                 rows,
                 candidate=entrant(chosen, "candidate"),
                 baselines=[entrant(baseline, "baseline") for baseline in fitted if baseline.baseline],
@@ -102,7 +103,7 @@ def evaluate_training(
         evaluation = replace(outcome.evaluation, operation=clean.wait(outcome.model))
         if spec.training.refit and decide(evaluation, spec.gates).promote:
             judged = outcome.predictions[chosen.candidate]
-            evaluation = replace(evaluation, refit=refit_candidate(folder, deployment, training_set, chosen, rows, judged))
+            evaluation = replace(evaluation, refit=refit_candidate(folder, deployment, own, chosen, rows, judged))
         _log_evaluation(spec, registry, training_set, chosen, fitted, evaluation, files)
     return evaluation
 

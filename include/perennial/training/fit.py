@@ -9,6 +9,7 @@ compared with the baselines and the champion on the holdout, and :mod:`perennial
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import platform
@@ -47,7 +48,7 @@ from perennial.registry.runs import KEY, MAX_TAG, CandidateRun
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
-from perennial.training.training_set import load_rows
+from perennial.training.training_set import content_hash, load_rows
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,17 @@ _FITTED = "perennial.fitted"
 
 @dataclass(frozen=True)
 class _Trial:
-    """One combination of a search space, fitted on the older part of the window and measured on the validation part."""
+    """One combination of a search space, fitted on the older part of the window and measured on the validation part.
+
+    Attributes:
+        window: the length of the window, as ``model.yaml`` names it; empty if there is no choice.
+    """
 
     params: dict[str, Any]
     metrics: dict[str, float]
     estimator: Any
     prediction: Prediction
+    window: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,21 @@ class _Window:
         frame: the features of the rows.
         truth: the labels of the rows.
         older: number of rows before the validation part.
+        starts: the first row of each length of the window that a candidate can choose, by how ``model.yaml`` names it.
     """
 
     rows: pa.Table
     frame: pd.DataFrame
     truth: NDArray[Any]
     older: int
+    starts: dict[str, int]
+
+    def newest(self, chosen: str) -> _Window:
+        """The newest part, of a length that a candidate has chosen."""
+        start = self.starts[chosen]
+        if start == 0:
+            return self
+        return _Window(self.rows.slice(start), self.frame.iloc[start:], self.truth[start:], self.older - start, {chosen: 0})
 
 
 @dataclass(frozen=True)
@@ -139,6 +154,7 @@ def fit_candidate(
         return Fitted.from_json(json.loads(logged[_FITTED]))
     window = _split(folder.spec, rows, training_set)
     found = _search_and_fit(folder, candidate, window)
+    window = window.newest(found.best.window)
     code = code_state(folder)
     tags = {KEY: key, "perennial.run_id": run_id, **_provenance(folder, candidate, training_set, code)}
     with deployment.registry.open_run(folder.spec.name, candidate, tags) as run:
@@ -161,7 +177,19 @@ def _split(spec: ModelSpec, rows: pa.Table, training_set: TrainingSet) -> _Windo
     older = rows_before(rows, spec.event_time, border)
     truth = labels_of(rows)
     _check_validation(spec, truth, older, border)
-    return _Window(rows, FeatureList.of(spec).frame(rows), truth, older)
+    starts = _starts(spec, rows, training_set.interval("window").end)
+    return _Window(rows, FeatureList.of(spec).frame(rows), truth, older, starts)
+
+
+def _starts(spec: ModelSpec, rows: pa.Table, end: datetime) -> dict[str, int]:
+    """The first row of each length of the window. Of lengths with the same rows only the first is tried, and of those with
+    fewer than ``min_rows`` none."""
+    found: dict[str, int] = {}
+    for name, length in spec.training.windows.items():
+        start = rows_before(rows, spec.event_time, end - length)
+        if start not in found.values() and (length == spec.training.longest or rows.num_rows - start >= spec.training.min_rows):
+            found[name] = start
+    return found
 
 
 def rows_before(rows: pa.Table, event_time: str, moment: datetime) -> int:
@@ -172,10 +200,11 @@ def rows_before(rows: pa.Table, event_time: str, moment: datetime) -> int:
 
 def _search_and_fit(folder: ModelFolder, candidate: str, window: _Window) -> _Found:
     started = time.perf_counter()
-    trials = _search(folder, candidate, window.frame, window.truth, window.older)
+    trials = _search(folder, candidate, window)
     best = _best_trial(folder.spec, trials)
     searched = time.perf_counter()
-    estimator = fit_estimator(folder, candidate, best.params, window.frame, window.truth)
+    learned = window.newest(best.window)
+    estimator = fit_estimator(folder, candidate, best.params, learned.frame, learned.truth)
     finished = time.perf_counter()
     return _Found(trials, best, estimator, searched - started, finished - searched)
 
@@ -232,17 +261,20 @@ def _log(
         manifest=stored.manifest,
         code=code,
         seconds={"search": round(found.search_seconds, 3), "fit": round(found.fit_seconds, 3)},
+        window=best.window,
     )
+    part = training_set.newest(spec.training.length(best.window))
+    chosen = {"training_window": best.window} if len(spec.training.windows) > 1 else {}
     run.log_rows(
         "training window",
-        training_set.content["window"],
-        {"model": spec.name, "interval": training_set.window, "snapshots": training_set.snapshots},
+        training_set.content["window"] if part.key == training_set.window else content_hash(window.rows),
+        {"model": spec.name, "interval": part.key, "snapshots": training_set.snapshots},
         rows=window.rows.num_rows,
         context="training",
     )
     kept = json.dumps(fitted.to_json())
     run.log(
-        params={"estimator": declared.estimator, **best.params},
+        params={"estimator": declared.estimator, **chosen, **best.params},
         metrics={
             **{f"validation_{name}": value for name, value in best.metrics.items()},
             "training_rows": window.rows.num_rows,
@@ -260,7 +292,9 @@ def _log_validation(run: CandidateRun, folder: ModelFolder, candidate: str, wind
     with tempfile.TemporaryDirectory(prefix="perennial-fit-") as scratch:
         directory = Path(scratch)
         (directory / "trials.json").write_text(
-            json.dumps([{"params": trial.params, "metrics": trial.metrics} for trial in found.trials], indent=2),
+            json.dumps(
+                [{"params": trial.params, "window": trial.window, "metrics": trial.metrics} for trial in found.trials], indent=2
+            ),
             encoding="utf-8",
         )
         if not folder.spec.candidates[candidate].baseline:
@@ -288,29 +322,41 @@ def _check_validation(spec: ModelSpec, truth: NDArray[Any], older: int, border: 
             raise TrainingError(f"{spec.name}: all {len(rows):,} labels of the training window {where} are {rows[0]}: {advice}")
 
 
-def _search(folder: ModelFolder, name: str, frame: pd.DataFrame, truth: NDArray[Any], older: int) -> list[_Trial]:
-    """Fit combinations of the search space on the first ``older`` rows, and measure each on the other rows.
+def _search(folder: ModelFolder, name: str, window: _Window) -> list[_Trial]:
+    """Fit combinations of the search space on the rows before the validation part, and measure each on the others.
 
     Raises:
         TrainingError: all combinations failed.
     """
     spec, cost = folder.spec, cost_function(folder)
+    frame, truth, older = window.frame, window.truth, window.older
     trials, failure = [], None
-    for params in combinations(folder, name):
+    for length, params in _combinations(folder, name, list(window.starts)):
+        start = window.starts[length]
         try:
-            estimator = fit_estimator(folder, name, params, frame.iloc[:older], truth[:older])
+            estimator = fit_estimator(folder, name, params, frame.iloc[start:older], truth[start:older])
             prediction = artifacts.predict(spec.task, estimator, frame.iloc[older:])
         except (TrainingError, ScoringError, ValueError) as error:
             log.warning("candidate %s with %s failed: %s", name, show_params(params), error)
             failure = error
             continue
         metrics = evaluate_prediction(spec.task, truth[older:], prediction, cost)
-        trials.append(_Trial(params, metrics, estimator, prediction))
+        trials.append(_Trial(params, metrics, estimator, prediction, length))
     if not trials:
         raise TrainingError(
             f"{spec.name}: candidate {name} failed with every combination of its parameters: {failure}"
         ) from failure
     return trials
+
+
+def _combinations(folder: ModelFolder, name: str, windows: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Lengths of the window with parameters: at most ``trials``, drawn if there are more."""
+    found = list(itertools.product(windows, combinations(folder, name)))
+    training = folder.spec.training
+    if len(found) <= training.trials:
+        return found
+    drawn = np.random.default_rng(training.seed).choice(len(found), size=training.trials, replace=False)
+    return [found[index] for index in sorted(drawn)]
 
 
 def _best_trial(spec: ModelSpec, trials: Sequence[_Trial]) -> _Trial:

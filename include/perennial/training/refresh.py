@@ -68,6 +68,7 @@ from perennial.training.training_set import (
     missing_days,
     pinned_snapshots,
     read_rows,
+    window_start,
 )
 
 log = logging.getLogger(__name__)
@@ -321,7 +322,9 @@ def _read(
     own: OwnFolder, recipe: ModelFolder, deployment: Deployment, newest: Interval, as_of: datetime, run_id: str
 ) -> tuple[_Rows, dict[str, int], list[Interval]]:
     spec, lake, ledger = recipe.spec, deployment.lake, deployment.ledger
-    whole = Interval(min(newest.end - spec.training.window - spec.training.holdout, newest.start), newest.end)
+    length = spec.training.length(own.record.training.chosen_window)
+    start = window_start(spec, ledger, newest.end - spec.training.holdout, length)
+    whole = Interval(min(start, newest.start), newest.end)
     if own.is_current and (tables := ledger.published(spec.name, "tables")) is not None:
         refuse_gaps(own.folder, gaps_of_training(own.folder, lake, tables.snapshots, whole))
     try:
@@ -454,6 +457,7 @@ def _fit(
             manifest=before.record.served.manifest,
             code=code,
             seconds={"fit": round(seconds, 3)},
+            window=training.chosen_window,
         )
         refit = Refit(
             stored=stored, interval=rows.whole.key, rows=rows.all.num_rows, content=content, seconds=round(seconds, 3)

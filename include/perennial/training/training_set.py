@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from perennial.ledger.store import Ledger
 from perennial.model.labels import LABEL, count_classes
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
+from perennial.spec.types import ALL
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ def build_training_set(
     holdout = Interval(end - spec.training.holdout, end)
     # What is learned from had mature labels when the holdout began, as it will have when the version is in use.
     border = mature_until(holdout.start, delay)
-    window = Interval(border - spec.training.window, border)
+    window = Interval(window_start(spec, ledger, border, spec.training.longest), border)
     if tables is not None:
         refuse_gaps(folder, gaps_of_training(folder, lake, tables.snapshots, Interval(window.start, holdout.end)))
     # Features that an earlier features.sql made are built again.
@@ -222,6 +224,49 @@ def load_all_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet) ->
         withheld=training_set.withheld_intervals,
     )  # fmt: skip
     return whole, _newest(folder.spec, rows, "window")
+
+
+def narrowed(folder: ModelFolder, lake: Lake, training_set: TrainingSet, window: str) -> TrainingSet:
+    """The training set with the part of the window alone that a candidate has chosen to learn from.
+
+    Args:
+        folder: the model's folder.
+        lake: contains the rows.
+        training_set: has the longest window that ``model.yaml`` names.
+        window: the chosen length, :attr:`perennial.model.candidate.Fitted.window`.
+    """
+    part = training_set.newest(folder.spec.training.length(window))
+    if part == training_set.interval("window"):
+        return training_set
+    rows, entities = read_rows(
+        folder, lake, training_set.snapshots, part, labels_known_by=training_set.interval("holdout").start,
+        withheld=training_set.withheld_intervals,
+    )  # fmt: skip
+    used = _newest(folder.spec, rows, "window")
+    return replace(
+        training_set,
+        window=part.key,
+        rows={**training_set.rows, "window": used.num_rows},
+        labelled={**training_set.labelled, "window": rows.num_rows},
+        entities={**training_set.entities, "window": entities},
+        classes={**training_set.classes, "window": count_classes(folder.spec, used)},
+        content={**training_set.content, "window": content_hash(used)},
+        without_values=features_without_values(folder.spec, used),
+        mean_label=mean_label(folder.spec, used),
+    )
+
+
+def window_start(spec: ModelSpec, ledger: Ledger, end: datetime, length: timedelta) -> datetime:
+    """Where a window of a length begins that ends at a moment. That of everything begins with the first published day.
+
+    Days whose features were removed by retention are no part of everything.
+    """
+    if length != ALL:
+        return end - length
+    first = min((one.interval.start for one in ledger.publications(spec.name, "tables")), default=end)
+    removed = ledger.removed(spec.name, DATASET, Interval(end - ALL, end))
+    first = max([first, *(part.end for part in removed)]).replace(hour=0, minute=0, second=0, microsecond=0)
+    return min(first, end - spec.training.validation - timedelta(days=1))
 
 
 def _staged(staging: Path, part: Part) -> Path:
@@ -388,7 +433,7 @@ def _outlook(folder: ModelFolder, lake: Lake, training_set: TrainingSet, delay: 
     first = passes_from(
         days,
         as_of=as_of,
-        window=spec.training.window,
+        window=spec.training.longest,
         validation=spec.training.validation,
         holdout=spec.training.holdout,
         delay=delay,

@@ -23,6 +23,7 @@ from perennial.evidence.evaluation import (
     Operation,
     PredictionSummary,
     Refit,
+    Refresh,
     Robustness,
     Slice,
     Slices,
@@ -304,6 +305,23 @@ def test_a_champion_that_is_worse_than_a_constant_keeps_no_successor_out() -> No
     hopeless = ChampionProbes(robustness=worse_inputs(noise=0.4, clean=0.45))
     decision = decide(replace(given, champion_probes=hopeless), gates)
     assert decision.promote, decision.reasons
+
+
+@pytest.mark.parametrize("gate", [gate for gate in MISSED if gate.startswith(("robustness", "behaviour", "fairness"))])
+def test_a_refresh_is_not_refused_by_a_gate_that_the_model_before_it_fails_too(gate: str) -> None:
+    given, gates = missed(gate)
+    refresh = Refresh(champion=3, reference=3, uninformed=0.5, skill=0.4, predictions=SOUND)
+    refreshed = replace(given, refresh=refresh)
+    assert gate not in decide(refreshed, gates).refused_by
+    [reason] = [result.reason for result in decide(refreshed, gates).results if result.gate == gate]
+    assert "This does not refuse the refresh, since the model before it fails the gate too: " in reason
+    passes = ChampionProbes(
+        [Groups("origin", "selection_rate", 0.5, {"a": 0.5, "b": 0.5}, [])],
+        worse_inputs(noise=0.7),
+        {"rain": Behaved(1.0, ROWS)},
+    )
+    for probes in (None, passes):
+        assert gate in decide(replace(refreshed, champion_probes=probes), gates).refused_by
 
 
 # --- the same recipe -------------------------------------------------------------------------------------------------

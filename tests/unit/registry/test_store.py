@@ -14,7 +14,9 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,51 @@ def test_a_decision_against_a_former_champion_is_stale(three: list[int], registr
     with pytest.raises(StaleDecision):
         promote(registry, version, three[0], "late")
     assert registry.champion("toy") == three[-1]
+
+
+def recipe_of(ledger: Ledger, version: int) -> str:
+    record = ledger.version("toy", version)
+    assert record is not None
+    return record.training.recipe
+
+
+def test_a_decision_against_a_recipe_holds_for_its_newer_versions(
+    three: list[int], registry: Registry, folder: ModelFolder, ledger: Ledger
+) -> None:
+    version, _ = synthetic.register(registry, folder, "late")
+    replace_champion = partial(
+        registry.promote, "toy", version, expected=three[0], reason="better", actor="tester", run_id="late", evidence={}
+    )
+    with pytest.raises(StaleDecision):
+        replace_champion(recipe="another recipe")
+    made = replace_champion(recipe=recipe_of(ledger, three[0]))
+    assert (registry.champion("toy"), made.previous) == (version, three[-1])
+
+
+def test_a_person_needs_no_reason_if_the_champion_is_a_newer_version_of_the_compared_recipe(
+    three: list[int], registry: Registry, folder: ModelFolder, ledger: Ledger
+) -> None:
+    for recipe in ("another recipe", recipe_of(ledger, three[0])):
+        evaluation = synthetic.evaluation_of()
+        decision = replace(synthetic.judge(evaluation), champion=three[0], champion_recipe=recipe)
+        fitted = synthetic.log_candidate(registry, folder, run_id=recipe)
+        training_set = synthetic.training_set_of(folder, recipe)
+        version = registry.register(folder, training_set, fitted, evaluation, decision, run_id=recipe)
+        if recipe == "another recipe":
+            with pytest.raises(PromotionRefused, match="the evaluation is stale"):
+                registry.promote_by_hand(folder.spec, version, override=None, actor="ann")
+        else:
+            made = registry.promote_by_hand(folder.spec, version, override=None, actor="ann")
+            assert (made.action, made.version, made.previous) == ("promote", version, three[-1])
+
+
+def test_nobody_is_alerted_of_a_candidate_that_is_only_the_champions_recipe(
+    registry: Registry, folder: ModelFolder, client: MlflowClient, ledger: Ledger
+) -> None:
+    version, decision = synthetic.register(registry, folder, auc=0.45)
+    registry.refuse("toy", version, replace(decision, same_recipe=True))
+    assert client.get_model_version("toy", str(version)).tags["perennial.status"] == "refused"
+    assert ledger.alerts() == []
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_alias_is_its(

@@ -6,12 +6,30 @@ from pathlib import Path
 
 import pytest
 
+from perennial.spec.training import Training
+from perennial.spec.types import ALL
 from tests.unit.spec.late import GOOD, problems
 
 CONTRADICTIONS = {
     "a validation as long as the window": (
         "training: {window: 2w, validation: 14d}\n",
         ["model.yaml:26: training: validation is the newest part of window; it must be shorter"],
+    ),
+    "a validation as long as one of the windows": (
+        "training: {window: [all, 14d], validation: 14d}\n",
+        ["model.yaml:26: training: validation is the newest part of window; it must be shorter"],
+    ),
+    "a window that is no length of time": (
+        "training: {window: [90d, ever]}\n",
+        ["model.yaml:26: training.window: write a whole number and a unit: 90m, 2h, 28d or 12w"],
+    ),
+    "a window that is named twice": (
+        "training: {window: [14w, 98d]}\n",
+        ["model.yaml:26: training.window: a length of time is named twice"],
+    ),
+    "no window": (
+        "training: {window: []}\n",
+        ["model.yaml:26: training.window: write a length of time, all, or a list of them: [90d, 180d, all]"],
     ),
     "two kinds of costs": (
         "cost: {outcomes: {}, matrix: {yes: {no: 1}}}\n",
@@ -41,3 +59,11 @@ def test_a_contradiction_is_refused_with_what_to_write(case: str, tmp_path: Path
     text, messages = CONTRADICTIONS[case]
 
     assert problems(tmp_path, GOOD + text, code="def cost(): ...") == messages
+
+
+def test_a_window_is_written_as_it_was_read() -> None:
+    for written in ("90d", "all", ["90d", "180d", "all"]):
+        training = Training.model_validate({"window": written})
+        assert training.model_dump(mode="json")["window"] == written
+        assert list(training.windows) == ([written] if isinstance(written, str) else written)
+    assert training.longest == ALL

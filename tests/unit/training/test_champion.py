@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from threadpoolctl import threadpool_limits
@@ -17,6 +18,7 @@ from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList
 from perennial.model.labels import labels_of
+from perennial.reports import releases
 from perennial.spec.folder import ModelFolder, read_model
 from perennial.training.fit import fit_estimator
 from perennial.training.training_set import load_rows
@@ -102,7 +104,8 @@ def test_the_champions_recipe_learns_from_the_rows_of_the_candidate_and_meets_th
     assert champion.predictions.digest == expected.digest
     assert "untouched_holdout" not in record.decision.refused_by
     assert champion.remarks == [
-        f"the recipe of version 1 was fitted on {training_set.window}, as that of the candidate, so that age decides nothing"
+        f"the recipe of version 1 was fitted on {training_set.window}, which ends where the candidate's rows end, so that age "
+        "decides nothing"
     ]
     assert champion.remarks[0] in reason(record)
     assert champion.remarks[0] in (world.registry._version("toy", 2).description or "")
@@ -138,6 +141,23 @@ def test_the_champions_own_recipe_is_refused_and_nobody_is_alerted(world: World)
     tags = world.registry._version("toy", 2).tags
     assert tags["perennial.status"] == "refused"
     assert "has the recipe of champion version 1" in tags["perennial.refused_because"]
+
+
+def test_a_refresh_during_the_training_does_not_make_its_decision_stale(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(world, another=ANOTHER)
+    real = releases.publish_pages
+
+    def slowly(*arguments: Any) -> None:
+        real(*arguments)
+        if len(world.ledger.versions("toy")) == 2:
+            by_hand.refresh(world.settings, "toy", LATER)
+
+    monkeypatch.setattr(releases, "publish_pages", slowly)
+    assert by_hand.train(world.settings, "toy", LATER) == "toy version 2 is champion"
+    made = world.ledger.promotions("toy")
+    assert [(one.action, one.version, one.previous) for one in made] == [
+        ("promote", 1, None), ("refresh", 3, 1), ("promote", 2, 3),
+    ]  # fmt: skip
 
 
 def test_a_model_that_is_not_refreshed_is_compared_as_it_is_stored(world: World) -> None:

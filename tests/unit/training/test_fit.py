@@ -32,11 +32,13 @@ from perennial.model.candidate import Fitted
 from perennial.model.estimators import combinations, make_estimator
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
+from perennial.spec.recipe import recipe_digest
 from perennial.spec.training import METRICS
 from perennial.training import fit
 from perennial.training.evaluate import choose, evaluate_training
 from perennial.training.fit import fit_candidate, fit_estimator
-from perennial.training.training_set import build_training_set, content_hash, features_without_values, load_rows
+from perennial.training.reproduce import reproduce
+from perennial.training.training_set import build_training_set, content_hash, features_without_values, load_rows, narrowed
 from tests.unit import synthetic
 
 DAYS = 25
@@ -521,6 +523,66 @@ def test_the_search_takes_the_best_on_the_validation_rows_and_refits_on_all(
     assert fitted.score > 0.8
 
 
+WINDOWS = "window: 20d => window: [20d, 8d]"
+
+
+def turned(rows: pd.DataFrame, until: int) -> pd.DataFrame:
+    """The world before a day was the opposite of what it is since: what was learned from then is wrong."""
+    before = rows["moment"] < synthetic.START + timedelta(days=until)
+    return rows.assign(y=rows["y"].where(~before, 1 - rows["y"]))
+
+
+def test_each_candidate_takes_the_window_with_which_it_validates_best(
+    tmp_path: Path, deployment: Deployment, rows: pd.DataFrame
+) -> None:
+    folder = synthetic.write_folder(tmp_path / "models", change=WINDOWS)
+    publish(deployment, turned(rows, 12))
+    training_set = build(folder, deployment)
+    assert training_set.window == "2013-03-01--2013-03-21"  # the longest is pinned
+    fitted = fit_all(folder, deployment, training_set)
+    chosen = choose(fitted)
+    assert (chosen.candidate, chosen.window) == ("boosting", "8d")
+    [prior] = [one for one in fitted if one.candidate == "prior"]
+    assert prior.window == "20d"  # both validate the same, so it takes the one that is named first
+
+    evaluation = evaluate_training(folder, deployment, training_set, fitted, run_id="run-1")
+    part = "2013-03-13--2013-03-21"
+    assert evaluation.candidate.trained_on == part
+    assert [one.trained_on for one in evaluation.baselines if one.name == "prior"] == [training_set.window]
+    assert evaluation.refit is not None
+    assert evaluation.refit.interval == "2013-03-13--2013-03-26"
+    learned = narrowed(folder, deployment.lake, training_set, chosen.window)
+    assert (learned.window, learned.rows["window"], learned.holdout) == (part, 8 * 60, training_set.holdout)
+    decision = decide(evaluation, folder.spec.gates)
+    version = deployment.registry.register(folder, learned, chosen, evaluation, decision, run_id="run-1")
+    record = deployment.ledger.version("toy", version)
+    assert record is not None
+    assert (record.training.window, record.training.chosen_window) == (part, "8d")
+    assert record.training.recipe == recipe_digest(folder, "boosting", chosen.params, "8d")
+    assert record.training.recipe != recipe_digest(folder, "boosting", chosen.params, "20d")
+    assert reproduce("toy", version, deployment, folder=folder).identical
+
+
+def test_what_says_all_learns_from_everything_that_is_there(tmp_path: Path, deployment: Deployment, rows: pd.DataFrame) -> None:
+    folder = synthetic.write_folder(tmp_path / "models", change="window: 20d => window: all")
+    publish(deployment, rows)
+    training_set = build_training_set(folder, deployment, as_of=AS_OF - timedelta(days=3), run_id="run-1")
+    assert training_set.window == "2013-03-01--2013-03-18"
+    assert fit_candidate(folder, "prior", training_set, deployment, run_id="run-1").window == "all"
+
+
+def test_with_too_little_history_for_two_windows_only_the_first_is_tried(
+    tmp_path: Path, deployment: Deployment, rows: pd.DataFrame
+) -> None:
+    folder = synthetic.write_folder(tmp_path / "models", change="window: 20d => window: [60d, all, 90d]")
+    publish(deployment, rows)
+    training_set = build(folder, deployment)
+    fitted = fit_candidate(folder, "boosting", training_set, deployment, run_id="run-1")
+    assert fitted.window == "60d"
+    files = deployment.registry.run(fitted.mlflow_run_id).read_files("validation")
+    assert len(json.loads(files["trials.json"])) == 2
+
+
 def test_the_reference_has_predictions_only_for_rows_the_model_had_not_seen(
     tmp_path: Path, deployment: Deployment, rows: pd.DataFrame
 ) -> None:
@@ -635,7 +697,8 @@ def test_the_best_by_validation_is_chosen_and_never_a_baseline() -> None:
 def test_a_champion_whose_files_are_gone_leaves_the_decision_to_the_other_gates_which_say_so(trained: Trained) -> None:
     again = fit_all(trained.folder, trained.deployment, trained.training_set, "run-2")
     artifacts = trained.deployment.settings.state / "mlflow-artifacts"
-    [file] = artifacts.rglob(f"{choose(trained.fitted).model_id}/artifacts/model.skops")
+    assert trained.evaluation.refit is not None
+    [file] = artifacts.rglob(f"{trained.evaluation.refit.stored.model_id}/artifacts/model.skops")
     content = file.read_bytes()
     file.unlink()
     try:
