@@ -147,10 +147,28 @@ def test_a_model_without_champion_is_not_refreshed(tmp_path: Path) -> None:
         by_hand.refresh(world.settings, "toy", HISTORY.end)
 
 
+def ask_a_person(world: World, week: Interval) -> None:
+    """With ``approval: {refreshes: ask}``, a refresh waits until a person has approved it."""
+    spec = world.folder.spec
+    asks = spec.model_copy(
+        update={"promotion": "approval", "approval": spec.approval.model_copy(update={"refreshes": "ask"})}
+    )  # fmt: skip
+    run = replace(run_of(world, "asked"), folder=world.folder.model_copy(update={"spec": asks}))
+    deliver(world, week)
+    decided = decide_refresh(run, fit_refresh(run, as_of=week.end))
+    assert promote_refresh(run, decided, cause="test", actor="tester").became == "waiting"
+    assert world.ledger.champion("toy") == 1
+    answer = {"answer": "approved", "approver": "airflow:ann", "words": "as every week", "answered_at": "2013-04-02T08:00:00Z"}
+    assert promote_refresh(run, decided, cause="test", actor="tester", answer=answer).became == "champion"
+    made = world.ledger.promotions("toy")[-1]
+    assert (made.action, made.actor, made.version) == ("refresh", "airflow:ann", 2)
+    assert "as every week" in made.reason
+
+
 def test_refreshes_that_did_harm_are_undone_and_stop_until_they_are_released(tmp_path: Path) -> None:
     world = trained(tmp_path)
-    for week in WEEKS[:2]:
-        live(world, week)
+    ask_a_person(world, WEEKS[0])
+    live(world, WEEKS[1])
     deliver(world, WEEKS[2])
     run = run_of(world)
     refreshed, again = (fit_refresh(run, as_of=WEEKS[2].end) for _ in range(2))
