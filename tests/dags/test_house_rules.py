@@ -14,7 +14,7 @@ from perennial.core.settings import PROJECT
 from perennial.watchdog.rules import BROKEN_MODELS
 from tests.dags.conftest import parse
 
-STAGES = {"ingest", "train", "score", "monitor", "promote", "rollback", "maintain", "load"}
+STAGES = {"ingest", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain", "load"}
 Parsed = dict[str, Any]
 
 
@@ -288,6 +288,8 @@ def test_who_changes_the_champion_runs_with_the_identity_that_may(parsed: Parsed
     assert promoting == {
         ("train", "decide_promotion"),
         ("train", "promote_champion"),
+        ("refresh", "decide_refresh"),
+        ("refresh", "promote_refresh"),
         ("monitor", "compare_shadows"),
         ("maintain", "align_alias"),
         ("promote", "promote_by_hand"),
@@ -298,4 +300,4 @@ def test_who_changes_the_champion_runs_with_the_identity_that_may(parsed: Parsed
 def test_operators_run_everything_but_promotions_which_are_for_approvers(parsed: Parsed) -> None:
     editors = {dag.partition(".")[2]: set(described["editors"]) for dag, described in parsed["dags"].items()}
     assert {stage for stage, roles in editors.items() if "Operator" not in roles} == {"promote"}
-    assert {stage for stage, roles in editors.items() if "Approver" in roles} == {"train", "promote", "rollback"}
+    assert {stage for stage, roles in editors.items() if "Approver" in roles} == {"train", "promote", "rollback", "release"}

@@ -41,10 +41,16 @@ def worth(settings: Settings, model: str, weeks: Sequence[Interval]) -> dict[str
     snapshots = pinned_snapshots(folder, ledger)
     key = list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
     parts: dict[str, list[pa.Table]] = {SERVED: [], NEVER: [], ALWAYS: []}
-    for week in weeks:
-        rows, _ = read_rows(folder, deployment.lake, snapshots, week, labels_known_by=datetime.now(UTC), withheld=[])
+    scored = {made.interval: made for made in ledger.publications(model, "predictions")}
+    for interval, made in sorted(scored.items()):
+        week = next((week for week in weeks if week.contains(interval)), None)
+        if week is None:
+            continue
+        # The features as they were then, right or wrong, and the labels as they are known now.
+        then = {**snapshots, "features": made.inputs["features"]}
+        rows, _ = read_rows(folder, deployment.lake, then, interval, labels_known_by=datetime.now(UTC), withheld=[])
         served = deployment.lake.scan(
-            model, "predictions", published.snapshots["predictions"], columns=[*key, "prediction"], interval=week,
+            model, "predictions", published.snapshots["predictions"], columns=[*key, "prediction"], interval=interval,
             event_time=spec.event_time,
         ).read_all()  # fmt: skip
         both = rows.join(served, keys=key, join_type="inner").combine_chunks()

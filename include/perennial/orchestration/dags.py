@@ -160,7 +160,7 @@ def common(
 ) -> DAG:
     """A DAG with Perennial's retries, limits, alerts and priorities; :func:`stage` explains the arguments."""
     name = dag_id.rpartition(".")[2]
-    pool = pools(settings()).get(name)
+    pool = pools(settings()).get("train" if name == "refresh" else name)
     defaults: dict[str, Any] = {
         "owner": owner,
         "retries": 2,

@@ -105,6 +105,36 @@ def test_its_time_is_over_after_the_windows_of_the_spec(world: World) -> None:
     assert resolve_shadows(spec, ledger, Interval.day("2013-04-15"), champion=new) == []
 
 
+def refresh(world: World, as_of: str) -> int:
+    """The champion with newer rows."""
+    version = world.register(as_of, seed=6)
+    world.registry.promote(
+        "toy", version, expected=world.ledger.champion("toy"), reason="newer rows", actor="tester", run_id=None, evidence={},
+        action="refresh",
+    )  # fmt: skip
+    return version
+
+
+def test_a_refresh_does_not_end_the_comparison_of_two_recipes(world: World) -> None:
+    """The former recipe's champion stays in the shadow, and what each refresh predicted counts for the present recipe."""
+    old, new = two(world)
+    for day in WEEK.days():
+        world.publish(day, seed=day.start.day)
+    score_all(world, new, Interval(WEEK.start, WEEK.start + timedelta(days=4)))
+    newer = refresh(world, "2013-04-01")
+    assert resolve_shadows(world.folder.spec, world.ledger, Interval.day("2013-04-05"), champion=newer) == [old]
+    score_all(world, newer, Interval(WEEK.start + timedelta(days=4), WEEK.end))
+    [seen] = compare(world)
+    assert (seen.version, seen.champion, seen.rows, seen.windows) == (old, newer, 420, 1)
+
+
+def test_a_refresh_puts_nothing_into_the_shadow(world: World) -> None:
+    first = world.register("2013-03-10")
+    world.promote(first)
+    newer = refresh(world, "2013-03-20")
+    assert resolve_shadows(world.folder.spec, world.ledger, DAY, champion=newer) == []
+
+
 def test_without_a_champion_before_or_after_a_rollback_there_is_no_shadow(world: World) -> None:
     spec, ledger = world.folder.spec, world.ledger
     first = world.register("2013-03-10")
