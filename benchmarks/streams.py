@@ -98,9 +98,14 @@ class Stream:
     weeks: int
 
     def learning_from(self, days: int, seed: int) -> Stream:
-        """The same stream with another training window, and another seed of everything random in training."""
+        """The same stream with another training window, and another seed of everything random in training.
+
+        The holdout is four weeks long on each stream: a longer one makes policies worse that serve what they judged.
+        """
         spec = self.folder.spec
-        training = spec.training.model_copy(update={"window": timedelta(days=days), "seed": seed})
+        training = spec.training.model_copy(
+            update={"window": timedelta(days=days), "holdout": timedelta(weeks=4), "seed": seed}
+        )
         folder = self.folder.model_copy(update={"spec": spec.model_copy(update={"training": training})})
         return Stream(self.name, folder, self.rows, self.begin, self.weeks)
 
