@@ -142,7 +142,13 @@ def known_limits(dossier: Dossier) -> list[str]:
         f"It was judged on {evaluation.interval} only ({holdout.length.days} days); monitoring measures its performance at "
         "other times."
     ]
-    if (refit := evaluation.refit) is not None:
+    refit = evaluation.refit
+    if evaluation.refresh is not None and refit is not None:
+        limits.append(
+            f"{evaluation.whose_figures} There are no unseen rows yet to measure the refreshed model on. Both agree on these "
+            f"rows ({number(refit.agreement)}), and monitoring measures it."
+        )
+    elif refit is not None:
         limits.append(
             f"All figures on this page are those of the model that was judged, which learned from {training.window}. What "
             f"serves is the same recipe fitted again on {refit.interval}. There are no unseen rows yet to measure that on. On "
@@ -275,7 +281,8 @@ def metrics(dossier: Dossier) -> Chapter:
     """The section with all metrics of all contenders on the same rows, with intervals."""
     evaluation = dossier.evaluation
     champion = evaluation.champion
-    contenders = [evaluation.candidate, *([champion] if champion else []), *evaluation.baselines]
+    beside = [] if champion is None or dossier.record.is_refresh else [champion]
+    contenders = [evaluation.candidate, *beside, *evaluation.baselines]
     known = METRICS[dossier.spec.task]
     measured = [metric for metric in known if any(metric in one.metrics for one in contenders)]
     rows = [

@@ -122,7 +122,7 @@ def release_report(dossier: Dossier) -> Document:
         sections=[
             Chapter("In short", [Points(_in_short(dossier))], "an evaluation of the version, in the ledger"),
             decision(dossier),
-            metrics(dossier) if rival is None else _gained_and_lost(dossier),
+            metrics(dossier) if rival is None or dossier.record.is_refresh else _gained_and_lost(dossier),
             slices(dossier),
             gates(dossier),
             Chapter(
@@ -138,7 +138,7 @@ def _figures(dossier: Dossier) -> list[tuple[str, str, str]]:
     evaluation, metric = dossier.evaluation, dossier.evaluation.metric
     figures = [
         (f"{metric} of {called(one)}", number(one.metrics.get(metric)), interval_of(one, metric))
-        for one in (evaluation.candidate, evaluation.champion)
+        for one in (evaluation.candidate, None if dossier.record.is_refresh else evaluation.champion)
         if one
     ]
     if comparison := evaluation.comparison:
@@ -155,6 +155,13 @@ def _in_short(dossier: Dossier) -> list[str]:
     if candidate.error:
         return [f"It could not predict: {candidate.error}"]
     lines = [f"{metric} is {number(candidate.metrics.get(metric))} {interval_of(candidate, metric)}".rstrip() + "."]
+    if (refresh := evaluation.refresh) is not None:
+        skill = "unknown" if refresh.skill is None else f"{refresh.skill:.3f}"
+        agreement = evaluation.refit.agreement if evaluation.refit is not None else None
+        return [
+            evaluation.whose_figures or "",
+            f"{lines[0]} Its skill score is {skill}, and both agree on these rows to {number(agreement)}.",
+        ]
     if comparison:
         sure = comparison.problem or (
             f"with {comparison.confidence:.0%} confidence it lies between {number(comparison.low)} and "
