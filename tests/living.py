@@ -23,6 +23,8 @@ STAGES = ("load", "ingest", "train", "refresh", "score", "monitor", "promote", "
 PATIENCE = 300
 #: Copies of the model that need a person's approval: one waits for the answer, the other gives up after a minute.
 ASKING = {"energy_asked": "{approvers: [admin]}", "energy_hasty": "{within: 1m}"}
+#: A copy whose champion is refreshed each week.
+FRESH = "energy_fresh"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
     shutil.copytree(PROJECT / "tests" / "models", models)
     for name, approval in ASKING.items():
         _copy_model(models, name, f"promotion: approval\napproval: {approval}\n")
+    _copy_model(models, FRESH, "")
+    fresh = models / FRESH / "model.yaml"
+    fresh.write_text(fresh.read_text().replace("refresh: never", "refresh: week"))
     given = {**os.environ, "PERENNIAL_MODELS": str(models), **free_ports()}
     with Stack(state, given, say=lambda _: None) as stack, AirflowApi(stack.airflow_url, "admin", stack.password) as api:
         dags = [f"{MODEL}.{stage}" for stage in STAGES]

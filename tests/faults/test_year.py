@@ -82,7 +82,7 @@ gates:
   robustness: {noise_drop: null, missing_drop: null}
 drift: {min_rows: 50, numeric_threshold: 0.5, prediction_threshold: 0.6}
 shadow: {windows: 0}
-schedules: {train: month, monitor: week, closed: [2024-05-01, 08-15]}
+schedules: {train: month, refresh: never, monitor: week, closed: [2024-05-01, 08-15]}
 """
 FEATURES = "SELECT id, amount, qty FROM entities\n"
 #: Nothing runs in these days: the stack is stopped.

@@ -259,7 +259,7 @@ def test_a_file_in_an_object_store_is_replaced_when_its_content_is(
             monkeypatch.setenv(f"AWS_{name}", value)
         # It would go on with the address of another test.
         system.clear_instance_cache()
-        system().mkdir("bucket")
+        system().makedirs("bucket", exist_ok=True)
         shop = Shop(tmp_path, sources={"orders": {"files": "s3://bucket/orders/%Y-%m-%d.csv"}}, orders={"replaced": "read"})
 
         def upload(day: str, *rows: str) -> None:
