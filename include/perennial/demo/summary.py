@@ -110,7 +110,7 @@ def summarise(
             {"what": hold.what, "interval": hold.interval.key, "reasons": hold.reasons, "released": hold.release_reason}
             for hold in ledger.holds(model)
         ],
-        "worth": worth(stack.settings, model, weeks),
+        "worth": worth(stack.settings, model),
         "predictions": _predictions(stack.settings.predictions_url, model),
         "drift_verdicts": [
             {
@@ -179,7 +179,7 @@ def _worth(found: Mapping[str, Any], metric: str) -> list[str]:
         return []
     values = {name: value[metric] for name, value in found.items() if metric in value}
     told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    return [f"{metric} of these weeks, on the same flights: {told}"]
+    return [f"{metric} of all weeks, on the same rows: {told}"]
 
 
 def _weeks(summary: Mapping[str, Any], metric: str) -> Table:

@@ -1,4 +1,4 @@
-"""What the weeks of the demo were predicted with, beside what never and always would have predicted."""
+"""What the days of the demo were predicted with, beside what never and always would have predicted."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from perennial.ledger.records import VersionRecord
 SERVED, NEVER, ALWAYS = "served", "the first version for ever", "each refresh, refused or not"
 
 
-def worth(settings: Settings, model: str, weeks: Sequence[Interval]) -> dict[str, dict[str, float]]:
-    """The metrics of three ways to predict the same rows of these weeks.
+def worth(settings: Settings, model: str) -> dict[str, dict[str, float]]:
+    """The metrics of three ways to predict all rows that were scored.
 
     Args:
         settings: the demo's settings.
         model: the model's name.
-        weeks: in the order of time.
 
     Returns:
-        The metrics by name of the way: what was served; the first version for all weeks; and in each week the newest version
-        that had not learned from it, whatever the gates said of it. Empty if there is nothing to compare.
+        The metrics by name of the way: what was served; the first version for ever; and each day the newest version that had
+        not learned from it, whatever the gates said of it. Empty if nothing was scored.
     """
     from perennial.evaluation.metrics import evaluate
     from perennial.model.costs import cost_function
@@ -36,16 +35,13 @@ def worth(settings: Settings, model: str, weeks: Sequence[Interval]) -> dict[str
     folder, ledger, registry = deployment.model(model), deployment.ledger, deployment.registry
     spec, published = folder.spec, ledger.published(model, "predictions")
     versions = ledger.versions(model)
-    if published is None or not weeks or not versions:
+    if published is None or not versions:
         return {}
     snapshots = pinned_snapshots(folder, ledger)
     key = list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
     parts: dict[str, list[pa.Table]] = {SERVED: [], NEVER: [], ALWAYS: []}
     scored = {made.interval: made for made in ledger.publications(model, "predictions")}
     for interval, made in sorted(scored.items()):
-        week = next((week for week in weeks if week.contains(interval)), None)
-        if week is None:
-            continue
         # The features as they were then, right or wrong, and the labels as they are known now.
         then = {**snapshots, "features": made.inputs["features"]}
         rows, _ = read_rows(folder, deployment.lake, then, interval, labels_known_by=datetime.now(UTC), withheld=[])
@@ -55,7 +51,7 @@ def worth(settings: Settings, model: str, weeks: Sequence[Interval]) -> dict[str
         ).read_all()  # fmt: skip
         both = rows.join(served, keys=key, join_type="inner").combine_chunks()
         parts[SERVED].append(both.select(["label", "prediction"]))
-        for name, version in ((NEVER, versions[0]), (ALWAYS, _newest(versions, week))):
+        for name, version in ((NEVER, versions[0]), (ALWAYS, _newest(versions, interval))):
             said = registry.load(model, version.version).predict(both).values
             parts[name].append(both.select(["label"]).append_column("prediction", pa.array(said)))
     cost, found = cost_function(folder), {}
@@ -66,7 +62,7 @@ def worth(settings: Settings, model: str, weeks: Sequence[Interval]) -> dict[str
     return found
 
 
-def _newest(versions: Sequence[VersionRecord], week: Interval) -> VersionRecord:
-    before = [record for record in versions if Interval.from_key(record.learned_from).end <= week.start]
+def _newest(versions: Sequence[VersionRecord], interval: Interval) -> VersionRecord:
+    before = [record for record in versions if Interval.from_key(record.learned_from).end <= interval.start]
     refreshes = [record for record in before if record.is_refresh]
     return (refreshes or before or list(versions))[-1]
