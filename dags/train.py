@@ -24,8 +24,8 @@ days do not come, it runs when `schedules.grace` is over, on the days that are t
 - **promote_champion is skipped**: this is not a failure. The gates or a person refused the version; the reasons are on the task
   and in MLflow. To promote it nevertheless, use `<model>.promote` with a reason.
 - **ModelRenamed**: the registered model has another name in MLflow. Rename it back, then clear this run.
-- **StaleDecision**: another recipe became champion in between, so the evaluation is stale (a refresh does no harm). Clear `evaluate_candidates` and its
-  downstream tasks: the candidate is evaluated again, together with the new champion.
+- **StaleDecision**: another recipe became champion in between, so the evaluation is stale (a refresh does no harm). Clear
+  `evaluate_candidates` and its downstream tasks: the candidate is evaluated again, together with the new champion.
 - **PromotionRefused**: a person refused an earlier attempt. To override that, use `<model>.promote` with a reason.
 - You may ignore a failed weekly run if the next one succeeds: the champion stays as it is.
 """
