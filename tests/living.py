@@ -19,7 +19,7 @@ from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 
 MODEL = "energy_load"
-STAGES = ("load", "ingest", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain")
+STAGES = ("load", "ingest", "train", "score", "monitor", "promote", "rollback", "release", "maintain")
 PATIENCE = 300
 #: Copies of the model that need a person's approval: one waits for the answer, the other gives up after a minute.
 ASKING = {"energy_asked": "{approvers: [admin]}", "energy_hasty": "{within: 1m}"}
