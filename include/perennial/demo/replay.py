@@ -36,7 +36,9 @@ from perennial.stack.embedded import Stack
 HISTORY = Interval.of("2013-01-01", "2013-04-01")
 
 #: How many weeks a run of the demo replays.
-WEEKS = 8
+WEEKS = 7
+#: A run of ingest that starts nothing.
+_QUIET = {"announce_scoring": False, "announce_monitoring": False, "announce_training": False}
 
 _STAGES = ("ingest", "score", "monitor", "refresh", "train")
 #: DAGs that only people trigger.
@@ -141,7 +143,7 @@ class _Replay:
             return
         with self.step("history", "loading three months of history") as status:
             write_landing_zone(self._data, HISTORY)
-            conf = {**_range(HISTORY), "announce_scoring": False, "announce_training": False}
+            conf = {**_range(HISTORY), **_QUIET}
             self._wait_for(self._api.trigger(f"{MODEL}.ingest", conf=conf, note="the history"), status)
         self._console.print(
             f"history {HISTORY}: {week_in_words(self._ledger, MODEL, HISTORY)}, {self.seconds['history']:.1f} s"
@@ -196,9 +198,7 @@ class _Replay:
     def _act(self, story: Week, week: Interval, status: Status) -> None:
         if story.spoiled:
             write_landing_zone(self._data, week)
-            self._do(
-                "ingest", {**_range(week), "announce_scoring": False}, "the source has delivered the week again, right", status
-            )
+            self._do("ingest", {**_range(week), **_QUIET}, "the source has delivered the week again, right", status)
             self._do(
                 "release",
                 {**_range(week), "reason": "the source has delivered the week again"},
