@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from perennial.core.intervals import Interval
 from perennial.evaluation.contest import Contest, ContestResult, hold, probe
 from perennial.evaluation.gates import unanswered
-from perennial.evaluation.metrics import agreement, evaluate_metric, evaluate_prediction, skill_score, summarise
+from perennial.evaluation.metrics import agreement, evaluate_metric, skill_score, summarise
 from perennial.evaluation.probes import constant
 from perennial.evaluation.resampling import find_blocks, resample
 from perennial.evaluation.sequential import harm
@@ -78,13 +78,15 @@ def measure_refresh(
     if rows.num_rows:
         cost = cost_function(contest.folder)
         uninformed = evaluate_metric(spec.task, spec.primary_metric, truth, constant(spec.task, truth), cost)
-    known = metric is not None and uninformed is not None
+    skill = None
+    if metric is not None and uninformed is not None:
+        skill = skill_score(spec.task, spec.primary_metric, metric, uninformed)
     before = next(iter(result.predictions.values()), None)
     refresh = Refresh(
         champion=champion,
         reference=reference,
         uninformed=uninformed,
-        skill=skill_score(spec.task, spec.primary_metric, metric or 0.0, uninformed or 0.0) if known else None,
+        skill=skill,
         predictions=summarise(predicted),
         rolling=rolling,
     )
@@ -133,7 +135,7 @@ def roll(spec: ModelSpec, anchor: int, stretches: Sequence[Stretch], cost: CostF
 def _lead(spec: ModelSpec, stretch: Stretch, cost: CostFunction | None) -> float:
     """How far the anchor is ahead of the best constant, in units of the primary metric; 0 if it is not, or if unknown."""
     truth, metric = labels_of(stretch.rows), spec.primary_metric
-    anchor = evaluate_prediction(spec.task, truth, stretch.anchor, cost).get(metric)
+    anchor = evaluate_metric(spec.task, metric, truth, stretch.anchor, cost)
     uninformed = evaluate_metric(spec.task, metric, truth, constant(spec.task, truth), cost)
     if anchor is None or uninformed is None:
         return 0.0

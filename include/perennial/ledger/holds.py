@@ -12,8 +12,6 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from perennial.alerts import outbox
-from perennial.alerts.alert import Alert
 from perennial.core.intervals import Interval
 from perennial.ledger import tables
 from perennial.ledger.rows import TableFamily, as_record, now
@@ -59,7 +57,6 @@ class Holds(TableFamily):
         version: int,
         reasons: Sequence[str],
         run_id: str,
-        alert: Alert | None = None,
     ) -> None:
         """Hold something back. If it is held back already, nothing changes.
 
@@ -69,7 +66,6 @@ class Holds(TableFamily):
             version: the refresh that was refused or undone.
             reasons: why.
             run_id: the run that decided.
-            alert: sent once per interval and version; None: send none.
         """
         with self._database.writing(model) as connection:
             held = [one for one in self._held(connection, model, what) if what == "refreshes" or one.interval == interval]
@@ -79,8 +75,6 @@ class Holds(TableFamily):
                     "reasons": list(reasons), "run_id": run_id, "held_at": now(),
                 }  # fmt: skip
                 connection.execute(sa.insert(tables.holds).values(values))
-            if alert is not None:
-                outbox.record(connection, alert, f"{alert.kind}/{model}/{interval.key}/version-{version}")
 
     def release(self, model: str, what: What, within: Interval | None, *, actor: str, reason: str) -> list[Hold]:
         """Release what is held back.

@@ -14,8 +14,12 @@ from perennial.stages.run import StageRun
 
 if TYPE_CHECKING:
     from perennial.evidence.decision import GateDecision
+    from perennial.evidence.evaluation import Evaluation
+    from perennial.evidence.training import TrainingSet
     from perennial.ledger.records import Approval, Promotion
+    from perennial.model.candidate import Fitted
     from perennial.registry.champion import Rollback
+    from perennial.spec.folder import ModelFolder
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,43 @@ class Outcome:
     words: str
 
 
+def register_decided(
+    run: StageRun,
+    folder: ModelFolder,
+    training_set: TrainingSet,
+    fitted: Fitted,
+    evaluation: Evaluation,
+    decision: GateDecision,
+) -> Decided:
+    """Register a version with the gates' decision, its evidence, its card and its release report.
+
+    Args:
+        run: the run.
+        folder: the model folder that the version was made with.
+        training_set, fitted: what it was made of.
+        evaluation, decision: the measurements, and the gates' decision on them.
+
+    Raises:
+        CardError: the version passed its gates, but a section of its card is empty.
+    """
+    from perennial.reports.approval import comparison_in_words
+    from perennial.reports.releases import publish_pages
+
+    registry = run.deployment.registry
+    version = registry.register(folder, training_set, fitted, evaluation, decision, run_id=run.qualified_id)
+    logs.resolved(version=version)
+    # Before a promotion or an approval, since people must read these pages first. An empty section stops the promotion.
+    publish_pages(run.folder, run.deployment, version)
+    links = registry.links(run.model, version)
+    return Decided(
+        version=version,
+        decision=decision,
+        expected=evaluation.champion_version,
+        links=links,
+        comparison=comparison_in_words(version, evaluation, decision, links),
+    )
+
+
 def promote_champion(
     run: StageRun, decided: Decided, *, cause: str, actor: str, answer: Mapping[str, Any] | None = None
 ) -> Outcome:
@@ -86,23 +127,47 @@ def promote_champion(
     if not decision.promote:
         registry.refuse(run.model, version, decision)
         return Outcome(version, "refused", f"{name} is refused: {'; '.join(decision.reasons)}")
-    evidence = decision.to_json()
-    if answer is not None:
-        approval = approve(run, version, answer)
-        if approval.answer != "approved":
-            return Outcome(version, "refused", f"{name} does not become champion: {approval.told}")
-        evidence, actor = {**evidence, "approval": dict(answer)}, str(approval.approver)
-        cause = f"{cause}; {approval.told}"
-    elif run.folder.spec.promotion == "approval":
+    if answer is None and run.folder.spec.promotion == "approval":
         return Outcome(
             version,
             "waiting",
             f"{name} passed its gates and waits for an approval, which {run.model}.train asks for in Airflow. To promote it "
             f"without one: perennial promote {run.model} {version} --override REASON",
         )
-    if decision.champion_unusable is not None:
+    return make_champion(
+        run, decided, cause=cause, actor=actor, answer=answer, action="promote", recipe=decision.champion_recipe,
+        words=f"{name} is champion",
+    )  # fmt: skip
+
+
+def make_champion(
+    run: StageRun,
+    decided: Decided,
+    *,
+    cause: str,
+    actor: str,
+    answer: Mapping[str, Any] | None,
+    action: Literal["promote", "refresh"],
+    words: str,
+    recipe: str = "",
+) -> Outcome:
+    """Move the alias ``champion`` to a version that passed its gates, unless an approver has refused it.
+
+    Args:
+        run, decided, cause, actor, answer: see :func:`promote_champion`.
+        action, recipe: see :meth:`perennial.registry.champion.Champions.promote`.
+        words: the outcome for people, if the version becomes champion.
+    """
+    version, evidence = decided.version, decided.decision.to_json()
+    if answer is not None:
+        approval = approve(run, version, answer)
+        if approval.answer != "approved":
+            return Outcome(version, "refused", f"{run.model} version {version} does not become champion: {approval.told}")
+        evidence, actor = {**evidence, "approval": dict(answer)}, str(approval.approver)
+        cause = f"{cause}; {approval.told}"
+    if decided.decision.champion_unusable is not None:
         cause = f"{cause}; not compared with version {decided.expected}, which can never be used again"
-    registry.promote(
+    run.deployment.registry.promote(
         run.model,
         version,
         expected=decided.expected,
@@ -110,9 +175,10 @@ def promote_champion(
         actor=actor,
         run_id=run.qualified_id,
         evidence=evidence,
-        recipe=decision.champion_recipe,
+        recipe=recipe,
+        action=action,
     )
-    return Outcome(version, "champion", f"{name} is champion")
+    return Outcome(version, "champion", words)
 
 
 def approve(run: StageRun, version: int, answer: Mapping[str, Any]) -> Approval:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from perennial.core import logs
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval
-from perennial.stages.promote import Decided, Outcome
+from perennial.stages.promote import Decided, Outcome, make_champion, register_decided
 from perennial.stages.run import StageRun
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ def decide_refresh(run: StageRun, refreshed: Refreshed) -> Decided:
     """
     from perennial.evaluation.gates import decide
     from perennial.registry.folders import open_folder
-    from perennial.reports.approval import comparison_in_words
-    from perennial.reports.releases import publish_pages
 
     registry, ledger, evaluation = run.deployment.registry, run.deployment.ledger, refreshed.evaluation
     assert evaluation.refresh is not None
@@ -58,19 +56,7 @@ def decide_refresh(run: StageRun, refreshed: Refreshed) -> Decided:
     assert champion is not None
     decision = decide(evaluation, run.folder.gates)
     with open_folder(champion, run.folder, registry, []) as recipe:
-        version = registry.register(
-            recipe, refreshed.training_set, refreshed.fitted, evaluation, decision, run_id=run.qualified_id
-        )
-    logs.resolved(version=version)
-    publish_pages(run.folder, run.deployment, version)
-    links = registry.links(run.model, version)
-    return Decided(
-        version=version,
-        decision=decision,
-        expected=evaluation.champion_version,
-        links=links,
-        comparison=comparison_in_words(version, evaluation, decision, links),
-    )
+        return register_decided(run, recipe, refreshed.training_set, refreshed.fitted, evaluation, decision)
 
 
 def promote_refresh(
@@ -98,7 +84,12 @@ def promote_refresh(
     name = f"{run.model} version {decided.version}"
     logs.resolved(version=decided.version)
     if decision.promote:
-        return _promote(run, decided, cause=cause, actor=actor, answer=answer)
+        if answer is None and run.folder.spec.asks_for_refreshes:
+            return Outcome(
+                decided.version, "waiting", f"{name} passed its gates and waits for an approval (approval.refreshes)"
+            )  # fmt: skip
+        words = f"{name} is champion: it is version {decided.expected} with newer rows"
+        return make_champion(run, decided, cause=cause, actor=actor, answer=answer, action="refresh", words=words)
     registry.refuse_refresh(run.model, decided.version, decision, withheld=withholds_rows(decision))
     told = [f"{name} is refused: {'; '.join(decision.reasons)}"]
     if withholds_rows(decision):
@@ -106,31 +97,6 @@ def promote_refresh(
     if undoes_refreshes(decision):
         told.append(_restore(run, decided, actor=actor))
     return Outcome(decided.version, "refused", ". ".join(told))
-
-
-def _promote(run: StageRun, decided: Decided, *, cause: str, actor: str, answer: Mapping[str, Any] | None) -> Outcome:
-    from perennial.stages.promote import approve
-
-    registry, version = run.deployment.registry, decided.version
-    evidence, name = decided.decision.to_json(), f"{run.model} version {version}"
-    if answer is not None:
-        approval = approve(run, version, answer)
-        if approval.answer != "approved":
-            return Outcome(version, "refused", f"{name} does not become champion: {approval.told}")
-        evidence, actor, cause = {**evidence, "approval": dict(answer)}, str(approval.approver), f"{cause}; {approval.told}"
-    elif run.folder.spec.asks_for_refreshes:
-        return Outcome(version, "waiting", f"{name} passed its gates and waits for an approval (approval.refreshes)")
-    registry.promote(
-        run.model,
-        version,
-        expected=decided.expected,
-        reason=cause,
-        actor=actor,
-        run_id=run.qualified_id,
-        evidence=evidence,
-        action="refresh",
-    )
-    return Outcome(version, "champion", f"{name} is champion: it is version {decided.expected} with newer rows")
 
 
 def _hold(run: StageRun, decided: Decided, what: What, interval: Interval | None = None) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from perennial.core import logs
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval
-from perennial.stages.promote import Decided, Outcome, promote_champion
+from perennial.stages.promote import Decided, Outcome, promote_champion, register_decided
 from perennial.stages.run import StageRun, declare_unusable
 
 if TYPE_CHECKING:
@@ -92,28 +91,14 @@ def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[
         CardError: the version passed its gates, but a section of its card is empty.
     """
     from perennial.evaluation.gates import decide
-    from perennial.reports.approval import comparison_in_words
-    from perennial.reports.releases import publish_pages
     from perennial.training.evaluate import choose
     from perennial.training.training_set import narrowed
 
-    registry = run.deployment.registry
     spec = run.folder.spec
     decision = decide(evaluation, spec.gates, refit=spec.training.refit)
     chosen = choose(fitted)
     learned = narrowed(run.folder, run.deployment.lake, training_set, chosen.window)
-    version = registry.register(run.folder, learned, chosen, evaluation, decision, run_id=run.qualified_id)
-    logs.resolved(version=version)
-    # Before a promotion or an approval, since people must read these pages first. An empty section stops the promotion.
-    publish_pages(run.folder, run.deployment, version)
-    links = registry.links(run.model, version)
-    return Decided(
-        version=version,
-        decision=decision,
-        expected=evaluation.champion_version,
-        links=links,
-        comparison=comparison_in_words(version, evaluation, decision, links),
-    )
+    return register_decided(run, run.folder, learned, chosen, evaluation, decision)
 
 
 def train(run: StageRun, *, as_of: datetime, cause: str, actor: str) -> Outcome:

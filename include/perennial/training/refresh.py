@@ -18,10 +18,10 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from perennial.ledger.records import VersionRecord
 from perennial.ledger.succession import lineage
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
-from perennial.model.costs import cost_function
+from perennial.model.costs import CostFunction, cost_function
 from perennial.model.labels import count_classes, labels_of
 from perennial.registry.folders import OwnFolder, changed_label, open_folder, own_features, own_folder
 from perennial.registry.runs import KEY
@@ -78,6 +78,10 @@ _FITTED, _REFIT = "perennial.refreshed", "perennial.refit"
 
 #: The newest rows, which the model before is measured on, by ``schedules.refresh``.
 PERIODS = {"week": timedelta(days=7), "month": timedelta(days=28)}
+
+
+#: Loads the model that a version serves.
+_Load = Callable[[int], LoadedModel]
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ def refresh_champion(
         newest = _newest(spec, record, end, period)
         references = [record, *_refused(ledger.versions(spec.name), record, newest.start)]
         rows, snapshots, withheld = _read(own, recipe, deployment, newest, utc(as_of), run_id)
-        before = _best(spec, registry.load, references, rows.unseen, cost_function(judge))
+        load = cache(partial(registry.load, spec.name, spec=spec))  # the champion takes part in both comparisons
+        before = _best(spec, load, references, rows.unseen, cost_function(judge))
         training_set = _training_set(
             recipe, deployment, own, rows, snapshots, withheld, before, as_of=utc(as_of), run_id=run_id,
             calendar=calendar,
@@ -199,7 +204,7 @@ def refresh_champion(
             reference=before.record.version,
             refreshed=refreshed,
             refit=refit,
-            rolling=_rolling(judge, deployment, rows, period),
+            rolling=_rolling(judge, deployment, load, rows, period),
         )
         evaluation = result.evaluation
         assert evaluation.refit is not None  # measure_refresh fills it in
@@ -284,9 +289,11 @@ class _Before:
     model: LoadedModel
 
 
-def _best(spec: ModelSpec, load: Any, references: Sequence[VersionRecord], unseen: pa.Table, cost: Any) -> _Before:
+def _best(
+    spec: ModelSpec, load: _Load, references: Sequence[VersionRecord], unseen: pa.Table, cost: CostFunction | None
+) -> _Before:
     """The champion, or the last refused refresh if it is better on the newest rows: then these rows speak for the change."""
-    found = [_Before(record, load(spec.name, record.version, spec=spec)) for record in references]
+    found = [_Before(record, load(record.version)) for record in references]
     if len(found) == 1 or not unseen.num_rows:
         return found[0]
     truth = labels_of(unseen)
@@ -527,7 +534,9 @@ def _log(
 # --- earlier refreshes -----------------------------------------------------------------------------------------------
 
 
-def _rolling(folder: ModelFolder, deployment: Deployment, rows: _Rows, period: timedelta) -> RollingEvidence | None:
+def _rolling(
+    folder: ModelFolder, deployment: Deployment, load: _Load, rows: _Rows, period: timedelta
+) -> RollingEvidence | None:
     """Compare the refreshes of the last stretches with the version before them. Each had not learned from its stretch."""
     spec, ledger = folder.spec, deployment.ledger
     records = {record.version: record for record in ledger.versions(spec.name)}
@@ -541,13 +550,6 @@ def _rolling(folder: ModelFolder, deployment: Deployment, rows: _Rows, period: t
         return next((record for record in reversed(line) if _learned_until(record) <= moment), None)
 
     anchor = in_force(end - LOOK_BACK * period) or line[0]
-    loaded: dict[int, LoadedModel] = {}
-
-    def load(record: VersionRecord) -> LoadedModel:
-        if record.version not in loaded:
-            loaded[record.version] = deployment.registry.load(spec.name, record.version, spec=spec)
-        return loaded[record.version]
-
     stretches = []
     for number in range(LOOK_BACK, 0, -1):
         stretch = Interval(end - number * period, end - (number - 1) * period)
@@ -557,6 +559,12 @@ def _rolling(folder: ModelFolder, deployment: Deployment, rows: _Rows, period: t
         of_stretch = rows.within(spec, stretch)
         if of_stretch.num_rows:
             stretches.append(
-                Stretch(stretch, served.version, of_stretch, load(served).predict(of_stretch), load(anchor).predict(of_stretch))
+                Stretch(
+                    stretch,
+                    served.version,
+                    of_stretch,
+                    load(served.version).predict(of_stretch),
+                    load(anchor.version).predict(of_stretch),
+                )
             )
     return roll(spec, anchor.version, stretches, cost_function(folder))
