@@ -156,7 +156,7 @@ def fit_candidate(
     found = _search_and_fit(folder, candidate, window)
     window = window.newest(found.best.window)
     code = code_state(folder)
-    tags = {KEY: key, "perennial.run_id": run_id, **_provenance(folder, candidate, training_set, code)}
+    tags = {KEY: key, "perennial.run_id": run_id, **provenance(folder, candidate, training_set, code)}
     with deployment.registry.open_run(folder.spec.name, candidate, tags) as run:
         return _log(run, folder, candidate, training_set, window, found, code)
 
@@ -209,7 +209,7 @@ def _search_and_fit(folder: ModelFolder, candidate: str, window: _Window) -> _Fo
     return _Found(trials, best, estimator, searched - started, finished - searched)
 
 
-def _provenance(folder: ModelFolder, candidate: str, training_set: TrainingSet, code: CodeState) -> dict[str, str]:
+def provenance(folder: ModelFolder, candidate: str, training_set: TrainingSet, code: CodeState) -> dict[str, str]:
     """Tags that say how a run's model was made."""
     return {
         "perennial.candidate": candidate,

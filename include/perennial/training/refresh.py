@@ -38,7 +38,7 @@ from perennial.evaluation.metrics import evaluate_metric
 from perennial.evaluation.readiness import CleanProcess
 from perennial.evaluation.refreshed import LOOK_BACK, Stretch, measure_refresh, roll
 from perennial.evidence.evaluation import Contender, Evaluation, Refit, RollingEvidence
-from perennial.evidence.training import CodeState, TrainingSet
+from perennial.evidence.training import TrainingSet
 from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.maturity import mature_until, measure_delay
 from perennial.ledger.records import VersionRecord
@@ -58,6 +58,7 @@ from perennial.training.fit import (
     fit_estimator,
     importance_of,
     log_folder,
+    provenance,
     reference_sample,
     rows_before,
 )
@@ -123,13 +124,14 @@ class _Rows:
         newest: the newest part of it, which the model before had not learned from.
         all: n labelled rows of ``whole``.
         older: how many of them are before ``newest``.
-        entities: number of entities of both parts.
+        labelled, entities: number of labelled rows and of entities of both parts, before ``training.max_rows`` cuts any.
     """
 
     whole: Interval
     newest: Interval
     all: pa.Table
     older: int
+    labelled: dict[str, int]
     entities: dict[str, int]
 
     @property
@@ -345,10 +347,10 @@ def _read(
     read = partial(read_rows, recipe, lake, snapshots, labels_known_by=as_of, withheld=withheld)
     unseen, fresh = read(newest)
     older, known = read(older_part) if older_part is not None else (unseen.slice(0, 0), 0)
-    most = spec.training.max_rows
-    older = older.slice(max(0, older.num_rows + unseen.num_rows - most))
+    labelled = {"window": older.num_rows, "holdout": unseen.num_rows}
+    older = older.slice(max(0, sum(labelled.values()) - spec.training.max_rows))
     rows = pa.concat_tables([older, unseen]).combine_chunks()
-    return _Rows(whole, newest, rows, older.num_rows, {"window": known, "holdout": fresh}), snapshots, withheld
+    return _Rows(whole, newest, rows, older.num_rows, labelled, {"window": known, "holdout": fresh}), snapshots, withheld
 
 
 def _training_set(
@@ -384,7 +386,7 @@ def _training_set(
         folder_digest=recipe.digest,
         features_digest=recipe.features_digest,
         rows={part: table.num_rows for part, table in parts.items()},
-        labelled={part: table.num_rows for part, table in parts.items()},
+        labelled=rows.labelled,
         entities=rows.entities,
         classes={part: count_classes(spec, table) for part, table in parts.items()},
         content={part: content_hash(table) for part, table in parts.items()},
@@ -434,9 +436,15 @@ def _fit(
     estimator = fit_estimator(recipe, training.candidate, training.params, frame, truth)
     seconds = time.perf_counter() - started
     code = code_state(recipe)
-    with registry.open_run(
-        spec.name, f"{training.candidate} refreshed", {KEY: key, **_tags(recipe, training_set, record, code, run_id)}
-    ) as run:
+    tags = {
+        KEY: key,
+        "perennial.run_id": run_id,
+        **provenance(recipe, training.candidate, training_set, code),
+        "perennial.role": "refresh",
+        "perennial.refreshes": str(record.version),
+        "mlflow.source.name": f"perennial refresh {spec.name}",
+    }
+    with registry.open_run(spec.name, f"{training.candidate} refreshed", tags) as run:
         stored = run.log_model(
             spec,
             estimator,
@@ -477,27 +485,6 @@ def _fit(
         )
     log.info("the recipe of version %d was fitted on %s rows in %.1f s", record.version, f"{rows.all.num_rows:,}", seconds)
     return fitted, refit
-
-
-def _tags(
-    recipe: ModelFolder, training_set: TrainingSet, record: VersionRecord, code: CodeState, run_id: str
-) -> dict[str, str]:
-    return {
-        "perennial.run_id": run_id,
-        "perennial.candidate": record.training.candidate,
-        "perennial.role": "refresh",
-        "perennial.refreshes": str(record.version),
-        "perennial.window": training_set.window,
-        "perennial.holdout": training_set.holdout,
-        "perennial.as_of": training_set.as_of,
-        "perennial.spec_digest": recipe.digest,
-        "perennial.features_digest": training_set.features_digest,
-        "perennial.snapshots": json.dumps(training_set.snapshots, sort_keys=True),
-        "mlflow.source.type": "JOB",
-        "mlflow.source.name": f"perennial refresh {recipe.spec.name}",
-        "mlflow.source.git.commit": code.commit,
-        "mlflow.user": recipe.spec.owner,
-    }
 
 
 def _log(

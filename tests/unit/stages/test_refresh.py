@@ -33,10 +33,10 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def trained(place: Path) -> World:
-    """A world with a champion that was trained on three weeks."""
+def trained(place: Path, **changes: str) -> World:
+    """A world with a champion that was trained on three weeks; ``changes`` are those of ``model.yaml``."""
     with threadpool_limits(1):
-        world = make_world(place, synthetic.deployment(place))
+        world = make_world(place, synthetic.deployment(place), **changes)
         synthetic.publish_tables(world.lake, world.ledger, synthetic.make_rows(25), HISTORY)
         by_hand.train(world.settings, "toy", HISTORY.end)
         assert world.ledger.champion("toy") == 1
@@ -166,8 +166,11 @@ def ask_a_person(world: World, week: Interval) -> None:
 
 
 def test_refreshes_that_did_harm_are_undone_and_stop_until_they_are_released(tmp_path: Path) -> None:
-    world = trained(tmp_path)
+    world = trained(tmp_path, most="min_rows: 100 => min_rows: 100, max_rows: 1000")
     ask_a_person(world, WEEKS[0])
+    learned = record_of(world, 2).training
+    assert learned.rows["window"] + learned.rows["holdout"] == 1_000
+    assert learned.label_coverage("window") == 1, "rows that max_rows cuts have labels all the same"
     live(world, WEEKS[1])
     deliver(world, WEEKS[2])
     run = run_of(world)
