@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from perennial.spec.monitoring import DriftThresholds
 
 
+_AS_OF = argument("--as-of", required=True, type=moment, help="use only data known by this day")
+_CAUSE = argument("--cause", metavar="TEXT", help="why, for the record (default: by hand)")
+
+
 @command("check", "read a model folder and try its features on published data", MODEL)
 def check(chosen: argparse.Namespace) -> int:
     found, in_order = by_hand.inspect(settings(), chosen.model)
@@ -54,8 +58,8 @@ def monitor(chosen: argparse.Namespace) -> int:
     "train",
     "by hand: fit the candidates, and promote the best one if it passes the gates",
     MODEL,
-    argument("--as-of", required=True, type=moment, help="use only data known by this day"),
-    argument("--cause", metavar="TEXT", help="why, for the record (default: by hand)"),
+    _AS_OF,
+    _CAUSE,
 )
 def train(chosen: argparse.Namespace) -> int:
     return tell(by_hand.train(living_settings(), chosen.model, chosen.as_of, chosen.cause))
@@ -65,8 +69,8 @@ def train(chosen: argparse.Namespace) -> int:
     "refresh",
     "by hand: fit the champion's recipe on newer rows, too; it becomes champion if it passes the gates of a refresh",
     MODEL,
-    argument("--as-of", required=True, type=moment, help="use only data known by this day"),
-    argument("--cause", metavar="TEXT", help="why, for the record (default: by hand)"),
+    _AS_OF,
+    _CAUSE,
 )
 def refresh(chosen: argparse.Namespace) -> int:
     return tell(by_hand.refresh(living_settings(), chosen.model, chosen.as_of, chosen.cause))

@@ -27,7 +27,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +44,7 @@ from perennial.core.intervals import Interval
 from perennial.evidence.verdict import Estimate, VerdictDetails
 from perennial.model.costs import CostFunction
 from perennial.monitoring.retraining import WindowVerdict
+from perennial.monitoring.usual import MeasuredWindow
 from perennial.spec.training import METRICS
 from perennial.spec.types import Task
 
@@ -450,19 +451,11 @@ class EstimatedWindow(WindowVerdict, Protocol):
     def details(self) -> VerdictDetails: ...
 
 
-class MeasuredWindow(Protocol):
+class RealisedWindow(MeasuredWindow, Protocol):
     """The attributes of a performance record that this module reads."""
 
     @property
-    def interval(self) -> Interval: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-    @property
     def coverage(self) -> float: ...
-    @property
-    def rows(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -492,7 +485,7 @@ class WindowOutlook:
 
 
 def beside_realised(
-    verdicts: Iterable[EstimatedWindow], performances: Iterable[MeasuredWindow], metric: str, *, label_coverage: float
+    verdicts: Iterable[EstimatedWindow], performances: Iterable[RealisedWindow], metric: str, *, label_coverage: float
 ) -> list[WindowOutlook]:
     """Estimated and realised performance of each window and version, oldest window first.
 

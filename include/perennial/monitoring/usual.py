@@ -40,8 +40,8 @@ _SURE = 0.95
 _FAR_OUT = 3.0
 
 
-class WindowPerformance(Protocol):
-    """The attributes of a performance record that this module reads."""
+class MeasuredWindow(Protocol):
+    """The attributes of a performance record that this package reads."""
 
     @property
     def interval(self) -> Interval: ...
@@ -51,6 +51,11 @@ class WindowPerformance(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
     @property
     def rows(self) -> int: ...
+
+
+class WindowPerformance(MeasuredWindow, Protocol):
+    """The attributes of a performance record that this module reads."""
+
     @property
     def constant(self) -> Constant: ...
 

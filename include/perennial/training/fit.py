@@ -412,13 +412,28 @@ def _illustrate(
     """Plot a candidate's predictions on rows that it was not fitted on, and the importance of its features."""
     spec = folder.spec
     plots.draw_predictions(spec.task, truth, {name: trial.prediction}, directory, rows="validation")
-    importance = importance_of(folder, trial.estimator, frame, truth)
+    draw_importance(folder, trial.estimator, frame, truth, directory, rows="validation")
+
+
+def draw_importance(
+    folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any], directory: Path, *, rows: str
+) -> None:
+    """Measure the importance of an estimator's features, and write it as ``importance.json`` and as a picture.
+
+    Args:
+        folder: the model's folder.
+        estimator: the estimator.
+        frame, truth: the features and the labels of n rows that it was not fitted on.
+        directory: where the files are written; none are, if the importance could not be measured.
+        rows: what the rows are, for the picture.
+    """
+    importance = _importance(folder, estimator, frame, truth)
     if importance:
         (directory / "importance.json").write_text(json.dumps(importance, indent=2), encoding="utf-8")
-        plots.draw_importance(importance, directory, metric=spec.primary_metric, rows="validation")
+        plots.draw_importance(importance, directory, metric=folder.spec.primary_metric, rows=rows)
 
 
-def importance_of(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any]) -> dict[str, float]:
+def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth: NDArray[Any]) -> dict[str, float]:
     """How much the primary metric drops when a feature's values are shuffled, by feature; the largest drop first.
 
     The drops are measured on a seeded sample of the rows. The result is empty if a drop could not be computed.

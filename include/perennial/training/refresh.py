@@ -40,7 +40,7 @@ from perennial.evaluation.refreshed import LOOK_BACK, Stretch, measure_refresh, 
 from perennial.evidence.evaluation import Contender, Evaluation, Refit, RollingEvidence
 from perennial.evidence.training import TrainingSet
 from perennial.features.history import gaps_of_training, refuse_gaps
-from perennial.features.maturity import mature_until, measure_delay
+from perennial.features.maturity import mature_until
 from perennial.ledger.records import VersionRecord
 from perennial.ledger.succession import lineage
 from perennial.model.artifacts import FeatureList, LoadedModel
@@ -55,8 +55,8 @@ from perennial.spec.training import METRICS
 from perennial.training.fit import (
     EXAMPLE_ROWS,
     code_state,
+    draw_importance,
     fit_estimator,
-    importance_of,
     log_folder,
     provenance,
     reference_sample,
@@ -64,6 +64,7 @@ from perennial.training.fit import (
 )
 from perennial.training.training_set import (
     content_hash,
+    delay_of_labels,
     features_without_values,
     mean_label,
     missing_days,
@@ -171,7 +172,7 @@ def refresh_champion(
         )
     with open_folder(record, folder, registry, []) as recipe, CleanProcess() as clean:
         judge = folder if own.is_current else recipe
-        end = _mature(folder, deployment, utc(as_of))
+        end = mature_until(utc(as_of), delay_of_labels(folder, deployment, utc(as_of)))
         period = PERIODS["month" if spec.schedules.refresh == "month" else "week"]
         newest = _newest(spec, record, end, period)
         references = [record, *_refused(ledger.versions(spec.name), record, newest.start)]
@@ -243,17 +244,6 @@ def _champion(folder: ModelFolder, deployment: Deployment) -> VersionRecord:
             "it, too"
         )
     return record
-
-
-def _mature(folder: ModelFolder, deployment: Deployment, as_of: datetime) -> datetime:
-    """Up to when labels are mature."""
-    spec, delay = folder.spec, folder.spec.label.delay
-    if delay is None:
-        tables = deployment.ledger.published(spec.name, "tables")
-        if tables is None:
-            raise TrainingError(f"{spec.name}: nothing is published yet; run {spec.name}.ingest for a range of past days first")
-        delay = measure_delay(folder, deployment.lake, tables.snapshots, as_of=as_of)
-    return mature_until(as_of, delay)
 
 
 def _learned_until(record: VersionRecord) -> datetime:
@@ -511,10 +501,9 @@ def _log(
         plots.draw_predictions(spec.task, result.truth, result.predictions, measured, rows=rows)
         (measured / "evaluation.json").write_text(json.dumps(evaluation.to_json(), indent=2), encoding="utf-8")
         run.log_files(measured, measured.name)
-        matters = importance_of(recipe, before.model.estimator, before.model.takes.frame(unseen), result.truth)
-        if matters:
-            (importance / "importance.json").write_text(json.dumps(matters, indent=2), encoding="utf-8")
-            plots.draw_importance(matters, importance, metric=spec.primary_metric, rows=rows)
+        frame = before.model.takes.frame(unseen)
+        draw_importance(recipe, before.model.estimator, frame, result.truth, importance, rows=rows)
+        if any(importance.iterdir()):
             run.log_files(importance, importance.name)
 
 

@@ -70,11 +70,7 @@ def build_training_set(
         SnapshotMissing: published rows lack what the spec requires; the message names the days to ingest again.
     """
     spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
-    delay = spec.label.delay
-    tables = ledger.published(spec.name, "tables")
-    if delay is None:
-        delay = measure_delay(folder, lake, tables.snapshots, as_of=as_of) if tables is not None else timedelta()
-        log.info("labels take %d days, measured from those that came (label.delay in model.yaml states it)", delay.days)
+    delay, tables = delay_of_labels(folder, deployment, as_of), ledger.published(spec.name, "tables")
     end = mature_until(as_of, delay)
     holdout = Interval(end - spec.training.holdout, end)
     # What is learned from had mature labels when the holdout began, as it will have when the version is in use.
@@ -142,6 +138,16 @@ def build_training_set(
         100 * training_set.label_coverage("holdout"),
     )
     return training_set
+
+
+def delay_of_labels(folder: ModelFolder, deployment: Deployment, as_of: datetime) -> timedelta:
+    """How long labels take: as ``label.delay`` states, else as the published labels tell; zero before there are any."""
+    spec, tables = folder.spec, deployment.ledger.published(folder.spec.name, "tables")
+    if spec.label.delay is not None:
+        return spec.label.delay
+    delay = measure_delay(folder, deployment.lake, tables.snapshots, as_of=as_of) if tables is not None else timedelta()
+    log.info("labels take %d days, measured from those that came (label.delay in model.yaml states it)", delay.days)
+    return delay
 
 
 def missing_days(spec: ModelSpec, ledger: Ledger, interval: Interval, calendar: Interval | None) -> list[Interval]:

@@ -228,7 +228,7 @@ def passing(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> Gat
 
 def test_a_version_whose_card_cannot_be_made_is_not_promoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_published(tmp_path, gates="gates: {min_rows: 50} => gates: {min_rows: 50, baseline_margin: 0.0}")
-    monkeypatch.setattr("perennial.training.fit.importance_of", lambda *_: {})
+    monkeypatch.setattr("perennial.training.fit._importance", lambda *_: {})
     monkeypatch.setattr("perennial.evaluation.gates.decide", passing)
     with pytest.raises(CardError, match=r"toy version 1: the model card has nothing to show in Feature importance"):
         by_hand.train(world.settings, "toy", FIRST)
