@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from perennial.core.errors import NothingToRefresh, PerennialError, TrainingError
 from perennial.core.intervals import Interval, utc
@@ -38,7 +37,7 @@ from perennial.evaluation.metrics import evaluate_metric
 from perennial.evaluation.readiness import CleanProcess
 from perennial.evaluation.refreshed import LOOK_BACK, Stretch, measure_refresh, roll
 from perennial.evidence.evaluation import Contender, Evaluation, Refit, RollingEvidence
-from perennial.evidence.training import TrainingSet
+from perennial.evidence.training import Part, TrainingSet
 from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.maturity import mature_until
 from perennial.ledger.records import VersionRecord
@@ -46,8 +45,8 @@ from perennial.ledger.succession import lineage
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
 from perennial.model.costs import CostFunction, cost_function
-from perennial.model.labels import count_classes, labels_of
-from perennial.registry.folders import OwnFolder, changed_label, open_folder, own_features, own_folder
+from perennial.model.labels import labels_of
+from perennial.registry.folders import OwnFolder, changed_label, own_features, own_folder
 from perennial.registry.runs import KEY
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -63,11 +62,11 @@ from perennial.training.fit import (
     rows_before,
 )
 from perennial.training.training_set import (
+    PinnedRows,
     content_hash,
     delay_of_labels,
-    features_without_values,
-    mean_label,
     missing_days,
+    pinned,
     pinned_snapshots,
     read_rows,
     window_start,
@@ -166,12 +165,13 @@ def refresh_champion(
     registry.check_name(spec.name)
     record = _champion(folder, deployment)
     own = own_folder(registry, record.version, folder)
-    if (told := changed_label(registry, own)) is not None:
+    if (told := changed_label(own)) is not None:
         raise NothingToRefresh(
             f"{spec.name} is not refreshed: {told}. Train a version for the present label: {spec.name}.train"
         )
-    with open_folder(record, folder, registry, []) as recipe, CleanProcess() as clean:
-        judge = folder if own.is_current else recipe
+    recipe = own.made_by
+    judge = folder if own.is_current else recipe
+    with CleanProcess() as clean:
         end = mature_until(utc(as_of), delay_of_labels(folder, deployment, utc(as_of)))
         period = PERIODS["month" if spec.schedules.refresh == "month" else "week"]
         newest = _newest(spec, record, end, period)
@@ -358,36 +358,17 @@ def _training_set(
 ) -> TrainingSet:
     spec = recipe.spec
     gaps = missing_days(own.current.spec, deployment.ledger, rows.whole, calendar)
-    parts = {"window": rows.all.slice(0, rows.older), "holdout": rows.unseen}
     if rows.all.num_rows < spec.training.min_rows:
         raise TrainingError(
             f"{spec.name}: {rows.whole} has {rows.all.num_rows:,} labelled rows, but training.min_rows is "
             f"{spec.training.min_rows:,}: ingest more past days, or make training.window longer"
         )
-    newest_label = pc.max(rows.unseen.column(spec.event_time)).as_py()
-    training_set = TrainingSet(
-        model=spec.name,
-        run_id=run_id,
-        as_of=as_of.isoformat(),
-        window=Interval(rows.whole.start, rows.newest.start).key if rows.whole.start < rows.newest.start else rows.newest.key,
-        holdout=rows.newest.key,
-        snapshots=snapshots,
-        pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
-        folder_digest=recipe.digest,
-        features_digest=recipe.features_digest,
-        rows={part: table.num_rows for part, table in parts.items()},
-        labelled=rows.labelled,
-        entities=rows.entities,
-        classes={part: count_classes(spec, table) for part, table in parts.items()},
-        content={part: content_hash(table) for part, table in parts.items()},
-        label_delay=(as_of - rows.newest.end).days,
-        delay_measured=spec.label.delay is None,
-        newest_label=newest_label.isoformat() if newest_label else "",
-        missing=[gap.key for gap in gaps],
-        without_values=features_without_values(spec, parts["window"]),
-        mean_label=mean_label(spec, parts["window"]),
-        withheld=[part.key for part in withheld],
-    )
+    older = Interval(rows.whole.start, rows.newest.start) if rows.whole.start < rows.newest.start else rows.newest
+    parts: dict[Part, PinnedRows] = {
+        "window": PinnedRows(older, rows.all.slice(0, rows.older), rows.labelled["window"], rows.entities["window"]),
+        "holdout": PinnedRows(rows.newest, rows.unseen, rows.labelled["holdout"], rows.entities["holdout"]),
+    }
+    training_set = pinned(recipe, parts, snapshots, as_of=as_of, run_id=run_id, missing=gaps, withheld=withheld)
     deployment.lake.pin(spec.name, snapshots, training_set.pin)
     log.info(
         "version %d is refreshed on %s rows of %s%s; the newest, %s, has %s labelled rows",
