@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -63,7 +63,9 @@ class CleanProcess:
             env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         )
 
-    def ask(self, spec: ModelSpec, fitted: Fitted, rows: pa.Table, fetch: Callable[[Path], Path]) -> None:
+    def ask(
+        self, spec: ModelSpec, fitted: Fitted, rows: pa.Table, fetch: Callable[[Path], Path], trusted: Sequence[str]
+    ) -> None:
         """Ask the process to load a candidate and to predict rows. :meth:`wait` gives the result.
 
         Args:
@@ -71,6 +73,7 @@ class CleanProcess:
             fitted: the candidate.
             rows: rows of the holdout. The first :data:`ROWS` are predicted.
             fetch: copies the stored files into a folder, and returns the folder in it that has them.
+            trusted: the types that it may hold, see :func:`perennial.model.artifacts.trusted_types`.
         """
         self._rows = rows.select([name for name in spec.features.names if name in rows.column_names]).slice(0, ROWS)
         with pa.OSFile(str(self._directory / _ROWS_FILE), "wb") as sink, pa.ipc.new_file(sink, self._rows.schema) as writer:
@@ -82,7 +85,7 @@ class CleanProcess:
                 "artifact": str(fetch(copy)),
                 "manifest": fitted.manifest,
                 "packages": fitted.code.packages,
-                "trusted": [*artifacts.TRUSTED_TYPES, *spec.training.trusted_types],
+                "trusted": list(trusted),
                 "task": spec.task,
                 "numeric": spec.features.numeric,
                 "categorical": spec.features.categorical,

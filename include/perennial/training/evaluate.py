@@ -69,7 +69,7 @@ def evaluate_training(
     own = narrowed(folder, deployment.lake, training_set, chosen.window)
     with CleanProcess() as clean, tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
         rows = load_rows(folder, deployment.lake, training_set, "holdout", staging)
-        clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id))
+        clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id), registry.trusted(spec))
 
         def entrant(candidate: Fitted, role: Literal["candidate", "baseline"]) -> Entrant:
             blank = Contender(

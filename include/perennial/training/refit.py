@@ -85,7 +85,7 @@ def refit_candidate(
             name=f"{spec.name}_refit",
         )
         serving = replace(chosen, model_id=stored.model_id, manifest=stored.manifest)
-        clean.ask(spec, serving, holdout, partial(registry.fetch, stored.model_id))
+        clean.ask(spec, serving, holdout, partial(registry.fetch, stored.model_id), registry.trusted(spec))
         model = registry.load_fitted(spec, training_set, serving)
         predicted = model.predict(holdout)
         refit = Refit(

@@ -185,7 +185,8 @@ def refresh_champion(
         )  # fmt: skip
         fitted, refit = _fit(recipe, deployment, record, training_set, rows, before, run_id)
         serving = replace(fitted, model_id=refit.stored.model_id, manifest=refit.stored.manifest)
-        clean.ask(recipe.spec, serving, rows.unseen, partial(registry.fetch, refit.stored.model_id))
+        fetch = partial(registry.fetch, refit.stored.model_id)
+        clean.ask(recipe.spec, serving, rows.unseen, fetch, registry.trusted(recipe.spec))
         refreshed = registry.load_fitted(recipe.spec, training_set, serving)
         result = measure_refresh(
             Contest(

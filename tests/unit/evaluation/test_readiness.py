@@ -43,7 +43,7 @@ def test_it_loads_answers_and_is_timed(deployment: tuple[Registry, ModelFolder, 
     registry, folder, fitted = deployment
     training_set = synthetic.training_set_of(folder)
     with CleanProcess() as clean:
-        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, fitted.model_id))
+        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, fitted.model_id), registry.trusted(folder.spec))
         model = registry.load_fitted(folder.spec, training_set, fitted)
         found = clean.wait(model)
     assert found.problem is None
@@ -61,7 +61,9 @@ def test_other_answers_than_here_and_a_changed_artifact_are_told(deployment: tup
     forged = replace(fitted, manifest={**fitted.manifest, "model.skops": "0" * 64})
     with CleanProcess() as clean, CleanProcess() as of_forged:
         for process, candidate in ((clean, fitted), (of_forged, forged)):
-            process.ask(folder.spec, candidate, rows(), partial(registry.fetch, candidate.model_id))
+            process.ask(
+                folder.spec, candidate, rows(), partial(registry.fetch, candidate.model_id), registry.trusted(folder.spec)
+            )
         model = registry.load_fitted(folder.spec, training_set, fitted)
 
         class Other:
@@ -84,17 +86,17 @@ def test_a_process_that_dies_and_a_holdout_without_rows_are_told(
     with CleanProcess() as clean:
         process = started()
         process.kill()
-        clean.ask(folder.spec, fitted, rows(), fetch)
+        clean.ask(folder.spec, fitted, rows(), fetch, registry.trusted(folder.spec))
         assert "ended with status -9" in (clean.wait(None).problem or "")
     with CleanProcess() as clean:
-        clean.ask(folder.spec, fitted, rows(0), fetch)
+        clean.ask(folder.spec, fitted, rows(0), fetch, registry.trusted(folder.spec))
         assert "no row" in (clean.wait(None).problem or "")
 
 
 def test_a_candidate_that_cannot_be_fetched_is_told(deployment: tuple[Registry, ModelFolder, Fitted]) -> None:
     registry, folder, fitted = deployment
     with CleanProcess() as clean:
-        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, "m-gone"))
+        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, "m-gone"), registry.trusted(folder.spec))
         assert "m-gone" in (clean.wait(None).problem or "")
 
 
