@@ -8,8 +8,8 @@ two local days that it touches.
 
 A local file must be a regular file below the data folder, also after symbolic links are resolved. A hard link to a file
 elsewhere cannot be told from a file. It must not change while it is read. The name of a file decides between CSV, JSON lines
-and Parquet, and its content between gzip, zstd and plain text. The names of its folders may give columns: ``day=2013-04-01/``. A dated file gives the column ``file_time``: when its period
-begins.
+and Parquet, and its content between gzip, zstd and plain text. The names of its folders may give columns:
+``day=2013-04-01/``. A dated file gives the column ``file_time``: when its period begins.
 
 Neighbours: :mod:`perennial.ingestion.delimited` reads CSV, :mod:`perennial.ingestion.json_lines` reads JSON lines.
 :mod:`perennial.ingestion.landing` writes the landed files.

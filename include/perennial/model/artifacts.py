@@ -342,8 +342,8 @@ def load_estimator(directory: Path, trusted: Sequence[str]) -> Any:
         unknown = sorted(found - set(trusted))
         if unknown:
             raise VersionUnusable(
-                f"{MODEL_FILE} holds types that are not trusted: {', '.join(unknown)}; training.trusted_types of model.yaml names "
-                "further ones, and PERENNIAL_TRUSTED_TYPES says which of them this deployment allows"
+                f"{MODEL_FILE} holds types that are not trusted: {', '.join(unknown)}; training.trusted_types "
+                "of model.yaml names further ones, and PERENNIAL_TRUSTED_TYPES says which of them this deployment allows"
             )
         if never := sorted(name for name in found.difference(TRUSTED_TYPES) if _may_never_be_trusted(name)):
             raise VersionUnusable(f"{MODEL_FILE} holds types that may never be trusted: {', '.join(never)}")
@@ -358,7 +358,7 @@ def load_estimator(directory: Path, trusted: Sequence[str]) -> Any:
 
 
 def _may_never_be_trusted(name: str) -> bool:
-    """Whether a type is refused by its name in the file, or by that of the module that has defined it."""
+    """Whether a type is refused by its name in the file, or by the module that has defined it."""
     if may_never_be_trusted(name):
         return True
     module, _, attribute = name.rpartition(".")

@@ -44,10 +44,10 @@ class Source(Section):
     """Where rows come from: exactly one of ``files``, ``sql`` and ``python``.
 
     Attributes:
-        files: a pattern below the deployment's data folder, or the address of a store, such as ``s3://…``. ``%Y``,
-            ``%m``, ``%d`` and ``%H`` stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .tsv,
-            .jsonl or .ndjson, each also with .gz or .zst after it, or in .parquet. Folders such as ``day=%Y-%m-%d/`` give a column ``day``.
-            With these codes each row has a column ``file_time``: the time that they stand for.
+        files: a pattern below the deployment's data folder, or the address of a store, such as ``s3://…``. ``%Y``, ``%m``,
+            ``%d`` and ``%H`` stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .tsv,
+            .jsonl or .ndjson, each also with .gz or .zst after it, or in .parquet. Folders such as ``day=%Y-%m-%d/`` give a
+            column ``day``. With these codes each row has a column ``file_time``: the time that they stand for.
         sql: a query that binds ``:start`` and ``:end``, and nothing else: write ``\\:`` for another colon outside of texts.
             Requires ``connection``.
         connection: the database of ``sql``: an Airflow connection id, or the name of an environment variable that holds a
