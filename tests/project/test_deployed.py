@@ -36,7 +36,7 @@ ALLOWED = {
     "triggerer": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET"},
     "worker": {"REDIS_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
     "trainer": {"REDIS_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
-    "promoter": {"REDIS_PASSWORD", "PERENNIAL_DB_PASSWORD", "MLFLOW_PROMOTER_PASSWORD"},
+    "promoter": {"REDIS_PASSWORD", "PERENNIAL_DB_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_PROMOTER_PASSWORD"},
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
     "watch": {"AIRFLOW_WATCHDOG_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD"},
     "statsd": set(),
@@ -135,6 +135,12 @@ def test_the_promoter_alone_may_change_who_is_champion() -> None:
         if "//perennial:" in str(service["environment"].get("PERENNIAL_DATABASE_URL"))
     }
     assert may == owns == {"init", "promoter"}
+
+
+@pytest.mark.parametrize("name", ["init", "promoter"])
+def test_tables_that_workers_make_are_used_with_the_rights_of_workers(name: str) -> None:
+    for variable in ("PERENNIAL_CATALOG_URL", "PERENNIAL_PREDICTIONS_URL"):
+        assert "//perennial_worker:" in str(SERVICES[name]["environment"][variable])
 
 
 def test_each_queue_has_workers() -> None:

@@ -24,7 +24,15 @@ from sqlalchemy.engine import URL, make_url
 from perennial.core.errors import SettingsError
 from perennial.core.pools import commands
 from perennial.core.settings import read_settings
-from perennial.operations.identities import ADMIN, PROMOTER, WORKER, make_databases, make_mlflow, share_ledger
+from perennial.operations.identities import (
+    ADMIN,
+    PROMOTER,
+    WORKER,
+    make_databases,
+    make_mlflow,
+    separate_schemas,
+    share_ledger,
+)
 from perennial.stack.environment import write_private
 
 log = logging.getLogger(__name__)
@@ -108,8 +116,8 @@ def check_secrets(environment: Mapping[str, str]) -> None:
 def initialise(environment: Mapping[str, str]) -> None:
     """Prepare everything that the servers and workers need. It can be repeated, and then only sets passwords.
 
-    In order: it checks secrets, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the ledger's schema
-    and the rights on it.
+    In order: it checks secrets, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the
+    schemas of the ledger's database, its tables and the rights on them.
 
     Args:
         environment: of the service ``init``.
@@ -145,6 +153,7 @@ def initialise(environment: Mapping[str, str]) -> None:
         WORKER: "MLFLOW_WORKER_PASSWORD",
     }
     make_mlflow(mlflow, {user: _given(environment, name) for user, name in passwords.items()})
+    separate_schemas(server, ledger, worker, reader)
     _migrate_ledger(environment)
     share_ledger(ledger, worker, reader)
     _migrate_catalog(environment, worker)
