@@ -26,13 +26,12 @@ from perennial.core.pools import commands
 from perennial.core.settings import read_settings
 from perennial.operations.identities import (
     ADMIN,
-    PROMOTER,
-    WORKER,
     make_databases,
     make_mlflow,
     separate_schemas,
     share_ledger,
 )
+from perennial.registry.permissions import PROMOTER, WORKER
 from perennial.stack.environment import write_private
 
 log = logging.getLogger(__name__)
@@ -186,14 +185,14 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
     """Replace this process by MLflow's server with sign-in.
 
     MLflow reads the address of its sign-in database only from a file. The file is written here, and only this user can read
-    it. All signed-in users may read everything, and change what they have made.
+    it. All signed-in users may read everything; :mod:`perennial.registry.permissions` says who may change what.
     """
     config = configparser.ConfigParser(interpolation=None)
     config["mlflow"] = {
         "default_permission": "READ",
         "database_uri": _given(environment, "MLFLOW_BACKEND_STORE_URI"),
         "admin_username": ADMIN,
-        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        "authorization_function": "perennial.registry.permissions:authenticate",
         # Each request carries the password, and checking it takes longer than most requests. So a check is remembered for
         # this time, after which a changed password takes effect.
         "auth_cache_ttl_seconds": "60",

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from perennial.core.private_parts import migrate_mlflow
+from perennial.registry.permissions import APPROVER, OPERATOR, PROMOTER, VIEWER, WORKER
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,13 @@ DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements"
 #: In the ledger's database: the schema of its owner, and the schema of workers, which holds the lake's catalog and predictions.
 LEDGER_SCHEMA, WORKER_SCHEMA = "perennial", "predictions"
 
-#: MLflow's users beside ``admin``.
-PROMOTER, WORKER = "promoter", "worker"
+#: MLflow's user for people who administer it; the others beside it are ``promoter`` and ``worker``.
 ADMIN = "admin"
 
 
 @dataclass(frozen=True)
 class MlflowRole:
-    """A role in MLflow.
+    """A role in MLflow. :mod:`perennial.registry.permissions` says which requests it may send at all.
 
     Attributes:
         meaning: shown on the page that lists roles.
@@ -55,9 +55,9 @@ MLFLOW_ROLES = {
         {"experiment": "EDIT", "registered_model": "MANAGE"},
     ),
     WORKER: MlflowRole("logs runs and models, loads versions", {"experiment": "EDIT", "registered_model": "READ"}),
-    "viewer": MlflowRole("reads everything", {"experiment": "READ", "registered_model": "READ"}),
-    "operator": MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
-    "approver": MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
+    VIEWER: MlflowRole("reads everything", {"experiment": "READ", "registered_model": "READ"}),
+    OPERATOR: MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
+    APPROVER: MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
 }
 
 
