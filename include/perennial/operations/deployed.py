@@ -14,7 +14,9 @@ import re
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -59,6 +61,10 @@ SECRETS: dict[str, Callable[[], str]] = {
     "PERENNIAL_WORKER_DB_PASSWORD": _token,
     "PERENNIAL_READER_DB_PASSWORD": _token,
     "REDIS_PASSWORD": _token,
+    "REDIS_SCHEDULER_PASSWORD": _token,
+    "REDIS_WORKER_PASSWORD": _token,
+    "REDIS_TRAINER_PASSWORD": _token,
+    "REDIS_PROMOTER_PASSWORD": _token,
     "AIRFLOW_FERNET_KEY": _fernet_key,
     "AIRFLOW_JWT_SECRET": _token,
     "AIRFLOW_SESSION_KEY": _token,
@@ -210,18 +216,21 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
 # --- health ----------------------------------------------------------------------------------------------------------
 
 
+#: A worker's file is written every few seconds (:mod:`perennial.orchestration.pulse`); older than this, the worker hangs.
+LONGEST_PULSE = timedelta(seconds=60)
+
+
 def ping(target: str) -> bool:
     """Whether a service of this container is healthy.
 
     Args:
-        target: an address that must answer with 200, or ``celery:<name>`` for the worker of that name.
+        target: an address that must answer with 200, or the file that a worker keeps new.
     """
-    if target.startswith("celery:"):
-        command = [
-            sys.executable, "-m", "celery", "--app", "airflow.providers.celery.executors.celery_executor.app",
-            "inspect", "ping", "--destination", f"{target.removeprefix('celery:')}@{os.uname().nodename}",
-        ]  # fmt: skip
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
+    if target.startswith("/"):
+        try:
+            return time.time() - os.stat(target).st_mtime < LONGEST_PULSE.total_seconds()
+        except OSError:
+            return False
     try:
         with urlopen(target, timeout=4) as answer:  # noqa: S310 - an address of docker-compose.yaml
             return bool(answer.status == 200)

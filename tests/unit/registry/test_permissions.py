@@ -38,18 +38,21 @@ print(json.dumps(routes))
 """
 #: What may be sent with another method than GET, by role; everybody may search.
 SEARCHES = {
-    "mlflow/experiments/search", "mlflow/experiments/search-datasets", "mlflow/runs/search", "mlflow/logged-models/search",
-    "mlflow/registered-models/get-latest-versions", "mlflow/traces/search", "mlflow/traces/metrics", "mlflow/datasets/search",
+    "mlflow/experiments/search", "mlflow/experiments/search-datasets", "mlflow/runs/search",
+    "mlflow/logged-models/search",
+    "mlflow/registered-models/get-latest-versions", "mlflow/traces/search", "mlflow/traces/metrics",
+    "mlflow/datasets/search",
     "mlflow/traces/batchGetInfos", "mlflow/traces/calculate-filter-correlation", "mlflow/issues/search", "graphql",
     "mlflow/artifacts/presigned-download-url", "mlflow/ui-telemetry",
 }  # fmt: skip
 RUNS = {
     "mlflow/experiments/create", "mlflow/experiments/restore", "mlflow/runs/create", "mlflow/runs/update",
-    "mlflow/runs/set-tag", "mlflow/runs/delete-tag", "mlflow/runs/log-batch", "mlflow/runs/log-inputs", "mlflow/runs/log-metric",
-    "mlflow/runs/log-model", "mlflow/runs/log-parameter", "mlflow/runs/outputs", "mlflow/logged-models",
-    "mlflow/logged-models/1", "mlflow/logged-models/1/params", "mlflow/logged-models/1/tags", "mlflow/logged-models/1/tags/1",
-    "mlflow/artifacts/presigned-upload-url", "mlflow-artifacts/artifacts/1", "mlflow-artifacts/mpu/abort/1",
-    "mlflow-artifacts/mpu/complete/1", "mlflow-artifacts/mpu/create/1",
+    "mlflow/runs/set-tag", "mlflow/runs/delete-tag", "mlflow/runs/log-batch", "mlflow/runs/log-inputs",
+    "mlflow/runs/log-metric", "mlflow/runs/log-model", "mlflow/runs/log-parameter", "mlflow/runs/outputs",
+    "mlflow/logged-models", "mlflow/logged-models/1", "mlflow/logged-models/1/params",
+    "mlflow/logged-models/1/tags", "mlflow/logged-models/1/tags/1", "mlflow/artifacts/presigned-upload-url",
+    "mlflow-artifacts/artifacts/1", "mlflow-artifacts/mpu/abort/1", "mlflow-artifacts/mpu/complete/1",
+    "mlflow-artifacts/mpu/create/1",
 }  # fmt: skip
 REGISTRY = {
     "mlflow/registered-models/create", "mlflow/registered-models/rename", "mlflow/registered-models/update",
