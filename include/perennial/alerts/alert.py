@@ -45,6 +45,7 @@ Kind = Literal[
     "silent",
     "unknown_verdict",
     "unmonitored",
+    "unrefreshed",
     "unscored",
     "untrained",
 ]

@@ -13,7 +13,7 @@ from perennial.stages.promote import Decided, Outcome, make_champion, register_d
 from perennial.stages.run import StageRun
 
 if TYPE_CHECKING:
-    from perennial.ledger.holds import Hold, What
+    from perennial.ledger.records import Hold, What
     from perennial.training.refresh import Refreshed
 
 
