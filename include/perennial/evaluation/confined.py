@@ -16,11 +16,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from perennial.core import confinement
+from perennial.core.confinement import nursery
 from perennial.core.errors import (
     ArtifactRejected,
     PerennialError,
@@ -40,6 +40,7 @@ from perennial.core.errors import (
     TrainingError,
     VersionUnusable,
 )
+from perennial.evaluation.probes import ask_behaviour
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.costs import cost_function
@@ -69,20 +70,22 @@ _FRAME, _VALUE, _TRUTH, _PREDICTED = "frame", "value", "truth", "predicted"
 class ConfinedProcess:
     """One confined process, and the folder of files that are given to it. It is a context manager, and ends with its context.
 
-    It starts immediately, and imports its modules while the caller does something else.
+    It starts at once: its nursery has imported everything.
+
+    Args:
+        memory: most bytes of memory.
+        patience: most seconds for an answer, except for that of a fit.
     """
 
-    def __init__(self, memory: int = MEMORY) -> None:
+    def __init__(self, memory: int = MEMORY, patience: float = PATIENCE) -> None:
+        self._patience = patience
         self._scratch = ExitStack()
         self._folder = Path(self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="perennial-confined-")))
         self._errors = self._scratch.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # it is one
-        self._process, self._connection = confinement.start(__name__, self._folder, self._errors, memory=memory)
+        self._nursery = nursery(__name__)
+        self.pid, self._connection = self._nursery.start(self._folder, self._errors, memory=memory)
         self._asked: list[str] = []
         self._hello: dict[str, Any] = {}
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def walls(self) -> list[str]:
         """What holds the process, see :func:`perennial.core.confinement.confine`."""
@@ -111,13 +114,14 @@ class ConfinedProcess:
             self._connection.send_bytes(json.dumps({"do": what, **said}).encode())
             self._connection.send_bytes(b"" if table is None else _as_bytes(table))
 
-    def receive(self, patience: float = PATIENCE) -> tuple[dict[str, Any], pa.Table]:
+    def receive(self) -> tuple[dict[str, Any], pa.Table]:
         """The answer to the oldest question.
 
         Raises:
             PerennialError: as the process has raised it, or of the kind that fits the question: it ended, or took too long.
         """
         what = self._asked.pop(0)
+        patience = FIT_PATIENCE if what == "fit" else self._patience
         try:
             self._greeting()
             answer = json.loads(self._receive(patience, _MOST_HEADER))
@@ -135,7 +139,7 @@ class ConfinedProcess:
     def ask(self, what: str, table: pa.Table | None = None, **said: Any) -> tuple[dict[str, Any], pa.Table]:
         """Send a question and wait for the answer."""
         self.send(what, table, **said)
-        return self.receive(FIT_PATIENCE if what == "fit" else PATIENCE)
+        return self.receive()
 
     def _greeting(self) -> dict[str, Any]:
         if not self._hello:
@@ -150,24 +154,24 @@ class ConfinedProcess:
             return self._connection.recv_bytes(most)
         except (EOFError, OSError) as error:
             self.end()
-            status = self._process.wait()
+            status = self._nursery.status(self.pid)
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
             raise _NoAnswer(f"its process ended with status {status}: {_printable(last[0])}") from error
 
     def end(self) -> None:
         """Kill the process, and whatever it has started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
+        for kill in (os.killpg, os.kill):  # the group is made a moment after the process
+            with suppress(ProcessLookupError):
+                kill(self.pid, signal.SIGKILL)
 
     def __enter__(self) -> ConfinedProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.end()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=10)
+        with suppress(EOFError, OSError):  # it has ended with its nursery
+            self._nursery.status(self.pid)
         self._connection.close()
         self._scratch.close()
 
@@ -234,17 +238,20 @@ class Confinement:
     """A :class:`perennial.model.authors_code.Place` of confined processes. It is a context manager, and ends them all.
 
     Args:
-        memory: most bytes of memory of each process.
+        memory, patience: of each process, see :class:`ConfinedProcess`.
     """
 
-    def __init__(self, memory: int = MEMORY) -> None:
-        self._memory, self._processes = memory, ExitStack()
-        # Models of known types share a process. Nothing in it is anybody's own code.
-        self._shared = self._start()
+    def __init__(self, memory: int = MEMORY, patience: float = PATIENCE) -> None:
+        self._limits, self._processes = (memory, patience), ExitStack()
         self._costs: dict[str, ConfinedProcess] = {}
 
+    @cached_property
+    def _shared(self) -> ConfinedProcess:
+        """Models of known types share a process. Nothing in it is anybody's own code."""
+        return self._start()
+
     def _start(self) -> ConfinedProcess:
-        return self._processes.enter_context(ConfinedProcess(self._memory))
+        return self._processes.enter_context(ConfinedProcess(*self._limits))
 
     def load(self, file: Path, trusted: Sequence[str]) -> ConfinedEstimator:
         """See :class:`perennial.model.authors_code.Place`."""
@@ -288,7 +295,7 @@ class Confinement:
         self, folder: ModelFolder, reference: str, task: Task, estimator: Any, frame: pd.DataFrame
     ) -> str | None:  # fmt: skip
         """See :class:`perennial.model.authors_code.Place`. The test gets the estimator in a process of its own."""
-        with ConfinedProcess(self._memory) as process:
+        with ConfinedProcess(*self._limits) as process:
             its = estimator.again_in(process)
             said, _ = process.ask(
                 "behave", _from_frame(frame), folder=process.give_folder(folder), reference=reference, task=task,
@@ -400,8 +407,6 @@ class _Work:
         return FeatureList(tuple(said["numeric"]), tuple(said["categorical"])).frame(rows)
 
     def _behave(self, said: Mapping[str, Any], rows: pa.Table) -> str | None:
-        from perennial.evaluation.probes import ask_behaviour
-
         takes = FeatureList(tuple(said["numeric"]), tuple(said["categorical"]))
         model = LoadedModel("the model", None, said["task"], takes, "", "", self._estimators[said["model"]], pa.table({}))
         return ask_behaviour(self._read(said), said["reference"], model, takes.frame(rows))
@@ -409,8 +414,6 @@ class _Work:
 
 def serve(connection: Connection, folder: Path, walls: Sequence[str]) -> None:
     """The program of a confined process: answer questions until nobody asks any more."""
-    from perennial.evaluation import probes  # noqa: F401  # before it is asked for
-
     work = _Work(folder)
     connection.send_bytes(json.dumps({"walls": list(walls)}).encode())
     while True:

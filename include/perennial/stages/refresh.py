@@ -39,19 +39,16 @@ def fit_refresh(run: StageRun, *, as_of: datetime, calendar: Interval | None = N
 
 
 def confirm(run: StageRun, refreshed: Refreshed) -> Refreshed:
-    """Measure again what another process has measured. The code of the model runs in confined processes.
+    """Measure again what another process has measured.
 
     Raises:
         StaleDecision, TrainingError: see :func:`perennial.training.refresh.confirm_refresh`.
     """
-    from perennial.evaluation.confined import Confinement
-    from perennial.model.authors_code import running_in
     from perennial.training.refresh import confirm_refresh
 
     if (made := promoted_before(run, refreshed.fitted.mlflow_run_id)) is not None:
         return replace(refreshed, evaluation=made.evaluation)
-    with Confinement() as place, running_in(place):
-        return confirm_refresh(run.folder, run.deployment, refreshed)
+    return confirm_refresh(run.folder, run.deployment, refreshed)
 
 
 def decide_refresh(run: StageRun, refreshed: Refreshed) -> Decided:

@@ -104,7 +104,7 @@ def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[
 def confirm(
     run: StageRun, training_set: TrainingSet, fitted: Sequence[Fitted], evaluation: Evaluation
 ) -> tuple[TrainingSet, Evaluation]:
-    """Measure again what another process has measured. The code of the model runs in confined processes.
+    """Measure again what another process has measured.
 
     Args:
         run: the run.
@@ -116,14 +116,11 @@ def confirm(
     Raises:
         TrainingError: see :func:`perennial.training.evaluate.confirm_training`.
     """
-    from perennial.evaluation.confined import Confinement
-    from perennial.model.authors_code import running_in
     from perennial.training.evaluate import choose, confirm_training
 
     if (made := promoted_before(run, choose(fitted).mlflow_run_id)) is not None:
         return training_set, made.evaluation
-    with Confinement() as place, running_in(place):
-        return confirm_training(run.folder, run.deployment, training_set, fitted, evaluation)
+    return confirm_training(run.folder, run.deployment, training_set, fitted, evaluation)
 
 
 def train(run: StageRun, *, as_of: datetime, cause: str, actor: str) -> Outcome:
