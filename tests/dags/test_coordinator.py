@@ -45,7 +45,7 @@ def test_where_the_system_cannot_tell_of_an_end_airflow_finds_it(tmp_path: Path)
 
 
 def test_the_tasks_of_every_queue_are_watched_so() -> None:
-    assert set(QUEUES) == {"default", dags.LIGHT, dags.PROMOTE, *dags._QUEUES.values()}
+    assert set(QUEUES) == {"default", dags.LIGHT, dags.PROMOTE, *queues.QUEUES.values()}
 
 
 def test_celery_workers_watch_their_tasks_so_too() -> None:

@@ -37,7 +37,7 @@ from perennial.core.errors import (
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, settings
 from perennial.deployment import Deployment
-from perennial.orchestration.dags import PROMOTE
+from perennial.orchestration.queues import PROMOTE
 from perennial.spec.folder import ModelFolder
 from perennial.stages.run import StageRun
 

@@ -7,8 +7,8 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
+from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Run, Window, stage_run
 from perennial.stages import promote, train
 

@@ -143,7 +143,7 @@ def test_what_must_be_beaten_is_not_taken_from_the_one_who_must_beat_it(trained:
 def test_rows_that_are_not_the_pinned_ones_stop_it(trained: Trained) -> None:
     run, training_set, fitted, claimed = trained
     other = replace(training_set, content={**training_set.content, "holdout": "0" * 64})
-    with pytest.raises(TrainingError, match="not those that run toy.train/train-2 says it has pinned"):
+    with pytest.raises(TrainingError, match="says it has pinned"):
         confirm_training(run, other, fitted, claimed)
 
 
