@@ -138,7 +138,7 @@ def test_the_promoter_alone_may_change_who_is_champion() -> None:
 
 
 def test_each_queue_has_workers() -> None:
-    from perennial.orchestration.dags import LIGHT, PROMOTE
+    from perennial.orchestration.queues import LIGHT, PROMOTE
 
     served = {
         queue

@@ -1,4 +1,4 @@
-"""The queues of Celery's workers. Stages have several, so that long trainings do not delay scoring. Other executors have none."""
+"""The queues of Celery's workers: several, so that long trainings do not delay scoring. Other executors have none."""
 
 from __future__ import annotations
 
