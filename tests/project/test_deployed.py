@@ -149,7 +149,7 @@ def test_tables_that_workers_make_are_used_with_the_rights_of_workers(name: str)
 
 
 def test_each_queue_has_workers() -> None:
-    from perennial.orchestration.dags import LIGHT, PROMOTE
+    from perennial.orchestration.queues import LIGHT, PROMOTE
 
     served = {
         queue
