@@ -49,7 +49,8 @@ Change = Callable[[pa.Table, np.random.Generator], pa.Table]
 #: Weeks of the stream before the fault, and weeks that are measured from its beginning.
 BEFORE, MEASURED = 5, 7
 LENGTHS = (1, 4)
-WINDOWS = {"gradual": 90, "flights": 90}
+#: By stream, the window that is learned from, in days. The stream that takes longest comes first.
+WINDOWS = {"flights": 90, "gradual": 90}
 #: The features that are swapped, multiplied and silent, by stream.
 SWAPPED = {"gradual": ("x0", "x7"), "flights": ("scheduled_minutes", "distance")}
 SCALED = {"gradual": "x0", "flights": "scheduled_minutes"}
@@ -232,7 +233,10 @@ def main() -> None:
     order = {name: number for number, name in enumerate(changes("flights"))}
     lines.sort(key=lambda line: (line["stream"], order[line["fault"]], line["weeks"]))
     harm = [line for line in lines if line["harms"]]
-    goals = {"the net holds in each fault that harms": all(line["held"] for line in harm)}
+    goals = {
+        "the net holds in each fault that harms": all(line["held"] for line in harm),
+        "under the net, no fault does sure harm": all(line["held"] for line in lines),
+    }
     print(f"{len(harm)} of {len(lines)} harm; {goals}; {time.monotonic() - started:.0f} s")
     if tuple(chosen.stream) == tuple(WINDOWS) and not chosen.fault:
         report = {"goals_met": goals, "lines": lines, "seconds": round(time.monotonic() - started, 1)}
