@@ -51,7 +51,6 @@ class Week:
 
 #: By number of the week, from 1.
 STORY: Mapping[int, Week] = {
-    2: Week(spoiled=True, words="the source delivers each arrival delay with another flight"),
     4: Week(
         recipe={"max_iter": 10, "max_leaf_nodes": 3},
         override="we are sure that it is better",
@@ -62,6 +61,7 @@ STORY: Mapping[int, Week] = {
         recipe={},
         words="storms delay flights; the team commits a better recipe, that of the example: more, larger trees, and a search",
     ),
+    6: Week(spoiled=True, words="the source delivers each arrival delay with another flight"),
 }
 
 
