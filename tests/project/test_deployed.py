@@ -41,6 +41,7 @@ ALLOWED = {
         "PERENNIAL_DB_PASSWORD",
         "PERENNIAL_WORKER_DB_PASSWORD",
         "MLFLOW_PROMOTER_PASSWORD",
+        "AIRFLOW_PROMOTER_PASSWORD",
     },
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
     "watch": {"AIRFLOW_WATCHDOG_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD"},
@@ -149,7 +150,7 @@ def test_tables_that_workers_make_are_used_with_the_rights_of_workers(name: str)
 
 
 def test_each_queue_has_workers() -> None:
-    from perennial.orchestration.dags import LIGHT, PROMOTE
+    from perennial.orchestration.queues import LIGHT, PROMOTE
 
     served = {
         queue
