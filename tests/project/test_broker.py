@@ -187,6 +187,12 @@ def test_a_task_goes_from_the_scheduler_to_a_worker_and_its_result_back(broker: 
     assert not [line for line in (broker.folder / "trainer.log").read_text().splitlines() if "NOPERM" in line.upper()]
 
 
+def test_the_brokers_secrets_are_in_no_argument(broker: Broker) -> None:
+    arguments = Path(f"/proc/{broker.as_user('default').info()['process_id']}/cmdline").read_bytes()
+    assert b"redis-server" in arguments
+    assert not [name for name, secret in GIVEN.items() if secret.encode() in arguments]
+
+
 def test_a_worker_without_a_pulse_is_not_healthy(tmp_path: Path) -> None:
     file = tmp_path / "pulse"
     assert not ping(str(file))

@@ -14,7 +14,9 @@ from perennial.core.settings import settings
 @command("up", "start Airflow and MLflow on this machine; Ctrl-C stops them")
 def up(_: argparse.Namespace) -> int:
     from perennial.stack.embedded import Stack
+    from perennial.stack.processes import UMASK
 
+    os.umask(UMASK)
     screen = console()
     screen.print("Starting Airflow and MLflow …")
     try:
@@ -34,11 +36,13 @@ def up(_: argparse.Namespace) -> int:
     "demo",
     "show the life of a model, on the flights of 2013",
     argument("--once", action="store_true", help="stop the stack at the end"),
-    argument("--weeks", type=int, choices=range(31), metavar="N", default=7, help="number of weeks to replay (default 7)"),
+    argument("--weeks", type=int, choices=range(30), metavar="N", default=6, help="number of weeks to replay (default 6)"),
 )
 def demo(chosen: argparse.Namespace) -> int:
     from perennial.demo.replay import run_demo
+    from perennial.stack.processes import UMASK
 
+    os.umask(UMASK)
     run_demo(state_folder() / "demo", os.environ, console(), once=chosen.once, weeks=chosen.weeks)
     return 0
 

@@ -32,12 +32,15 @@ from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 
-#: What the first champion learns from. The weeks that are replayed begin where it ends, on a Monday: a month before the storms
-#: of the summer.
-HISTORY = Interval.of("2013-01-01", "2013-06-03")
+#: What is there before the replay. The weeks that are replayed begin where it ends, on a Monday, three weeks before storms.
+HISTORY = Interval.of("2013-01-01", "2013-06-10")
+
+#: Up to when the first champion learns. A week later it would be among the trainings that use up the budget of 30 days
+#: (``retraining.budget``) when the storms come.
+TRAINED = "2013-06-03"
 
 #: How many weeks a run of the demo replays.
-WEEKS = 7
+WEEKS = 6
 #: A run of ingest that starts nothing.
 _QUIET = {"announce_scoring": False, "announce_monitoring": False, "announce_training": False}
 
@@ -159,7 +162,7 @@ class _Replay:
         if self._ledger.champion(MODEL) is not None:
             return
         with self.step("first training", "training the first champion") as status:
-            conf = {"as_of": HISTORY.end.date().isoformat(), "cause": "first training"}
+            conf = {"as_of": TRAINED, "cause": "first training"}
             self._wait_for(self._api.trigger(f"{MODEL}.train", conf=conf, note="the first champion"), status)
         if self._ledger.champion(MODEL) is None:
             reasons = "; ".join(self._ledger.versions(MODEL)[-1].decision.reasons)
@@ -207,6 +210,12 @@ class _Replay:
                 {**_range(week), "reason": "the source has delivered the week again"},
                 "the rows are right now",
                 status,
+            )
+        if story.train is not None:
+            self._do("train", {"cause": story.train}, story.train, status)
+            record = self._ledger.versions(MODEL)[-1]
+            self._console.print(
+                f"  version {record.version} {'replaces the champion' if record.decision.promote else 'is refused'}"
             )
         if story.override is not None:
             version = next(record.version for record in reversed(self._ledger.versions(MODEL)) if self._was_refused(record))
@@ -288,8 +297,8 @@ def _missing(spec: ModelSpec, week: Interval, ingest: DagRun, runs: Sequence[Dag
     if schedules.train == "week":
         wanted.add((f"{MODEL}.train", days[0]))
     if schedules.train == "month":
-        # A month is trained on when its last day is there.
-        ended = [day.start for day in week.days() if day.end.day == 1]
+        # A month is trained on when its last day is there, and all its days were announced: the history is not.
+        ended = [day.start for day in week.days() if day.end.day == 1 and day.start.replace(day=1) >= HISTORY.end]
         wanted |= {(f"{MODEL}.train", f"{last:%Y-%m}-01") for last in ended}
     there = {(run.dag_id, run.partition_key) for run in runs if run.ended}
     missing = [f"{dag_id} of {key}" for dag_id, key in sorted(wanted - there)]

@@ -64,7 +64,6 @@ from perennial.training.fit import (
 from perennial.training.training_set import (
     PinnedRows,
     content_hash,
-    counted,
     delay_of_labels,
     missing_days,
     pinned,
@@ -209,19 +208,18 @@ def confirm_refresh(folder: ModelFolder, deployment: Deployment, claimed: Refres
     own = own_folder(registry, record.version, folder)
     recipe = own.made_by
     with CleanProcess() as clean:
-        training_set, training = claimed.training_set, record.training
-        newest, window, as_of = training_set.interval("holdout"), training_set.interval("window"), utc(training_set.as_of)
+        named, training = claimed.training_set, record.training
+        newest, window, as_of = named.interval("holdout"), named.interval("window"), utc(named.as_of)
         if newest.end > as_of or newest.start < _learned_until(record):
             raise TrainingError(f"{spec.name} version {record.version} has learned from a part of {newest}, or it is not over")
         whole = Interval(min(window.start, newest.start), newest.end)
-        withheld = training_set.withheld_intervals
-        rows = _rows(recipe, deployment, training_set.snapshots, whole, newest, as_of, withheld)
-        again = counted(recipe.spec, training_set, _parts(rows))
-        if again.content != training_set.content:
-            raise TrainingError(
-                f"{spec.name}: the rows of {whole} are not those that run {training_set.run_id} says it has pinned"
-            )
-        training_set = again
+        rows = _rows(recipe, deployment, named.snapshots, whole, newest, as_of, named.withheld_intervals)
+        training_set = _pinned(
+            recipe, rows, named.snapshots, as_of=as_of, run_id=named.run_id,
+            missing=[Interval.from_key(key) for key in named.missing], withheld=named.withheld_intervals,
+        )  # fmt: skip
+        if training_set.content != named.content:
+            raise TrainingError(f"{spec.name}: the rows of {whole} are not those that run {named.run_id} says it has pinned")
         match = _match(own, recipe, deployment, rows)
         before = match.before
         fitted = replace(
@@ -446,13 +444,23 @@ def _rows(
     return _Rows(whole, newest, rows, older.num_rows, labelled, {"window": known, "holdout": fresh})
 
 
-def _parts(rows: _Rows) -> dict[Part, PinnedRows]:
-    """The rows as parts of a training set. If all are new, the window is the same interval, and has none."""
+def _pinned(
+    recipe: ModelFolder,
+    rows: _Rows,
+    snapshots: Mapping[str, int],
+    *,
+    as_of: datetime,
+    run_id: str,
+    missing: Sequence[Interval],
+    withheld: Sequence[Interval],
+) -> TrainingSet:
+    """The training set of a refresh; the arguments are those of :func:`perennial.training.training_set.pinned`."""
     older = Interval(rows.whole.start, rows.newest.start) if rows.whole.start < rows.newest.start else rows.newest
-    return {
+    parts: dict[Part, PinnedRows] = {
         "window": PinnedRows(older, rows.all.slice(0, rows.older), rows.labelled["window"], rows.entities["window"]),
         "holdout": PinnedRows(rows.newest, rows.unseen, rows.labelled["holdout"], rows.entities["holdout"]),
     }
+    return pinned(recipe, parts, snapshots, as_of=as_of, run_id=run_id, missing=missing, withheld=withheld)
 
 
 def _training_set(
@@ -475,7 +483,9 @@ def _training_set(
             f"{spec.name}: {rows.whole} has {rows.all.num_rows:,} labelled rows, but training.min_rows is "
             f"{spec.training.min_rows:,}: ingest more past days, or make training.window longer"
         )
-    training_set = pinned(recipe, _parts(rows), snapshots, as_of=as_of, run_id=run_id, missing=gaps, withheld=withheld)
+    training_set = _pinned(
+        recipe, rows, snapshots, as_of=as_of, run_id=run_id, missing=gaps, withheld=withheld
+    )  # fmt: skip
     deployment.lake.pin(spec.name, snapshots, training_set.pin)
     log.info(
         "version %d is refreshed on %s rows of %s%s; the newest, %s, has %s labelled rows",

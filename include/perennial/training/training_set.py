@@ -158,47 +158,48 @@ def pinned(
         run_id: the run; the pin's name is derived from it.
         missing, withheld: see :class:`perennial.evidence.training.TrainingSet`.
     """
-    spec, end = folder.spec, parts["holdout"].interval.end
-    blank = TrainingSet(
-        model=spec.name,
-        run_id=run_id,
-        as_of=as_of.isoformat(),
-        window="",
-        holdout="",
-        snapshots=dict(snapshots),
-        pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
-        folder_digest=folder.digest,
-        features_digest=folder.features_digest,
-        rows={},
-        labelled={},
-        entities={},
-        classes={},
-        content={},
-        label_delay=(as_of - end).days,
-        delay_measured=spec.label.delay is None,
-        missing=[gap.key for gap in missing],
-        withheld=[part.key for part in withheld],
+    spec, holdout = folder.spec, parts["holdout"]
+    newest_label = pc.max(holdout.rows.column(spec.event_time)).as_py()
+    return _of_window(
+        spec,
+        TrainingSet(
+            model=spec.name,
+            run_id=run_id,
+            as_of=as_of.isoformat(),
+            window="",
+            holdout=holdout.interval.key,
+            snapshots=dict(snapshots),
+            pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
+            folder_digest=folder.digest,
+            features_digest=folder.features_digest,
+            rows={"holdout": holdout.rows.num_rows},
+            labelled={"holdout": holdout.labelled},
+            entities={"holdout": holdout.entities},
+            classes={"holdout": count_classes(spec, holdout.rows)},
+            content={"holdout": content_hash(holdout.rows)},
+            label_delay=(as_of - holdout.interval.end).days,
+            delay_measured=spec.label.delay is None,
+            newest_label=newest_label.isoformat() if newest_label else "",
+            missing=[gap.key for gap in missing],
+            withheld=[part.key for part in withheld],
+        ),
+        parts["window"],
     )
-    return counted(spec, blank, parts)
 
 
-def counted(spec: ModelSpec, training_set: TrainingSet, parts: Mapping[Part, PinnedRows]) -> TrainingSet:
-    """A training set with what it says of some of its parts taken from their rows, whatever it said before."""
-    found = replace(
+def _of_window(spec: ModelSpec, training_set: TrainingSet, window: PinnedRows) -> TrainingSet:
+    """A training set with another window."""
+    return replace(
         training_set,
-        rows={**training_set.rows, **{part: one.rows.num_rows for part, one in parts.items()}},
-        labelled={**training_set.labelled, **{part: one.labelled for part, one in parts.items()}},
-        entities={**training_set.entities, **{part: one.entities for part, one in parts.items()}},
-        classes={**training_set.classes, **{part: count_classes(spec, one.rows) for part, one in parts.items()}},
-        content={**training_set.content, **{part: content_hash(one.rows) for part, one in parts.items()}},
+        window=window.interval.key,
+        rows={"window": window.rows.num_rows, "holdout": training_set.rows["holdout"]},
+        labelled={"window": window.labelled, "holdout": training_set.labelled["holdout"]},
+        entities={"window": window.entities, "holdout": training_set.entities["holdout"]},
+        classes={"window": count_classes(spec, window.rows), "holdout": training_set.classes["holdout"]},
+        content={"window": content_hash(window.rows), "holdout": training_set.content["holdout"]},
+        without_values=features_without_values(spec, window.rows),
+        mean_label=mean_label(spec, window.rows),
     )
-    if (window := parts.get("window")) is not None:
-        without_values, mean = features_without_values(spec, window.rows), mean_label(spec, window.rows)
-        found = replace(found, window=window.interval.key, without_values=without_values, mean_label=mean)
-    if (holdout := parts.get("holdout")) is not None:
-        newest = pc.max(holdout.rows.column(spec.event_time)).as_py()
-        found = replace(found, holdout=holdout.interval.key, newest_label=newest.isoformat() if newest else "")
-    return found
 
 
 def delay_of_labels(folder: ModelFolder, deployment: Deployment, as_of: datetime) -> timedelta:
@@ -271,8 +272,8 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
     return rows
 
 
-def count_again(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> tuple[TrainingSet, dict[Part, pa.Table]]:
-    """Read the pinned rows from the lake, and count what a training set says of them, whatever it said before.
+def count_again(folder: ModelFolder, lake: Lake, named: TrainingSet) -> tuple[TrainingSet, dict[Part, pa.Table]]:
+    """Read the pinned rows from the lake, and say of them what they are, whatever the training set says.
 
     Returns:
         The training set, and the rows of window and holdout as :func:`load_rows` gives them.
@@ -280,23 +281,23 @@ def count_again(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> t
     Raises:
         TrainingError: the lake's rows are not the pinned rows.
     """
-    parts: dict[Part, PinnedRows] = {}
-    known: dict[Part, datetime] = {"window": training_set.interval("holdout").start, "holdout": utc(training_set.as_of)}
+    spec, as_of, parts = folder.spec, utc(named.as_of), dict[Part, PinnedRows]()
+    known: dict[Part, datetime] = {"window": named.interval("holdout").start, "holdout": as_of}
     for part, known_by in known.items():
-        interval = training_set.interval(part)
         rows, entities = read_rows(
-            folder, lake, training_set.snapshots, interval, labels_known_by=known_by,
-            withheld=training_set.withheld_intervals,
+            folder, lake, named.snapshots, named.interval(part), labels_known_by=known_by, withheld=named.withheld_intervals
         )  # fmt: skip
-        parts[part] = PinnedRows(interval, _newest(folder.spec, rows, part), rows.num_rows, entities)
-    again = counted(folder.spec, training_set, parts)
-    for part in known:
-        if again.content[part] != training_set.content[part]:
-            raise TrainingError(
-                f"{training_set.model}: the rows of {training_set.interval(part)} are not those that run "
-                f"{training_set.run_id} says it has pinned"
-            )
-    return again, {part: one.rows for part, one in parts.items()}
+        parts[part] = PinnedRows(named.interval(part), _newest(spec, rows, part), rows.num_rows, entities)
+    counted = pinned(
+        folder, parts, named.snapshots, as_of=as_of, run_id=named.run_id,
+        missing=[Interval.from_key(key) for key in named.missing], withheld=named.withheld_intervals,
+    )  # fmt: skip
+    if counted.content != named.content:
+        raise TrainingError(
+            f"{spec.name}: the rows of {named.window} and {named.holdout} are not those that run {named.run_id} says it has "
+            "pinned"
+        )
+    return counted, {part: of_part.rows for part, of_part in parts.items()}
 
 
 def load_all_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> tuple[Interval, pa.Table]:
@@ -338,7 +339,7 @@ def narrowed(folder: ModelFolder, lake: Lake, training_set: TrainingSet, window:
         withheld=training_set.withheld_intervals,
     )  # fmt: skip
     used = _newest(folder.spec, rows, "window")
-    return counted(folder.spec, training_set, {"window": PinnedRows(part, used, rows.num_rows, entities)})
+    return _of_window(folder.spec, training_set, PinnedRows(part, used, rows.num_rows, entities))
 
 
 def window_start(spec: ModelSpec, ledger: Ledger, end: datetime, length: timedelta) -> datetime:
