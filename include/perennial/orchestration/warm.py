@@ -28,6 +28,7 @@ for name in (
     "perennial.monitoring.shadowing",
     "perennial.operations.maintenance",
     "perennial.operations.standing",
+    "perennial.orchestration.assets",
     "perennial.orchestration.ingest",
     "perennial.orchestration.monitor",
     "perennial.orchestration.notifiers",
