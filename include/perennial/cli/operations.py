@@ -111,7 +111,7 @@ def _mlflow(chosen: argparse.Namespace) -> int:
 @command(
     "ping",
     "exit with 0 if the server at an address, or this container's worker, answers",
-    argument("target", help="an address, or celery:NAME"),
+    argument("target", help="an address, or the file that a worker keeps new"),
 )
 def _ping(chosen: argparse.Namespace) -> int:
     from perennial.operations.deployed import ping

@@ -24,7 +24,7 @@ from perennial.core.intervals import Interval
 from perennial.core.settings import PROJECT
 from perennial.demo.example_data import DAYS, write_landing_zone
 from perennial.demo.story import FIRST, MODEL, STORY, Week, misplace_delays, write_models
-from perennial.demo.summary import show, summarise, week_in_words
+from perennial.demo.summary import show, summarise, week_in_words, what_monitoring_says
 from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import read_model
@@ -32,11 +32,15 @@ from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 
-#: What the first champion learns from. The weeks that are replayed begin where it ends, on a Monday.
-HISTORY = Interval.of("2013-01-01", "2013-04-01")
+#: What is there before the replay. The weeks that are replayed begin where it ends, on a Monday, three weeks before storms.
+HISTORY = Interval.of("2013-01-01", "2013-06-10")
+
+#: Up to when the first champion learns. A week later it would be among the trainings that use up the budget of 30 days
+#: (``retraining.budget``) when the storms come.
+TRAINED = "2013-06-03"
 
 #: How many weeks a run of the demo replays.
-WEEKS = 7
+WEEKS = 6
 #: A run of ingest that starts nothing.
 _QUIET = {"announce_scoring": False, "announce_monitoring": False, "announce_training": False}
 
@@ -141,7 +145,7 @@ class _Replay:
         """Ingest the months before the replay in one run, unless that is done."""
         if self._is_ingested(HISTORY):
             return
-        with self.step("history", "loading three months of history") as status:
+        with self.step("history", "loading five months of history") as status:
             write_landing_zone(self._data, HISTORY)
             conf = {**_range(HISTORY), **_QUIET}
             self._wait_for(self._api.trigger(f"{MODEL}.ingest", conf=conf, note="the history"), status)
@@ -158,7 +162,7 @@ class _Replay:
         if self._ledger.champion(MODEL) is not None:
             return
         with self.step("first training", "training the first champion") as status:
-            conf = {"as_of": HISTORY.end.date().isoformat(), "cause": "first training"}
+            conf = {"as_of": TRAINED, "cause": "first training"}
             self._wait_for(self._api.trigger(f"{MODEL}.train", conf=conf, note="the first champion"), status)
         if self._ledger.champion(MODEL) is None:
             reasons = "; ".join(self._ledger.versions(MODEL)[-1].decision.reasons)
@@ -189,6 +193,8 @@ class _Replay:
         self._let_time_pass(week, label, spoiled=story.spoiled)
         words = week_in_words(self._ledger, MODEL, week)
         self._console.print(f"{label}, {week.start:%d %B}: {words}, {self.seconds[week.key]:.1f} s")
+        for told in what_monitoring_says(self._ledger, MODEL, week):
+            self._console.print(f"  {told}")
         with self.step(f"after {week.key}", "what people do after the week") as status:
             self._act(story, week, status)
 
@@ -205,6 +211,12 @@ class _Replay:
                 "the rows are right now",
                 status,
             )
+        if story.train is not None:
+            self._do("train", {"cause": story.train}, story.train, status)
+            record = self._ledger.versions(MODEL)[-1]
+            self._console.print(
+                f"  version {record.version} {'replaces the champion' if record.decision.promote else 'is refused'}"
+            )
         if story.override is not None:
             version = next(record.version for record in reversed(self._ledger.versions(MODEL)) if self._was_refused(record))
             self._do("promote", {"version": version, "override": story.override}, f"version {version} by override", status)
@@ -213,12 +225,6 @@ class _Replay:
             if overruled:
                 back = {"version": overruled[-1].previous, "reason": story.rollback}
                 self._do("rollback", back, f"back to version {overruled[-1].previous}", status)
-        if story.train is not None:
-            self._do("train", {"cause": story.train}, story.train, status)
-            record = self._ledger.versions(MODEL)[-1]
-            self._console.print(
-                f"  version {record.version} {'replaces the champion' if record.decision.promote else 'refused'}"
-            )
 
     @staticmethod
     def _was_refused(record: VersionRecord) -> bool:
@@ -291,8 +297,8 @@ def _missing(spec: ModelSpec, week: Interval, ingest: DagRun, runs: Sequence[Dag
     if schedules.train == "week":
         wanted.add((f"{MODEL}.train", days[0]))
     if schedules.train == "month":
-        # A month is trained on when its last day is there.
-        ended = [day.start for day in week.days() if day.end.day == 1]
+        # A month is trained on when its last day is there, and all its days were announced: the history is not.
+        ended = [day.start for day in week.days() if day.end.day == 1 and day.start.replace(day=1) >= HISTORY.end]
         wanted |= {(f"{MODEL}.train", f"{last:%Y-%m}-01") for last in ended}
     there = {(run.dag_id, run.partition_key) for run in runs if run.ended}
     missing = [f"{dag_id} of {key}" for dag_id, key in sorted(wanted - there)]

@@ -38,8 +38,8 @@ class Week:
             team commits nothing.
         spoiled: whether the source delivers misplaced delays; they are delivered again, right, after the week.
         train: why a person triggers a training after the week; None: nobody does.
-        override: why a person makes the newest refused replacement champion after the week; None: nobody does.
-        rollback: why a person rolls back after the week; None: nobody does.
+        override: why a person makes the newest refused replacement champion after ``train``; None: nobody does.
+        rollback: why a person rolls back after ``override``; None: nobody does.
         words: what happens, for people.
     """
 
@@ -53,21 +53,18 @@ class Week:
 
 #: By number of the week, from 1.
 STORY: Mapping[int, Week] = {
-    2: Week(spoiled=True, words="the source delivers each arrival delay with another flight"),
-    4: Week(
+    3: Week(
         recipe={"max_iter": 10, "max_leaf_nodes": 3},
-        words="the team commits another recipe, with smaller trees; the training at the end of the month judges it",
-    ),
-    6: Week(
+        train="the team committed another recipe",
         override="we are sure that it is better",
-        words="somebody overrules the gates, and makes the refused recipe champion",
+        rollback="the gates were right: it is worse on the holdout",
+        words="the team commits another recipe, with smaller trees",
     ),
-    7: Week(
+    4: Week(
         recipe={},
-        rollback="the refused recipe was not better",
-        train="the team committed a better recipe",
-        words="the team commits a better recipe, that of the example: more and larger trees, and a search",
+        words="storms delay flights; the team commits a better recipe, that of the example: more, larger trees, and a search",
     ),
+    5: Week(spoiled=True, words="the source delivers each arrival delay with another flight"),
 }
 
 

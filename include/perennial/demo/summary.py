@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perennial.core.intervals import Interval, utc
-from perennial.demo.worth import worth
+from perennial.demo.worth import DAILY, worth
 from perennial.ledger.records import Promotion, Publication, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.stack.airflow_api import DagRun
 from perennial.stack.embedded import Stack
 
 _KINDS = ("read", "published", "quarantined")
+#: How many reasons of a verdict are shown, the most important ones.
+_REASONS = 3
 
 
 def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
@@ -45,6 +47,16 @@ def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
             kind = "refresh " if record.is_refresh else ""
             words.append(f"{kind}version {record.version} {_decided(record)}")
     return ", ".join(words)
+
+
+def what_monitoring_says(ledger: Ledger, model: str, interval: Interval) -> list[str]:
+    """Why an interval has drifted, and why a training was requested after it; empty if neither."""
+    drifted = [
+        f"drift: {'; '.join(verdict.reasons[:_REASONS])}"
+        for verdict in ledger.verdicts(model, before=interval.end)
+        if verdict.interval == interval and verdict.verdict == "drift"
+    ]
+    return [*drifted, *(one.reason for one in ledger.retrainings(model) if one.asked and one.window_end == interval.end)]
 
 
 def _decided(record: VersionRecord) -> str:
@@ -177,13 +189,20 @@ def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
 def _worth(found: Mapping[str, Any], metric: str) -> list[str]:
     if not found:
         return []
-    values = {name: value[metric] for name, value in found.items() if metric in value}
-    told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    return [f"{metric} of all weeks, on the same rows: {told}"]
+    lines = {
+        DAILY: f"{metric}, mean of the days", metric: f"{metric}, all rows together",
+        "log_loss": "log loss", "cost": "cost per row",
+    }  # fmt: skip
+    return [
+        f"{words}: {', '.join(f'{name} {value[key]:.4f}' for name, value in found.items() if key in value)}"
+        for key, words in lines.items()
+        if any(key in value for value in found.values())
+    ]
 
 
 def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
     verdicts = {verdict["interval"]: verdict["verdict"] for verdict in summary["drift_verdicts"]}
+    asked = {utc(retraining["window_end"]) for retraining in summary["retrainings"] if retraining["asked"]}
     realised = {result["interval"]: result["metrics"] for result in summary["performance"]}
     table = Table(
         "week", "verdict", Column(f"realised {metric}", justify="right"), "version", "what", "decision",
@@ -194,7 +213,7 @@ def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
         made = [version for version in summary["versions"] if week.start < utc(version["as_of"]) <= week.end]
         table.add_row(
             f"{week.start:%d %b}",
-            verdicts.get(key, ""),
+            f"{verdicts.get(key, '')}{', asks' if week.end in asked else ''}",
             _three_digits(realised.get(key, {}), metric),
             "\n".join(str(version["version"]) for version in made),
             "\n".join("refresh" if version["refreshes"] else "replacement" for version in made),

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from perennial.core.errors import ArtifactRejected, ScoringError, VersionUnusable
 from perennial.core.private_parts import TREE_TYPES
+from perennial.model.authors_code import elsewhere
 from perennial.spec.model import ModelSpec
 from perennial.spec.trust import may_never_be_trusted, reviewed_types
 from perennial.spec.types import Task
@@ -337,6 +338,11 @@ def load_estimator(directory: Path, trusted: Sequence[str]) -> Any:
         ArtifactRejected: memory or disk of this machine did not suffice.
     """
     file = directory / MODEL_FILE
+    return load_file(file, trusted) if (place := elsewhere()) is None else place.load(file, trusted)
+
+
+def load_file(file: Path, trusted: Sequence[str]) -> Any:
+    """The estimator in a checked file; as :func:`load_estimator`, and always in this process."""
     try:
         found = set(skops.io.get_untrusted_types(file=file))
         unknown = sorted(found - set(trusted))

@@ -14,7 +14,9 @@ import re
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -24,7 +26,14 @@ from sqlalchemy.engine import URL, make_url
 from perennial.core.errors import SettingsError
 from perennial.core.pools import commands
 from perennial.core.settings import read_settings
-from perennial.operations.identities import ADMIN, PROMOTER, WORKER, make_databases, make_mlflow, share_ledger
+from perennial.operations.identities import (
+    ADMIN,
+    make_databases,
+    make_mlflow,
+    separate_schemas,
+    share_ledger,
+)
+from perennial.registry.permissions import PROMOTER, WORKER
 from perennial.stack.environment import write_private
 
 log = logging.getLogger(__name__)
@@ -52,11 +61,16 @@ SECRETS: dict[str, Callable[[], str]] = {
     "PERENNIAL_WORKER_DB_PASSWORD": _token,
     "PERENNIAL_READER_DB_PASSWORD": _token,
     "REDIS_PASSWORD": _token,
+    "REDIS_SCHEDULER_PASSWORD": _token,
+    "REDIS_WORKER_PASSWORD": _token,
+    "REDIS_TRAINER_PASSWORD": _token,
+    "REDIS_PROMOTER_PASSWORD": _token,
     "AIRFLOW_FERNET_KEY": _fernet_key,
     "AIRFLOW_JWT_SECRET": _token,
     "AIRFLOW_SESSION_KEY": _token,
     "AIRFLOW_ADMIN_PASSWORD": _token,
     "AIRFLOW_WATCHDOG_PASSWORD": _token,
+    "AIRFLOW_PROMOTER_PASSWORD": _token,
     "MLFLOW_ADMIN_PASSWORD": _token,
     "MLFLOW_PROMOTER_PASSWORD": _token,
     "MLFLOW_WORKER_PASSWORD": _token,
@@ -108,8 +122,8 @@ def check_secrets(environment: Mapping[str, str]) -> None:
 def initialise(environment: Mapping[str, str]) -> None:
     """Prepare everything that the servers and workers need. It can be repeated, and then only sets passwords.
 
-    In order: it checks secrets, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the ledger's schema
-    and the rights on it.
+    In order: it checks secrets, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the
+    schemas of the ledger's database, its tables and the rights on them.
 
     Args:
         environment: of the service ``init``.
@@ -145,6 +159,7 @@ def initialise(environment: Mapping[str, str]) -> None:
         WORKER: "MLFLOW_WORKER_PASSWORD",
     }
     make_mlflow(mlflow, {user: _given(environment, name) for user, name in passwords.items()})
+    separate_schemas(server, ledger, worker, reader)
     _migrate_ledger(environment)
     share_ledger(ledger, worker, reader)
     _migrate_catalog(environment, worker)
@@ -177,14 +192,14 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
     """Replace this process by MLflow's server with sign-in.
 
     MLflow reads the address of its sign-in database only from a file. The file is written here, and only this user can read
-    it. All signed-in users may read everything, and change what they have made.
+    it. All signed-in users may read everything; :mod:`perennial.registry.permissions` says who may change what.
     """
     config = configparser.ConfigParser(interpolation=None)
     config["mlflow"] = {
         "default_permission": "READ",
         "database_uri": _given(environment, "MLFLOW_BACKEND_STORE_URI"),
         "admin_username": ADMIN,
-        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        "authorization_function": "perennial.registry.permissions:authenticate",
         # Each request carries the password, and checking it takes longer than most requests. So a check is remembered for
         # this time, after which a changed password takes effect.
         "auth_cache_ttl_seconds": "60",
@@ -202,18 +217,21 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
 # --- health ----------------------------------------------------------------------------------------------------------
 
 
+#: A worker's file is written every few seconds (:mod:`perennial.orchestration.pulse`); older than this, the worker hangs.
+LONGEST_PULSE = timedelta(seconds=60)
+
+
 def ping(target: str) -> bool:
     """Whether a service of this container is healthy.
 
     Args:
-        target: an address that must answer with 200, or ``celery:<name>`` for the worker of that name.
+        target: an address that must answer with 200, or the file that a worker keeps new.
     """
-    if target.startswith("celery:"):
-        command = [
-            sys.executable, "-m", "celery", "--app", "airflow.providers.celery.executors.celery_executor.app",
-            "inspect", "ping", "--destination", f"{target.removeprefix('celery:')}@{os.uname().nodename}",
-        ]  # fmt: skip
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
+    if target.startswith("/"):
+        try:
+            return time.time() - os.stat(target).st_mtime < LONGEST_PULSE.total_seconds()
+        except OSError:
+            return False
     try:
         with urlopen(target, timeout=4) as answer:  # noqa: S310 - an address of docker-compose.yaml
             return bool(answer.status == 200)

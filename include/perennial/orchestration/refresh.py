@@ -9,13 +9,15 @@ from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from perennial.core.errors import NothingToRefresh, StaleDecision
-from perennial.orchestration.dags import PROMOTE
+from perennial.orchestration.approval import ASK
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.operate import actor
+from perennial.orchestration.people import answer_to
+from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Window, stage_run
 from perennial.orchestration.train import cause
 from perennial.stages import refresh
-from perennial.stages.promote import Decided
+from perennial.stages.promote import decided_of
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +37,15 @@ def fit_refresh(model: str, window: Window) -> dict[str, Any]:
 
 @task(multiple_outputs=False, queue=PROMOTE)
 def decide_refresh(model: str, refreshed: dict[str, Any]) -> dict[str, Any]:
-    """Let the gates of a refresh decide, and register the version with its evidence, its card and its release report."""
+    """Measure again from files and rows, let the gates of a refresh decide, and register the version with its evidence."""
     from perennial.training.refresh import Refreshed
 
     with stage_run(model) as run:
-        decided = refresh.decide_refresh(run.stage, Refreshed.from_json(refreshed))
+        try:
+            confirmed = refresh.confirm(run.stage, Refreshed.from_json(refreshed))
+        except (StaleDecision, NothingToRefresh) as error:
+            raise AirflowSkipException(f"{error}. The next refresh is of the present champion") from error
+        decided = refresh.decide_refresh(run.stage, confirmed)
         run.link(MLFLOW, run.deployment.registry.version_url(model, decided.version))
         return decided.to_json()
 
@@ -50,18 +56,19 @@ def promote_refresh(model: str, decided: dict[str, Any] | None, answer: dict[str
 
     Args:
         model: the model.
-        decided: the result of ``decide_refresh``; None if there was nothing to refresh.
+        decided: the result of ``decide_refresh``; None if there was nothing to refresh. Only which version it is counts.
         answer: the result of ``ask_approval``; None if no approval is required.
     """
     if decided is None:
         raise AirflowSkipException("there was nothing to refresh")
     with stage_run(model) as run:
-        version = Decided.from_json(decided)
+        version = decided_of(run.stage, int(decided["version"]))
         run.link(MLFLOW, run.deployment.registry.version_url(model, version.version))
         try:
             outcome = refresh.promote_refresh(
-                run.stage, version, cause=cause(run), actor=f"airflow:{run.context['dag'].dag_id}", answer=answer
-            )
+                run.stage, version, cause=cause(run), actor=f"airflow:{run.context['dag'].dag_id}",
+                answer=answer_to(run, ASK, answer),
+            )  # fmt: skip
         except StaleDecision as error:
             raise AirflowSkipException(f"{error}. The next refresh is of the new champion") from error
         if outcome.became == "refused":

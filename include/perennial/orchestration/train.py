@@ -7,8 +7,10 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from perennial.orchestration.dags import PROMOTE
+from perennial.orchestration.approval import ASK
 from perennial.orchestration.links import MLFLOW
+from perennial.orchestration.people import answer_to
+from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Run, Window, stage_run
 from perennial.stages import promote, train
 
@@ -47,18 +49,17 @@ def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[d
 def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
-    """Let the gates decide, and register the version with the decision, its evidence, its card and its release report."""
+    """Measure again from files and rows, let the gates decide, and register the version with its evidence, card and report."""
     from perennial.evidence.evaluation import Evaluation
     from perennial.evidence.training import TrainingSet
     from perennial.model.candidate import Fitted
 
     with stage_run(model) as run:
-        decided = train.decide_promotion(
-            run.stage,
-            TrainingSet.from_json(training_set),
-            [Fitted.from_json(candidate) for candidate in fitted],
-            Evaluation.from_json(evaluation),
-        )
+        candidates = [Fitted.from_json(candidate) for candidate in fitted]
+        confirmed = train.confirm(
+            run.stage, TrainingSet.from_json(training_set), candidates, Evaluation.from_json(evaluation)
+        )  # fmt: skip
+        decided = train.decide_promotion(run.stage, confirmed[0], candidates, confirmed[1])
         run.link(MLFLOW, run.deployment.registry.version_url(model, decided.version))
         return decided.to_json()
 
@@ -69,17 +70,18 @@ def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any]
 
     Args:
         model: the model.
-        decided: the result of ``decide_promotion``.
+        decided: the result of ``decide_promotion``. Only which version it is counts; the ledger has the decision.
         answer: the result of ``ask_approval``; None if no approval is required.
     """
     from perennial.core.errors import StaleDecision
 
     with stage_run(model) as run:
-        version = promote.Decided.from_json(decided)
+        version = promote.decided_of(run.stage, int(decided["version"]))
         run.link(MLFLOW, run.deployment.registry.version_url(model, version.version))
         actor = f"airflow:{run.context['dag'].dag_id}"
         try:
-            outcome = promote.promote_champion(run.stage, version, cause=cause(run), actor=actor, answer=answer)
+            given = answer_to(run, ASK, answer)
+            outcome = promote.promote_champion(run.stage, version, cause=cause(run), actor=actor, answer=given)
         except StaleDecision as error:
             raise AirflowFailException(
                 f"StaleDecision: {error}. The evaluation is stale: clear evaluate_candidates and what follows it in this run, "

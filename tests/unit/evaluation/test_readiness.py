@@ -33,12 +33,6 @@ def rows(n: int = 120) -> pa.Table:
     return pa.Table.from_pandas(synthetic.make_rows(2).head(n)[["x", "noise", "kind", "visit"]], preserve_index=False)
 
 
-def started() -> psutil.Process:
-    """The clean process that this one has started."""
-    [process] = [child for child in psutil.Process().children() if "perennial.evaluation.readiness" in child.cmdline()]
-    return process
-
-
 def test_it_loads_answers_and_is_timed(deployment: tuple[Registry, ModelFolder, Fitted]) -> None:
     registry, folder, fitted = deployment
     training_set = synthetic.training_set_of(folder)
@@ -84,8 +78,7 @@ def test_a_process_that_dies_and_a_holdout_without_rows_are_told(
     registry, folder, fitted = deployment
     fetch = partial(registry.fetch, fitted.model_id)
     with CleanProcess() as clean:
-        process = started()
-        process.kill()
+        psutil.Process(clean.pid).kill()
         clean.ask(folder.spec, fitted, rows(), fetch, registry.trusted(folder.spec))
         assert "ended with status -9" in (clean.wait(None).problem or "")
     with CleanProcess() as clean:
@@ -101,6 +94,6 @@ def test_a_candidate_that_cannot_be_fetched_is_told(deployment: tuple[Registry, 
 
 
 def test_the_process_is_gone_when_its_caller_has_nothing_to_ask() -> None:
-    with CleanProcess():
-        process = started()
+    with CleanProcess() as clean:
+        process = psutil.Process(clean.pid)
     assert not process.is_running()
