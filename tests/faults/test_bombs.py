@@ -137,7 +137,7 @@ PARQUET: dict[str, tuple[Callable[[], bytes], str, Any]] = {
     ),
     "many row groups": (many_row_groups, "more", EXPANDS),
     "eight million rows": (lambda: packed(8_000_000), "place", EXPANDS),
-    "a footer that claims more rows": (lambda: lying(5_000, 2_000_000_000), "place", r"; deliver (it again|smaller files)$"),
+    "a footer that claims more rows": (lambda: lying(5_000, 2_000_000_000), "place", 5_000),  # what its pages have
     "a footer that claims fewer rows": (lambda: lying(500_000, 3), "place", None),
 }  # fmt: skip
 
@@ -173,11 +173,10 @@ def line() -> bytes:
 
 MANY = (HEADER + row() * 1_000_000).encode()
 TEXTS: dict[str, tuple[str, Callable[[], bytes], Any]] = {
-    "zip": ("csv", lambda: zipped(MANY.decode()), r"a zip archive or an Excel workbook; export it as CSV"),
-    "xz": ("csv", lambda: lzma.compress(MANY, preset=1), r"compressed by xz; compress it by gzip"),
-    "bzip2": ("csv", lambda: bz2.compress(MANY), r"compressed by bzip2; compress it by gzip"),
-    "gzip of zeros": ("csv.gz", lambda: gzip.compress(bytes(1 << 29), 1), r"longer than 8 MiB|not text|expands"),
-    "gzip of rows": ("csv.gz", lambda: gzip.compress(MANY) + gzip.compress(MANY[len(HEADER) :]) * 12, None),
+    "zip": ("csv", lambda: zipped(HEADER), r"a zip archive or an Excel workbook; export it as CSV"),
+    "xz": ("csv", lambda: lzma.compress(MANY[:10_000]), r"compressed by xz; compress it by gzip"),
+    "bzip2": ("csv", lambda: bz2.compress(MANY[:10_000]), r"compressed by bzip2; compress it by gzip"),
+    "gzip of zeros": ("csv.gz", lambda: gzip.compress(bytes(1 << 28), 1), r"longer than 8 MiB|not CSV|not text|expands"),
     "zstd of rows": (
         "csv.zst", lambda: pa.compress(MANY + MANY[len(HEADER) :] * 9, "zstd", asbytes=True), r"expands to more than 250 times",
     ),

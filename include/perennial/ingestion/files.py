@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -648,17 +649,17 @@ def _rows_at_once(name: str, table: pq.ParquetFile, stream: IO[bytes], columns: 
             for number, leaf in leaves:
                 values = found.column(number).num_values
                 width = leaf.length if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else 8
-                if leaf.physical_type == "BYTE_ARRAY" and not leaf.max_repetition_level:
+                # Of a list it is unknown how the values are shared among the rows, and a row is decoded as a whole.
+                most = max(BOMB_FROM, PARQUET_RATIO * size) if leaf.max_repetition_level else math.inf
+                if values * width > most:
+                    raise _expands(name)
+                if leaf.physical_type == "BYTE_ARRAY":
                     width += _longest(name, encoded, group, leaf.path)
+                if values * width > most:
+                    raise _expands(name)
                 if width > MAX_RECORD:
                     raise SourceError(f"{name}: column {leaf.path} has a value that is longer than {MAX_RECORD >> 20} MiB")
                 if leaf.max_repetition_level:
-                    # A row is decoded as a whole, and it is unknown how the values are shared among the rows.
-                    if values * width > max(BOMB_FROM, PARQUET_RATIO * size):
-                        raise _expands(name)
-                    width += _longest(name, encoded, group, leaf.path)
-                    if values * width > max(BOMB_FROM, PARQUET_RATIO * size):
-                        raise _expands(name)
                     width *= max(1.0, values / max(1, found.num_rows))
                 row += width
             fewest = min(fewest, int(BATCH_BYTES / max(1.0, row)))
