@@ -7,7 +7,7 @@ import re
 from perennial.core.settings import PROJECT
 from scripts.licences_page import PAGE, locked
 
-ROWS = re.findall(r"(?m)^\| ([a-z0-9._-]+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(encoding="utf-8"))
+ROWS = re.findall(r"(?m)^\| ([a-z0-9][a-z0-9._-]*) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(encoding="utf-8"))
 
 
 def test_the_page_lists_the_packages_of_the_lock_with_their_versions() -> None:
