@@ -9,7 +9,7 @@ READY_UV := .venv/ready-uv
 # Without compiled bytecode every process would compile every import anew, which triples the start of Airflow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test lint lock lock-check hooks bench docs secrets
+.PHONY: help up demo test lint lock lock-check audit hooks bench docs secrets
 .NOTPARALLEL:
 
 help:
@@ -19,9 +19,10 @@ help:
 	@echo 'make lint    ruff, mypy, import rules, spelling'
 	@echo 'make lock    requirements.lock and requirements-dev.lock, from pyproject.toml; UPGRADE=all, or'
 	@echo '             UPGRADE="mlflow duckdb" takes newer versions; make lock-check only compares'
+	@echo 'make audit   known vulnerabilities of the locked packages, and their list as CycloneDX in sbom.json'
 	@echo 'make hooks   the same checks before each commit'
 	@echo 'make secrets .env for docker compose, with a generated value for each secret'
-	@echo 'make docs    docs/dags.md, made from the DAGs'
+	@echo 'make docs    docs/dags.md, made from the DAGs, and docs/licences.md, made from the installed packages'
 	@echo 'make bench   the benchmarks and their table; ARGS="score drift" some of them'
 
 up: $(READY)
@@ -53,6 +54,9 @@ lock: $(READY_UV)
 lock-check: $(READY_UV)
 	@sh scripts/lock.sh --check
 
+audit: $(READY_DEV)
+	@sh scripts/audit.sh
+
 hooks: $(READY_DEV)
 	@$(BIN)/pre-commit install
 
@@ -61,6 +65,7 @@ secrets: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python scripts/dags_page.py
+	@$(BIN)/python scripts/licences_page.py
 
 bench: $(READY_DEV)
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -53,7 +53,7 @@ def test_each_day_has_a_verdict_with_a_report(living: Living) -> None:
         assert verdicts[day].verdict in ("ok", "drift")
         report = verdicts[day].report
         assert report is not None
-        assert report_file(living, report).stat().st_size > 100_000
+        assert 5_000 < report_file(living, report).stat().st_size < 200_000
 
 
 def test_realised_performance_is_measured_once_labels_are_known(living: Living) -> None:

@@ -49,7 +49,7 @@ def test_a_job_may_no_more_than_it_says(file: Any) -> None:
         for right, level in job["permissions"].items()
         if level != "read"
     }
-    assert writes <= {"image: packages"}
+    assert writes <= {"image: packages", "image: id-token"}
     for step in steps(workflow):
         assert "${{" not in step.get("run", ""), "what a person chose could be a command; hand it over by env"
         if "checkout" in step.get("uses", ""):
@@ -75,3 +75,17 @@ def test_production_gets_what_staging_had_by_its_digest() -> None:
     assert jobs["production"]["with"]["image"] == jobs["staging"]["with"]["image"] == "${{ needs.image.outputs.image }}"
     assert jobs["image"]["needs"] == "ci"
     assert jobs["image"]["outputs"]["image"].endswith("@${{ steps.build.outputs.digest }}")
+
+
+def test_an_image_is_signed_by_its_digest_before_it_goes_anywhere() -> None:
+    jobs = yaml.safe_load((PROJECT / ".github" / "workflows" / "release.yaml").read_text())["jobs"]
+    sign = jobs["image"]["steps"][-1]
+    assert sign["run"] == 'cosign sign --yes "$IMAGE"'
+    assert sign["env"]["IMAGE"] == jobs["image"]["outputs"]["image"]
+    assert jobs["image"]["permissions"]["id-token"] == "write"
+
+
+def test_the_locked_packages_are_scanned_and_listed() -> None:
+    jobs = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yaml").read_text())["jobs"]
+    assert any(step.get("run") == "make audit" for step in jobs["audit"]["steps"])
+    assert any("sbom.json" in str(step.get("with")) for step in jobs["audit"]["steps"])

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -116,6 +117,12 @@ class Settings(BaseModel):
     def reports(self) -> Path:
         """Drift reports and Data Docs, one folder per model."""
         return self.state / "reports"
+
+    def report_url(self, file: Path) -> str | None:
+        """The public address of a file in the folder of reports; None if Airflow has no public address."""
+        if self.airflow_public_url is None or not file.is_relative_to(self.reports):
+            return None
+        return f"{self.airflow_public_url.rstrip('/')}/perennial/reports/{quote(file.relative_to(self.reports).as_posix())}"
 
     @property
     def staging(self) -> Path:

@@ -32,6 +32,7 @@ from perennial.core.redaction import redact
 from perennial.core.text import UNSAFE
 from perennial.drift.distances import HUGE, MAX_CATEGORIES, is_number, prepare
 from perennial.drift.findings import DriftComparison
+from perennial.drift.shapes import Shape, shape_of
 from perennial.evidence.verdict import ColumnDrift, Kind, Status
 from perennial.ledger.records import VerdictName
 from perennial.spec.monitoring import MIN_VALUES, Drift, DriftThresholds, Threshold
@@ -159,7 +160,16 @@ def compare(
             column.score = None
         reason = f"Evidently failed, {first_line(error)}"
         return DriftComparison("unknown", [reason], [replace(column.finding(), status="unusable") for column in columns])
-    return _judge(policy, said, seen, snapshot, calibrated=thresholds is not None)
+    judged = _judge(policy, said, seen, snapshot, calibrated=thresholds is not None)
+    return replace(judged, shapes=_shapes(columns)) if report else judged
+
+
+def _shapes(columns: Sequence[_Column]) -> dict[str, Shape]:
+    return {
+        column.name: shape_of(column.kind, column.current, column.reference)
+        for column in columns
+        if column.current is not None and column.reference is not None
+    }
 
 
 def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any, *, calibrated: bool) -> DriftComparison:

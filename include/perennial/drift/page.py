@@ -1,10 +1,15 @@
-"""The page that explains the verdict on a window: the verdict and all columns, above Evidently's own report.
+"""The page that explains the verdict on a window: the verdict, all columns, and a picture of each.
+
+Evidently's own page is 4 MB whatever the data, since it contains a plotting library. So its result is kept as JSON, from which
+Evidently shows its page (docs/observe.md), and the pictures of this page are drawn without scripts
+(``docs/decisions/0075-a-drift-report-is-drawn-and-kept-once.md``).
 
 Neighbour: :mod:`perennial.drift.compare` judges.
 """
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import logging
@@ -41,7 +46,7 @@ def write_report(
     details: VerdictDetails,
     folder: Path,
 ) -> bool:
-    """Write ``verdict.json``, and ``report.html`` and ``evidently.json`` if Evidently gave a report.
+    """Write ``verdict.json``, and ``report.html`` and ``evidently.json.gz`` if Evidently gave a report.
 
     An error is logged, and does not change the verdict.
 
@@ -62,30 +67,33 @@ def write_report(
             "model": model, "interval": interval.key, "version": version, "verdict": comparison.verdict,
             "reasons": comparison.reasons, "details": details.to_json(),
         }  # fmt: skip
-        _replace(folder / "verdict.json", json.dumps(verdict, indent=2, default=str))
+        _replace(folder / "verdict.json", json.dumps(verdict, indent=2, default=str).encode())
         if comparison.snapshot is None:
             # A report of an earlier attempt would contradict the verdict.
-            for name in ("report.html", "evidently.json"):
+            for name in ("report.html", "evidently.json.gz"):
                 (folder / name).unlink(missing_ok=True)
             return False
-        banner = _banner(model, interval, version, comparison, details)
-        page = comparison.snapshot.get_html_str(as_iframe=False).replace("<body>", f"<body>{banner}", 1)
-        page = page.replace("<head>", f"<head><title>{model}, {interval.key}: {comparison.verdict}</title>", 1)
-        _replace(folder / "report.html", page)
-        _replace(folder / "evidently.json", comparison.snapshot.dumps())
+        page = (
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_as_text(model)}, {_as_text(interval.key)}: '
+            f"{comparison.verdict}</title></head><body>{_verdict(model, interval, version, comparison, details)}"
+            f"{_pictures(comparison)}</body></html>"
+        )
+        _replace(folder / "report.html", page.encode())
+        _replace(folder / "evidently.json.gz", gzip.compress(comparison.snapshot.dumps().encode(), mtime=0))
+        (folder / "evidently.json").unlink(missing_ok=True)  # as an earlier release wrote it
     except Exception:
         log.exception("the report could not be written to %s; the verdict does not change", folder)
         return False
     return True
 
 
-def _replace(file: Path, text: str) -> None:
+def _replace(file: Path, content: bytes) -> None:
     with replacing(file) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content)
 
 
-def _banner(model: str, interval: Interval, version: int | None, comparison: DriftComparison, details: VerdictDetails) -> str:
-    """The verdict and a table of all columns. Evidently's page shows only the columns that it was called for."""
+def _verdict(model: str, interval: Interval, version: int | None, comparison: DriftComparison, details: VerdictDetails) -> str:
+    """The verdict and a table of all columns."""
     items = "".join(f"<li>{_as_text(reason)}</li>" for reason in comparison.reasons)
     weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.estimate)))
     rows = "".join(
@@ -106,6 +114,21 @@ def _banner(model: str, interval: Interval, version: int | None, comparison: Dri
         f"{weight}<p>Compared with what version {version} was trained on. {source}</p><ul>{items}</ul>"
         "<table><tr><th>column</th><th>found</th><th>distance</th><th>threshold</th><th>measured by</th><th>missing</th>"
         f"<th>missing in the reference</th></tr>{rows}</table></section>"
+    )
+
+
+def _pictures(comparison: DriftComparison) -> str:
+    """A picture of each column that has a distance, in the order of the columns."""
+    drawn = "".join(
+        f"<figure><figcaption>{_as_text(column.column)}: {_STATUS[column.status]}</figcaption>"
+        f"{comparison.shapes[column.column].to_svg()}</figure>"
+        for column in comparison.columns
+        if column.column in comparison.shapes
+    )
+    return (
+        "<style>figure{display:inline-block;margin:12px 24px 12px 0;vertical-align:top}svg text{font-size:11px}</style>"
+        '<section class="perennial"><h2>Distributions</h2><p>Blue: this window. Grey: what the version was trained on.</p>'
+        f"{drawn}</section>"
     )
 
 

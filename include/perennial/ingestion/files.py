@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -36,13 +37,14 @@ from zoneinfo import ZoneInfo
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from perennial.core.errors import SourceError, SourceMissing
 from perennial.core.files import open_below
 from perennial.core.intervals import Interval
 from perennial.core.text import one_line
-from perennial.ingestion.delimited import CHUNK, DelimitedFile
+from perennial.ingestion.delimited import CHUNK, MAX_RECORD, DelimitedFile
 from perennial.ingestion.json_lines import JsonLines
 from perennial.ingestion.landing import ARROW_ROWS, LandingWriter, positioned
 from perennial.spec.data import Source
@@ -50,6 +52,10 @@ from perennial.spec.data import Source
 #: A compressed file is refused if it expands to more than this many times its size, and to more than ``BOMB_FROM`` bytes.
 BOMB_RATIO = 250
 BOMB_FROM = 256 << 20
+#: The same for the values of a Parquet file, of which columns that repeat themselves take next to nothing.
+PARQUET_RATIO = 1_000
+#: Bytes that the values of one batch of a Parquet file may take in memory.
+BATCH_BYTES = 64 << 20
 
 #: The column that a table can take from a dated pattern: the time that its codes stand for.
 FILE_TIME = "file_time"
@@ -569,13 +575,13 @@ def _read_parquet(file: _File, stream: IO[bytes], counted: _Counted, writer: Lan
             copy.unlink()
             shutil.copyfileobj(counted, local, CHUNK)
         with _parquet(file.name, local or stream) as table:
-            raw = table.schema_arrow
+            raw = _without_dictionaries(table.schema_arrow)
             if doubled := sorted({name for name in raw.names if raw.names.count(name) > 1}):
                 raise SourceError(f"{file.name}: has the column {doubled[0]} twice")
             names, partitions = _begin(file, raw, f"{file.name}: its columns", writer)
             own = [name for name in names if name not in partitions]
             first = 1
-            for batch in _sound(file.name, table.iter_batches(ARROW_ROWS, columns=own)):
+            for batch in _batches(file.name, table, local or stream, own, counted.bytes):
                 writer.write(_with_constants(positioned(batch, file.name, first), partitions), file.period)
                 first += len(batch)
     finally:
@@ -583,11 +589,91 @@ def _read_parquet(file: _File, stream: IO[bytes], counted: _Counted, writer: Lan
             local.close()
 
 
-def _parquet(name: str, stream: IO[bytes]) -> pq.ParquetFile:
+def _parquet(name: str, stream: IO[bytes], **options: Any) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(stream, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{name}: damaged Parquet: {one_line(error)}; deliver it again") from error
+        return pq.ParquetFile(stream, pre_buffer=False, **options)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, error: BaseException) -> SourceError:
+    return SourceError(f"{name}: damaged Parquet: {one_line(error)}; deliver it again")
+
+
+def _batches(name: str, table: pq.ParquetFile, stream: IO[bytes], columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, in batches whose values take about :data:`BATCH_BYTES` at most.
+
+    A page of a few bytes can stand for a million rows, each with the same text of a megabyte. So the number of rows in a batch
+    follows from the longest text of each dictionary, and a file whose values take too much altogether is refused.
+
+    Raises:
+        SourceError: the file is damaged, or expands too far.
+    """
+    rows = _rows_at_once(name, table, stream, columns, size)
+    expanded = 0
+    for batch in _sound(name, table.iter_batches(rows, columns=columns)):
+        plain = [pc.cast(column, _plain(column.type)) for column in batch.columns]
+        expanded += sum(column.nbytes for column in plain)
+        if expanded > max(BOMB_FROM, PARQUET_RATIO * size):
+            raise _expands(name)
+        yield pa.record_batch(plain, names=batch.schema.names)
+
+
+def _expands(name: str) -> SourceError:
+    return SourceError(
+        f"{name}: its values expand to more than {PARQUET_RATIO:,} times its size; if that is right, deliver smaller files"
+    )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([pa.field(field.name, _plain(field.type)) for field in schema])
+
+
+def _rows_at_once(name: str, table: pq.ParquetFile, stream: IO[bytes], columns: list[str], size: int) -> int:
+    """How many rows of these columns take about :data:`BATCH_BYTES`."""
+    footer, leaves = table.metadata, []
+    for number in range(footer.num_columns):
+        leaf = footer.schema.column(number)
+        if any(leaf.path == column or leaf.path.startswith(f"{column}.") for column in columns):
+            leaves.append((number, leaf))
+    texts = [leaf.path for _, leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    with _parquet(name, stream, read_dictionary=texts, metadata=footer) as encoded:
+        fewest = ARROW_ROWS
+        for group in range(footer.num_row_groups):
+            found = footer.row_group(group)
+            row = 0.0
+            for number, leaf in leaves:
+                values = found.column(number).num_values
+                width = leaf.length if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else 8
+                # Of a list it is unknown how the values are shared among the rows, and a row is decoded as a whole.
+                most = max(BOMB_FROM, PARQUET_RATIO * size) if leaf.max_repetition_level else math.inf
+                if values * width > most:
+                    raise _expands(name)
+                if leaf.physical_type == "BYTE_ARRAY":
+                    width += _longest(name, encoded, group, leaf.path)
+                if values * width > most:
+                    raise _expands(name)
+                if width > MAX_RECORD:
+                    raise SourceError(f"{name}: column {leaf.path} has a value that is longer than {MAX_RECORD >> 20} MiB")
+                if leaf.max_repetition_level:
+                    width *= max(1.0, values / max(1, found.num_rows))
+                row += width
+            fewest = min(fewest, int(BATCH_BYTES / max(1.0, row)))
+    return max(1, fewest)
+
+
+def _longest(name: str, encoded: pq.ParquetFile, group: int, column: str) -> int:
+    """The longest text of a column's dictionary in a row group, in bytes; at least that of its first row."""
+    batch = next(_sound(name, encoded.iter_batches(1, row_groups=[group], columns=[column])), None)
+    found = batch.column(0) if batch is not None else pa.nulls(0)
+    while pa.types.is_nested(found.type):
+        found = found.field(0) if pa.types.is_struct(found.type) else found.values
+    words = found.dictionary if pa.types.is_dictionary(found.type) else found
+    return int(pc.max(pc.binary_length(words)).as_py() or 0) if len(words) and not pa.types.is_null(words.type) else 0
 
 
 def _sound(name: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -595,8 +681,8 @@ def _sound(name: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBa
     while True:
         try:
             batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{name}: damaged Parquet: {one_line(error)}; deliver it again") from error
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            raise _damaged(name, error) from error
         if batch is None:
             return
         yield batch

@@ -65,7 +65,7 @@ class DriftVerdict:
         reasons: in words and numbers, the most important first.
         details: the measurements.
         report: path of the HTML report, relative to the folder of reports; None if there is none.
-        report_url: the report's address in MLflow; None if it is not there.
+        report_url: the report's address on the model board; None if there is no report, or Airflow has no public address.
         run_url: the address of the version's MLflow run; None if it is not known.
     """
 
@@ -134,7 +134,7 @@ def judge_drift(
     place = report_folder(spec.name, interval)
     written = write_report(spec.name, interval, version, comparison, details, directory / place)
     run, run_url = _find_run(deployment.registry, record)
-    report_url = f"{run_url}/artifacts/drift/{interval.key}/report.html" if run_url and written else None
+    report_url = deployment.settings.report_url(directory / place / "report.html") if written else None
     links = {name: url for name, url in (("Drift report", report_url), ("MLflow run", run_url)) if url}
     report = (place / "report.html").as_posix() if written else None
     ledger.record_verdict(
@@ -151,7 +151,7 @@ def judge_drift(
     log.info("%s: %s", comparison.verdict, "; ".join(comparison.reasons))
     if run is not None and version is not None:
         if written:
-            _send_to_mlflow(run, directory / place, f"drift/{interval.key}")
+            _name_in_mlflow(run, interval, report_url or str(directory / place / "report.html"))
         _send_outlook(run, spec, ledger, version)
     return DriftVerdict(
         spec.name, interval, version, comparison.verdict, comparison.reasons, details, report, report_url, run_url
@@ -432,11 +432,12 @@ def _find_run(registry: Registry, record: VersionRecord | None) -> tuple[Candida
         return None, None
 
 
-def _send_to_mlflow(run: CandidateRun, folder: Path, path: str) -> None:
+def _name_in_mlflow(run: CandidateRun, interval: Interval, report: str) -> None:
+    """Tag the version's run with the address of the report, of which MLflow keeps no copy."""
     try:
-        run.log_files(folder, path)
+        run.log(tags={f"drift report {interval.key.replace('--', ' to ')}": report})
     except Exception:
-        log.exception("the report could not be logged to MLflow run %s; it is in %s", run.id, folder)
+        log.exception("MLflow run %s could not be tagged with the report %s", run.id, report)
 
 
 def _send_outlook(run: CandidateRun, spec: ModelSpec, ledger: Ledger, version: int) -> None:

@@ -158,10 +158,7 @@ class Run:
 
     def report(self, file: str | None) -> str | None:
         """The public address of a file in the folder of reports; None if Airflow has no public address."""
-        public, root = self.deployment.settings.airflow_public_url, self.deployment.settings.reports
-        if file is None or public is None or not Path(file).is_relative_to(root):
-            return None
-        return f"{public.rstrip('/')}/perennial/reports/{quote(Path(file).relative_to(root).as_posix())}"
+        return None if file is None else self.deployment.settings.report_url(Path(file))
 
     def link(self, key: str, address: str | None) -> None:
         """Show ``address`` on the task's page in the UI; ``key`` is one of :data:`perennial.orchestration.links.LINKS`."""

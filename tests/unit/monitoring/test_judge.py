@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +100,11 @@ def test_a_stable_week_is_recorded_as_ok_with_its_report(world: World) -> None:
     assert all(isinstance(column.score, float) and not column.drifted for column in found.values())
     assert verdict.report == recorded.report == "toy/drift/2013-04-01--2013-04-08/report.html"
     folder = (world.settings.reports / verdict.report).parent
-    assert {path.name for path in folder.iterdir()} == {"report.html", "evidently.json", "verdict.json"}
+    assert {path.name for path in folder.iterdir()} == {"report.html", "evidently.json.gz", "verdict.json"}
     assert json.loads((folder / "verdict.json").read_text())["verdict"] == "ok"
-    assert Snapshot.load(folder / "evidently.json").dict()["metrics"]
+    unpacked = folder / "evidently.json"
+    unpacked.write_bytes(gzip.decompress((folder / "evidently.json.gz").read_bytes()))
+    assert Snapshot.load(unpacked).dict()["metrics"]
     assert alerts(world) == []
     assert DriftVerdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
 
@@ -117,7 +121,7 @@ def test_a_drifted_week_is_recorded_and_people_are_told(world: World) -> None:
     assert alerts(world) == ["drift"]
 
 
-def test_the_report_says_the_verdict_and_is_kept_with_the_version_in_mlflow(world: World) -> None:
+def test_the_report_says_the_verdict_and_is_named_in_mlflow(world: World) -> None:
     world.publish(WEEK, change=move)
     version = world.register()
     world.score(version, WEEK)
@@ -128,8 +132,21 @@ def test_the_report_says_the_verdict_and_is_kept_with_the_version_in_mlflow(worl
     record = world.ledger.version("toy", version)
     assert record is not None
     client = MlflowClient(tracking_uri=world.settings.mlflow_url)
-    logged = client.list_artifacts(record.mlflow_run_id, "drift/2013-04-01--2013-04-08")
-    assert "drift/2013-04-01--2013-04-08/report.html" in [file.path for file in logged]
+    assert client.list_artifacts(record.mlflow_run_id, "drift") == []
+    tags = client.get_run(record.mlflow_run_id).data.tags
+    assert tags["drift report 2013-04-01 to 2013-04-08"] == str(world.settings.reports / str(verdict.report))
+
+
+def test_a_report_takes_little_room_and_runs_and_fetches_nothing(world: World) -> None:
+    world.publish(WEEK, change=move)
+    world.score(world.register(), WEEK)
+    verdict = judge_interval(world)
+    file = world.settings.reports / str(verdict.report)
+    page = file.read_text()
+    assert sum(part.stat().st_size for part in file.parent.iterdir()) < 200_000
+    assert page.count("<svg ") == len(verdict.details.columns) == 4
+    assert not re.search(r"<script|<link|<iframe|<img|javascript:| on\w+=|(src|href)=", page)
+    assert "http" not in page
 
 
 def test_values_in_the_data_cannot_run_in_the_browser_of_whoever_opens_the_report(world: World) -> None:
@@ -325,10 +342,12 @@ def test_a_champion_that_is_worse_than_the_same_answer_for_every_row_is_critical
 
 
 def test_links_lead_to_the_run_and_its_report(tmp_path: Path, settings: Settings) -> None:
-    world = make_world(tmp_path, settings.model_copy(update={"mlflow_public_url": "https://mlflow.example.org/"}))
+    public = {"mlflow_public_url": "https://mlflow.example.org/", "airflow_public_url": "https://airflow.example.org/"}
+    world = make_world(tmp_path, settings.model_copy(update=public))
     world.publish(WEEK)
     world.score(world.register(), WEEK)
     verdict = judge_interval(world)
     assert verdict.run_url is not None
     assert verdict.run_url.startswith("https://mlflow.example.org/#/experiments/")
-    assert verdict.report_url == f"{verdict.run_url}/artifacts/drift/2013-04-01--2013-04-08/report.html"
+    place = "perennial/reports/toy/drift/2013-04-01--2013-04-08/report.html"
+    assert verdict.report_url == f"https://airflow.example.org/{place}"
