@@ -200,6 +200,7 @@ def compose(
         "/var/log/airflow": folder / "logs",
         "/tmp/": folder / "tmp",
         "/data": folder / "data",
+        "/scratch": folder / "scratch",
     }
     for path in folders.values():
         path.mkdir(parents=True, exist_ok=True)
@@ -235,7 +236,7 @@ def compose(
         redis = shutil.which("redis-server")
         assert redis is not None
         script = services["redis"]["command"][-1].replace("6379", str(ports["redis:6379"]))
-        private = f"port {ports['redis:6379']}\\nbind 127.0.0.1\\nrequirepass"
+        private = f"port {ports['redis:6379']}\nbind 127.0.0.1\nrequirepass"
         services["redis"]["command"] = ["sh", "-c", script.replace("/data", str(folder)).replace("requirepass", private)]
         composed.start("redis")
         yield composed

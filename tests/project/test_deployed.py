@@ -169,7 +169,7 @@ def test_images_of_others_are_pinned_by_digest() -> None:
     digest = re.compile(r"@sha256:[0-9a-f]{64}$")
     for service in SERVICES.values():
         assert digest.search(service["image"]) or service["image"].startswith("perennial:")
-    bases = re.findall(r"(?m)^ARG PYTHON=(\S+)$", (PROJECT / "Dockerfile").read_text())
+    bases = re.findall(r"(?m)^ARG PERENNIAL_PYTHON_IMAGE=(\S+)$", (PROJECT / "Dockerfile").read_text())
     assert len(bases) == 1
     assert digest.search(bases[0])
 

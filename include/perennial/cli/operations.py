@@ -80,9 +80,11 @@ def verify(chosen: argparse.Namespace) -> int:
     argument("file", nargs="?", type=Path, default=PROJECT / ".env"),
 )
 def _secrets(chosen: argparse.Namespace) -> int:
-    from perennial.operations.deployed import write_secrets
+    from perennial.operations.deployed import old_compose, write_secrets
 
     made = write_secrets(chosen.file)
+    if problem := old_compose():
+        tell(problem)
     return tell(f"{chosen.file}: made {', '.join(made)}" if made else f"{chosen.file} already has all secrets")
 
 

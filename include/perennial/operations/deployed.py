@@ -12,10 +12,12 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -32,6 +34,10 @@ log = logging.getLogger(__name__)
 
 #: Fewest characters of a secret; those that :func:`write_secrets` makes have more than 40.
 SHORTEST = 16
+
+
+#: The first Docker Compose that knows ``format: raw`` of ``env_file``. Older ones ignore it, and replace $ in connections.
+OLDEST_COMPOSE = (2, 30)
 
 
 def _token() -> str:
@@ -102,22 +108,58 @@ def check_secrets(environment: Mapping[str, str]) -> None:
         raise SettingsError(f"{', '.join(twice)} are the same, and must differ: remove the lines and run make secrets")
 
 
+def check_folders(environment: Mapping[str, str]) -> None:
+    """Refuse a checkout that the containers' user cannot read, as ``umask 077`` leaves it.
+
+    Raises:
+        SettingsError: a file or folder of DAGs, plugins or models cannot be read; the message names it.
+    """
+
+    def refuse(path: str) -> NoReturn:
+        raise SettingsError(
+            f"{path} cannot be read by user {os.getuid()}, which the containers run as. In the project's folder, run "
+            "chmod -R a+rX dags plugins include/models monitoring"
+        )
+
+    for name in ("AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "PERENNIAL_MODELS"):
+        for folder, _, files in os.walk(_given(environment, name), onerror=lambda error: refuse(str(error.filename))):
+            for file in files:
+                if not os.access(path := os.path.join(folder, file), os.R_OK):
+                    refuse(path)
+
+
+def old_compose() -> str | None:
+    """What is wrong with this machine's Docker Compose: None if nothing is, or if there is none."""
+    docker = shutil.which("docker")
+    if docker is None:
+        return None
+    # S603: a fixed command.
+    asked = subprocess.run([docker, "compose", "version", "--short"], capture_output=True, text=True, check=False)  # noqa: S603
+    found = re.match(r"v?(\d+)\.(\d+)", asked.stdout)
+    if found and (int(found[1]), int(found[2])) >= OLDEST_COMPOSE:
+        return None
+    oldest = ".".join(map(str, OLDEST_COMPOSE))
+    have = f"this is {asked.stdout.strip()}" if found else "docker has no plugin compose here"
+    return f"docker-compose.yaml needs Docker Compose {oldest} or newer, and {have}: older ones change passwords that contain $"
+
+
 # --- the init job ----------------------------------------------------------------------------------------------------
 
 
 def initialise(environment: Mapping[str, str]) -> None:
     """Prepare everything that the servers and workers need. It can be repeated, and then only sets passwords.
 
-    In order: it checks secrets, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the ledger's schema
+    In order: it checks secrets and folders, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the ledger's schema
     and the rights on it.
 
     Args:
         environment: of the service ``init``.
 
     Raises:
-        SettingsError: a secret is weak, or a step failed.
+        SettingsError: a secret is weak, a folder cannot be read, or a step failed.
     """
     check_secrets(environment)
+    check_folders(environment)
     airflow, mlflow, ledger, worker, reader = (
         make_url(_given(environment, name))
         for name in (
