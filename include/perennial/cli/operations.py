@@ -110,20 +110,9 @@ def _mlflow(chosen: argparse.Namespace) -> int:
     return 1
 
 
-@command(
-    "ping",
-    "exit with 0 if the server at an address, or this container's worker, answers",
-    argument("target", help="an address, or celery:NAME"),
-)
-def _ping(chosen: argparse.Namespace) -> int:
-    from perennial.operations.deployed import ping
-
-    return 0 if ping(chosen.target) else 1
-
-
 #: The steps that ``docker-compose.yaml`` and the Makefile call.
 deploy = Command(
     "deploy",
-    "steps of the deployed stack: secrets, init job, MLflow's server, health check",
-    steps=(_secrets, _init, _mlflow, _ping),
+    "steps of the deployed stack: secrets, init job, MLflow's server",
+    steps=(_secrets, _init, _mlflow),
 )

@@ -1,7 +1,8 @@
-"""What the deployed stack needs beside its servers: secrets, an init job, and health checks.
+"""What the deployed stack needs beside its servers: secrets, an init job, MLflow's server.
 
 ``docker-compose.yaml`` runs these as ``perennial deploy …``. All settings are environment variables. A secret is never an
-argument, since every process of a machine can read arguments. Neighbour: :mod:`perennial.stack.embedded`, for one machine.
+argument, since every process of a machine can read arguments. Neighbours: :mod:`perennial.operations.health` has the health
+checks; :mod:`perennial.stack.embedded` is the stack for one machine.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from sqlalchemy.engine import URL, make_url
 
@@ -133,8 +132,8 @@ def old_compose() -> str | None:
     docker = shutil.which("docker")
     if docker is None:
         return None
-    # S603: a fixed command.
-    asked = subprocess.run([docker, "compose", "version", "--short"], capture_output=True, text=True, check=False)  # noqa: S603
+    command = [docker, "compose", "version", "--short"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a fixed command
     found = re.match(r"v?(\d+)\.(\d+)", asked.stdout)
     if found and (int(found[1]), int(found[2])) >= OLDEST_COMPOSE:
         return None
@@ -239,25 +238,3 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
         "--artifacts-destination", _given(environment, "PERENNIAL_MLFLOW_ARTIFACTS"), *arguments,
     ]  # fmt: skip
     os.execve(command[0], command, dict(environment))  # noqa: S606 - without a shell
-
-
-# --- health ----------------------------------------------------------------------------------------------------------
-
-
-def ping(target: str) -> bool:
-    """Whether a service of this container is healthy.
-
-    Args:
-        target: an address that must answer with 200, or ``celery:<name>`` for the worker of that name.
-    """
-    if target.startswith("celery:"):
-        command = [
-            sys.executable, "-m", "celery", "--app", "airflow.providers.celery.executors.celery_executor.app",
-            "inspect", "ping", "--destination", f"{target.removeprefix('celery:')}@{os.uname().nodename}",
-        ]  # fmt: skip
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
-    try:
-        with urlopen(target, timeout=4) as answer:  # noqa: S310 - an address of docker-compose.yaml
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
