@@ -1,7 +1,7 @@
 """A Docker engine of the tests' own, and the images that docker-compose.yaml and the Dockerfile take from a registry.
 
-It has a socket, a data folder and a client configuration of its own, so an engine of this machine is not touched. No registry is
-needed: the base images are made from Debian's packages, Compose and buildx are unpacked from a newer Debian.
+It has a socket, a data folder and a client configuration of its own, so an engine of this machine is not touched. It needs no
+registry: the base images are made from Debian's packages, Compose and buildx are unpacked from a newer Debian.
 PERENNIAL_CONTAINERS names a folder that keeps all of it between runs, which saves minutes; without it, it is removed.
 """
 

@@ -1,4 +1,4 @@
-"""Two models live in the containers of docker-compose.yaml, a person approves a third, and what an operator or a failure does to
+"""Two models live in the containers of docker-compose.yaml, and a person approves a third. What an operator or a failure does to
 the containers loses nothing. The tests follow each other: each one finds what those before it have left."""
 
 from __future__ import annotations
@@ -72,14 +72,18 @@ def test_three_commands_start_every_service(containers: Containers) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_lives_in_containers(containers: Containers, api: AirflowApi, model: str) -> None:
     stages = [stage for stage in STAGES if stage != "rollback"]
-    assert {stage: {run.state for run in api.runs(f"{model}.{stage}")} for stage in stages} == dict.fromkeys(stages, {"success"})
+    assert {stage: {run.state for run in api.runs(f"{model}.{stage}")} for stage in stages} == dict.fromkeys(
+        stages, {"success"}
+    )
     assert predictions(containers, model) == [f"1|{2 * METERS * HOURS}"]
     assert re.search(r"\bv?1\b", containers.inside("promoter", "perennial", "history", model))
 
 
 def test_a_version_names_the_commit_that_the_image_was_built_from(containers: Containers, api: AirflowApi) -> None:
     head = containers.run("git", "rev-parse", "HEAD").strip()
-    assert containers.sql(f"SELECT DISTINCT code ->> 'commit' FROM perennial_versions WHERE model = '{MODELS[0]}'") == [head]
+    assert containers.sql(f"SELECT DISTINCT code::json ->> 'commit' FROM perennial_versions WHERE model = '{MODELS[0]}'") == [
+        head
+    ]
 
 
 def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: AirflowApi, chromium: str) -> None:
@@ -89,7 +93,9 @@ def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: A
     run = api.trigger(f"{ASKED}.train", conf={"as_of": "2024-01-17"})
     wait_for_task(containers, api, run, "ask_approval", "awaiting_input")
     # An answer that comes before Airflow has noticed that the asking process has ended, it takes for a crash, and asks again.
-    noticed = re.compile(rf"Received executor event.*{re.escape(run.run_id)}.*'ask_approval'|'ask_approval'.*{re.escape(run.run_id)}")
+    noticed = re.compile(
+        rf"Received executor event.*{re.escape(run.run_id)}.*'ask_approval'|'ask_approval'.*{re.escape(run.run_id)}"
+    )
     deadline = time.monotonic() + PATIENCE
     while not noticed.search(containers.compose("logs", "--since", "10m", "scheduler")):
         assert time.monotonic() < deadline

@@ -148,8 +148,8 @@ def old_compose() -> str | None:
 def initialise(environment: Mapping[str, str]) -> None:
     """Prepare everything that the servers and workers need. It can be repeated, and then only sets passwords.
 
-    In order: it checks secrets and folders, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the ledger's schema
-    and the rights on it.
+    In order: it checks secrets and folders, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the
+    ledger's schema and the rights on it.
 
     Args:
         environment: of the service ``init``.

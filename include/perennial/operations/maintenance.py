@@ -13,7 +13,7 @@ import stat
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from perennial.core.settings import Settings
@@ -44,14 +44,17 @@ def remove_staging(settings: Settings, model: str, *, now: datetime) -> dict[str
     return {"runs": runs, "bytes": size}
 
 
-def remove_scratch(*, now: datetime) -> dict[str, int]:
+def remove_scratch(folder: Path) -> dict[str, int]:
     """Remove the temporary files of tasks that were killed: what DuckDB had put on the disk, and models on their way.
+
+    Args:
+        folder: where processes keep temporary files. All models share it, so the machine's own clock counts.
 
     Returns:
         ``files`` (or folders of them) and ``bytes`` removed.
     """
-    mine = [path for path in _entries(Path(tempfile.gettempdir())) if path.name.startswith("perennial-")]
-    files, size = _remove_abandoned(mine, now)
+    mine = [path for path in _entries(folder) if path.name.startswith("perennial-")]
+    files, size = _remove_abandoned(mine, datetime.now(UTC))
     return {"files": files, "bytes": size}
 
 
@@ -168,7 +171,7 @@ def maintain(deployment: Deployment, spec: ModelSpec, *, now: datetime) -> dict[
     """
     done = {
         "remove_staging": remove_staging(deployment.settings, spec.name, now=now),
-        "remove_scratch": remove_scratch(now=now),
+        "remove_scratch": remove_scratch(Path(tempfile.gettempdir())),
         "remove_reports": remove_reports(deployment.settings, spec, now=now),
         **tidy_lake(deployment, spec, now=now),
         "close_abandoned_runs": close_abandoned_runs(deployment.registry, spec),
