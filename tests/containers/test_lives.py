@@ -1,10 +1,10 @@
-"""Two models live in the containers of docker-compose.yaml, and a person approves a third. What an operator or a failure does to
-the containers loses nothing. The tests follow each other: each one finds what those before it have left."""
+"""Two models live in the containers of docker-compose.yaml, and a person approves a third. What an operator or a failure does
+to the containers loses nothing. The tests follow each other: each one finds what those before it have left."""
 
 from __future__ import annotations
 
 import re
-import threading
+import sys
 import time
 from collections.abc import Iterator
 
@@ -72,9 +72,8 @@ def test_three_commands_start_every_service(containers: Containers) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_lives_in_containers(containers: Containers, api: AirflowApi, model: str) -> None:
     stages = [stage for stage in STAGES if stage != "rollback"]
-    assert {stage: {run.state for run in api.runs(f"{model}.{stage}")} for stage in stages} == dict.fromkeys(
-        stages, {"success"}
-    )
+    states = {stage: {run.state for run in api.runs(f"{model}.{stage}")} for stage in stages}
+    assert states == {stage: {"success"} for stage in stages}
     assert predictions(containers, model) == [f"1|{2 * METERS * HOURS}"]
     assert re.search(r"\bv?1\b", containers.inside("promoter", "perennial", "history", model))
 
@@ -203,9 +202,7 @@ def test_runs_survive_a_restart_of_postgres(containers: Containers, api: Airflow
     containers.wait_until_healthy()
     runs = [api.trigger(f"{model}.ingest", conf={"start": "2024-01-21", "end": "2024-01-23"}) for model in MODELS]
     wait_for_task(containers, api, runs[0], "check_hours", "running")
-    restart = threading.Thread(target=containers.compose, args=("restart", "postgres"))
-    restart.start()
-    restart.join()
+    containers.compose("restart", "postgres")
     containers.wait_until_healthy("postgres", "api")
     for run in runs:
         ended = api.wait(run, patience=PATIENCE, check=containers.check)
@@ -218,6 +215,6 @@ def test_what_it_took(containers: Containers, capsys: pytest.CaptureFixture[str]
     """Show the figures; they depend on the machine, so none of them is a rule."""
     memory = containers.engine.docker("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}")
     size = containers.engine.docker("images", "--format", "{{.Size}}", "perennial")
+    times = "\n".join(f"{seconds:7.1f} s  {what}" for what, seconds in containers.took.items())
     with capsys.disabled():
-        print("\n" + "\n".join(f"{seconds:7.1f} s  {what}" for what, seconds in containers.took.items()))
-        print(f"image: {size.strip()}\n{memory}")
+        sys.stdout.write(f"\n{times}\nimage: {size.strip()}\n{memory}")
