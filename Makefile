@@ -60,8 +60,9 @@ lock-check: $(READY_UV)
 hooks: $(READY_DEV)
 	@$(BIN)/pre-commit install
 
-secrets: $(READY)
-	@$(BIN)/perennial deploy secrets
+# Any Python will do, and nothing needs to be installed: the stack runs in containers.
+secrets:
+	@PYTHONPATH=include $(or $(PYTHON),python3) -m perennial.operations.secret_file .env
 
 docs: $(READY)
 	@$(BIN)/python scripts/dags_page.py

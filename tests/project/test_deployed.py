@@ -13,7 +13,8 @@ import pytest
 
 from perennial.core.errors import SettingsError
 from perennial.core.settings import PROJECT
-from perennial.operations.deployed import SECRETS, check_folders, check_secrets, old_compose, write_secrets
+from perennial.operations.deployed import check_folders
+from perennial.operations.secret_file import SECRETS, check_secrets, old_compose, write_secrets
 from tests.composed import COMPOSE, read_compose
 
 GIVEN = {name: make() for name, make in SECRETS.items()}

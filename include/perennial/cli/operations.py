@@ -80,12 +80,9 @@ def verify(chosen: argparse.Namespace) -> int:
     argument("file", nargs="?", type=Path, default=PROJECT / ".env"),
 )
 def _secrets(chosen: argparse.Namespace) -> int:
-    from perennial.operations.deployed import old_compose, write_secrets
+    from perennial.operations import secret_file
 
-    made = write_secrets(chosen.file)
-    if problem := old_compose():
-        tell(problem)
-    return tell(f"{chosen.file}: made {', '.join(made)}" if made else f"{chosen.file} already has all secrets")
+    return tell(secret_file.tell(chosen.file))
 
 
 @command("init", "create or update databases, roles, schemas and users")
