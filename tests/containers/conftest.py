@@ -130,8 +130,10 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
         with running_engine(folder / "engine") as engine:
             clone = folder / "clone"
             shutil.rmtree(clone, ignore_errors=True)
-            subprocess.run(["git", "clone", "--quiet", PROJECT, clone], check=True)
+            # For its owner alone, as many servers set it; then as docs/operate.md says.
+            subprocess.run(["git", "clone", "--quiet", PROJECT, clone], check=True, umask=0o077)
             _add_models(clone)
+            subprocess.run(["chmod", "-R", "a+rX", "dags", "plugins", "include/models", "monitoring"], cwd=clone, check=True)
             ports = {name: free_port() for name in ("PERENNIAL_AIRFLOW_PORT", "PERENNIAL_MLFLOW_PORT")}
             chosen = {
                 **ports,
