@@ -29,7 +29,7 @@ up: $(READY)
 	@$(BIN)/perennial up
 
 demo: $(READY)
-	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 39)
+	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 30)
 
 # A file to a process; tests wait for other processes much of their time. What needs a whole stack has the machine to itself.
 PROCESSES = $(shell expr $$(nproc) + 1)

@@ -26,7 +26,7 @@ CLAIMS = (
     "workers", "peers",
 )  # fmt: skip
 #: What is told elsewhere: how good decisions are, and what a million rows cost.
-STUDIES = ("flight_delay", "gates", "drift", "value", "faults", "cost_per_million")
+STUDIES = ("flight_delay", "gates", "drift", "value", "windows", "faults", "cost_per_million")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 

@@ -35,10 +35,10 @@ from perennial.evidence.evaluation import Contender, Operation, Refit
 from perennial.evidence.training import StoredModel
 from perennial.model.artifacts import FeatureList, LoadedModel, Prediction, predict
 from perennial.model.costs import cost_function
-from perennial.model.estimators import combinations
+from perennial.model.estimators import combinations, fit_estimator
 from perennial.model.labels import LABEL, count_classes
 from perennial.spec.training import METRICS
-from perennial.training.fit import fit_estimator, reference_sample
+from perennial.training.fit import reference_sample
 
 WEEK = timedelta(weeks=1)
 #: How a version of the replay works in a clean process, which nobody asks here.

@@ -3,7 +3,7 @@
 
 Runs only by hand, in the Airflow UI. When a refresh is refused because its newest rows are doubted, these rows are withheld:
 no later version learns from them. When refreshes did harm, they stop. Both stay so until somebody releases them, with a reason
-that is recorded. `perennial data held` and each version's card show what is held back.
+that is recorded. The model board, `perennial data held` and each version's card show what is held back.
 
 Correct wrong rows first: deliver them again, and run `<model>.load` for their days.
 

@@ -69,6 +69,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def redis_command(command: list[str], port: int, folder: Path) -> list[str]:
+    """The command of the service ``redis``, on a port of this machine alone and with its files in a folder."""
+    assert shutil.which("redis-server") is not None
+    private = f"port {port}\nbind 127.0.0.1\nrequirepass"
+    return [*command[:-1], command[-1].replace("/data", str(folder)).replace("requirepass", private)]
+
+
 @dataclass
 class Composed:
     """A deployment that is being run.
@@ -233,11 +240,7 @@ def compose(
     }
     composed = Composed(folder, written, services, ports)
     try:
-        redis = shutil.which("redis-server")
-        assert redis is not None
-        script = services["redis"]["command"][-1].replace("6379", str(ports["redis:6379"]))
-        private = f"port {ports['redis:6379']}\nbind 127.0.0.1\nrequirepass"
-        services["redis"]["command"] = ["sh", "-c", script.replace("/data", str(folder)).replace("requirepass", private)]
+        services["redis"]["command"] = redis_command(services["redis"]["command"], ports["redis:6379"], folder)
         composed.start("redis")
         yield composed
     finally:

@@ -17,8 +17,9 @@ ORCHESTRATION = PROJECT / "include" / "perennial" / "orchestration"
 #: What its tasks call.
 STAGES = PROJECT / "include" / "perennial" / "stages"
 
-#: Files whose functions run in Airflow's servers, in the init job or by the command line, never in a worker.
-NO_TASKS = {"calibrate.py", "controls.py", "board.py", "users.py", "warm.py"}
+#: Files whose functions run in Airflow's servers, in a worker's parent process, in the init job or by the command line,
+#: never in a task.
+NO_TASKS = {"calibrate.py", "controls.py", "board.py", "pulse.py", "users.py", "warm.py"}
 
 
 #: Clients of Slack and of mail servers: only notify uses them, where a channel is named, and every worker would hold them.

@@ -22,7 +22,7 @@ SERVICES = read_compose(GIVEN)["services"]
 #: Which secrets each service may know, by the name in ``.env``.
 ALLOWED = {
     "postgres": {"POSTGRES_PASSWORD"},
-    "redis": {"REDIS_PASSWORD"},
+    "redis": {name for name in SECRETS if name.startswith("REDIS_")},
     "init": set(SECRETS),
     "api": {
         "AIRFLOW_DB_PASSWORD",
@@ -32,12 +32,17 @@ ALLOWED = {
         "PERENNIAL_READER_DB_PASSWORD",
     },
     "execution": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "AIRFLOW_SESSION_KEY"},
-    "scheduler": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_JWT_SECRET", "REDIS_PASSWORD"},
+    "scheduler": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_JWT_SECRET", "REDIS_SCHEDULER_PASSWORD"},
     "dag-processor": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "PERENNIAL_WORKER_DB_PASSWORD"},
     "triggerer": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET"},
-    "worker": {"REDIS_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
-    "trainer": {"REDIS_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
-    "promoter": {"REDIS_PASSWORD", "PERENNIAL_DB_PASSWORD", "MLFLOW_PROMOTER_PASSWORD"},
+    "worker": {"REDIS_WORKER_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
+    "trainer": {"REDIS_TRAINER_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
+    "promoter": {
+        "REDIS_PROMOTER_PASSWORD",
+        "PERENNIAL_DB_PASSWORD",
+        "PERENNIAL_WORKER_DB_PASSWORD",
+        "MLFLOW_PROMOTER_PASSWORD",
+    },
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
     "watch": {"AIRFLOW_WATCHDOG_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD"},
     "statsd": set(),
@@ -171,8 +176,14 @@ def test_the_promoter_alone_may_change_who_is_champion() -> None:
     assert may == owns == {"init", "promoter"}
 
 
+@pytest.mark.parametrize("name", ["init", "promoter"])
+def test_tables_that_workers_make_are_used_with_the_rights_of_workers(name: str) -> None:
+    for variable in ("PERENNIAL_CATALOG_URL", "PERENNIAL_PREDICTIONS_URL"):
+        assert "//perennial_worker:" in str(SERVICES[name]["environment"][variable])
+
+
 def test_each_queue_has_workers() -> None:
-    from perennial.orchestration.dags import LIGHT, PROMOTE
+    from perennial.orchestration.queues import LIGHT, PROMOTE
 
     served = {
         queue

@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from perennial.core.settings import PROJECT
-from perennial.orchestration.dags import _QUEUES, LIGHT
+from perennial.orchestration.queues import LIGHT
+from perennial.orchestration.queues import QUEUES as OF_STAGES
 
 FOLDER = PROJECT / "deploy" / "helm"
 OFFICIAL = yaml.safe_load((FOLDER / "values.yaml").read_text())
 OURS = yaml.safe_load((FOLDER / "perennial" / "values.yaml").read_text())
 TEMPLATES = {file.name: file.read_text() for file in sorted((FOLDER / "perennial" / "templates").iterdir())}
-QUEUES = {LIGHT, *_QUEUES.values()}
+QUEUES = {LIGHT, *OF_STAGES.values()}
 #: Of the official chart, those that run containers of ours.
 SERVERS = ("scheduler", "apiServer", "dagProcessor", "triggerer")
 

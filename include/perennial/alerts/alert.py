@@ -27,6 +27,7 @@ Kind = Literal[
     "component_down",
     "data_late",
     "drift",
+    "evidence_mismatch",
     "import_errors",
     "interval_refused",
     "labels_late",
@@ -45,6 +46,7 @@ Kind = Literal[
     "silent",
     "unknown_verdict",
     "unmonitored",
+    "unrefreshed",
     "unscored",
     "untrained",
 ]

@@ -173,7 +173,7 @@ def paused(model: str, *, stages: Sequence[str]) -> Alert:
         kind="paused",
         title=f"{model}: {', '.join(stages)} switched off",
         text=as_text(
-            "The model's other DAGs are on, and wait for these without end:",
+            "The model's other DAGs are on, and these are not:",
             [f"{model}.{stage}" for stage in stages],
             "Switch them on in Airflow. Or switch all of the model's DAGs off: then the watchdog expects nothing of it.",
         ),
@@ -381,6 +381,21 @@ def untrained(model: str, interval: Interval, *, tried_at: datetime) -> Alert:
             f"The features of {interval.key} are complete, but no version was trained since:",
             [f"the newest version was made at {tried_at:%Y-%m-%d %H:%M} UTC"],
             f"Look for the run of {model}.train. The champion stays in service.",
+        ),
+    )
+
+
+def unrefreshed(model: str, interval: Interval, *, version: int) -> Alert:
+    """A scheduled refresh made no version."""
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="unrefreshed",
+        title=f"{model}: no refresh after {interval.key}",
+        text=as_text(
+            f"The features of {interval.key} are complete, but the champion was not fitted on them:",
+            [f"version {version} is champion, and no refresh was made since"],
+            f"Look for the run of {model}.refresh; if its task was skipped, it says why. The champion stays in service.",
         ),
     )
 

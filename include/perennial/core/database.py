@@ -93,9 +93,7 @@ class Database:
         with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
             if not self.is_sqlite:
                 connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(LOCK_WAIT.total_seconds() * 1000)}"))
-                connection.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": "/".join(("perennial", *lock))}
-                )
+                take_turn(connection, "/".join(("perennial", *lock)))
             yield connection
 
     def _look_at_it_once(self, connection: sa.Connection) -> None:
@@ -117,6 +115,21 @@ class Database:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
+
+
+def take_turn(connection: sa.Connection, key: str) -> None:
+    """Wait, in a transaction on PostgreSQL, until no other transaction holds the lock of this key; then hold it.
+
+    The functions are PostgreSQL's own, whatever others of their name the database has: a lock is the first thing that a
+    writer does, with all its rights.
+    """
+    connection.execute(
+        sa.text(
+            "SELECT pg_catalog.pg_advisory_xact_lock("
+            "pg_catalog.hashtextextended(CAST(:key AS pg_catalog.text), CAST(0 AS pg_catalog.int8)))"
+        ),
+        {"key": key},
+    )
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

@@ -18,6 +18,9 @@ from perennial.core.errors import SettingsError
 #: The root of the project: the folder that holds ``include/``.
 PROJECT = Path(__file__).resolve().parents[3]
 
+#: The reviewer's list. Empty, it allows nothing; only if it is unset does it leave the choice to the folders.
+TRUSTED_TYPES = "PERENNIAL_TRUSTED_TYPES"
+
 _VARIABLES = {
     "models": "PERENNIAL_MODELS",
     "state": "PERENNIAL_STATE",
@@ -36,6 +39,7 @@ _VARIABLES = {
     "train_slots": "PERENNIAL_TRAIN_SLOTS",
     "load_slots": "PERENNIAL_LOAD_SLOTS",
     "parts_at_once": "PERENNIAL_PARTS_AT_ONCE",
+    "trusted_types": TRUSTED_TYPES,
 }
 
 
@@ -63,6 +67,8 @@ class Settings(BaseModel):
         load_slots: the same of tasks that load history.
         parts_at_once: most tasks at once of a range that is scored or loaded in parts, so that one model's backlog does not
             occupy all workers.
+        trusted_types: of the types that folders name in ``training.trusted_types``, those that models may hold here: names of
+            types or of modules. None: what the folders name.
     """
 
     # Addresses hold passwords, so an error names the variable and does not quote the value.
@@ -85,6 +91,7 @@ class Settings(BaseModel):
     train_slots: Annotated[int, Field(ge=1)] | None = None
     load_slots: Annotated[int, Field(ge=1)] | None = None
     parts_at_once: Annotated[int, Field(ge=1)] = 2
+    trusted_types: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...] | None = None
 
     @field_validator("database_url", "catalog_url", "predictions_url")
     @classmethod
@@ -122,8 +129,10 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     Raises:
         SettingsError: a variable is set to something unusable; the message names it.
     """
-    given = {field: environment[name] for field, name in _VARIABLES.items() if environment.get(name)}
-    state = Path(given.get("state", PROJECT / "var")).absolute()
+    given: dict[str, object] = {field: environment[name] for field, name in _VARIABLES.items() if environment.get(name)}
+    if TRUSTED_TYPES in environment:
+        given["trusted_types"] = tuple(environment[TRUSTED_TYPES].replace(",", " ").split())
+    state = Path(environment.get("PERENNIAL_STATE") or PROJECT / "var").absolute()
     database = given.get("database_url", f"sqlite:///{state / 'perennial.db'}")
     defaults = {
         "models": PROJECT / "include" / "models",

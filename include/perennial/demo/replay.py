@@ -24,7 +24,7 @@ from perennial.core.intervals import Interval
 from perennial.core.settings import PROJECT
 from perennial.demo.example_data import DAYS, write_landing_zone
 from perennial.demo.story import FIRST, MODEL, STORY, Week, misplace_delays, write_models
-from perennial.demo.summary import show, summarise, week_in_words
+from perennial.demo.summary import show, summarise, week_in_words, what_monitoring_says
 from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import read_model
@@ -32,8 +32,9 @@ from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 
-#: What the first champion learns from. The weeks that are replayed begin where it ends, on a Monday.
-HISTORY = Interval.of("2013-01-01", "2013-04-01")
+#: What the first champion learns from. The weeks that are replayed begin where it ends, on a Monday: a month before the storms
+#: of the summer.
+HISTORY = Interval.of("2013-01-01", "2013-06-03")
 
 #: How many weeks a run of the demo replays.
 WEEKS = 7
@@ -141,7 +142,7 @@ class _Replay:
         """Ingest the months before the replay in one run, unless that is done."""
         if self._is_ingested(HISTORY):
             return
-        with self.step("history", "loading three months of history") as status:
+        with self.step("history", "loading five months of history") as status:
             write_landing_zone(self._data, HISTORY)
             conf = {**_range(HISTORY), **_QUIET}
             self._wait_for(self._api.trigger(f"{MODEL}.ingest", conf=conf, note="the history"), status)
@@ -189,6 +190,8 @@ class _Replay:
         self._let_time_pass(week, label, spoiled=story.spoiled)
         words = week_in_words(self._ledger, MODEL, week)
         self._console.print(f"{label}, {week.start:%d %B}: {words}, {self.seconds[week.key]:.1f} s")
+        for told in what_monitoring_says(self._ledger, MODEL, week):
+            self._console.print(f"  {told}")
         with self.step(f"after {week.key}", "what people do after the week") as status:
             self._act(story, week, status)
 
@@ -213,12 +216,6 @@ class _Replay:
             if overruled:
                 back = {"version": overruled[-1].previous, "reason": story.rollback}
                 self._do("rollback", back, f"back to version {overruled[-1].previous}", status)
-        if story.train is not None:
-            self._do("train", {"cause": story.train}, story.train, status)
-            record = self._ledger.versions(MODEL)[-1]
-            self._console.print(
-                f"  version {record.version} {'replaces the champion' if record.decision.promote else 'refused'}"
-            )
 
     @staticmethod
     def _was_refused(record: VersionRecord) -> bool:

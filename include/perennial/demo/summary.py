@@ -22,6 +22,8 @@ from perennial.stack.airflow_api import DagRun
 from perennial.stack.embedded import Stack
 
 _KINDS = ("read", "published", "quarantined")
+#: How many reasons of a verdict are shown, the most important ones.
+_REASONS = 3
 
 
 def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
@@ -45,6 +47,16 @@ def week_in_words(ledger: Ledger, model: str, interval: Interval) -> str:
             kind = "refresh " if record.is_refresh else ""
             words.append(f"{kind}version {record.version} {_decided(record)}")
     return ", ".join(words)
+
+
+def what_monitoring_says(ledger: Ledger, model: str, interval: Interval) -> list[str]:
+    """Why an interval has drifted, and why a training was requested after it; empty if neither."""
+    drifted = [
+        f"drift: {'; '.join(verdict.reasons[:_REASONS])}"
+        for verdict in ledger.verdicts(model, before=interval.end)
+        if verdict.interval == interval and verdict.verdict == "drift"
+    ]
+    return [*drifted, *(one.reason for one in ledger.retrainings(model) if one.asked and one.window_end == interval.end)]
 
 
 def _decided(record: VersionRecord) -> str:
@@ -184,6 +196,7 @@ def _worth(found: Mapping[str, Any], metric: str) -> list[str]:
 
 def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
     verdicts = {verdict["interval"]: verdict["verdict"] for verdict in summary["drift_verdicts"]}
+    asked = {utc(retraining["window_end"]) for retraining in summary["retrainings"] if retraining["asked"]}
     realised = {result["interval"]: result["metrics"] for result in summary["performance"]}
     table = Table(
         "week", "verdict", Column(f"realised {metric}", justify="right"), "version", "what", "decision",
@@ -194,7 +207,7 @@ def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
         made = [version for version in summary["versions"] if week.start < utc(version["as_of"]) <= week.end]
         table.add_row(
             f"{week.start:%d %b}",
-            verdicts.get(key, ""),
+            f"{verdicts.get(key, '')}{', asks' if week.end in asked else ''}",
             _three_digits(realised.get(key, {}), metric),
             "\n".join(str(version["version"]) for version in made),
             "\n".join("refresh" if version["refreshes"] else "replacement" for version in made),

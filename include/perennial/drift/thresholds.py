@@ -104,7 +104,8 @@ class Geometry:
 
         A champion serves from its training until the next scheduled one. Without a schedule it serves for as long as its
         training window. With ``training.refit``, the reference ends where labels are mature, and its newest part, which has
-        predictions, is the holdout. Otherwise the reference is the training window. Between its end and the training lie the
+        predictions, is the holdout. A refresh serves until the next one, and only the newest week or month of its reference
+        has predictions. Without refit, the reference is the training window. Between its end and the training lie the
         holdout, and twice the time that labels take.
         """
 
@@ -118,6 +119,8 @@ class Geometry:
         if training.refit:
             learned, unseen, before = learned + labels + days(training.holdout), days(training.holdout), labels
         serves = {"week": 7, "month": 31, "never": days(training.longest)}[spec.schedules.train]
+        if spec.refreshes:
+            unseen, serves = (7, 7) if spec.schedules.refresh == "week" else (28, 31)
         return cls(window, learned, unseen, (before, before + serves))
 
 

@@ -34,6 +34,8 @@ _MOST_NAMED = 5
 _DOUBT_ROWS = frozenset({"finite_inputs", "classes", "prior", "refresh.skill", "refresh.agreement"})
 #: The gate of a refresh that finds that those before it did harm.
 _HARM = "refresh.harm"
+#: The gate that compares what was claimed with what was measured again.
+_EVIDENCE = "evidence"
 
 
 def decide(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> GateDecision:
@@ -49,8 +51,9 @@ def decide(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> Gate
             must pass, too.
     """
     if evaluation.refresh is not None:
-        return _decision(evaluation, list(_refreshed(evaluation, evaluation.refresh, gates)))
+        return _decision(evaluation, [*_evidence(evaluation), *_refreshed(evaluation, evaluation.refresh, gates)])
     results = [
+        *_evidence(evaluation),
         *_data(evaluation, gates),
         _fresh(evaluation, gates),
         _leak(evaluation, gates),
@@ -69,6 +72,11 @@ def decide(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> Gate
     if refit and all(result.passed for result in results):
         results += _refit(evaluation, gates)
     return _decision(evaluation, results)
+
+
+def is_disputed(decision: GateDecision) -> bool:
+    """Whether a version was refused because its evidence is not what its files and rows give."""
+    return _EVIDENCE in decision.refused_by
 
 
 def withholds_rows(decision: GateDecision) -> bool:
@@ -160,6 +168,12 @@ def _unless_the_champion_is_worse(evaluation: Evaluation, gates: Gates, results:
 
 
 # --- the data --------------------------------------------------------------------------------------------------------
+
+
+def _evidence(evaluation: Evaluation) -> Iterator[GateResult]:
+    """Only if what was claimed differs from what was measured again: something is wrong besides the model."""
+    if evaluation.disputed:
+        yield GateResult(_EVIDENCE, False, f"the evidence does not match: {'; '.join(evaluation.disputed)}")
 
 
 def _data(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:

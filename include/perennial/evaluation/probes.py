@@ -21,6 +21,7 @@ from perennial.core.errors import PerennialError, ScoringError, SpecError
 from perennial.evidence.evaluation import Behaved, Robustness
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel, Prediction
+from perennial.model.authors_code import elsewhere
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 from perennial.spec.gates import Behaviour
@@ -168,6 +169,14 @@ def probe_behaviour(folder: ModelFolder, model: LoadedModel, rows: pa.Table) -> 
 
 
 def _ask(folder: ModelFolder, reference: str, model: LoadedModel, frame: pd.DataFrame) -> Behaved:
+    if (place := elsewhere()) is not None:
+        return Behaved(None, len(frame), place.behave(folder, reference, model.task, model.estimator, frame))
+    return Behaved(None, len(frame), ask_behaviour(folder, reference, model, frame))
+
+
+def ask_behaviour(folder: ModelFolder, reference: str, model: LoadedModel, frame: pd.DataFrame) -> str | None:
+    """What a behaviour test of ``model.py`` says of a model; None if nothing is wrong."""
+
     def predicted(changed: pd.DataFrame) -> NDArray[np.generic]:
         return _predict(model, changed).values
 
@@ -180,8 +189,8 @@ def _ask(folder: ModelFolder, reference: str, model: LoadedModel, frame: pd.Data
     except Exception as error:
         raise SpecError(f"{reference} raised {type(error).__name__}: {error}") from error
     if said is None or isinstance(said, str):
-        return Behaved(None, len(frame), said or None)
-    return Behaved(None, len(frame), f"{reference} gave a {type(said).__name__}; it must give None or a sentence")
+        return said or None
+    return f"{reference} gave a {type(said).__name__}; it must give None or a sentence"
 
 
 def _change(test: Behaviour, model: LoadedModel, frame: pd.DataFrame) -> Behaved:

@@ -6,6 +6,7 @@ not measured, and a gate that needs it refuses. Evaluations from before a part e
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -335,6 +336,8 @@ class Evaluation(Evidence):
         refresh: what a refresh of the champion was checked against; None for a candidate that would replace it.
         champion_probes: the same of the champion; measured only if such a gate refuses a refresh, or a candidate that is surely
             better.
+        disputed: where the process that trained the candidate had measured something else on the same files and rows, one
+            sentence each. It is empty if the two agree, or if there was only one process.
     """
 
     model: str
@@ -364,6 +367,7 @@ class Evaluation(Evidence):
     refit: Refit | None = None
     refresh: Refresh | None = None
     champion_probes: ChampionProbes | None = None
+    disputed: list[str] = field(default_factory=list)
 
     @property
     def label_coverage(self) -> float:
@@ -408,3 +412,24 @@ class Evaluation(Evidence):
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "label_coverage": self.label_coverage}
+
+
+#: How far two measurements of the same thing may differ, by the order of floating-point sums.
+_ROUNDING = 1e-6
+
+
+def disputes(claimed: Evaluation, measured: Evaluation) -> list[str]:
+    """Where two evaluations of the same files on the same rows differ by more than rounding, one sentence each."""
+    found = []
+    if (claimed.interval, claimed.rows, claimed.rows_hash) != (measured.interval, measured.rows, measured.rows_hash):
+        found.append(f"claimed of {claimed.rows:,} rows of {claimed.interval}, found {measured.rows:,} of {measured.interval}")
+    ours, theirs = measured.candidate.metrics, claimed.candidate.metrics
+    for name in sorted({*ours, *theirs}):
+        one, other = theirs.get(name), ours.get(name)
+        if one is None or other is None or not math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+            said, seen = ("nothing" if value is None else f"{value:.6g}" for value in (one, other))
+            found.append(f"{name} claimed {said}, found {seen}")
+    its, our = (evaluation.refit.agreement if evaluation.refit else None for evaluation in (claimed, measured))
+    if its is not None and our is not None and not math.isclose(its, our, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+        found.append(f"the agreement of the model that serves claimed {its:.6g}, found {our:.6g}")
+    return found

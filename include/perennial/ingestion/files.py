@@ -6,10 +6,10 @@ week hold the same rows whether they are ingested one by one or together. A patt
 The interval's rows are then chosen by event time. By the source's ``time_zone`` steps are local: a day in UTC is read from the
 two local days that it touches.
 
-A local file must be a regular file below the data folder, also after symbolic links are resolved. It must not change while
-it is read. The name of a file decides between CSV, JSON lines and Parquet, and its content between gzip, zstd and plain text.
-The names of its folders may give columns: ``day=2013-04-01/``. A dated file gives the column ``file_time``: when its period
-begins.
+A local file must be a regular file below the data folder, also after symbolic links are resolved. A hard link to a file
+elsewhere cannot be told from a file. It must not change while it is read. The name of a file decides between CSV, JSON lines
+and Parquet, and its content between gzip, zstd and plain text. The names of its folders may give columns:
+``day=2013-04-01/``. A dated file gives the column ``file_time``: when its period begins.
 
 Neighbours: :mod:`perennial.ingestion.delimited` reads CSV, :mod:`perennial.ingestion.json_lines` reads JSON lines.
 :mod:`perennial.ingestion.landing` writes the landed files.
@@ -39,6 +39,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perennial.core.errors import SourceError, SourceMissing
+from perennial.core.files import open_below
 from perennial.core.intervals import Interval
 from perennial.core.text import one_line
 from perennial.ingestion.delimited import CHUNK, DelimitedFile
@@ -66,7 +67,8 @@ class _File:
     Attributes:
         name: for messages and positions: a path below the data folder, or an address without credentials.
         period: the period of its rows, by a dated pattern; None without one.
-        path: its path in ``system``.
+        path: its path in ``system``, or below ``root``.
+        root: the data folder; None for a file of ``system``.
         system: an fsspec file system; None for the local file system.
         size: in bytes, if the file system gives it.
         time: when the period begins, as the source's clock shows it; None without a period.
@@ -75,6 +77,7 @@ class _File:
     name: str
     period: Interval | None
     path: str
+    root: Path | None
     system: Any
     size: int | None
     time: str | None
@@ -186,7 +189,7 @@ def _stamp(version: object) -> str:
 def _unopened_version(file: _File) -> object:
     if file.system is not None:
         return _version(file, None)
-    state = os.stat(file.path)
+    state = os.stat(_place(file))
     return state.st_size, state.st_mtime_ns
 
 
@@ -263,27 +266,20 @@ def _find(pattern: str, period: Interval | None, data: Path, source: Source, *, 
             system, path = fsspec.core.url_to_fs(pattern)
         except (ImportError, ValueError) as error:
             raise SourceError(f"{_masked(pattern)}: no file system for this address: {error}") from error
-        if "file" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,)):
-            system = None
     if system is None:
-        root = data if path == pattern else Path("/")
         # Only * and ? are special in a pattern. glob would read brackets as a set of letters.
-        names = sorted(glob(path.replace("[", "[[]"), root_dir=root)) if magic else [path]
-        found = [
-            _File(name if root == data else f"file://{name}", period, str(root / name), None, None, time)
-            for name in names
-            if os.path.lexists(root / name)
-        ]
+        names = sorted(glob(path.replace("[", "[[]"), root_dir=data)) if magic else [path]
+        found = [_File(name, period, name, data, None, None, time) for name in names if os.path.lexists(data / name)]
         for file in found:
             if not file.name.isprintable():
                 raise SourceError(f"{file.name!a}: the file name has characters that cannot be shown; rename the file")
-            _refuse_outside(file, data if root == data else None)
+            _place(file)
     else:
         try:
             system.invalidate_cache()
             names = sorted(system.glob(path)) if magic else [path] if system.exists(path) else []
             found = [
-                _File(_masked(str(system.unstrip_protocol(name))), period, name, system, system.size(name), time)
+                _File(_masked(str(system.unstrip_protocol(name))), period, name, None, system, system.size(name), time)
                 for name in names
             ]
         except Exception as error:  # each file system raises its own errors
@@ -297,16 +293,23 @@ def _find(pattern: str, period: Interval | None, data: Path, source: Source, *, 
     return found
 
 
-def _refuse_outside(file: _File, data: Path | None) -> None:
+def _place(file: _File) -> Path:
+    """Where a local file really is, all links followed.
+
+    Raises:
+        SourceError: it is outside of the data folder, cannot be read, or is no regular file.
+    """
+    assert file.root is not None
     try:
-        resolved = Path(file.path).resolve(strict=True)
+        resolved = (file.root / file.path).resolve(strict=True)
         kind = resolved.stat()
     except (OSError, RuntimeError) as error:
         raise SourceError(f"{file.name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if data is not None and not resolved.is_relative_to(data.resolve()):
-        raise SourceError(f"{file.name}: it leads out of the data folder {data}; put the file itself there")
+    if not resolved.is_relative_to(file.root.resolve()):
+        raise SourceError(f"{file.name}: it leads out of the data folder {file.root}; put the file itself there")
     if not stat.S_ISREG(kind.st_mode):
         raise SourceError(f"{file.name}: this is a {_kind_of(kind.st_mode)}, not a regular file; put a file there")
+    return resolved
 
 
 def _kind_of(mode: int) -> str:
@@ -321,7 +324,7 @@ def _without_copies(files: Sequence[_File], notices: list[str]) -> Iterator[_Fil
     """
     sizes: dict[int, list[_File]] = {}
     for file in files:
-        size = os.stat(file.path).st_size if file.system is None else file.size
+        size = _place(file).stat().st_size if file.root is not None else file.size
         if file.period is None and size:
             sizes.setdefault(size, []).append(file)
     copies = set()
@@ -346,13 +349,15 @@ def _opened(file: _File) -> Iterator[IO[bytes]]:
         SourceError: the file cannot be opened or read, or has changed.
     """
     try:
-        if file.system is None:
-            # O_NONBLOCK: without it, opening would wait for ever if a FIFO has replaced the file.
-            resolved = Path(file.path).resolve(strict=True)
-            descriptor = os.open(resolved, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if file.root is not None:
+            # A link or a FIFO that has replaced the file since it was looked at is not opened.
+            data = file.root.resolve()
+            descriptor = open_below(data, _place(file).relative_to(data).parts)
             opened: Any = os.fdopen(descriptor, "rb", buffering=0)
         else:
             opened = file.system.open(file.path, "rb")
+    except SourceError:
+        raise
     except Exception as error:  # each file system raises its own errors
         raise SourceError(f"{file.name}: cannot be read: {one_line(error)}") from error
     with opened as stream:

@@ -6,43 +6,25 @@ Data that are held back are left out of what later versions learn from, until a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
 
 import sqlalchemy as sa
 
 from perennial.core.intervals import Interval
 from perennial.ledger import tables
-from perennial.ledger.rows import TableFamily, as_record, now
+from perennial.ledger.records import Hold, What
+from perennial.ledger.rows import TableFamily, as_record, matches, now
 
-What = Literal["data", "refreshes"]
 
-
-@dataclass(frozen=True)
-class Hold:
-    """Something that is, or was, held back.
-
-    Attributes:
-        what: ``data`` of the interval, which nothing learns from; or all ``refreshes`` of the model.
-        interval: the data; for refreshes, the days that showed that they do harm.
-        version: the refresh that was refused or undone.
-        reasons: why, for people.
-        run_id: the run that decided.
-        released_at, released_by, release_reason: when, by whom and why it was released; None while it is held back.
+def in_force() -> sa.ColumnElement[bool]:
+    """A condition that holds for what is held back now: nobody has released it, and no version that replaced the champion has
+    ended a stop of refreshes.
     """
-
-    id: int
-    model: str
-    what: What
-    interval: Interval
-    version: int
-    reasons: list[str]
-    run_id: str
-    held_at: datetime
-    released_at: datetime | None
-    released_by: str | None
-    release_reason: str | None
+    holds, promotions = tables.holds, tables.promotions
+    replaced = sa.exists().where(
+        promotions.c.model == holds.c.model, promotions.c.action.in_(("promote", "override", "adopt")),
+        promotions.c.completed_at > holds.c.held_at,
+    )  # fmt: skip
+    return holds.c.released_at.is_(None) & ((holds.c.what == "data") | ~replaced)
 
 
 class Holds(TableFamily):
@@ -58,7 +40,8 @@ class Holds(TableFamily):
         reasons: Sequence[str],
         run_id: str,
     ) -> None:
-        """Hold something back. If it is held back already, nothing changes.
+        """Hold something back. If it is held back already, or was because of the same version, nothing changes: a run that is
+        repeated does not hold back again what a person has released.
 
         Args:
             model: the model.
@@ -69,7 +52,9 @@ class Holds(TableFamily):
         """
         with self._database.writing(model) as connection:
             held = [one for one in self._held(connection, model, what) if what == "refreshes" or one.interval == interval]
-            if not held:
+            mine = {"model": model, "what": what, "version": version, "start": interval.start, "end": interval.end}
+            before = sa.select(tables.holds.c.id).where(*matches(tables.holds, mine))
+            if not held and connection.execute(before).first() is None:
                 values = {
                     "model": model, "what": what, "start": interval.start, "end": interval.end, "version": version,
                     "reasons": list(reasons), "run_id": run_id, "held_at": now(),
@@ -106,23 +91,10 @@ class Holds(TableFamily):
 
     def stopped_refreshes(self, model: str) -> Hold | None:
         """Why the model is not refreshed now; None if it is. A version that replaced the champion since has ended it."""
-        for one in self.holds(model):
-            if one.what == "refreshes" and one.released_at is None and not self._was_replaced_since(model, one.held_at):
-                return one
-        return None
-
-    def _was_replaced_since(self, model: str, moment: datetime) -> bool:
-        promotions = tables.promotions
-        query = sa.select(promotions.c.id).where(
-            promotions.c.model == model, promotions.c.action.in_(("promote", "override", "adopt")),
-            promotions.c.completed_at > moment,
-        )  # fmt: skip
         with self._database.reading() as connection:
-            return connection.execute(query.limit(1)).first() is not None
+            return next(iter(self._held(connection, model, "refreshes")), None)
 
     @staticmethod
     def _held(connection: sa.Connection, model: str, what: What) -> list[Hold]:
-        query = sa.select(tables.holds).where(
-            tables.holds.c.model == model, tables.holds.c.what == what, tables.holds.c.released_at.is_(None)
-        )
+        query = sa.select(tables.holds).where(tables.holds.c.model == model, tables.holds.c.what == what, in_force())
         return [as_record(Hold, row) for row in connection.execute(query.order_by(tables.holds.c.id)).mappings()]

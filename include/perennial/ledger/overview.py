@@ -10,9 +10,10 @@ import sqlalchemy as sa
 
 from perennial.alerts import outbox
 from perennial.alerts.outbox import OutboxEntry
-from perennial.ledger import tables
+from perennial.ledger import holds, tables
 from perennial.ledger.records import (
     Approval,
+    Hold,
     Overview,
     Performance,
     Promotion,
@@ -72,6 +73,7 @@ class Overviews(TableFamily):
         published: dict[str, dict[str, datetime]] = {}
         told: dict[str, list[OutboxEntry]] = {}
         newest: dict[str, dict[str, list[Publication]]] = {}
+        held: dict[str, list[Hold]] = {}
         with self._database.reading() as connection:
             for row in connection.execute(ends.group_by(tables.publications.c.model, tables.publications.c.dataset)):
                 published.setdefault(row.model, {})[row.dataset] = row.end
@@ -110,6 +112,9 @@ class Overviews(TableFamily):
             ).order_by(sa.text("id"))
             for newer in connection.execute(latest).mappings() if publications else ():
                 newest.setdefault(newer["model"], {}).setdefault(newer["dataset"], []).append(as_record(Publication, newer))
+            holding = sa.select(tables.holds).where(holds.in_force()).order_by(tables.holds.c.start, tables.holds.c.id)
+            for hold in (as_record(Hold, row) for row in connection.execute(holding).mappings()):
+                held.setdefault(hold.model, []).append(hold)
             for entry in outbox.entries(connection, since=alerts_since):
                 told.setdefault(entry.alert.model, []).append(entry)
         by_model: dict[str, dict[int, VersionRecord]] = {}
@@ -126,4 +131,5 @@ class Overviews(TableFamily):
             told,
             newest,
             requests,
+            held,
         )

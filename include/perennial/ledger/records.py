@@ -22,6 +22,7 @@ from perennial.evidence.verdict import VerdictDetails
 VerdictName = Literal["ok", "drift", "unknown"]
 Action = Literal["promote", "rollback", "adopt", "override", "refresh"]
 Answer = Literal["approved", "refused", "expired"]
+What = Literal["data", "refreshes"]
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,32 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Something that is, or was, held back.
+
+    Attributes:
+        what: ``data`` of the interval, which nothing learns from; or all ``refreshes`` of the model.
+        interval: the data; for refreshes, the days that showed that they do harm.
+        version: the refresh that was refused or undone.
+        reasons: why, for people.
+        run_id: the run that decided.
+        released_at, released_by, release_reason: when, by whom and why it was released; None while it is held back.
+    """
+
+    id: int
+    model: str
+    what: What
+    interval: Interval
+    version: int
+    reasons: list[str]
+    run_id: str
+    held_at: datetime
+    released_at: datetime | None
+    released_by: str | None
+    release_reason: str | None
+
+
+@dataclass(frozen=True)
 class Overview:
     """The state of all models, read at one moment. Each attribute maps a model to its value; a model without one is absent.
 
@@ -339,6 +366,7 @@ class Overview:
         alerts: recent alerts and alerts that wait for delivery, oldest first.
         publications: by dataset, the newest publications of tables, features and predictions, oldest first.
         requests: the newest decision by which monitoring asked for a training.
+        holds: what is held back now, in the order of time.
     """
 
     published: dict[str, dict[str, datetime]]
@@ -351,3 +379,4 @@ class Overview:
     alerts: dict[str, list[OutboxEntry]]
     publications: dict[str, dict[str, list[Publication]]]
     requests: dict[str, Retraining]
+    holds: dict[str, list[Hold]]

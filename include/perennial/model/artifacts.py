@@ -11,6 +11,7 @@ Neighbour: :mod:`perennial.registry.runs` writes artifacts, and :mod:`perennial.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from numpy.typing import NDArray
 
 from perennial.core.errors import ArtifactRejected, ScoringError, VersionUnusable
 from perennial.core.private_parts import TREE_TYPES
+from perennial.model.authors_code import elsewhere
 from perennial.spec.model import ModelSpec
+from perennial.spec.trust import may_never_be_trusted, reviewed_types
 from perennial.spec.types import Task
 
 #: Types in stored models that skops does not trust itself. They hold only numbers.
@@ -228,9 +231,14 @@ def untrusted_types(estimator: Any, trusted: Iterable[str]) -> list[str]:
     return sorted(set(found) - set(trusted))
 
 
-def trusted_types(spec: ModelSpec) -> list[str]:
-    """All types that a stored model of this folder may hold, besides those that skops trusts itself."""
-    return sorted({*TRUSTED_TYPES, *spec.training.trusted_types})
+def trusted_types(named: Iterable[str], reviewed: Sequence[str] | None) -> list[str]:
+    """All types that a stored model may hold, besides those that skops trusts itself.
+
+    Args:
+        named: what its folder names, ``training.trusted_types``.
+        reviewed: what of it the deployment allows, :attr:`perennial.core.settings.Settings.trusted_types`.
+    """
+    return sorted({*TRUSTED_TYPES, *reviewed_types(named, reviewed)})
 
 
 @lru_cache(maxsize=1)
@@ -330,10 +338,21 @@ def load_estimator(directory: Path, trusted: Sequence[str]) -> Any:
         ArtifactRejected: memory or disk of this machine did not suffice.
     """
     file = directory / MODEL_FILE
+    return load_file(file, trusted) if (place := elsewhere()) is None else place.load(file, trusted)
+
+
+def load_file(file: Path, trusted: Sequence[str]) -> Any:
+    """The estimator in a checked file; as :func:`load_estimator`, and always in this process."""
     try:
-        unknown = sorted(set(skops.io.get_untrusted_types(file=file)) - set(trusted))
+        found = set(skops.io.get_untrusted_types(file=file))
+        unknown = sorted(found - set(trusted))
         if unknown:
-            raise VersionUnusable(f"{MODEL_FILE} holds types that are not trusted: {', '.join(unknown)}")
+            raise VersionUnusable(
+                f"{MODEL_FILE} holds types that are not trusted: {', '.join(unknown)}; training.trusted_types "
+                "of model.yaml names further ones, and PERENNIAL_TRUSTED_TYPES says which of them this deployment allows"
+            )
+        if never := sorted(name for name in found.difference(TRUSTED_TYPES) if _may_never_be_trusted(name)):
+            raise VersionUnusable(f"{MODEL_FILE} holds types that may never be trusted: {', '.join(never)}")
         return skops.io.load(file, trusted=list(trusted))
     except ArtifactRejected:
         raise
@@ -342,3 +361,12 @@ def load_estimator(directory: Path, trusted: Sequence[str]) -> Any:
     # On a hostile or broken file skops raises any error of its zip, JSON or import code.
     except Exception as error:
         raise VersionUnusable(f"{MODEL_FILE} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _may_never_be_trusted(name: str) -> bool:
+    """Whether a type is refused by its name in the file, or by the module that has defined it."""
+    if may_never_be_trusted(name):
+        return True
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(module), attribute, None)
+    return may_never_be_trusted(f"{getattr(found, '__module__', None) or module}.{attribute}")

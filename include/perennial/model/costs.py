@@ -6,12 +6,14 @@ Each row has a cost, and the metric is the mean. So :mod:`perennial.evaluation.r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perennial.core.errors import SpecError
+from perennial.model.authors_code import elsewhere
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -73,7 +75,9 @@ def _of_function(folder: ModelFolder, reference: str) -> CostFunction:
     def cost(truth: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float64]:
         place = f"{folder.path / 'model.py'}: {reference.removeprefix('model:')}"
         try:
-            found = np.asarray(folder_function(folder, reference)(truth, predicted), dtype=np.float64)
+            other = elsewhere()
+            run = folder_function(folder, reference) if other is None else partial(other.cost, folder)
+            found = np.asarray(run(truth, predicted), dtype=np.float64)
         except SpecError:
             raise
         # A function of a model folder may raise anything.

@@ -1,15 +1,18 @@
-"""Candidates as scikit-learn estimators: the preprocessing of the spec's features, and the parameters to try.
+"""Candidates as scikit-learn estimators: the preprocessing of the spec's features, the parameters to try, and the fit.
 
-Neighbours: :mod:`perennial.training.fit` fits them. :mod:`perennial.spec.code` gives the functions of ``model.py``.
+Neighbours: :mod:`perennial.training.fit` searches and logs. :mod:`perennial.spec.code` gives the functions of ``model.py``.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -20,9 +23,12 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.utils import get_tags
 
 from perennial.core.errors import PerennialError, TrainingError
+from perennial.model.authors_code import elsewhere
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
+
+log = logging.getLogger(__name__)
 
 
 def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *, empty: Collection[str] = ()) -> Pipeline:
@@ -63,6 +69,27 @@ def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *,
     if tags.no_validation:  # the estimator ignores the features
         return make_pipeline(estimator)
     return make_pipeline(_preprocessing(spec, empty, takes_missing=tags.input_tags.allow_nan), estimator)
+
+
+def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
+    """Fit a candidate's estimator with given parameters.
+
+    Raises:
+        TrainingError: the estimator cannot be made, or cannot be fitted on these rows.
+    """
+    if (place := elsewhere()) is not None:
+        return place.fit(folder, name, params, frame, truth)
+    # A search of a million texts for one that is not missing takes long. Most columns have one in the first rows.
+    empty = [str(name) for name in frame.columns if not (frame[name].head(100).notna().any() or frame[name].notna().any())]
+    if empty:
+        log.warning("%s is fitted without %s: all values are missing in %s rows", name, ", ".join(empty), f"{len(frame):,}")
+    estimator = make_estimator(folder, name, params, empty=empty)
+    try:
+        return estimator.fit(frame, truth)
+    except (ValueError, TypeError) as error:
+        raise TrainingError(
+            f"{folder.spec.name}: candidate {name} cannot be fitted with {show_params(params)}: {error}"
+        ) from error
 
 
 def _estimator(folder: ModelFolder, kind: str, params: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ def weigh(
     window: Interval,
     *,
     verdicts: Iterable[WindowVerdict] = (),
+    recipe: Collection[int] = (),
     estimated: float | None = None,
     windows: Sequence[JudgedWindow] = (),
     version: int | None = None,
@@ -42,13 +43,14 @@ def weigh(
         verdict: the verdict on the window.
         window: the window.
         verdicts: verdicts on earlier windows, in any order.
+        recipe: all versions of the recipe of ``version``; verdicts on them count.
         estimated: the estimated primary metric of the window.
         windows: the last ``of`` measured windows of the version's recipe, from
             :func:`perennial.monitoring.usual.judge_windows`.
         version: the version whose predictions were judged.
         bound: the bound of the estimate; None if there is none.
     """
-    recent = {**recent_verdicts(policy, window, version, verdicts), window.end: verdict}
+    recent = {**recent_verdicts(policy, window, version, verdicts, recipe), window.end: verdict}
     drifted = sum(earlier == "drift" for earlier in recent.values())
     persistent = verdict == "drift" and drifted >= policy.alarms
     reasons = [f"{drifted} of the last {policy.of} windows drifted ({policy.alarms} make it persistent)"] if drifted else []

@@ -43,7 +43,7 @@ from perennial.model.artifacts import LoadedModel
 from perennial.model.costs import answer_threshold, cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring import estimation, impact
-from perennial.monitoring.performance import holdout_of, judged_windows
+from perennial.monitoring.performance import holdout_of, judged_windows, recipe_of
 from perennial.monitoring.usual import Bound, bound_of
 from perennial.registry.folders import own_features, own_folder
 from perennial.registry.runs import CandidateRun
@@ -194,6 +194,7 @@ def _weigh(
         verdict,
         interval,
         verdicts=ledger.verdicts(spec.name, before=interval.end),
+        recipe=recipe_of(ledger.versions(spec.name), record.version) if record else (),
         estimated=estimate.value if estimate else None,
         windows=[replace(window, bound=window.bound or bound) for window in windows],
         version=record.version if record else None,

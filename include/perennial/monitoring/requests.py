@@ -19,7 +19,7 @@ from perennial.ledger.records import Retraining
 from perennial.ledger.store import Ledger
 from perennial.ledger.succession import completed
 from perennial.monitoring.expectation import audit, expect
-from perennial.monitoring.performance import judged_windows, trainings_of
+from perennial.monitoring.performance import judged_windows, recipe_of, trainings_of
 from perennial.monitoring.retraining import PastTraining, RetrainingDecision, decide_retraining, retraining_run_id
 from perennial.spec.model import ModelSpec
 
@@ -120,18 +120,19 @@ def _expect(spec: ModelSpec, ledger: Ledger) -> Expectation:
 def _decide(
     spec: ModelSpec, ledger: Ledger, interval: Interval, decisions: Sequence[Retraining], *, training_under_way: bool
 ) -> RetrainingDecision:
-    model = spec.name
+    model, champion, versions = spec.name, ledger.champion(spec.name), ledger.versions(spec.name)
     promoted = {promotion.version for promotion in completed(ledger.promotions(model))}
     return decide_retraining(
         spec.retraining,
         window_end=interval.end,
         verdicts=ledger.verdicts(model, before=interval.end),
-        windows=judged_windows(spec, ledger, ledger.champion(model), until=interval.end),
+        windows=judged_windows(spec, ledger, champion, until=interval.end),
         decisions=decisions,
         trainings=[
             PastTraining(as_of, record.version in promoted)
-            for record in trainings_of(ledger.versions(model))
+            for record in trainings_of(versions)
             if (as_of := trained_as_of(record)) is not None
         ],
+        recipe=recipe_of(versions, champion),
         open_run=training_under_way,
     )

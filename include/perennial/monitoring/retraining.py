@@ -16,7 +16,7 @@ These rules keep the loop from retraining without end, whatever the data:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
@@ -107,6 +107,7 @@ def decide_retraining(
     windows: Sequence[JudgedWindow] = (),
     decisions: Sequence[PastDecision] = (),
     trainings: Sequence[PastTraining] = (),
+    recipe: Collection[int] = (),
     open_run: bool = False,
 ) -> RetrainingDecision:
     """Decide for the monitoring window that ends at ``window_end``.
@@ -115,8 +116,8 @@ def decide_retraining(
 
     1. A window that was decided before keeps its decision.
     2. Drift raises an alarm when at least ``alarms`` of the last ``of`` windows, by the clock, have the verdict ``drift``, and
-       the newest window is one of them. Only verdicts on the version of the newest window count. ``unknown`` and missing
-       windows take a place among the ``of`` windows but do not count as drift.
+       the newest window is one of them. Only verdicts on the version of the newest window, and on versions of the same recipe,
+       count. ``unknown`` and missing windows take a place among the ``of`` windows but do not count as drift.
     3. Performance raises an alarm by the same counts over the newest measured windows: when they are worse than usual. Windows
        that end before the last requested retraining do not count, because labels come late and the same drop would cause a
        second request. Windows whose rows are withheld do not count, because a training could not learn from them.
@@ -132,6 +133,7 @@ def decide_retraining(
             :func:`perennial.monitoring.usual.judge_windows`.
         decisions: all earlier decisions.
         trainings: all trainings of the model, whatever started them.
+        recipe: all versions of the champion's recipe.
         open_run: whether a training of the model is under way.
     """
     window_end = window_end.astimezone(UTC)
@@ -140,7 +142,7 @@ def decide_retraining(
             return RetrainingDecision(earlier.asked, _cause(earlier.cause), earlier.reason)
 
     asked = sorted(past.window_end for past in decisions if past.asked)
-    drift = _drift_alarm(policy, window_end, verdicts)
+    drift = _drift_alarm(policy, window_end, verdicts, recipe)
     performance = _performance_alarm(
         policy, [one for one in windows if not one.withheld and (not asked or one.interval.end > asked[-1])]
     )
@@ -209,7 +211,9 @@ def _hold_back(
     return None
 
 
-def _drift_alarm(policy: RetrainingPolicy, window_end: datetime, verdicts: Sequence[WindowVerdict]) -> _Alarm:
+def _drift_alarm(
+    policy: RetrainingPolicy, window_end: datetime, verdicts: Sequence[WindowVerdict], recipe: Collection[int]
+) -> _Alarm:
     if not policy.on_drift:
         return _Alarm(False, "drift never requests a training (retraining.on_drift is false)")
     newest = [verdict for verdict in verdicts if verdict.interval.end == window_end]
@@ -218,7 +222,7 @@ def _drift_alarm(policy: RetrainingPolicy, window_end: datetime, verdicts: Seque
     # If a day and a week end at the same time, the longer one is the monitoring window.
     window = max((verdict.interval for verdict in newest), key=lambda interval: interval.length)
     version = next(verdict.version for verdict in newest if verdict.interval.length == window.length)
-    recent = recent_verdicts(policy, window, version, verdicts)
+    recent = recent_verdicts(policy, window, version, verdicts, recipe)
     drifted = sum(verdict == "drift" for verdict in recent.values())
     text = (
         f"{drifted} of the last {policy.of} windows drifted from the training data of version {version} ({policy.alarms} are "
@@ -228,21 +232,28 @@ def _drift_alarm(policy: RetrainingPolicy, window_end: datetime, verdicts: Seque
 
 
 def recent_verdicts(
-    policy: RetrainingPolicy, window: Interval, version: int | None, verdicts: Iterable[WindowVerdict]
+    policy: RetrainingPolicy,
+    window: Interval,
+    version: int | None,
+    verdicts: Iterable[WindowVerdict],
+    recipe: Collection[int] = (),
 ) -> dict[datetime, str]:
     """The verdicts on the last ``of`` windows by the clock, including ``window`` itself, by the end of the window.
 
     Args:
         policy: ``retraining`` of the spec.
         window: the newest window. Only windows of the same length count.
-        version: only verdicts on this version count.
+        version: only verdicts on this version, and on others of its recipe, count. A refresh each week would otherwise hide
+            drift that lasts in spite of it.
         verdicts: in any order.
+        recipe: all versions of one recipe. If ``version`` is none of them, only its own verdicts count.
     """
+    counted = {version, *recipe} if version in recipe else {version}
     return {
         verdict.interval.end: verdict.verdict
         for verdict in verdicts
         if verdict.interval.length == window.length
-        and verdict.version == version
+        and verdict.version in counted
         and window.end - policy.of * window.length < verdict.interval.end <= window.end
     }
 

@@ -21,8 +21,15 @@ from sqlalchemy.engine import URL, make_url
 from perennial.core.errors import SettingsError
 from perennial.core.pools import commands
 from perennial.core.settings import read_settings
-from perennial.operations.identities import ADMIN, PROMOTER, WORKER, make_databases, make_mlflow, share_ledger
+from perennial.operations.identities import (
+    ADMIN,
+    make_databases,
+    make_mlflow,
+    separate_schemas,
+    share_ledger,
+)
 from perennial.operations.secret_file import check_secrets
+from perennial.registry.permissions import PROMOTER, WORKER
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +60,8 @@ def check_folders(environment: Mapping[str, str]) -> None:
 def initialise(environment: Mapping[str, str]) -> None:
     """Prepare everything that the servers and workers need. It can be repeated, and then only sets passwords.
 
-    In order: it checks secrets and folders, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the
-    ledger's schema and the rights on it.
+    In order: it checks secrets and folders, and makes databases and roles; Airflow's schema, roles and users; MLflow's;
+    the schemas of the ledger's database, its tables and the rights on them.
 
     Args:
         environment: of the service ``init``.
@@ -91,6 +98,7 @@ def initialise(environment: Mapping[str, str]) -> None:
         WORKER: "MLFLOW_WORKER_PASSWORD",
     }
     make_mlflow(mlflow, {user: _given(environment, name) for user, name in passwords.items()})
+    separate_schemas(server, ledger, worker, reader)
     _migrate_ledger(environment)
     share_ledger(ledger, worker, reader)
     _migrate_catalog(environment, worker)
@@ -123,14 +131,14 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
     """Replace this process by MLflow's server with sign-in.
 
     MLflow reads the address of its sign-in database only from a file. The file is written here, and only this user can read
-    it. All signed-in users may read everything, and change what they have made.
+    it. All signed-in users may read everything; :mod:`perennial.registry.permissions` says who may change what.
     """
     config = configparser.ConfigParser(interpolation=None)
     config["mlflow"] = {
         "default_permission": "READ",
         "database_uri": _given(environment, "MLFLOW_BACKEND_STORE_URI"),
         "admin_username": ADMIN,
-        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        "authorization_function": "perennial.registry.permissions:authenticate",
         # Each request carries the password, and checking it takes longer than most requests. So a check is remembered for
         # this time, after which a changed password takes effect.
         "auth_cache_ttl_seconds": "60",

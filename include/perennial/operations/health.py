@@ -2,7 +2,7 @@
 
     python -m perennial.operations.health http://127.0.0.1:5000/health                   must answer with 200
     python -m perennial.operations.health http://api:8080/api/v2/monitor/health#triggerer  and call this part of it healthy
-    python -m perennial.operations.health celery:worker                        this container's worker of that name must answer
+    python -m perennial.operations.health /opt/airflow/pulse-of-worker         a file that its worker keeps new
 
 It imports as little as it can, since it runs several times a minute in each container. On a busy machine, a check that takes
 long would tell of a sick service.
@@ -13,12 +13,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from urllib.error import URLError
 from urllib.parse import urldefrag
 from urllib.request import ProxyHandler, build_opener
 
 #: Seconds for an answer.
 PATIENCE = 8
+#: A worker's file is written every few seconds. If it is older than this, in seconds, the worker hangs.
+LONGEST_PULSE = 60
 
 
 def healthy(target: str) -> bool:
@@ -26,10 +29,13 @@ def healthy(target: str) -> bool:
 
     Args:
         target: an address that must answer with 200; behind ``#`` a part of the answer whose status must be healthy. Or
-            ``celery:<name>``, for the worker of that name.
+            the file that a worker keeps new (:mod:`perennial.orchestration.pulse`).
     """
-    if target.startswith("celery:"):
-        return _worker_answers(target.removeprefix("celery:"))
+    if target.startswith("/"):
+        try:
+            return time.time() - os.stat(target).st_mtime < LONGEST_PULSE
+        except OSError:
+            return False
     address, part = urldefrag(target)
     try:
         # A proxy of the environment cannot reach these addresses.
@@ -37,14 +43,6 @@ def healthy(target: str) -> bool:
             return answer.status == 200 and (not part or json.load(answer)[part]["status"] == "healthy")
     except (URLError, OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _worker_answers(name: str) -> bool:
-    from celery import Celery
-
-    # Not Airflow's Celery application: importing it takes seconds.
-    app = Celery(broker=os.environ["AIRFLOW__CELERY__BROKER_URL"], set_as_current=False)
-    return bool(app.control.inspect(destination=[f"{name}@{os.uname().nodename}"], timeout=PATIENCE).ping())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """The identities in the deployed stack's databases and in MLflow, and their rights. The init job sets them.
 
 Everything that decides which version is champion belongs to the promoter: in the ledger the tables :data:`DECISIONS`, in MLflow
-the registered models. Workers read them, and write measurements. Neighbours: :mod:`perennial.operations.deployed` calls this;
+the registered models. Workers read them, and write measurements.
+
+In PostgreSQL each role has a schema of its own, and no role finds anything in a schema that another role may write to, except
+workers, which also read the ledger. So a function, an operator or a table that a worker makes is never called with the rights
+of the ledger's owner. Neighbours: :mod:`perennial.operations.deployed` calls this;
 :mod:`perennial.orchestration.users` has Airflow's roles.
 """
 
@@ -17,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from perennial.core.private_parts import migrate_mlflow
+from perennial.registry.permissions import APPROVER, OPERATOR, PROMOTER, VIEWER, WORKER
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +29,16 @@ log = logging.getLogger(__name__)
 #: Tables of the ledger that say which version is champion, and why. Only their owner, the promoter, writes them.
 DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "alembic_version")
 
-#: MLflow's users beside ``admin``.
-PROMOTER, WORKER = "promoter", "worker"
+#: In the ledger's database: the schema of its owner, and the schema of workers, which holds the lake's catalog and predictions.
+LEDGER_SCHEMA, WORKER_SCHEMA = "perennial", "predictions"
+
+#: MLflow's user for people who administer it; the others beside it are ``promoter`` and ``worker``.
 ADMIN = "admin"
 
 
 @dataclass(frozen=True)
 class MlflowRole:
-    """A role in MLflow.
+    """A role in MLflow. :mod:`perennial.registry.permissions` says which requests it may send at all.
 
     Attributes:
         meaning: shown on the page that lists roles.
@@ -48,9 +55,9 @@ MLFLOW_ROLES = {
         {"experiment": "EDIT", "registered_model": "MANAGE"},
     ),
     WORKER: MlflowRole("logs runs and models, loads versions", {"experiment": "EDIT", "registered_model": "READ"}),
-    "viewer": MlflowRole("reads everything", {"experiment": "READ", "registered_model": "READ"}),
-    "operator": MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
-    "approver": MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
+    VIEWER: MlflowRole("reads everything", {"experiment": "READ", "registered_model": "READ"}),
+    OPERATOR: MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
+    APPROVER: MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
 }
 
 
@@ -63,9 +70,9 @@ def make_databases(server: URL, owners: Sequence[URL], members: Sequence[URL]) -
     Args:
         server: of PostgreSQL's superuser.
         owners: each is a role and its own database, to which no other role may connect.
-        members: further roles of these databases; the owner has their rights too.
+        members: further roles of these databases.
     """
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    engine = _as_superuser(server)
     try:
         with engine.connect() as connection:
             for url in owners:
@@ -81,10 +88,76 @@ def make_databases(server: URL, owners: Sequence[URL], members: Sequence[URL]) -
                 [owner] = [_quoted(connection, other.username) for other in owners if other.database == url.database]
                 member, database = _quoted(connection, url.username), _quoted(connection, url.database)
                 connection.exec_driver_sql(f"GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {member}")
-                connection.exec_driver_sql(f"GRANT {member} TO {owner}")
+                # An earlier release let the owner act as each member, and so use what a member had made.
+                connection.exec_driver_sql(f"REVOKE {member} FROM {owner}")
                 log.info("database %s, role %s", url.database, url.username)
     finally:
         engine.dispose()
+
+
+def separate_schemas(server: URL, ledger: URL, worker: URL, reader: URL) -> None:
+    """Give the ledger's owner and the workers a schema each, and let each role find its own names only.
+
+    Tables that an earlier release made in the schema ``public`` are moved, with their rights, indexes and sequences. No role
+    but the superuser may make functions in this database: a trigger, a check or an index calls them with the rights of
+    whoever writes the row, also of the superuser who restores a backup. It is one transaction, and can be repeated.
+
+    Args:
+        server: of PostgreSQL's superuser.
+        ledger: the ledger's database, as its owner.
+        worker: the role that makes tables for the catalog and for predictions.
+        reader: the role that only reads the ledger.
+    """
+    engine = _as_superuser(server.set(database=ledger.database))
+    try:
+        with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
+            owner, writes, reads = (_quoted(connection, url.username) for url in (ledger, worker, reader))
+            connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {LEDGER_SCHEMA} AUTHORIZATION {owner}")
+            connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {WORKER_SCHEMA} AUTHORIZATION {writes}")
+            connection.exec_driver_sql(f"REVOKE ALL ON SCHEMA {LEDGER_SCHEMA} FROM PUBLIC, {writes}, {reads}")
+            connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {LEDGER_SCHEMA} TO {writes}, {reads}")
+            # Each table of predictions is granted by itself. Only roles that may connect to this database see its names.
+            connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {WORKER_SCHEMA} TO PUBLIC")
+            connection.exec_driver_sql(f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {writes}, {reads}")
+            connection.exec_driver_sql("REVOKE USAGE ON LANGUAGE sql, plpgsql FROM PUBLIC")
+            # Temporary tables come last; a path that does not name them looks there first.
+            for role, path in (
+                (owner, f"{LEDGER_SCHEMA}, pg_temp"),
+                (writes, f"{WORKER_SCHEMA}, {LEDGER_SCHEMA}, pg_temp"),
+                (reads, f"{LEDGER_SCHEMA}, pg_temp"),
+            ):
+                database = _quoted(connection, ledger.database)
+                connection.exec_driver_sql(f"ALTER ROLE {role} IN DATABASE {database} SET search_path = {path}")
+            _empty_public(connection, ledger, worker)
+    finally:
+        engine.dispose()
+
+
+def _empty_public(connection: sa.Connection, ledger: URL, worker: URL) -> None:
+    """Move what an earlier release made in ``public``; tables of other roles stay there."""
+    tables = connection.execute(
+        sa.text(
+            "SELECT c.relname, r.rolname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace "
+            "JOIN pg_roles AS r ON r.oid = c.relowner WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p') "
+            "AND r.rolname IN (:owner, :worker) ORDER BY c.relname"
+        ),
+        {"owner": ledger.username, "worker": worker.username},
+    ).all()
+    for table, role in tables:
+        name = _quoted(connection, table)
+        if role == ledger.username and table.startswith("perennial_"):
+            schema = LEDGER_SCHEMA
+        else:
+            schema = WORKER_SCHEMA
+            connection.exec_driver_sql(f"ALTER TABLE public.{name} OWNER TO {_quoted(connection, worker.username)}")
+        connection.exec_driver_sql(f"ALTER TABLE public.{name} SET SCHEMA {schema}")
+        log.info("moved the table %s from the schema public to %s", table, schema)
+
+
+def _as_superuser(server: URL) -> sa.Engine:
+    """An engine that finds PostgreSQL's own names only, whatever others have made in the database."""
+    options = {"options": "-c search_path=pg_catalog,pg_temp"}
+    return sa.create_engine(server, isolation_level="AUTOCOMMIT", connect_args=options)
 
 
 def _make_role(connection: sa.Connection, url: URL) -> None:
@@ -112,20 +185,16 @@ def share_ledger(ledger: URL, worker: URL, reader: URL) -> None:
 
     Args:
         ledger: the ledger, after its migration, as its owner.
-        worker: the role of workers; it also makes its own tables, for the catalog and for predictions.
+        worker: the role of workers.
         reader: the role of processes that only read.
     """
     engine = sa.create_engine(ledger)
     try:
         with engine.begin() as connection:
             writes, reads = (_quoted(connection, url.username) for url in (worker, reader))
-            connection.exec_driver_sql(f"GRANT USAGE, CREATE ON SCHEMA public TO {writes}")
-            connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA public TO {reads}")
-            connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {writes}")
-            for table in sa.inspect(connection).get_table_names():
-                if not table.startswith("perennial_"):
-                    continue
-                name = _quoted(connection, table)
+            connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {LEDGER_SCHEMA} TO {writes}")
+            for table in sa.inspect(connection).get_table_names(schema=LEDGER_SCHEMA):
+                name = f"{LEDGER_SCHEMA}.{_quoted(connection, table)}"
                 connection.exec_driver_sql(f"GRANT SELECT ON {name} TO {writes}, {reads}")
                 decides = table.removeprefix("perennial_") in DECISIONS
                 verb, preposition = ("REVOKE", "FROM") if decides else ("GRANT", "TO")

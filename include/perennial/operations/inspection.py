@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 
 from perennial.core.errors import SpecError
+from perennial.core.settings import Settings
 from perennial.core.sql import connect
 from perennial.features import point_in_time
 from perennial.features.labels import bind_label
@@ -26,6 +27,7 @@ from perennial.spec.monitoring import MIN_VALUES
 from perennial.spec.names import listed
 from perennial.spec.problems import Problem, YamlPath, write_problems
 from perennial.spec.strict_yaml import parse_yaml
+from perennial.spec.trust import reviewed_types
 
 #: Files whose values are texts until the spec says otherwise.
 _TEXTS = re.compile(r"\.(csv|tsv|jsonl|ndjson)(\.\w+)?$")
@@ -47,6 +49,19 @@ def find_remarks(folder: ModelFolder) -> list[str]:
     """Settings that work, but not as written; in the form of :func:`find_faults`."""
     lines = parse_yaml(folder.path / "model.yaml").lines
     return write_problems(folder.path / "model.yaml", lines, _without_effect(folder))
+
+
+def find_unreviewed_types(folder: ModelFolder, settings: Settings) -> list[str]:
+    """Types that the folder trusts and this deployment does not; in the form of :func:`find_faults`."""
+    named = folder.spec.training.trusted_types
+    missing = set(named) - set(reviewed_types(named, settings.trusted_types))
+    message = "is not among PERENNIAL_TRUSTED_TYPES of this deployment, so no model that holds it is stored or loaded"
+    problems = [
+        Problem(("training", "trusted_types", number), f"{name} {message}; ask its reviewer to add it")
+        for number, name in enumerate(named)
+        if name in missing
+    ]
+    return write_problems(folder.path / "model.yaml", parse_yaml(folder.path / "model.yaml").lines, problems)
 
 
 def find_changed_types(folder: ModelFolder, lake: Lake) -> tuple[list[str], list[str]]:

@@ -31,6 +31,7 @@ from jinja2 import Environment
 from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.core.errors import PerennialError, SpecError
+from perennial.core.files import open_below
 from perennial.core.settings import settings
 from perennial.evidence.verdict import ESTIMATE_LIMIT
 from perennial.ledger.store import Ledger
@@ -260,22 +261,14 @@ def read_below(root: Path, parts: list[str]) -> bytes | None:
     """
     if not all(part and not part.startswith(".") and "\0" not in part and "\\" not in part for part in parts):
         return None
-    opened: list[int] = []
     try:
-        opened.append(os.open(root, os.O_RDONLY | os.O_DIRECTORY))
-        for part in parts[:-1]:
-            opened.append(os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=opened[-1]))
-        opened.append(os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened[-1]))
-        found = os.fstat(opened[-1])
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_REPORT:
-            return None
-        with os.fdopen(opened.pop(), "rb") as stream:
+        with open(open_below(root, parts), "rb") as stream:
+            found = os.fstat(stream.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_REPORT:
+                return None
             return stream.read(LARGEST_REPORT)
     except OSError:
         return None
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
 
 
 def _message(status: HTTPStatus, title: str, text: str, *, sign_in_for: str | None = None) -> Response:

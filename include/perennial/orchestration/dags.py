@@ -23,16 +23,10 @@ from perennial.core.pools import pools
 from perennial.core.settings import settings
 from perennial.orchestration import assets
 from perennial.orchestration.callbacks import alert_of_failure, resolve_failure
+from perennial.orchestration.queues import LIGHT, QUEUES
 from perennial.orchestration.users import access
 from perennial.spec.folder import ModelFolder, is_model_folder, read_models
 from perennial.spec.model import ModelSpec
-
-#: The queue of Celery's workers for most tasks. Stages have several queues so that long trainings do not delay scoring. Other
-#: executors have no queues.
-LIGHT = "light"
-#: The queue of the tasks that change the champion. Only its workers have the identity that may.
-PROMOTE = "promote"
-_QUEUES = {"train": "train", "refresh": "train", "score": "score", "promote": PROMOTE, "rollback": PROMOTE}
 
 #: By stage, the priority of tasks that wait for a worker. The order: what a person has just asked for, daily work, monitoring
 #: of it, loads of history, and last long work that nobody waits for.
@@ -168,7 +162,7 @@ def common(
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": timedelta(minutes=10),
         "execution_timeout": task_limit,
-        "queue": _QUEUES.get(name, LIGHT),
+        "queue": QUEUES.get(name, LIGHT),
         **({"pool": pool.name} if pool else {}),
         "priority_weight": _PRIORITIES[name],
         # Use the task's own number. By default, Airflow adds the numbers of all downstream tasks.

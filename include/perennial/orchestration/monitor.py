@@ -6,8 +6,8 @@ from typing import Any
 
 from airflow.sdk import task
 
-from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW, REPORT
+from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Window, stage_run
 from perennial.stages import monitor
 

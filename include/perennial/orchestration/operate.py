@@ -7,8 +7,8 @@ from typing import Any
 
 from airflow.sdk import task
 
-from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
+from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Run, stage_run
 from perennial.stages import maintain, promote
 

@@ -9,9 +9,9 @@ from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from perennial.core.errors import NothingToRefresh, StaleDecision
-from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.operate import actor
+from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Window, stage_run
 from perennial.orchestration.train import cause
 from perennial.stages import refresh
@@ -35,11 +35,15 @@ def fit_refresh(model: str, window: Window) -> dict[str, Any]:
 
 @task(multiple_outputs=False, queue=PROMOTE)
 def decide_refresh(model: str, refreshed: dict[str, Any]) -> dict[str, Any]:
-    """Let the gates of a refresh decide, and register the version with its evidence, its card and its release report."""
+    """Measure again from files and rows, let the gates of a refresh decide, and register the version with its evidence."""
     from perennial.training.refresh import Refreshed
 
     with stage_run(model) as run:
-        decided = refresh.decide_refresh(run.stage, Refreshed.from_json(refreshed))
+        try:
+            confirmed = refresh.confirm(run.stage, Refreshed.from_json(refreshed))
+        except (StaleDecision, NothingToRefresh) as error:
+            raise AirflowSkipException(f"{error}. The next refresh is of the present champion") from error
+        decided = refresh.decide_refresh(run.stage, confirmed)
         run.link(MLFLOW, run.deployment.registry.version_url(model, decided.version))
         return decided.to_json()
 

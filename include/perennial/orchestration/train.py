@@ -7,8 +7,8 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from perennial.orchestration.dags import PROMOTE
 from perennial.orchestration.links import MLFLOW
+from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Run, Window, stage_run
 from perennial.stages import promote, train
 
@@ -47,18 +47,17 @@ def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[d
 def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
-    """Let the gates decide, and register the version with the decision, its evidence, its card and its release report."""
+    """Measure again from files and rows, let the gates decide, and register the version with its evidence, card and report."""
     from perennial.evidence.evaluation import Evaluation
     from perennial.evidence.training import TrainingSet
     from perennial.model.candidate import Fitted
 
     with stage_run(model) as run:
-        decided = train.decide_promotion(
-            run.stage,
-            TrainingSet.from_json(training_set),
-            [Fitted.from_json(candidate) for candidate in fitted],
-            Evaluation.from_json(evaluation),
-        )
+        candidates = [Fitted.from_json(candidate) for candidate in fitted]
+        confirmed = train.confirm(
+            run.stage, TrainingSet.from_json(training_set), candidates, Evaluation.from_json(evaluation)
+        )  # fmt: skip
+        decided = train.decide_promotion(run.stage, confirmed[0], candidates, confirmed[1])
         run.link(MLFLOW, run.deployment.registry.version_url(model, decided.version))
         return decided.to_json()
 

@@ -17,6 +17,7 @@ for name in (
     "pyiceberg.io.pyarrow",
     "duckdb",
     "perennial.alerts.delivery",
+    "perennial.evaluation.confined",
     "perennial.evaluation.gates",
     "perennial.features.publish",
     "perennial.ingestion.publish",

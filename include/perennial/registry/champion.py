@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from perennial.alerts import of_models
 from perennial.core.errors import ArtifactRejected, NoChampion, PromotionRefused, StaleDecision
+from perennial.evaluation.gates import is_disputed
 from perennial.evidence.decision import GateDecision
 from perennial.ledger.records import Action, Approval, Promotion
 from perennial.ledger.retirements import Retirement
@@ -222,6 +223,8 @@ class Champions(Versions):
         """
         if decision.same_recipe:
             self._mark_refused(model, version, decision.reasons)
+        elif is_disputed(decision):
+            self._refuse_disputed(model, version, decision)
         else:
             self._refuse(model, version, decision.reasons, champion=decision.champion)
 
@@ -234,6 +237,9 @@ class Champions(Versions):
             decision: the gates' decision.
             withheld: whether its newest rows are held back.
         """
+        if is_disputed(decision):
+            self._refuse_disputed(model, version, decision)
+            return
         record = self._ledger.version(model, version)
         rows = record.training.interval("holdout") if record is not None and withheld else None
         self._mark_refused(model, version, decision.reasons)
@@ -257,6 +263,13 @@ class Champions(Versions):
             ),
             f"promotion_refused/{model}/version-{version}",
         )
+
+    def _refuse_disputed(self, model: str, version: int, decision: GateDecision) -> None:
+        self._mark_refused(model, version, decision.reasons)
+        alert = of_models.evidence_mismatch(
+            model, version=version, champion=decision.champion, reasons=decision.reasons, links=self._links(model, version)
+        )
+        self._ledger.record_alert(alert, f"{alert.kind}/{model}/version-{version}")
 
     def _mark_refused(self, model: str, version: int, reasons: list[str]) -> None:
         self._tag(model, version, {"perennial.status": "refused", "perennial.refused_because": "; ".join(reasons)})

@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,8 +39,9 @@ MAX_TAG, _MAX_PARAM = 8_000, 6_000
 class CandidateRun:
     """An MLflow run to log a candidate's training in."""
 
-    def __init__(self, client: MlflowClient, info: RunInfo) -> None:
+    def __init__(self, client: MlflowClient, info: RunInfo, trusted: Callable[[ModelSpec], list[str]]) -> None:
         self._client = client
+        self._trusted = trusted
         self.id = str(info.run_id)
         self._experiment_id = info.experiment_id
         self._artifacts = info.artifact_uri
@@ -154,7 +155,7 @@ class CandidateRun:
                     pip_requirements=[f"{name}=={version}" for name, version in artifacts.environment().items()],
                     serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_SKOPS,
                     # For people who load it with MLflow; Perennial never reads the list back.
-                    skops_trusted_types=artifacts.trusted_types(spec),
+                    skops_trusted_types=self._trusted(spec),
                     signature=_signature(spec, estimator),
                     input_example=example,
                     pyfunc_predict_fn="predict" if spec.task == "regression" else "predict_proba",
@@ -167,11 +168,12 @@ class CandidateRun:
                 # Otherwise MLflow would show it as pending for ever.
                 self._client.delete_logged_model(stored.model_id)
                 if isinstance(error, MlflowException) and (
-                    unknown := artifacts.untrusted_types(estimator, artifacts.trusted_types(spec))
+                    unknown := artifacts.untrusted_types(estimator, self._trusted(spec))
                 ):
                     raise TrainingError(
                         f"{spec.name}: the fitted model contains types that are not trusted: {', '.join(unknown)}. If you know "
-                        "that it is safe to load them, add them to training.trusted_types"
+                        "that it is safe to load them, add them to training.trusted_types, and to PERENNIAL_TRUSTED_TYPES "
+                        "where that is set"
                     ) from error
                 raise
             self._client.finalize_logged_model(stored.model_id, "READY")
@@ -206,7 +208,7 @@ class Runs(Mlflow):
         experiment = self._experiment(model)
         run = self._client.create_run(experiment, run_name=name, tags=dict(tags))
         try:
-            yield CandidateRun(self._client, run.info)
+            yield CandidateRun(self._client, run.info, self.trusted)
         except BaseException:
             self._client.set_terminated(run.info.run_id, "FAILED")
             raise
@@ -214,7 +216,7 @@ class Runs(Mlflow):
 
     def run(self, mlflow_run_id: str) -> CandidateRun:
         """Return a run that was logged before, to add to it."""
-        return CandidateRun(self._client, self._client.get_run(mlflow_run_id).info)
+        return CandidateRun(self._client, self._client.get_run(mlflow_run_id).info, self.trusted)
 
     def files_of_run(self, mlflow_run_id: str, path: str) -> dict[str, bytes]:
         """Return the files in the folder ``path`` of a run, by relative path; none if there is no such folder.

@@ -21,6 +21,8 @@ from perennial.core.errors import ArtifactRejected, PromotionRefused
 from perennial.core.settings import Settings
 from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
+from perennial.model import artifacts
+from perennial.spec.model import ModelSpec
 
 CHAMPION = "champion"
 #: Alias of the newest registered version that is neither promoted nor refused yet; an approver finds the version by it.
@@ -55,6 +57,10 @@ class Mlflow:
     def settings(self) -> Settings:
         """The deployment's settings."""
         return self._settings
+
+    def trusted(self, spec: ModelSpec) -> list[str]:
+        """Return all types that a stored model of a folder may hold here."""
+        return artifacts.trusted_types(spec.training.trusted_types, self._settings.trusted_types)
 
     def record(self, model: str, version: int) -> VersionRecord:
         """Return what the ledger knows of a version.

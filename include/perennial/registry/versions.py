@@ -318,7 +318,7 @@ class Versions(Mlflow):
         with self._checked(name, stored) as directory:
             artifacts.check_environment(packages)
             _check_signature(directory, takes)
-            estimator = artifacts.load_estimator(directory, [*artifacts.TRUSTED_TYPES, *trusted])
+            estimator = artifacts.load_estimator(directory, artifacts.trusted_types(trusted, self._settings.trusted_types))
             sample, size = _read_reference(directory), artifacts.size(directory)
         return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample, size)
 

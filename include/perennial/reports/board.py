@@ -19,6 +19,7 @@ from perennial.core.intervals import Interval, merged
 from perennial.ledger.coverage import Waiting, outdated
 from perennial.ledger.records import (
     Action,
+    Hold,
     Overview,
     Performance,
     Promotion,
@@ -27,6 +28,7 @@ from perennial.ledger.records import (
     Retraining,
     Verdict,
     VersionRecord,
+    What,
 )
 from perennial.reports.history import in_short
 from perennial.spec.folder import ModelFolder
@@ -230,6 +232,41 @@ class TableCell:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Data that nothing learns from, or refreshes that have stopped, until a person releases them.
+
+    Attributes:
+        days: the data; for refreshes, the days that showed that they do harm.
+        since: when they were held back.
+        reason: why.
+        release: how to release them.
+        link: page of the DAG that releases them.
+    """
+
+    what: What
+    days: str
+    since: datetime
+    reason: str
+    release: str
+    link: str
+
+    @property
+    def words(self) -> str:
+        """What is held back, for people."""
+        return f"{span(self.days)} withheld" if self.what == "data" else "refreshes stopped"
+
+    @property
+    def count(self) -> int:
+        """How many days."""
+        return len(Interval.from_key(self.days).touched_days())
+
+    @property
+    def told(self) -> str:
+        """All that is known about it, for people."""
+        return f"{self.words} on {self.since:%-d %b %Y}: {self.reason}. {self.release}"
+
+
+@dataclass(frozen=True)
 class Row:
     """One model on the board.
 
@@ -241,6 +278,7 @@ class Row:
         link: page of its DAGs.
         tables: how far each raw table reaches, and what is missing of the last weeks.
         outdated: scored days of the last weeks whose features have changed since, in stretches.
+        held: what is held back now, in the order of time.
     """
 
     model: str
@@ -260,6 +298,7 @@ class Row:
     told: Told = field(default_factory=Told)
     tables: tuple[TableCell, ...] = ()
     outdated: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -301,8 +340,11 @@ class Pages:
     def dags(self, model: str) -> str:
         return f"{self.airflow}dags?{_query(name_pattern=f'{model}.')}"
 
+    def dag(self, dag_id: str) -> str:
+        return f"{self.airflow}dags/{quote(dag_id, safe='')}"
+
     def run(self, dag_id: str, run_id: str) -> str:
-        return f"{self.airflow}dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+        return f"{self.dag(dag_id)}/runs/{quote(run_id, safe='')}"
 
     def report(self, place: str) -> str:
         return self.reports + quote(place)
@@ -360,6 +402,7 @@ def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Ro
         told=_told(overview, model, now, has_channel=bool(spec.alerts.everybody)),
         tables=_tables(spec, newest.get("tables", []), data_until),
         outdated=tuple(stretch.key for stretch in merged(outdated(newest.get("features", []), newest.get("predictions", [])))),
+        held=tuple(_held(hold, pages) for hold in overview.holds.get(model, ())),
     )
     attention, why = _attention(row)
     return replace(row, attention=attention, why=why)
@@ -386,6 +429,22 @@ def _tables(spec: ModelSpec, published: Sequence[Publication], until: datetime |
             )
         )
     return tuple(cells)
+
+
+def _held(hold: Hold, pages: Pages) -> Held:
+    model, dag_id = hold.model, f"{hold.model}.release"
+    if hold.what == "data":
+        days = f"{hold.interval.start:%Y-%m-%d} {hold.interval.end:%Y-%m-%d}"
+        release = (
+            f"If rows are wrong, deliver them again and run {model}.load for these days. Then, or if they are right, trigger "
+            f"{dag_id}, or: perennial data release {model} {days} --reason TEXT"
+        )
+    else:
+        release = (
+            f"When the cause is known, trigger {dag_id} with Refreshes, or: perennial data release {model} --refreshes "
+            "--reason TEXT. A version that replaces the champion lets them go on, too"
+        )
+    return Held(hold.what, hold.interval.key, hold.held_at, "; ".join(hold.reasons), release, pages.dag(dag_id))
 
 
 def _refused(refusal: Refusal | None, data_until: datetime | None) -> str | None:
@@ -430,6 +489,7 @@ def _warning_reasons(row: Row) -> list[str]:
         reasons.append(f"version {row.trained.version} waits for an approval")
     if row.champion and _is_behind(row.data_until, row.predictions_until):
         reasons.append("predictions are behind the data")
+    reasons += [held.words for held in row.held]
     if row.told.undelivered:
         reasons.append(f"{row.told.undelivered} alerts undelivered")
     return reasons

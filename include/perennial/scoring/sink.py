@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import sqlalchemy as sa
 
-from perennial.core.database import LOCK_WAIT, Database
+from perennial.core.database import LOCK_WAIT, Database, take_turn
 from perennial.core.errors import ScoringError
 from perennial.core.intervals import Interval
 
@@ -203,8 +203,7 @@ class PredictionSink:
         connection.execute(sa.insert(self._table).from_select(names, sa.select(*columns).select_from(together)))
 
     def _lock(self, connection: sa.Connection) -> None:
-        key = f"perennial/sink/{self._table.name}"
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
+        take_turn(connection, f"perennial/sink/{self._table.name}")
 
     def _holds_newer(self, connection: sa.Connection, interval: Interval, publication: int) -> bool:
         scored = self._scored.c

@@ -28,6 +28,14 @@ from perennial.spec.types import (
     sets_apart,
 )
 
+#: How the address of a file begins that fsspec reads from elsewhere. Others, such as file://, zip:// and git://, read files of
+#: this machine, which may be secrets of other models.
+STORES = frozenset(
+    {
+        "abfs", "abfss", "adl", "az", "box", "dbfs", "dropbox", "ftp", "gcs", "gdrive", "gs", "hdfs", "hf", "http",
+        "https", "memory", "oci", "oss", "s3", "s3a", "sftp", "smb", "ssh", "tos", "webhdfs",
+    }
+)  # fmt: skip
 #: The ends of the names of files that can be read.
 _READ = r"\.((csv|tsv|jsonl|ndjson)(\.gz|\.zst)?|parquet)$"
 
@@ -36,10 +44,10 @@ class Source(Section):
     """Where rows come from: exactly one of ``files``, ``sql`` and ``python``.
 
     Attributes:
-        files: a pattern below the deployment's data folder, or a complete fsspec address. ``%Y``, ``%m``, ``%d`` and ``%H``
-            stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .tsv, .jsonl or .ndjson, each
-            also with .gz or .zst after it, or in .parquet. Folders such as ``day=%Y-%m-%d/`` give a column ``day``.
-            With these codes each row has a column ``file_time``: the time that they stand for.
+        files: a pattern below the deployment's data folder, or the address of a store, such as ``s3://…``. ``%Y``, ``%m``,
+            ``%d`` and ``%H`` stand for the time of an interval. ``*`` and ``?`` match as in a shell. Ends in .csv, .tsv,
+            .jsonl or .ndjson, each also with .gz or .zst after it, or in .parquet. Folders such as ``day=%Y-%m-%d/`` give a
+            column ``day``. With these codes each row has a column ``file_time``: the time that they stand for.
         sql: a query that binds ``:start`` and ``:end``, and nothing else: write ``\\:`` for another colon outside of texts.
             Requires ``connection``.
         connection: the database of ``sql``: an Airflow connection id, or the name of an environment variable that holds a
@@ -82,6 +90,13 @@ class Source(Section):
                 yield ("files",), "must end in .csv, .tsv, .jsonl or .ndjson, also with .gz or .zst after it, or in .parquet"
             if "://" not in self.files and (self.files.startswith("/") or ".." in Path(self.files).parts):
                 yield ("files",), "must stay below the data folder; write no leading / and no .."
+            store, address, _ = self.files.partition("://")
+            if address and (store not in STORES or "::" in self.files):
+                yield (
+                    ("files",),
+                    f"must stay below the data folder, or begin with the address of a store ({', '.join(sorted(STORES))}); "
+                    f"{store}:// can read other files of this machine",
+                )
 
     @check
     def _tells_groups_from_fractions(self) -> Found:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perennial.spec.sections import Found, Section, check
+from perennial.spec.sections import Found, Section, check, check_each
+from perennial.spec.trust import may_never_be_trusted
 from perennial.spec.types import Duration, Function, Identifier, Number, Seed, Share, Windows, write_window
 
 #: Estimators that need no ``model.py``; :mod:`perennial.model.estimators` makes them.
@@ -48,7 +49,8 @@ class Training(Section):
             end of the holdout. This newer model serves. Without it, a version is as old as the holdout is long when it begins
             to serve.
         seed: seed of everything random in training.
-        trusted_types: types that a stored model of this folder may hold, in addition to Perennial's own list.
+        trusted_types: types that a stored model of this folder may hold, in addition to Perennial's own list. A deployment may
+            allow fewer (``PERENNIAL_TRUSTED_TYPES``). What starts programs or reads files is refused everywhere.
     """
 
     window: Windows = timedelta(days=90)
@@ -65,6 +67,11 @@ class Training(Section):
     def _validation_is_part_of_the_window(self) -> Found:
         if self.validation >= min(self.windows.values()):
             yield (), "validation is the newest part of window; it must be shorter"
+
+    @check_each("trusted_types")
+    def _trusts_nothing_that_runs_programs(self, _: int, name: str) -> Found:
+        if may_never_be_trusted(name):
+            yield (), f"{name} may never be trusted: a model that holds it could run programs or read files; remove it"
 
     @property
     def windows(self) -> dict[str, timedelta]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from perennial.core.errors import StackError
 from perennial.core.files import write_private
-from perennial.core.settings import PROJECT, Settings, read_settings
+from perennial.core.settings import PROJECT, TRUSTED_TYPES, Settings, read_settings
 
 HOST = "127.0.0.1"
 
@@ -260,6 +260,8 @@ def _deployment(settings: Settings) -> dict[str, str]:
         "PERENNIAL_TRAIN_SLOTS": str(settings.train_slots or ""),
         "PERENNIAL_LOAD_SLOTS": str(settings.load_slots or ""),
         "PERENNIAL_PARTS_AT_ONCE": str(settings.parts_at_once),
+        # Empty means none; unset means what the folders name.
+        **({} if settings.trusted_types is None else {TRUSTED_TYPES: ",".join(settings.trusted_types)}),
     }
 
 

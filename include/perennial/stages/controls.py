@@ -249,9 +249,8 @@ def _baselines(folder: ModelFolder, pinned: TrainingSet, window: pa.Table) -> li
     from perennial.evaluation.contest import Entrant
     from perennial.evidence.evaluation import Contender
     from perennial.model.artifacts import FeatureList, LoadedModel
-    from perennial.model.estimators import combinations
+    from perennial.model.estimators import combinations, fit_estimator
     from perennial.model.labels import labels_of
-    from perennial.training.fit import fit_estimator
 
     takes, truth = FeatureList.of(folder.spec), labels_of(window)
     frame = takes.frame(window)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from perennial.evidence.decision import GateDecision
     from perennial.evidence.evaluation import Evaluation
     from perennial.evidence.training import TrainingSet
-    from perennial.ledger.records import Approval, Promotion
+    from perennial.ledger.records import Approval, Promotion, VersionRecord
     from perennial.model.candidate import Fitted
     from perennial.registry.champion import Rollback
     from perennial.spec.folder import ModelFolder
@@ -101,6 +101,15 @@ def register_decided(
         expected=evaluation.champion_version,
         links=links,
         comparison=comparison_in_words(version, evaluation, decision, links),
+    )
+
+
+def promoted_before(run: StageRun, mlflow_run_id: str) -> VersionRecord | None:
+    """The version of an MLflow run, if an earlier attempt has made it champion: its decision stands."""
+    ledger = run.deployment.ledger
+    changed_to = {change.version for change in ledger.promotions(run.model) if change.withdrawn_at is None}
+    return next(
+        (one for one in ledger.versions(run.model) if one.mlflow_run_id == mlflow_run_id and one.version in changed_to), None
     )
 
 

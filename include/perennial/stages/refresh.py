@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from perennial.core import logs
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval
-from perennial.stages.promote import Decided, Outcome, make_champion, register_decided
+from perennial.stages.promote import Decided, Outcome, make_champion, promoted_before, register_decided
 from perennial.stages.run import StageRun
 
 if TYPE_CHECKING:
-    from perennial.ledger.holds import Hold, What
+    from perennial.ledger.records import Hold, What
     from perennial.training.refresh import Refreshed
 
 
@@ -35,6 +36,19 @@ def fit_refresh(run: StageRun, *, as_of: datetime, calendar: Interval | None = N
 
     refuse_other_predictions(run.folder.spec, run.deployment.lake)
     return refresh_champion(run.folder, run.deployment, as_of=as_of, run_id=run.qualified_id, calendar=calendar)
+
+
+def confirm(run: StageRun, refreshed: Refreshed) -> Refreshed:
+    """Measure again what another process has measured.
+
+    Raises:
+        StaleDecision, TrainingError: see :func:`perennial.training.refresh.confirm_refresh`.
+    """
+    from perennial.training.refresh import confirm_refresh
+
+    if (made := promoted_before(run, refreshed.fitted.mlflow_run_id)) is not None:
+        return replace(refreshed, evaluation=made.evaluation)
+    return confirm_refresh(run.folder, run.deployment, refreshed)
 
 
 def decide_refresh(run: StageRun, refreshed: Refreshed) -> Decided:

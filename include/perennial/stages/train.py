@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval
-from perennial.stages.promote import Decided, Outcome, promote_champion, register_decided
+from perennial.stages.promote import Decided, Outcome, promote_champion, promoted_before, register_decided
 from perennial.stages.run import StageRun, declare_unusable
 
 if TYPE_CHECKING:
@@ -99,6 +99,28 @@ def decide_promotion(run: StageRun, training_set: TrainingSet, fitted: Sequence[
     chosen = choose(fitted)
     learned = narrowed(run.folder, run.deployment.lake, training_set, chosen.window)
     return register_decided(run, run.folder, learned, chosen, evaluation, decision)
+
+
+def confirm(
+    run: StageRun, training_set: TrainingSet, fitted: Sequence[Fitted], evaluation: Evaluation
+) -> tuple[TrainingSet, Evaluation]:
+    """Measure again what another process has measured.
+
+    Args:
+        run: the run.
+        training_set, fitted, evaluation: what the other process says.
+
+    Returns:
+        The training set and the evaluation to decide on.
+
+    Raises:
+        TrainingError: see :func:`perennial.training.evaluate.confirm_training`.
+    """
+    from perennial.training.evaluate import choose, confirm_training
+
+    if (made := promoted_before(run, choose(fitted).mlflow_run_id)) is not None:
+        return training_set, made.evaluation
+    return confirm_training(run.folder, run.deployment, training_set, fitted, evaluation)
 
 
 def train(run: StageRun, *, as_of: datetime, cause: str, actor: str) -> Outcome:

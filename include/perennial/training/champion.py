@@ -26,6 +26,7 @@ from perennial.features.published import is_features
 from perennial.ledger.records import VersionRecord
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
+from perennial.model.estimators import fit_estimator
 from perennial.model.labels import labels_of
 from perennial.registry.folders import (
     OwnFolder,
@@ -38,7 +39,7 @@ from perennial.registry.folders import (
 )
 from perennial.spec.folder import ModelFolder
 from perennial.spec.recipe import recipe_digest
-from perennial.training.fit import fit_estimator, rows_before
+from perennial.training.fit import rows_before
 from perennial.training.training_set import load_rows, pinned_snapshots, read_rows, window_start
 
 log = logging.getLogger(__name__)

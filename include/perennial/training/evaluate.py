@@ -1,4 +1,8 @@
-"""Measure the best candidate, the baselines and the champion on the holdout. Fit again what passes."""
+"""Measure the best candidate, the baselines and the champion on the holdout. Fit again what passes.
+
+The process that trains measures first. The process that decides measures again, and decides by its own figures
+(:func:`confirm_training`).
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,28 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+
 from perennial.core.errors import TrainingError
 from perennial.deployment import Deployment
 from perennial.evaluation import plots
 from perennial.evaluation.contest import Contest, Entrant, hold
 from perennial.evaluation.gates import decide
 from perennial.evaluation.readiness import CleanProcess
-from perennial.evidence.evaluation import Contender, Evaluation
+from perennial.evidence.evaluation import Contender, Evaluation, Refit, disputes
 from perennial.evidence.training import TrainingSet
+from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
+from perennial.model.estimators import fit_estimator
+from perennial.model.labels import labels_of
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.recipe import recipe_digest
 from perennial.training.champion import champion_entrant
-from perennial.training.refit import refit_candidate
-from perennial.training.training_set import load_rows, narrowed
+from perennial.training.fit import rows_before
+from perennial.training.refit import refit_candidate, try_refit
+from perennial.training.training_set import content_hash, count_again, load_all_rows, load_rows, narrowed
 
 
 def choose(fitted: Sequence[Fitted]) -> Fitted:
@@ -69,20 +79,10 @@ def evaluate_training(
     own = narrowed(folder, deployment.lake, training_set, chosen.window)
     with CleanProcess() as clean, tempfile.TemporaryDirectory(prefix="perennial-evaluation-") as scratch:
         rows = load_rows(folder, deployment.lake, training_set, "holdout", staging)
-        clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id))
+        clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id), registry.trusted(spec))
 
         def entrant(candidate: Fitted, role: Literal["candidate", "baseline"]) -> Entrant:
-            blank = Contender(
-                name=candidate.candidate,
-                role=role,
-                metrics={},
-                rows=rows.num_rows,
-                rows_hash=training_set.content["holdout"],
-                predictions=None,
-                mlflow_run_id=candidate.mlflow_run_id,
-                trained_on=training_set.newest(spec.training.length(candidate.window)).key,
-                recipe=recipe_digest(folder, candidate.candidate, candidate.params, candidate.window),
-            )
+            blank = blank_contender(folder, training_set, candidate, role)
             return Entrant(blank, partial(registry.load_fitted, spec, training_set, candidate))
 
         outcome = hold(
@@ -106,6 +106,95 @@ def evaluate_training(
             evaluation = replace(evaluation, refit=refit_candidate(folder, deployment, own, chosen, rows, judged))
         _log_evaluation(spec, registry, training_set, chosen, fitted, evaluation, files)
     return evaluation
+
+
+def confirm_training(
+    folder: ModelFolder,
+    deployment: Deployment,
+    training_set: TrainingSet,
+    fitted: Sequence[Fitted],
+    claimed: Evaluation,
+) -> tuple[TrainingSet, Evaluation]:
+    """Measure a training again, from the candidate's files and the pinned rows alone. It may run in another process.
+
+    What the candidate must beat is fitted anew: the baselines and the champion's recipe. So it depends on nothing that the
+    process says that trained the candidate.
+
+    Args:
+        folder: the model's folder.
+        deployment: contains the rows and the models.
+        training_set: says which rows. What it says of them is counted again.
+        fitted: all candidates of the run. Of the chosen one, the files count; of a baseline, its name and parameters.
+        claimed: what the other process has measured. Of it, the files of the refit are used.
+
+    Returns:
+        The training set, and the evaluation; :attr:`Evaluation.disputed` says where the other one differs.
+
+    Raises:
+        TrainingError: no candidate can be chosen, or the lake's rows are not the pinned rows.
+    """
+    spec, registry, chosen = folder.spec, deployment.registry, choose(fitted)
+    with CleanProcess() as clean, CleanProcess() as clean_refit:
+        training_set, parts = count_again(folder, deployment.lake, training_set)
+        window, rows = parts["window"], parts["holdout"]
+        clean.ask(spec, chosen, rows, partial(registry.fetch, chosen.model_id), registry.trusted(spec))
+        own = narrowed(folder, deployment.lake, training_set, chosen.window)
+
+        def fit_baseline(baseline: Fitted) -> LoadedModel:
+            part = training_set.newest(spec.training.length(baseline.window))
+            learned = window.slice(rows_before(window, spec.event_time, part.start))
+            takes = FeatureList.of(spec)
+            estimator = fit_estimator(folder, baseline.candidate, baseline.params, takes.frame(learned), labels_of(learned))
+            return LoadedModel(
+                baseline.candidate, None, spec.task, takes, part.key, folder.features_digest, estimator, pa.table({})
+            )  # fmt: skip
+
+        declared = {name for name, candidate in spec.candidates.items() if candidate.baseline}
+        outcome = hold(
+            Contest.on_holdout(
+                folder,
+                own,
+                rows,
+                candidate=Entrant(
+                    blank_contender(folder, training_set, chosen, "candidate"),
+                    partial(registry.load_fitted, spec, training_set, chosen),
+                ),
+                baselines=[
+                    Entrant(blank_contender(folder, training_set, one, "baseline"), partial(fit_baseline, one))
+                    for one in fitted
+                    if one.candidate in declared
+                ],
+                champion=champion_entrant(folder, deployment, training_set, chosen),
+                run_id=claimed.run_id,
+            )
+        )
+        evaluation = replace(outcome.evaluation, operation=clean.wait(outcome.model))
+        if spec.training.refit and claimed.refit is not None and decide(evaluation, spec.gates).promote:
+            interval, learned = load_all_rows(folder, deployment.lake, training_set)
+            refit = Refit(
+                claimed.refit.stored, interval.key, learned.num_rows, content_hash(learned), seconds=claimed.refit.seconds
+            )  # fmt: skip
+            judged = outcome.predictions[chosen.candidate]
+            refit = try_refit(spec, registry, own, chosen, refit, rows, judged, clean_refit)
+            evaluation = replace(evaluation, refit=refit)
+    return training_set, replace(evaluation, disputed=disputes(claimed, evaluation))
+
+
+def blank_contender(
+    folder: ModelFolder, training_set: TrainingSet, fitted: Fitted, role: Literal["candidate", "baseline"]
+) -> Contender:
+    """A fitted candidate as it takes part in a contest on the holdout, without metrics."""
+    return Contender(
+        name=fitted.candidate,
+        role=role,
+        metrics={},
+        rows=training_set.rows["holdout"],
+        rows_hash=training_set.content["holdout"],
+        predictions=None,
+        mlflow_run_id=fitted.mlflow_run_id,
+        trained_on=training_set.newest(folder.spec.training.length(fitted.window)).key,
+        recipe=recipe_digest(folder, fitted.candidate, fitted.params, fitted.window),
+    )
 
 
 def _log_evaluation(

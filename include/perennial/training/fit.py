@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -41,7 +41,7 @@ from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, Prediction
 from perennial.model.candidate import Fitted
 from perennial.model.costs import cost_function
-from perennial.model.estimators import combinations, make_estimator, show_params
+from perennial.model.estimators import combinations, fit_estimator, show_params
 from perennial.model.labels import LABEL, labels_of
 from perennial.model.probabilities import probabilities_as_json
 from perennial.registry.folders import FOLDER
@@ -365,25 +365,6 @@ def _best_trial(spec: ModelSpec, trials: Sequence[_Trial]) -> _Trial:
     return max(
         trials, key=lambda trial: sign * trial.metrics[spec.primary_metric] if spec.primary_metric in trial.metrics else -np.inf
     )
-
-
-def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
-    """Fit a candidate's estimator with given parameters.
-
-    Raises:
-        TrainingError: the estimator cannot be made, or cannot be fitted on these rows.
-    """
-    # A search of a million texts for one that is not missing takes long. Most columns have one in the first rows.
-    empty = [str(name) for name in frame.columns if not (frame[name].head(100).notna().any() or frame[name].notna().any())]
-    if empty:
-        log.warning("%s is fitted without %s: all values are missing in %s rows", name, ", ".join(empty), f"{len(frame):,}")
-    estimator = make_estimator(folder, name, params, empty=empty)
-    try:
-        return estimator.fit(frame, truth)
-    except (ValueError, TypeError) as error:
-        raise TrainingError(
-            f"{folder.spec.name}: candidate {name} cannot be fitted with {show_params(params)}: {error}"
-        ) from error
 
 
 def reference_sample(spec: ModelSpec, rows: pa.Table, older: int, unseen: Prediction) -> pa.Table:

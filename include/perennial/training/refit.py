@@ -28,10 +28,13 @@ from perennial.evidence.evaluation import Refit
 from perennial.evidence.training import TrainingSet
 from perennial.model.artifacts import FeatureList, Prediction
 from perennial.model.candidate import Fitted
+from perennial.model.estimators import fit_estimator
 from perennial.model.labels import labels_of
 from perennial.registry.runs import MAX_TAG
+from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
-from perennial.training.fit import EXAMPLE_ROWS, fit_estimator, reference_sample, rows_before
+from perennial.spec.model import ModelSpec
+from perennial.training.fit import EXAMPLE_ROWS, reference_sample, rows_before
 from perennial.training.training_set import content_hash, load_all_rows
 
 log = logging.getLogger(__name__)
@@ -84,20 +87,8 @@ def refit_candidate(
             params=chosen.params,
             name=f"{spec.name}_refit",
         )
-        serving = replace(chosen, model_id=stored.model_id, manifest=stored.manifest)
-        clean.ask(spec, serving, holdout, partial(registry.fetch, stored.model_id))
-        model = registry.load_fitted(spec, training_set, serving)
-        predicted = model.predict(holdout)
-        refit = Refit(
-            stored=stored,
-            interval=interval.key,
-            rows=rows.num_rows,
-            content=content_hash(rows),
-            agreement=agreement(spec.task, judged, predicted),
-            digest=predicted.digest,
-            operation=clean.wait(model),
-            seconds=round(seconds, 3),
-        )
+        refit = Refit(stored, interval.key, rows.num_rows, content_hash(rows), seconds=round(seconds, 3))
+        refit = try_refit(spec, registry, training_set, chosen, refit, holdout, judged, clean)
     run.log_rows(
         "all rows up to the end of the holdout",
         refit.content,
@@ -113,6 +104,40 @@ def refit_candidate(
     )
     log.info("%s was fitted again on %s rows of %s, in %.1f s", chosen.candidate, f"{refit.rows:,}", interval, seconds)
     return refit
+
+
+def try_refit(
+    spec: ModelSpec,
+    registry: Registry,
+    training_set: TrainingSet,
+    chosen: Fitted,
+    refit: Refit,
+    holdout: pa.Table,
+    judged: Prediction,
+    clean: CleanProcess,
+) -> Refit:
+    """How a refit works in a clean process, and how far it agrees with the candidate on the holdout.
+
+    Args:
+        spec: of the model.
+        registry: contains its files.
+        training_set: the rows that the candidate was fitted on and judged on.
+        chosen: the candidate.
+        refit: what is known of it; the rest is filled in.
+        holdout: the n rows of the holdout.
+        judged: the candidate's n predictions for them.
+        clean: nothing was asked of it yet.
+    """
+    serving = replace(chosen, model_id=refit.stored.model_id, manifest=refit.stored.manifest)
+    clean.ask(spec, serving, holdout, partial(registry.fetch, refit.stored.model_id), registry.trusted(spec))
+    model = registry.load_fitted(spec, training_set, serving)
+    predicted = model.predict(holdout)
+    return replace(
+        refit,
+        agreement=agreement(spec.task, judged, predicted),
+        digest=predicted.digest,
+        operation=clean.wait(model),
+    )
 
 
 def _key(training_set: TrainingSet) -> str:

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from perennial.core.errors import NothingToRefresh, PerennialError, TrainingError
+from perennial.core.errors import NothingToRefresh, PerennialError, StaleDecision, TrainingError
 from perennial.core.intervals import Interval, utc
 from perennial.deployment import Deployment
 from perennial.evaluation import plots
@@ -37,7 +37,7 @@ from perennial.evaluation.contest import Contest, ContestResult, Entrant
 from perennial.evaluation.metrics import evaluate_metric
 from perennial.evaluation.readiness import CleanProcess
 from perennial.evaluation.refreshed import LOOK_BACK, Stretch, measure_refresh, roll
-from perennial.evidence.evaluation import Contender, Evaluation, Refit, RollingEvidence
+from perennial.evidence.evaluation import Contender, Evaluation, Refit, RollingEvidence, disputes
 from perennial.evidence.training import TrainingSet
 from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.maturity import mature_until
@@ -46,6 +46,7 @@ from perennial.ledger.succession import lineage
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
 from perennial.model.costs import CostFunction, cost_function
+from perennial.model.estimators import fit_estimator
 from perennial.model.labels import count_classes, labels_of
 from perennial.registry.folders import OwnFolder, changed_label, open_folder, own_features, own_folder
 from perennial.registry.runs import KEY
@@ -56,7 +57,6 @@ from perennial.training.fit import (
     EXAMPLE_ROWS,
     code_state,
     draw_importance,
-    fit_estimator,
     log_folder,
     provenance,
     reference_sample,
@@ -162,7 +162,7 @@ def refresh_champion(
         TrainingError: there are too few rows, or the recipe cannot be fitted.
         VersionUnusable: what the champion's recipe needs is gone.
     """
-    spec, registry, ledger = folder.spec, deployment.registry, deployment.ledger
+    spec, registry = folder.spec, deployment.registry
     registry.check_name(spec.name)
     record = _champion(folder, deployment)
     own = own_folder(registry, record.version, folder)
@@ -171,57 +171,146 @@ def refresh_champion(
             f"{spec.name} is not refreshed: {told}. Train a version for the present label: {spec.name}.train"
         )
     with open_folder(record, folder, registry, []) as recipe, CleanProcess() as clean:
-        judge = folder if own.is_current else recipe
         end = mature_until(utc(as_of), delay_of_labels(folder, deployment, utc(as_of)))
-        period = PERIODS["month" if spec.schedules.refresh == "month" else "week"]
-        newest = _newest(spec, record, end, period)
-        references = [record, *_refused(ledger.versions(spec.name), record, newest.start)]
+        newest = _newest(spec, record, end, _period(spec))
         rows, snapshots, withheld = _read(own, recipe, deployment, newest, utc(as_of), run_id)
-        load = cache(partial(registry.load, spec.name, spec=spec))  # the champion takes part in both comparisons
-        before = _best(spec, load, references, rows.unseen, cost_function(judge))
+        match = _match(own, recipe, deployment, rows)
+        before = match.before
         training_set = _training_set(
             recipe, deployment, own, rows, snapshots, withheld, before, as_of=utc(as_of), run_id=run_id,
             calendar=calendar,
         )  # fmt: skip
         fitted, refit = _fit(recipe, deployment, record, training_set, rows, before, run_id)
-        serving = replace(fitted, model_id=refit.stored.model_id, manifest=refit.stored.manifest)
-        clean.ask(recipe.spec, serving, rows.unseen, partial(registry.fetch, refit.stored.model_id))
-        refreshed = registry.load_fitted(recipe.spec, training_set, serving)
-        result = measure_refresh(
-            Contest(
-                folder=judge,
-                interval=newest,
-                rows=rows.unseen,
-                rows_hash=training_set.content["holdout"],
-                entities=training_set.entities["holdout"],
-                as_of=training_set.as_of,
-                training_classes=training_set.classes["window"],
-                training_coverage=training_set.label_coverage("window"),
-                candidate=_entrant(before, training_set, fitted, rows.unseen.num_rows),
-                baselines=[],
-                champion=None,
-                run_id=run_id,
-                without_values=training_set.without_values,
-            ),
-            champion=record.version,
-            reference=before.record.version,
-            refreshed=refreshed,
-            refit=refit,
-            rolling=_rolling(judge, deployment, load, rows, period),
-        )
-        evaluation = result.evaluation
-        assert evaluation.refit is not None  # measure_refresh fills it in
-        refit = replace(evaluation.refit, operation=clean.wait(refreshed))
-        # The champion stays in force until the decision, so the decision is made against it.
-        champion = replace(evaluation.candidate, role="champion", version=record.version)
-        if before.record.version != record.version:
-            champion = replace(
-                champion, metrics={}, predictions=None, intervals={}, trained_on=record.learned_from,
-                error=f"version {before.record.version}, a later refresh, is better on these rows",
-            )  # fmt: skip
-        evaluation = replace(evaluation, refit=refit, champion=champion)
-        _log(recipe, deployment, fitted, replace(result, evaluation=evaluation), before, rows.unseen)
-    return Refreshed(training_set, fitted, evaluation)
+        result = _measure(match, deployment, training_set, fitted, refit, clean)
+        _log(recipe, deployment, fitted, result, before, rows.unseen)
+    return Refreshed(training_set, fitted, result.evaluation)
+
+
+def confirm_refresh(folder: ModelFolder, deployment: Deployment, claimed: Refreshed) -> Refreshed:
+    """Measure a refresh again, from its files and its pinned rows alone. It may run in another process than the fit.
+
+    Args:
+        folder: the model's folder as it is now.
+        deployment: contains the rows and the models.
+        claimed: what the process that fitted it says. Only which files and which rows it names is taken over.
+
+    Returns:
+        The refresh with the measurements of this process; :attr:`Evaluation.disputed` says where the others differ.
+
+    Raises:
+        StaleDecision: another version than the one that was refreshed is champion now.
+        TrainingError: the lake's rows are not the pinned rows.
+    """
+    spec, registry, said = folder.spec, deployment.registry, claimed.evaluation
+    record = _champion(folder, deployment)
+    if said.refresh is None or said.refit is None or said.refresh.champion != record.version:
+        raise StaleDecision(f"{spec.name}: the champion is version {record.version}, and that is not what was refreshed")
+    own = own_folder(registry, record.version, folder)
+    with open_folder(record, folder, registry, []) as recipe, CleanProcess() as clean:
+        training_set, training = claimed.training_set, record.training
+        newest, window, as_of = training_set.interval("holdout"), training_set.interval("window"), utc(training_set.as_of)
+        if newest.end > as_of or newest.start < _learned_until(record):
+            raise TrainingError(f"{spec.name} version {record.version} has learned from a part of {newest}, or it is not over")
+        whole = Interval(min(window.start, newest.start), newest.end)
+        withheld = training_set.withheld_intervals
+        rows = _rows(recipe, deployment, training_set.snapshots, whole, newest, as_of, withheld)
+        counted = _counted(recipe.spec, rows)
+        if counted["content"] != training_set.content:
+            raise TrainingError(
+                f"{spec.name}: the rows of {whole} are not those that run {training_set.run_id} says it has pinned"
+            )
+        training_set = replace(training_set, **counted)
+        match = _match(own, recipe, deployment, rows)
+        before = match.before
+        fitted = replace(
+            claimed.fitted, candidate=training.candidate, params=training.params, metrics=training.validation,
+            model_id=before.record.served.model_id, manifest=before.record.served.manifest, window=training.chosen_window,
+        )  # fmt: skip
+        content = content_hash(rows.all)
+        refit = Refit(said.refit.stored, whole.key, rows.all.num_rows, content, seconds=said.refit.seconds)
+        evaluation = _measure(match, deployment, training_set, fitted, refit, clean).evaluation
+    # If another refresh was refused meanwhile, the two may have measured other models.
+    disputed = disputes(said, evaluation) if said.refresh.reference == before.record.version else []
+    return Refreshed(training_set, fitted, replace(evaluation, disputed=disputed))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What takes part in the measurements of a refresh, besides the refreshed model.
+
+    Attributes:
+        judge: the folder whose gates and costs count.
+        recipe: the folder that the champion was made with.
+        record: the champion.
+        rows: the rows.
+        before: the model before the refresh.
+        load: loads the model that a version serves; each once.
+    """
+
+    judge: ModelFolder
+    recipe: ModelFolder
+    record: VersionRecord
+    rows: _Rows
+    before: _Before
+    load: _Load
+
+
+def _match(own: OwnFolder, recipe: ModelFolder, deployment: Deployment, rows: _Rows) -> _Match:
+    spec, record = own.current.spec, own.record
+    judge = own.current if own.is_current else recipe
+    references = [record, *_refused(deployment.ledger.versions(spec.name), record, rows.newest.start)]
+    load = cache(partial(deployment.registry.load, spec.name, spec=spec))  # the champion takes part in both comparisons
+    before = _best(spec, load, references, rows.unseen, cost_function(judge))
+    return _Match(judge, recipe, record, rows, before, load)
+
+
+def _measure(
+    match: _Match, deployment: Deployment, training_set: TrainingSet, fitted: Fitted, refit: Refit, clean: CleanProcess
+) -> ContestResult:
+    """Measure the refreshed model, the model before it, and earlier refreshes."""
+    registry, recipe, record, rows, before = deployment.registry, match.recipe, match.record, match.rows, match.before
+    serving = replace(fitted, model_id=refit.stored.model_id, manifest=refit.stored.manifest)
+    fetch = partial(registry.fetch, refit.stored.model_id)
+    clean.ask(recipe.spec, serving, rows.unseen, fetch, registry.trusted(recipe.spec))
+    refreshed = registry.load_fitted(recipe.spec, training_set, serving)
+    result = measure_refresh(
+        Contest(
+            folder=match.judge,
+            interval=rows.newest,
+            rows=rows.unseen,
+            rows_hash=training_set.content["holdout"],
+            entities=training_set.entities["holdout"],
+            as_of=training_set.as_of,
+            training_classes=training_set.classes["window"],
+            training_coverage=training_set.label_coverage("window"),
+            candidate=_entrant(before, training_set, fitted, rows.unseen.num_rows),
+            baselines=[],
+            champion=None,
+            run_id=training_set.run_id,
+            without_values=training_set.without_values,
+        ),
+        champion=record.version,
+        reference=before.record.version,
+        refreshed=refreshed,
+        refit=refit,
+        rolling=_rolling(match.judge, deployment, match.load, rows),
+    )
+    evaluation = result.evaluation
+    assert evaluation.refit is not None  # measure_refresh fills it in
+    refit = replace(evaluation.refit, operation=clean.wait(refreshed))
+    # The champion stays in force until the decision, so the decision is made against it.
+    champion = replace(evaluation.candidate, role="champion", version=record.version)
+    if before.record.version != record.version:
+        champion = replace(
+            champion, metrics={}, predictions=None, intervals={}, trained_on=record.learned_from,
+            error=f"version {before.record.version}, a later refresh, is better on these rows",
+        )  # fmt: skip
+    evaluation = replace(evaluation, refit=refit, champion=champion)
+    return replace(result, evaluation=evaluation)
+
+
+def _period(spec: ModelSpec) -> timedelta:
+    return PERIODS["month" if spec.schedules.refresh == "month" else "week"]
 
 
 # --- who is refreshed, and what it is compared with ------------------------------------------------------------------
@@ -333,14 +422,40 @@ def _read(
     snapshots = pinned_snapshots(recipe, ledger, own.dataset)
     # What is judged now is not left out because an earlier attempt has refused it.
     withheld = [part for part in ledger.withheld(spec.name) if part.overlaps(whole) and not part.overlaps(newest)]
+    return _rows(recipe, deployment, snapshots, whole, newest, as_of, withheld), snapshots, withheld
+
+
+def _rows(
+    recipe: ModelFolder,
+    deployment: Deployment,
+    snapshots: Mapping[str, int],
+    whole: Interval,
+    newest: Interval,
+    as_of: datetime,
+    withheld: Sequence[Interval],
+) -> _Rows:
     older_part = Interval(whole.start, newest.start) if whole.start < newest.start else None
-    read = partial(read_rows, recipe, lake, snapshots, labels_known_by=as_of, withheld=withheld)
+    read = partial(read_rows, recipe, deployment.lake, snapshots, labels_known_by=as_of, withheld=withheld)
     unseen, fresh = read(newest)
     older, known = read(older_part) if older_part is not None else (unseen.slice(0, 0), 0)
     labelled = {"window": older.num_rows, "holdout": unseen.num_rows}
-    older = older.slice(max(0, sum(labelled.values()) - spec.training.max_rows))
+    older = older.slice(max(0, sum(labelled.values()) - recipe.spec.training.max_rows))
     rows = pa.concat_tables([older, unseen]).combine_chunks()
-    return _Rows(whole, newest, rows, older.num_rows, labelled, {"window": known, "holdout": fresh}), snapshots, withheld
+    return _Rows(whole, newest, rows, older.num_rows, labelled, {"window": known, "holdout": fresh})
+
+
+def _counted(spec: ModelSpec, rows: _Rows) -> dict[str, Any]:
+    """What a training set says of its rows."""
+    parts = {"window": rows.all.slice(0, rows.older), "holdout": rows.unseen}
+    return {
+        "rows": {part: table.num_rows for part, table in parts.items()},
+        "labelled": rows.labelled,
+        "entities": rows.entities,
+        "classes": {part: count_classes(spec, table) for part, table in parts.items()},
+        "content": {part: content_hash(table) for part, table in parts.items()},
+        "without_values": features_without_values(spec, parts["window"]),
+        "mean_label": mean_label(spec, parts["window"]),
+    }
 
 
 def _training_set(
@@ -358,7 +473,6 @@ def _training_set(
 ) -> TrainingSet:
     spec = recipe.spec
     gaps = missing_days(own.current.spec, deployment.ledger, rows.whole, calendar)
-    parts = {"window": rows.all.slice(0, rows.older), "holdout": rows.unseen}
     if rows.all.num_rows < spec.training.min_rows:
         raise TrainingError(
             f"{spec.name}: {rows.whole} has {rows.all.num_rows:,} labelled rows, but training.min_rows is "
@@ -375,18 +489,12 @@ def _training_set(
         pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
         folder_digest=recipe.digest,
         features_digest=recipe.features_digest,
-        rows={part: table.num_rows for part, table in parts.items()},
-        labelled=rows.labelled,
-        entities=rows.entities,
-        classes={part: count_classes(spec, table) for part, table in parts.items()},
-        content={part: content_hash(table) for part, table in parts.items()},
         label_delay=(as_of - rows.newest.end).days,
         delay_measured=spec.label.delay is None,
         newest_label=newest_label.isoformat() if newest_label else "",
         missing=[gap.key for gap in gaps],
-        without_values=features_without_values(spec, parts["window"]),
-        mean_label=mean_label(spec, parts["window"]),
         withheld=[part.key for part in withheld],
+        **_counted(spec, rows),
     )
     deployment.lake.pin(spec.name, snapshots, training_set.pin)
     log.info(
@@ -510,11 +618,9 @@ def _log(
 # --- earlier refreshes -----------------------------------------------------------------------------------------------
 
 
-def _rolling(
-    folder: ModelFolder, deployment: Deployment, load: _Load, rows: _Rows, period: timedelta
-) -> RollingEvidence | None:
+def _rolling(folder: ModelFolder, deployment: Deployment, load: _Load, rows: _Rows) -> RollingEvidence | None:
     """Compare the refreshes of the last stretches with the version before them. Each had not learned from its stretch."""
-    spec, ledger = folder.spec, deployment.ledger
+    spec, ledger, period = folder.spec, deployment.ledger, _period(folder.spec)
     records = {record.version: record for record in ledger.versions(spec.name)}
     line = [records[version] for version in lineage(ledger.promotions(spec.name)) if version in records]
     # A champion that was replaced is no refresh: its successor was judged against it.

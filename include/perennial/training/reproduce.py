@@ -28,10 +28,11 @@ from perennial.lake.publish import Lake
 from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel, Prediction
+from perennial.model.estimators import fit_estimator
 from perennial.model.labels import labels_of
 from perennial.registry.folders import open_folder
 from perennial.spec.folder import ModelFolder
-from perennial.training.fit import code_state, fit_estimator
+from perennial.training.fit import code_state
 from perennial.training.training_set import content_hash, load_all_rows, load_rows
 
 

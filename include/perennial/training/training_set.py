@@ -210,6 +210,40 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
     return rows
 
 
+def count_again(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> tuple[TrainingSet, dict[Part, pa.Table]]:
+    """Read the pinned rows from the lake, and count what a training set says of them, whatever it said before.
+
+    Returns:
+        The training set, and the rows of window and holdout as :func:`load_rows` gives them.
+
+    Raises:
+        TrainingError: the lake's rows are not the pinned rows.
+    """
+    spec, used = folder.spec, dict[Part, pa.Table]()
+    labelled: dict[str, int] = {}
+    entities: dict[str, int] = {}
+    known: dict[Part, datetime] = {"window": training_set.interval("holdout").start, "holdout": utc(training_set.as_of)}
+    for part, known_by in known.items():
+        rows, entities[part] = read_rows(
+            folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by,
+            withheld=training_set.withheld_intervals,
+        )  # fmt: skip
+        labelled[part], used[part] = rows.num_rows, _newest(spec, rows, part)
+        if content_hash(used[part]) != training_set.content[part]:
+            raise TrainingError(f"{spec.name}: the rows of {training_set.interval(part)} are not those that run "
+                                f"{training_set.run_id} says it has pinned")  # fmt: skip
+    counted = replace(
+        training_set,
+        rows={part: rows.num_rows for part, rows in used.items()},
+        labelled=labelled,
+        entities=entities,
+        classes={part: count_classes(spec, rows) for part, rows in used.items()},
+        without_values=features_without_values(spec, used["window"]),
+        mean_label=mean_label(spec, used["window"]),
+    )
+    return counted, used
+
+
 def load_all_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> tuple[Interval, pa.Table]:
     """What a refit learns from: all labelled rows from the window's beginning to the holdout's end, as known at the as-of time.
 

@@ -31,7 +31,7 @@ from perennial.core.errors import PerennialError, SettingsError, SpecError, Stac
 from perennial.core.intervals import Interval, merged
 from perennial.core.settings import Settings
 from perennial.ledger.coverage import Waiting, label_delay
-from perennial.ledger.records import Overview, Publication
+from perennial.ledger.records import Overview, Publication, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import THRESHOLDS_FILE, model_folders, read_model
 from perennial.spec.model import ModelSpec
@@ -81,6 +81,9 @@ _AGAIN = 100
 
 #: Publications per query.
 _PAGE = 1000
+
+#: Most versions of a model that are looked through for its newest training and its newest refresh.
+_LOOKED_BACK = 60
 
 #: Most runs whose tasks are read in one look, with one call each; and the age from which an open run's tasks are read.
 _LOOKED_INTO = 20
@@ -155,6 +158,7 @@ class Watchdog:
         self._airflow = _Airflow(AirflowApi(given.airflow_url, USER, given.password, patience=20))
         self._folders = _Folders(settings.models)
         self._past = _Past()
+        self._versions = _Versions()
         self._since: dict[str, datetime] = {}
         self._told: set[str] = set()
         self._ledger_lost_at: datetime | None = None
@@ -207,7 +211,10 @@ class Watchdog:
             backlog = self._backlog(now)
             known = Known(
                 now=now,
-                models={name: self._past.state(spec, overview) for name, spec in specs.items()},
+                models={
+                    name: self._past.state(spec, overview, self._versions.read(self._ledger, spec, overview))
+                    for name, spec in specs.items()
+                },
                 airflow=airflow,
                 silence=self._airflow.silence,
                 paused=self._airflow.paused,
@@ -416,6 +423,32 @@ class _Airflow:
         return "awaiting_input" in states and not states & {"running", "queued", "scheduled"}
 
 
+class _Versions:
+    """When each model was last trained, and when it was last refreshed. Each version is read once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, Mapping[bool, datetime]]] = {}
+
+    def read(self, ledger: Ledger, spec: ModelSpec, overview: Overview) -> Mapping[bool, datetime]:
+        """When the newest refresh was registered (True), and the newest version that is none (False).
+
+        The overview has the newest version alone, and with refreshes that is mostly one of them.
+        """
+        versions = overview.versions.get(spec.name, {})
+        newest = max(versions, default=0)
+        seen, before = self._seen.get(spec.name, (0, {}))
+        wanted = 2 if spec.refreshes else 1
+        found: dict[bool, datetime] = {}
+        for number in range(newest, max(seen, newest - _LOOKED_BACK), -1):
+            record: VersionRecord | None = versions.get(number) or ledger.version(spec.name, number)
+            if record is not None:
+                found.setdefault(record.is_refresh, record.created_at)
+            if len(found) == wanted and False in found:
+                break
+        self._seen[spec.name] = newest, {**before, **found}
+        return self._seen[spec.name][1]
+
+
 class _Past:
     """All publications: the newest ones of each dataset, and totals of all.
 
@@ -467,8 +500,8 @@ class _Past:
             newest.sort(key=lambda published: published.interval.end)
             del newest[:-_KEPT]
 
-    def state(self, spec: ModelSpec, overview: Overview) -> ModelState:
-        """A model's state in the ledger."""
+    def state(self, spec: ModelSpec, overview: Overview, made_at: Mapping[bool, datetime]) -> ModelState:
+        """A model's state in the ledger; ``made_at`` is that of :class:`_Versions`."""
         name = spec.name
         made, versions = overview.champions.get(name), overview.versions.get(name, {})
         verdicts, measured = overview.verdicts.get(name, []), overview.performances.get(name, [])
@@ -503,5 +536,7 @@ class _Past:
             champion=champion,
             judged_until=max((verdict.interval.end for verdict in verdicts), default=None),
             measured_until=max((window.interval.end for window in measured), default=None),
-            tried_at=max((one.created_at for one in versions.values() if not one.is_refresh), default=None),
+            tried_at=made_at.get(False),
+            refreshed_at=made_at.get(True),
+            refreshes_stopped=any(hold.what == "refreshes" for hold in overview.holds.get(name, ())),
         )

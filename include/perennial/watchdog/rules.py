@@ -48,8 +48,8 @@ STRANDED = timedelta(hours=1)
 #: A stage starts within minutes of what it waits for. Scoring or monitoring a window may take this long.
 STAGE = timedelta(hours=3)
 
-#: The stages that wait for each other. If one of them is on, the others should be on.
-_CHAIN = ("ingest", "train", "score", "monitor")
+#: The stages that a model lives by, as far as it has them. If one of them is on, the others should be on.
+_CHAIN = ("ingest", "train", "refresh", "score", "monitor")
 
 
 # --- what is known ---------------------------------------------------------------------------------------------------
@@ -108,6 +108,8 @@ class ModelState:
         judged_until: end of the newest window with a drift verdict.
         measured_until: end of the newest window with a measured performance.
         tried_at: when the newest version was registered that is no refresh.
+        refreshed_at: when the newest refresh was registered.
+        refreshes_stopped: whether refreshes have stopped, until a person or a replacement ends that.
     """
 
     spec: ModelSpec
@@ -124,6 +126,8 @@ class ModelState:
     judged_until: datetime | None = None
     measured_until: datetime | None = None
     tried_at: datetime | None = None
+    refreshed_at: datetime | None = None
+    refreshes_stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -318,7 +322,8 @@ def _folders(known: Known) -> Iterator[Finding]:
 
 def _paused(known: Known) -> Iterator[Finding]:
     for name in sorted(known.models):
-        stages = {stage: (known.paused or {}).get(f"{name}.{stage}") for stage in _CHAIN}
+        chain = [stage for stage in _CHAIN if stage != "refresh" or known.models[name].spec.refreshes]
+        stages = {stage: (known.paused or {}).get(f"{name}.{stage}") for stage in chain}
         off = [stage for stage, paused in stages.items() if paused]
         if off and not all(paused is not False for paused in stages.values()):
             yield Finding(f"paused/{name}", of_operation.paused(name, stages=off), HAND)
@@ -398,7 +403,13 @@ def expected(cron: str, moment: datetime) -> tuple[datetime, Interval] | None:
 def _models(known: Known) -> Iterator[Finding]:
     for name, state in sorted(known.models.items()):
         on = {stage for stage in _CHAIN if (known.paused or {}).get(f"{name}.{stage}") is False}
-        for stage, find in (("ingest", _silent), ("score", _unscored), ("monitor", _unmonitored), ("train", _untrained)):
+        for stage, find in (
+            ("ingest", _silent),
+            ("score", _unscored),
+            ("monitor", _unmonitored),
+            ("train", _untrained),
+            ("refresh", _unrefreshed),
+        ):
             if stage in on:
                 yield from find(name, state, known.now)
         if "ingest" in on:
@@ -529,15 +540,41 @@ def _untrained(name: str, state: ModelState, now: datetime) -> Iterator[Finding]
     # Before the first version, a person starts the training when there is enough history.
     if state.spec.schedules.train == "never" or state.tried_at is None:
         return
-    schedules = state.spec.schedules
-    window = _newest_settled(state.features, schedules.train, schedules.grace)
-    # A training that had too few days has failed, and that is told.
-    if window is None or sum(_covers(state.features, day) for day in window.days()) < schedules.days_needed(window):
-        return
-    complete = _settled_at(state.features, window, schedules.grace)
+    window = _newest_learnable(state, state.spec.schedules.train)
     asked = state.spec.approval.within if state.spec.promotion == "approval" else timedelta()
-    if state.tried_at < complete and now - complete > timedelta(days=1) + asked:
+    if window is not None and _unused_since(state, window, state.tried_at, now, asked):
         yield Finding(f"models/{name}/untrained", of_operation.untrained(name, window, tried_at=state.tried_at))
+
+
+def _unrefreshed(name: str, state: ModelState, now: datetime) -> Iterator[Finding]:
+    champion = state.champion
+    if not state.spec.refreshes or champion is None or state.refreshes_stopped:
+        return
+    window = _newest_learnable(state, state.spec.schedules.refresh)
+    # A champion that has learned from these rows already needs no refresh.
+    if window is None or champion.trained_until is None or window.end - champion.trained_until < timedelta(days=1):
+        return
+    asked = state.spec.approval.within if state.spec.asks_for_refreshes else timedelta()
+    if _unused_since(state, window, state.refreshed_at, now, asked):
+        yield Finding(f"models/{name}/unrefreshed", of_operation.unrefreshed(name, window, version=champion.version))
+
+
+def _newest_learnable(state: ModelState, every: str) -> Interval | None:
+    """The newest week or month that a scheduled training or refresh should have learned from.
+
+    One with too few days is none: then the run has failed, and that is told.
+    """
+    schedules = state.spec.schedules
+    window = _newest_settled(state.features, every, schedules.grace)
+    if window is None or sum(_covers(state.features, day) for day in window.days()) < schedules.days_needed(window):
+        return None
+    return window
+
+
+def _unused_since(state: ModelState, window: Interval, used_at: datetime | None, now: datetime, asked: timedelta) -> bool:
+    """Whether nothing was made of a window in the day since it was there, and in the time that a person may be asked."""
+    complete = _settled_at(state.features, window, state.spec.schedules.grace)
+    return (used_at is None or used_at < complete) and now - complete > timedelta(days=1) + asked
 
 
 def _stale(name: str, state: ModelState) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ EXEMPT = {
     "__init__.py": "settles libraries, before any module of Perennial can import one",
     "cli/__main__.py": "is run as a program, and never imported",
     "ledger/migrations/env.py": "Alembic executes it for each migration, and nothing else imports it",
+    "orchestration/pulse.py": "Celery's workers can be told of modules to import, not of functions to call",
     "orchestration/warm.py": "Celery's workers can be told of modules to import, not of functions to call",
 }
 

@@ -89,7 +89,11 @@ def test_a_reference_is_drawn_in_blocks() -> None:
 
 def test_where_a_window_lies_is_as_the_schedules_say(world: World) -> None:
     spec = world.folder.spec
-    assert Geometry.of(spec) == Geometry(window=7, reference=25, unseen=5, gap=(0, 7))
+    assert Geometry.of(spec) == Geometry(window=7, reference=25, unseen=7, gap=(0, 7))
+    never = spec.model_copy(update={"schedules": spec.schedules.model_copy(update={"refresh": "never"})})
+    assert Geometry.of(never) == Geometry(window=7, reference=25, unseen=5, gap=(0, 7))
+    monthly = spec.model_copy(update={"schedules": spec.schedules.model_copy(update={"refresh": "month"})})
+    assert Geometry.of(monthly) == Geometry(window=7, reference=25, unseen=28, gap=(0, 31))
     # A version that serves what was judged has learned from nothing in its holdout.
     judged = spec.training.model_copy(update={"refit": False})
     assert Geometry.of(spec.model_copy(update={"training": judged})) == Geometry(window=7, reference=20, unseen=5, gap=(5, 12))

@@ -33,17 +33,11 @@ def rows(n: int = 120) -> pa.Table:
     return pa.Table.from_pandas(synthetic.make_rows(2).head(n)[["x", "noise", "kind", "visit"]], preserve_index=False)
 
 
-def started() -> psutil.Process:
-    """The clean process that this one has started."""
-    [process] = [child for child in psutil.Process().children() if "perennial.evaluation.readiness" in child.cmdline()]
-    return process
-
-
 def test_it_loads_answers_and_is_timed(deployment: tuple[Registry, ModelFolder, Fitted]) -> None:
     registry, folder, fitted = deployment
     training_set = synthetic.training_set_of(folder)
     with CleanProcess() as clean:
-        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, fitted.model_id))
+        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, fitted.model_id), registry.trusted(folder.spec))
         model = registry.load_fitted(folder.spec, training_set, fitted)
         found = clean.wait(model)
     assert found.problem is None
@@ -61,7 +55,9 @@ def test_other_answers_than_here_and_a_changed_artifact_are_told(deployment: tup
     forged = replace(fitted, manifest={**fitted.manifest, "model.skops": "0" * 64})
     with CleanProcess() as clean, CleanProcess() as of_forged:
         for process, candidate in ((clean, fitted), (of_forged, forged)):
-            process.ask(folder.spec, candidate, rows(), partial(registry.fetch, candidate.model_id))
+            process.ask(
+                folder.spec, candidate, rows(), partial(registry.fetch, candidate.model_id), registry.trusted(folder.spec)
+            )
         model = registry.load_fitted(folder.spec, training_set, fitted)
 
         class Other:
@@ -82,23 +78,22 @@ def test_a_process_that_dies_and_a_holdout_without_rows_are_told(
     registry, folder, fitted = deployment
     fetch = partial(registry.fetch, fitted.model_id)
     with CleanProcess() as clean:
-        process = started()
-        process.kill()
-        clean.ask(folder.spec, fitted, rows(), fetch)
+        psutil.Process(clean.pid).kill()
+        clean.ask(folder.spec, fitted, rows(), fetch, registry.trusted(folder.spec))
         assert "ended with status -9" in (clean.wait(None).problem or "")
     with CleanProcess() as clean:
-        clean.ask(folder.spec, fitted, rows(0), fetch)
+        clean.ask(folder.spec, fitted, rows(0), fetch, registry.trusted(folder.spec))
         assert "no row" in (clean.wait(None).problem or "")
 
 
 def test_a_candidate_that_cannot_be_fetched_is_told(deployment: tuple[Registry, ModelFolder, Fitted]) -> None:
     registry, folder, fitted = deployment
     with CleanProcess() as clean:
-        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, "m-gone"))
+        clean.ask(folder.spec, fitted, rows(), partial(registry.fetch, "m-gone"), registry.trusted(folder.spec))
         assert "m-gone" in (clean.wait(None).problem or "")
 
 
 def test_the_process_is_gone_when_its_caller_has_nothing_to_ask() -> None:
-    with CleanProcess():
-        process = started()
+    with CleanProcess() as clean:
+        process = psutil.Process(clean.pid)
     assert not process.is_running()

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.core.errors import SourceError
+from perennial.core.files import open_below
 from perennial.core.intervals import Interval
 from perennial.ingestion import casting, files, landing
 from perennial.ingestion.files import BOMB_RATIO
@@ -172,11 +173,60 @@ def test_what_is_no_regular_file_is_rejected_without_waiting(make: Callable[[Pat
     rejects(tmp_path, f"{FILE}: this is a {kind}, not a regular file")
 
 
-def test_a_device_is_rejected(tmp_path: Path) -> None:
-    device = tmp_path / "endless.csv"
-    device.symlink_to("/dev/zero")
+def test_a_link_to_a_device_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "data" / "trips").mkdir(parents=True)
+    (tmp_path / "data" / FILE).symlink_to("/dev/zero")
 
-    rejects(tmp_path, "endless.csv: this is a device, not a regular file", source={"files": f"file://{device}"})
+    rejects(tmp_path, f"{FILE}: it leads out of the data folder")
+
+
+def test_a_pattern_does_not_match_through_a_link_out_of_the_data_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "inner").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "inner" / "secret.csv").write_text(HEADER + row())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+
+    for pattern in ("*/inner/*.csv", "linked/inner/*.csv", "linked/*/secret.csv"):
+        rejects(tmp_path, "linked/inner/secret.csv: it leads out of the data folder", source={"files": pattern})
+
+
+def test_a_link_through_another_link_out_of_the_data_folder_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text(HEADER + row())
+    write(tmp_path, "", "trips/other")
+    (tmp_path / "data" / "hop").symlink_to("..")
+    (tmp_path / "data" / FILE).symlink_to("../hop/secret.csv")
+
+    rejects(tmp_path, f"{FILE}: it leads out of the data folder")
+
+
+@pytest.mark.parametrize("swap", ["file", "folder"])
+def test_a_link_that_replaces_the_file_after_it_was_looked_at_is_not_followed(
+    swap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "elsewhere" / "2013-04-01.csv"
+    secret.parent.mkdir()
+    secret.write_text(HEADER + row("secret"))
+    file = write(tmp_path, HEADER + row())
+
+    def swap_and_open(root: Path, parts: Any) -> int:
+        if swap == "file":
+            file.unlink()
+            file.symlink_to(secret)
+        else:
+            file.parent.rename(tmp_path / "aside")
+            file.parent.symlink_to(secret.parent)
+        return open_below(root, parts)
+
+    monkeypatch.setattr(files, "open_below", swap_and_open)
+
+    rejects(tmp_path, f"{FILE}: cannot be read: ")
+
+
+def test_a_data_folder_that_is_a_link_itself_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "mounted", HEADER + row())
+    (tmp_path / "data").symlink_to(tmp_path / "mounted" / "data")
+
+    assert ingest(trips(tmp_path), tmp_path).published == [GOOD]
 
 
 def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +285,7 @@ def memory() -> Iterator[Any]:
     system.pseudo_dirs[:] = [""]
 
 
-def test_any_fsspec_address_is_read(tmp_path: Path, memory: Any) -> None:
+def test_a_file_of_a_store_is_read(tmp_path: Path, memory: Any) -> None:
     memory.pipe("/bucket/2013-04-01.csv", (HEADER + row()).encode())
     memory.pipe("/bucket/2013-04-02.csv", (HEADER + row("b", at(6, 2))).encode())
 
@@ -284,9 +334,9 @@ def test_a_remote_file_that_changes_while_it_is_read_is_rejected(
 
 def test_an_address_without_its_file_system_is_rejected_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as raised:
-        ingest(trips(tmp_path, source={"files": "nosuch://user:secret@host/%Y.csv"}), tmp_path)
+        ingest(trips(tmp_path, source={"files": "oci://user:secret@host/%Y.csv"}), tmp_path)
 
-    assert "nosuch://***@host/2013.csv: no file system for this address" in str(raised.value)
+    assert "oci://***@host/2013.csv: no file system for this address" in str(raised.value)
     assert "secret" not in str(raised.value)
 
 

@@ -49,6 +49,13 @@ def test_what_was_released_can_be_held_back_again(ledger: Ledger) -> None:
     assert ledger.release("toy", "data", NEXT, actor="a person", reason="of other days") == []
 
 
+def test_a_run_that_is_repeated_does_not_hold_back_again_what_was_released(ledger: Ledger) -> None:
+    hold(ledger, WEEK)
+    ledger.release("toy", "data", None, actor="a person", reason="they are right")
+    hold(ledger, WEEK)
+    assert ledger.withheld("toy") == []
+
+
 def test_a_version_that_replaces_the_champion_lets_refreshes_go_on(ledger: Ledger) -> None:
     ledger.hold("toy", "refreshes", WEEK, version=3, reasons=["harm"], run_id="run")
     stopped = ledger.stopped_refreshes("toy")
@@ -64,3 +71,10 @@ def test_a_version_that_replaces_the_champion_lets_refreshes_go_on(ledger: Ledge
     )
     ledger.complete_promotion(made.id)
     assert ledger.stopped_refreshes("toy") is None
+    # The refresh that stopped them is tried again, and then a later one does harm, too.
+    ledger.hold("toy", "refreshes", WEEK, version=3, reasons=["harm"], run_id="run")
+    assert ledger.stopped_refreshes("toy") is None
+    ledger.hold("toy", "refreshes", NEXT, version=9, reasons=["harm again"], run_id="run")
+    stopped = ledger.stopped_refreshes("toy")
+    assert stopped is not None
+    assert stopped.reasons == ["harm again"]

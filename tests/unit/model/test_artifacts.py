@@ -7,9 +7,13 @@ import json
 import os
 import pickle
 import shutil
+import sys
+import textwrap
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -196,19 +200,73 @@ def test_a_widened_list_of_trusted_types_in_the_artifact_is_not_believed(
         registry.load("toy", 1)
 
 
-def test_a_type_that_the_folder_no_longer_trusts_is_not_trusted(
-    registry: Registry, stored: Path, ledger: Ledger, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    skops.io.dump(FunctionTransformer(func=os.getcwd), stored / "model.skops")
+def trust(ledger: Ledger, stored: Path, monkeypatch: pytest.MonkeyPatch, func: Any, *names: str) -> None:
+    """Let version 1 be a transformer that calls ``func``, and let the ledger say that its folder trusted these names."""
+    skops.io.dump(FunctionTransformer(func=func), stored / "model.skops")
     record = ledger.version("toy", 1)
     assert record is not None
     amend(
         ledger, monkeypatch,
-        manifest=artifacts.manifest(stored), training=replace(record.training, trusted_types=["posix.getcwd"]),
+        manifest=artifacts.manifest(stored), training=replace(record.training, trusted_types=list(names)),
     )  # fmt: skip
+
+
+def test_a_type_that_the_folder_no_longer_trusts_is_not_trusted(
+    registry: Registry, stored: Path, ledger: Ledger, folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust(ledger, stored, monkeypatch, textwrap.dedent, "textwrap.dedent")
     assert isinstance(registry.load("toy", 1).estimator, FunctionTransformer)
-    with pytest.raises(ArtifactRejected, match=r"not trusted: posix\.getcwd"):
+    with pytest.raises(ArtifactRejected, match=r"not trusted: textwrap\.dedent"):
         registry.load("toy", 1, spec=folder.spec)
+
+
+def test_what_runs_programs_is_not_loaded_although_folder_and_reviewer_trust_it(
+    registry: Registry, stored: Path, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust(ledger, stored, monkeypatch, os.system, "posix.system")
+    with pytest.raises(ArtifactRejected, match=r"not trusted: posix\.system"):
+        registry.load("toy", 1)
+    reviewed = Registry(settings.model_copy(update={"trusted_types": ("posix",)}), ledger)
+    with pytest.raises(ArtifactRejected, match=r"not trusted: posix\.system"):
+        reviewed.load("toy", 1)
+    with pytest.raises(ArtifactRejected, match=r"may never be trusted: posix\.system"):
+        artifacts.load_estimator(stored, ["posix.system"])
+
+
+def test_what_runs_programs_is_not_loaded_under_the_name_of_another_module(
+    registry: Registry, stored: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that imports ``system`` lends its own name to it."""
+    lender = ModuleType("harmless_library")
+    vars(lender)["system"] = os.system
+    monkeypatch.setitem(sys.modules, "harmless_library", lender)
+    trust(ledger, stored, monkeypatch, os.system, "harmless_library.system")
+    file = stored / "model.skops"
+    with zipfile.ZipFile(file) as packed:
+        content = {name: packed.read(name) for name in packed.namelist()}
+    content["schema.json"] = content["schema.json"].replace(b'"posix"', b'"harmless_library"')
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, part in content.items():
+            packed.writestr(name, part)
+    record = ledger.version("toy", 1)
+    assert record is not None
+    amend(ledger, monkeypatch, manifest=artifacts.manifest(stored))
+
+    with pytest.raises(ArtifactRejected, match=r"may never be trusted: harmless_library\.system"):
+        registry.load("toy", 1)
+
+
+def test_a_reviewer_of_the_deployment_decides_which_types_of_a_folder_are_loaded(
+    registry: Registry, stored: Path, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust(ledger, stored, monkeypatch, textwrap.dedent, "textwrap.dedent")
+    for allowed, loads in ((("textwrap",), True), (("textwrap.dedent",), True), ((), False), (("text",), False)):
+        reviewed = Registry(settings.model_copy(update={"trusted_types": allowed}), ledger)
+        if loads:
+            assert isinstance(reviewed.load("toy", 1).estimator, FunctionTransformer)
+        else:
+            with pytest.raises(ArtifactRejected, match=r"not trusted: textwrap\.dedent.*PERENNIAL_TRUSTED_TYPES"):
+                reviewed.load("toy", 1)
 
 
 def test_a_model_of_untrusted_types_is_not_stored_in_the_first_place(

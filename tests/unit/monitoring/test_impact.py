@@ -57,6 +57,11 @@ def test_drift_from_what_the_version_before_had_learned_does_not_last() -> None:
     assert weigh(POLICY, "drift", WINDOW, version=3, verdicts=earlier).severity == "warning"
 
 
+def test_drift_that_lasts_through_refreshes_is_critical() -> None:
+    earlier = [Judged(before(1), "drift", version=2)]
+    assert weigh(POLICY, "drift", WINDOW, version=3, verdicts=earlier, recipe={2, 3}).persistent
+
+
 def test_drift_with_falling_estimated_performance_is_critical() -> None:
     found = weigh(POLICY, "drift", WINDOW, estimated=0.69, bound=BOUND)
     assert (found.severity, found.fallen) == ("critical", ("estimated",))

@@ -168,7 +168,14 @@ def test_a_window_judged_after_a_later_training_does_not_ask() -> None:
 def test_drift_from_what_the_version_before_had_learned_does_not_count() -> None:
     first, second = windows("drift", "drift")
     moved = [first, Verdict(second.interval, "drift", version=2)]
-    assert not decide_retraining(RetrainingPolicy(), window_end=second.interval.end, verdicts=moved).ask
+    for recipe in ((), {2, 3}, {1, 4}):
+        assert not decide_retraining(RetrainingPolicy(), window_end=second.interval.end, verdicts=moved, recipe=recipe).ask
+
+
+def test_drift_that_lasts_through_refreshes_asks() -> None:
+    first, second = windows("drift", "drift")
+    moved = [first, Verdict(second.interval, "drift", version=2)]
+    assert decide_retraining(RetrainingPolicy(), window_end=second.interval.end, verdicts=moved, recipe={1, 2}).ask
 
 
 def test_asks_that_led_to_no_promotion_trip_the_breaker_and_a_promotion_closes_it() -> None:

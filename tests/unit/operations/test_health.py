@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
-from perennial.operations.health import healthy
+from perennial.operations.health import LONGEST_PULSE, healthy
 
 ANSWERS = {
     "/well": (200, json.dumps({"triggerer": {"status": "healthy"}, "scheduler": {"status": "unhealthy"}, "other": None})),
@@ -64,3 +67,12 @@ def test_a_check_loads_no_large_library() -> None:
     told = "import sys, perennial.operations.health; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout.split()
     assert {"sqlalchemy", "pydantic", "celery", "airflow", "mlflow", "pandas", "structlog"}.isdisjoint(loaded)
+
+
+def test_a_worker_is_healthy_while_it_keeps_its_file_new(tmp_path: Path) -> None:
+    pulse = tmp_path / "pulse"
+    assert not healthy(str(pulse))
+    pulse.touch()
+    assert healthy(str(pulse))
+    os.utime(pulse, (time.time() - 2 * LONGEST_PULSE,) * 2)
+    assert not healthy(str(pulse))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from perennial.core.settings import PROJECT
-from perennial.operations.inspection import find_faults, find_remarks
+from perennial.core.settings import PROJECT, Settings
+from perennial.operations.inspection import find_faults, find_remarks, find_unreviewed_types
 from perennial.spec.folder import ModelFolder, read_model
 
 SPEC = """\
@@ -157,3 +157,11 @@ def test_fewer_rows_than_a_distance_requires_are_remarked_and_are_no_fault(tmp_p
     [remark] = find_remarks(folder)
     assert "model.yaml:36: drift.min_rows: is 20, but a distance requires 50 values on each side" in remark
     assert find_faults(folder) == []
+
+
+def test_types_that_the_reviewer_of_the_deployment_does_not_allow_are_remarked(tmp_path: Path, settings: Settings) -> None:
+    folder = folder_of(tmp_path, ("label:", "training: {trusted_types: [a.B, c.D]}\nlabel:"))
+
+    assert find_unreviewed_types(folder, settings) == []
+    [remark] = find_unreviewed_types(folder, settings.model_copy(update={"trusted_types": ("a",)}))
+    assert "training.trusted_types.1: c.D is not among PERENNIAL_TRUSTED_TYPES" in remark

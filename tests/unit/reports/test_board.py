@@ -251,6 +251,44 @@ def test_scored_days_whose_features_changed_are_told_until_they_are_scored_again
     assert row_of(ledger).outdated == ()
 
 
+def test_a_withheld_week_is_told_with_its_reason_and_how_to_release_it_until_it_is_released(ledger: Ledger) -> None:
+    register(ledger, 1)
+    promote(ledger, 1)
+    weeks = [Interval.of("2024-01-08", "2024-01-15"), Interval.of("2024-01-01", "2024-01-08")]
+    for version, week in enumerate(weeks, start=2):
+        ledger.hold("energy_load", "data", week, version=version, reasons=["no skill", "one class"], run_id="r")
+
+    row = row_of(ledger)
+
+    assert (row.attention, row.why) == ("warning", "1 - 7 Jan 2024 withheld")
+    assert [held.words for held in row.held] == ["1 - 7 Jan 2024 withheld", "8 - 14 Jan 2024 withheld"]
+    newer = row.held[1]
+    assert newer.reason == "no skill; one class"
+    assert newer.link == "/dags/energy_load.release"
+    assert "perennial data release energy_load 2024-01-08 2024-01-15 --reason TEXT" in newer.told
+
+    ledger.release("energy_load", "data", weeks[1], actor="ann", reason="they are right")
+    assert [held.days for held in row_of(ledger).held] == ["2024-01-08--2024-01-15"]
+    ledger.release("energy_load", "data", None, actor="ann", reason="they are right")
+    assert (row_of(ledger).attention, row_of(ledger).held) == ("fine", ())
+
+
+def test_stopped_refreshes_are_told_until_a_version_replaces_the_champion(ledger: Ledger) -> None:
+    register(ledger, 1)
+    promote(ledger, 1)
+    ledger.hold(
+        "energy_load", "refreshes", Interval.of("2024-01-01", "2024-01-08"), version=2, reasons=["they did harm"], run_id="r"
+    )
+
+    row = row_of(ledger)
+    assert (row.attention, row.why) == ("warning", "refreshes stopped")
+    assert "perennial data release energy_load --refreshes" in row.held[0].told
+
+    register(ledger, 3)
+    promote(ledger, 3, over=1)
+    assert row_of(ledger).held == ()
+
+
 def test_predictions_that_are_behind_the_data_are_told(ledger: Ledger) -> None:
     register(ledger, 1)
     promote(ledger, 1)

@@ -33,6 +33,10 @@ CONTRADICTIONS = {
         changed("trips/%Y", "../trips/%Y"),
         ["model.yaml:6: sources.trips.files: must stay below the data folder; write no leading / and no .."],
     ),
+    "files that leave the data folder later": (
+        changed("trips/%Y", "trips/../../%Y"),
+        ["model.yaml:6: sources.trips.files: must stay below the data folder; write no leading / and no .."],
+    ),
     "checks that do not fit the type": (
         changed("id: {type: string}", "id: {type: string, min: 3, max: 2, matches: '('}"),
         [
@@ -116,3 +120,23 @@ def test_a_contradiction_that_rests_on_a_broken_field_is_not_reported(tmp_path: 
     [message] = problems(tmp_path, text)
 
     assert message.startswith('model.yaml:16: tables.trips.columns.minutes.type: "number" is none of')
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file:///etc/secret.csv", "local:///etc/secret.csv", "FILE:///etc/secret.csv", "dir://etc/secret.csv",
+        "zip://secret.csv::file:///tmp/secrets.zip/a.csv", "simplecache::file:///etc/secret.csv",
+        "s3::file:///etc/secret.csv", "s3://bucket/a::file:///etc/secret.csv", "generic://file:///etc/secret.csv",
+        "reference://a::file:///etc/secret.csv", "git://srv/models:main@secret.csv", "asynclocal:///etc/secret.csv",
+    ],
+)  # fmt: skip
+def test_an_address_that_can_read_files_of_this_machine_is_refused(address: str, tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, changed("trips/%Y-%m-%d.csv", address))
+
+    assert "sources.trips.files: must stay below the data folder, or begin with the address of a store" in problem
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/%Y-%m-%d.csv", "https://host/a%20b/%Y.csv", "gs://bucket/day=%Y-%m-%d/*.csv"])
+def test_the_address_of_a_store_is_taken(address: str, tmp_path: Path) -> None:
+    assert read(tmp_path, changed("trips/%Y-%m-%d.csv", address)).spec.sources["trips"].files == address

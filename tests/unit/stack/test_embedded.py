@@ -21,7 +21,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from perennial.core.errors import StackError
+from perennial.core.errors import SettingsError, StackError
 from perennial.core.private_parts import let_sqlite_tell_fractions_of_seconds
 from perennial.core.settings import read_settings
 from perennial.stack import processes
@@ -57,6 +57,19 @@ def test_tasks_read_the_settings_the_stack_decided_on(tmp_path: Path) -> None:
 
     assert read_settings(environment(settings, PORTS, keep_secrets(tmp_path), inherited={})) == settings
     assert settings.data == Path("/srv/landing")
+
+
+def test_the_reviewers_list_of_types_reaches_the_tasks_and_empty_is_not_unset(tmp_path: Path) -> None:
+    for given, types in (
+        ({}, None),
+        ({"PERENNIAL_TRUSTED_TYPES": ""}, ()),
+        ({"PERENNIAL_TRUSTED_TYPES": "a.B, c"}, ("a.B", "c")),
+    ):
+        settings = embedded_settings(tmp_path, PORTS, given)
+        assert settings.trusted_types == types
+        assert read_settings(environment(settings, PORTS, keep_secrets(tmp_path), inherited={})) == settings
+    with pytest.raises(SettingsError, match="PERENNIAL_TRUSTED_TYPES"):
+        embedded_settings(tmp_path, PORTS, {"PERENNIAL_TRUSTED_TYPES": "lightgbm.*"})
 
 
 def test_all_state_lies_below_one_folder(tmp_path: Path) -> None:

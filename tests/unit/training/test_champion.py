@@ -17,10 +17,10 @@ from perennial.evidence.evaluation import Contender
 from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList
+from perennial.model.estimators import fit_estimator
 from perennial.model.labels import labels_of
 from perennial.reports import releases
 from perennial.spec.folder import ModelFolder, read_model
-from perennial.training.fit import fit_estimator
 from perennial.training.training_set import load_rows
 from tests.unit import synthetic
 from tests.unit.monitored import World, make_world

@@ -30,14 +30,14 @@ from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.training import CodeState, TrainingSet
 from perennial.lake.publish import Lake
 from perennial.model.candidate import Fitted
-from perennial.model.estimators import combinations, make_estimator
+from perennial.model.estimators import combinations, fit_estimator, make_estimator
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.recipe import recipe_digest
 from perennial.spec.training import METRICS
 from perennial.training import fit
 from perennial.training.evaluate import choose, evaluate_training
-from perennial.training.fit import fit_candidate, fit_estimator
+from perennial.training.fit import fit_candidate
 from perennial.training.reproduce import reproduce
 from perennial.training.training_set import build_training_set, content_hash, features_without_values, load_rows, narrowed
 from tests.unit import synthetic

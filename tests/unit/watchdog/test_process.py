@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,12 +29,16 @@ from perennial.alerts.alert import failure, failure_key
 from perennial.core.errors import SettingsError, StackError
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import PROJECT, Settings
+from perennial.evidence.decision import GateDecision
+from perennial.evidence.evaluation import Evaluation, Refresh
+from perennial.evidence.training import CodeState, TrainingRecord
+from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.watchdog.process import Watchdog, WatchSettings, read_watch_settings
 from tests.unit.airflow_stand_in import PASSWORD, AirflowStandIn, Serving
 
 MODEL = "energy_load"
-STAGES = ("ingest", "train", "score", "monitor", "maintain")
+STAGES = ("ingest", "train", "refresh", "score", "monitor", "maintain")
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 NOW = datetime.now(UTC)
 WELL = dict.fromkeys(("scheduler", "triggerer", "dag_processor"), ("healthy", NOW))
@@ -241,6 +246,48 @@ def test_a_silent_model_is_told_until_it_publishes(deployed: Settings, airflow: 
     publish(deployed, "features", due)
     watch.look(later + MINUTE)
     assert told(deployed) == ["silent", "recovered"]
+
+
+def register(settings: Settings, version: int, *, refresh: bool, as_of: str) -> None:
+    """Record a version that has passed, and make it champion."""
+    ledger = Ledger(settings.database_url)
+    evaluation = Evaluation.from_json({})
+    if refresh:
+        evaluation = replace(evaluation, refresh=Refresh(version - 1, version - 1, None, None, None))
+    training = TrainingRecord.from_json({"as_of": as_of, "run_id": "run"})
+    decision = GateDecision(True, [], "boosting", None)
+    ledger.record_version(
+        VersionRecord(MODEL, version, "m", "s", "f", {}, training, evaluation, decision, CodeState(), datetime.now(UTC))
+    )
+    made = ledger.intend_promotion(
+        model=MODEL, version=version, expected=version - 1 or None, action="refresh" if refresh else "promote", reason="newer",
+        actor="a", run_id=None, evidence={},
+    )  # fmt: skip
+    ledger.complete_promotion(made.id)
+
+
+def test_a_week_without_a_training_is_told_although_each_week_is_refreshed_and_the_other_way_round(
+    embedded: Settings, airflow: AirflowStandIn
+) -> None:
+    file = embedded.models / MODEL / "model.yaml"
+    weekly = file.read_text().replace("{train: never, refresh: never,", "{train: week, refresh: week,")
+    file.write_text(weekly)
+    register(embedded, 1, refresh=False, as_of="2024-01-01T00:00:00+00:00")
+    week = Interval.of("2024-01-01", "2024-01-08")
+    for dataset in ("tables", "features"):
+        publish(embedded, dataset, week)
+    for version in (2, 3):
+        register(embedded, version, refresh=True, as_of="2024-01-08T00:00:00+00:00")
+    watch = watchdog(embedded, airflow)
+    watch.look(NOW + 2 * DAY)
+    assert "untrained" in told(embedded)
+    assert "unrefreshed" not in told(embedded)
+
+    register(embedded, 4, refresh=False, as_of="2024-01-08T00:00:00+00:00")
+    for dataset in ("tables", "features"):
+        publish(embedded, dataset, Interval.of("2024-01-08", "2024-01-15"))
+    watch.look(datetime.now(UTC) + 2 * DAY)
+    assert told(embedded).count("unrefreshed") == 1
 
 
 def test_a_model_whose_folder_breaks_stays_what_it_was(embedded: Settings, airflow: AirflowStandIn) -> None:

@@ -38,7 +38,7 @@ MODEL = "energy_load"  # scored and monitored each day, trained by hand alone
 NOW = datetime(2024, 5, 15, 12, tzinfo=UTC)  # a Wednesday
 TODAY = utc("2024-05-15")
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-STAGES = ("ingest", "train", "score", "monitor", "maintain", "promote", "rollback")
+STAGES = ("ingest", "train", "refresh", "score", "monitor", "maintain", "promote", "rollback")
 
 
 @lru_cache
@@ -48,6 +48,10 @@ def spec() -> ModelSpec:
 
 def weekly() -> ModelSpec:
     return spec().model_copy(update={"schedules": spec().schedules.model_copy(update={"train": "week", "monitor": "week"})})
+
+
+def refreshed() -> ModelSpec:
+    return spec().model_copy(update={"schedules": spec().schedules.model_copy(update={"refresh": "week"})})
 
 
 def days(first: int, last: int, *, rows: int = 120, version: int | None = None) -> list[Published]:
@@ -174,6 +178,8 @@ def test_a_run_is_stuck_when_it_takes_longer_than_it_may(opened: OpenRun, stuck:
 def test_a_stage_that_is_off_while_others_are_on_is_found_and_one_that_is_off_with_all_is_not() -> None:
     assert f"paused/{MODEL}" in found(known(off={"score"}))
     assert found(known(off=STAGES)) == set()
+    assert found(known(off={"refresh"})) == set(), "the model has no refreshes"
+    assert f"paused/{MODEL}" in found(known(replace(well(), spec=refreshed()), off={"refresh"}))
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -377,6 +383,30 @@ def test_a_week_that_the_calendar_should_have_trained_on_is_found_a_day_later() 
     assert found(known(replace(state, tried_at=after))) == set()
     assert found(known(replace(state, tried_at=None))) == set()
     assert found(replace(known(replace(state, tried_at=before)), now=utc("2024-05-14T02:00:00Z"))) == set()
+
+
+def test_a_week_that_the_champion_should_have_been_refreshed_on_is_found_a_day_later() -> None:
+    before, after = utc("2024-05-13T02:00:00Z"), utc("2024-05-13T04:00:00Z")
+    state = replace(well(), spec=refreshed(), refreshed_at=before)
+
+    assert found(known(state)) == {f"models/{MODEL}/unrefreshed"}
+    assert found(known(replace(state, refreshed_at=None))) == {f"models/{MODEL}/unrefreshed"}
+    assert found(known(replace(state, refreshed_at=after))) == set()
+    assert found(replace(known(state), now=utc("2024-05-14T02:00:00Z"))) == set()
+    # A training that was refused brought the champion no newer rows.
+    assert found(known(replace(state, tried_at=after))) == {f"models/{MODEL}/unrefreshed"}
+
+
+def test_no_refresh_is_expected_where_there_is_nothing_to_refresh_or_refreshes_have_stopped() -> None:
+    state = replace(well(), spec=refreshed())
+
+    assert found(known(replace(state, refreshes_stopped=True))) == set()
+    assert found(known(replace(state, champion=None))) == set()
+    assert found(known(replace(state, champion=ReigningChampion(2, NOW - DAY, utc("2024-05-13"))))) == set()
+    assert found(known(replace(state, spec=spec()))) == set()
+    assert found(known(state, off={"refresh"})) == {f"paused/{MODEL}"}
+    two_days = [day for n in (-9, -8) for day in days(n, n + 1)]
+    assert f"models/{MODEL}/unrefreshed" not in found(known(replace(state, features=two_days))), "its run has failed"
 
 
 def test_a_week_with_a_missing_day_that_nobody_judged_is_found_once_its_grace_is_over() -> None:
