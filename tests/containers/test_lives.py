@@ -48,7 +48,7 @@ def live(containers: Containers, api: AirflowApi, stage: str, conf: dict[str, ob
 
 def predictions(containers: Containers, model: str) -> list[str]:
     """How many predictions each version has made."""
-    return containers.sql(f"SELECT version, count(*) FROM {model}_predictions GROUP BY version ORDER BY version")
+    return containers.sql(f"SELECT version, count(*) FROM predictions.{model}_predictions GROUP BY version ORDER BY version")
 
 
 def wait_for_task(containers: Containers, api: AirflowApi, run: DagRun, task: str, state: str) -> None:
@@ -80,9 +80,9 @@ def test_a_model_lives_in_containers(containers: Containers, api: AirflowApi, mo
 
 def test_a_version_names_the_commit_that_the_image_was_built_from(containers: Containers, api: AirflowApi) -> None:
     head = containers.run("git", "rev-parse", "HEAD").strip()
-    assert containers.sql(f"SELECT DISTINCT code::json ->> 'commit' FROM perennial_versions WHERE model = '{MODELS[0]}'") == [
-        head
-    ]
+    assert containers.sql(
+        f"SELECT DISTINCT code::json ->> 'commit' FROM perennial.perennial_versions WHERE model = '{MODELS[0]}'"
+    ) == [head]
 
 
 def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: AirflowApi, chromium: str) -> None:
@@ -117,7 +117,7 @@ def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: A
         ended = api.wait(run, patience=PATIENCE, check=containers.check)
         browser.close()
     assert ended.state == "success", api.failure(run)
-    answers = f"SELECT answer, approver, replace(words, ' ', '_') FROM perennial_approvals WHERE model = '{ASKED}'"
+    answers = f"SELECT answer, approver, replace(words, ' ', '_') FROM perennial.perennial_approvals WHERE model = '{ASKED}'"
     assert containers.sql(answers) == ["approved|admin|seen_in_a_browser"]
 
 
