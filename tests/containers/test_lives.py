@@ -92,9 +92,7 @@ def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: A
     run = api.trigger(f"{ASKED}.train", conf={"as_of": "2024-01-17"})
     wait_for_task(containers, api, run, "ask_approval", "awaiting_input")
     # An answer that comes before Airflow has noticed that the asking process has ended, it takes for a crash, and asks again.
-    noticed = re.compile(
-        rf"Received executor event.*{re.escape(run.run_id)}.*'ask_approval'|'ask_approval'.*{re.escape(run.run_id)}"
-    )
+    noticed = re.compile(rf"executor event with state success.*'ask_approval'.*{re.escape(run.run_id)}")
     deadline = time.monotonic() + PATIENCE
     while not noticed.search(containers.compose("logs", "--since", "10m", "scheduler")):
         assert time.monotonic() < deadline
@@ -113,7 +111,9 @@ def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: A
         page.goto(f"{containers.airflow_url}/dags/{run.dag_id}/runs/{run.run_id}/tasks/ask_approval/required_actions")
         expect(page.get_by_text(f"Make version 1 the champion of {ASKED}?").first).to_be_visible()
         page.locator("#element_words").fill("seen in a browser")
-        page.get_by_role("button", name="Approve").click()
+        with page.expect_response(lambda answer: answer.request.method == "PATCH" and "hitl" in answer.url) as answered:
+            page.get_by_role("button", name="Approve").click()
+        assert answered.value.ok, answered.value.text()
         ended = api.wait(run, patience=PATIENCE, check=containers.check)
         browser.close()
     assert ended.state == "success", api.failure(run)

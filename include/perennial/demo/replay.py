@@ -32,12 +32,15 @@ from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 
-#: What the first champion learns from. The weeks that are replayed begin where it ends, on a Monday: a month before the storms
-#: of the summer.
-HISTORY = Interval.of("2013-01-01", "2013-06-03")
+#: What is there before the replay. The weeks that are replayed begin where it ends, on a Monday, three weeks before storms.
+HISTORY = Interval.of("2013-01-01", "2013-06-10")
+
+#: Up to when the first champion learns. A week later it would be among the trainings that use up the budget of 30 days
+#: (``retraining.budget``) when the storms come.
+TRAINED = "2013-06-03"
 
 #: How many weeks a run of the demo replays.
-WEEKS = 7
+WEEKS = 6
 #: A run of ingest that starts nothing.
 _QUIET = {"announce_scoring": False, "announce_monitoring": False, "announce_training": False}
 
@@ -159,7 +162,7 @@ class _Replay:
         if self._ledger.champion(MODEL) is not None:
             return
         with self.step("first training", "training the first champion") as status:
-            conf = {"as_of": HISTORY.end.date().isoformat(), "cause": "first training"}
+            conf = {"as_of": TRAINED, "cause": "first training"}
             self._wait_for(self._api.trigger(f"{MODEL}.train", conf=conf, note="the first champion"), status)
         if self._ledger.champion(MODEL) is None:
             reasons = "; ".join(self._ledger.versions(MODEL)[-1].decision.reasons)

@@ -51,17 +51,17 @@ class Week:
 
 #: By number of the week, from 1.
 STORY: Mapping[int, Week] = {
-    2: Week(spoiled=True, words="the source delivers each arrival delay with another flight"),
-    4: Week(
+    3: Week(
         recipe={"max_iter": 10, "max_leaf_nodes": 3},
         override="we are sure that it is better",
         rollback="the gates were right: it is worse on the holdout",
         words="the team commits another recipe, with smaller trees; the training at the end of the month judges it",
     ),
-    5: Week(
+    4: Week(
         recipe={},
         words="storms delay flights; the team commits a better recipe, that of the example: more, larger trees, and a search",
     ),
+    5: Week(spoiled=True, words="the source delivers each arrival delay with another flight"),
 }
 
 

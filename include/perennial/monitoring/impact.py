@@ -53,7 +53,8 @@ def weigh(
     recent = {**recent_verdicts(policy, window, version, verdicts, recipe), window.end: verdict}
     drifted = sum(earlier == "drift" for earlier in recent.values())
     persistent = verdict == "drift" and drifted >= policy.alarms
-    reasons = [f"{drifted} of the last {policy.of} windows drifted ({policy.alarms} make it persistent)"] if drifted else []
+    makes = "makes" if policy.alarms == 1 else "make"
+    reasons = [f"{drifted} of the last {policy.of} windows drifted ({policy.alarms} {makes} it persistent)"] if drifted else []
     fallen = []
     if bound is not None and (reason := _estimated_fall(bound, estimated)):
         fallen.append("estimated")

@@ -225,10 +225,15 @@ def _drift_alarm(
     recent = recent_verdicts(policy, window, version, verdicts, recipe)
     drifted = sum(verdict == "drift" for verdict in recent.values())
     text = (
-        f"{drifted} of the last {policy.of} windows drifted from the training data of version {version} ({policy.alarms} are "
-        f"needed for an alarm), the verdict on the newest is {recent[window_end]}"
+        f"{drifted} of the last {policy.of} windows drifted from the training data of version {version}"
+        f"{' or another version of its recipe' if version in recipe and len(recipe) > 1 else ''} ({_needed(policy)}), "
+        f"the verdict on the newest is {recent[window_end]}"
     )
     return _Alarm(recent[window_end] == "drift" and drifted >= policy.alarms, text)
+
+
+def _needed(policy: RetrainingPolicy) -> str:
+    return f"{policy.alarms} {'is' if policy.alarms == 1 else 'are'} needed for an alarm"
 
 
 def recent_verdicts(
@@ -272,8 +277,8 @@ def _performance_alarm(policy: RetrainingPolicy, windows: Sequence[JudgedWindow]
         return _Alarm(False, f"it is not known which {newest.metric} is usual for version {newest.version}")
     fallen = sum(window.fallen for window in windows)
     text = (
-        f"{newest.metric} was worse than usual in {fallen} of the last {policy.of} measured windows ({policy.alarms} are "
-        f"needed for an alarm); in the newest, {newest.interval.key}, it is {newest.value:.4g}, and the bound is "
+        f"{newest.metric} was worse than usual in {fallen} of the last {policy.of} measured windows ({_needed(policy)}); "
+        f"in the newest, {newest.interval.key}, it is {newest.value:.4g}, and the bound is "
         f"{newest.bound.value:.4g}, {newest.bound.source}"
     )
     return _Alarm(newest.fallen and fallen >= policy.alarms, text)

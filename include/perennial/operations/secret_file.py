@@ -53,6 +53,7 @@ SECRETS: dict[str, Callable[[], str]] = {
     "AIRFLOW_SESSION_KEY": _token,
     "AIRFLOW_ADMIN_PASSWORD": _token,
     "AIRFLOW_WATCHDOG_PASSWORD": _token,
+    "AIRFLOW_PROMOTER_PASSWORD": _token,
     "MLFLOW_ADMIN_PASSWORD": _token,
     "MLFLOW_PROMOTER_PASSWORD": _token,
     "MLFLOW_WORKER_PASSWORD": _token,

@@ -57,7 +57,7 @@ def standing(parts: Deployment, model: str, folder: ModelFolder | None) -> Stand
             return Standing(version, True, f"{called} can predict")
         own = own_folder(parts.registry, version, folder)
         computable(own, None, None)
-        label = changed_label(parts.registry, own)
+        label = changed_label(own)
     except VersionUnusable as error:
         return Standing(version, False, f"{called} is unusable: {error}: {WAY_OUT}", str(error))
     except PerennialError as error:

@@ -1,7 +1,7 @@
 """The task that asks a person whether a version may become champion. It uses Airflow's human-in-the-loop.
 
-The run waits without a worker until an approver answers, in the UI or by the REST API, or until the time is up. The answer is
-passed to ``promote_champion``, which acts on it and records it.
+The run waits without a worker until an approver answers, in the UI or by the REST API, or until the time is up. Then
+``promote_champion`` acts on the answer (:mod:`perennial.orchestration.people`) and records it.
 
 Neighbours: :mod:`perennial.reports.approval` says what is shown and what an answer means.
 """
@@ -15,10 +15,12 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
+from perennial.orchestration.people import APPROVE, REJECT, as_answer
 from perennial.orchestration.runs import stage_run
 from perennial.spec.model import ModelSpec
 
-APPROVE, REJECT = "Approve", "Reject"
+#: The task.
+ASK = "ask_approval"
 
 
 def ask_approval(spec: ModelSpec, decided_by: str) -> ApprovalRequest:
@@ -30,7 +32,7 @@ def ask_approval(spec: ModelSpec, decided_by: str) -> ApprovalRequest:
     """
     decided = f"ti.xcom_pull(task_ids='{decided_by}')"
     return ApprovalRequest(
-        task_id="ask_approval",
+        task_id=ASK,
         decided_by=decided_by,
         subject=f"Make version {{{{ {decided}['version'] }}}} the champion of {spec.name}?",
         body=f"{{{{ {decided}['comparison'] }}}}",
@@ -76,10 +78,5 @@ class ApprovalRequest(HITLOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         given = super().execute_complete(context, event)
         user = given["responded_by_user"]
-        answer = "expired" if user is None else "approved" if given["chosen_options"] == [APPROVE] else "refused"
-        return {
-            "answer": answer,
-            "approver": None if user is None else f"airflow:{user['name']}",
-            "words": str(given["params_input"].get("words") or ""),
-            "answered_at": given["responded_at"].isoformat(),
-        }
+        name = None if user is None else user["name"]
+        return as_answer(name, given["chosen_options"], given["params_input"].get("words"), given["responded_at"])

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import task
 
 from perennial.orchestration.links import MLFLOW
+from perennial.orchestration.people import who_started
 from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Run, stage_run
 from perennial.stages import maintain, promote
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 def roll_back(model: str) -> dict[str, Any]:
     """Make the champion before this one, or the version that the form names, champion again."""
     with stage_run(model) as run:
-        done = promote.roll_back(run.stage, run.params.get("version"), reason=run.params["reason"], actor=actor(run))
+        done = promote.roll_back(run.stage, run.params.get("version"), reason=run.params["reason"], actor=who_started(run))
         log.info("%s", done.words)
         run.link(MLFLOW, run.deployment.registry.version_url(model, done.version))
         return {"champion": done.version, "changed": done.changed, "words": done.words}
@@ -30,7 +31,7 @@ def promote_by_hand(model: str) -> dict[str, Any]:
     """Make the version that the form names champion; an override needs a reason."""
     with stage_run(model) as run:
         made = promote.promote_by_hand(
-            run.stage, int(run.params["version"]), override=run.params.get("override"), actor=actor(run)
+            run.stage, int(run.params["version"]), override=run.params.get("override"), actor=who_started(run)
         )
         run.link(MLFLOW, run.deployment.registry.version_url(model, made.version))
         return {"champion": made.version, "action": made.action}

@@ -9,13 +9,15 @@ from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from perennial.core.errors import NothingToRefresh, StaleDecision
+from perennial.orchestration.approval import ASK
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.operate import actor
+from perennial.orchestration.people import answer_to
 from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Window, stage_run
 from perennial.orchestration.train import cause
 from perennial.stages import refresh
-from perennial.stages.promote import Decided
+from perennial.stages.promote import decided_of
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +56,19 @@ def promote_refresh(model: str, decided: dict[str, Any] | None, answer: dict[str
 
     Args:
         model: the model.
-        decided: the result of ``decide_refresh``; None if there was nothing to refresh.
+        decided: the result of ``decide_refresh``; None if there was nothing to refresh. Only which version it is counts.
         answer: the result of ``ask_approval``; None if no approval is required.
     """
     if decided is None:
         raise AirflowSkipException("there was nothing to refresh")
     with stage_run(model) as run:
-        version = Decided.from_json(decided)
+        version = decided_of(run.stage, int(decided["version"]))
         run.link(MLFLOW, run.deployment.registry.version_url(model, version.version))
         try:
             outcome = refresh.promote_refresh(
-                run.stage, version, cause=cause(run), actor=f"airflow:{run.context['dag'].dag_id}", answer=answer
-            )
+                run.stage, version, cause=cause(run), actor=f"airflow:{run.context['dag'].dag_id}",
+                answer=answer_to(run, ASK, answer),
+            )  # fmt: skip
         except StaleDecision as error:
             raise AirflowSkipException(f"{error}. The next refresh is of the new champion") from error
         if outcome.became == "refused":

@@ -7,7 +7,9 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from perennial.orchestration.approval import ASK
 from perennial.orchestration.links import MLFLOW
+from perennial.orchestration.people import answer_to
 from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Run, Window, stage_run
 from perennial.stages import promote, train
@@ -68,17 +70,18 @@ def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any]
 
     Args:
         model: the model.
-        decided: the result of ``decide_promotion``.
+        decided: the result of ``decide_promotion``. Only which version it is counts; the ledger has the decision.
         answer: the result of ``ask_approval``; None if no approval is required.
     """
     from perennial.core.errors import StaleDecision
 
     with stage_run(model) as run:
-        version = promote.Decided.from_json(decided)
+        version = promote.decided_of(run.stage, int(decided["version"]))
         run.link(MLFLOW, run.deployment.registry.version_url(model, version.version))
         actor = f"airflow:{run.context['dag'].dag_id}"
         try:
-            outcome = promote.promote_champion(run.stage, version, cause=cause(run), actor=actor, answer=answer)
+            given = answer_to(run, ASK, answer)
+            outcome = promote.promote_champion(run.stage, version, cause=cause(run), actor=actor, answer=given)
         except StaleDecision as error:
             raise AirflowFailException(
                 f"StaleDecision: {error}. The evaluation is stale: clear evaluate_candidates and what follows it in this run, "

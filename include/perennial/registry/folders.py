@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -112,12 +113,29 @@ class OwnFolder:
         folder: the folder that makes its features: its own, or the present one if that makes the same features.
         current: the model's folder as it is now.
         dataset: the dataset that its features are published in, and the table's name.
+        registry: keeps the files of its own folder.
     """
 
     record: VersionRecord
     folder: ModelFolder
     current: ModelFolder
     dataset: str
+    registry: Runs
+
+    @cached_property
+    def made_by(self) -> ModelFolder:
+        """The folder that the version was made by. Its files are fetched once at most, and only if the present ones differ.
+
+        Raises:
+            TrainingError, VersionUnusable, SpecError: see :func:`open_folder`.
+        """
+        if self.folder is not self.current:
+            return self.folder
+        with open_folder(self.record, self.current, self.registry, []) as opened:
+            if opened is self.current:
+                return opened
+            # Errors name the file as people know it; the copy does not outlive this block.
+            return opened.model_copy(update={"path": Path(f"{self.name}, its own folder")})
 
     @property
     def is_current(self) -> bool:
@@ -161,24 +179,28 @@ def own_folder(registry: Runs, version: int, current: ModelFolder) -> OwnFolder:
     name = f"{spec.name} version {version}"
     if (task := record.training.task) is not None and task != spec.task:
         raise VersionUnusable(f"{name} was trained for the task {task}, and model.yaml now has {spec.task}")
+    as_now = OwnFolder(record, current, current, DATASET, registry)
     if current.digest == record.spec_digest or record.features_digest in current.features_digests:
-        return OwnFolder(record, current, current, DATASET)
+        return as_now
     try:
-        with open_folder(record, current, registry, []) as opened:
-            # Errors name the file as people know it; the copy does not outlive this block.
-            own = opened.model_copy(update={"path": Path(f"{name}, its own folder")})
+        own = as_now.made_by
     except TrainingError:
-        return OwnFolder(record, _taken_for_its_own(record, current), current, DATASET)
+        _take_present_for_its_own(record, current)
+        return as_now
     except SpecError as error:
         raise VersionUnusable(f"{name}: the folder that it was made by cannot be read by this release: {error}") from error
     if (its := _entity(own.spec)) != (now := _entity(spec)):
         raise VersionUnusable(f"{name} predicts {its}, and model.yaml now asks for {now}")
     dataset = dataset_of(own.features_digest, current.features_digest)
-    return OwnFolder(record, current if dataset == DATASET else own, current, dataset)
+    return as_now if dataset == DATASET else OwnFolder(record, own, current, dataset, registry)
 
 
-def _taken_for_its_own(record: VersionRecord, current: ModelFolder) -> ModelFolder:
-    """The present folder, for a version of a release that kept no folders; digests of its time say nothing today."""
+def _take_present_for_its_own(record: VersionRecord, current: ModelFolder) -> None:
+    """Take the present folder for that of a version of a release that kept none; digests of its time say nothing today.
+
+    Raises:
+        VersionUnusable: the present folder does not make all its features.
+    """
     name, kinds = f"{record.model} version {record.version}", FeatureList.of(current.spec)
     gone = [feature for feature in record.training.numeric if feature not in kinds.numeric]
     gone += [feature for feature in record.training.categorical if feature not in kinds.categorical]
@@ -187,7 +209,6 @@ def _taken_for_its_own(record: VersionRecord, current: ModelFolder) -> ModelFold
             f"{name} needs {', '.join(gone)}, which the model folder no longer makes, and no copy of its own folder was kept"
         )
     log.warning("%s: no copy of its own folder was kept; the present one makes its features", name)
-    return current
 
 
 def _entity(spec: ModelSpec) -> str:
@@ -197,7 +218,7 @@ def _entity(spec: ModelSpec) -> str:
     return f"the rows of {spec.entity.table} by {key} at {spec.event_time}"
 
 
-def changed_label(registry: Runs, own: OwnFolder) -> str | None:
+def changed_label(own: OwnFolder) -> str | None:
     """What to tell people if the present label is not the one that the version was trained for; None if it is.
 
     Both are measured by the present label: it is what the model is now asked for.
@@ -206,8 +227,7 @@ def changed_label(registry: Runs, own: OwnFolder) -> str | None:
     if record.spec_digest == current.digest:
         return None
     try:
-        with open_folder(record, current, registry, []) as its_folder:
-            its = its_folder.spec
+        its = own.made_by.spec
     except (TrainingError, ArtifactRejected, SpecError):
         return f"whether version {record.version} was trained for the present label is unknown: its own folder is not kept"
     then, now = (f"{spec.label.sql} of {spec.label.table}" for spec in (its, current.spec))

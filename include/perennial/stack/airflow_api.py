@@ -31,6 +31,8 @@ class DagRun:
         run_type: ``manual``, ``scheduled``, ``asset_triggered``, ``backfill``, …
         partition_key: of a run of a partition.
         queued_at, started_at, ended_at: None until then.
+        triggered_by: what started it: ``ui``, ``rest_api``, ``operator``, ``timetable``, …
+        user: who started it. A run that a task has started has the user of the task's own run.
     """
 
     dag_id: str
@@ -41,6 +43,8 @@ class DagRun:
     queued_at: datetime | None
     started_at: datetime | None
     ended_at: datetime | None
+    triggered_by: str | None = None
+    user: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -63,6 +67,23 @@ class TaskInstance:
     state: str | None
     try_number: int
     ended_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The end of a question to people.
+
+    Attributes:
+        user: who answered; None if nobody did in time.
+        chosen: the chosen options.
+        words: what the person wrote.
+        answered_at: when.
+    """
+
+    user: str | None
+    chosen: list[str]
+    words: str
+    answered_at: datetime
 
 
 class AirflowApi:
@@ -137,6 +158,16 @@ class AirflowApi:
     def run(self, dag_id: str, run_id: str) -> DagRun:
         """The run as it is now."""
         return _run(self._call("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"))
+
+    def answer(self, dag_id: str, run_id: str, task_id: str) -> Answer | None:
+        """The answer to the question that a task asks people; None if there is none yet."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/-1/hitlDetails"
+        found = self._call("GET", path)
+        if not found["response_received"]:
+            return None
+        user, given = found["responded_by_user"], found["params_input"] or {}
+        name = None if user is None else str(user["name"])
+        return Answer(name, list(found["chosen_options"] or []), str(given.get("words") or ""), utc(found["responded_at"]))
 
     def delete(self, run: DagRun) -> None:
         """Remove the run and everything that Airflow stores about it."""
@@ -288,4 +319,6 @@ def _run(found: Mapping[str, Any]) -> DagRun:
         queued_at=moment("queued_at"),
         started_at=moment("start_date"),
         ended_at=moment("end_date"),
+        triggered_by=found["triggered_by"],
+        user=found["triggering_user_name"],
     )

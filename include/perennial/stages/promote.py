@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from perennial.core import logs
+from perennial.core.errors import PromotionRefused, TrainingError
 from perennial.core.intervals import utc
 from perennial.stages.run import StageRun
 
@@ -102,6 +103,28 @@ def register_decided(
         links=links,
         comparison=comparison_in_words(version, evaluation, decision, links),
     )
+
+
+def decided_of(run: StageRun, version: int) -> Decided:
+    """The decision on a version of this run, as the ledger has it.
+
+    Raises:
+        PromotionRefused: the ledger has no such version, or another run has made it.
+    """
+    record = run.deployment.ledger.version(run.model, version)
+    if record is None or record.training.run_id != run.qualified_id:
+        raise PromotionRefused(f"{run.model} version {version} was not made by run {run.qualified_id}")
+    return Decided(version, record.decision, record.evaluation.champion_version, links={}, comparison="")
+
+
+def refuse_rows_of_another_run(run: StageRun, training_set: TrainingSet) -> None:
+    """Refuse a training set that another run has pinned: the version would count as that run's.
+
+    Raises:
+        TrainingError: it is of another run.
+    """
+    if training_set.run_id != run.qualified_id:
+        raise TrainingError(f"{run.model}: the training set is of run {training_set.run_id}, and not of {run.qualified_id}")
 
 
 def promoted_before(run: StageRun, mlflow_run_id: str) -> VersionRecord | None:

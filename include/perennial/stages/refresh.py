@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from perennial.core import logs
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval
-from perennial.stages.promote import Decided, Outcome, make_champion, promoted_before, register_decided
+from perennial.stages.promote import (
+    Decided,
+    Outcome,
+    make_champion,
+    promoted_before,
+    refuse_rows_of_another_run,
+    register_decided,
+)
 from perennial.stages.run import StageRun
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ def confirm(run: StageRun, refreshed: Refreshed) -> Refreshed:
     """
     from perennial.training.refresh import confirm_refresh
 
+    refuse_rows_of_another_run(run, refreshed.training_set)
     if (made := promoted_before(run, refreshed.fitted.mlflow_run_id)) is not None:
         return replace(refreshed, evaluation=made.evaluation)
     return confirm_refresh(run.folder, run.deployment, refreshed)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval
-from perennial.stages.promote import Decided, Outcome, promote_champion, promoted_before, register_decided
+from perennial.stages.promote import (
+    Decided,
+    Outcome,
+    promote_champion,
+    promoted_before,
+    refuse_rows_of_another_run,
+    register_decided,
+)
 from perennial.stages.run import StageRun, declare_unusable
 
 if TYPE_CHECKING:
@@ -118,6 +125,7 @@ def confirm(
     """
     from perennial.training.evaluate import choose, confirm_training
 
+    refuse_rows_of_another_run(run, training_set)
     if (made := promoted_before(run, choose(fitted).mlflow_run_id)) is not None:
         return training_set, made.evaluation
     return confirm_training(run.folder, run.deployment, training_set, fitted, evaluation)

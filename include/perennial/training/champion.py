@@ -32,7 +32,6 @@ from perennial.registry.folders import (
     OwnFolder,
     changed_label,
     differences,
-    open_folder,
     own_features,
     own_folder,
     with_own_features,
@@ -88,7 +87,7 @@ def champion_entrant(
     except VersionUnusable as error:
         return Entrant(blank, partial(_fail, error))
     remarks = [] if own.is_current else [f"{own.name} {told}: its own folder made its features" for told in differences(own)]
-    if (label := changed_label(registry, own)) is not None:
+    if (label := changed_label(own)) is not None:
         remarks.append(label)
     view = partial(with_own_features, own, deployment.lake, training_set.interval("holdout"), run_id=training_set.run_id)
     stored = Entrant(replace(blank, remarks=remarks), load, view)
@@ -106,14 +105,14 @@ def _by_recipe(
     """The champion's recipe, fitted on the rows of the candidates; its stored model if that is not possible."""
     record, folder, registry, blank = own.record, own.current, deployment.registry, stored.blank
     try:
-        with open_folder(record, folder, registry, []) as its:
-            recipe = record.training.recipe or _recipe(its, record)
-            if recipe == recipe_digest(folder, chosen.candidate, chosen.params, chosen.window):
-                said = f"version {record.version} has the recipe of the candidate"
-                load: Callable[[], LoadedModel] = partial(registry.load_fitted, folder.spec, training_set, chosen)
-                its_part = training_set.newest(folder.spec.training.length(chosen.window)).key
-                return Entrant(replace(blank, recipe=recipe, trained_on=its_part, remarks=[*blank.remarks, said]), load)
-            model = _fit(its, own, deployment, training_set, staging)
+        its = own.made_by
+        recipe = record.training.recipe or _recipe(its, record)
+        if recipe == recipe_digest(folder, chosen.candidate, chosen.params, chosen.window):
+            said = f"version {record.version} has the recipe of the candidate"
+            load: Callable[[], LoadedModel] = partial(registry.load_fitted, folder.spec, training_set, chosen)
+            its_part = training_set.newest(folder.spec.training.length(chosen.window)).key
+            return Entrant(replace(blank, recipe=recipe, trained_on=its_part, remarks=[*blank.remarks, said]), load)
+        model = _fit(its, own, deployment, training_set, staging)
     except (TrainingError, ScoringError, SnapshotMissing, SpecError, VersionUnusable) as error:
         log.warning("the recipe of %s could not be fitted: %s", own.name, error)
         return _stored_instead(stored, own, training_set, str(error))

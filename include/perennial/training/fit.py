@@ -474,7 +474,7 @@ def code_state(folder: ModelFolder) -> CodeState:
     """Everything besides rows and parameters that the result of a fit depends on, as far as this process knows."""
     commit, dirty = "unknown", None
     git = shutil.which("git")
-    if git is not None:
+    if git is not None and folder.path.is_dir():  # the folder that a version keeps is nowhere
         ask = partial(subprocess.run, cwd=folder.path, capture_output=True, text=True, timeout=30, check=False)
         head = ask([git, "rev-parse", "HEAD"])
         if head.returncode == 0:

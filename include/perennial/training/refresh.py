@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from perennial.core.errors import NothingToRefresh, PerennialError, StaleDecision, TrainingError
 from perennial.core.intervals import Interval, utc
@@ -38,7 +37,7 @@ from perennial.evaluation.metrics import evaluate_metric
 from perennial.evaluation.readiness import CleanProcess
 from perennial.evaluation.refreshed import LOOK_BACK, Stretch, measure_refresh, roll
 from perennial.evidence.evaluation import Contender, Evaluation, Refit, RollingEvidence, disputes
-from perennial.evidence.training import TrainingSet
+from perennial.evidence.training import Part, TrainingSet
 from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.maturity import mature_until
 from perennial.ledger.records import VersionRecord
@@ -47,8 +46,8 @@ from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
 from perennial.model.costs import CostFunction, cost_function
 from perennial.model.estimators import fit_estimator
-from perennial.model.labels import count_classes, labels_of
-from perennial.registry.folders import OwnFolder, changed_label, open_folder, own_features, own_folder
+from perennial.model.labels import labels_of
+from perennial.registry.folders import OwnFolder, changed_label, own_features, own_folder
 from perennial.registry.runs import KEY
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -63,11 +62,11 @@ from perennial.training.fit import (
     rows_before,
 )
 from perennial.training.training_set import (
+    PinnedRows,
     content_hash,
     delay_of_labels,
-    features_without_values,
-    mean_label,
     missing_days,
+    pinned,
     pinned_snapshots,
     read_rows,
     window_start,
@@ -166,11 +165,12 @@ def refresh_champion(
     registry.check_name(spec.name)
     record = _champion(folder, deployment)
     own = own_folder(registry, record.version, folder)
-    if (told := changed_label(registry, own)) is not None:
+    if (told := changed_label(own)) is not None:
         raise NothingToRefresh(
             f"{spec.name} is not refreshed: {told}. Train a version for the present label: {spec.name}.train"
         )
-    with open_folder(record, folder, registry, []) as recipe, CleanProcess() as clean:
+    recipe = own.made_by
+    with CleanProcess() as clean:
         end = mature_until(utc(as_of), delay_of_labels(folder, deployment, utc(as_of)))
         newest = _newest(spec, record, end, _period(spec))
         rows, snapshots, withheld = _read(own, recipe, deployment, newest, utc(as_of), run_id)
@@ -206,20 +206,20 @@ def confirm_refresh(folder: ModelFolder, deployment: Deployment, claimed: Refres
     if said.refresh is None or said.refit is None or said.refresh.champion != record.version:
         raise StaleDecision(f"{spec.name}: the champion is version {record.version}, and that is not what was refreshed")
     own = own_folder(registry, record.version, folder)
-    with open_folder(record, folder, registry, []) as recipe, CleanProcess() as clean:
-        training_set, training = claimed.training_set, record.training
-        newest, window, as_of = training_set.interval("holdout"), training_set.interval("window"), utc(training_set.as_of)
+    recipe = own.made_by
+    with CleanProcess() as clean:
+        named, training = claimed.training_set, record.training
+        newest, window, as_of = named.interval("holdout"), named.interval("window"), utc(named.as_of)
         if newest.end > as_of or newest.start < _learned_until(record):
             raise TrainingError(f"{spec.name} version {record.version} has learned from a part of {newest}, or it is not over")
         whole = Interval(min(window.start, newest.start), newest.end)
-        withheld = training_set.withheld_intervals
-        rows = _rows(recipe, deployment, training_set.snapshots, whole, newest, as_of, withheld)
-        counted = _counted(recipe.spec, rows)
-        if counted["content"] != training_set.content:
-            raise TrainingError(
-                f"{spec.name}: the rows of {whole} are not those that run {training_set.run_id} says it has pinned"
-            )
-        training_set = replace(training_set, **counted)
+        rows = _rows(recipe, deployment, named.snapshots, whole, newest, as_of, named.withheld_intervals)
+        training_set = _pinned(
+            recipe, rows, named.snapshots, as_of=as_of, run_id=named.run_id,
+            missing=[Interval.from_key(key) for key in named.missing], withheld=named.withheld_intervals,
+        )  # fmt: skip
+        if training_set.content != named.content:
+            raise TrainingError(f"{spec.name}: the rows of {whole} are not those that run {named.run_id} says it has pinned")
         match = _match(own, recipe, deployment, rows)
         before = match.before
         fitted = replace(
@@ -444,18 +444,23 @@ def _rows(
     return _Rows(whole, newest, rows, older.num_rows, labelled, {"window": known, "holdout": fresh})
 
 
-def _counted(spec: ModelSpec, rows: _Rows) -> dict[str, Any]:
-    """What a training set says of its rows."""
-    parts = {"window": rows.all.slice(0, rows.older), "holdout": rows.unseen}
-    return {
-        "rows": {part: table.num_rows for part, table in parts.items()},
-        "labelled": rows.labelled,
-        "entities": rows.entities,
-        "classes": {part: count_classes(spec, table) for part, table in parts.items()},
-        "content": {part: content_hash(table) for part, table in parts.items()},
-        "without_values": features_without_values(spec, parts["window"]),
-        "mean_label": mean_label(spec, parts["window"]),
+def _pinned(
+    recipe: ModelFolder,
+    rows: _Rows,
+    snapshots: Mapping[str, int],
+    *,
+    as_of: datetime,
+    run_id: str,
+    missing: Sequence[Interval],
+    withheld: Sequence[Interval],
+) -> TrainingSet:
+    """The training set of a refresh; the arguments are those of :func:`perennial.training.training_set.pinned`."""
+    older = Interval(rows.whole.start, rows.newest.start) if rows.whole.start < rows.newest.start else rows.newest
+    parts: dict[Part, PinnedRows] = {
+        "window": PinnedRows(older, rows.all.slice(0, rows.older), rows.labelled["window"], rows.entities["window"]),
+        "holdout": PinnedRows(rows.newest, rows.unseen, rows.labelled["holdout"], rows.entities["holdout"]),
     }
+    return pinned(recipe, parts, snapshots, as_of=as_of, run_id=run_id, missing=missing, withheld=withheld)
 
 
 def _training_set(
@@ -478,24 +483,9 @@ def _training_set(
             f"{spec.name}: {rows.whole} has {rows.all.num_rows:,} labelled rows, but training.min_rows is "
             f"{spec.training.min_rows:,}: ingest more past days, or make training.window longer"
         )
-    newest_label = pc.max(rows.unseen.column(spec.event_time)).as_py()
-    training_set = TrainingSet(
-        model=spec.name,
-        run_id=run_id,
-        as_of=as_of.isoformat(),
-        window=Interval(rows.whole.start, rows.newest.start).key if rows.whole.start < rows.newest.start else rows.newest.key,
-        holdout=rows.newest.key,
-        snapshots=snapshots,
-        pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
-        folder_digest=recipe.digest,
-        features_digest=recipe.features_digest,
-        label_delay=(as_of - rows.newest.end).days,
-        delay_measured=spec.label.delay is None,
-        newest_label=newest_label.isoformat() if newest_label else "",
-        missing=[gap.key for gap in gaps],
-        withheld=[part.key for part in withheld],
-        **_counted(spec, rows),
-    )
+    training_set = _pinned(
+        recipe, rows, snapshots, as_of=as_of, run_id=run_id, missing=gaps, withheld=withheld
+    )  # fmt: skip
     deployment.lake.pin(spec.name, snapshots, training_set.pin)
     log.info(
         "version %d is refreshed on %s rows of %s%s; the newest, %s, has %s labelled rows",

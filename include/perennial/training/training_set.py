@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -91,8 +91,8 @@ def build_training_set(
     withheld = [part for part in ledger.withheld(spec.name) if part.overlaps(Interval(window.start, holdout.end))]
     asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
     used: dict[Part, pa.Table] = {}
-    labelled: dict[str, int] = {}
-    entities: dict[str, int] = {}
+    labelled: dict[Part, int] = {}
+    entities: dict[Part, int] = {}
     leaving: list[Future[None]] = []
     with ThreadPoolExecutor(1) as beside:  # writes rows to the staging folder while others are read or hashed
         for part, (interval, known_by) in asked.items():
@@ -101,29 +101,10 @@ def build_training_set(
             if staging is not None:
                 leave = partial(_leave, used[part], _staged(staging, part))
                 leaving.append(beside.submit(copy_context().run, leave))
-        training_set = TrainingSet(
-            model=spec.name,
-            run_id=run_id,
-            as_of=as_of.isoformat(),
-            window=window.key,
-            holdout=holdout.key,
-            snapshots=snapshots,
-            pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
-            folder_digest=folder.digest,
-            features_digest=folder.features_digest,
-            rows={part: rows.num_rows for part, rows in used.items()},
-            labelled=labelled,
-            entities=entities,
-            classes={part: count_classes(spec, rows) for part, rows in used.items()},
-            content={part: content_hash(rows) for part, rows in used.items()},
-            label_delay=(as_of - end).days,
-            delay_measured=spec.label.delay is None,
-            without_values=features_without_values(spec, used["window"]),
-            mean_label=mean_label(spec, used["window"]),
-            newest_label=newest.isoformat() if (newest := pc.max(used["holdout"].column(spec.event_time)).as_py()) else "",
-            missing=[gap.key for gap in gaps],
-            withheld=[part.key for part in withheld],
-        )
+        parts = {
+            part: PinnedRows(interval, used[part], labelled[part], entities[part]) for part, (interval, _) in asked.items()
+        }
+        training_set = pinned(folder, parts, snapshots, as_of=as_of, run_id=run_id, missing=gaps, withheld=withheld)
     for left in leaving:
         left.result()
     _check_window(folder, lake, training_set, used["window"], delay)
@@ -138,6 +119,87 @@ def build_training_set(
         100 * training_set.label_coverage("holdout"),
     )
     return training_set
+
+
+@dataclass(frozen=True)
+class PinnedRows:
+    """The rows of a part of a training set.
+
+    Attributes:
+        interval: of their event times.
+        rows: the labelled rows that are used.
+        labelled, entities: how many rows of the interval have a label, and how many there are, before ``training.max_rows``
+            cuts any.
+    """
+
+    interval: Interval
+    rows: pa.Table
+    labelled: int
+    entities: int
+
+
+def pinned(
+    folder: ModelFolder,
+    parts: Mapping[Part, PinnedRows],
+    snapshots: Mapping[str, int],
+    *,
+    as_of: datetime,
+    run_id: str,
+    missing: Sequence[Interval],
+    withheld: Sequence[Interval],
+) -> TrainingSet:
+    """The training set that consists of these rows. The lake does not keep its snapshots yet.
+
+    Args:
+        folder: the folder by whose features and label the rows were read.
+        parts: window and holdout.
+        snapshots: by table, which ones the rows were read from.
+        as_of: what became known later was not used.
+        run_id: the run; the pin's name is derived from it.
+        missing, withheld: see :class:`perennial.evidence.training.TrainingSet`.
+    """
+    spec, holdout = folder.spec, parts["holdout"]
+    newest_label = pc.max(holdout.rows.column(spec.event_time)).as_py()
+    return _of_window(
+        spec,
+        TrainingSet(
+            model=spec.name,
+            run_id=run_id,
+            as_of=as_of.isoformat(),
+            window="",
+            holdout=holdout.interval.key,
+            snapshots=dict(snapshots),
+            pin=f"training-{hashlib.sha256(run_id.encode()).hexdigest()[:16]}",
+            folder_digest=folder.digest,
+            features_digest=folder.features_digest,
+            rows={"holdout": holdout.rows.num_rows},
+            labelled={"holdout": holdout.labelled},
+            entities={"holdout": holdout.entities},
+            classes={"holdout": count_classes(spec, holdout.rows)},
+            content={"holdout": content_hash(holdout.rows)},
+            label_delay=(as_of - holdout.interval.end).days,
+            delay_measured=spec.label.delay is None,
+            newest_label=newest_label.isoformat() if newest_label else "",
+            missing=[gap.key for gap in missing],
+            withheld=[part.key for part in withheld],
+        ),
+        parts["window"],
+    )
+
+
+def _of_window(spec: ModelSpec, training_set: TrainingSet, window: PinnedRows) -> TrainingSet:
+    """A training set with another window."""
+    return replace(
+        training_set,
+        window=window.interval.key,
+        rows={"window": window.rows.num_rows, "holdout": training_set.rows["holdout"]},
+        labelled={"window": window.labelled, "holdout": training_set.labelled["holdout"]},
+        entities={"window": window.entities, "holdout": training_set.entities["holdout"]},
+        classes={"window": count_classes(spec, window.rows), "holdout": training_set.classes["holdout"]},
+        content={"window": content_hash(window.rows), "holdout": training_set.content["holdout"]},
+        without_values=features_without_values(spec, window.rows),
+        mean_label=mean_label(spec, window.rows),
+    )
 
 
 def delay_of_labels(folder: ModelFolder, deployment: Deployment, as_of: datetime) -> timedelta:
@@ -210,8 +272,8 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
     return rows
 
 
-def count_again(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> tuple[TrainingSet, dict[Part, pa.Table]]:
-    """Read the pinned rows from the lake, and count what a training set says of them, whatever it said before.
+def count_again(folder: ModelFolder, lake: Lake, named: TrainingSet) -> tuple[TrainingSet, dict[Part, pa.Table]]:
+    """Read the pinned rows from the lake, and say of them what they are, whatever the training set says.
 
     Returns:
         The training set, and the rows of window and holdout as :func:`load_rows` gives them.
@@ -219,29 +281,23 @@ def count_again(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> t
     Raises:
         TrainingError: the lake's rows are not the pinned rows.
     """
-    spec, used = folder.spec, dict[Part, pa.Table]()
-    labelled: dict[str, int] = {}
-    entities: dict[str, int] = {}
-    known: dict[Part, datetime] = {"window": training_set.interval("holdout").start, "holdout": utc(training_set.as_of)}
+    spec, as_of, parts = folder.spec, utc(named.as_of), dict[Part, PinnedRows]()
+    known: dict[Part, datetime] = {"window": named.interval("holdout").start, "holdout": as_of}
     for part, known_by in known.items():
-        rows, entities[part] = read_rows(
-            folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by,
-            withheld=training_set.withheld_intervals,
+        rows, entities = read_rows(
+            folder, lake, named.snapshots, named.interval(part), labels_known_by=known_by, withheld=named.withheld_intervals
         )  # fmt: skip
-        labelled[part], used[part] = rows.num_rows, _newest(spec, rows, part)
-        if content_hash(used[part]) != training_set.content[part]:
-            raise TrainingError(f"{spec.name}: the rows of {training_set.interval(part)} are not those that run "
-                                f"{training_set.run_id} says it has pinned")  # fmt: skip
-    counted = replace(
-        training_set,
-        rows={part: rows.num_rows for part, rows in used.items()},
-        labelled=labelled,
-        entities=entities,
-        classes={part: count_classes(spec, rows) for part, rows in used.items()},
-        without_values=features_without_values(spec, used["window"]),
-        mean_label=mean_label(spec, used["window"]),
-    )
-    return counted, used
+        parts[part] = PinnedRows(named.interval(part), _newest(spec, rows, part), rows.num_rows, entities)
+    counted = pinned(
+        folder, parts, named.snapshots, as_of=as_of, run_id=named.run_id,
+        missing=[Interval.from_key(key) for key in named.missing], withheld=named.withheld_intervals,
+    )  # fmt: skip
+    if counted.content != named.content:
+        raise TrainingError(
+            f"{spec.name}: the rows of {named.window} and {named.holdout} are not those that run {named.run_id} says it has "
+            "pinned"
+        )
+    return counted, {part: of_part.rows for part, of_part in parts.items()}
 
 
 def load_all_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> tuple[Interval, pa.Table]:
@@ -283,17 +339,7 @@ def narrowed(folder: ModelFolder, lake: Lake, training_set: TrainingSet, window:
         withheld=training_set.withheld_intervals,
     )  # fmt: skip
     used = _newest(folder.spec, rows, "window")
-    return replace(
-        training_set,
-        window=part.key,
-        rows={**training_set.rows, "window": used.num_rows},
-        labelled={**training_set.labelled, "window": rows.num_rows},
-        entities={**training_set.entities, "window": entities},
-        classes={**training_set.classes, "window": count_classes(folder.spec, used)},
-        content={**training_set.content, "window": content_hash(used)},
-        without_values=features_without_values(folder.spec, used),
-        mean_label=mean_label(folder.spec, used),
-    )
+    return _of_window(folder.spec, training_set, PinnedRows(part, used, rows.num_rows, entities))
 
 
 def window_start(spec: ModelSpec, ledger: Ledger, end: datetime, length: timedelta) -> datetime:

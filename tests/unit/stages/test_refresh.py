@@ -17,6 +17,9 @@ from perennial.cli import by_hand
 from perennial.core.errors import NothingToRefresh, StaleDecision
 from perennial.core.intervals import Interval
 from perennial.ledger.records import VersionRecord
+from perennial.registry.folders import FOLDER
+from perennial.registry.runs import Runs
+from perennial.spec.folder import read_model
 from perennial.stages.refresh import decide_refresh, fit_refresh, promote_refresh, release
 from perennial.stages.run import StageRun
 from tests.unit import synthetic
@@ -139,6 +142,36 @@ def test_a_bad_week_does_not_cost_the_week_after_it(world: World) -> None:
 def test_a_champion_that_has_learned_from_the_newest_rows_is_not_refreshed(world: World) -> None:
     with pytest.raises(NothingToRefresh, match="has learned from the rows up to"):
         by_hand.refresh(world.settings, "toy", WEEKS[3].end)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        pytest.param("features.sql", " x,", " 7 * x AS x,", id="features"),
+        pytest.param("model.yaml", "min_rows: 100", "min_rows: 90", id="nothing that features are made of"),
+    ],
+)
+def test_the_files_of_a_folder_that_has_changed_are_fetched_once_in_a_refresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str
+) -> None:
+    world = trained(tmp_path)
+    changed = world.folder.path / file
+    assert old in changed.read_text()
+    changed.write_text(changed.read_text().replace(old, new))
+    deliver(world, WEEKS[0])
+    fetched: list[str] = []
+    fetch = Runs.files_of_run
+
+    def counted(self: Runs, mlflow_run_id: str, path: str) -> dict[str, bytes]:
+        fetched.append(path)
+        return fetch(self, mlflow_run_id, path)
+
+    monkeypatch.setattr(Runs, "files_of_run", counted)
+    run = replace(run_of(world), folder=read_model(world.folder.path))
+    refreshed = fit_refresh(run, as_of=WEEKS[0].end)
+
+    assert fetched == [FOLDER]
+    assert refreshed.training_set.folder_digest == record_of(world, 1).spec_digest
 
 
 def test_a_model_without_champion_is_not_refreshed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from perennial.cli import by_hand
-from perennial.core.errors import StaleDecision, TrainingError
+from perennial.core.errors import PromotionRefused, StaleDecision, TrainingError
 from perennial.core.intervals import Interval
 from perennial.evaluation.confined import Confinement
 from perennial.evidence.evaluation import Evaluation
@@ -19,7 +19,7 @@ from perennial.evidence.training import TrainingSet
 from perennial.model.authors_code import running_in
 from perennial.model.candidate import Fitted
 from perennial.stages import refresh, train
-from perennial.stages.promote import promote_champion
+from perennial.stages.promote import decided_of, promote_champion
 from perennial.stages.run import StageRun
 from perennial.training.refresh import Refreshed
 from tests.unit import synthetic
@@ -145,6 +145,17 @@ def test_rows_that_are_not_the_pinned_ones_stop_it(trained: Trained) -> None:
     other = replace(training_set, content={**training_set.content, "holdout": "0" * 64})
     with pytest.raises(TrainingError, match="says it has pinned"):
         confirm_training(run, other, fitted, claimed)
+
+
+def test_rows_and_versions_of_another_run_are_not_taken(world: World, trained: Trained) -> None:
+    run, training_set, fitted, claimed = trained
+    with pytest.raises(TrainingError, match="the training set is of run"):
+        confirm_training(run_of(world, "other"), training_set, fitted, claimed)
+    # The champion has passed its gates, but in another run.
+    with pytest.raises(PromotionRefused, match="version 1 was not made by run"):
+        decided_of(run_of(world, "other"), 1)
+    with pytest.raises(PromotionRefused, match="version 99 was not made"):
+        decided_of(run, 99)
 
 
 def test_a_refresh_with_other_files_is_refused(world: World, trained: Trained, refreshed: Refreshed) -> None:

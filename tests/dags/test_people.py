@@ -1,0 +1,25 @@
+"""Who may answer a request for approval in the deployed stack."""
+
+from __future__ import annotations
+
+import pytest
+
+# FAB still imports them.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi is deprecated"),
+    pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "approvers", "may"),
+    [("ann", {"ann", "carl"}, True), ("bob", {"ann", "carl"}, False), ("7", {"ann"}, False), ("ann", {"7"}, False)],
+)
+def test_an_approver_is_known_by_the_name_of_the_sign_in(name: str, approvers: set[str], may: bool) -> None:
+    from airflow.providers.fab.auth_manager.models import User
+
+    from perennial.orchestration.people import NamedUsers
+
+    user = User()
+    user.id, user.username = 7, name
+    assert NamedUsers().is_authorized_hitl_task(assigned_users=approvers, user=user) is may
