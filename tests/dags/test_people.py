@@ -22,4 +22,5 @@ def test_an_approver_is_known_by_the_name_of_the_sign_in(name: str, approvers: s
 
     user = User()
     user.id, user.username = 7, name
-    assert NamedUsers().is_authorized_hitl_task(assigned_users=approvers, user=user) is may
+    manager = NamedUsers()  # type: ignore[no-untyped-call]  # FAB has no annotations
+    assert manager.is_authorized_hitl_task(assigned_users=approvers, user=user) is may

@@ -1,7 +1,7 @@
 """Who may answer a request for approval in the deployed stack: people by the name that they sign in with.
 
-``approval.approvers`` of ``model.yaml`` names people. The embedded stack's sign-in identifies a user by that name. FAB's does it by
-a number, which nobody who writes a model knows. ``docker-compose.yaml`` names this class.
+``approval.approvers`` of ``model.yaml`` names people. The embedded stack identifies a user by that name, FAB
+by a number that no author of a model knows. ``docker-compose.yaml`` names this class.
 """
 
 from __future__ import annotations
