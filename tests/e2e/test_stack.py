@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import textwrap
@@ -220,6 +221,17 @@ def test_servers_listen_on_this_machine_alone(running: Running) -> None:
 def test_secrets_are_readable_by_their_owner_alone(running: Running) -> None:
     for file in ("secrets.json", "airflow/passwords.json"):
         assert (running.state / file).stat().st_mode & 0o077 == 0, file
+
+
+def test_nothing_that_the_stack_has_made_can_be_read_by_others(running: Running) -> None:
+    state = running.state
+    open_to_others = [
+        (oct(stat.S_IMODE(made.lstat().st_mode)), made.relative_to(state).as_posix())
+        for made in (state, *state.rglob("*"))
+        if not made.is_symlink() and stat.S_IMODE(made.lstat().st_mode) & 0o077
+    ]
+    assert open_to_others == []
+    assert {"airflow", "logs", "perennial.db", "mlflow.db"} <= {made.name for made in state.iterdir()}
 
 
 def test_a_second_stack_beside_it_says_so(running: Running) -> None:

@@ -186,3 +186,9 @@ def test_a_task_goes_from_the_scheduler_to_a_worker_and_its_result_back(broker: 
             time.sleep(0.1)
         assert process.poll() is None
     assert not [line for line in (broker.folder / "trainer.log").read_text().splitlines() if "NOPERM" in line.upper()]
+
+
+def test_the_brokers_secrets_are_in_no_argument(broker: Broker) -> None:
+    arguments = Path(f"/proc/{broker.as_user('default').info()['process_id']}/cmdline").read_bytes()
+    assert b"redis-server" in arguments
+    assert not [name for name, secret in GIVEN.items() if secret.encode() in arguments]

@@ -8,7 +8,6 @@ arguments: :mod:`perennial.cli.running`, :mod:`perennial.cli.stages`, :mod:`pere
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import signal
@@ -17,8 +16,9 @@ from collections.abc import Sequence
 
 from perennial.cli import endings, operations, questions, running, stages
 from perennial.cli.command import Command, add_all, state_folder
-from perennial.core import logs
+from perennial.core import faults, logs
 from perennial.core.errors import PerennialError
+from perennial.core.settings import settings
 
 #: In the order of the overview.
 COMMANDS: tuple[Command, ...] = (
@@ -67,17 +67,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(chosen.command(chosen))
     except PerennialError as error:
         sys.exit(str(error))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        sys.exit(f"the disk of {error.filename or state_folder()} is full: make room and run the command again")
+    except BrokenPipeError:  # `perennial history … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
+        told = faults.in_words(error, _databases(), state_folder())
         # Its module is slow to import, so it is asked only about errors of a command that has imported it.
-        if "mlflow" not in sys.modules or (told := _unanswered(error)) is None:
+        if told is None and "mlflow" in sys.modules:
+            told = _unanswered(error)
+        if told is None:
             raise
         sys.exit(told)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _databases() -> dict[str, str]:
+    """The addresses of this deployment's databases, by the names and variables that people know."""
+    try:
+        found = settings()
+    except PerennialError:
+        return {}
+    return {
+        "ledger (PERENNIAL_DATABASE_URL)": found.database_url,
+        "catalog (PERENNIAL_CATALOG_URL)": found.catalog_url,
+        "database of predictions (PERENNIAL_PREDICTIONS_URL)": found.predictions_url,
+        "database of MLflow (MLFLOW_TRACKING_URI)": found.mlflow_url,
+    }
 
 
 def _unanswered(error: Exception) -> str | None:

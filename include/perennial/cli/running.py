@@ -14,7 +14,9 @@ from perennial.core.settings import settings
 @command("up", "start Airflow and MLflow on this machine; Ctrl-C stops them")
 def up(_: argparse.Namespace) -> int:
     from perennial.stack.embedded import Stack
+    from perennial.stack.processes import UMASK
 
+    os.umask(UMASK)
     screen = console()
     screen.print("Starting Airflow and MLflow …")
     try:
@@ -38,7 +40,9 @@ def up(_: argparse.Namespace) -> int:
 )
 def demo(chosen: argparse.Namespace) -> int:
     from perennial.demo.replay import run_demo
+    from perennial.stack.processes import UMASK
 
+    os.umask(UMASK)
     run_demo(state_folder() / "demo", os.environ, console(), once=chosen.once, weeks=chosen.weeks)
     return 0
 

@@ -64,7 +64,7 @@ class Database:
         The database is made if it is a file that is missing.
         """
         if self.is_sqlite:
-            Path(self.engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+            Path(self.engine.url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._let_readers_and_a_writer_coexist()
         with self._locked("create") as connection:
             yield connection

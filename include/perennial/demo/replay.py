@@ -211,6 +211,12 @@ class _Replay:
                 "the rows are right now",
                 status,
             )
+        if story.train is not None:
+            self._do("train", {"cause": story.train}, story.train, status)
+            record = self._ledger.versions(MODEL)[-1]
+            self._console.print(
+                f"  version {record.version} {'replaces the champion' if record.decision.promote else 'is refused'}"
+            )
         if story.override is not None:
             version = next(record.version for record in reversed(self._ledger.versions(MODEL)) if self._was_refused(record))
             self._do("promote", {"version": version, "override": story.override}, f"version {version} by override", status)
@@ -291,8 +297,8 @@ def _missing(spec: ModelSpec, week: Interval, ingest: DagRun, runs: Sequence[Dag
     if schedules.train == "week":
         wanted.add((f"{MODEL}.train", days[0]))
     if schedules.train == "month":
-        # A month is trained on when its last day is there.
-        ended = [day.start for day in week.days() if day.end.day == 1]
+        # A month is trained on when its last day is there, and all its days were announced: the history is not.
+        ended = [day.start for day in week.days() if day.end.day == 1 and day.start.replace(day=1) >= HISTORY.end]
         wanted |= {(f"{MODEL}.train", f"{last:%Y-%m}-01") for last in ended}
     there = {(run.dag_id, run.partition_key) for run in runs if run.ended}
     missing = [f"{dag_id} of {key}" for dag_id, key in sorted(wanted - there)]

@@ -37,13 +37,15 @@ class Week:
         recipe: the parameters that the team commits before the week begins; an empty mapping: those of the example. None: the
             team commits nothing.
         spoiled: whether the source delivers misplaced delays; they are delivered again, right, after the week.
-        override: why a person makes the newest refused replacement champion after the week; None: nobody does.
-        rollback: why a person rolls back after the week, after what ``override`` says; None: nobody does.
+        train: why a person triggers a training after the week; None: nobody does.
+        override: why a person makes the newest refused replacement champion after ``train``; None: nobody does.
+        rollback: why a person rolls back after ``override``; None: nobody does.
         words: what happens, for people.
     """
 
     recipe: Mapping[str, Any] | None = None
     spoiled: bool = False
+    train: str | None = None
     override: str | None = None
     rollback: str | None = None
     words: str = field(default="", kw_only=True)
@@ -53,9 +55,10 @@ class Week:
 STORY: Mapping[int, Week] = {
     3: Week(
         recipe={"max_iter": 10, "max_leaf_nodes": 3},
+        train="the team committed another recipe",
         override="we are sure that it is better",
         rollback="the gates were right: it is worse on the holdout",
-        words="the team commits another recipe, with smaller trees; the training at the end of the month judges it",
+        words="the team commits another recipe, with smaller trees",
     ),
     4: Week(
         recipe={},

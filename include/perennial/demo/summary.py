@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perennial.core.intervals import Interval, utc
-from perennial.demo.worth import worth
+from perennial.demo.worth import DAILY, worth
 from perennial.ledger.records import Promotion, Publication, VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.stack.airflow_api import DagRun
@@ -189,9 +189,15 @@ def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
 def _worth(found: Mapping[str, Any], metric: str) -> list[str]:
     if not found:
         return []
-    values = {name: value[metric] for name, value in found.items() if metric in value}
-    told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    return [f"{metric} of all weeks, on the same rows: {told}"]
+    lines = {
+        DAILY: f"{metric}, mean of the days", metric: f"{metric}, all rows together",
+        "log_loss": "log loss", "cost": "cost per row",
+    }  # fmt: skip
+    return [
+        f"{words}: {', '.join(f'{name} {value[key]:.4f}' for name, value in found.items() if key in value)}"
+        for key, words in lines.items()
+        if any(key in value for value in found.values())
+    ]
 
 
 def _weeks(summary: Mapping[str, Any], metric: str) -> Table:

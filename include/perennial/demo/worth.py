@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -14,6 +15,9 @@ from perennial.ledger.records import VersionRecord
 
 #: The names of what is compared.
 SERVED, NEVER, ALWAYS = "served", "the first version for ever", "each refresh, refused or not"
+#: The primary metric of each day, in the mean of the days. A day has one version. The metric of all rows together also ranks
+#: rows of one version against rows of another, whose predictions may be on another scale.
+DAILY = "mean of days"
 
 
 def worth(settings: Settings, model: str) -> dict[str, dict[str, float]]:
@@ -24,8 +28,8 @@ def worth(settings: Settings, model: str) -> dict[str, dict[str, float]]:
         model: the model's name.
 
     Returns:
-        The metrics by name of the way: what was served; the first version for ever; and each day the newest version that had
-        not learned from it, whatever the gates said of it. Empty if nothing was scored.
+        The metrics of all rows, and :data:`DAILY`, by name of the way: what was served; the first version for ever; and each
+        day the newest version that had not learned from it, whatever the gates said of it. Empty if nothing was scored.
     """
     from perennial.evaluation.metrics import evaluate
     from perennial.model.costs import cost_function
@@ -56,9 +60,12 @@ def worth(settings: Settings, model: str) -> dict[str, dict[str, float]]:
             parts[name].append(both.select(["label"]).append_column("prediction", pa.array(said)))
     cost, found = cost_function(folder), {}
     for name, tables in parts.items():
-        whole = pa.concat_tables(tables).combine_chunks()
-        truth, predicted = (whole.column(column).to_numpy() for column in ("label", "prediction"))
-        found[name] = evaluate(spec.task, truth, predicted, cost=cost)
+        whole, *days = [
+            evaluate(spec.task, *(rows.column(column).to_numpy() for column in ("label", "prediction")), cost=cost)
+            for rows in (pa.concat_tables(tables).combine_chunks(), *(table.combine_chunks() for table in tables))
+        ]
+        known = [day[spec.primary_metric] for day in days if spec.primary_metric in day]
+        found[name] = {**whole, **({DAILY: statistics.fmean(known)} if known else {})}
     return found
 
 

@@ -231,7 +231,7 @@ def _copy_database(source: Path, target: Path) -> str:
         reading.backup(writing)
         answer = writing.execute("PRAGMA integrity_check").fetchone()[0]
     except sqlite3.DatabaseError as error:
-        raise BackupError(f"{source} cannot be copied: {error}") from error
+        raise BackupError(f"{source} cannot be copied: {error}. If it is damaged, restore an earlier backup") from error
     finally:
         reading.close()
         writing.close()

@@ -101,7 +101,7 @@ class Mlflow:
             yield
             return
         file = Path(make_url(self._settings.mlflow_url).database or "mlflow.db").absolute()
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file.with_name(f"{file.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 import httpx
 
 from perennial.core.errors import StackError
+from perennial.core.faults import find_fault
 from perennial.core.files import write_private
 from perennial.core.pools import commands
 from perennial.core.settings import PROJECT
@@ -109,9 +110,12 @@ class Stack:
                 if find_spec(module) is None:
                     raise StackError(f"the package {module} is not installed here; `make up` installs what is needed")
             _check_room(state, ROOM)
+            # What was made before umask counted here is for this user alone, too.
+            state.chmod(0o700)
             end(lambda: marked(f"{state}#"), 10)  # processes that a killed stack may have left
             self.ports = choose_ports(given)
             self.settings = embedded_settings(state, self.ports, given)
+            self._check_databases()
             kept = keep_secrets(state)
             self.password = kept.admin_password
             self.environment = environment(
@@ -120,6 +124,18 @@ class Stack:
         except BaseException:
             self._lock.release()
             raise
+
+    def _check_databases(self) -> None:
+        # A process that cannot read its database would end with a traceback in a log.
+        files = {
+            "ledger": self.settings.database_url,
+            "catalog": self.settings.catalog_url,
+            "database of MLflow": f"sqlite:///{self.state / 'mlflow.db'}",
+            "database of Airflow": f"sqlite:///{self.state / 'airflow' / 'airflow.db'}",
+        }
+        for name, url in files.items():
+            if (fault := find_fault(name, url)) is not None:
+                raise StackError(fault)
 
     @property
     def airflow_url(self) -> str:
@@ -285,7 +301,7 @@ class _Lock:
         self._stream: IO[str] | None = None
 
     def take(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         stream = self._file.open("a", encoding="utf-8")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,11 +26,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import IO, Any
 
 from setproctitle import setproctitle
 
 from perennial.core.errors import StackError
+
+
+def private_log(log: Path) -> IO[bytes]:
+    """Open a log file for appending; a new one can be read by this user alone."""
+    return open(log, "ab", opener=lambda file, flags: os.open(file, flags, 0o600))
 
 
 class Launched:
@@ -60,11 +65,12 @@ class Launcher:
         modules: imported ahead; those that cannot be imported are skipped. ``module:function`` is also called.
         environment: of the launcher and of everything that it starts.
         log: its own log file.
+        umask: of the launcher and of everything that it starts.
     """
 
-    def __init__(self, program: str, modules: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, program: str, modules: Sequence[str], environment: Mapping[str, str], log: Path, umask: int) -> None:
         self._socket, theirs = socket.socketpair()
-        with theirs, log.open("ab") as stream:
+        with theirs, private_log(log) as stream:
             self._process = subprocess.Popen(  # noqa: S603 - this module itself
                 [sys.executable, "-m", __name__, str(theirs.fileno()), program, *modules],
                 pass_fds=[theirs.fileno()],
@@ -73,6 +79,7 @@ class Launcher:
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
                 start_new_session=True,
+                umask=umask,
             )
         self._one_at_a_time = threading.Lock()
         self._news = threading.Condition()
@@ -158,7 +165,7 @@ def main() -> None:
         # Nothing has to be cleaned up, and modules that try would write long error messages.
         os._exit(0)
     os.setsid()
-    log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(log, stream.fileno())

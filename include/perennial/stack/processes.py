@@ -21,13 +21,16 @@ from pathlib import Path
 import psutil
 
 from perennial.core.errors import StackError
-from perennial.stack.launcher import Launched, Launcher
+from perennial.stack.launcher import Launched, Launcher, private_log
 
 MARK = "PERENNIAL_STACK"
 
 #: A process is restarted at most this often within this many seconds. If it dies more often, a restart does not help.
 RESTARTS = 3
 WITHIN = 300.0
+
+#: What the processes make can be read by this user alone: databases, lake, reports, logs.
+UMASK = 0o077
 
 #: A log file is cut at this size.
 LOG_BYTES = 50_000_000
@@ -116,12 +119,13 @@ class Processes:
         self._children: dict[str, _Child] = {}
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="stack", daemon=True)
-        logs.mkdir(parents=True, exist_ok=True)
+        logs.mkdir(mode=0o777 & ~UMASK, parents=True, exist_ok=True)
         # It notices the end of this process, also by a kill, because the pipe closes.
         self._reaper = subprocess.Popen(  # noqa: S603 - a module of this package
             [sys.executable, "-m", "perennial.stack.reaper", family],
             stdin=subprocess.PIPE,
             start_new_session=True,
+            umask=UMASK,
             env=dict(environment),
         )
         self._launcher = self._make_launcher()
@@ -153,7 +157,7 @@ class Processes:
                 self._launcher.close()
                 self._launcher = self._make_launcher()
             return self._launcher.start(command[3:], self.log(name))
-        with self.log(name).open("ab") as log:
+        with private_log(self.log(name)) as log:
             return subprocess.Popen(  # noqa: S603 - the stack's own commands
                 command,
                 stdin=subprocess.DEVNULL,
@@ -162,6 +166,7 @@ class Processes:
                 env={**self._environment, **(given or {})},
                 # A Ctrl-C in the terminal goes to the stack alone, which then stops its processes in order.
                 start_new_session=True,
+                umask=UMASK,
             )
 
     def import_ahead(self, modules: Sequence[str]) -> None:
@@ -218,7 +223,7 @@ class Processes:
         return found
 
     def _make_launcher(self) -> Launcher:
-        return Launcher(self._program[-1], self._modules, self._environment, self.log("launcher"))
+        return Launcher(self._program[-1], self._modules, self._environment, self.log("launcher"), UMASK)
 
     def _watch(self) -> None:
         while self.failure is None and not self._stopping.wait(0.25):

@@ -291,6 +291,39 @@ def test_a_process_that_dies_is_told_and_started_again(kept: Processes, said: li
     assert kept.failure is None
 
 
+@pytest.mark.parametrize("warm", [True, False], ids=["forked", "started anew"])
+def test_what_processes_make_can_be_read_by_their_user_alone(kept: Processes, tmp_path: Path, warm: bool) -> None:
+    command = nap() if warm else (sys.executable, "-u", "-m", "napper")
+    kept.start("sleeper", *command)
+    assert soon(lambda: children_of(kept, "sleeper"))
+
+    made = psutil.Process(kept.pid("sleeper"))
+    status = Path(f"/proc/{made.pid}/status").read_text()
+    assert "Umask:\t0077\n" in status
+    for log in (tmp_path / "logs").iterdir():
+        assert stat.S_IMODE(log.stat().st_mode) == 0o600, log
+    assert stat.S_IMODE((tmp_path / "logs").stat().st_mode) == 0o700
+
+
+def test_a_state_that_others_could_read_is_closed_to_them_by_the_next_start(tmp_path: Path) -> None:
+    state = tmp_path / "var"
+    state.mkdir(mode=0o755)
+    ports = free_ports()
+    Stack(state, {**os.environ, **ports}).release()
+
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["perennial.db", "catalog.db", "mlflow.db", "airflow/airflow.db"])
+def test_a_damaged_database_is_told_before_anything_starts(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(os.urandom(100_000))
+
+    with pytest.raises(StackError, match=rf"{name} is damaged: .* restore a backup"):
+        Stack(tmp_path, {**os.environ, **free_ports()})
+
+
 def test_a_process_that_keeps_dying_is_given_up_with_its_last_words(kept: Processes, said: list[str]) -> None:
     kept.start("sleeper", *nap(), "3")
     kept.watch()
