@@ -9,13 +9,14 @@ READY_UV := .venv/ready-uv
 # Without compiled bytecode every process would compile every import anew, which triples the start of Airflow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test lint lock lock-check audit hooks bench docs secrets
+.PHONY: help up demo test test-containers lint lock lock-check audit hooks bench docs secrets
 .NOTPARALLEL:
 
 help:
 	@echo 'make up      the stack, for your own models in include/models; Ctrl-C stops it'
 	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end, FULL=1 replays 29 weeks, not 6'
 	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
+	@echo 'make test-containers  docker-compose.yaml in real containers; needs root, dockerd and debootstrap, and takes ten minutes'
 	@echo 'make lint    ruff, mypy, import rules, spelling'
 	@echo 'make lock    requirements.lock and requirements-dev.lock, from pyproject.toml; UPGRADE=all, or'
 	@echo '             UPGRADE="mlflow duckdb" takes newer versions; make lock-check only compares'
@@ -41,6 +42,9 @@ else
 	$(BIN)/pytest tests/e2e tests/browser
 endif
 
+test-containers: $(READY_DEV)
+	$(BIN)/pytest tests/containers $(ARGS)
+
 lint: $(READY_DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -60,8 +64,9 @@ audit: $(READY_DEV)
 hooks: $(READY_DEV)
 	@$(BIN)/pre-commit install
 
-secrets: $(READY)
-	@$(BIN)/perennial deploy secrets
+# Any Python will do, and nothing needs to be installed: the stack runs in containers.
+secrets:
+	@PYTHONPATH=include $(or $(PYTHON),python3) -m perennial.operations.secret_file .env
 
 docs: $(READY)
 	@$(BIN)/python scripts/dags_page.py

@@ -3,7 +3,7 @@
 
 Once a day, this DAG removes:
 
-- files that past runs passed from task to task;
+- files that past runs passed from task to task, and temporary files of tasks that were killed;
 - reports and quarantined rows that are older than `retention` in `model.yaml`;
 - old rows of tables, features and predictions, where `retention` states a duration for them;
 - Iceberg snapshots that are no longer needed;

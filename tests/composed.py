@@ -29,7 +29,7 @@ COMPOSE = PROJECT / "docker-compose.yaml"
 
 #: Where the services listen inside their containers.
 _LISTENERS = ("postgres:5432", "redis:6379", "execution:8081", "mlflow:5000", "api:8080", "watch:9464")
-_VARIABLE = re.compile(r"\$\$|\$\{(?P<name>[A-Z_]+)(?P<rule>:\?|:-)?(?P<text>[^}]*)\}")
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?P<rule>:\?|:-)?(?P<text>[^{}]*)\}")
 _PATIENCE = 240
 
 
@@ -41,19 +41,23 @@ def read_compose(environment: Mapping[str, str], file: Path = COMPOSE) -> dict[s
     """
 
     def fill(match: re.Match[str]) -> str:
-        if match[0] == "$$":
-            return "$"
         value = environment.get(match["name"], "")
         if not value and match["rule"] == ":?":
             raise KeyError(f"{match['name']}: {match['text']}")
         return value or (match["text"] if match["rule"] == ":-" else "")
+
+    def expand(text: str) -> str:
+        # The default of a variable may hold another one.
+        while (filled := _VARIABLE.sub(fill, text)) != text:
+            text = filled
+        return text.replace("$$", "$")
 
     def resolve(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: resolve(part) for key, part in value.items()}
         if isinstance(value, list):
             return [resolve(part) for part in value]
-        return _VARIABLE.sub(fill, value) if isinstance(value, str) else value
+        return expand(value) if isinstance(value, str) else value
 
     found = {key: resolve(part) for key, part in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
     for service in found["services"].values():
@@ -207,6 +211,7 @@ def compose(
         "/var/log/airflow": folder / "logs",
         "/tmp/": folder / "tmp",
         "/data": folder / "data",
+        "/scratch": folder / "scratch",
     }
     for path in folders.values():
         path.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,36 @@ class Living:
     def runs(self, stage: str) -> list[DagRun]:
         """The stage's runs, the oldest first."""
         return [run for run in self.api.runs(f"{MODEL}.") if run.dag_id == f"{MODEL}.{stage}"]
+
+
+def run_stage(
+    api: AirflowApi,
+    models: Sequence[str],
+    stage: str,
+    conf: dict[str, Any],
+    *,
+    check: Callable[[], None],
+    patience: float = 420,
+) -> None:
+    """Start a stage of each model, and wait until these runs and all that they led to have ended.
+
+    Args:
+        api: of the stack.
+        models: their names.
+        stage: of which a run is started.
+        conf: of the run.
+        check: raises when the stack is no longer whole.
+        patience: longest time for each of the waits, in seconds.
+    """
+    for run in [api.trigger(f"{model}.{stage}", conf=conf) for model in models]:
+        ended = api.wait(run, patience=patience, check=check)
+        assert ended.state == "success", api.failure(run)
+    quiet_since, deadline = time.monotonic(), time.monotonic() + patience
+    while time.monotonic() - quiet_since < 4:
+        assert time.monotonic() < deadline
+        if any(not other.ended for model in models for other in api.runs(f"{model}.")):
+            quiet_since = time.monotonic()
+        time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def add_people() -> None:
     """Who signs in where the deployment's sign-in is used; elsewhere the environment says so."""
     from airflow.configuration import conf
 
-    if "Fab" not in conf.get("core", "auth_manager"):
+    if "simple" in conf.get("core", "auth_manager"):
         return
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 

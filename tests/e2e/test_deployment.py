@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ from perennial.ledger.store import Ledger
 from perennial.stack.airflow_api import AirflowApi
 from tests.composed import Composed, compose, free_port
 from tests.conftest import _without, postgres_server
+from tests.living import run_stage
 
 pytestmark = [pytest.mark.stack, pytest.mark.postgres]
 
@@ -78,15 +78,7 @@ class Deployed:
 
     def run(self, stage: str, conf: dict[str, Any]) -> None:
         """Start a stage of each model, and wait until these runs and all they led to have ended."""
-        for run in [self.api.trigger(f"{model}.{stage}", conf=conf) for model in MODELS]:
-            ended = self.api.wait(run, patience=PATIENCE, check=self.composed.check)
-            assert ended.state == "success", self.api.failure(run)
-        quiet_since, deadline = time.monotonic(), time.monotonic() + PATIENCE
-        while time.monotonic() - quiet_since < 4:
-            assert time.monotonic() < deadline
-            if any(not other.ended for model in MODELS for other in self.api.runs(f"{model}.")):
-                quiet_since = time.monotonic()
-            time.sleep(0.5)
+        run_stage(self.api, MODELS, stage, conf, check=self.composed.check)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ import pytest
 from perennial.core.errors import StackError
 from perennial.core.settings import PROJECT
 from perennial.ledger.store import Ledger
-from perennial.operations.deployed import SECRETS
+from perennial.operations.secret_file import SECRETS
 from perennial.stack.airflow_api import AirflowApi
 from perennial.stack.environment import keep_secrets
 from perennial.stack.processes import marked

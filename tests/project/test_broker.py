@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import redis
 
-from perennial.operations.deployed import SECRETS, ping
+from perennial.operations.health import healthy
+from perennial.operations.secret_file import SECRETS
 from tests.composed import free_port, read_compose, redis_command
 from tests.conftest import _without
 
@@ -112,7 +113,7 @@ def running_worker(broker: Broker, service: str) -> Iterator[subprocess.Popen[by
         process = subprocess.Popen(program, env=broker.environment(service), stdout=output, stderr=output, cwd=broker.folder)
     try:
         deadline = time.monotonic() + 120
-        while not ping(broker.environment(service)["PERENNIAL_PULSE"]):
+        while not healthy(broker.environment(service)["PERENNIAL_PULSE"]):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
@@ -191,12 +192,3 @@ def test_the_brokers_secrets_are_in_no_argument(broker: Broker) -> None:
     arguments = Path(f"/proc/{broker.as_user('default').info()['process_id']}/cmdline").read_bytes()
     assert b"redis-server" in arguments
     assert not [name for name, secret in GIVEN.items() if secret.encode() in arguments]
-
-
-def test_a_worker_without_a_pulse_is_not_healthy(tmp_path: Path) -> None:
-    file = tmp_path / "pulse"
-    assert not ping(str(file))
-    file.touch()
-    assert ping(str(file))
-    os.utime(file, (time.time() - 120, time.time() - 120))
-    assert not ping(str(file))

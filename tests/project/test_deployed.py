@@ -13,7 +13,8 @@ import pytest
 
 from perennial.core.errors import SettingsError
 from perennial.core.settings import PROJECT
-from perennial.operations.deployed import SECRETS, check_secrets, write_secrets
+from perennial.operations.deployed import check_folders
+from perennial.operations.secret_file import SECRETS, check_secrets, old_compose, write_secrets
 from tests.composed import COMPOSE, read_compose
 
 GIVEN = {name: make() for name, make in SECRETS.items()}
@@ -87,6 +88,39 @@ def test_a_secret_that_serves_twice_is_refused() -> None:
 def test_nothing_starts_without_each_secret(name: str) -> None:
     with pytest.raises(KeyError, match=f"{name}: run make secrets"):
         read_compose({**GIVEN, name: ""})
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("2.40.3-3", None),
+        ("v2.30.0", None),
+        ("2.29.7", "this is 2.29.7"),
+        ("1.29.2", "this is 1.29.2"),
+        ("", "no plugin compose"),
+    ],
+)
+def test_a_compose_that_changes_passwords_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, told: str | None
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\necho {answer}\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    problem = old_compose()
+    assert problem == told or (told and problem and told in problem)
+
+
+def test_a_folder_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path) -> None:
+    given = {
+        name: str(tmp_path) for name in ("AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "PERENNIAL_MODELS")
+    }
+    (tmp_path / "ingest.py").touch()
+    check_folders(given)
+    # Nobody can read what is not there.
+    (tmp_path / "lost.py").symlink_to("nowhere")
+    with pytest.raises(SettingsError, match=r"lost\.py cannot be read by user \d+.*chmod -R a\+rX dags plugins include/models"):
+        check_folders(given)
 
 
 def test_the_example_of_env_names_every_variable_of_compose_and_holds_no_secret() -> None:
@@ -181,7 +215,7 @@ def test_images_of_others_are_pinned_by_digest() -> None:
     digest = re.compile(r"@sha256:[0-9a-f]{64}$")
     for service in SERVICES.values():
         assert digest.search(service["image"]) or service["image"].startswith("perennial:")
-    bases = re.findall(r"(?m)^ARG PYTHON=(\S+)$", (PROJECT / "Dockerfile").read_text())
+    bases = re.findall(r"(?m)^ARG PERENNIAL_PYTHON_IMAGE=(\S+)$", (PROJECT / "Dockerfile").read_text())
     assert len(bases) == 1
     assert digest.search(bases[0])
 

@@ -80,10 +80,9 @@ def verify(chosen: argparse.Namespace) -> int:
     argument("file", nargs="?", type=Path, default=PROJECT / ".env"),
 )
 def _secrets(chosen: argparse.Namespace) -> int:
-    from perennial.operations.deployed import write_secrets
+    from perennial.operations import secret_file
 
-    made = write_secrets(chosen.file)
-    return tell(f"{chosen.file}: made {', '.join(made)}" if made else f"{chosen.file} already has all secrets")
+    return tell(secret_file.tell(chosen.file))
 
 
 @command("init", "create or update databases, roles, schemas and users")
@@ -108,20 +107,9 @@ def _mlflow(chosen: argparse.Namespace) -> int:
     return 1
 
 
-@command(
-    "ping",
-    "exit with 0 if the server at an address, or this container's worker, answers",
-    argument("target", help="an address, or the file that a worker keeps new"),
-)
-def _ping(chosen: argparse.Namespace) -> int:
-    from perennial.operations.deployed import ping
-
-    return 0 if ping(chosen.target) else 1
-
-
 #: The steps that ``docker-compose.yaml`` and the Makefile call.
 deploy = Command(
     "deploy",
-    "steps of the deployed stack: secrets, init job, MLflow's server, health check",
-    steps=(_secrets, _init, _mlflow, _ping),
+    "steps of the deployed stack: secrets, init job, MLflow's server",
+    steps=(_secrets, _init, _mlflow),
 )

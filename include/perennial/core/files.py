@@ -28,6 +28,13 @@ def replacing(file: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def write_private(file: Path, text: str) -> None:
+    """Write a file atomically, readable by this user alone."""
+    with replacing(file) as draft:
+        draft.touch(mode=0o600, exist_ok=False)
+        draft.write_text(text, encoding="utf-8")
+
+
 def open_below(root: Path, parts: Sequence[str]) -> int:
     """Open a file below a folder for reading, and return its descriptor.
 

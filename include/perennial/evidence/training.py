@@ -145,7 +145,7 @@ class CodeState(Evidence):
     """Everything besides rows and parameters that the result of a fit depends on, as far as the fitting process knew.
 
     Attributes:
-        commit: the commit of the model's folder; ``unknown`` outside a repository.
+        commit: the commit of the model's folder; ``unknown`` outside a repository, and outside an image that was built in one.
         dirty: whether the files differed from the commit; None if unknown.
         files: SHA-256 of each of :attr:`perennial.spec.folder.ModelFolder.files`; empty if they were not kept.
         python: the version of Python; None if unknown.

@@ -1,25 +1,20 @@
-"""What the deployed stack needs beside its servers: secrets, an init job, and health checks.
+"""What the deployed stack needs beside its servers: an init job, MLflow's server.
 
 ``docker-compose.yaml`` runs these as ``perennial deploy …``. All settings are environment variables. A secret is never an
-argument, since every process of a machine can read arguments. Neighbour: :mod:`perennial.stack.embedded`, for one machine.
+argument, since every process of a machine can read arguments. Neighbours: :mod:`perennial.operations.secret_file` makes the
+secrets, :mod:`perennial.operations.health` has the health checks.
 """
 
 from __future__ import annotations
 
-import base64
 import configparser
 import logging
 import os
-import re
-import secrets
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
+from typing import NoReturn
 
 from sqlalchemy.engine import URL, make_url
 
@@ -33,87 +28,30 @@ from perennial.operations.identities import (
     separate_schemas,
     share_ledger,
 )
+from perennial.operations.secret_file import check_secrets
 from perennial.registry.permissions import PROMOTER, WORKER
-from perennial.stack.environment import write_private
 
 log = logging.getLogger(__name__)
 
 
-#: Fewest characters of a secret; those that :func:`write_secrets` makes have more than 40.
-SHORTEST = 16
-
-
-def _token() -> str:
-    # Letters and digits only: it becomes part of addresses.
-    return secrets.token_hex(24)
-
-
-def _fernet_key() -> str:
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-
-
-#: Every secret of the deployment, and what makes one.
-SECRETS: dict[str, Callable[[], str]] = {
-    "POSTGRES_PASSWORD": _token,
-    "AIRFLOW_DB_PASSWORD": _token,
-    "MLFLOW_DB_PASSWORD": _token,
-    "PERENNIAL_DB_PASSWORD": _token,
-    "PERENNIAL_WORKER_DB_PASSWORD": _token,
-    "PERENNIAL_READER_DB_PASSWORD": _token,
-    "REDIS_PASSWORD": _token,
-    "REDIS_SCHEDULER_PASSWORD": _token,
-    "REDIS_WORKER_PASSWORD": _token,
-    "REDIS_TRAINER_PASSWORD": _token,
-    "REDIS_PROMOTER_PASSWORD": _token,
-    "AIRFLOW_FERNET_KEY": _fernet_key,
-    "AIRFLOW_JWT_SECRET": _token,
-    "AIRFLOW_SESSION_KEY": _token,
-    "AIRFLOW_ADMIN_PASSWORD": _token,
-    "AIRFLOW_WATCHDOG_PASSWORD": _token,
-    "AIRFLOW_PROMOTER_PASSWORD": _token,
-    "MLFLOW_ADMIN_PASSWORD": _token,
-    "MLFLOW_PROMOTER_PASSWORD": _token,
-    "MLFLOW_WORKER_PASSWORD": _token,
-    "MLFLOW_SESSION_KEY": _token,
-    "GRAFANA_ADMIN_PASSWORD": _token,
-}
-
-
-def write_secrets(file: Path) -> list[str]:
-    """Add the missing secrets to a file, and let only this user read it. Existing secrets stay.
-
-    Args:
-        file: ``.env``, beside ``docker-compose.yaml``.
-
-    Returns:
-        The names of the secrets that were made.
-    """
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    present = set(re.findall(r"(?m)^([A-Z_]+)=.*\S", text))
-    made = [name for name in SECRETS if name not in present]
-    kept = "".join(line for line in text.splitlines(keepends=True) if line.partition("=")[0] not in made)
-    if kept and not kept.endswith("\n"):
-        kept += "\n"
-    write_private(file, kept + "".join(f"{name}={SECRETS[name]()}\n" for name in made))
-    return made
-
-
-def check_secrets(environment: Mapping[str, str]) -> None:
-    """Refuse weak secrets.
+def check_folders(environment: Mapping[str, str]) -> None:
+    """Refuse a checkout that the containers' user cannot read, as ``umask 077`` leaves it.
 
     Raises:
-        SettingsError: one is short, has few different characters, or is used twice.
+        SettingsError: a file or folder of DAGs, plugins or models cannot be read; the message names it.
     """
-    given = {name: environment[name] for name in SECRETS if name in environment}
-    weak = [name for name, value in given.items() if len(value) < SHORTEST or len(set(value)) < SHORTEST // 2]
-    if weak:
+
+    def refuse(path: str) -> NoReturn:
         raise SettingsError(
-            f"{', '.join(weak)}: too weak for a secret, which needs at least {SHORTEST} random characters. Remove the "
-            "line from .env and run make secrets"
+            f"{path} cannot be read by user {os.getuid()}, which the containers run as. In the project's folder, run "
+            "chmod -R a+rX dags plugins include/models monitoring"
         )
-    twice = sorted(name for name, value in given.items() if list(given.values()).count(value) > 1)
-    if twice:
-        raise SettingsError(f"{', '.join(twice)} are the same, and must differ: remove the lines and run make secrets")
+
+    for name in ("AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "PERENNIAL_MODELS"):
+        for folder, _, files in os.walk(_given(environment, name), onerror=lambda error: refuse(str(error.filename))):
+            for file in files:
+                if not os.access(path := os.path.join(folder, file), os.R_OK):
+                    refuse(path)
 
 
 # --- the init job ----------------------------------------------------------------------------------------------------
@@ -122,16 +60,17 @@ def check_secrets(environment: Mapping[str, str]) -> None:
 def initialise(environment: Mapping[str, str]) -> None:
     """Prepare everything that the servers and workers need. It can be repeated, and then only sets passwords.
 
-    In order: it checks secrets, and makes databases and roles; Airflow's schema, roles and users; MLflow's; the
-    schemas of the ledger's database, its tables and the rights on them.
+    In order: it checks secrets and folders, and makes databases and roles; Airflow's schema, roles and users; MLflow's;
+    the schemas of the ledger's database, its tables and the rights on them.
 
     Args:
         environment: of the service ``init``.
 
     Raises:
-        SettingsError: a secret is weak, or a step failed.
+        SettingsError: a secret is weak, a folder cannot be read, or a step failed.
     """
     check_secrets(environment)
+    check_folders(environment)
     airflow, mlflow, ledger, worker, reader = (
         make_url(_given(environment, name))
         for name in (
@@ -212,28 +151,3 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
         "--artifacts-destination", _given(environment, "PERENNIAL_MLFLOW_ARTIFACTS"), *arguments,
     ]  # fmt: skip
     os.execve(command[0], command, dict(environment))  # noqa: S606 - without a shell
-
-
-# --- health ----------------------------------------------------------------------------------------------------------
-
-
-#: A worker's file is written every few seconds (:mod:`perennial.orchestration.pulse`); older than this, the worker hangs.
-LONGEST_PULSE = timedelta(seconds=60)
-
-
-def ping(target: str) -> bool:
-    """Whether a service of this container is healthy.
-
-    Args:
-        target: an address that must answer with 200, or the file that a worker keeps new.
-    """
-    if target.startswith("/"):
-        try:
-            return time.time() - os.stat(target).st_mtime < LONGEST_PULSE.total_seconds()
-        except OSError:
-            return False
-    try:
-        with urlopen(target, timeout=4) as answer:  # noqa: S310 - an address of docker-compose.yaml
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False

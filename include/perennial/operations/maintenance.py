@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import shutil
 import stat
+import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from perennial.core.settings import Settings
@@ -38,17 +40,22 @@ def remove_staging(settings: Settings, model: str, *, now: datetime) -> dict[str
     Returns:
         ``runs`` and ``bytes`` removed.
     """
-    removed = {"runs": 0, "bytes": 0}
-    for folder in _entries(settings.staging / model):
-        newest, size = _newest_and_size(folder)
-        if newest < (now - ABANDONED).timestamp():
-            if folder.is_dir() and not folder.is_symlink():
-                shutil.rmtree(folder)
-            else:
-                folder.unlink()
-            removed["runs"] += 1
-            removed["bytes"] += size
-    return removed
+    runs, size = _remove_abandoned(_entries(settings.staging / model), now)
+    return {"runs": runs, "bytes": size}
+
+
+def remove_scratch(folder: Path) -> dict[str, int]:
+    """Remove the temporary files of tasks that were killed: what DuckDB had put on the disk, and models on their way.
+
+    Args:
+        folder: where processes keep temporary files. All models share it, so the machine's own clock counts.
+
+    Returns:
+        ``files`` (or folders of them) and ``bytes`` removed.
+    """
+    mine = [path for path in _entries(folder) if path.name.startswith("perennial-")]
+    files, size = _remove_abandoned(mine, datetime.now(UTC))
+    return {"files": files, "bytes": size}
 
 
 def remove_reports(settings: Settings, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
@@ -164,6 +171,7 @@ def maintain(deployment: Deployment, spec: ModelSpec, *, now: datetime) -> dict[
     """
     done = {
         "remove_staging": remove_staging(deployment.settings, spec.name, now=now),
+        "remove_scratch": remove_scratch(Path(tempfile.gettempdir())),
         "remove_reports": remove_reports(deployment.settings, spec, now=now),
         **tidy_lake(deployment, spec, now=now),
         "close_abandoned_runs": close_abandoned_runs(deployment.registry, spec),
@@ -174,6 +182,22 @@ def maintain(deployment: Deployment, spec: ModelSpec, *, now: datetime) -> dict[
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _remove_abandoned(paths: Iterable[Path], now: datetime) -> tuple[int, int]:
+    """Remove the files and folders that have not changed for a while. Returns how many, and their bytes."""
+    removed, freed = 0, 0
+    for path in paths:
+        # Another worker may be removing it as well.
+        with suppress(FileNotFoundError):
+            newest, size = _newest_and_size(path)
+            if newest < (now - ABANDONED).timestamp():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                removed, freed = removed + 1, freed + size
+    return removed, freed
 
 
 def _newest_and_size(path: Path) -> tuple[float, int]:

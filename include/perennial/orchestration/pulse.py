@@ -4,7 +4,7 @@ The loop that takes tasks from the broker writes it. It stops while the broker c
 ask the worker itself, whoever asks would have to be allowed to tell workers what to do.
 
 Celery imports this module before a worker starts (``imports`` of its settings). Neighbour:
-:func:`perennial.operations.deployed.ping` reads the file.
+:mod:`perennial.operations.health` reads the file.
 """
 
 from __future__ import annotations

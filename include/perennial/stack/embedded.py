@@ -22,6 +22,7 @@ import httpx
 
 from perennial.core.errors import StackError
 from perennial.core.faults import find_fault
+from perennial.core.files import write_private
 from perennial.core.pools import commands
 from perennial.core.settings import PROJECT
 from perennial.stack.environment import (
@@ -31,7 +32,6 @@ from perennial.stack.environment import (
     environment,
     keep_secrets,
     passwords_file,
-    write_private,
 )
 from perennial.stack.processes import Processes, end, last_words, marked
 

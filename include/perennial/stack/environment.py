@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from perennial.core.errors import StackError
-from perennial.core.files import replacing
+from perennial.core.files import write_private
 from perennial.core.settings import PROJECT, TRUSTED_TYPES, Settings, read_settings
 
 HOST = "127.0.0.1"
@@ -132,13 +132,6 @@ def keep_secrets(state: Path) -> Secrets:
             f"{file} does not contain the stack's secrets; restore it, or remove both it and {state / 'airflow'}, "
             "whose connections it encrypts"
         ) from error
-
-
-def write_private(file: Path, text: str) -> None:
-    """Write a file atomically, readable by this user alone."""
-    with replacing(file) as draft:
-        draft.touch(mode=0o600, exist_ok=False)
-        draft.write_text(text, encoding="utf-8")
 
 
 def passwords_file(settings: Settings) -> Path:

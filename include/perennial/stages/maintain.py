@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.stages.run import StageRun, declare_unusable
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def clear_files(run: StageRun) -> dict[str, dict[str, int]]:
-    """Remove the staging files of past runs, and reports that are older than the model's retention.
+    """Remove the staging files of past runs, temporary files of killed tasks, and reports past the model's retention.
 
     Returns:
         Counts of what was removed, by kind.
@@ -22,6 +24,7 @@ def clear_files(run: StageRun) -> dict[str, dict[str, int]]:
     settings, now = run.deployment.settings, datetime.now(UTC)
     return {
         "staging": maintenance.remove_staging(settings, run.model, now=now),
+        "scratch": maintenance.remove_scratch(Path(tempfile.gettempdir())),
         "reports": maintenance.remove_reports(settings, run.folder.spec, now=now),
     }
 

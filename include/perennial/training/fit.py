@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_info
 
 from perennial.core.errors import ScoringError, TrainingError
+from perennial.core.settings import PROJECT
 from perennial.deployment import Deployment
 from perennial.evaluation import plots
 from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction
@@ -452,6 +453,23 @@ def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth:
     return dict(sorted(zip(rows.columns, drops.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
+def _built_from(folder: Path, record: Path) -> str:
+    """The commit that an image was built from, by what ``scripts/built.sh`` wrote there.
+
+    Returns:
+        ``unknown`` if there is no such record, or if the model's folder has been changed since.
+    """
+    try:
+        commit, *lines = record.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return "unknown"
+    at = f"include/models/{folder.name}/"
+    built = {name.removeprefix(at): digest for digest, name in (line.split("  ", 1) for line in lines) if name.startswith(at)}
+    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    here = {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return commit if built == here else "unknown"
+
+
 def code_state(folder: ModelFolder) -> CodeState:
     """Everything besides rows and parameters that the result of a fit depends on, as far as this process knows."""
     commit, dirty = "unknown", None
@@ -462,6 +480,8 @@ def code_state(folder: ModelFolder) -> CodeState:
         if head.returncode == 0:
             commit = head.stdout.strip()
             dirty = bool(ask([git, "status", "--porcelain"]).stdout.strip())
+    else:
+        commit = _built_from(folder.path, PROJECT / "BUILT")
     return CodeState(
         commit=commit,
         dirty=dirty,

@@ -20,6 +20,7 @@ from perennial.operations.maintenance import (
     forget_quarantine,
     maintain,
     remove_reports,
+    remove_scratch,
     remove_staging,
     tidy_lake,
     tidy_tables,
@@ -58,6 +59,14 @@ def test_staging_of_past_runs_is_removed_and_of_others_kept(settings: Settings) 
     assert long.exists()
     assert other.exists()
     assert remove_staging(settings, "toy", now=NOW) == {"runs": 0, "bytes": 0}
+
+
+def test_temporary_files_of_killed_tasks_are_removed_and_of_others_kept(tmp_path: Path) -> None:
+    spilled = write(tmp_path / "perennial-1f" / "duckdb_temp_storage-0.tmp", timedelta(days=2))
+    current = write(tmp_path / "perennial-2e" / "duckdb_temp_storage-0.tmp", timedelta(hours=1))
+    foreign = write(tmp_path / "somebodys" / "file", timedelta(days=2))
+    assert remove_scratch(tmp_path) == {"files": 1, "bytes": 7}
+    assert [path.exists() for path in (spilled.parent, current, foreign)] == [False, True, True]
 
 
 def test_a_link_in_staging_is_removed_and_what_it_leads_to_is_not(settings: Settings, tmp_path: Path) -> None:
