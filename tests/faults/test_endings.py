@@ -19,7 +19,7 @@ import pytest
 
 from perennial.core.settings import PROJECT, read_settings
 from perennial.ledger.store import Ledger
-from perennial.operations.deployed import SECRETS
+from perennial.operations.secret_file import SECRETS
 from tests.composed import read_compose
 from tests.faults.commands import ARGUMENTS, commands
 from tests.project.test_old_state import COMMIT, environment

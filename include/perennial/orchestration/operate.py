@@ -7,8 +7,8 @@ from typing import Any
 
 from airflow.sdk import task
 
+from perennial.orchestration.answers import who_started
 from perennial.orchestration.links import MLFLOW
-from perennial.orchestration.people import who_started
 from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Run, stage_run
 from perennial.stages import maintain, promote

@@ -7,9 +7,9 @@ from typing import Any
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from perennial.orchestration.answers import answer_to
 from perennial.orchestration.approval import ASK
 from perennial.orchestration.links import MLFLOW
-from perennial.orchestration.people import answer_to
 from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Run, Window, stage_run
 from perennial.stages import promote, train
