@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make up      the stack, for your own models in include/models; Ctrl-C stops it'
-	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end, FULL=1 replays 29 weeks, not 6'
+	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end, FULL=1 replays 28 weeks, not 5'
 	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
 	@echo 'make test-containers  docker-compose.yaml in real containers; needs root, dockerd and debootstrap, and takes ten minutes'
 	@echo 'make lint    ruff, mypy, import rules, spelling'
@@ -30,7 +30,7 @@ up: $(READY)
 	@$(BIN)/perennial up
 
 demo: $(READY)
-	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 29)
+	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 28)
 
 # A file to a process; tests wait for other processes much of their time. What needs a whole stack has the machine to itself.
 PROCESSES = $(shell expr $$(nproc) + 1)

@@ -20,10 +20,13 @@ import gc
 import json
 import os
 import resource
+import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -54,6 +57,8 @@ _SYSTEM = (
 
 #: Longest file that it can write, where it can write any.
 _MOST_ERRORS = 65_536
+#: The variable that says where a nursery is ready, or ``keep``: that one is to be made ready.
+_READY = "PERENNIAL_NURSERY"
 #: Longest message to a nursery, in bytes.
 _LONGEST = 65_536
 
@@ -71,17 +76,27 @@ class Nursery:
     """The caller's end of a process that is forked for each confined process. Threads may share it.
 
     Args:
-        module: what it imports; a confined process runs its ``serve(connection, folder, walls)``.
+        control: connected to that process.
+        process: the process, if this one has started it; it ends with this end.
     """
 
-    def __init__(self, module: str) -> None:
-        self.made_by = os.getpid()
-        self._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        self._pid, self._control, self._process = os.getpid(), control, process
         self._one_at_a_time = threading.Lock()
+
+    @classmethod
+    def new(cls, module: str, place: Path | None = None) -> Nursery:
+        """Start one.
+
+        Args:
+            module: what it imports; a confined process runs its ``serve(connection, folder, walls)``.
+            place: a socket that other processes of this user may find it by; None: only this process uses it.
+        """
+        control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         with its:
-            self._process = subprocess.Popen(  # noqa: S603  # this interpreter, this module
-                [sys.executable, "-m", __name__, module, str(its.fileno())],
+            process = subprocess.Popen(  # noqa: S603  # this interpreter, this module
+                [sys.executable, "-m", __name__, module, str(its.fileno()), *([str(place)] if place else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
@@ -99,11 +114,23 @@ class Nursery:
                     "JOBLIB_MULTIPROCESSING": "0",
                 },
             )
+        return cls(control, process)
+
+    @classmethod
+    def at(cls, place: Path) -> Nursery | None:
+        """That at a socket; None if there is none."""
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            control.connect(str(place))
+        except OSError:
+            control.close()
+            return None
+        return cls(control)
 
     @property
-    def alive(self) -> bool:
-        """Whether this process made it, and it has not ended."""
-        return self.made_by == os.getpid() and self._process.poll() is None
+    def usable(self) -> bool:
+        """Whether this end belongs to this process, and the other end lives. A fork would talk into the same socket."""
+        return self._pid == os.getpid() and (self._process is None or self._process.poll() is None)
 
     def start(self, folder: Path, errors: BinaryIO, *, memory: int) -> tuple[int, Connection]:
         """Start a confined process.
@@ -115,6 +142,9 @@ class Nursery:
 
         Returns:
             Its id, and the caller's end of the pipe.
+
+        Raises:
+            EOFError: the nursery has ended.
         """
         ours, its = Pipe()
         with its:
@@ -127,16 +157,19 @@ class Nursery:
         return int(self._ask({"status": pid}, [])["status"])
 
     def close(self) -> None:
-        """End it, and with it all processes that it has started."""
+        """End all processes that this end has started, and the nursery if this process has started it."""
         self._control.close()
-        if self.made_by == os.getpid():
+        if self._process is not None and self._pid == os.getpid():
             self._process.kill()
             self._process.wait()
 
     def _ask(self, said: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         with self._one_at_a_time:
-            socket.send_fds(self._control, [json.dumps(said).encode()], descriptors)
-            answer = self._control.recv(_LONGEST)
+            try:
+                socket.send_fds(self._control, [json.dumps(said).encode()], descriptors)
+                answer = self._control.recv(_LONGEST)
+            except OSError as error:
+                raise EOFError(str(error)) from error
         if not answer:
             raise EOFError("the process that starts confined processes has ended")
         return dict(json.loads(answer))
@@ -147,14 +180,36 @@ _making = threading.Lock()
 
 
 def nursery(module: str) -> Nursery:
-    """The nursery of this process for a module. It is made when it is first needed, and ends with this process."""
+    """The nursery that this process uses for a module: one that :func:`keep_ready` has started, or its own.
+
+    Its own is made when it is first needed, and ends with this process.
+    """
     with _making:
         found = _nurseries.get(module)
-        if found is None or not found.alive:
-            # A fork of the process that made it would talk into the same socket.
-            found = _nurseries[module] = Nursery(module)
+        if found is None or not found.usable:
+            place = os.environ.get(_READY)
+            found = (Nursery.at(Path(place)) if place else None) or Nursery.new(module)
+            _nurseries[module] = found
             atexit.register(found.close)
         return found
+
+
+def keep_ready(module: str) -> None:
+    """Start a nursery that the processes use which this one forks: none of them waits for its imports.
+
+    Nothing is done unless :data:`_READY` is ``keep`` in the environment.
+    """
+    if os.environ.get(_READY) == "keep":
+        place = Path(tempfile.mkdtemp(prefix="perennial-nursery-")) / "socket"
+        kept = Nursery.new(module, place)
+        os.environ[_READY] = str(place)
+        atexit.register(_remove, kept, place.parent, os.getpid())
+
+
+def _remove(kept: Nursery, folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # and not in a fork
+        kept.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def hide_this_process() -> None:
@@ -221,28 +276,61 @@ def _checked(result: int) -> int:
     return result
 
 
-def _serve(module: str, control: socket.socket) -> None:
-    """The nursery: fork for each request, until the caller has ended."""
+def _serve(module: str, owner: socket.socket, place: Path | None) -> None:
+    """The nursery: fork for each request, until the process that has started it has ended."""
     walls = _leave_the_network()
     program = import_module(module)
     gc.freeze()
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, _LONGEST, 2)
-        if not message:
-            return
-        said = json.loads(message)
-        if "status" in said:
-            with suppress(ChildProcessError):
-                said["status"] = os.waitstatus_to_exitcode(os.waitpid(said["status"], 0)[1])
-            control.send(json.dumps({"status": said["status"]}).encode())
-            continue
-        pid = os.fork()
-        if pid == 0:
-            control.close()
-            _be_born(program, descriptors, walls, Path(said["folder"]), said["memory"])
-        for descriptor in descriptors:
-            os.close(descriptor)
-        control.send(json.dumps({"pid": pid}).encode())
+    started: dict[socket.socket, set[int]] = {owner: set()}
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(owner, selectors.EVENT_READ)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if place is not None:
+            listener.bind(str(place))
+            listener.listen()
+            waiting.register(listener, selectors.EVENT_READ)
+        while owner in started:
+            for key, _ in waiting.select():
+                caller = key.fileobj
+                assert isinstance(caller, socket.socket)
+                if caller is listener:
+                    fresh, _ = listener.accept()
+                    started[fresh] = set()
+                    waiting.register(fresh, selectors.EVENT_READ)
+                    continue
+                message, descriptors, _, _ = socket.recv_fds(caller, _LONGEST, 2)
+                if not message:
+                    waiting.unregister(caller)
+                    for pid in started.pop(caller):
+                        _end(pid)
+                    caller.close()
+                    continue
+                said = json.loads(message)
+                if "status" in said:
+                    status = _end(said["status"]) if said["status"] in started[caller] else 0
+                    started[caller].discard(said["status"])
+                    caller.send(json.dumps({"status": status}).encode())
+                    continue
+                pid = os.fork()
+                if pid == 0:
+                    for other in (listener, *started):
+                        other.close()
+                    _be_born(program, descriptors, walls, Path(said["folder"]), said["memory"])
+                started[caller].add(pid)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                caller.send(json.dumps({"pid": pid}).encode())
+
+
+def _end(pid: int) -> int:
+    """End a confined process and what it has started, if that has not happened yet, and return its exit code."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    for kill in (os.killpg, os.kill):  # the group is made a moment after the process
+        with suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+    if not found:
+        _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _be_born(program: Any, descriptors: Sequence[int], walls: list[str], folder: Path, memory: int) -> None:
@@ -266,4 +354,4 @@ def _be_born(program: Any, descriptors: Sequence[int], walls: list[str], folder:
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[2])) as opened:
-        _serve(sys.argv[1], opened)
+        _serve(sys.argv[1], opened, Path(sys.argv[3]) if len(sys.argv) > 3 else None)

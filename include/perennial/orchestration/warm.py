@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from perennial.core.confinement import keep_ready
 from perennial.core.private_parts import let_mlflow_read_the_installed_packages
+
+# It imports while this process does.
+keep_ready("perennial.evaluation.confined")
 
 for name in (
     # First, because it searches all modules that are imported already.

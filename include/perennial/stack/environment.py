@@ -199,6 +199,8 @@ def environment(
         "MPLBACKEND": "Agg",
         # By default, OpenMP's waiting threads spin, and take the cores from other tasks: a fit of 2 s took 50 s.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # One process for all tasks of this stack is ready to start confined ones.
+        "PERENNIAL_NURSERY": "keep",
         # Tasks are forked from a process whose libraries must not have started threads.
         "OPENBLAS_NUM_THREADS": "1",
         # With more threads than cores, tasks that run concurrently slow each other down: a fit took minutes, not seconds.
