@@ -494,7 +494,6 @@ LOADERS: dict[str, set[str] | None] = {
 #: By file, what of it may be used there, and why.
 ALLOWED = {
     ("include/perennial/model/artifacts.py", "skops.io.load"),  # behind the manifest, with our list of types
-    ("include/perennial/evaluation/readiness.py", "numpy.load"),  # allow_pickle=False
     # The usual ways that scoring and a week are measured beside; they load what they have made themselves.
     ("benchmarks/score.py", "mlflow.pyfunc.load_model"),
     ("benchmarks/peers/shared/steps.py", "mlflow.sklearn.load_model"),
