@@ -299,7 +299,7 @@ def test_what_processes_make_can_be_read_by_their_user_alone(kept: Processes, tm
 
     made = psutil.Process(kept.pid("sleeper"))
     status = Path(f"/proc/{made.pid}/status").read_text()
-    assert "Umask:\t0073\n" in status
+    assert "Umask:\t0077\n" in status
     for log in (tmp_path / "logs").iterdir():
         assert stat.S_IMODE(log.stat().st_mode) == 0o600, log
     assert stat.S_IMODE((tmp_path / "logs").stat().st_mode) == 0o700
