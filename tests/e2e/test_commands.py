@@ -102,13 +102,16 @@ def test_no_index_address_is_in_the_locks() -> None:
 
 def test_every_variable_that_is_read_is_in_the_example() -> None:
     code = "".join(
-        file.read_text() for file in [*(PROJECT / "include" / "perennial").rglob("*.py"), PROJECT / "tests/conftest.py"]
+        file.read_text()
+        for folder in ("include/perennial", "tests/containers")
+        for file in [*(PROJECT / folder).rglob("*.py"), PROJECT / "tests/conftest.py"]
     )
     compose = (PROJECT / "docker-compose.yaml").read_text()
     # What compose passes on from one variable to another is its own affair.
     made = set(re.findall(r"^ +([A-Z_]+): ", compose, flags=re.MULTILINE))
     passed_on = set(re.findall(r"^ +([A-Z_]+):$", compose, flags=re.MULTILINE))
-    chosen = set(re.findall(r"\$\{([A-Z_]+)", compose)) | passed_on
+    to_the_build = set(re.findall(r"args: \[([A-Z_]+)\]", compose))
+    chosen = set(re.findall(r"\$\{([A-Z_]+)", compose)) | passed_on | to_the_build
     read = set(re.findall(r'"(PERENNIAL_[A-Z_]+|MLFLOW_TRACKING_URI)"', code)) - {"PERENNIAL_STACK"} | chosen
     example = (PROJECT / ".env.example").read_text()
     shown = set(re.findall(r"^#?([A-Z_]+)=", example, flags=re.MULTILINE))
