@@ -38,6 +38,8 @@ from perennial.core.errors import SourceError
 
 #: Number of bytes that are read and scanned at a time.
 CHUNK = 4 << 20
+#: Most columns of a file. One that has more is something else, and each takes memory.
+MAX_COLUMNS = 10_000
 #: The longest record, in bytes of UTF-8. It limits the memory that one row may take.
 MAX_RECORD = 8 << 20
 #: Blocks of more bytes than this are converted by several threads. For a smaller block, starting the threads takes longer.
@@ -139,6 +141,8 @@ class DelimitedFile:
             for field in next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True))
         ]
         place = f"{self.name}:{self.header_line}"
+        if len(names) > MAX_COLUMNS:
+            raise SourceError(f"{place}: the header names {len(names):,} columns; at most {MAX_COLUMNS:,} are read")
         seen: dict[str, str] = {}
         for column in filter(None, names):
             other = seen.get(column.casefold())

@@ -12,12 +12,13 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
 from perennial.core.errors import SourceError
 from perennial.core.sql import connect, literal
-from perennial.ingestion.delimited import CHUNK, FAULT, MAX_RAW, MAX_RECORD, POSITION, RAW
+from perennial.ingestion.delimited import CHUNK, FAULT, MAX_COLUMNS, MAX_RAW, MAX_RECORD, POSITION, RAW
 
 _IS_OBJECT = "json_valid(line) AND json_type(line) = 'OBJECT'"
 
@@ -49,15 +50,27 @@ class JsonLines:
                 those of them that stay texts.
 
         Raises:
-            SourceError: the file is not UTF-8, or a line is too long.
+            SourceError: the file is not UTF-8, a line is too long, or lines have too many keys.
         """
         for lines, numbers in self._blocks():
             self._connection.register("lines", pa.table({"line": lines, "number": numbers}))
-            keys = self._connection.execute(
-                f"SELECT DISTINCT unnest(json_keys(line)) AS key FROM lines WHERE {_IS_OBJECT} ORDER BY key"
-            ).fetchall()
-            columns, texts = choose([str(key) for (key,) in keys])
-            yield self._batch(columns, texts)
+            try:
+                keys = self._connection.execute(
+                    f"SELECT DISTINCT unnest(json_keys(line)) AS key FROM lines WHERE {_IS_OBJECT} ORDER BY key"
+                ).fetchall()
+                if len(keys) > MAX_COLUMNS:
+                    raise SourceError(
+                        f"{self.name}:{numbers[0]}: the lines from here on have {len(keys):,} different keys; at most "
+                        f"{MAX_COLUMNS:,} are read"
+                    )
+                columns, texts = choose([str(key) for (key,) in keys])
+                batch = self._batch(columns, texts)
+            except duckdb.OutOfMemoryException as error:
+                raise SourceError(
+                    f"{self.name}:{numbers[0]}: the lines from here on need more memory than there is; they are nested too "
+                    "deeply, or have too many keys"
+                ) from error
+            yield batch
             self._connection.unregister("lines")
 
     def _batch(self, columns: Sequence[str], texts: Sequence[str]) -> pa.RecordBatch:
