@@ -37,7 +37,7 @@ ARGUMENTS: dict[str, tuple[str, ...] | None] = {
     "reproduce": (MODEL, "2"), "maintain": (MODEL,), "backup": ("BACKUP",), "restore": ("BACKUP",), "verify": (),
     "forget": (MODEL, "--key", "id=1", "--yes"), "retire": (MODEL, "--mark", "--reason", "done", "--yes"),
     "deploy secrets": ("SECRETS",),
-    "deploy init": (), "deploy mlflow": None, "deploy ping": ("http://127.0.0.1:9/health",),
+    "deploy init": (), "deploy mlflow": None,
 }  # fmt: skip
 
 
