@@ -27,7 +27,7 @@ from perennial.ledger.store import Ledger
 from tests.living import free_ports
 
 SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
-FAB = "perennial.orchestration.people.NamedUsers"
+FAB = "perennial.orchestration.people.NamedFabAuthManager"
 
 #: What an attacker would put into a model's words.
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
