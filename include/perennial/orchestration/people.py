@@ -1,8 +1,8 @@
 """Who may answer a request for approval in the deployed stack: people by the name that they sign in with.
 
 ``approval.approvers`` of ``model.yaml`` names people. The embedded stack identifies a user by that name, FAB
-by a number that no author of a model knows. ``docker-compose.yaml`` names this class. Airflow gives people the rights that a DAG
-states only if the name of the sign-in's class contains ``FabAuthManager``.
+by a number that no author of a model knows. ``docker-compose.yaml`` names this class. Airflow gives people the rights that a
+DAG states only if the name of the sign-in's class contains ``FabAuthManager``.
 """
 
 from __future__ import annotations
