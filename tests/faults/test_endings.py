@@ -152,7 +152,7 @@ def test_a_torn_catalog_or_database_of_mlflow_is_told(place: Path, name: str, co
 def test_a_database_that_is_down_is_told_without_its_password(place: Path) -> None:
     address = "postgresql+psycopg2://perennial:correct-horse-battery@127.0.0.1:9/perennial"
     names = ("PERENNIAL_DATABASE_URL", "PERENNIAL_CATALOG_URL", "PERENNIAL_PREDICTIONS_URL")
-    found = run(place, [*ALL, "demo"], **dict.fromkeys(names, address))
+    found = run(place, ALL, **dict.fromkeys(names, address))  # the demo has databases of its own
 
     expect(
         found, "at 127.0.0.1:9/perennial does not answer (", "not in SQLite", "is not a complete backup",
@@ -165,6 +165,7 @@ def test_the_init_job_of_a_deployment_says_that_the_database_is_down(place: Path
     given = read_compose({name: make() for name, make in SECRETS.items()})["services"]["init"]["environment"]
     down = {name: str(value).replace("@postgres:5432", "@127.0.0.1:9") for name, value in given.items() if value is not None}
     down |= environment(place)
+    down |= {f"AIRFLOW__CORE__{name.upper()}_FOLDER": str(PROJECT / name) for name in ("dags", "plugins")}
 
     expect(run(place, ["deploy init"], **down), "does not answer (")
 
