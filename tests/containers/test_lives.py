@@ -118,7 +118,7 @@ def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: A
         browser.close()
     assert ended.state == "success", api.failure(run)
     answers = f"SELECT answer, approver, replace(words, ' ', '_') FROM perennial.perennial_approvals WHERE model = '{ASKED}'"
-    assert containers.sql(answers) == ["approved|admin|seen_in_a_browser"]
+    assert containers.sql(answers) == ["approved|airflow:admin|seen_in_a_browser"]
 
 
 def test_temporary_files_lie_on_a_disk(containers: Containers) -> None:
