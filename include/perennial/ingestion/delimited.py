@@ -39,7 +39,7 @@ from perennial.core.errors import SourceError
 #: Number of bytes that are read and scanned at a time.
 CHUNK = 4 << 20
 #: Most columns of a file. One that has more is something else, and each takes memory.
-MAX_COLUMNS = 10_000
+MAX_COLUMNS = 20_000
 #: The longest record, in bytes of UTF-8. It limits the memory that one row may take.
 MAX_RECORD = 8 << 20
 #: Blocks of more bytes than this are converted by several threads. For a smaller block, starting the threads takes longer.
