@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.browsing import open_page
 from tests.e2e.test_approval import ASKED, done, load_history, train
 from tests.living import MODEL, STAGES, Living
 
@@ -18,20 +19,15 @@ pytestmark = [pytest.mark.browser, pytest.mark.stack]
 @pytest.fixture(scope="module")
 def page(living: Living, chromium: str) -> Iterator[Page]:
     """A browser that is signed in to Airflow."""
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        # A busy machine takes its time; a page that is right is never waited for this long.
-        page.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
+        page = open_page(playwright, chromium, patience=60)
         page.goto(living.stack.airflow_url)
         page.fill("input[name=username]", "admin")
         page.fill("input[name=password]", living.stack.password)
         page.get_by_role("button", name=re.compile("sign in", re.IGNORECASE)).click()
         page.wait_for_url(re.compile(re.escape(living.stack.airflow_url) + "/(?!auth)"))
         yield page
-        browser.close()
+        page.context.close()
 
 
 def test_airflow_lists_every_stage_of_the_model(living: Living, page: Page) -> None:

@@ -23,7 +23,6 @@ from tests.conftest import _without
 
 HERE = Path(__file__).parent
 PROGRAMS = {"dockerd": "docker.io", "docker": "docker.io", "debootstrap": "debootstrap", "apt-get": "apt"}
-DEBIAN = "http://deb.debian.org/debian"
 KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 #: The suite of the base images: it has a Python, a PostgreSQL and a Redis that the deployment works with.
 BASES_FROM = "trixie"
@@ -119,6 +118,17 @@ def _wait_for(engine: Engine, daemon: subprocess.Popen[bytes], log: Path) -> Non
         time.sleep(0.2)
 
 
+def _mirror() -> str:
+    """Where this machine takes Debian's packages from."""
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    # Updates and security have sites of their own.
+    [site, *_] = [site for site, release in map(str.split, listed.splitlines()) if "-" not in release]
+    return site
+
+
 def _unpack_plugins(folder: Path) -> None:
     """Docker Compose and buildx, as plugins of this engine's client alone."""
     plugins = folder / "client" / "cli-plugins"
@@ -127,7 +137,7 @@ def _unpack_plugins(folder: Path) -> None:
     apt = folder / "apt"
     for part in ("state/lists/partial", "cache/archives/partial"):
         (apt / part).mkdir(parents=True, exist_ok=True)
-    (apt / "sources.list").write_text(f"deb [signed-by={KEYS}] {DEBIAN} {PLUGINS_FROM} main\n")
+    (apt / "sources.list").write_text(f"deb [signed-by={KEYS}] {_mirror()} {PLUGINS_FROM} main\n")
     settings = {
         "Dir::State": apt / "state",
         "Dir::State::status": "/dev/null",
@@ -150,7 +160,7 @@ def _make_bases(engine: Engine) -> None:
     """Debian as an image, then the base images of ``bases.Dockerfile``."""
     if not engine.docker("images", "--quiet", "perennial-test/debian"):
         root = engine.folder / "debian"
-        engine.run("debootstrap", "--variant=minbase", f"--keyring={KEYS}", BASES_FROM, str(root), DEBIAN)
+        engine.run("debootstrap", "--variant=minbase", f"--keyring={KEYS}", BASES_FROM, str(root), _mirror())
         with subprocess.Popen(["tar", "--create", "--directory", root, "."], stdout=subprocess.PIPE) as tar:
             subprocess.run(
                 ["docker", "import", "-", "perennial-test/debian"], env=engine.environment, stdin=tar.stdout, check=True,

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from perennial.stack.airflow_api import AirflowApi, DagRun
+from tests.browsing import open_page
 from tests.containers.conftest import ASKED, MODELS, PATIENCE, STAGES, Containers
 from tests.living import run_stage
 
@@ -97,12 +98,8 @@ def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: A
     while not noticed.search(containers.compose("logs", "--since", "10m", "scheduler")):
         assert time.monotonic() < deadline
         time.sleep(1)
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(120_000)
-        expect.set_options(timeout=120_000)
+        page = open_page(playwright, chromium, patience=120)
         page.goto(containers.airflow_url)
         page.fill("input[name=username]", "admin")
         page.fill("input[name=password]", containers.secrets["AIRFLOW_ADMIN_PASSWORD"])
@@ -115,7 +112,7 @@ def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: A
             page.get_by_role("button", name="Approve").click()
         assert answered.value.ok, answered.value.text()
         ended = api.wait(run, patience=PATIENCE, check=containers.check)
-        browser.close()
+        page.context.close()
     assert ended.state == "success", api.failure(run)
     answers = f"SELECT answer, approver, replace(words, ' ', '_') FROM perennial.perennial_approvals WHERE model = '{ASKED}'"
     assert containers.sql(answers) == ["approved|airflow:admin|seen_in_a_browser"]

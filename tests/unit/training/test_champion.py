@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from threadpoolctl import threadpool_limits
 
 from perennial.cli import by_hand
 from perennial.core.intervals import Interval
@@ -38,12 +36,6 @@ EASY = {
     "{latency: 60000}, robustness: {noise_drop: null, missing_drop: null}}",
 }
 ANOTHER = "max_iter: 30 => max_iter: 60"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def make_champion(place: Path, **replaced: str) -> World:

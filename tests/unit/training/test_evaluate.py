@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,12 +26,6 @@ from tests.unit.monitored import World, make_world
 
 HISTORY = Interval(synthetic.START, synthetic.START + timedelta(days=25))
 WEEK = Interval(HISTORY.end, HISTORY.end + timedelta(weeks=1))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 @pytest.fixture(scope="module")

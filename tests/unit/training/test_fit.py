@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -48,13 +47,6 @@ AS_OF = PERIOD.end
 #: A day in the middle that does not come, and three that have not come yet.
 GAP = Interval.day(PERIOD.start + timedelta(days=10))
 AHEAD = Interval(PERIOD.end, PERIOD.end + timedelta(days=3))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Boosters on a few rows; with more threads than free cores they would wait for each other most of the time."""
-    with threadpool_limits(1):
-        yield
 
 
 @pytest.fixture(scope="session")

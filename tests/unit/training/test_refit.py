@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,13 +23,6 @@ from tests.unit.monitored import World, make_world
 from tests.unit.training.test_fit import Trained, build, train
 
 PERIOD = Interval(synthetic.START, synthetic.START + timedelta(days=25))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Boosters on a few rows; with more threads than free cores they would wait for each other most of the time."""
-    with threadpool_limits(1):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,13 +27,6 @@ from tests.unit.monitored import World, make_world
 DAYS = 25
 PERIOD = Interval(synthetic.START, synthetic.START + timedelta(days=DAYS))
 LATER = datetime.now(UTC) + timedelta(days=400)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Boosters on a few rows; with more threads than free cores they would wait for each other most of the time."""
-    with threadpool_limits(1):
-        yield
 
 
 def make_trained(place: Path, *, single_days: int = 0, **replaced: str) -> World:
