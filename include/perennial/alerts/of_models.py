@@ -138,18 +138,21 @@ def interval_refused(
     )
 
 
+def _stays(champion: int | None) -> str:
+    return f"Version {champion} stays champion" if champion is not None else "The model still has no champion"
+
+
 def promotion_refused(
     model: str, *, version: int, champion: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
 ) -> Alert:
     """A trained version did not pass the gates; the champion stays."""
-    stays = f"Version {champion} stays champion" if champion is not None else "The model still has no champion"
     return Alert(
         model=model,
         severity="warning" if champion is not None else "critical",
         kind="promotion_refused",
         title=f"{model}: version {version} was not promoted",
         text=as_text(
-            f"{stays}. Version {version} did not pass its gates:",
+            f"{_stays(champion)}. Version {version} did not pass its gates:",
             reasons,
             "Compare both versions in MLflow. The next training uses newer data.",
         ),
@@ -161,14 +164,13 @@ def evidence_mismatch(
     model: str, *, version: int, champion: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
 ) -> Alert:
     """What a training claims of a version is not what its files give on its rows; the champion stays."""
-    stays = f"Version {champion} stays champion" if champion is not None else "The model still has no champion"
     return Alert(
         model=model,
         severity="critical",
         kind="evidence_mismatch",
         title=f"{model}: the evidence for version {version} does not match",
         text=as_text(
-            f"{stays}. The process that decides has measured version {version} again, from its files and its rows:",
+            f"{_stays(champion)}. The process that decides has measured version {version} again, from its files and its rows:",
             reasons,
             "Two processes with the same code and data find the same. Look at who may write on the workers: their code, their "
             "packages, their storage. If all is in order, predictions of this model may change from run to run: see model.py.",

@@ -40,7 +40,7 @@ _KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONPATH", "PYTHONHASHSE
 
 # System calls of Landlock have the same numbers on all architectures.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-_PATH_BENEATH, _NO_NEW_PRIVILEGES, _SET_DUMPABLE, _SET_DEATH_SIGNAL = 1, 38, 4, 1
+_PATH_BENEATH, _NO_NEW_PRIVILEGES, _SET_DEATH_SIGNAL = 1, 38, 1
 _NEW_USER, _NEW_NET = 0x1000_0000, 0x4000_0000
 
 _EXECUTE, _READ_FILE, _READ_DIRECTORY = 1 << 0, 1 << 2, 1 << 3
@@ -89,7 +89,7 @@ class Nursery:
         """Start one.
 
         Args:
-            module: what it imports; a confined process runs its ``serve(connection, folder, walls)``.
+            module: what it imports; a confined process runs its ``serve(connection, folder)``.
             place: a socket that other processes of this user may find it by; None: only this process uses it.
         """
         control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -152,9 +152,16 @@ class Nursery:
             answer = self._ask(said, [its.fileno(), errors.fileno()])
         return int(answer["pid"]), ours
 
-    def status(self, pid: int) -> int:
-        """Wait for the end of a confined process, and return its exit code, negative for a signal."""
-        return int(self._ask({"status": pid}, [])["status"])
+    def end(self, pid: int) -> int:
+        """End a confined process and what it has started, if that has not happened yet.
+
+        Returns:
+            Its exit code, negative for a signal; 0 if it was ended by an earlier call.
+
+        Raises:
+            EOFError: the nursery has ended, and with it the process.
+        """
+        return int(self._ask({"end": pid}, [])["status"])
 
     def close(self) -> None:
         """End all processes that this end has started, and the nursery if this process has started it."""
@@ -212,35 +219,24 @@ def _remove(kept: Nursery, folder: Path, pid: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def hide_this_process() -> None:
-    """Let no process of the same user read this one's memory or environment, as a debugger does."""
-    ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def _leave_the_network() -> list[str]:
-    """While this process has one thread."""
+def _leave_the_network() -> None:
+    """While this process has one thread, and as far as the kernel lets it."""
     library = ctypes.CDLL(None, use_errno=True)
     # A kernel may let only an administrator have a network of its own, or only somebody who is none.
-    alone = library.unshare(_NEW_USER | _NEW_NET) == 0 or library.unshare(_NEW_NET) == 0
+    if library.unshare(_NEW_USER | _NEW_NET) != 0:
+        library.unshare(_NEW_NET)
     library.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    return ["network"] if alone else []
 
 
-def _confine(folder: Path, memory: int) -> list[str]:
-    """Give up this process's rights, for ever.
-
-    Returns:
-        What holds it, for people. A kernel that does not offer something leaves it out.
-    """
-    library, walls = ctypes.CDLL(None, use_errno=True), ["memory", "files"]
+def _confine(folder: Path, memory: int) -> None:
+    """Give up this process's rights, for ever, as far as the kernel lets it."""
+    library = ctypes.CDLL(None, use_errno=True)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_ERRORS, _MOST_ERRORS))
     version = library.syscall(_CREATE_RULESET, None, 0, 1)
     if version >= 1:
         _landlock(library, version, folder)
-        walls.append(f"Landlock {version}")
-    return walls
 
 
 def _landlock(library: ctypes.CDLL, version: int, folder: Path) -> None:
@@ -278,7 +274,7 @@ def _checked(result: int) -> int:
 
 def _serve(module: str, owner: socket.socket, place: Path | None) -> None:
     """The nursery: fork for each request, until the process that has started it has ended."""
-    walls = _leave_the_network()
+    _leave_the_network()
     program = import_module(module)
     gc.freeze()
     started: dict[socket.socket, set[int]] = {owner: set()}
@@ -306,16 +302,16 @@ def _serve(module: str, owner: socket.socket, place: Path | None) -> None:
                     caller.close()
                     continue
                 said = json.loads(message)
-                if "status" in said:
-                    status = _end(said["status"]) if said["status"] in started[caller] else 0
-                    started[caller].discard(said["status"])
+                if "end" in said:
+                    status = _end(said["end"]) if said["end"] in started[caller] else 0
+                    started[caller].discard(said["end"])
                     caller.send(json.dumps({"status": status}).encode())
                     continue
                 pid = os.fork()
                 if pid == 0:
                     for other in (listener, *started):
                         other.close()
-                    _be_born(program, descriptors, walls, Path(said["folder"]), said["memory"])
+                    _be_born(program, descriptors, Path(said["folder"]), said["memory"])
                 started[caller].add(pid)
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -333,7 +329,7 @@ def _end(pid: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _be_born(program: Any, descriptors: Sequence[int], walls: list[str], folder: Path, memory: int) -> None:
+def _be_born(program: Any, descriptors: Sequence[int], folder: Path, memory: int) -> None:
     """A confined process, from its fork to its end."""
     try:
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
@@ -343,9 +339,9 @@ def _be_born(program: Any, descriptors: Sequence[int], walls: list[str], folder:
         os.dup2(errors, 1)
         os.dup2(errors, 2)
         os.chdir(folder)
-        walls = [*_confine(folder, memory), *walls]
+        _confine(folder, memory)
         with Connection(pipe) as connection:
-            program.serve(connection, folder, walls)
+            program.serve(connection, folder)
     except BaseException as error:  # there is nobody above
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
         os._exit(1)

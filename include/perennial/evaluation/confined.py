@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +62,7 @@ _FAILURES: dict[str, type[PerennialError]] = {
 }  # fmt: skip
 _ERRORS = {error.__name__: error for error in (ArtifactRejected, ScoringError, SpecError, TrainingError, VersionUnusable)}
 
-_FRAME, _VALUE, _TRUTH, _PREDICTED = "frame", "value", "truth", "predicted"
+_VALUE, _TRUTH, _PREDICTED = "value", "truth", "predicted"
 
 
 class ConfinedProcess:
@@ -85,11 +83,6 @@ class ConfinedProcess:
         self._nursery = nursery(__name__)
         self.pid, self._connection = self._nursery.start(self._folder, self._errors, memory=memory)
         self._asked: list[str] = []
-        self._hello: dict[str, Any] = {}
-
-    def walls(self) -> list[str]:
-        """What holds the process, see :func:`perennial.core.confinement.confine`."""
-        return list(self._greeting()["walls"])
 
     def give(self, file: Path) -> str:
         """Copy a file to where the process can read it, and return its name there."""
@@ -123,7 +116,6 @@ class ConfinedProcess:
         what = self._asked.pop(0)
         patience = FIT_PATIENCE if what == "fit" else self._patience
         try:
-            self._greeting()
             answer = json.loads(self._receive(patience, _MOST_HEADER))
             body = self._receive(patience, None)
             table = pa.ipc.open_stream(body).read_all() if body else pa.table({})
@@ -141,11 +133,6 @@ class ConfinedProcess:
         self.send(what, table, **said)
         return self.receive()
 
-    def _greeting(self) -> dict[str, Any]:
-        if not self._hello:
-            self._hello = json.loads(self._receive(PATIENCE, _MOST_HEADER))
-        return self._hello
-
     def _receive(self, patience: float, most: int | None) -> bytes:
         try:
             if not self._connection.poll(patience):
@@ -153,25 +140,23 @@ class ConfinedProcess:
                 raise _NoAnswer(f"its process has not answered within {patience:g} seconds, and was ended")
             return self._connection.recv_bytes(most)
         except (EOFError, OSError) as error:
-            self.end()
-            status = self._nursery.status(self.pid)
+            status = self.end()
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
             raise _NoAnswer(f"its process ended with status {status}: {_printable(last[0])}") from error
 
-    def end(self) -> None:
-        """Kill the process, and whatever it has started."""
-        for kill in (os.killpg, os.kill):  # the group is made a moment after the process
-            with suppress(ProcessLookupError):
-                kill(self.pid, signal.SIGKILL)
+    def end(self) -> int | None:
+        """Kill the process, and whatever it has started. Returns its exit code; None if it has ended with its nursery."""
+        try:
+            return self._nursery.end(self.pid)
+        except EOFError:
+            return None
 
     def __enter__(self) -> ConfinedProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.end()
-        with suppress(EOFError, OSError):  # it has ended with its nursery
-            self._nursery.status(self.pid)
         self._connection.close()
         self._scratch.close()
 
@@ -404,18 +389,21 @@ class _Work:
         return self._folders[name]
 
     def _frame(self, said: Mapping[str, Any], rows: pa.Table) -> pd.DataFrame:
-        return FeatureList(tuple(said["numeric"]), tuple(said["categorical"])).frame(rows)
+        return _takes(said).frame(rows)
 
     def _behave(self, said: Mapping[str, Any], rows: pa.Table) -> str | None:
-        takes = FeatureList(tuple(said["numeric"]), tuple(said["categorical"]))
+        takes = _takes(said)
         model = LoadedModel("the model", None, said["task"], takes, "", "", self._estimators[said["model"]], pa.table({}))
         return ask_behaviour(self._read(said), said["reference"], model, takes.frame(rows))
 
 
-def serve(connection: Connection, folder: Path, walls: Sequence[str]) -> None:
+def _takes(said: Mapping[str, Any]) -> FeatureList:
+    return FeatureList(tuple(said["numeric"]), tuple(said["categorical"]))
+
+
+def serve(connection: Connection, folder: Path) -> None:
     """The program of a confined process: answer questions until nobody asks any more."""
     work = _Work(folder)
-    connection.send_bytes(json.dumps({"walls": list(walls)}).encode())
     while True:
         try:
             said = json.loads(connection.recv_bytes())

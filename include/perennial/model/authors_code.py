@@ -1,7 +1,7 @@
 """Where the code of a model's authors runs, and where their stored models are loaded: in this process, or elsewhere.
 
 Workers run it themselves. A process that decides must not: it would run with that process's rights. There, everything that
-would run it is handed to a :class:`Place`, and without one it is refused.
+would run it is handed to a :class:`Place`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-from perennial.core.errors import PerennialError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,19 +37,11 @@ class Place(Protocol):
 
 
 _place: ContextVar[Place | None] = ContextVar("place", default=None)
-_refused = False
 
 
 def elsewhere() -> Place | None:
-    """Where to run it instead of here; None: here.
-
-    Raises:
-        PerennialError: it may not run here, and there is no other place.
-    """
-    place = _place.get()
-    if place is None and _refused:
-        raise PerennialError("this process decides about models, and does not run their code")
-    return place
+    """Where to run it instead of here; None: here."""
+    return _place.get()
 
 
 @contextmanager
@@ -62,9 +52,3 @@ def running_in(place: Place) -> Iterator[None]:
         yield
     finally:
         _place.reset(token)
-
-
-def refuse_here() -> None:
-    """From now on this process never runs the code of models itself."""
-    global _refused
-    _refused = True

@@ -69,21 +69,24 @@ def answer_to(run: Run, task_id: str, told: Mapping[str, Any] | None) -> Mapping
     return as_answer(given.user, given.chosen, given.words, given.answered_at)
 
 
+def actor(run: Run) -> str:
+    """Who triggered the run, as the run says."""
+    return f"airflow:{run.context['dag_run'].triggering_user_name or 'unknown'}"
+
+
 def who_started(run: Run) -> str:
     """The person who has started this run.
 
     Raises:
         PromotionRefused: according to Airflow, no person has.
     """
-    user = run.context["dag_run"].triggering_user_name
     with _airflow() as api:
-        if api is not None:
-            found = api.run(str(run.context["dag"].dag_id), str(run.context["dag_run"].run_id))
-            if found.triggered_by not in _BY_PEOPLE or not found.user:
-                by = found.triggered_by or "nobody known"
-                raise PromotionRefused(
-                    f"{run.model}: this run was started by {by}, and only a person may change the champion by hand: start it "
-                    "in Airflow"
-                )
-            user = found.user
-    return f"airflow:{user or 'unknown'}"
+        if api is None:
+            return actor(run)
+        found = api.run(str(run.context["dag"].dag_id), str(run.context["dag_run"].run_id))
+    if found.triggered_by not in _BY_PEOPLE or not found.user:
+        by = found.triggered_by or "nobody known"
+        raise PromotionRefused(
+            f"{run.model}: this run was started by {by}, and only a person may change the champion by hand: start it in Airflow"
+        )
+    return f"airflow:{found.user}"

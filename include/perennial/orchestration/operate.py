@@ -10,7 +10,7 @@ from airflow.sdk import task
 from perennial.orchestration.answers import who_started
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.queues import PROMOTE
-from perennial.orchestration.runs import Run, stage_run
+from perennial.orchestration.runs import stage_run
 from perennial.stages import maintain, promote
 
 log = logging.getLogger(__name__)
@@ -35,11 +35,6 @@ def promote_by_hand(model: str) -> dict[str, Any]:
         )
         run.link(MLFLOW, run.deployment.registry.version_url(model, made.version))
         return {"champion": made.version, "action": made.action}
-
-
-def actor(run: Run) -> str:
-    """Who triggered the run."""
-    return f"airflow:{run.context['dag_run'].triggering_user_name or 'unknown'}"
 
 
 @task(multiple_outputs=False)

@@ -9,10 +9,9 @@ from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from perennial.core.errors import NothingToRefresh, StaleDecision
-from perennial.orchestration.answers import answer_to
+from perennial.orchestration.answers import actor, answer_to
 from perennial.orchestration.approval import ASK
 from perennial.orchestration.links import MLFLOW
-from perennial.orchestration.operate import actor
 from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Window, stage_run
 from perennial.orchestration.train import cause

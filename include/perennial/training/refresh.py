@@ -67,6 +67,7 @@ from perennial.training.training_set import (
     delay_of_labels,
     missing_days,
     pinned,
+    pinned_again,
     pinned_snapshots,
     read_rows,
     window_start,
@@ -137,6 +138,15 @@ class _Rows:
     @property
     def unseen(self) -> pa.Table:
         return self.all.slice(self.older)
+
+    @property
+    def parts(self) -> dict[Part, PinnedRows]:
+        """The rows as a training set takes them."""
+        older = Interval(self.whole.start, self.newest.start) if self.whole.start < self.newest.start else self.newest
+        return {
+            "window": PinnedRows(older, self.all.slice(0, self.older), self.labelled["window"], self.entities["window"]),
+            "holdout": PinnedRows(self.newest, self.unseen, self.labelled["holdout"], self.entities["holdout"]),
+        }
 
     def within(self, spec: ModelSpec, interval: Interval) -> pa.Table:
         start, end = (rows_before(self.all, spec.event_time, moment) for moment in (interval.start, interval.end))
@@ -214,12 +224,7 @@ def confirm_refresh(folder: ModelFolder, deployment: Deployment, claimed: Refres
             raise TrainingError(f"{spec.name} version {record.version} has learned from a part of {newest}, or it is not over")
         whole = Interval(min(window.start, newest.start), newest.end)
         rows = _rows(recipe, deployment, named.snapshots, whole, newest, as_of, named.withheld_intervals)
-        training_set = _pinned(
-            recipe, rows, named.snapshots, as_of=as_of, run_id=named.run_id,
-            missing=[Interval.from_key(key) for key in named.missing], withheld=named.withheld_intervals,
-        )  # fmt: skip
-        if training_set.content != named.content:
-            raise TrainingError(f"{spec.name}: the rows of {whole} are not those that run {named.run_id} says it has pinned")
+        training_set = pinned_again(recipe, rows.parts, named)
         match = _match(own, recipe, deployment, rows)
         before = match.before
         fitted = replace(
@@ -444,25 +449,6 @@ def _rows(
     return _Rows(whole, newest, rows, older.num_rows, labelled, {"window": known, "holdout": fresh})
 
 
-def _pinned(
-    recipe: ModelFolder,
-    rows: _Rows,
-    snapshots: Mapping[str, int],
-    *,
-    as_of: datetime,
-    run_id: str,
-    missing: Sequence[Interval],
-    withheld: Sequence[Interval],
-) -> TrainingSet:
-    """The training set of a refresh; the arguments are those of :func:`perennial.training.training_set.pinned`."""
-    older = Interval(rows.whole.start, rows.newest.start) if rows.whole.start < rows.newest.start else rows.newest
-    parts: dict[Part, PinnedRows] = {
-        "window": PinnedRows(older, rows.all.slice(0, rows.older), rows.labelled["window"], rows.entities["window"]),
-        "holdout": PinnedRows(rows.newest, rows.unseen, rows.labelled["holdout"], rows.entities["holdout"]),
-    }
-    return pinned(recipe, parts, snapshots, as_of=as_of, run_id=run_id, missing=missing, withheld=withheld)
-
-
 def _training_set(
     recipe: ModelFolder,
     deployment: Deployment,
@@ -483,8 +469,8 @@ def _training_set(
             f"{spec.name}: {rows.whole} has {rows.all.num_rows:,} labelled rows, but training.min_rows is "
             f"{spec.training.min_rows:,}: ingest more past days, or make training.window longer"
         )
-    training_set = _pinned(
-        recipe, rows, snapshots, as_of=as_of, run_id=run_id, missing=gaps, withheld=withheld
+    training_set = pinned(
+        recipe, rows.parts, snapshots, as_of=as_of, run_id=run_id, missing=gaps, withheld=withheld
     )  # fmt: skip
     deployment.lake.pin(spec.name, snapshots, training_set.pin)
     log.info(

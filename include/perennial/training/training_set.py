@@ -90,24 +90,18 @@ def build_training_set(
     gaps = missing_days(spec, ledger, Interval(window.start, holdout.end), calendar)
     withheld = [part for part in ledger.withheld(spec.name) if part.overlaps(Interval(window.start, holdout.end))]
     asked: dict[Part, tuple[Interval, datetime]] = {"window": (window, holdout.start), "holdout": (holdout, as_of)}
-    used: dict[Part, pa.Table] = {}
-    labelled: dict[Part, int] = {}
-    entities: dict[Part, int] = {}
+    parts: dict[Part, PinnedRows] = {}
     leaving: list[Future[None]] = []
     with ThreadPoolExecutor(1) as beside:  # writes rows to the staging folder while others are read or hashed
         for part, (interval, known_by) in asked.items():
-            rows, entities[part] = read_rows(folder, lake, snapshots, interval, labels_known_by=known_by, withheld=withheld)
-            labelled[part], used[part] = rows.num_rows, _newest(spec, rows, part)
+            parts[part] = _read(folder, lake, snapshots, part, interval, known_by, withheld)
             if staging is not None:
-                leave = partial(_leave, used[part], _staged(staging, part))
+                leave = partial(_leave, parts[part].rows, _staged(staging, part))
                 leaving.append(beside.submit(copy_context().run, leave))
-        parts = {
-            part: PinnedRows(interval, used[part], labelled[part], entities[part]) for part, (interval, _) in asked.items()
-        }
         training_set = pinned(folder, parts, snapshots, as_of=as_of, run_id=run_id, missing=gaps, withheld=withheld)
     for left in leaving:
         left.result()
-    _check_window(folder, lake, training_set, used["window"], delay)
+    _check_window(folder, lake, training_set, parts["window"].rows, delay)
     lake.pin(spec.name, snapshots, training_set.pin)
     log.info(
         "the training set has %s rows of %s and %s of the holdout %s; labels are known for %.1f %% and %.1f %%",
@@ -234,6 +228,29 @@ def missing_days(spec: ModelSpec, ledger: Ledger, interval: Interval, calendar: 
     return uncovered(Interval(max(first, interval.start), interval.end), published) if first < interval.end else []
 
 
+def _read(
+    folder: ModelFolder,
+    lake: Lake,
+    snapshots: Mapping[str, int],
+    part: Part,
+    interval: Interval,
+    labels_known_by: datetime,
+    withheld: Sequence[Interval],
+) -> PinnedRows:
+    """The rows of an interval, as a part of a training set uses them; the arguments are those of :func:`read_rows`."""
+    rows, entities = read_rows(folder, lake, snapshots, interval, labels_known_by=labels_known_by, withheld=withheld)
+    return PinnedRows(interval, _newest(folder.spec, rows, part), rows.num_rows, entities)
+
+
+def _read_part(
+    folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part, interval: Interval | None = None
+) -> PinnedRows:
+    """A part of a training set that is pinned; of another interval than its own if one is given."""
+    known_by = training_set.interval("holdout").start if part == "window" else utc(training_set.as_of)
+    within, withheld = interval or training_set.interval(part), training_set.withheld_intervals
+    return _read(folder, lake, training_set.snapshots, part, within, known_by, withheld)
+
+
 def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: Part, staging: Path | None = None) -> pa.Table:
     """The labelled rows of a part: entity key, event time, features, ``label``; ordered by event time and key.
 
@@ -258,12 +275,7 @@ def load_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet, part: 
         if content_hash(left) == training_set.content[part]:
             return left
         log.warning("the rows in the staging folder %s are not the pinned rows, so they are read from the lake", staging)
-    known_by = training_set.interval("holdout").start if part == "window" else utc(training_set.as_of)
-    labelled, _ = read_rows(
-        folder, lake, training_set.snapshots, training_set.interval(part), labels_known_by=known_by,
-        withheld=training_set.withheld_intervals,
-    )  # fmt: skip
-    rows = _newest(folder.spec, labelled, part)
+    rows = _read_part(folder, lake, training_set, part).rows
     if content_hash(rows) != training_set.content[part]:
         raise TrainingError(
             f"{name}: the rows of {training_set.interval(part)} are not those that run {training_set.run_id} pinned, although "
@@ -281,23 +293,29 @@ def count_again(folder: ModelFolder, lake: Lake, named: TrainingSet) -> tuple[Tr
     Raises:
         TrainingError: the lake's rows are not the pinned rows.
     """
-    spec, as_of, parts = folder.spec, utc(named.as_of), dict[Part, PinnedRows]()
-    known: dict[Part, datetime] = {"window": named.interval("holdout").start, "holdout": as_of}
-    for part, known_by in known.items():
-        rows, entities = read_rows(
-            folder, lake, named.snapshots, named.interval(part), labels_known_by=known_by, withheld=named.withheld_intervals
-        )  # fmt: skip
-        parts[part] = PinnedRows(named.interval(part), _newest(spec, rows, part), rows.num_rows, entities)
+    parts: dict[Part, PinnedRows] = {
+        "window": _read_part(folder, lake, named, "window"),
+        "holdout": _read_part(folder, lake, named, "holdout"),
+    }
+    return pinned_again(folder, parts, named), {part: of_part.rows for part, of_part in parts.items()}
+
+
+def pinned_again(folder: ModelFolder, parts: Mapping[Part, PinnedRows], named: TrainingSet) -> TrainingSet:
+    """The training set that consists of these rows, which another one names; the arguments are those of :func:`pinned`.
+
+    Raises:
+        TrainingError: the rows are not those that it names.
+    """
     counted = pinned(
-        folder, parts, named.snapshots, as_of=as_of, run_id=named.run_id,
+        folder, parts, named.snapshots, as_of=utc(named.as_of), run_id=named.run_id,
         missing=[Interval.from_key(key) for key in named.missing], withheld=named.withheld_intervals,
     )  # fmt: skip
     if counted.content != named.content:
         raise TrainingError(
-            f"{spec.name}: the rows of {named.window} and {named.holdout} are not those that run {named.run_id} says it has "
+            f"{named.model}: the rows of {named.window} and {named.holdout} are not those that run {named.run_id} says it has "
             "pinned"
         )
-    return counted, {part: of_part.rows for part, of_part in parts.items()}
+    return counted
 
 
 def load_all_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet) -> tuple[Interval, pa.Table]:
@@ -315,11 +333,8 @@ def load_all_rows(folder: ModelFolder, lake: Lake, training_set: TrainingSet) ->
         The interval and its rows: key, event time, features, ``label``.
     """
     whole = Interval(training_set.interval("window").start, training_set.interval("holdout").end)
-    rows, _ = read_rows(
-        folder, lake, training_set.snapshots, whole, labels_known_by=utc(training_set.as_of),
-        withheld=training_set.withheld_intervals,
-    )  # fmt: skip
-    return whole, _newest(folder.spec, rows, "window")
+    as_of, withheld = utc(training_set.as_of), training_set.withheld_intervals
+    return whole, _read(folder, lake, training_set.snapshots, "window", whole, as_of, withheld).rows
 
 
 def narrowed(folder: ModelFolder, lake: Lake, training_set: TrainingSet, window: str) -> TrainingSet:
@@ -334,12 +349,7 @@ def narrowed(folder: ModelFolder, lake: Lake, training_set: TrainingSet, window:
     part = training_set.newest(folder.spec.training.length(window))
     if part == training_set.interval("window"):
         return training_set
-    rows, entities = read_rows(
-        folder, lake, training_set.snapshots, part, labels_known_by=training_set.interval("holdout").start,
-        withheld=training_set.withheld_intervals,
-    )  # fmt: skip
-    used = _newest(folder.spec, rows, "window")
-    return _of_window(folder.spec, training_set, PinnedRows(part, used, rows.num_rows, entities))
+    return _of_window(folder.spec, training_set, _read_part(folder, lake, training_set, "window", part))
 
 
 def window_start(spec: ModelSpec, ledger: Ledger, end: datetime, length: timedelta) -> datetime:

@@ -12,10 +12,10 @@ import pandas as pd
 import psutil
 import pytest
 
-from perennial.core.errors import PerennialError, ScoringError, SpecError, TrainingError
+from perennial.core.errors import ScoringError, SpecError, TrainingError
 from perennial.evaluation.confined import Confinement
 from perennial.model import artifacts
-from perennial.model.authors_code import elsewhere, running_in
+from perennial.model.authors_code import running_in
 from perennial.model.costs import cost_function
 from perennial.model.estimators import fit_estimator
 from perennial.spec.folder import ModelFolder
@@ -165,17 +165,3 @@ def test_a_candidate_that_cannot_be_fitted_is_told_as_here(tmp_path: Path) -> No
     frame = pd.DataFrame({"x": [0.0], "noise": [0.0], "visit": [0.0], "kind": ["a"]})
     with Confinement() as place, running_in(place), pytest.raises(TrainingError):
         fit_estimator(folder, name, {"no_such_parameter": 1}, frame, np.array([True]))
-
-
-def test_a_process_that_decides_refuses_to_run_code_of_models_itself() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "from perennial.model import authors_code\nauthors_code.refuse_here()\n"
-        "try:\n    authors_code.elsewhere()\nexcept Exception as error:\n    print(error)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "does not run their code" in said.stdout
-    assert elsewhere() is None
-    assert issubclass(SpecError, PerennialError)
