@@ -1,4 +1,4 @@
-"""An HTTP server that answers as Airflow's REST API does, for what the watchdog asks of it.
+"""An HTTP server that answers as Airflow's REST API does, for what the watchdog and the promoter ask of it.
 
 Every path, parameter and answer is held to the OpenAPI document that Airflow ships: what is not in it fails the test.
 """
@@ -47,8 +47,11 @@ class AirflowStandIn:
         errors: message by DAG file.
         runs: answers of the runs, made by :meth:`add_run`.
         tasks: answers of the task instances, made by :meth:`add_task`.
+        questions: what people have answered, by DAG, run and task, made by :meth:`add_question`.
+        user, password: who may sign in.
         broken: answer 500 to everything.
         asked: every path with its query, in order.
+        signed_in: who has signed in, in order.
         complaints: what was asked or answered that Airflow's own document does not allow.
     """
 
@@ -57,7 +60,11 @@ class AirflowStandIn:
     errors: dict[str, str] = field(default_factory=dict)
     runs: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
+    questions: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+    user: str = USER
+    password: str = PASSWORD
     broken: bool = False
+    signed_in: list[str] = field(default_factory=list)
     asked: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     url: str = ""
@@ -70,6 +77,9 @@ class AirflowStandIn:
     def add_task(self, dag_id: str, run_id: str, task_id: str, state: str, ended: datetime | None = None) -> None:
         task = _example("TaskInstanceResponse") | {"dag_id": dag_id, "dag_run_id": run_id, "task_id": task_id, "state": state}
         self.tasks.append(task | {"map_index": -1, "end_date": _iso(ended)})
+
+    def add_question(self, dag_id: str, run_id: str, task_id: str, **said: Any) -> None:
+        self.questions[dag_id, run_id, task_id] = _example("HITLDetail") | {"options": ["Approve", "Reject"], **said}
 
     def answer(self, path: str, query: dict[str, list[str]]) -> tuple[str, Any]:
         """The path as the document has it, and the answer."""
@@ -102,6 +112,9 @@ class AirflowStandIn:
                     tasks = [task for task in tasks if (task["dag_id"], task["dag_run_id"]) == (dag_id, run_id)]
                 name = "/api/v2/dags/{dag_id}/dagRuns/{dag_run_id}/taskInstances"
                 return name, self._page("task_instances", tasks, query)
+            case ["dags", dag_id, "dagRuns", run_id, "taskInstances", task_id, "-1", "hitlDetails"]:
+                name = "/api/v2/dags/{dag_id}/dagRuns/{dag_run_id}/taskInstances/{task_id}/{map_index}/hitlDetails"
+                return name, self.questions[dag_id, run_id, task_id]
         raise KeyError(path)
 
     def _page(self, name: str, everything: list[dict[str, Any]], query: dict[str, list[str]]) -> dict[str, Any]:
@@ -163,7 +176,8 @@ def _handler(airflow: AirflowStandIn) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if given == {"username": USER, "password": PASSWORD}:
+            if given == {"username": airflow.user, "password": airflow.password}:
+                airflow.signed_in.append(airflow.user)
                 self._send(201, {"access_token": TOKEN})
             else:
                 self._send(401, {"detail": "Invalid credentials"})
