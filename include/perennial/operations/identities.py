@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 
 #: Tables of the ledger that say which version is champion, and why. Only their owner, the promoter, writes them.
-DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "alembic_version")
+DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "rulings", "alembic_version")
+#: Tables to which workers add rows, without changing or removing any.
+ADDED_TO = ("proposals",)
 
 #: In the ledger's database: the schema of its owner, and the schema of workers, which holds the lake's catalog and predictions.
 LEDGER_SCHEMA, WORKER_SCHEMA = "perennial", "predictions"
@@ -183,6 +185,8 @@ def _scram(connection: object, role: str, password: str) -> str:
 def share_ledger(ledger: URL, worker: URL, reader: URL) -> None:
     """Let the worker's role write the ledger's tables except :data:`DECISIONS`, and the reader's role read all.
 
+    To :data:`ADDED_TO`, the worker's role may add only.
+
     Args:
         ledger: the ledger, after its migration, as its owner.
         worker: the role of workers.
@@ -196,9 +200,11 @@ def share_ledger(ledger: URL, worker: URL, reader: URL) -> None:
             for table in sa.inspect(connection).get_table_names(schema=LEDGER_SCHEMA):
                 name = f"{LEDGER_SCHEMA}.{_quoted(connection, table)}"
                 connection.exec_driver_sql(f"GRANT SELECT ON {name} TO {writes}, {reads}")
-                decides = table.removeprefix("perennial_") in DECISIONS
-                verb, preposition = ("REVOKE", "FROM") if decides else ("GRANT", "TO")
+                decides, added_to = (table.removeprefix("perennial_") in names for names in (DECISIONS, ADDED_TO))
+                verb, preposition = ("REVOKE", "FROM") if decides or added_to else ("GRANT", "TO")
                 connection.exec_driver_sql(f"{verb} INSERT, UPDATE, DELETE ON {name} {preposition} {writes}")
+                if added_to:
+                    connection.exec_driver_sql(f"GRANT INSERT ON {name} TO {writes}")
     finally:
         engine.dispose()
 
