@@ -59,7 +59,7 @@ def watch(_: argparse.Namespace) -> int:
 def init(_: argparse.Namespace) -> int:
     from perennial.ledger.store import Ledger
 
-    Ledger(settings().database_url).migrate()
+    Ledger(settings().database_url, settings().state).migrate()
     return 0
 
 
