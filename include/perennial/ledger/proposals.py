@@ -50,6 +50,7 @@ class Ruling:
     """The judge's answer to a proposal.
 
     Attributes:
+        id: grows with each ruling.
         proposal_id: the proposal.
         outcome: what came of it.
         words: for people: why, unless it is done.
@@ -58,6 +59,7 @@ class Ruling:
         ruled_at: when it was answered.
     """
 
+    id: int
     proposal_id: int
     outcome: Outcome
     words: str
