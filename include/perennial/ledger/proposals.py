@@ -14,7 +14,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from perennial.ledger import tables
-from perennial.ledger.rows import TableFamily, as_record, now
+from perennial.ledger.rows import TableFamily, now
 
 #: ``done``; ``skipped``, if the gates or a person refused, or there is nothing to do; ``failed``, if asking again would not
 #: help; ``again``, if it may.
