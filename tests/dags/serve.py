@@ -40,7 +40,7 @@ def add_people() -> None:
 
     from perennial.orchestration.users import keep_users
 
-    keep_users({name: name for name in ("admin", "watchdog", "promoter")})
+    keep_users({name: name for name in ("admin", "watchdog", "judge")})
     with get_application_builder() as builder:
         manager = builder.sm
         manager.bulk_sync_roles(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from perennial.ledger import tables
-from perennial.ledger.rows import TableFamily, as_record, now
+from perennial.ledger.rows import TableFamily, now
 
 #: ``done``; ``skipped``, if the gates or a person refused, or there is nothing to do; ``failed``, if asking again would not
 #: help; ``again``, if it may.
@@ -50,6 +50,7 @@ class Ruling:
     """The judge's answer to a proposal.
 
     Attributes:
+        id: grows with each ruling.
         proposal_id: the proposal.
         outcome: what came of it.
         words: for people: why, unless it is done.
@@ -58,6 +59,7 @@ class Ruling:
         ruled_at: when it was answered.
     """
 
+    id: int
     proposal_id: int
     outcome: Outcome
     words: str

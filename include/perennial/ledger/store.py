@@ -68,7 +68,8 @@ class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Remova
                 migrations.upgrade(connection)
                 decisions = chain.Decisions(connection, self._keys)
                 # Only a release without a chain leaves decisions without one. Otherwise the chain was removed.
-                if (before is None or before < chain.SINCE) and chain.has_decisions(connection):
+                is_old = (before is None or before < chain.SINCE) and self._keys.head() is None
+                if is_old and chain.has_decisions(connection):
                     decisions.begin(actor="perennial", reason=f"upgraded from revision {before or 'none'}")
             if decisions.head is not None:
                 self._keys.note(decisions.head, instead=True)

@@ -147,8 +147,9 @@ proposals = _table(
 # What the judge has answered.
 rulings = _table(
     "rulings",
-    _number("proposal_id", key=True),
-    _text("outcome"), _text("words"), _json("value"), _text("page", null=True), _time("ruled_at"),
+    _id(),
+    _number("proposal_id"), _text("outcome"), _text("words"), _json("value"), _text("page", null=True), _time("ruled_at"),
+    sa.UniqueConstraint("proposal_id"),
 )  # fmt: skip
 
 # Retirements of models. Promotions up to promotion_id no longer count.

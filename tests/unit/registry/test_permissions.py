@@ -19,10 +19,10 @@ from mlflow import MlflowClient
 
 from perennial.core.settings import PROJECT
 from perennial.operations.identities import make_mlflow
-from perennial.registry.permissions import APPROVER, OPERATOR, PROMOTER, VIEWER, WORKER, may_ask
+from perennial.registry.permissions import APPROVER, JUDGE, OPERATOR, VIEWER, WORKER, may_ask
 from tests.composed import free_port
 
-USERS = (PROMOTER, WORKER, VIEWER, OPERATOR, APPROVER, "nobody")
+USERS = (JUDGE, WORKER, VIEWER, OPERATOR, APPROVER, "nobody")
 PASSWORDS = {name: f"a-password-of-{name}" for name in ("admin", *USERS)}
 #: What ``perennial deploy mlflow`` does.
 START = "import os, sys; from perennial.operations.deployed import serve_mlflow; serve_mlflow(os.environ, sys.argv[1:])"
@@ -63,7 +63,7 @@ REGISTRY = {
 }  # fmt: skip
 NOTES = {"mlflow/runs/set-tag", "mlflow/runs/delete-tag", "mlflow/users/update-password"}
 MAY = {
-    PROMOTER: SEARCHES | RUNS | REGISTRY,
+    JUDGE: SEARCHES | RUNS | REGISTRY,
     WORKER: SEARCHES | RUNS,
     VIEWER: SEARCHES | {"mlflow/users/update-password"},
     OPERATOR: SEARCHES | NOTES,
@@ -100,7 +100,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's own
         warnings.simplefilter("ignore", UserWarning)
-        make_mlflow(sa.make_url(server.store), {name: PASSWORDS[name] for name in ("admin", PROMOTER, WORKER)})
+        make_mlflow(sa.make_url(server.store), {name: PASSWORDS[name] for name in ("admin", JUDGE, WORKER)})
     port = server.url.rpartition(":")[2]
     command = [sys.executable, "-c", START, "--host", "127.0.0.1", "--port", port, "--workers", "1"]
     log = (server.folder / "log").open("wb")
@@ -192,7 +192,7 @@ def store(server: Server, name: str, monkeypatch: pytest.MonkeyPatch, folder: Pa
 
 def register(server: Server, name: str, run: str, model: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A version with the alias, made as the promoter does; returns its number."""
-    promoter = as_user(server, PROMOTER, monkeypatch)
+    promoter = as_user(server, JUDGE, monkeypatch)
     promoter.create_registered_model(name)
     made = promoter.create_model_version(name, f"models:/{model}", run, model_id=model)
     promoter.set_registered_model_alias(name, "champion", made.version)

@@ -33,11 +33,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "perennial_rulings",
-        sa.Column("proposal_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+        sa.Column("proposal_id", sa.BigInteger(), nullable=False, autoincrement=False),
         sa.Column("outcome", sa.Text(), nullable=False),
         sa.Column("words", sa.Text(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
         sa.Column("page", sa.Text()),
         sa.Column("ruled_at", _moment, nullable=False),
+        sa.UniqueConstraint("proposal_id"),
         sqlite_autoincrement=True,
     )
