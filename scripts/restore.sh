@@ -25,4 +25,6 @@ docker compose run --rm -T init
 docker compose up --detach --wait mlflow
 # The alerts that waited are not sent, and MLflow and the lake, which were copied later, go back to what the ledger says.
 docker compose run --rm --no-deps -T judge perennial verify --settle
+# Nobody has cut off the end of the record of decisions in the backup.
+[ ! -s "$place/judge.head" ] || docker compose run --rm --no-deps -T judge perennial verify --head - <"$place/judge.head"
 echo 'All agrees. To go on: docker compose up --detach'

@@ -62,6 +62,16 @@ class Checked:
     notes: list[str]
     problems: list[str]
 
+    @property
+    def words(self) -> str:
+        """How much was compared, with which key, and the newest entry, as one sentence."""
+        if self.head is None:
+            return f"decisions: {self.rows} rows, {self.entries} signed entries; the chain has not begun"
+        return (
+            f"decisions: {self.rows} rows, {self.entries} signed entries; key {self.head.key} ({self.trust}); newest entry "
+            f"{self.head}"
+        )
+
 
 class Decisions:
     """A transaction that writes decisions.
@@ -109,7 +119,7 @@ class Decisions:
         """
         last = self._last()
         self._signer = self._keys.signer(make=True)
-        self.head = ChainHead(last["number"], last["hash"], "", "") if last is not None else None
+        self.head = head_of(last) if last is not None else None
         rows = [
             _of_row(ADOPTED, table, row)
             for table in PROTECTED
@@ -157,7 +167,7 @@ class Decisions:
 
     def _check_end(self, last: Mapping[str, Any], signer: Signer) -> None:
         """Refuse to go on after an entry that this key has not signed, or before one that is known from elsewhere."""
-        self.head = ChainHead(last["number"], last["hash"], signer.fingerprint, last["signature"])
+        self.head = head_of(last)
         # An entry that names another key is the only one that is not signed with the key in force.
         forged = last["what"] != KEY and not is_signed(signer.public, last["number"], last["hash"], last["signature"])
         if forged or last["hash"] != _hash(last):
@@ -192,7 +202,7 @@ class Decisions:
             rows.append(row)
         if rows:
             self.connection.execute(sa.insert(tables.chain), rows)
-            self.head = ChainHead(number, previous, _key_after(rows[-1]), rows[-1]["signature"])
+            self.head = head_of(rows[-1])
 
 
 def guard(engine: sa.Engine) -> None:
@@ -202,6 +212,11 @@ def guard(engine: sa.Engine) -> None:
     def refuse(_: sa.Connection, statement: sa.Executable, __: object, ___: object, options: Mapping[str, Any]) -> None:
         if isinstance(statement, sa.Insert | sa.Update | sa.Delete) and statement.table.description in _NAMES:
             assert options.get(_ALLOWED), f"{statement.table.description} is written by Decisions.write only"
+
+
+def head_of(entry: Mapping[str, Any]) -> ChainHead:
+    """What is written down of the newest entry."""
+    return ChainHead(entry["number"], entry["hash"], _key_after(entry), entry["signature"])
 
 
 def known_elsewhere(connection: sa.Connection, keys: Keys) -> ChainHead | None:
@@ -273,7 +288,8 @@ def _called(entry: Mapping[str, Any]) -> str:
 
 def _row_called(model: str, subject: str, key: Mapping[str, Any]) -> str:
     kind = subject.removeprefix("perennial_").removesuffix("s")
-    return f"{model}: {kind} {', '.join(str(value) for name, value in key.items() if name != 'model')}"
+    values = (str(key.get(column.name)) for column in _NAMES[subject].primary_key.columns if column.name != "model")
+    return f"{model}: {kind} {', '.join(values)}"
 
 
 # --- the check -------------------------------------------------------------------------------------------------------
@@ -326,9 +342,8 @@ def check(connection: sa.Connection, keys: Keys, *, model: str | None = None, no
         told = _of_head(entries, head)
         if told is not None:
             (notes if told[0] else faults).append(told[1])
-    newest = ChainHead(entries[-1]["number"], entries[-1]["hash"], key, entries[-1]["signature"])
     trusted = trust.format(public=publics.get(key, "?"))
-    return Checked(len(entries), rows, newest, trusted, notes, faults + differences)
+    return Checked(len(entries), rows, head_of(entries[-1]), trusted, notes, faults + differences)
 
 
 def _faults(entries: Sequence[Mapping[str, Any]], model: str | None) -> Iterator[tuple[int, str]]:
