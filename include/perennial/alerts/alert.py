@@ -32,6 +32,7 @@ Kind = Literal[
     "interval_refused",
     "labels_late",
     "ledger_silent",
+    "decisions_altered",
     "paused",
     "performance_fell",
     "promoted",

@@ -188,6 +188,7 @@ class Known:
         oldest_waiting: when the oldest undelivered alert was recorded; None if none waits.
         waiting: how many alerts wait.
         unreadable: models whose folder is broken, so that nothing is known about them, and what is wrong with it.
+        altered: what is wrong with the record of decisions.
     """
 
     now: datetime
@@ -198,6 +199,7 @@ class Known:
     oldest_waiting: datetime | None = None
     waiting: int = 0
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    altered: Sequence[str] = ()
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
@@ -223,7 +225,7 @@ class Finding:
     key: str | None = None
 
 
-Area = Literal["airflow", "components", "runs", "dags", "folders", "paused", "models", "outbox"]
+Area = Literal["airflow", "components", "runs", "dags", "folders", "paused", "models", "outbox", "decisions"]
 AREAS: tuple[Area, ...] = get_args(Area)
 
 
@@ -253,6 +255,7 @@ def look(known: Known) -> Look:
         "airflow": _airflow,
         "folders": _folders,
         "outbox": _outbox,
+        "decisions": _decisions,
     }
     if known.airflow is not None:
         looks |= {"components": _components, "runs": _runs, "dags": _dags}
@@ -657,9 +660,14 @@ def _newest_whole(there: Sequence[Published], window: str, *, until: datetime | 
     return None
 
 
-# --- the outbox ------------------------------------------------------------------------------------------------------
+# --- the ledger ------------------------------------------------------------------------------------------------------
 
 
 def _outbox(known: Known) -> Iterator[Finding]:
     if known.oldest_waiting is not None and known.now - known.oldest_waiting > STRANDED:
         yield Finding("outbox/waiting", of_operation.alerts_waiting(EVERYBODY, count=known.waiting, since=known.oldest_waiting))
+
+
+def _decisions(known: Known) -> Iterator[Finding]:
+    if known.altered:
+        yield Finding("decisions/altered", of_operation.decisions_altered(EVERYBODY, problems=known.altered))
