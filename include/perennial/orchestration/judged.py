@@ -14,12 +14,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, cast
 
 import sqlalchemy as sa
 from airflow.providers.standard.operators.python import PythonOperator
-from airflow.sdk import Context
-from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow.sdk import Context, XComArg
+from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -31,6 +31,8 @@ from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.queues import LIGHT
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 #: Seconds that the task waits by itself. To wait in the triggerer costs two or three.
 PATIENCE = 5.0
@@ -123,13 +125,17 @@ class RulingTrigger(BaseTrigger):
             await asyncio.sleep(_LOOK_LATER)
 
 
-def judged(function: Callable[..., Mapping[str, Any]] | None = None, **arguments: Any) -> TaskDecorator:
-    """A task that the judge does, by the function's name. The function returns what the judge is told.
+def judged(*, trigger_rule: str = "all_success") -> Callable[[Callable[P, Mapping[str, Any]]], Callable[P, XComArg]]:
+    """A task that the judge does, by the function's name. The function returns what the judge is told, as plain values.
 
     Args:
-        function: returns plain values.
-        arguments: of the operator.
+        trigger_rule: of the task.
     """
-    return task_decorator_factory(
-        python_callable=function, multiple_outputs=False, decorated_operator_class=JudgedOperator, **arguments
-    )
+
+    def decorate(function: Callable[P, Mapping[str, Any]]) -> Callable[P, XComArg]:
+        made: Any = task_decorator_factory(
+            function, multiple_outputs=False, decorated_operator_class=JudgedOperator, trigger_rule=trigger_rule
+        )
+        return cast("Callable[P, XComArg]", made)
+
+    return decorate

@@ -29,7 +29,7 @@ def measure_performance(model: str, window: Window) -> list[dict[str, Any]]:
         return [measured.to_json() for measured in monitor.measure_performance(run.stage, run.interval)]
 
 
-@judged
+@judged()
 def compare_shadows(model: str, window: Window) -> dict[str, Any]:
     """Compare the champion with the versions in its shadow on mature labels; raise an alert, or roll back, if it is worse."""
     with stage_run(model, window=window) as run:

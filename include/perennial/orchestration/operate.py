@@ -11,14 +11,14 @@ from perennial.orchestration.runs import stage_run
 from perennial.stages import maintain
 
 
-@judged
+@judged()
 def roll_back(model: str) -> dict[str, Any]:
     """Make the champion before this one, or the version that the form names, champion again."""
     with stage_run(model) as run:
         return {"form": run.params, "actor": run.actor}
 
 
-@judged
+@judged()
 def promote_by_hand(model: str) -> dict[str, Any]:
     """Make the version that the form names champion; an override needs a reason."""
     with stage_run(model) as run:
@@ -40,7 +40,7 @@ def tidy_lake(model: str) -> dict[str, dict[str, int]]:
         return maintain.tidy_lake(run.stage)
 
 
-@judged
+@judged()
 def align_alias(model: str) -> dict[str, Any]:
     """Make MLflow's alias agree with the ledger, and finish an interrupted promotion; returns the champion's version."""
     with stage_run(model):

@@ -31,7 +31,7 @@ def fit_refresh(model: str, window: Window) -> dict[str, Any]:
         return fitted.to_json()
 
 
-@judged
+@judged()
 def decide_refresh(model: str, refreshed: dict[str, Any]) -> dict[str, Any]:
     """Measure again from files and rows, let the gates of a refresh decide, and register the version with its evidence."""
     with stage_run(model):

@@ -42,7 +42,7 @@ def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[d
         return train.evaluate_candidates(run.stage, TrainingSet.from_json(training_set), candidates).to_json()
 
 
-@judged
+@judged()
 def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
