@@ -1,7 +1,8 @@
 #!/bin/sh
 # Puts a backup of scripts/backup.sh back, on this machine or another: databases are replaced, files added.
 #   sh scripts/restore.sh /backups/2026-11-21
-# Needs the .env of the stack that was copied, or another with the same AIRFLOW_FERNET_KEY. Stops the stack; does not start it.
+# Needs the .env of the stack that was copied, or another with the same AIRFLOW_FERNET_KEY and PERENNIAL_JUDGE_KEY.
+# Stops the stack; does not start it.
 set -eu
 place=${1:?name the folder of a backup}
 

@@ -398,12 +398,12 @@ def _compare(connection: sa.Connection, entries: Sequence[Mapping[str, Any]], mo
             count += 1
             now_is = _of_row(WRITTEN, table, row)
             of_row = (table.name, json.dumps(now_is["about"], sort_keys=True))
-            entry = newest.pop(of_row) if of_row in newest else None
+            last = newest.pop(of_row) if of_row in newest else None
             name = _row_called(row["model"], table.name, now_is["about"])
-            if entry is None or entry["what"] == REMOVED:
+            if last is None or last["what"] == REMOVED:
                 problems.append(f"{name} was inserted into the ledger, and the judge did not write it: {_RESTORE}")
-            elif entry["content"] != now_is["content"]:
-                written = f"entry {entry['number']}, {entry['at']:%Y-%m-%d %H:%M} UTC"
+            elif last["content"] != now_is["content"]:
+                written = f"entry {last['number']}, {last['at']:%Y-%m-%d %H:%M} UTC"
                 problems.append(f"{name} was changed in the ledger after the judge wrote it ({written}): {_RESTORE}")
     problems += [
         f"{_row_called(entry['model'], entry['subject'], entry['about'])} was removed from the ledger (entry "

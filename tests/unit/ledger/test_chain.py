@@ -213,7 +213,10 @@ ATTACKS: dict[str, tuple[list[str], str]] = {
          " completed_at, withdrawn_at FROM perennial_promotions WHERE id = 1"],
         r"^toy: promotion 3 was inserted into the ledger, and the judge did not write it",
     ),
-    "an entry in the middle is removed": (["DELETE FROM perennial_chain WHERE number = 4"], r"^entry 4 of the chain was removed"),
+    "an entry in the middle is removed": (
+        ["DELETE FROM perennial_chain WHERE number = 4"],
+        r"^entry 4 of the chain was removed",
+    ),
     "a row is removed with its entries": (
         ["DELETE FROM perennial_approvals", "DELETE FROM perennial_chain WHERE number = 5"],
         r"^entry 5 of the chain was removed",
