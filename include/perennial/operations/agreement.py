@@ -53,12 +53,11 @@ def settle(parts: Deployment, now: datetime, *, actor: str = "perennial", noted:
     """
     goes_on = parts.ledger.follow_restored(actor=actor, noted=noted)
     withheld = parts.ledger.outbox.withhold(now, reason="it waited when the restored backup was made")
-    done = [
+    done = [] if goes_on is None else [goes_on]
+    done += [
         f"not sent, because it may have been sent after the backup: {entry.alert.title} ({entry.created_at:%Y-%m-%d %H:%M} UTC)"
         for entry in withheld
     ]
-    if goes_on is not None:
-        done.append(goes_on)
     for model in parts.ledger.models():
         parts.lake.follow_ledger(model)
         before = parts.registry.follow_ledger(model)
