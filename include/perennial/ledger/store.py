@@ -29,9 +29,7 @@ from perennial.ledger.removals import Removals
 from perennial.ledger.retirements import Retirements
 
 
-class Ledger(
-    Publications, Promotions, Proposals, Observations, Erasures, Removals, Retirements, Holds, AlertTables, Overviews
-):
+class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Removals, Retirements, Holds, AlertTables, Overviews):
     """The operational database.
 
     It holds no open connection between calls, so threads may share it, and it survives a fork.
