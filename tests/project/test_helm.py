@@ -35,7 +35,7 @@ def test_each_queue_of_the_dags_has_a_pod_and_only_the_judge_may_promote() -> No
     may = {name for name, template in TEMPLATES.items() if re.search(r'PERENNIAL_MAY_PROMOTE, value: "true"', template)}
     assert may == {"judge.yaml"}
     assert "serviceAccountName: perennial-judge" in TEMPLATES["judge.yaml"]
-    assert "PERENNIAL_MAY_PROMOTE, value: \"false\"" in TEMPLATES["pods.yaml"]
+    assert 'PERENNIAL_MAY_PROMOTE, value: "false"' in TEMPLATES["pods.yaml"]
     assert OURS["queues"]["train"]["resources"]["limits"] != OURS["queues"]["light"]["resources"]["limits"]
 
 

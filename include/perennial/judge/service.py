@@ -11,6 +11,7 @@ It also looks every few seconds whether somebody has moved an alias in MLflow, a
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -48,6 +49,9 @@ ATTEMPTS = 3
 LONGEST = timedelta(hours=3)
 #: Rulings are kept for this long; what they led to is kept elsewhere.
 KEPT = timedelta(days=90)
+
+#: See prctl(2).
+_SET_DEATH_SIGNAL = 1
 
 #: What a ruling needs, imported once.
 IMPORTED_AHEAD = (
@@ -257,6 +261,8 @@ def _align(model: str) -> None:
 
 
 def _begin() -> None:
+    # It ends with the judge, also if that is killed: the next judge takes the proposal again.
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     # Ctrl-C at a terminal is for the judge itself, which lets this process end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.configure(os.environ, logging.INFO)

@@ -22,6 +22,7 @@ from perennial.stages.run import StageRun
 
 log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class Ruled:
     """What came of a step; see :class:`perennial.ledger.proposals.Ruling`."""

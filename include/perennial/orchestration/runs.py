@@ -43,6 +43,7 @@ MOST_PARTS = 64
 #: Longest conf of a run, in characters of JSON; the fields of a form need a tenth of it.
 LONGEST_CONF = 20_000
 
+
 @dataclass(frozen=True)
 class Run:
     """What a task of a stage works with.

@@ -434,7 +434,11 @@ class Champions(Versions):
                 log.warning("%s: the alias was moved to version %s, but %s; it is put back", model, alias, bar)
                 self._ledger.record_alert(
                     of_models.alias_put_back(
-                        model, version=alias, champion=champion, by=self._moved_by(model, alias), reason=bar,
+                        model,
+                        version=alias,
+                        champion=champion,
+                        by=self._moved_by(model, alias),
+                        reason=bar,
                         links=self._links(model, alias),
                     ),
                     # At most once per hour: MLflow does not distinguish one move from the next.
