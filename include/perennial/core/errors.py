@@ -160,4 +160,7 @@ class StackError(PerennialError):
 
 
 #: Errors that asking again cannot cure.
-FINAL = (ArtifactRejected, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded, TrainingError)
+FINAL = (
+    ArtifactRejected, ChainBroken, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded,
+    TrainingError,
+)  # fmt: skip
