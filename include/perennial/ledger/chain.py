@@ -98,6 +98,8 @@ class Decisions:
             SettingsError: this process has no key.
         """
         self.be_ready()
+        if not statement.is_insert:
+            self._check_rows(statement)
         written = statement.returning(*statement.table.c).execution_options(**{_ALLOWED: True})
         rows = self.connection.execute(written).mappings().all()
         what = REMOVED if statement.is_delete else WRITTEN
@@ -105,13 +107,24 @@ class Decisions:
         self._append([_of_row(what, table, row) for row in rows])
         return rows
 
-    def begin(self, *, actor: str, reason: str, over: ChainHead | None = None, known: int = 0) -> int:
+    def require_sound(self, model: str) -> None:
+        """Refuse to decide on records that others have changed.
+
+        Raises:
+            ChainBroken: a row of the model, or the chain, is not as the judge has written it.
+        """
+        self.be_ready()
+        if problems := check(self.connection, self._keys, model=model).problems:
+            more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+            raise ChainBroken(f"{model}: nothing is decided, since {problems[0]}{more}")
+
+    def begin(self, *, actor: str, reason: str, over: str | None = None, known: int = 0) -> int:
         """Begin the chain, also where there is one: the rows that are there now are adopted.
 
         Args:
             actor: who asks for it.
             reason: why.
-            over: an entry that is known from elsewhere and is given up.
+            over: an entry that is known from elsewhere and is given up, as ``NUMBER:HASH``.
             known: how many problems there are with the entries before, which the actor accepts.
 
         Returns:
@@ -127,7 +140,7 @@ class Decisions:
         ]
         about = {
             "actor": actor, "reason": reason, "key": self._signer.public, "known": known,
-            "over": None if over is None else [over.number, over.hash],
+            "over": over,
         }  # fmt: skip
         self._append([_entry(BEGUN, "", "", about), *rows])
         return len(rows)
@@ -158,19 +171,32 @@ class Decisions:
                     f"the decisions are signed with the key {in_force}, and this process has {signer.fingerprint}, so nothing "
                     "is decided: put the key back, or replace it as docs/operate.md says under Secrets"
                 )
-            self._check_end(last, former)
+            self._check_end(last)
             self._signer = former
             self._append([_entry(KEY, "", "", {"key": signer.public})])
         else:
-            self._check_end(last, signer)
+            self._check_end(last)
         self._signer = signer
 
-    def _check_end(self, last: Mapping[str, Any], signer: Signer) -> None:
-        """Refuse to go on after an entry that this key has not signed, or before one that is known from elsewhere."""
+    def _check_rows(self, statement: sa.Update | sa.Delete) -> None:
+        """Refuse to write a row that others have changed: the entry of the write would make it genuine."""
+        table, publics = _NAMES[str(statement.table.description)], _publics(self.connection)
+        query = sa.select(table) if statement.whereclause is None else sa.select(table).where(statement.whereclause)
+        for row in self.connection.execute(query).mappings().all():
+            of_row = _of_row(WRITTEN, table, row)
+            mine = (tables.chain.c.subject == table.name, tables.chain.c.about == of_row["about"])
+            newest = sa.select(tables.chain).where(*mine).order_by(tables.chain.c.number.desc()).limit(1)
+            entry = self.connection.execute(newest).mappings().one_or_none()
+            if entry is None or entry["content"] != of_row["content"] or not _is_genuine(entry, publics):
+                raise ChainBroken(
+                    f"{_row_called(row['model'], table.name, of_row['about'])} is not as the judge has written it, so it was "
+                    "left as it is: run perennial verify, and see docs/operate.md, The record of decisions"
+                )
+
+    def _check_end(self, last: Mapping[str, Any]) -> None:
+        """Refuse to go on after an entry that the judge has not signed, or before one that is known from elsewhere."""
         self.head = head_of(last)
-        # An entry that names another key is the only one that is not signed with the key in force.
-        forged = last["what"] != KEY and not is_signed(signer.public, last["number"], last["hash"], last["signature"])
-        if forged or last["hash"] != _hash(last):
+        if not _is_genuine(last, _publics(self.connection, before=last["number"])):
             raise ChainBroken(
                 f"{_called(last)} was not written by the judge, so nothing is decided: run perennial verify, and see "
                 "docs/operate.md, The record of decisions"
@@ -210,8 +236,9 @@ def guard(engine: sa.Engine) -> None:
 
     @sa.event.listens_for(engine, "before_execute")
     def refuse(_: sa.Connection, statement: sa.Executable, __: object, ___: object, options: Mapping[str, Any]) -> None:
-        if isinstance(statement, sa.Insert | sa.Update | sa.Delete) and statement.table.description in _NAMES:
-            assert options.get(_ALLOWED), f"{statement.table.description} is written by Decisions.write only"
+        writes = isinstance(statement, sa.Insert | sa.Update | sa.Delete) and statement.table.description in _NAMES
+        if writes and not options.get(_ALLOWED):
+            raise AssertionError(f"{statement} is written by Decisions.write only")
 
 
 def head_of(entry: Mapping[str, Any]) -> ChainHead:
@@ -224,8 +251,7 @@ def known_elsewhere(connection: sa.Connection, keys: Keys) -> ChainHead | None:
     noted = keys.head()
     if noted is None:
         return None
-    named = sa.select(tables.chain.c.about).where(tables.chain.c.what.in_((BEGUN, KEY)))
-    publics = {about["key"] for about in connection.execute(named).scalars()}
+    publics = set(_publics(connection).values())
     if (own := keys.known()) is not None:
         publics.add(own.public)
     # Workers may be able to write there. What they write must not stop the judge.
@@ -236,6 +262,34 @@ def has_decisions(connection: sa.Connection) -> bool:
     """Whether a protected table has a row."""
     one = (sa.select(sa.literal(1)).select_from(table).limit(1) for table in PROTECTED)
     return any(connection.execute(query).first() is not None for query in one)
+
+
+def newest_missing(connection: sa.Connection, heads: Sequence[str]) -> str | None:
+    """Of entries that are known from elsewhere, the newest one that the ledger does not have."""
+    missing = [head for head in heads if f"{_hash_at(connection, _number(head))}" != head.partition(":")[2]]
+    return max(missing, key=_number, default=None)
+
+
+def _number(head: str) -> int:
+    return int(head.partition(":")[0])
+
+
+def _publics(connection: sa.Connection, *, before: int | None = None) -> dict[str, str]:
+    """The public keys that the chain names, by fingerprint; only those named before an entry, or by it as it begins."""
+    chain = tables.chain.c
+    where = chain.what.in_((BEGUN, KEY))
+    if before is not None:
+        where &= (chain.number < before) | ((chain.number == before) & (chain.what == BEGUN))
+    found = connection.execute(sa.select(chain.about).where(where)).scalars()
+    return {fingerprint(about["key"]): about["key"] for about in found}
+
+
+def _is_genuine(entry: Mapping[str, Any], publics: Mapping[str, str]) -> bool:
+    """Whether an entry is as one of these keys has signed it."""
+    public = publics.get(entry["signer"])
+    if public is None or entry["hash"] != _hash(entry):
+        return False
+    return is_signed(public, entry["number"], entry["hash"], entry["signature"])
 
 
 # --- entries ---------------------------------------------------------------------------------------------------------
@@ -378,7 +432,7 @@ def _notes(entries: Sequence[Mapping[str, Any]], began: int, before: Sequence[st
     said = entry["about"]
     words = f"{entry['at']:%Y-%m-%d %H:%M} UTC by {said.get('actor')}: {said.get('reason')}"
     if began:
-        over = f", and gave up the entries to {said['over'][0]}" if said.get("over") else ""
+        over = f", and gave up the entries to {said['over'].partition(':')[0]}" if said.get("over") else ""
         wrong = f" {len(before)} entries before it are wrong, which was accepted." if before else ""
         yield f"the chain was begun again on {words}; it adopted {adopted} rows as they were then{over}.{wrong}"
     elif adopted:
@@ -420,7 +474,7 @@ def _of_head(entries: Sequence[Mapping[str, Any]], head: str) -> tuple[bool, str
     number = int(text)
     if any(entry["number"] == number and entry["hash"] == digest for entry in entries):
         return None
-    given_up = [entry for entry in entries if entry["what"] == BEGUN and (entry["about"].get("over") or [0])[0] >= number]
+    given_up = [entry for entry in entries if entry["what"] == BEGUN and _number(entry["about"].get("over") or "0:") >= number]
     if given_up:
         return True, f"entry {number}, which is known from elsewhere, was given up by entry {given_up[-1]['number']}"
     return False, (
