@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -114,7 +114,8 @@ class Decisions:
             ChainBroken: a row of the model, or the chain, is not as the judge has written it.
         """
         self.be_ready()
-        if problems := check(self.connection, self._keys, model=model).problems:
+        # The end is genuine, so by their links all entries are.
+        if problems := check(self.connection, self._keys, model=model, signatures=False).problems:
             more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
             raise ChainBroken(f"{model}: nothing is decided, since {problems[0]}{more}")
 
@@ -364,7 +365,14 @@ def _row_called(model: str, subject: str, key: Any) -> str:
 _RESTORE = "find out who can write to the ledger's database, and restore it from a backup"
 
 
-def check(connection: sa.Connection, keys: Keys, *, model: str | None = None, noted: Sequence[str] = ()) -> Checked:
+def check(
+    connection: sa.Connection,
+    keys: Keys,
+    *,
+    model: str | None = None,
+    noted: Sequence[str] = (),
+    signatures: bool = True,
+) -> Checked:
     """Compare the rows of decisions with the chain, and the chain with itself and with what is known of it elsewhere.
 
     Args:
@@ -373,15 +381,16 @@ def check(connection: sa.Connection, keys: Keys, *, model: str | None = None, no
         model: compare the rows and signatures of this model only, beside the links of all entries, the newest signature and
             each change of the key; None: compare everything.
         noted: entries that are known from elsewhere, such as from a backup: ``NUMBER:HASH``.
+        signatures: False: of signatures, only the newest and each change of the key.
     """
     try:
-        return _check(connection, keys, model, noted)
+        return _check(connection, keys, model, noted, signatures)
     except ValueError as error:  # no JSON, or no moment
         told = f"a value in the record of decisions cannot be read ({error}), and the judge did not write it: {_RESTORE}"
         return Checked(0, 0, None, "", [], [told])
 
 
-def _check(connection: sa.Connection, keys: Keys, model: str | None, noted: Sequence[str]) -> Checked:
+def _check(connection: sa.Connection, keys: Keys, model: str | None, noted: Sequence[str], signatures: bool) -> Checked:
     entries = [dict(row) for row in connection.execute(sa.select(tables.chain).order_by(tables.chain.c.number)).mappings()]
     if not entries:
         missing = []
@@ -396,7 +405,7 @@ def _check(connection: sa.Connection, keys: Keys, model: str | None, noted: Sequ
     began = begun[-1] if begun else 0
     before: list[str] = []
     faults: list[str] = []
-    for place, problem in _faults(entries, model):
+    for place, problem in _faults(entries, lambda entry: signatures and model in (None, entry["model"])):
         (before if place < began else faults).append(problem)
     notes = list(_notes(entries, began, before)) if begun else []
     if before and len(before) > entries[began]["about"]["known"]:
@@ -422,7 +431,9 @@ def _check(connection: sa.Connection, keys: Keys, model: str | None, noted: Sequ
     return Checked(len(entries), rows, head_of(entries[-1]), trusted, notes, faults + differences)
 
 
-def _faults(entries: Sequence[Mapping[str, Any]], model: str | None) -> Iterator[tuple[int, str]]:
+def _faults(
+    entries: Sequence[Mapping[str, Any]], check_signature: Callable[[Mapping[str, Any]], bool]
+) -> Iterator[tuple[int, str]]:
     """What is wrong with entries: the place of each in the list, and a sentence."""
     number, previous = 0, _NOTHING
     public: str | None = None
@@ -437,7 +448,7 @@ def _faults(entries: Sequence[Mapping[str, Any]], model: str | None) -> Iterator
             yield place, f"{_called(entry)} was changed after it was signed: {_RESTORE}"
         if entry["what"] == BEGUN:
             public = _key_in(entry["about"])
-        seen = model is None or entry["model"] == model or entry["what"] in (BEGUN, KEY) or place == len(entries) - 1
+        seen = entry["what"] in (BEGUN, KEY) or place == len(entries) - 1 or check_signature(entry)
         if seen and not (
             public is not None
             and entry["signer"] == fingerprint(public)
