@@ -21,6 +21,7 @@ from sqlalchemy.engine import URL, make_url
 from perennial.core.errors import SettingsError
 from perennial.core.pools import commands
 from perennial.core.settings import read_settings
+from perennial.ledger.signing import FORMER_KEY
 from perennial.operations.identities import (
     ADMIN,
     make_databases,
@@ -114,7 +115,11 @@ def _given(environment: Mapping[str, str], name: str) -> str:
 def _migrate_ledger(environment: Mapping[str, str]) -> None:
     from perennial.ledger.store import Ledger
 
-    Ledger(read_settings(environment).database_url).migrate()
+    settings = read_settings(environment)
+    ledger = Ledger(settings.database_url, settings.state)
+    ledger.migrate()
+    if environment.get(FORMER_KEY):
+        ledger.take_over_key()
 
 
 def _migrate_catalog(environment: Mapping[str, str], worker: URL) -> None:
