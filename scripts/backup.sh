@@ -18,8 +18,8 @@ pack() {
 
 umask 077
 mkdir "$place"
-run promoter perennial backup --hold 24
-trap 'run promoter perennial backup --release' EXIT
+run judge perennial backup --hold 24
+trap 'run judge perennial backup --release' EXIT
 
 # The order matters: what the ledger names was written before it was copied, so what is copied after it has all of that.
 # perennial is ledger, catalog and predictions as of one moment. Airflow's comes first, so that at worst a run is done again.

@@ -24,5 +24,5 @@ unpack mlflow /var/lib/mlflow mlflow.tar
 docker compose run --rm -T init
 docker compose up --detach --wait mlflow
 # The alerts that waited are not sent, and MLflow and the lake, which were copied later, go back to what the ledger says.
-docker compose run --rm --no-deps -T promoter perennial verify --settle
+docker compose run --rm --no-deps -T judge perennial verify --settle
 echo 'All agrees. To go on: docker compose up --detach'

@@ -23,7 +23,7 @@ METERS, HOURS = 5, 24
 #: The services that run all the time.
 SERVICES = (
     "postgres", "redis", "mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", "worker", "trainer",
-    "promoter", "watch",
+    "judge", "watch",
 )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_a_model_lives_in_containers(containers: Containers, api: AirflowApi, mo
     states = {stage: {run.state for run in api.runs(f"{model}.{stage}")} for stage in stages}
     assert states == {stage: {"success"} for stage in stages}
     assert predictions(containers, model) == [f"1|{2 * METERS * HOURS}"]
-    assert re.search(r"\bv?1\b", containers.inside("promoter", "perennial", "history", model))
+    assert re.search(r"\bv?1\b", containers.inside("judge", "perennial", "history", model))
 
 
 def test_a_version_names_the_commit_that_the_image_was_built_from(containers: Containers, api: AirflowApi) -> None:
@@ -119,7 +119,7 @@ def test_a_person_approves_a_version_in_a_browser(containers: Containers, api: A
 
 
 def test_temporary_files_lie_on_a_disk(containers: Containers) -> None:
-    for service in ("worker", "trainer", "promoter"):
+    for service in ("worker", "trainer", "judge"):
         where = containers.inside(service, "python", "-c", "import tempfile; print(tempfile.gettempdir())").strip()
         assert where == "/scratch"
         assert containers.inside(service, "stat", "--file-system", "--format", "%T", where).strip() != "tmpfs"
@@ -162,7 +162,7 @@ def test_down_and_up_lose_nothing(containers: Containers, api: AirflowApi) -> No
     containers.compose("up", "--detach")
     containers.wait_until_healthy()
     containers.took["docker compose up after down"] = time.monotonic() - began
-    assert "PROBLEM" not in containers.inside("promoter", "perennial", "verify")
+    assert "PROBLEM" not in containers.inside("judge", "perennial", "verify")
     live(containers, api, "ingest", {"start": "2024-01-19", "end": "2024-01-20"})
     assert [predictions(containers, model) for model in MODELS] == [[f"1|{3 * METERS * HOURS}"]] * 2
 
@@ -189,7 +189,7 @@ def test_each_killed_container_comes_back(containers: Containers, api: AirflowAp
 def test_a_training_survives_a_rolling_restart_of_the_workers(containers: Containers, api: AirflowApi) -> None:
     run = api.trigger(f"{MODELS[0]}.train", conf={"as_of": "2024-01-20"})
     wait_for_task(containers, api, run, "build_training_set", "running")
-    for service in ("trainer", "worker", "promoter"):
+    for service in ("trainer", "worker", "judge"):
         containers.compose("up", "--detach", "--no-deps", "--force-recreate", service)
     ended = api.wait(run, patience=PATIENCE, check=containers.check)
     assert ended.state == "success", api.failure(run)
@@ -205,7 +205,7 @@ def test_runs_survive_a_restart_of_postgres(containers: Containers, api: Airflow
         ended = api.wait(run, patience=PATIENCE, check=containers.check)
         assert ended.state == "success", api.failure(run)
     live(containers, api, "ingest", {"start": "2024-01-23", "end": "2024-01-24"})
-    assert "PROBLEM" not in containers.inside("promoter", "perennial", "verify")
+    assert "PROBLEM" not in containers.inside("judge", "perennial", "verify")
 
 
 def test_what_it_took(containers: Containers, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,7 @@ def describe(folder: str) -> dict[str, object]:
                     "priority": task.priority_weight,
                     "at_once": task.max_active_tis_per_dagrun,
                     "queue": task.queue,
+                    "kind": type(task).__name__,
                 }
                 for task in dag.tasks
             },

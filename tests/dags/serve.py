@@ -38,9 +38,9 @@ def add_people() -> None:
         return
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 
-    from perennial.orchestration.users import keep_users
+    from perennial.orchestration.users import USERS, keep_users
 
-    keep_users({name: name for name in ("admin", "watchdog", "promoter")})
+    keep_users({name: name for name in USERS})
     with get_application_builder() as builder:
         manager = builder.sm
         manager.bulk_sync_roles(

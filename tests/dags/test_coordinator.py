@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from perennial.core.settings import PROJECT
-from perennial.orchestration.queues import LIGHT, PROMOTE
+from perennial.orchestration.queues import LIGHT
 from perennial.orchestration.queues import QUEUES as STAGES_ELSEWHERE
 from perennial.stack.environment import COORDINATOR, QUEUES
 
@@ -46,7 +46,7 @@ def test_where_the_system_cannot_tell_of_an_end_airflow_finds_it(tmp_path: Path)
 
 
 def test_the_tasks_of_every_queue_are_watched_so() -> None:
-    assert set(QUEUES) == {"default", LIGHT, PROMOTE, *STAGES_ELSEWHERE.values()}
+    assert set(QUEUES) == {"default", LIGHT, *STAGES_ELSEWHERE.values()}
 
 
 def test_celery_workers_watch_their_tasks_so_too() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from perennial.core.settings import PROJECT
+from perennial.judge.steps import STEPS
 from perennial.watchdog.rules import BROKEN_MODELS
 from tests.dags.conftest import parse
 
@@ -278,23 +279,15 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] == "airflow"
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_who_changes_the_champion_runs_with_the_identity_that_may(parsed: Parsed) -> None:
-    promoting = {
+def test_what_may_change_the_champion_is_left_to_the_judge(parsed: Parsed) -> None:
+    judged = {
         (stage, task)
         for dag, described in parsed["dags"].items()
         for task, made in described["tasks"].items()
-        if made["queue"] == "promote" and (stage := dag.partition(".")[2])
+        if made["kind"] == "JudgedOperator" and (stage := dag.partition(".")[2])
     }
-    assert promoting == {
-        ("train", "decide_promotion"),
-        ("train", "promote_champion"),
-        ("refresh", "decide_refresh"),
-        ("refresh", "promote_refresh"),
-        ("monitor", "compare_shadows"),
-        ("maintain", "align_alias"),
-        ("promote", "promote_by_hand"),
-        ("rollback", "roll_back"),
-    }, "a task that calls the registry's promote, rollback, register or reconcile belongs in the queue promote, no other does"
+    assert judged == {(stage, step) for step, (stage, _) in STEPS.items()}
+    assert {parsed["dags"][f"flight_delay.{stage}"]["tasks"][task]["queue"] for stage, task in judged} == {"light"}
 
 
 def test_operators_run_everything_but_promotions_which_are_for_approvers(parsed: Parsed) -> None:

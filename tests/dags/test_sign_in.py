@@ -151,7 +151,7 @@ def test_a_person_who_has_left_a_group_loses_its_role(servers: Servers) -> None:
             assert before.get("/api/v2/dags").status_code == 403
 
 
-@pytest.mark.parametrize("name", ["admin", "Watchdog", "promoter", "", None, 7])
+@pytest.mark.parametrize("name", ["admin", "Watchdog", "judge", "promoter", "", None, 7])
 def test_nobody_becomes_a_user_of_a_process(servers: Servers, name: object) -> None:
     with servers.sign_in("4714", preferred_username=name, groups=["ml-admins"]) as taken:
         assert taken.get("/api/v2/dags").status_code == 401

@@ -4,12 +4,14 @@ cannot reach its source."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import socket
 import ssl
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,8 +43,8 @@ MODELS = ("energy_load", "energy_other")
 BROKEN = "energy_broken"
 CANARY = "canary-c4b1d9f03e7a5528"
 STAGES = ("load", "train", "ingest", "score", "monitor")
-WORKERS = ("worker", "trainer", "promoter")
-SERVICES = ("mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", "watch", "proxy", *WORKERS)
+WORKERS = ("worker", "trainer")
+SERVICES = ("mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", "judge", "watch", "proxy", *WORKERS)
 #: Behind TLS, Airflow and MLflow are at these names, which no server of names knows.
 PUBLIC = "perennial.test"
 NAMES = (f"airflow.{PUBLIC}", f"mlflow.{PUBLIC}")
@@ -70,7 +72,7 @@ class Deployed:
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(self.composed.environment("promoter")["PERENNIAL_DATABASE_URL"])
+        return Ledger(self.composed.environment("judge")["PERENNIAL_DATABASE_URL"])
 
     def database(self, service: str) -> sa.Engine:
         """The ledger, as the service's process sees it."""
@@ -129,7 +131,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     chosen = {
         "PERENNIAL_WORKER_TASKS": "2",
         "PERENNIAL_TRAINER_TASKS": "1",
-        "PERENNIAL_PROMOTER_TASKS": "1",
+        "PERENNIAL_JUDGE_AT_ONCE": "1",
         "PERENNIAL_TRAINING_THREADS": "1",
         "PERENNIAL_CONNECTIONS_FILE": str(connections),
         "PERENNIAL_WAREHOUSE": "s3://bucket/lake",
@@ -180,17 +182,29 @@ def test_a_model_lives_through_celery_workers(deployed: Deployed, model: str) ->
     assert [tuple(row) for row in rows] == [(1, 2 * METERS * HOURS)]
 
 
-def test_each_queue_has_workers_of_its_own(deployed: Deployed) -> None:
+def test_each_queue_has_workers_of_its_own_and_the_judge_has_none(deployed: Deployed) -> None:
     [run] = deployed.api.runs(f"{MODELS[0]}.train")
     ran = {
         worker: set(re.findall(rf"dag_id={run.dag_id}/run_id={re.escape(run.run_id)}/task_id=(\w+)/", log))
         for worker, log in deployed.logs().items()
     }
     assert ran == {
-        "worker": set(),
+        "worker": {"decide_promotion", "promote_champion"},
         "trainer": {"build_training_set", "fit_candidate", "evaluate_candidates"},
-        "promoter": {"decide_promotion", "promote_champion"},
     }
+    said = [json.loads(line) for line in deployed.composed.log("judge").read_text().splitlines() if line.startswith("{")]
+    ruled = {line["event"].partition(":")[0] for line in said if line.get("run") == run.run_id and line["model"] == MODELS[0]}
+    assert {"decide_promotion", "promote_champion"} <= ruled
+
+
+def test_an_alias_that_somebody_moves_in_mlflow_is_noticed_within_seconds(deployed: Deployed) -> None:
+    alias = {"name": MODELS[0], "alias": "champion"}
+    with deployed.mlflow("admin") as client:
+        assert client.request("DELETE", "registered-models/alias", json=alias).status_code == 200
+        deadline = time.monotonic() + 60
+        while not client.get(f"registered-models/get?name={MODELS[0]}").json()["registered_model"].get("aliases"):
+            assert time.monotonic() < deadline, deployed.composed.last_words("judge")
+            time.sleep(0.2)
 
 
 def test_lake_and_models_lie_in_the_object_store(deployed: Deployed) -> None:
@@ -223,13 +237,13 @@ def test_nobody_reads_without_signing_in(deployed: Deployed) -> None:
 
 
 def test_a_role_of_one_database_cannot_connect_to_another(deployed: Deployed) -> None:
-    own = deployed.database("promoter").url
+    own = deployed.database("judge").url
     with pytest.raises(sa.exc.OperationalError, match="permission denied for database"):
         sa.create_engine(own.set(database="airflow")).connect()
 
 
 @pytest.mark.parametrize("service", ["worker", "trainer", "api", "dag-processor"])
-def test_the_promoters_identity_alone_may_write_who_is_champion(deployed: Deployed, service: str) -> None:
+def test_the_judges_identity_alone_may_write_who_is_champion(deployed: Deployed, service: str) -> None:
     for statement in (
         "UPDATE perennial_promotions SET version = 7",
         "DELETE FROM perennial_promotions",
@@ -265,7 +279,7 @@ def test_a_workers_identity_cannot_move_an_alias(deployed: Deployed) -> None:
         assert client.request("DELETE", "registered-models/alias", json=alias).status_code == 403
         assert client.post("model-versions/set-tag", json={**alias, "key": "a", "value": "b"}).status_code == 403
         assert client.request("DELETE", "model-versions/delete", json=alias).status_code == 403
-    with deployed.mlflow("promoter") as client:
+    with deployed.mlflow("judge") as client:
         assert client.post("registered-models/alias", json=alias).status_code == 200
 
 

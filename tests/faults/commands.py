@@ -25,7 +25,8 @@ from perennial.core.settings import settings
 MODEL = "shop"
 #: What each command is given, by its words. Commands that serve until they are stopped have none.
 ARGUMENTS: dict[str, tuple[str, ...] | None] = {
-    "up": (), "demo": ("--once", "--weeks", "0"), "watch": None, "init": (), "example-data": ("2013-01-01", "2013-01-02"),
+    "up": (), "demo": ("--once", "--weeks", "0"), "watch": None, "judge": None, "init": (),
+    "example-data": ("2013-01-01", "2013-01-02"),
     "schema": (), "check": (MODEL,), "ingest": (MODEL, "2024-01-31", "2024-02-01"),
     "score": (MODEL, "2024-01-28", "2024-01-29"),
     "monitor": (MODEL, "2024-01-27", "2024-01-28"), "train": (MODEL, "--as-of", "2024-01-29"),

@@ -21,7 +21,7 @@ from tests.composed import free_port, read_compose, redis_command
 from tests.conftest import _without
 
 GIVEN = {name: make() for name, make in SECRETS.items()}
-QUEUES = {"worker": ("light", "score"), "trainer": ("train",), "promoter": ("promote",)}
+QUEUES = {"worker": ("light", "score"), "trainer": ("train",)}
 #: Puts a workload into a queue as Airflow's scheduler does, and prints what became of it.
 SEND = """
 import json, sys
@@ -33,7 +33,7 @@ except Exception as error:
     print(json.dumps([type(error).__name__, str(error)]))
 app.control.revoke("a task that waits too long")
 """
-#: What ran in the promoter, with its secrets: a function by its dotted path.
+#: What would run any function by its dotted path, with the secrets of who takes it.
 CALLBACK = {
     "type": "ExecuteCallback",
     "token": "",
@@ -168,11 +168,11 @@ def test_a_user_of_the_broker_can_do_nothing_but_its_work(broker: Broker, name: 
         redis.Redis(port=broker.port).ping()
 
 
-@pytest.mark.parametrize("kind", ["worker", "trainer"])
-def test_a_worker_cannot_have_the_promoter_run_anything(broker: Broker, kind: str) -> None:
-    _, said = broker.send(kind, "promote", CALLBACK)
+@pytest.mark.parametrize(("kind", "other"), [("worker", "train"), ("trainer", "light"), ("trainer", "score")])
+def test_a_worker_cannot_have_workers_of_another_kind_run_anything(broker: Broker, kind: str, other: str) -> None:
+    _, said = broker.send(kind, other, CALLBACK)
     assert "this user has no permissions to access one of the keys" in said
-    assert broker.as_user("default").llen("promote") == 0
+    assert broker.as_user("default").llen(other) == 0
 
 
 def test_a_task_goes_from_the_scheduler_to_a_worker_and_its_result_back(broker: Broker) -> None:

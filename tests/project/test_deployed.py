@@ -34,15 +34,14 @@ ALLOWED = {
     "execution": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "AIRFLOW_SESSION_KEY"},
     "scheduler": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_JWT_SECRET", "REDIS_SCHEDULER_PASSWORD"},
     "dag-processor": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "PERENNIAL_WORKER_DB_PASSWORD"},
-    "triggerer": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET"},
+    "triggerer": {"AIRFLOW_DB_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_JWT_SECRET", "PERENNIAL_READER_DB_PASSWORD"},
     "worker": {"REDIS_WORKER_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
     "trainer": {"REDIS_TRAINER_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
-    "promoter": {
-        "REDIS_PROMOTER_PASSWORD",
+    "judge": {
         "PERENNIAL_DB_PASSWORD",
         "PERENNIAL_WORKER_DB_PASSWORD",
-        "MLFLOW_PROMOTER_PASSWORD",
-        "AIRFLOW_PROMOTER_PASSWORD",
+        "MLFLOW_JUDGE_PASSWORD",
+        "AIRFLOW_JUDGE_PASSWORD",
     },
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
     "watch": {"AIRFLOW_WATCHDOG_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD"},
@@ -160,7 +159,7 @@ def test_a_service_knows_the_secrets_it_needs_and_no_other(name: str) -> None:
     assert not any(value in str(SERVICES[name].get("command")) for value in GIVEN.values())
 
 
-@pytest.mark.parametrize("name", ["worker", "trainer", "promoter"])
+@pytest.mark.parametrize("name", ["worker", "trainer"])
 def test_workers_have_no_address_of_airflows_database(name: str) -> None:
     environment = SERVICES[name]["environment"]
     assert not [variable for variable in environment if variable.startswith("AIRFLOW__DATABASE__")]
@@ -168,24 +167,30 @@ def test_workers_have_no_address_of_airflows_database(name: str) -> None:
     assert str(environment["AIRFLOW__CELERY__RESULT_BACKEND"]).startswith("redis://")
 
 
-def test_the_promoter_alone_may_change_who_is_champion() -> None:
+def test_the_judge_knows_no_broker_and_nothing_of_airflow_but_its_api() -> None:
+    known = {name for name, value in SERVICES["judge"]["environment"].items() if "AIRFLOW__" in name or "redis" in str(value)}
+    assert known == {"AIRFLOW__USAGE_DATA_COLLECTION__ENABLED"}
+    assert "redis" not in SERVICES["judge"]["depends_on"]
+
+
+def test_the_judge_alone_may_change_who_is_champion() -> None:
     may = {name for name, service in SERVICES.items() if service["environment"].get("PERENNIAL_MAY_PROMOTE") == "true"}
     owns = {
         name
         for name, service in SERVICES.items()
         if "//perennial:" in str(service["environment"].get("PERENNIAL_DATABASE_URL"))
     }
-    assert may == owns == {"init", "promoter"}
+    assert may == owns == {"init", "judge"}
 
 
-@pytest.mark.parametrize("name", ["init", "promoter"])
+@pytest.mark.parametrize("name", ["init", "judge"])
 def test_tables_that_workers_make_are_used_with_the_rights_of_workers(name: str) -> None:
     for variable in ("PERENNIAL_CATALOG_URL", "PERENNIAL_PREDICTIONS_URL"):
         assert "//perennial_worker:" in str(SERVICES[name]["environment"][variable])
 
 
 def test_each_queue_has_workers() -> None:
-    from perennial.orchestration.queues import LIGHT, PROMOTE
+    from perennial.orchestration.queues import LIGHT
 
     served = {
         queue
@@ -193,7 +198,7 @@ def test_each_queue_has_workers() -> None:
         if "--queues" in (command := service.get("command", []))
         for queue in command[command.index("--queues") + 1].split(",")
     }
-    assert served == {LIGHT, PROMOTE, "train", "score"}
+    assert served == {LIGHT, "train", "score"}
 
 
 def test_the_file_keeps_to_the_compose_specification() -> None:

@@ -37,9 +37,12 @@ def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
     return [(path, value)]
 
 
-def test_each_queue_of_the_dags_has_a_pod_and_only_that_of_promotions_may_promote() -> None:
+def test_each_queue_of_the_dags_has_a_pod_and_only_the_judge_may_promote() -> None:
     assert set(OURS["queues"]) == QUEUES
-    assert {queue for queue, pod in OURS["queues"].items() if pod["as"] == "promoter"} == {"promote"}
+    may = {name for name, template in TEMPLATES.items() if re.search(r'PERENNIAL_MAY_PROMOTE, value: "true"', template)}
+    assert may == {"judge.yaml"}
+    assert "serviceAccountName: perennial-judge" in TEMPLATES["judge.yaml"]
+    assert 'PERENNIAL_MAY_PROMOTE, value: "false"' in TEMPLATES["pods.yaml"]
     assert OURS["queues"]["train"]["resources"]["limits"] != OURS["queues"]["light"]["resources"]["limits"]
 
 

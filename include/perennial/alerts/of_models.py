@@ -376,9 +376,10 @@ def shadow_better(
 
 
 def alias_put_back(
-    model: str, *, version: int, champion: int | None, reason: str, links: Mapping[str, str] | None = None
+    model: str, *, version: int, champion: int | None, by: str | None, reason: str, links: Mapping[str, str] | None = None
 ) -> Alert:
     """Somebody moved the alias in MLflow to a version that may not be champion, and Perennial moved it back."""
+    who = "Somebody" if by is None else by
     back = f"moved it back to version {champion}" if champion is not None else "removed it, because there is no champion yet"
     return Alert(
         model=model,
@@ -386,7 +387,7 @@ def alias_put_back(
         kind="alias_put_back",
         title=f"{model}: version {version} was not made champion in MLflow",
         text=as_text(
-            f"Somebody moved the alias champion to version {version} in MLflow. Perennial {back}:",
+            f"{who} moved the alias champion to version {version} in MLflow. Perennial {back}:",
             [reason],
             f"To promote it all the same: perennial promote {model} {version} --override REASON, or trigger {model}.promote.",
         ),

@@ -25,6 +25,7 @@ COMMANDS: tuple[Command, ...] = (
     running.up,
     running.demo,
     running.watch,
+    running.judge,
     running.init,
     running.example_data,
     running.schema,

@@ -55,6 +55,15 @@ def watch(_: argparse.Namespace) -> int:
     return 0
 
 
+@command("judge", "rule on what tasks propose, and keep MLflow's aliases right; Ctrl-C stops it", log_level=logging.INFO)
+def judge(_: argparse.Namespace) -> int:
+    from perennial.deployment import Deployment
+    from perennial.judge.service import Judge, read_judge_settings
+
+    Judge(Deployment(settings()), read_judge_settings(os.environ)).run()
+    return 0
+
+
 @command("init", "create the ledger's tables, or bring them up to date")
 def init(_: argparse.Namespace) -> int:
     from perennial.ledger.store import Ledger

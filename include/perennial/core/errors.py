@@ -152,3 +152,7 @@ class NotDelivered(PerennialError):
 
 class StackError(PerennialError):
     """The embedded stack cannot start or has lost a process."""
+
+
+#: Errors that asking again cannot cure.
+FINAL = (ArtifactRejected, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded, TrainingError)

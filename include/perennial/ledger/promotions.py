@@ -98,6 +98,20 @@ class Promotions(TableFamily):
             sa.select(tables.versions).where(tables.versions.c.model == model).order_by(tables.versions.c.version),
         )
 
+    def standings(self, *, opened_before: datetime) -> tuple[dict[str, int | None], set[str]]:
+        """The champion of each model that has a version, None if it has none; and the models with a promotion that was opened
+        before a moment and not closed since.
+        """
+        made = tables.promotions
+        stands = made.c.completed_at.is_not(None) & counts(made)
+        newest = sa.select(sa.func.max(made.c.id)).where(stands).group_by(made.c.model)
+        opened = (made.c.completed_at.is_(None), made.c.withdrawn_at.is_(None), made.c.intended_at < opened_before)
+        with self._database.reading() as connection:
+            standings: dict[str, int | None] = dict.fromkeys(connection.scalars(sa.select(tables.versions.c.model).distinct()))
+            rows = connection.execute(sa.select(made.c.model, made.c.version).where(made.c.id.in_(newest)))
+            standings |= {row.model: int(row.version) for row in rows}
+            return standings, set(connection.scalars(sa.select(made.c.model).where(*opened)))
+
     def intend_promotion(
         self,
         *,

@@ -23,12 +23,13 @@ from perennial.ledger.holds import Holds
 from perennial.ledger.observations import Observations
 from perennial.ledger.overview import Overviews
 from perennial.ledger.promotions import Promotions
+from perennial.ledger.proposals import Proposals
 from perennial.ledger.publications import Publications
 from perennial.ledger.removals import Removals
 from perennial.ledger.retirements import Retirements
 
 
-class Ledger(Publications, Promotions, Observations, Erasures, Removals, Retirements, Holds, AlertTables, Overviews):
+class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Removals, Retirements, Holds, AlertTables, Overviews):
     """The operational database.
 
     It holds no open connection between calls, so threads may share it, and it survives a fork.

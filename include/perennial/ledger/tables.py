@@ -136,6 +136,22 @@ holds = _table(
     sa.Index("perennial_holds_by_model", "model", "what"),
 )  # fmt: skip
 
+# What tasks ask the judge for. A worker may add rows, and neither change nor remove one.
+proposals = _table(
+    "proposals",
+    _id(),
+    _text("key"), _text("model"), _text("step"), _text("dag_id"), _text("run_id"), _json("said"), _time("proposed_at"),
+    sa.UniqueConstraint("key"),
+)  # fmt: skip
+
+# What the judge has answered.
+rulings = _table(
+    "rulings",
+    _id(),
+    _number("proposal_id"), _text("outcome"), _text("words"), _json("value"), _text("page", null=True), _time("ruled_at"),
+    sa.UniqueConstraint("proposal_id"),
+)  # fmt: skip
+
 # Retirements of models. Promotions up to promotion_id no longer count.
 retirements = _table(
     "retirements",

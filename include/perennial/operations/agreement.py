@@ -159,7 +159,7 @@ def _of_registry(parts: Deployment, model: str) -> Iterator[str]:
     if champion != alias:
         yield (
             f"{model}: the ledger's champion is {_version(champion)}, but MLflow's alias points to {_version(alias)}: after a "
-            f"restore, run perennial verify --settle; otherwise the next run of maintain {_next(parts, model, alias)}"
+            f"restore, run perennial verify --settle; otherwise the judge {_next(parts, model, alias)}"
         )
     if champion is None:
         return
@@ -178,7 +178,7 @@ def _next(parts: Deployment, model: str, alias: int | None) -> str:
     if alias is None or parts.ledger.retirement(model) is not None:
         return "puts it right"
     if parts.ledger.version(model, alias) is None:
-        return "refuses, since Perennial did not register that version: move the alias back in MLflow"
+        return "moves the alias back, since Perennial did not register that version"
     if parts.registry.may_adopt(model, alias):
         return f"makes version {alias} champion, since somebody moved the alias there"
     return "moves the alias back"

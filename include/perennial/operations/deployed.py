@@ -29,7 +29,7 @@ from perennial.operations.identities import (
     share_ledger,
 )
 from perennial.operations.secret_file import check_secrets
-from perennial.registry.permissions import PROMOTER, WORKER
+from perennial.registry.permissions import JUDGE, WORKER
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def initialise(environment: Mapping[str, str]) -> None:
             raise SettingsError(f"{' '.join(step)} failed; the log above says why")
     passwords = {
         ADMIN: "MLFLOW_ADMIN_PASSWORD",
-        PROMOTER: "MLFLOW_PROMOTER_PASSWORD",
+        JUDGE: "MLFLOW_JUDGE_PASSWORD",
         WORKER: "MLFLOW_WORKER_PASSWORD",
     }
     make_mlflow(mlflow, {user: _given(environment, name) for user, name in passwords.items()})

@@ -1,6 +1,6 @@
 """The identities in the deployed stack's databases and in MLflow, and their rights. The init job sets them.
 
-Everything that decides which version is champion belongs to the promoter: in the ledger the tables :data:`DECISIONS`, in MLflow
+Everything that decides which version is champion belongs to the judge: in the ledger the tables :data:`DECISIONS`, in MLflow
 the registered models. Workers read them, and write measurements.
 
 In PostgreSQL each role has a schema of its own, and no role finds anything in a schema that another role may write to, except
@@ -21,18 +21,23 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from perennial.core.private_parts import migrate_mlflow
-from perennial.registry.permissions import APPROVER, OPERATOR, PROMOTER, VIEWER, WORKER
+from perennial.registry.permissions import APPROVER, JUDGE, OPERATOR, VIEWER, WORKER
 
 log = logging.getLogger(__name__)
 
 
-#: Tables of the ledger that say which version is champion, and why. Only their owner, the promoter, writes them.
-DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "alembic_version")
+#: Tables of the ledger that say which version is champion, and why. Only their owner, the judge, writes them.
+DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "rulings", "alembic_version")
+#: Tables to which workers add rows, without changing or removing any.
+ADDED_TO = ("proposals",)
 
 #: In the ledger's database: the schema of its owner, and the schema of workers, which holds the lake's catalog and predictions.
 LEDGER_SCHEMA, WORKER_SCHEMA = "perennial", "predictions"
 
-#: MLflow's user for people who administer it; the others beside it are ``promoter`` and ``worker``.
+#: A user and role of earlier releases, which had the judge's rights.
+_FORMER = "promoter"
+
+#: MLflow's user for people who administer it; the others beside it are ``judge`` and ``worker``.
 ADMIN = "admin"
 
 
@@ -50,14 +55,16 @@ class MlflowRole:
 
 
 MLFLOW_ROLES = {
-    PROMOTER: MlflowRole(
+    JUDGE: MlflowRole(
         "registers versions and moves aliases",
         {"experiment": "EDIT", "registered_model": "MANAGE"},
     ),
     WORKER: MlflowRole("logs runs and models, loads versions", {"experiment": "EDIT", "registered_model": "READ"}),
     VIEWER: MlflowRole("reads everything", {"experiment": "READ", "registered_model": "READ"}),
     OPERATOR: MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
-    APPROVER: MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
+    APPROVER: MlflowRole(
+        "also writes notes and tags on runs, and moves the alias champion", {"experiment": "EDIT", "registered_model": "EDIT"}
+    ),
 }
 
 
@@ -183,6 +190,8 @@ def _scram(connection: object, role: str, password: str) -> str:
 def share_ledger(ledger: URL, worker: URL, reader: URL) -> None:
     """Let the worker's role write the ledger's tables except :data:`DECISIONS`, and the reader's role read all.
 
+    To :data:`ADDED_TO`, the worker's role may add only.
+
     Args:
         ledger: the ledger, after its migration, as its owner.
         worker: the role of workers.
@@ -196,9 +205,11 @@ def share_ledger(ledger: URL, worker: URL, reader: URL) -> None:
             for table in sa.inspect(connection).get_table_names(schema=LEDGER_SCHEMA):
                 name = f"{LEDGER_SCHEMA}.{_quoted(connection, table)}"
                 connection.exec_driver_sql(f"GRANT SELECT ON {name} TO {writes}, {reads}")
-                decides = table.removeprefix("perennial_") in DECISIONS
-                verb, preposition = ("REVOKE", "FROM") if decides else ("GRANT", "TO")
+                decides, added_to = (table.removeprefix("perennial_") in names for names in (DECISIONS, ADDED_TO))
+                verb, preposition = ("REVOKE", "FROM") if decides or added_to else ("GRANT", "TO")
                 connection.exec_driver_sql(f"{verb} INSERT, UPDATE, DELETE ON {name} {preposition} {writes}")
+                if added_to:
+                    connection.exec_driver_sql(f"GRANT INSERT ON {name} TO {writes}")
     finally:
         engine.dispose()
 
@@ -211,7 +222,7 @@ def make_mlflow(url: URL, passwords: Mapping[str, str]) -> None:
 
     Args:
         url: its database, as its owner.
-        passwords: of the users ``admin``, ``promoter`` and ``worker``.
+        passwords: of the users ``admin``, ``judge`` and ``worker``.
     """
     # Untyped.
     tables: Any = import_module("mlflow.store.db.utils")
@@ -230,6 +241,10 @@ def make_mlflow(url: URL, passwords: Mapping[str, str]) -> None:
             elif grant.permission != permission:
                 store.update_role_permission(grant.id, permission)
         roles[name] = role
+    if store.has_user(_FORMER):
+        store.delete_user(_FORMER)
+    if (former := roles.pop(_FORMER, None)) is not None:
+        store.delete_role(former.id)
     for name, password in passwords.items():
         if store.has_user(name):
             store.update_user(name, password, is_admin=name == ADMIN)

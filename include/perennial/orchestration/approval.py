@@ -1,7 +1,7 @@
 """The task that asks a person whether a version may become champion. It uses Airflow's human-in-the-loop.
 
 The run waits without a worker until an approver answers, in the UI or by the REST API, or until the time is up. Then
-``promote_champion`` acts on the answer (:mod:`perennial.orchestration.answers`) and records it.
+the judge acts on the answer (:mod:`perennial.judge.people`) and records it.
 
 Neighbours: :mod:`perennial.reports.approval` says what is shown and what an answer means.
 """
@@ -15,12 +15,9 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial.orchestration.answers import APPROVE, REJECT, as_answer
+from perennial.judge.people import APPROVE, ASK, REJECT, as_answer
 from perennial.orchestration.runs import stage_run
 from perennial.spec.model import ModelSpec
-
-#: The task.
-ASK = "ask_approval"
 
 
 def ask_approval(spec: ModelSpec, decided_by: str) -> ApprovalRequest:

@@ -4,7 +4,5 @@ from __future__ import annotations
 
 #: Most tasks.
 LIGHT = "light"
-#: Tasks that change the champion. Only its workers have the identity that may.
-PROMOTE = "promote"
 #: The queue of a stage's tasks, if it is another one than :data:`LIGHT`.
-QUEUES = {"train": "train", "refresh": "train", "score": "score", "promote": PROMOTE, "rollback": PROMOTE}
+QUEUES = {"train": "train", "refresh": "train", "score": "score"}

@@ -6,17 +6,14 @@ import logging
 from typing import Any
 
 from airflow.sdk import task
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial.core.errors import NothingToRefresh, StaleDecision
-from perennial.orchestration.answers import actor, answer_to
-from perennial.orchestration.approval import ASK
+from perennial.core.errors import NothingToRefresh
+from perennial.orchestration.judged import judged
 from perennial.orchestration.links import MLFLOW
-from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Window, stage_run
 from perennial.orchestration.train import cause
 from perennial.stages import refresh
-from perennial.stages.promote import decided_of
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +31,14 @@ def fit_refresh(model: str, window: Window) -> dict[str, Any]:
         return fitted.to_json()
 
 
-@task(multiple_outputs=False, queue=PROMOTE)
+@judged()
 def decide_refresh(model: str, refreshed: dict[str, Any]) -> dict[str, Any]:
     """Measure again from files and rows, let the gates of a refresh decide, and register the version with its evidence."""
-    from perennial.training.refresh import Refreshed
-
-    with stage_run(model) as run:
-        try:
-            confirmed = refresh.confirm(run.stage, Refreshed.from_json(refreshed))
-        except (StaleDecision, NothingToRefresh) as error:
-            raise AirflowSkipException(f"{error}. The next refresh is of the present champion") from error
-        decided = refresh.decide_refresh(run.stage, confirmed)
-        run.link(MLFLOW, run.deployment.registry.version_url(model, decided.version))
-        return decided.to_json()
+    with stage_run(model):
+        return {"refreshed": refreshed}
 
 
-@task(multiple_outputs=False, trigger_rule="none_failed", queue=PROMOTE)
+@judged(trigger_rule="none_failed")
 def promote_refresh(model: str, decided: dict[str, Any] | None, answer: dict[str, Any] | None = None) -> dict[str, Any]:
     """Make the refreshed version champion; or hold back its rows, or undo refreshes, and skip.
 
@@ -61,20 +50,7 @@ def promote_refresh(model: str, decided: dict[str, Any] | None, answer: dict[str
     if decided is None:
         raise AirflowSkipException("there was nothing to refresh")
     with stage_run(model) as run:
-        version = decided_of(run.stage, int(decided["version"]))
-        run.link(MLFLOW, run.deployment.registry.version_url(model, version.version))
-        try:
-            outcome = refresh.promote_refresh(
-                run.stage, version, cause=cause(run), actor=f"airflow:{run.context['dag'].dag_id}",
-                answer=answer_to(run, ASK, answer),
-            )  # fmt: skip
-        except StaleDecision as error:
-            raise AirflowSkipException(f"{error}. The next refresh is of the new champion") from error
-        if outcome.became == "refused":
-            raise AirflowSkipException(outcome.words)
-        if outcome.became == "waiting":
-            raise AirflowFailException(f"{outcome.words}, and nobody was asked: trigger {model}.refresh again")
-        return {"champion": outcome.version}
+        return {"version": decided["version"], "answer": answer, "cause": cause(run)}
 
 
 @task(multiple_outputs=False)
@@ -83,9 +59,9 @@ def release(model: str) -> list[str]:
     with stage_run(model) as run:
         params, released = run.params, []
         if params.get("start") or params.get("end"):
-            released += refresh.release(run.stage, "data", run.whole, reason=params["reason"], actor=actor(run))
+            released += refresh.release(run.stage, "data", run.whole, reason=params["reason"], actor=run.actor)
         if params.get("refreshes"):
-            released += refresh.release(run.stage, "refreshes", None, reason=params["reason"], actor=actor(run))
+            released += refresh.release(run.stage, "refreshes", None, reason=params["reason"], actor=run.actor)
         if not released:
             raise AirflowSkipException(f"nothing of {model} that the form names is held back")
         told = [f"{one.what} of {one.interval}" for one in released]

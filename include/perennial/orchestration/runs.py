@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
@@ -24,20 +24,10 @@ from sqlalchemy import Engine, create_engine
 
 from perennial.alerts.alert import linking
 from perennial.core import logs, redaction
-from perennial.core.errors import (
-    ArtifactRejected,
-    IntervalRefused,
-    NoChampion,
-    PromotionRefused,
-    SettingsError,
-    SpecError,
-    Superseded,
-    TrainingError,
-)
+from perennial.core.errors import FINAL, SettingsError, SpecError
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, settings
 from perennial.deployment import Deployment
-from perennial.orchestration.queues import PROMOTE
 from perennial.spec.folder import ModelFolder
 from perennial.stages.run import StageRun
 
@@ -52,9 +42,6 @@ MOST_PARTS = 64
 
 #: Longest conf of a run, in characters of JSON; the fields of a form need a tenth of it.
 LONGEST_CONF = 20_000
-
-#: Errors that a retry cannot cure.
-_FINAL = (ArtifactRejected, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded, TrainingError)
 
 
 @dataclass(frozen=True)
@@ -88,6 +75,11 @@ class Run:
     @property
     def params(self) -> dict[str, Any]:
         return dict(self.context["params"])
+
+    @property
+    def actor(self) -> str:
+        """Who triggered the run, as the run says."""
+        return f"airflow:{self.context['dag_run'].triggering_user_name or 'unknown'}"
 
     @property
     def partition(self) -> str | None:
@@ -178,8 +170,6 @@ def deployment() -> Deployment:
 def stage_run(model: str, *, window: Window = "day", part: str | None = None) -> Iterator[Run]:
     """Open a task's run. Log lines have its model, interval and run. Errors that a retry cannot cure end the task at once.
 
-    In the queue of those who may change the champion, the code of models runs in processes that can do nothing but compute.
-
     Args:
         model: the model's name.
         window: the period that the run's partition key names by its first day.
@@ -192,22 +182,12 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
     with (
         logs.context(model=model, interval=part or dag_run.partition_key or days, run=dag_run.run_id),
         linking(task_links(parts.settings, context["ti"])),
-        _confined() if context["ti"].task.queue == PROMOTE else nullcontext(),
     ):
         try:
             check_conf(dag_run.conf, context["dag"].params)
             yield Run(parts.model(model), parts, context, window, part)
-        except _FINAL as error:
+        except FINAL as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _confined() -> Iterator[None]:
-    from perennial.evaluation.confined import Confinement
-    from perennial.model.authors_code import running_in
-
-    with Confinement() as place, running_in(place):
-        yield
 
 
 def task_links(settings: Settings, task: Any) -> dict[str, str]:

@@ -18,7 +18,7 @@ from airflow.providers.fab.auth_manager.security_manager.override import FabAirf
 from flask_appbuilder.const import AUTH_DB, AUTH_OAUTH
 
 from perennial.core.errors import SettingsError
-from perennial.orchestration.users import APPROVER, OPERATOR
+from perennial.orchestration.users import APPROVER, OPERATOR, USERS
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 PROVIDER = "oidc"
 #: Airflow's own roles that people may have, and ours.
 ROLES = ("Admin", APPROVER, OPERATOR, "Viewer")
-#: Users of processes, and the one for emergencies. A provider that lets people choose their names must not give them these.
-RESERVED = frozenset({"admin", "watchdog", "promoter"})
+#: Users of processes, those of earlier releases too, and the one for emergencies. Nobody becomes one of them by their name at
+#: the provider.
+RESERVED = frozenset({*USERS, "promoter"})
 
 
 def configure(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import task
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from perennial.orchestration.answers import answer_to
-from perennial.orchestration.approval import ASK
+from perennial.orchestration.judged import judged
 from perennial.orchestration.links import MLFLOW
-from perennial.orchestration.queues import PROMOTE
 from perennial.orchestration.runs import Run, Window, stage_run
-from perennial.stages import promote, train
+from perennial.stages import train
 
 
 @task(multiple_outputs=False)
@@ -45,26 +42,16 @@ def evaluate_candidates(model: str, training_set: dict[str, Any], fitted: list[d
         return train.evaluate_candidates(run.stage, TrainingSet.from_json(training_set), candidates).to_json()
 
 
-@task(multiple_outputs=False, queue=PROMOTE)
+@judged()
 def decide_promotion(
     model: str, training_set: dict[str, Any], fitted: list[dict[str, Any]], evaluation: dict[str, Any]
 ) -> dict[str, Any]:
     """Measure again from files and rows, let the gates decide, and register the version with its evidence, card and report."""
-    from perennial.evidence.evaluation import Evaluation
-    from perennial.evidence.training import TrainingSet
-    from perennial.model.candidate import Fitted
-
-    with stage_run(model) as run:
-        candidates = [Fitted.from_json(candidate) for candidate in fitted]
-        confirmed = train.confirm(
-            run.stage, TrainingSet.from_json(training_set), candidates, Evaluation.from_json(evaluation)
-        )  # fmt: skip
-        decided = train.decide_promotion(run.stage, confirmed[0], candidates, confirmed[1])
-        run.link(MLFLOW, run.deployment.registry.version_url(model, decided.version))
-        return decided.to_json()
+    with stage_run(model):
+        return {"training_set": training_set, "fitted": list(fitted), "evaluation": evaluation}
 
 
-@task(multiple_outputs=False, trigger_rule="none_failed", queue=PROMOTE)
+@judged(trigger_rule="none_failed")
 def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any] | None = None) -> dict[str, Any]:
     """Move the alias ``champion`` to the version, or tag it refused and skip, as the gates or the approver decided.
 
@@ -73,25 +60,8 @@ def promote_champion(model: str, decided: dict[str, Any], answer: dict[str, Any]
         decided: the result of ``decide_promotion``. Only which version it is counts; the ledger has the decision.
         answer: the result of ``ask_approval``; None if no approval is required.
     """
-    from perennial.core.errors import StaleDecision
-
     with stage_run(model) as run:
-        version = promote.decided_of(run.stage, int(decided["version"]))
-        run.link(MLFLOW, run.deployment.registry.version_url(model, version.version))
-        actor = f"airflow:{run.context['dag'].dag_id}"
-        try:
-            given = answer_to(run, ASK, answer)
-            outcome = promote.promote_champion(run.stage, version, cause=cause(run), actor=actor, answer=given)
-        except StaleDecision as error:
-            raise AirflowFailException(
-                f"StaleDecision: {error}. The evaluation is stale: clear evaluate_candidates and what follows it in this run, "
-                "and the version is compared with the new champion"
-            ) from error
-        if outcome.became == "refused":
-            raise AirflowSkipException(outcome.words)
-        if outcome.became == "waiting":
-            raise AirflowFailException(f"{model} requires an approval, and nobody was asked: trigger {model}.train again")
-        return {"champion": outcome.version}
+        return {"version": decided["version"], "answer": answer, "cause": cause(run)}
 
 
 def cause(run: Run) -> str:

@@ -17,6 +17,9 @@ from typing import Any
 
 OPERATOR, APPROVER = "Operator", "Approver"
 
+#: The users that the init job makes, with their roles.
+USERS = {"admin": "Admin", "watchdog": "Viewer", "judge": "Viewer"}
+
 #: By stage, the roles besides Admin that may trigger its DAG and change its runs. On all other stages, the operator may.
 ACCESS = {
     "promote": (APPROVER,),
@@ -32,7 +35,7 @@ def access(stage: str) -> dict[str, dict[str, set[str]]]:
 
 
 def keep_users(passwords: dict[str, str]) -> None:
-    """Make the roles and the users ``admin``, ``watchdog`` and ``promoter``; if these exist, set their passwords.
+    """Make the roles and the users ``admin``, ``watchdog`` and ``judge``; if these exist, set their passwords.
 
     Raises:
         SystemExit: a user could not be made.
@@ -52,7 +55,11 @@ def keep_users(passwords: dict[str, str]) -> None:
                 {"role": APPROVER, "perms": [*looks, *runs, *answers]},
             ]
         )
-        for name, role in (("admin", "Admin"), ("watchdog", "Viewer"), ("promoter", "Viewer")):
+        # Of earlier releases. Its password is in files that are kept.
+        if (former := manager.find_user(username="promoter")) is not None:
+            manager.session.delete(former)
+            manager.session.commit()
+        for name, role in USERS.items():
             _keep_user(manager, name, role, passwords[name])
 
 
@@ -73,4 +80,4 @@ def _keep_user(manager: Any, name: str, role: str, password: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_users({name: os.environ[f"AIRFLOW_{name.upper()}_PASSWORD"] for name in ("admin", "watchdog", "promoter")})
+    keep_users({name: os.environ[f"AIRFLOW_{name.upper()}_PASSWORD"] for name in USERS})

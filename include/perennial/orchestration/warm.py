@@ -34,6 +34,7 @@ for name in (
     "perennial.operations.standing",
     "perennial.orchestration.assets",
     "perennial.orchestration.ingest",
+    "perennial.orchestration.judged",
     "perennial.orchestration.monitor",
     "perennial.orchestration.notifiers",
     "perennial.orchestration.operate",

@@ -26,6 +26,7 @@ from perennial.evidence.decision import GateDecision
 from perennial.ledger.records import Action, Approval, Promotion
 from perennial.ledger.retirements import Retirement
 from perennial.ledger.succession import completed, lineage, newest_leads_back
+from perennial.registry.permissions import MOVED_BY
 from perennial.registry.server import CHALLENGER, CHAMPION, MISSING
 from perennial.registry.versions import Versions
 from perennial.spec.model import ModelSpec
@@ -76,8 +77,6 @@ class Champions(Versions):
 
         A process that may promote brings the ledger and the alias in line first. Other processes only read the ledger.
 
-        Raises:
-            ArtifactRejected: as in :meth:`reconcile`.
         """
         return self.reconcile(model) if self._settings.may_promote else self._ledger.champion(model)
 
@@ -383,9 +382,9 @@ class Champions(Versions):
 
         A promotion that a crash left open is finished. An alias that someone moved in MLflow is handled by its version:
 
-        - The version passed its gates or was champion before: the move is recorded as a promotion by ``MLflow``.
-        - The version was refused: the alias is put back, and an alert tells people how to override.
-        - The ledger does not know the version: an error is raised.
+        - The version passed its gates or was champion before: the move is recorded as a promotion by who moved it, if MLflow's
+          server has noted that (:mod:`perennial.registry.permissions`), or by ``MLflow``.
+        - The version was refused, or Perennial did not register it: the alias is put back, and an alert tells people why.
 
         An alias that someone removed is put back; to withdraw a champion, roll back. An alias is also put back if a process
         moved it late, because it was suspended during a promotion and others promoted in the meantime.
@@ -395,7 +394,6 @@ class Champions(Versions):
 
         Raises:
             PromotionRefused: this process may not promote.
-            ArtifactRejected: the alias points to a version that the ledger does not know.
             StaleDecision: other processes kept changing the champion during the call.
         """
         self._check_that_it_may_promote(model)
@@ -432,11 +430,16 @@ class Champions(Versions):
                 log.warning("%s is retired, but its alias %s points to version %s; it is removed", model, CHAMPION, alias)
             elif alias in late and champion is not None:
                 log.warning("%s: a suspended process moved the alias late, to version %s; it is put back", model, alias)
-            elif alias not in {change.version for change in made} and (bar := self._bar(model, alias)):
+            elif alias not in {change.version for change in made} and (bar := self._bar_of_alias(model, alias)):
                 log.warning("%s: the alias was moved to version %s, but %s; it is put back", model, alias, bar)
                 self._ledger.record_alert(
                     of_models.alias_put_back(
-                        model, version=alias, champion=champion, reason=bar, links=self._links(model, alias)
+                        model,
+                        version=alias,
+                        champion=champion,
+                        by=self._moved_by(model, alias),
+                        reason=bar,
+                        links=self._links(model, alias),
                     ),
                     # At most once per hour: MLflow does not distinguish one move from the next.
                     f"alias_put_back/{model}/version-{alias}/{datetime.now(UTC):%Y-%m-%dT%H}",
@@ -454,7 +457,34 @@ class Champions(Versions):
     def may_adopt(self, model: str, version: int) -> bool:
         """Whether :meth:`reconcile` takes over a version that somebody moved the alias to."""
         made = self._standing(model, self._ledger.promotions(model))
-        return version in {change.version for change in made} or self._bar(model, version) is None
+        return version in {change.version for change in made} or self._bar_of_alias(model, version) is None
+
+    def misaligned(self) -> list[str]:
+        """The models whose alias names another version than the ledger, or that have a promotion which a crash left open.
+
+        The number of requests to MLflow grows with the number of models only by a page for each thousand.
+        """
+        standings, open_ones = self._ledger.standings(opened_before=datetime.now(UTC) - LEASE)
+        aliases: dict[str, int] = {}
+        token = None
+        while True:
+            page = self._client.search_registered_models(max_results=1000, page_token=token)
+            aliases |= {model.name: int(model.aliases[CHAMPION]) for model in page if CHAMPION in model.aliases}
+            if not (token := page.token):
+                break
+        differing = {model for model, version in standings.items() if aliases.get(model) != version}
+        return sorted(differing | open_ones)
+
+    def _bar_of_alias(self, model: str, version: int) -> str | None:
+        if self._ledger.version(model, version) is None:
+            return "Perennial did not register it, and cannot check it"
+        return self._bar(model, version)
+
+    def _moved_by(self, model: str, version: int) -> str | None:
+        """Who has moved the alias to this version, as MLflow's server has noted it; None if it has not."""
+        said = str(self._client.get_registered_model(model).tags.get(MOVED_BY, ""))
+        to, _, user = said.partition(" ")
+        return f"mlflow:{user}" if user and to == str(version) else None
 
     def follow_ledger(self, model: str) -> int | None:
         """Set MLflow's aliases to what the ledger says, no matter who moved them.
@@ -516,12 +546,6 @@ class Champions(Versions):
 
     def _adopt(self, model: str, alias: int, champion: int | None) -> None:
         """Record as a promotion that a person moved the alias in MLflow."""
-        if self._ledger.version(model, alias) is None:
-            back = f"move it back to version {champion}" if champion is not None else "remove it"
-            raise ArtifactRejected(
-                f"{model}: the alias {CHAMPION} points to version {alias}, which Perennial did not register and cannot "
-                f"check: {back} in MLflow"
-            )
         try:
             promotion = self._ledger.intend_promotion(
                 model=model,
@@ -529,7 +553,7 @@ class Champions(Versions):
                 expected=champion,
                 action="adopt",
                 reason=f"the alias {CHAMPION} was moved in MLflow",
-                actor="MLflow",
+                actor=self._moved_by(model, alias) or "MLflow",
                 run_id=None,
                 evidence={},
             )

@@ -153,6 +153,5 @@ class Mlflow:
     def _check_that_it_may_promote(self, model: str) -> None:
         if not self._settings.may_promote:
             raise PromotionRefused(
-                f"{model}: this process may not change the champion (PERENNIAL_MAY_PROMOTE): run its task in the queue "
-                "promote, whose workers may"
+                f"{model}: this process may not change the champion (PERENNIAL_MAY_PROMOTE); only the judge may"
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 from urllib.parse import quote
@@ -33,6 +33,7 @@ class DagRun:
         queued_at, started_at, ended_at: None until then.
         triggered_by: what started it: ``ui``, ``rest_api``, ``operator``, ``timetable``, …
         user: who started it. A run that a task has started has the user of the task's own run.
+        conf: the fields of the form that were filled in.
     """
 
     dag_id: str
@@ -45,6 +46,7 @@ class DagRun:
     ended_at: datetime | None
     triggered_by: str | None = None
     user: str | None = None
+    conf: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -321,4 +323,5 @@ def _run(found: Mapping[str, Any]) -> DagRun:
         ended_at=moment("end_date"),
         triggered_by=found["triggered_by"],
         user=found["triggering_user_name"],
+        conf=found["conf"] or {},
     )

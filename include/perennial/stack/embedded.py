@@ -235,6 +235,7 @@ class Stack:
         self._wait_for({"Airflow": f"{self.airflow_url}{_HEALTH}"})
         given = {"PERENNIAL_AIRFLOW_URL": self.airflow_url, "AIRFLOW_WATCHDOG_PASSWORD": watchdog}
         given["PERENNIAL_WATCH_PORT"] = str(self.ports.metrics)
+        processes.start("judge", sys.executable, "-m", "perennial.cli", "judge")
         processes.start("watch", sys.executable, "-m", "perennial.cli", "watch", given=given)
         processes.watch()
 

@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 #: What watches tasks. This package may not import it, so it names the class.
 COORDINATOR = "perennial.orchestration.coordinator.PromptCoordinator"
 #: The queues of all tasks: those of :mod:`perennial.orchestration.dags`, and Airflow's default.
-QUEUES = ("default", "light", "promote", "score", "train")
+QUEUES = ("default", "light", "score", "train")
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ def register_decided(
     )
 
 
-def decided_of(run: StageRun, version: int) -> Decided:
-    """The decision on a version of this run, as the ledger has it.
+def decided_of(run: StageRun, version: int) -> tuple[Decided, datetime]:
+    """The decision on a version of this run, as the ledger has it, and when the version was registered.
 
     Raises:
         PromotionRefused: the ledger has no such version, or another run has made it.
@@ -114,7 +114,8 @@ def decided_of(run: StageRun, version: int) -> Decided:
     record = run.deployment.ledger.version(run.model, version)
     if record is None or record.training.run_id != run.qualified_id:
         raise PromotionRefused(f"{run.model} version {version} was not made by run {run.qualified_id}")
-    return Decided(version, record.decision, record.evaluation.champion_version, links={}, comparison="")
+    decided = Decided(version, record.decision, record.evaluation.champion_version, links={}, comparison="")
+    return decided, record.created_at
 
 
 def refuse_rows_of_another_run(run: StageRun, training_set: TrainingSet) -> None:

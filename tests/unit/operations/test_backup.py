@@ -248,10 +248,10 @@ def test_an_alias_that_differs_is_named(world: World) -> None:
     world.registry._client.set_registered_model_alias("toy", "champion", "2")
     assert problems(world) == [
         "toy: the ledger's champion is version 1, but MLflow's alias points to version 2: after a restore, run perennial "
-        "verify --settle; otherwise the next run of maintain makes version 2 champion, since somebody moved the alias there"
+        "verify --settle; otherwise the judge makes version 2 champion, since somebody moved the alias there"
     ]
     world.registry._client.delete_registered_model_alias("toy", "champion")
-    assert problems(world)[0].endswith("otherwise the next run of maintain puts it right")
+    assert problems(world)[0].endswith("otherwise the judge puts it right")
 
 
 def test_an_mlflow_that_does_not_answer_is_a_problem_and_the_rest_is_compared(

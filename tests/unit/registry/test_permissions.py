@@ -19,10 +19,10 @@ from mlflow import MlflowClient
 
 from perennial.core.settings import PROJECT
 from perennial.operations.identities import make_mlflow
-from perennial.registry.permissions import APPROVER, OPERATOR, PROMOTER, VIEWER, WORKER, may_ask
+from perennial.registry.permissions import APPROVER, JUDGE, MOVED_BY, OPERATOR, VIEWER, WORKER, may_ask
 from tests.composed import free_port
 
-USERS = (PROMOTER, WORKER, VIEWER, OPERATOR, APPROVER, "nobody")
+USERS = (JUDGE, WORKER, VIEWER, OPERATOR, APPROVER, "nobody")
 PASSWORDS = {name: f"a-password-of-{name}" for name in ("admin", *USERS)}
 #: What ``perennial deploy mlflow`` does.
 START = "import os, sys; from perennial.operations.deployed import serve_mlflow; serve_mlflow(os.environ, sys.argv[1:])"
@@ -63,10 +63,11 @@ REGISTRY = {
 }  # fmt: skip
 NOTES = {"mlflow/runs/set-tag", "mlflow/runs/delete-tag", "mlflow/users/update-password"}
 MAY = {
-    PROMOTER: SEARCHES | RUNS | REGISTRY,
+    JUDGE: SEARCHES | RUNS | REGISTRY,
     WORKER: SEARCHES | RUNS,
     VIEWER: SEARCHES | {"mlflow/users/update-password"},
     OPERATOR: SEARCHES | NOTES,
+    # With the alias champion alone, as below.
     APPROVER: SEARCHES | NOTES,
     "nobody": SEARCHES | {"mlflow/users/update-password"},
 }
@@ -100,7 +101,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's own
         warnings.simplefilter("ignore", UserWarning)
-        make_mlflow(sa.make_url(server.store), {name: PASSWORDS[name] for name in ("admin", PROMOTER, WORKER)})
+        make_mlflow(sa.make_url(server.store), {name: PASSWORDS[name] for name in ("admin", JUDGE, WORKER)})
     port = server.url.rpartition(":")[2]
     command = [sys.executable, "-c", START, "--host", "127.0.0.1", "--port", port, "--workers", "1"]
     log = (server.folder / "log").open("wb")
@@ -191,12 +192,12 @@ def store(server: Server, name: str, monkeypatch: pytest.MonkeyPatch, folder: Pa
 
 
 def register(server: Server, name: str, run: str, model: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A version with the alias, made as the promoter does; returns its number."""
-    promoter = as_user(server, PROMOTER, monkeypatch)
-    promoter.create_registered_model(name)
-    made = promoter.create_model_version(name, f"models:/{model}", run, model_id=model)
-    promoter.set_registered_model_alias(name, "champion", made.version)
-    promoter.set_model_version_tag(name, made.version, "a", "b")
+    """A version with the alias, made as the judge does; returns its number."""
+    judge = as_user(server, JUDGE, monkeypatch)
+    judge.create_registered_model(name)
+    made = judge.create_model_version(name, f"models:/{model}", run, model_id=model)
+    judge.set_registered_model_alias(name, "champion", made.version)
+    judge.set_model_version_tag(name, made.version, "a", "b")
     return str(made.version)
 
 
@@ -228,6 +229,35 @@ def test_a_worker_owns_no_model_that_it_would_be_the_first_to_register(
             assert answer.status_code == 403, (what, answer.text)
         kept = worker.get(f"{path}/registered-models/get", params={"name": "toy"}).json()["registered_model"]
         assert kept["aliases"] == [{"alias": "champion", "version": alias["version"]}]
+
+
+def test_an_approver_moves_the_alias_champion_alone_and_the_server_notes_who_did(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, model = store(server, "moved", monkeypatch, tmp_path)
+    first = register(server, "moved", run, model, monkeypatch)
+    judge = as_user(server, JUDGE, monkeypatch)
+    second = str(judge.create_model_version("moved", f"models:/{model}", run, model_id=model).version)
+    path, asked = "/mlflow/registered-models/alias", {"name": "moved", "alias": "champion", "version": second}
+    with server.client(APPROVER) as approver:
+        # MLflow's pages, and its client.
+        for prefix in ("/ajax-api/2.0", "/api/2.0"):
+            answer = approver.post(f"{prefix}{path}", json=asked)
+            assert answer.status_code == 200, answer.text
+        for method, body in (
+            ("POST", {**asked, "alias": "challenger"}), ("POST", {**asked, "alias": ["champion"]}), ("DELETE", asked),
+        ):  # fmt: skip
+            assert approver.request(method, f"/api/2.0{path}", json=body).status_code == 403
+        # What is not sent as JSON is read by MLflow all the same, and here by nobody.
+        raw = {"content": json.dumps(asked), "headers": {"Content-Type": "text/plain"}}
+        assert approver.post(f"/api/2.0{path}", **raw).status_code == 403
+        tag = {"name": "moved", "key": MOVED_BY, "value": f"{first} judge"}
+        assert approver.post("/api/2.0/mlflow/registered-models/set-tag", json=tag).status_code == 403
+    for name in (OPERATOR, VIEWER, WORKER):
+        with server.client(name) as client:
+            assert client.post(f"/api/2.0{path}", json=asked).status_code == 403
+    found = judge.get_registered_model("moved")
+    assert (found.aliases["champion"], found.tags[MOVED_BY]) == (second, f"{second} {APPROVER}")
 
 
 def test_each_role_does_its_work(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

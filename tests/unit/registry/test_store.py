@@ -30,6 +30,7 @@ from perennial.ledger.records import Answer, Approval
 from perennial.ledger.store import Ledger
 from perennial.registry import champion
 from perennial.registry.champion import LEASE
+from perennial.registry.permissions import MOVED_BY
 from perennial.registry.server import CHALLENGER, CHAMPION
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
@@ -351,11 +352,43 @@ def test_the_first_champion_may_be_made_by_hand_in_mlflow(
     assert ledger.promotions("toy")[0].action == "adopt"
 
 
-def test_an_alias_moved_to_an_unknown_version_is_refused(three: list[int], registry: Registry, client: MlflowClient) -> None:
+def test_an_alias_moved_to_an_unknown_version_is_put_back(
+    three: list[int], registry: Registry, client: MlflowClient, ledger: Ledger
+) -> None:
     foreign = client.create_model_version("toy", source="/tmp/nowhere")
+    client.set_registered_model_tag("toy", MOVED_BY, f"{foreign.version} eve")
     client.set_registered_model_alias("toy", CHAMPION, foreign.version)
-    with pytest.raises(ArtifactRejected, match=f"move it back to version {three[-1]}"):
-        registry.champion("toy")
+    assert registry.champion("toy") == aliases(client)[CHAMPION] == three[-1]
+    *_, told = ledger.alerts()
+    assert told.alert.kind == "alias_put_back"
+    assert "mlflow:eve moved the alias" in told.alert.text
+    assert "Perennial did not register it" in told.alert.text
+
+
+def test_models_whose_alias_differs_are_found_at_once_and_models_of_others_are_none_of_ours(
+    three: list[int], registry: Registry, client: MlflowClient, ledger: Ledger
+) -> None:
+    other = client.create_registered_model("of somebody else").name
+    client.set_registered_model_alias(other, CHAMPION, client.create_model_version(other, source="/tmp/nowhere").version)
+    assert registry.misaligned() == []
+    client.set_registered_model_alias("toy", CHAMPION, str(three[0]))
+    assert registry.misaligned() == ["toy"]
+    assert registry.champion("toy") == three[0]
+    assert registry.misaligned() == []
+    client.delete_registered_model_alias("toy", CHAMPION)
+    assert registry.misaligned() == ["toy"]
+
+
+def test_who_moved_the_alias_is_recorded_only_for_the_version_that_was_asked_for(
+    three: list[int], registry: Registry, client: MlflowClient, ledger: Ledger
+) -> None:
+    client.set_registered_model_tag("toy", MOVED_BY, f"{three[0]} ann")
+    client.set_registered_model_alias("toy", CHAMPION, str(three[1]))
+    assert registry.champion("toy") == three[1]
+    assert ledger.promotions("toy")[-1].actor == "MLflow"
+    client.set_registered_model_alias("toy", CHAMPION, str(three[0]))
+    assert registry.champion("toy") == three[0]
+    assert ledger.promotions("toy")[-1].actor == "mlflow:ann"
 
 
 def test_an_alias_removed_by_hand_is_put_back(three: list[int], registry: Registry, client: MlflowClient) -> None:
