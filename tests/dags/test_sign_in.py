@@ -111,6 +111,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             "AIRFLOW__API_AUTH__JWT_SECRET": "j" * 64,
             "AIRFLOW__FAB__CONFIG_FILE": str(PROJECT / "include" / "perennial" / "orchestration" / "sign_in.py"),
             "PERENNIAL_STATE": str(home / "var"),
+            "PERENNIAL_TRUSTED_PROXY": "127.0.0.1",
             "PERENNIAL_OIDC_ISSUER": provider,
             "PERENNIAL_OIDC_CLIENT_ID": client["client_id"],
             "PERENNIAL_OIDC_CLIENT_SECRET": client["client_secret"],
@@ -130,6 +131,14 @@ def test_a_person_gets_the_roles_of_their_groups(servers: Servers) -> None:
         cookie = next(cookie for cookie in ann.cookies.jar if cookie.name == "_token")
         assert cookie.has_nonstandard_attr("HttpOnly")
     assert sorted(servers.roles("ann")) == ["Approver", "Public", "Viewer"]
+
+
+def test_people_come_back_to_the_name_and_by_the_tls_that_they_came_by(servers: Servers) -> None:
+    headers = {"Host": "airflow.ml.example.org", "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7"}
+    asked = httpx.get(f"{servers.airflow}/auth/login/oidc", headers=headers, trust_env=False)
+    assert httpx.URL(asked.headers["location"]).params["redirect_uri"] == (
+        "https://airflow.ml.example.org/auth/oauth-authorized/oidc"
+    )
 
 
 def test_a_person_in_no_known_group_does_not_get_in(servers: Servers) -> None:
