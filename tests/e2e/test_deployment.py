@@ -105,6 +105,8 @@ class Deployed:
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     if shutil.which("redis-server") is None:
         _without("Redis")
+    if shutil.which("nginx", path=f"{os.defpath}:/usr/sbin") is None:
+        _without("nginx")
     folder, models = tmp_path_factory.mktemp("deployed"), tmp_path_factory.mktemp("models")
     for name in (*MODELS, BROKEN):
         shutil.copytree(PROJECT / "tests" / "models" / MODELS[0], models / name)
