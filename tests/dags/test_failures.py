@@ -12,9 +12,9 @@ from perennial.orchestration.runs import in_words
 
 
 def test_a_full_disk_is_told_with_its_place_and_what_was_said(settings: Settings) -> None:
-    told = in_words(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/scratch/part"), settings)
+    told = in_words(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/scratch/x"), settings)
     assert told is not None
-    assert told.startswith("the disk of /scratch/part is full: make room, and clear the task if its tries are over ([Errno 28] ")
+    assert told.startswith("the disk of /scratch/x is full: make room, and clear the task if its tries are over ([Errno 28] ")
 
 
 def test_mlflow_that_does_not_answer_is_told_with_its_address(settings: Settings) -> None:
