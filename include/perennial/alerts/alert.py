@@ -30,6 +30,7 @@ Kind = Literal[
     "evidence_mismatch",
     "import_errors",
     "interval_refused",
+    "judge_silent",
     "labels_late",
     "ledger_silent",
     "paused",

@@ -118,6 +118,22 @@ def component_down(model: str, *, component: str, heartbeat: datetime | None) ->
     )
 
 
+def judge_silent(model: str, *, since: datetime) -> Alert:
+    """The judge has not answered a proposal for long."""
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="judge_silent",
+        title="The judge does not answer",
+        text=as_text(
+            "No version can become champion, and no rollback is done. Known so far:",
+            [f"a task has waited for its answer since {since:%Y-%m-%d %H:%M:%S} UTC"],
+            "See whether the process of perennial judge runs, read the end of its log, and start it again. It takes up what "
+            "waits. A ruling on a very large training may take this long.",
+        ),
+    )
+
+
 def _last_line(error: str) -> str:
     """The last line of an error that says something. Those before may quote data."""
     return next((line for line in reversed(error.splitlines()) if line.strip()), "")

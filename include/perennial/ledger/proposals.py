@@ -68,6 +68,10 @@ class Ruling:
     ruled_at: datetime
 
 
+def _waits() -> sa.ColumnElement[bool]:
+    return ~sa.exists().where(tables.rulings.c.proposal_id == tables.proposals.c.id)
+
+
 class Proposals(TableFamily):
     """The tables ``proposals`` and ``rulings``."""
 
@@ -89,17 +93,16 @@ class Proposals(TableFamily):
         [found] = self._list(Proposal, sa.select(tables.proposals).where(tables.proposals.c.id == proposal_id))
         return found
 
-    def unruled(self, *, before: datetime | None = None) -> list[Proposal]:
-        """The proposals that wait for a ruling, the oldest first.
+    def unruled(self) -> list[Proposal]:
+        """The proposals that wait for a ruling, the oldest first."""
+        return self._list(Proposal, sa.select(tables.proposals).where(_waits()).order_by(tables.proposals.c.id))
 
-        Args:
-            before: only those that were added before this moment.
-        """
-        proposals = tables.proposals
-        query = sa.select(proposals).where(~sa.exists().where(tables.rulings.c.proposal_id == proposals.c.id))
-        if before is not None:
-            query = query.where(proposals.c.proposed_at < before)
-        return self._list(Proposal, query.order_by(proposals.c.id))
+    def unruled_since(self) -> datetime | None:
+        """When the oldest proposal that waits for a ruling was added; None if none waits."""
+        oldest = sa.select(sa.func.min(tables.proposals.c.proposed_at)).where(_waits())
+        with self._database.reading() as connection:
+            since: datetime | None = connection.execute(oldest).scalar_one()
+            return since
 
     def ruling(self, proposal_id: int) -> Ruling | None:
         """The ruling on a proposal; None if there is none yet."""

@@ -194,7 +194,8 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
         except Exception as error:
             if (told := in_words(error, parts.settings)) is None:
                 raise
-            raise AirflowException(told) from error
+            # Without what caused it, which the sentence quotes: people would read that first.
+            raise AirflowException(told) from None
 
 
 def in_words(error: Exception, settings: Settings) -> str | None:

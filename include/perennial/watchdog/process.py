@@ -220,6 +220,7 @@ class Watchdog:
                 paused=self._airflow.paused,
                 waiting=backlog.count,
                 oldest_waiting=backlog.since,
+                unruled_since=self._ledger.unruled_since(),
                 unreadable=unreadable,
             )
             open_subjects = self._tell(look(known), now)

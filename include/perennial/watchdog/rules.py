@@ -45,6 +45,9 @@ CALLBACK = timedelta(seconds=30)
 WAITING = timedelta(minutes=15)
 STRANDED = timedelta(hours=1)
 
+#: The judge answers within minutes: it fits baselines, and the champion's recipe, on the rows of a training.
+RULING = timedelta(minutes=30)
+
 #: A stage starts within minutes of what it waits for. Scoring or monitoring a window may take this long.
 STAGE = timedelta(hours=3)
 
@@ -187,6 +190,7 @@ class Known:
         paused: by DAG id, whether the DAG is paused, as last read; None if it was never read.
         oldest_waiting: when the oldest undelivered alert was recorded; None if none waits.
         waiting: how many alerts wait.
+        unruled_since: when the judge was asked for what it has not answered longest; None if nothing waits for it.
         unreadable: models whose folder is broken, so that nothing is known about them, and what is wrong with it.
     """
 
@@ -197,6 +201,7 @@ class Known:
     paused: Mapping[str, bool] | None = None
     oldest_waiting: datetime | None = None
     waiting: int = 0
+    unruled_since: datetime | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -223,7 +228,7 @@ class Finding:
     key: str | None = None
 
 
-Area = Literal["airflow", "components", "runs", "dags", "folders", "paused", "models", "outbox"]
+Area = Literal["airflow", "components", "judge", "runs", "dags", "folders", "paused", "models", "outbox"]
 AREAS: tuple[Area, ...] = get_args(Area)
 
 
@@ -251,6 +256,7 @@ def look(known: Known) -> Look:
     """Find what is wrong."""
     looks: dict[Area, Callable[[Known], Iterable[Finding]]] = {
         "airflow": _airflow,
+        "judge": _judge,
         "folders": _folders,
         "outbox": _outbox,
     }
@@ -300,6 +306,11 @@ def _components(known: Known) -> Iterator[Finding]:
         yield Finding(
             f"components/{name}", of_operation.component_down(EVERYBODY, component=name, heartbeat=heartbeat), HEARTBEAT
         )
+
+
+def _judge(known: Known) -> Iterator[Finding]:
+    if (since := known.unruled_since) is not None and known.now - since > RULING:
+        yield Finding("judge/silent", of_operation.judge_silent(EVERYBODY, since=since))
 
 
 def _dags(known: Known) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ MOMENT = datetime(2013, 4, 2, tzinfo=UTC)
 #: An argument of each name that a function of :mod:`perennial.alerts.of_models` takes.
 SAMPLES: dict[str, Any] = {
     "model": "m", "interval": DAY, "version": 3, "champion": 2, "previous": 2, "reasons": ["0.31 above 0.15"],
-    "reason": "worse", "rows": {"flights": 12}, "actor": "ann",
+    "reason": "worse", "rows": {"flights": 12}, "actor": "ann", "by": "mlflow:ann",
     "until": MOMENT, "since": MOMENT, "tick": MOMENT, "tried_at": MOMENT,
     "heartbeat": MOMENT, "former": True, "rolls_back": False, "stage": "score", "task": "predict", "run_id": "r",
     "error": "ValueError: no", "tries": 3, "subject": "failed/m.score/predict/-1", "severity": "critical", "links": {},

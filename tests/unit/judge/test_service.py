@@ -79,8 +79,9 @@ def judge(world: World) -> Iterator[Running]:
     running = Running(world)
     yield running
     if running.process.poll() is None:
-        for process in (*psutil.Process(running.process.pid).children(recursive=True), running.process):
-            process.kill()
+        for child in psutil.Process(running.process.pid).children(recursive=True):
+            child.kill()
+        running.process.kill()
     running.process.wait()
     running.log.close()
 

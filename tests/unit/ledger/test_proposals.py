@@ -31,10 +31,11 @@ def test_a_try_that_proposes_twice_has_one_proposal(ledger: Ledger) -> None:
 def test_proposals_wait_in_their_order_until_they_are_ruled_on(ledger: Ledger) -> None:
     first, second = propose(ledger, "one"), propose(ledger, "two")
     assert [waiting.id for waiting in ledger.unruled()] == [first, second]
-    assert ledger.unruled(before=datetime.now(UTC) - timedelta(minutes=1)) == []
+    assert ledger.unruled_since() == ledger.proposal(first).proposed_at
     assert ledger.ruling(first) is None
     ledger.rule(first, "done", value={"champion": 3}, page="http://here/3")
     assert [waiting.id for waiting in ledger.unruled()] == [second]
+    assert ledger.unruled_since() == ledger.proposal(second).proposed_at
     ruling = ledger.ruling(first)
     assert ruling is not None
     assert (ruling.outcome, ruling.words, ruling.value, ruling.page) == ("done", "", {"champion": 3}, "http://here/3")

@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 from perennial.core.database import Database
 from perennial.lake.catalog import Catalog
 from perennial.ledger.store import Ledger
-from perennial.operations.identities import DECISIONS, make_databases, separate_schemas, share_ledger
+from perennial.operations.identities import ADDED_TO, DECISIONS, make_databases, separate_schemas, share_ledger
 from tests.conftest import _without
 
 #: A function that PostgreSQL prefers to its own when it is called with an integer, and that gives the caller's rights away.
@@ -164,11 +164,16 @@ def test_each_role_reads_and_writes_what_it_is_for(server: Server) -> None:
             with engine.connect() as connection:
                 connection.exec_driver_sql(f"SELECT count(*) FROM {name}")
         refused(reader, f"DELETE FROM {name}")
-        if name.removeprefix("perennial_") in DECISIONS:
+        if name.removeprefix("perennial_") in (*DECISIONS, *ADDED_TO):
             refused(worker, f"DELETE FROM {name}")
         else:
             with worker.begin() as connection:
                 connection.exec_driver_sql(f"DELETE FROM {name}")
+    ledger = Ledger(server.worker.render_as_string(hide_password=False))
+    proposed = ledger.propose("a try", model="toy", step="roll_back", dag_id="toy.rollback", run_id="one", said={})
+    refused(worker, "UPDATE perennial_proposals SET said = '{}'")
+    with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+        ledger.rule(proposed, "done")
     with worker.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE toy_predictions (prediction int)")
     assert server.tables("predictions") == {"iceberg_tables", "iceberg_namespace_properties", "toy_predictions"}

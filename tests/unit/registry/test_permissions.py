@@ -249,8 +249,8 @@ def test_an_approver_moves_the_alias_champion_alone_and_the_server_notes_who_did
         ):  # fmt: skip
             assert approver.request(method, f"/api/2.0{path}", json=body).status_code == 403
         # What is not sent as JSON is read by MLflow all the same, and here by nobody.
-        raw = {"content": json.dumps(asked), "headers": {"Content-Type": "text/plain"}}
-        assert approver.post(f"/api/2.0{path}", **raw).status_code == 403
+        raw = approver.post(f"/api/2.0{path}", content=json.dumps(asked), headers={"Content-Type": "text/plain"})
+        assert raw.status_code == 403
         tag = {"name": "moved", "key": MOVED_BY, "value": f"{first} judge"}
         assert approver.post("/api/2.0/mlflow/registered-models/set-tag", json=tag).status_code == 403
     for name in (OPERATOR, VIEWER, WORKER):
@@ -258,6 +258,16 @@ def test_an_approver_moves_the_alias_champion_alone_and_the_server_notes_who_did
             assert client.post(f"/api/2.0{path}", json=asked).status_code == 403
     found = judge.get_registered_model("moved")
     assert (found.aliases["champion"], found.tags[MOVED_BY]) == (second, f"{second} {APPROVER}")
+
+
+def test_the_promoter_of_earlier_releases_is_gone_after_init(server: Server) -> None:
+    former = {"username": "promoter", "password": "a-password-that-is-kept"}
+    with server.client("admin") as admin:
+        admin.post("/api/2.0/mlflow/users/create", json=former).raise_for_status()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's own
+            make_mlflow(sa.make_url(server.store), {name: PASSWORDS[name] for name in ("admin", JUDGE, WORKER)})
+        assert admin.get("/api/2.0/mlflow/users/get", params={"username": "promoter"}).status_code == 404
 
 
 def test_each_role_does_its_work(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
