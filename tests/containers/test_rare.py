@@ -141,7 +141,16 @@ def test_a_file_of_the_lake_that_is_lost_is_named(containers: Containers, api: A
 def former(containers: Containers) -> Iterator[Containers]:
     """Two models in the release before this one: the commit before the newest migration of the ledger."""
     containers.remove()
-    newest = ("git", "log", "-1", "--format=%H", "HEAD", "--", "include/perennial/ledger/migrations/versions")
+    newest = (
+        "git",
+        "log",
+        "-1",
+        "--format=%H",
+        "--diff-filter=A",
+        "HEAD",
+        "--",
+        "include/perennial/ledger/migrations/versions",
+    )
     found = subprocess.run(newest, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
     assert found, "this clone has no history, so nothing is known of the release before"
     deployment = Containers(containers.engine, containers.folder.with_name("former"), containers.ports)
