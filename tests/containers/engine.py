@@ -200,7 +200,7 @@ def _prepare_bases(engine: Engine) -> None:
     context = engine.folder / "bases"
     shutil.rmtree(context, ignore_errors=True)
     context.mkdir()
-    for name in ("bases.Dockerfile", "postgres-entrypoint.sh", "nginx-entrypoint.sh", "nginx.conf"):
+    for name in ("bases.Dockerfile", "postgres-entrypoint.sh"):
         shutil.copy(HERE / name, context)
     # Builds trust whom this machine trusts, and take packages from where it takes them.
     shutil.copy(os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"), context / "certificates.crt")
