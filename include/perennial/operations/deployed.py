@@ -153,6 +153,7 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
         config.write(stream)
     command = [
         sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--serve-artifacts",
+        "--workers", environment.get("PERENNIAL_MLFLOW_WORKERS", "2"),
         "--artifacts-destination", _given(environment, "PERENNIAL_MLFLOW_ARTIFACTS"), *arguments,
     ]  # fmt: skip
     os.execve(command[0], command, dict(environment))  # noqa: S606 - without a shell
