@@ -20,6 +20,7 @@ import pytest
 
 from perennial.core.settings import PROJECT
 from perennial.stack.airflow_api import AirflowApi
+from tests.certificates import write_certificate
 from tests.composed import free_port
 from tests.containers.engine import BASES, Engine, running_engine
 from tests.living import run_stage
@@ -31,7 +32,7 @@ STAGES = ("load", "train", "ingest", "score", "monitor", "rollback")
 METERS, HOURS = 5, 24
 PATIENCE = 420
 #: What docs/deploy.md says about a checkout that is for its owner alone.
-READABLE = ("chmod", "-R", "a+rX", "dags", "plugins", "include/models", "monitoring")
+READABLE = ("chmod", "-R", "a+rX", "dags", "plugins", "include/models", "monitoring", "deploy/proxy")
 AUTHOR = ("-c", "user.name=An operator", "-c", "user.email=operator@example.org")
 
 
@@ -127,6 +128,20 @@ class Containers:
         self.compose("exec", "--no-TTY", "postgres", *psql, given=f"{password}\n{password}\n")
         file = self.folder / ".env"
         file.write_text(file.read_text().replace(self.secrets["POSTGRES_PASSWORD"], password))
+
+    def choose(self, **chosen: object) -> None:
+        """Add lines to ``.env``."""
+        with (self.folder / ".env").open("a") as file:
+            file.writelines(f"{name}={value}\n" for name, value in chosen.items())
+
+    def publish(self, host: str) -> None:
+        """Prepare the profile ``proxy`` as docs/operate.md says: two names, and a certificate of an authority of one's own."""
+        port, folder = free_port(), self.folder / "tls"
+        write_certificate(folder, f"airflow.{host}", f"mlflow.{host}")
+        os.chown(folder / "key.pem", 101, 101)
+        (folder / "key.pem").chmod(0o400)
+        (folder / "certificate.pem").chmod(0o644)
+        self.choose(PERENNIAL_PUBLIC_HOST=f"{host}:{port}", PERENNIAL_PUBLIC_PORT=port)
 
     def volume(self, name: str) -> Path:
         """The folder of a volume."""

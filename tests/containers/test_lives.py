@@ -4,6 +4,7 @@ to the containers loses nothing. The tests follow each other: each one finds wha
 from __future__ import annotations
 
 import re
+import ssl
 import sys
 import time
 
@@ -22,6 +23,8 @@ SERVICES = (
     "postgres", "redis", "mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", "worker", "trainer",
     "judge", "watch",
 )  # fmt: skip
+#: The name by which people would reach the deployment.
+HOST = "ml.example.org"
 #: Secrets that are rotated by removing them from .env: of the others, docs/operate.md says more.
 ROTATED = (
     "AIRFLOW_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "PERENNIAL_DB_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD",
@@ -38,12 +41,12 @@ USERS = {
 }  # fmt: skip
 
 
-def wait_for_task(containers: Containers, api: AirflowApi, run: DagRun, task: str, state: str) -> None:
+def wait_for_task(containers: Containers, api: AirflowApi, run: DagRun, task: str, *states: str) -> None:
     deadline = time.monotonic() + PATIENCE
-    while state not in {found.state for found in api.task_instances(run) if found.task_id == task}:
+    while not {found.state for found in api.task_instances(run) if found.task_id == task} & set(states):
         containers.check()
         assert not api.run(run.dag_id, run.run_id).ended, api.failure(run)
-        assert time.monotonic() < deadline, f"{task} of {run.dag_id} is not {state}"
+        assert time.monotonic() < deadline, f"{task} of {run.dag_id} is not {states}"
         time.sleep(0.2)
 
 
@@ -142,7 +145,7 @@ def test_a_folder_that_the_containers_cannot_read_stops_init(containers: Contain
     finally:
         hidden.chmod(mode)
     assert "/opt/perennial/dags/ingest.py cannot be read by user 50000" in told
-    assert "chmod -R a+rX dags plugins include/models monitoring" in told
+    assert "chmod -R a+rX dags plugins include/models monitoring deploy/proxy" in told
 
 
 # --- nothing is lost --------------------------------------------------------------------------------------------------
@@ -163,18 +166,41 @@ def test_down_and_up_with_other_secrets_lose_nothing(containers: Containers, liv
     before = containers.secrets
     containers.set_password_of_postgres()
     containers.compose("down")
-    containers.rotate(ROTATED)
-    assert not set(before.values()) & {containers.secrets[name] for name in (*ROTATED, "POSTGRES_PASSWORD")}
-    # For the next test.
+    # The former key signs which one comes after it.
+    containers.choose(PERENNIAL_FORMER_JUDGE_KEY=before["PERENNIAL_JUDGE_KEY"])
+    containers.rotate((*ROTATED, "PERENNIAL_JUDGE_KEY"))
+    changed = {containers.secrets[name] for name in (*ROTATED, "PERENNIAL_JUDGE_KEY", "POSTGRES_PASSWORD")}
+    assert not set(before.values()) & changed
+    # For the next tests.
     containers.limit("state", megabytes=192)
+    containers.publish(HOST)
     with containers.engine.timed("docker compose up after down"):
-        containers.compose("up", "--detach")
+        containers.compose("--profile", "proxy", "up", "--detach")
     containers.wait_until_healthy("api")
     with containers.sign_in() as api:
         containers.live_a_day(api)
     assert accepted(containers, before) == []
     assert accepted(containers, containers.secrets) == [*USERS, "admin of MLflow", "admin of Airflow"]
     containers.verify()
+
+
+def test_both_uis_are_reached_by_tls_under_their_names(containers: Containers, lived: Containers) -> None:
+    containers.wait_until_healthy("proxy")
+    trusted = ssl.create_default_context(cafile=str(containers.folder / "tls" / "authority.pem"))
+    port = containers.secrets["PERENNIAL_PUBLIC_PORT"]
+    with httpx.Client(verify=trusted, trust_env=False) as client:
+
+        def answer(name: str, path: str) -> httpx.Response:
+            host = {"Host": f"{name}.{HOST}:{port}"}
+            return client.get(f"https://127.0.0.1:{port}{path}", headers=host, extensions={"sni_hostname": f"{name}.{HOST}"})
+
+        signing_in = answer("airflow", "/auth/login/")
+        assert signing_in.status_code == 200
+        assert "max-age=" in signing_in.headers["Strict-Transport-Security"]
+        assert all("secure" in cookie.lower() for cookie in signing_in.headers.get_list("Set-Cookie"))
+        assert answer("mlflow", "/api/2.0/mlflow/registered-models/search").status_code == 401
+        with pytest.raises(httpx.ConnectError, match=r"unrecognized.name|alert"):
+            answer("another", "/")
 
 
 def test_a_full_volume_is_told_publishes_nothing_and_is_made_up_for(containers: Containers, api: AirflowApi) -> None:
@@ -216,7 +242,7 @@ def test_each_killed_container_comes_back(containers: Containers, lived: Contain
 
 def test_a_training_survives_a_rolling_restart_of_the_workers(containers: Containers, api: AirflowApi) -> None:
     run = api.trigger(f"{MODELS[0]}.train", conf={"as_of": "2024-01-20"})
-    wait_for_task(containers, api, run, "build_training_set", "running")
+    wait_for_task(containers, api, run, "build_training_set", "running", "success")
     for service in ("trainer", "worker", "judge"):
         containers.compose("up", "--detach", "--no-deps", "--force-recreate", service)
     ended = api.wait(run, patience=PATIENCE, check=containers.check)

@@ -45,7 +45,7 @@ def check_folders(environment: Mapping[str, str]) -> None:
     def refuse(path: str) -> NoReturn:
         raise SettingsError(
             f"{path} cannot be read by user {os.getuid()}, which the containers run as. In the project's folder, run "
-            "chmod -R a+rX dags plugins include/models monitoring"
+            "chmod -R a+rX dags plugins include/models monitoring deploy/proxy"
         )
 
     for name in ("AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "PERENNIAL_MODELS"):
