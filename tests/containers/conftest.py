@@ -154,7 +154,8 @@ class Containers:
         folder.mkdir()
         used = int(self.run("du", "--summarize", "--block-size", "M", str(held)).split("M")[0])
         self.run("mount", "--types", "tmpfs", "--options", f"size={used + megabytes}m", "tmpfs", str(folder))
-        self._limits.callback(self.run, "umount", str(folder))
+        # Of a volume that was removed, the file system is gone.
+        self._limits.callback(self.engine.run, "umount", str(folder), check=False)
         self.run("cp", "--archive", f"{held}/.", str(folder))
 
     def remove(self) -> None:
