@@ -1,7 +1,8 @@
 #!/bin/sh
 # Puts a backup of scripts/backup.sh back, on this machine or another: databases are replaced, files added.
 #   sh scripts/restore.sh /backups/2026-11-21
-# Needs the .env of the stack that was copied, or another with the same AIRFLOW_FERNET_KEY. Stops the stack; does not start it.
+# Needs the .env of the stack that was copied, or another with the same AIRFLOW_FERNET_KEY and PERENNIAL_JUDGE_KEY.
+# Stops the stack; does not start it.
 set -eu
 place=${1:?name the folder of a backup}
 
@@ -25,4 +26,6 @@ docker compose run --rm -T init
 docker compose up --detach --wait mlflow
 # The alerts that waited are not sent, and MLflow and the lake, which were copied later, go back to what the ledger says.
 docker compose run --rm --no-deps -T judge perennial verify --settle
+# Nobody has cut off the end of the record of decisions in the backup.
+[ ! -s "$place/judge.head" ] || docker compose run --rm --no-deps -T judge perennial verify --head - <"$place/judge.head"
 echo 'All agrees. To go on: docker compose up --detach'

@@ -29,7 +29,7 @@ class Deployment:
     def ledger(self) -> Ledger:
         from perennial.ledger.store import Ledger
 
-        return Ledger(self.settings.database_url)
+        return Ledger(self.settings.database_url, self.settings.state)
 
     @cached_property
     def lake(self) -> Lake:

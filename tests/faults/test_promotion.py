@@ -50,7 +50,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """A folder with twenty versions in it that passed their gates, and MLflow's database of them."""
     state = tmp_path_factory.mktemp("promotions")
     settings = synthetic.deployment(state)
-    ledger = Ledger(settings.database_url)
+    ledger = Ledger(settings.database_url, settings.state)
     registry = Registry(settings, ledger)
     registry.migrate()
     folder = synthetic.write_folder(state / "models")
@@ -65,7 +65,7 @@ def place(prepared: tuple[Path, bytes], tmp_path: Path, settings_on_each_databas
     state, database = prepared
     (tmp_path / "mlflow.db").write_bytes(database)
     settings = settings_on_each_database.model_copy(update={"mlflow_url": f"sqlite:///{tmp_path / 'mlflow.db'}"})
-    ledger = Ledger(settings.database_url)
+    ledger = Ledger(settings.database_url, settings.state)
     ledger.migrate()
     for record in Ledger(f"sqlite:///{state / 'perennial.db'}").versions(MODEL):
         ledger.record_version(record)
@@ -98,10 +98,10 @@ def watched(settings: Settings) -> list[int]:
 
 def settle(settings: Settings) -> int:
     """The champion, once ledger and alias agree about it."""
-    registry = Registry(settings, Ledger(settings.database_url))
+    registry = Registry(settings, Ledger(settings.database_url, settings.state))
     champion = registry.champion(MODEL)
     assert champion is not None
-    assert registry._alias(MODEL, CHAMPION) == Ledger(settings.database_url).champion(MODEL) == champion
+    assert registry._alias(MODEL, CHAMPION) == Ledger(settings.database_url, settings.state).champion(MODEL) == champion
     return champion
 
 
@@ -114,7 +114,7 @@ def _rounds(settings: Settings) -> int:
 
 def _promote_again_and_again(settings: Settings, number: int, start: Any, end: Any) -> None:
     """In a child: in each round, decide against the champion of its beginning."""
-    ledger = Ledger(settings.database_url)
+    ledger = Ledger(settings.database_url, settings.state)
     registry = Registry(settings, ledger)
     won = 0
     for turn in range(_rounds(settings)):
@@ -141,7 +141,7 @@ def test_sixteen_promoters_at_once_round_after_round_move_the_alias_as_the_ledge
     for child in children:
         child.join(_PATIENCE * 3)
     assert [child.exitcode for child in children] == [0] * PROMOTERS
-    ledger = Ledger(place.database_url)
+    ledger = Ledger(place.database_url, place.state)
     made = ledger.promotions(MODEL)
     assert all(promotion.completed_at is not None and promotion.action == "promote" for promotion in made)
     # Nobody promotes the champion, so a round in which the only one who is left wins nothing may be missing.
@@ -159,7 +159,7 @@ def test_sixteen_promoters_at_once_round_after_round_move_the_alias_as_the_ledge
 
 def _promote(settings: Settings, version: int, step: str, signals: list[int]) -> None:
     """In a child: promote, and send itself signals at the step; of two, the second one behind the function."""
-    registry = Registry(settings, Ledger(settings.database_url))
+    registry = Registry(settings, Ledger(settings.database_url, settings.state))
     registry.migrate()
     trap(*STEPS[step], *signals)
     try:
@@ -191,7 +191,7 @@ def test_a_kill_at_any_step_is_repaired_and_the_retry_changes_nothing_more(
     child.join(_PATIENCE)
     assert child.exitcode == -signal.SIGKILL
     assert settle(place) == (1 if step == "before it is intended" else 2)
-    ledger = Ledger(place.database_url)
+    ledger = Ledger(place.database_url, place.state)
     promote(Registry(place, ledger), 2, 1, "slow")
     assert settle(place) == 2
     assert [(made.version, made.action) for made in ledger.promotions(MODEL)] == [(1, "promote"), (2, "promote")]
@@ -207,12 +207,12 @@ def test_a_sleeper_does_not_bring_its_version_back_when_others_have_gone_on(
     sleeper = start(children, place, step, signal.SIGSTOP)
     wait_until_stopped(sleeper)
     assert settle(place) == 2  # others finish what it began,
-    promote(Registry(place, Ledger(place.database_url)), 3, 2, "quick")  # and go on
+    promote(Registry(place, Ledger(place.database_url, place.state)), 3, 2, "quick")  # and go on
     os.kill(sleeper.pid or 0, signal.SIGCONT)
     sleeper.join(_PATIENCE)
     assert sleeper.exitcode == 0
     assert settle(place) == 3
-    made = Ledger(place.database_url).promotions(MODEL)
+    made = Ledger(place.database_url, place.state).promotions(MODEL)
     assert [(promotion.version, promotion.action) for promotion in made] == [(n, "promote") for n in (1, 2, 3)]
 
 
@@ -224,13 +224,13 @@ def test_a_sleeper_that_moves_the_alias_late_and_dies_is_not_taken_for_a_person(
     sleeper = start(children, place, "before the alias moves", signal.SIGSTOP, signal.SIGKILL)
     wait_until_stopped(sleeper)
     assert settle(place) == 2
-    promote(Registry(place, Ledger(place.database_url)), 3, 2, "quick")
+    promote(Registry(place, Ledger(place.database_url, place.state)), 3, 2, "quick")
     os.kill(sleeper.pid or 0, signal.SIGCONT)
     sleeper.join(_PATIENCE)
     assert sleeper.exitcode == -signal.SIGKILL
     assert watched(place) == [2, 3, 2]
     assert settle(place) == 3
-    assert [made.action for made in Ledger(place.database_url).promotions(MODEL)] == ["promote"] * 3
+    assert [made.action for made in Ledger(place.database_url, place.state).promotions(MODEL)] == ["promote"] * 3
 
 
 def test_others_wait_for_their_turn_and_give_up_with_a_sentence(
@@ -241,7 +241,7 @@ def test_others_wait_for_their_turn_and_give_up_with_a_sentence(
     sleeper = start(children, place, "before the alias moves", signal.SIGSTOP)
     wait_until_stopped(sleeper)
     with pytest.raises(StaleDecision, match="others have moved the alias"):
-        Registry(place, Ledger(place.database_url)).champion(MODEL)
+        Registry(place, Ledger(place.database_url, place.state)).champion(MODEL)
     os.kill(sleeper.pid or 0, signal.SIGCONT)
     sleeper.join(_PATIENCE)
     assert settle(place) == 2

@@ -39,6 +39,7 @@ ALLOWED = {
     "trainer": {"REDIS_TRAINER_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD", "MLFLOW_WORKER_PASSWORD"},
     "judge": {
         "PERENNIAL_DB_PASSWORD",
+        "PERENNIAL_JUDGE_KEY",
         "PERENNIAL_WORKER_DB_PASSWORD",
         "MLFLOW_JUDGE_PASSWORD",
         "AIRFLOW_JUDGE_PASSWORD",
@@ -232,6 +233,14 @@ def test_a_public_host_is_what_links_say_and_servers_accept(public: str) -> None
     assert services["mlflow"]["environment"]["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == mlflow
     # Whatever is public, only the proxy can be reached from other machines.
     assert {name for name, service in services.items() if "ports" in service} == {"api", "mlflow", "proxy", "grafana"}
+
+
+def test_trainings_and_the_judge_have_no_way_out() -> None:
+    for given, internal in (({}, "true"), ({"PERENNIAL_STORE_INTERNAL": "false"}, "false")):
+        found = read_compose({**GIVEN, **given})
+        assert found["networks"]["store"]["internal"] == internal
+        assert {name for name, service in found["services"].items() if "store" in service["networks"]} == {"trainer", "judge"}
+        assert not [name for name in ("trainer", "judge") if "outside" in found["services"][name]["networks"]]
 
 
 def test_images_of_others_are_pinned_by_digest() -> None:

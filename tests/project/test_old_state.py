@@ -398,8 +398,8 @@ def test_the_champion_before_is_found_in_an_old_history(own: Settings) -> None:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (["verify"], ["champion version 2", "2 models, 0 problems"]),
-        (["history", "shop"], ["version 1 does worse on dear orders"]),
+        (["verify"], ["champion version 2", "2 models, 0 problems", "rows were there before it, and are adopted"]),
+        (["history", "shop"], ["version 1 does worse on dear orders", "Checked: the", "are as they were signed"]),
         (["history", "shop", "--json"], ["12.2955 better than 17.0213"]),
         (["explain", "shop", "2"], ["4.726", "better in each region", "gain is above -9.826"]),
         (["explain", "returns", "1"], ["0.7455", "0.452"]),

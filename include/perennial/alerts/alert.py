@@ -33,6 +33,7 @@ Kind = Literal[
     "judge_silent",
     "labels_late",
     "ledger_silent",
+    "decisions_altered",
     "paused",
     "performance_fell",
     "promoted",

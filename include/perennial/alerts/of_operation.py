@@ -461,6 +461,22 @@ def alerts_waiting(model: str, *, count: int, since: datetime) -> Alert:
     )
 
 
+def decisions_altered(model: str, *, problems: Sequence[str]) -> Alert:
+    """The record of decisions in the ledger is not as the judge signed it."""
+    return Alert(
+        model=model,
+        severity="critical",
+        kind="decisions_altered",
+        title="The record of decisions was altered",
+        text=as_text(
+            "The rows that say which version is champion are not as the judge signed them:",
+            problems,
+            "Do not trust which versions are champion. `perennial verify` shows everything; docs/operate.md, The record of "
+            "decisions, says what to do.",
+        ),
+    )
+
+
 def ledger_was_silent(model: str, *, since: datetime, until: datetime) -> Alert:
     """The ledger could not be read for a while. It holds the alerts, so this one is recorded when it is back."""
     return Alert(

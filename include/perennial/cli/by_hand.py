@@ -276,6 +276,14 @@ def requests(settings: Settings, model: str) -> list[str]:
         return requests(deployment.ledger, model)
 
 
+def signed(settings: Settings, model: str) -> list[str]:
+    """Whether the records of the model's decisions are as they were signed, a line each."""
+    from perennial.reports.history import signed
+
+    with _opened(settings, model, None) as (deployment, _):
+        return signed(deployment.ledger, model)
+
+
 def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
     """Everything that the ledger contains about a version."""
     from perennial.reports.history import explain

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from perennial.cli import by_hand
 from perennial.cli.command import Command, argument, command, living_settings, tell
 from perennial.core.settings import PROJECT, settings
 
@@ -50,28 +52,57 @@ def backup(chosen: argparse.Namespace) -> int:
 def restore(chosen: argparse.Namespace) -> int:
     from perennial.deployment import Deployment
     from perennial.operations.agreement import settle
-    from perennial.operations.backup import restore_backup
+    from perennial.operations.backup import note_decisions, restore_backup
 
     made = restore_backup(settings(), chosen.place, os.environ)
-    for change in settle(Deployment(settings()), datetime.now(UTC)):
+    for change in settle(Deployment(settings()), datetime.now(UTC), actor=by_hand.actor()):
         tell(change)
+    note_decisions(settings(), made)
     return tell(f"Restored as of {made['made_at']}. Start the stack with make up, then run perennial verify.")
+
+
+def _head(text: str) -> str:
+    """The argument of ``--head``, as ``NUMBER:HASH``."""
+    from perennial.operations.backup import known_head
+
+    try:
+        return known_head(sys.stdin.read() if text == "-" else text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not NUMBER:HASH, a backup, or a file that holds one") from error
 
 
 @command(
     "verify",
-    "compare ledger, lake, MLflow and predictions; exit with 1 if they differ",
+    "compare ledger, lake, MLflow and predictions, and decisions with their signatures; exit with 1 if they differ",
     argument("--settle", action="store_true", help="after a restore, first make the others follow the ledger"),
+    argument(
+        "--head",
+        type=_head,
+        metavar="HEAD",
+        help="a newest decision that is known from elsewhere: NUMBER:HASH as verify shows it, a backup's folder or its "
+        "judge.head, or - for standard input",
+    ),
+    argument(
+        "--begin-again",
+        metavar="REASON",
+        help="accept the decisions in the ledger as they are, and begin their chain again, for example after the judge's key "
+        "is lost",
+    ),
 )
 def verify(chosen: argparse.Namespace) -> int:
     from perennial.deployment import Deployment
     from perennial.operations.agreement import settle, verify
 
-    parts = Deployment(living_settings())
+    parts, noted = Deployment(living_settings()), [chosen.head] if chosen.head else []
     if chosen.settle:
-        for change in settle(parts, datetime.now(UTC)):
+        for change in settle(parts, datetime.now(UTC), actor=by_hand.actor(), noted=noted):
             tell(change)
-    return 1 if verify(parts, tell).problems else 0
+    if chosen.begin_again is not None:
+        if not chosen.begin_again.strip():
+            raise SystemExit("give a reason: the ledger keeps it")
+        adopted = parts.ledger.begin_again(actor=by_hand.actor(), reason=chosen.begin_again.strip())
+        tell(f"The chain of decisions begins again; it adopted {adopted} rows as they are.")
+    return 1 if verify(parts, tell, noted=noted).problems else 0
 
 
 @command(

@@ -68,7 +68,8 @@ def history(chosen: argparse.Namespace) -> int:
         return tell(json.dumps(changes, indent=2))
     screen = console()
     show_history(screen, chosen.model, changes)
-    for line in [*by_hand.requests(settings(), chosen.model), *by_hand.unfinished(settings(), chosen.model)]:
+    of_model = (by_hand.signed, by_hand.requests, by_hand.unfinished)
+    for line in [line for lines in of_model for line in lines(settings(), chosen.model)]:
         screen.print(line, markup=False)
     return 0
 

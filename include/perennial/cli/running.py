@@ -68,7 +68,7 @@ def judge(_: argparse.Namespace) -> int:
 def init(_: argparse.Namespace) -> int:
     from perennial.ledger.store import Ledger
 
-    Ledger(settings().database_url).migrate()
+    Ledger(settings().database_url, settings().state).migrate()
     return 0
 
 

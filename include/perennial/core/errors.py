@@ -11,6 +11,7 @@
     ├── SchemaMismatch        the ledger is older or newer than this code: which revision, and what to run
     ├── SnapshotMissing       a table or snapshot of the lake is not there (any more)
     ├── StaleDecision         the champion changed, or another promotion is open, since the decision was made
+    ├── ChainBroken           others changed the record of decisions, so nothing is added to it: what, what to do
     ├── PromotionRefused      the gates or an approver refused the version, and nobody gave a reason to override them
     ├── TrainingError         a training set or a candidate could not be made
     ├── ArtifactRejected      a model artifact does not match its manifest or holds an untrusted type
@@ -77,6 +78,10 @@ class SnapshotMissing(PerennialError):
 
 class StaleDecision(PerennialError):
     """A promotion was decided against a champion that is no longer the champion, or while another one is open."""
+
+
+class ChainBroken(PerennialError):
+    """The record of decisions is not as the judge has signed it, or is signed with another key. Nothing was added to it."""
 
 
 class PromotionRefused(PerennialError):
@@ -155,4 +160,7 @@ class StackError(PerennialError):
 
 
 #: Errors that asking again cannot cure.
-FINAL = (ArtifactRejected, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded, TrainingError)
+FINAL = (
+    ArtifactRejected, ChainBroken, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded,
+    TrainingError,
+)  # fmt: skip

@@ -18,7 +18,8 @@ from urllib.parse import quote, unquote
 #: Shorter secrets would be found in ordinary words. The deployment refuses secrets of that length.
 SHORTEST = 8
 
-_NAMES = re.compile(r"(?i)(?:passw(?:or)?d|secret|token|(?:secret|access|api|fernet|session|private|account|signing)_?key)$")
+_KEYS = "secret|access|api|fernet|session|private|account|signing|judge"
+_NAMES = re.compile(rf"(?i)(?:passw(?:or)?d|secret|token|(?:{_KEYS})_?key)$")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*:(?P<password>[^\s/]*)@")
 _CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/]*@")
 

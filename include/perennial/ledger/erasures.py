@@ -180,9 +180,9 @@ class Erasures(TableFamily):
             assert record.evaluation.refit is not None
             refit = replace(record.evaluation.refit, stored=stored)
             values = {"evaluation": replace(record.evaluation, refit=refit).to_json()}
-        with self._database.writing(record.model) as connection:
+        with self._deciding(record.model) as decisions:
             where = (tables.versions.c.model == record.model, tables.versions.c.version == record.version)
-            connection.execute(sa.update(tables.versions).where(*where).values(values))
+            decisions.write(sa.update(tables.versions).where(*where).values(values))
 
     def erase_texts(self, model: str, values: Sequence[str], *, dry_run: bool = False) -> int:
         """Replace values in the texts that quote them: warnings, refusals, reasons of verdicts, alerts.

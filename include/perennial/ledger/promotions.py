@@ -53,10 +53,11 @@ class Promotions(TableFamily):
         """
         key = {"model": record.model, "version": record.version}
         values = as_columns(record)
-        with self._database.writing(record.model) as connection:
-            row = connection.execute(sa.select(tables.versions).where(*matches(tables.versions, key))).mappings().one_or_none()
+        with self._deciding(record.model) as decisions:
+            query = sa.select(tables.versions).where(*matches(tables.versions, key))
+            row = decisions.connection.execute(query).mappings().one_or_none()
             if row is None:
-                connection.execute(sa.insert(tables.versions).values(values))
+                decisions.write(sa.insert(tables.versions).values(values))
                 return
             for name in ("mlflow_run_id", "manifest"):
                 if row[name] and values[name] and row[name] != values[name]:
@@ -65,7 +66,7 @@ class Promotions(TableFamily):
                         "belong to this ledger. Restore both from the same backup"
                     )
             if empty := {name: value for name, value in values.items() if value and not row[name]}:
-                connection.execute(sa.update(tables.versions).where(*matches(tables.versions, key)).values(empty))
+                decisions.write(sa.update(tables.versions).where(*matches(tables.versions, key)).values(empty))
 
     def record_decision(self, model: str, version: int, evaluation: Evaluation, decision: GateDecision) -> bool:
         """Replace a version's evaluation and decision, for example after the champion changed and both were compared again.
@@ -73,10 +74,10 @@ class Promotions(TableFamily):
         Returns:
             Whether they were replaced. False if the version has a promotion, because that promotion rests on the recorded ones.
         """
-        with self._database.writing(model) as connection:
-            if self._promotions(connection, model, tables.promotions.c.version == version):
+        with self._deciding(model) as decisions:
+            if self._promotions(decisions.connection, model, tables.promotions.c.version == version):
                 return False
-            connection.execute(
+            decisions.write(
                 sa.update(tables.versions)
                 .where(tables.versions.c.model == model, tables.versions.c.version == version)
                 .values(evaluation=evaluation.to_json(), decision=decision.to_json())
@@ -142,7 +143,8 @@ class Promotions(TableFamily):
         Raises:
             StaleDecision: the champion is not ``expected``, or another promotion is open.
         """
-        with self._database.writing(model) as connection:
+        with self._deciding(model) as decisions:
+            connection = decisions.connection
             if run_id is not None:
                 same = self._promotions(
                     connection, model, tables.promotions.c.run_id == run_id, tables.promotions.c.version == version
@@ -167,10 +169,8 @@ class Promotions(TableFamily):
                 "actor": actor, "run_id": run_id, "evidence": dict(evidence), "intended_at": now(),
                 "completed_at": None, "withdrawn_at": None,
             }  # fmt: skip
-            number = connection.execute(
-                sa.insert(tables.promotions).values(values).returning(tables.promotions.c.id)
-            ).scalar_one()
-            return Promotion(id=number, **values)
+            [row] = decisions.write(sa.insert(tables.promotions).values(values))
+            return Promotion(id=row["id"], **values)
 
     def complete_promotion(self, promotion_id: int, alert: Alert | None = None) -> None:
         """Complete a promotion after the registry has moved the alias: from now on the version is champion.
@@ -197,7 +197,8 @@ class Promotions(TableFamily):
             ).scalar_one_or_none()
         if model is None:
             raise StaleDecision(f"there is no promotion {promotion_id}")
-        with self._database.writing(model) as connection:
+        with self._deciding(model) as decisions:
+            connection = decisions.connection
             row = (
                 connection.execute(sa.select(tables.promotions).where(tables.promotions.c.id == promotion_id)).mappings().one()
             )
@@ -207,9 +208,7 @@ class Promotions(TableFamily):
                     f"{model}: promotion {promotion_id} of version {row['version']} was already {other.removesuffix('_at')}"
                 )
             if row[how] is None:
-                connection.execute(
-                    sa.update(tables.promotions).where(tables.promotions.c.id == promotion_id).values({how: now()})
-                )
+                decisions.write(sa.update(tables.promotions).where(tables.promotions.c.id == promotion_id).values({how: now()}))
                 if how == "completed_at":
                     for subject in (reign(model, "breaker"), reign(model, "shadow"), reign(model, "unusable")):
                         outbox.resolve(connection, subject, f"Version {row['version']} is now champion ({row['action']}).")
@@ -288,8 +287,13 @@ class Promotions(TableFamily):
         """Record a person's answer. The same answer is recorded once."""
         values = as_columns(approval)
         key = {name: values[name] for name in ("model", "version", "answered_at")}
-        with self._database.writing(approval.model) as connection:
-            self._replace(connection, tables.approvals, key, {name: values[name] for name in values if name not in key})
+        with self._deciding(approval.model) as decisions:
+            query = sa.select(tables.approvals).where(*matches(tables.approvals, key))
+            row = decisions.connection.execute(query).mappings().one_or_none()
+            if row is None:
+                decisions.write(sa.insert(tables.approvals).values(values))
+            elif dict(row) != values:
+                decisions.write(sa.update(tables.approvals).where(*matches(tables.approvals, key)).values(values))
 
     def approvals(self, model: str, version: int | None = None) -> list[Approval]:
         """The answers of people who were asked to approve versions of a model, or one version; oldest first."""

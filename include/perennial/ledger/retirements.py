@@ -57,11 +57,12 @@ class Retirements(TableFamily):
         A promotion that has not been completed is withdrawn.
         """
         promotions = tables.promotions
-        with self._database.writing(model) as connection:
+        with self._deciding(model) as decisions:
+            connection = decisions.connection
             if (standing := self._standing(connection, model)) is not None:
                 return standing
             is_open = promotions.c.completed_at.is_(None) & promotions.c.withdrawn_at.is_(None)
-            connection.execute(sa.update(promotions).where(promotions.c.model == model, is_open).values(withdrawn_at=now()))
+            decisions.write(sa.update(promotions).where(promotions.c.model == model, is_open).values(withdrawn_at=now()))
             last = connection.execute(
                 sa.select(promotions.c.id, promotions.c.version)
                 .where(promotions.c.model == model, promotions.c.completed_at.is_not(None), counts(promotions))
@@ -72,10 +73,8 @@ class Retirements(TableFamily):
                 "model": model, "promotion_id": last.id if last else 0, "champion": last.version if last else None,
                 "actor": actor, "reason": reason, "files": dict(files), "retired_at": now(), "dropped_at": None,
             }  # fmt: skip
-            number = connection.execute(
-                sa.insert(tables.retirements).values(values).returning(tables.retirements.c.id)
-            ).scalar_one()
-            return Retirement(id=number, **values)
+            [row] = decisions.write(sa.insert(tables.retirements).values(values))
+            return Retirement(id=row["id"], **values)
 
     def retirement(self, model: str) -> Retirement | None:
         """The retirement of a model; None if it was never retired or was promoted again later."""
@@ -89,10 +88,8 @@ class Retirements(TableFamily):
 
     def note_dropped(self, retirement: int) -> None:
         """Record that the lake of a retired model was removed."""
-        with self._database.writing("retirements") as connection:
-            connection.execute(
-                sa.update(tables.retirements).where(tables.retirements.c.id == retirement).values(dropped_at=now())
-            )
+        with self._deciding("retirements") as decisions:
+            decisions.write(sa.update(tables.retirements).where(tables.retirements.c.id == retirement).values(dropped_at=now()))
 
     def _standing(self, connection: sa.Connection, model: str) -> Retirement | None:
         found = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
@@ -13,7 +14,9 @@ import sqlalchemy as sa
 from perennial.core.database import Database
 from perennial.core.intervals import Interval
 from perennial.evidence.plain import Evidence
+from perennial.ledger.chain import Decisions
 from perennial.ledger.records import Approval, ShadowComparison, VersionRecord
+from perennial.ledger.signing import Keys
 
 RecordT = TypeVar("RecordT")
 
@@ -62,14 +65,25 @@ class TableFamily:
 
     Args:
         database: holds no open connection between calls.
+        keys: sign decisions.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, keys: Keys) -> None:
         self._database = database
+        self._keys = keys
 
     def _list(self, kind: type[RecordT], query: sa.Select[Any]) -> list[RecordT]:
         with self._database.reading() as connection:
             return [as_record(kind, row) for row in connection.execute(query).mappings()]
+
+    @contextmanager
+    def _deciding(self, *lock: str) -> Iterator[Decisions]:
+        """Like :meth:`Database.writing`, for rows of decisions; after the transaction, its newest entry is written down."""
+        with self._database.writing(*lock) as connection:
+            decisions = Decisions(connection, self._keys)
+            yield decisions
+        if decisions.head is not None:
+            self._keys.note(decisions.head)
 
     def _replace(self, connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         connection.execute(sa.delete(table).where(*matches(table, key)))

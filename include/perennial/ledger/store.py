@@ -12,11 +12,14 @@ write.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import sqlalchemy as sa
 
 from perennial.core.database import Database
 from perennial.core.errors import SchemaMismatch
-from perennial.ledger import migrations
+from perennial.ledger import chain, migrations
 from perennial.ledger.alerts import AlertTables
 from perennial.ledger.erasures import Erasures
 from perennial.ledger.holds import Holds
@@ -27,6 +30,7 @@ from perennial.ledger.proposals import Proposals
 from perennial.ledger.publications import Publications
 from perennial.ledger.removals import Removals
 from perennial.ledger.retirements import Retirements
+from perennial.ledger.signing import Keys
 
 
 class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Removals, Retirements, Holds, AlertTables, Overviews):
@@ -36,10 +40,16 @@ class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Remova
 
     Args:
         url: SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg2://…``.
+        state: the state folder, for the judge's key and the newest decision, see :mod:`perennial.ledger.signing`. By default
+            SQLite's folder.
     """
 
-    def __init__(self, url: str) -> None:
-        super().__init__(Database(url, check=migrations.check))
+    def __init__(self, url: str, state: Path | None = None) -> None:
+        database = Database(url, check=migrations.check)
+        if state is None and database.is_sqlite and database.engine.url.database:
+            state = Path(database.engine.url.database).absolute().parent
+        chain.guard(database.engine)
+        super().__init__(database, Keys(state))
 
     def migrate(self) -> None:
         """Bring the tables to the revision that this code needs, see :mod:`perennial.ledger.migrations`.
@@ -54,7 +64,15 @@ class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Remova
                 return
         except (SchemaMismatch, sa.exc.OperationalError):  # The tables are of an older release, or the file does not exist.
             with self._database.changing_tables() as connection:
+                before = migrations.current(connection)
                 migrations.upgrade(connection)
+                decisions = chain.Decisions(connection, self._keys)
+                # Only a release without a chain leaves decisions without one. Otherwise the chain was removed.
+                is_old = (before is None or before < chain.SINCE) and self._keys.head() is None
+                if is_old and chain.has_decisions(connection):
+                    decisions.begin(actor="perennial", reason=f"upgraded from revision {before or 'none'}")
+            if decisions.head is not None:
+                self._keys.note(decisions.head, instead=True)
 
     def migrate_own(self) -> None:
         """Like :meth:`migrate`, but only on SQLite, which one deployment uses alone.
@@ -64,3 +82,59 @@ class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Remova
         """
         if self._database.is_sqlite:
             self.migrate()
+
+    # --- the chain of decisions, see perennial.ledger.chain ---
+
+    def check_decisions(self, model: str | None = None, *, noted: Sequence[str] = ()) -> chain.Checked:
+        """Compare the rows that say which version is champion, and why, with the signed chain of them.
+
+        Args:
+            model: only its rows and signatures; None: everything.
+            noted: newest entries that are known from elsewhere, each as ``NUMBER:HASH``.
+        """
+        with self._database.reading() as connection:
+            own = chain.known_elsewhere(connection, self._keys)
+            return chain.check(connection, self._keys, model=model, noted=[*([str(own)] if own is not None else []), *noted])
+
+    def take_over_key(self) -> None:
+        """Let the chain go on with this process's key, if the former one was given as well; otherwise only look at its end.
+
+        Raises:
+            ChainBroken, SettingsError: the chain was changed, or is signed with a key that this process does not have.
+        """
+        with self._deciding() as decisions:
+            decisions.be_ready()
+
+    def begin_again(self, *, actor: str, reason: str) -> int:
+        """Begin the chain again: adopt the decisions as they are, with this process's key. The entry keeps who did it and why.
+
+        Returns:
+            How many rows were adopted.
+
+        Raises:
+            SettingsError: this process has no key.
+        """
+        with self._database.writing() as connection:
+            decisions = chain.Decisions(connection, self._keys)
+            over = chain.known_elsewhere(connection, self._keys)
+            known = len(chain.check(connection, self._keys).problems)
+            adopted = decisions.begin(actor=actor, reason=reason, over=over, known=known)
+        assert decisions.head is not None
+        self._keys.note(decisions.head, instead=True)
+        return adopted
+
+    def follow_restored(self, *, actor: str, noted: Sequence[str] = ()) -> str | None:
+        """After a restore of an older backup, let the chain go on from there.
+
+        Nothing is done if anything else is wrong with the chain.
+
+        Returns:
+            What was done, as a sentence; None if nothing was.
+        """
+        whole = self.check_decisions(noted=noted)
+        with self._database.reading() as connection:
+            without = chain.check(connection, self._keys)
+        if whole.head is None or without.problems or not whole.problems:
+            return None
+        self.begin_again(actor=actor, reason="an older backup of the ledger was restored")
+        return f"the chain of decisions goes on after entry {whole.head.number}; newer ones are not in the backup"

@@ -160,3 +160,11 @@ retirements = _table(
     _json("files"), _time("retired_at"), _time("dropped_at", null=True),
     sa.Index("perennial_retirements_by_model", "model"),
 )  # fmt: skip
+
+# What the judge has signed: each write of a row that says which version is champion or why, in the order of the writes.
+chain = _table(
+    "chain",
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=False),
+    _time("at"), _text("what"), _text("model"), _text("subject"), _json("about"), _text("content"),
+    _text("previous"), _text("hash"), _text("signer"), _text("signature"),
+)  # fmt: skip

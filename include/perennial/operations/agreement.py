@@ -7,7 +7,7 @@ is made during work has slightly newer copies of them than of the ledger. Neighb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -36,17 +36,25 @@ class Agreement:
     problems: list[str]
 
 
-def settle(parts: Deployment, now: datetime) -> list[str]:
+def settle(parts: Deployment, now: datetime, *, actor: str = "perennial", noted: Sequence[str] = ()) -> list[str]:
     """Bring lake, registry and predictions in line with a ledger that has just been restored, before work starts again.
 
     Alerts that waited for delivery when the backup was made are not sent, since they may have been sent after it. It can be
     repeated.
 
+    Args:
+        parts: the deployment.
+        now: the time.
+        actor: who restored it.
+        noted: newest decisions that are known from elsewhere, each as ``NUMBER:HASH``.
+
     Returns:
         What was changed, in sentences.
     """
+    goes_on = parts.ledger.follow_restored(actor=actor, noted=noted)
     withheld = parts.ledger.outbox.withhold(now, reason="it waited when the restored backup was made")
-    done = [
+    done = [] if goes_on is None else [goes_on]
+    done += [
         f"not sent, because it may have been sent after the backup: {entry.alert.title} ({entry.created_at:%Y-%m-%d %H:%M} UTC)"
         for entry in withheld
     ]
@@ -64,8 +72,8 @@ def settle(parts: Deployment, now: datetime) -> list[str]:
     return done
 
 
-def verify(parts: Deployment, say: Callable[[str], object] = lambda _: None) -> Agreement:
-    """Compare ledger, lake, registry and predictions.
+def verify(parts: Deployment, say: Callable[[str], object] = lambda _: None, *, noted: Sequence[str] = ()) -> Agreement:
+    """Compare ledger, lake, registry and predictions, and the ledger's decisions with their signed chain.
 
     For each model it checks that every published or pinned snapshot is in the lake with all its files, that the rows of each
     newest interval have the published hash, that MLflow's alias is the ledger's champion and its artifact loads by its
@@ -74,8 +82,15 @@ def verify(parts: Deployment, say: Callable[[str], object] = lambda _: None) -> 
     Args:
         parts: the deployment.
         say: called with each sentence.
+        noted: newest decisions that are known from elsewhere, each as ``NUMBER:HASH``.
     """
-    found, problems = [], []
+    checked = parts.ledger.check_decisions(noted=noted)
+    problems = list(checked.problems)
+    for problem in problems:
+        say(f"PROBLEM {problem}")
+    found = [*checked.notes, checked.words]
+    for sentence in found:
+        say(sentence)
     for model in parts.ledger.models():
         of_model = [*_of_lake(parts, model), *_of_registry(parts, model), *_of_predictions(parts, model)]
         for problem in of_model:

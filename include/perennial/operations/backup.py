@@ -19,9 +19,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -32,6 +35,8 @@ from sqlalchemy.engine import make_url
 from perennial.core.errors import BackupError
 from perennial.core.settings import Settings
 from perennial.lake import removal
+from perennial.ledger.chain import head_of
+from perennial.ledger.signing import HEAD_FILE, KEY_FILE, ChainHead, Keys, read_head
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,8 @@ LONGEST = timedelta(hours=24)
 _MANIFEST, _SUMS = "backup.json", "SHA256SUMS"
 #: The embedded stack's secrets. Without them the connections in Airflow's database cannot be read.
 _SECRETS = "secrets.json"
+#: What :func:`known_head` reads.
+_HEAD = re.compile(r"\d{1,18}:[0-9a-f]{64}")
 _CHUNK = 1 << 20
 
 
@@ -91,6 +98,7 @@ def make_backup(settings: Settings, place: Path, environment: Mapping[str, str],
         "folders": {name: str(folder) for name, folder in folders.items()},
         "files": len(sums),
         "bytes": sum((place / name).stat().st_size for name in sums),
+        "decisions": _newest_decision(place / "databases" / "ledger.db"),
         "sums": hashlib.sha256(text.encode()).hexdigest(),
     }
     os.sync()
@@ -134,6 +142,47 @@ def restore_backup(settings: Settings, place: Path, environment: Mapping[str, st
             raise BackupError(f"{place / name} was removed while the backup was being restored")
     log.info("restored %s of %s", place, manifest["made_at"])
     return manifest
+
+
+def note_decisions(settings: Settings, manifest: Mapping[str, Any]) -> None:
+    """Write down the newest decision of a restored backup, unless the state folder knows a newer one."""
+    if (head := manifest.get("decisions")) is not None:
+        Keys(settings.state).note(ChainHead(**head))
+
+
+def known_head(text: str) -> str:
+    """The newest decision that a text names, as ``NUMBER:HASH``.
+
+    Args:
+        text: that itself, the folder of a backup, or the path or the content of a file of the state folder or of a backup.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if _HEAD.fullmatch(text.strip()):
+        return text.strip()
+    if not text.lstrip().startswith("{"):
+        file = Path(text)
+        file = file / _MANIFEST if (file / _MANIFEST).is_file() else file / HEAD_FILE if file.is_dir() else file
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(str(error)) from error
+    found = json.loads(text)
+    if isinstance(found, dict) and "sums" in found:
+        found = found.get("decisions")
+    return str(read_head(json.dumps(found)))
+
+
+def _newest_decision(ledger: Path) -> dict[str, Any] | None:
+    """The newest entry of the chain in a copy of the ledger; None if there is none. The copy is only read."""
+    with closing(sqlite3.connect(f"file:{ledger}?immutable=1", uri=True)) as copy:
+        copy.row_factory = sqlite3.Row
+        try:
+            row = copy.execute("SELECT * FROM perennial_chain ORDER BY number DESC LIMIT 1").fetchone()
+        except sqlite3.OperationalError:  # a ledger of an earlier release
+            return None
+    return None if row is None else asdict(head_of({**row, "about": json.loads(row["about"])}))
 
 
 def _check(place: Path) -> dict[str, Any]:
@@ -211,8 +260,9 @@ def _folders(settings: Settings, environment: Mapping[str, str]) -> dict[str, Pa
 
 def _files(settings: Settings, folders: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
     """All files beside databases, with the names that they have in a backup."""
-    if (settings.state / _SECRETS).exists():
-        yield _SECRETS, settings.state / _SECRETS
+    for name in (_SECRETS, KEY_FILE):
+        if (settings.state / name).exists():
+            yield name, settings.state / name
     for name, folder in folders.items():
         for top, _, files in os.walk(folder):
             for file in (Path(top) / file for file in files):

@@ -21,6 +21,7 @@ from sqlalchemy.engine import URL, make_url
 from perennial.core.errors import SettingsError
 from perennial.core.pools import commands
 from perennial.core.settings import read_settings
+from perennial.ledger.signing import FORMER_KEY
 from perennial.operations.identities import (
     ADMIN,
     make_databases,
@@ -44,7 +45,7 @@ def check_folders(environment: Mapping[str, str]) -> None:
     def refuse(path: str) -> NoReturn:
         raise SettingsError(
             f"{path} cannot be read by user {os.getuid()}, which the containers run as. In the project's folder, run "
-            "chmod -R a+rX dags plugins include/models monitoring"
+            "chmod -R a+rX dags plugins include/models monitoring deploy/proxy"
         )
 
     for name in ("AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "PERENNIAL_MODELS"):
@@ -114,7 +115,11 @@ def _given(environment: Mapping[str, str], name: str) -> str:
 def _migrate_ledger(environment: Mapping[str, str]) -> None:
     from perennial.ledger.store import Ledger
 
-    Ledger(read_settings(environment).database_url).migrate()
+    settings = read_settings(environment)
+    ledger = Ledger(settings.database_url, settings.state)
+    ledger.migrate()
+    if environment.get(FORMER_KEY):
+        ledger.take_over_key()
 
 
 def _migrate_catalog(environment: Mapping[str, str], worker: URL) -> None:
@@ -148,6 +153,7 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
         config.write(stream)
     command = [
         sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--serve-artifacts",
+        "--workers", environment.get("PERENNIAL_MLFLOW_WORKERS", "2"),
         "--artifacts-destination", _given(environment, "PERENNIAL_MLFLOW_ARTIFACTS"), *arguments,
     ]  # fmt: skip
     os.execve(command[0], command, dict(environment))  # noqa: S606 - without a shell

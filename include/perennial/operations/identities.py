@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 #: Tables of the ledger that say which version is champion, and why. Only their owner, the judge, writes them.
-DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "rulings", "alembic_version")
+DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements", "rulings", "chain", "alembic_version")
 #: Tables to which workers add rows, without changing or removing any.
 ADDED_TO = ("proposals",)
 

@@ -31,7 +31,7 @@ def _token() -> str:
     return secrets.token_hex(24)
 
 
-def _fernet_key() -> str:
+def _key() -> str:
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
@@ -43,11 +43,12 @@ SECRETS: dict[str, Callable[[], str]] = {
     "PERENNIAL_DB_PASSWORD": _token,
     "PERENNIAL_WORKER_DB_PASSWORD": _token,
     "PERENNIAL_READER_DB_PASSWORD": _token,
+    "PERENNIAL_JUDGE_KEY": _key,
     "REDIS_PASSWORD": _token,
     "REDIS_SCHEDULER_PASSWORD": _token,
     "REDIS_WORKER_PASSWORD": _token,
     "REDIS_TRAINER_PASSWORD": _token,
-    "AIRFLOW_FERNET_KEY": _fernet_key,
+    "AIRFLOW_FERNET_KEY": _key,
     "AIRFLOW_JWT_SECRET": _token,
     "AIRFLOW_SESSION_KEY": _token,
     "AIRFLOW_ADMIN_PASSWORD": _token,

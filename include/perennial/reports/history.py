@@ -71,6 +71,20 @@ def requests(ledger: Ledger, model: str) -> list[str]:
     ]
 
 
+def signed(ledger: Ledger, model: str) -> list[str]:
+    """What the signed chain of decisions says of the model's, a line each: that they are sound, or what is wrong."""
+    checked = ledger.check_decisions(model)
+    if checked.problems:
+        return [f"PROBLEM {problem}" for problem in checked.problems]
+    if checked.head is None:
+        return []
+    return [
+        f"Checked: the {checked.rows} records of {model}'s versions and champions are as they were signed; the chain of "
+        f"{checked.entries} entries is whole; key {checked.head.key} ({checked.trust}).",
+        *checked.notes,
+    ]
+
+
 def in_short(asked: Retraining) -> str:
     """What was expected of a requested training, and what came of it."""
     if asked.expectation.is_empty:

@@ -63,6 +63,9 @@ USER = "watchdog"
 #: Not done at each look, but at this interval: reading which DAGs are paused, and sending overdue alerts.
 SELDOM = timedelta(minutes=5)
 
+#: How often the record of decisions is checked: ten thousand entries take seconds.
+CHECKED = timedelta(hours=1)
+
 #: How far back the first look goes, and by how much each look overlaps with the previous one.
 FIRST = timedelta(days=1)
 OVERLAP = timedelta(minutes=10)
@@ -154,7 +157,9 @@ class Watchdog:
         self._given = given
         self._send = send or _send
         self._sent_at: datetime | None = None
-        self._ledger = Ledger(settings.database_url)
+        self._ledger = Ledger(settings.database_url, settings.state)
+        self._altered: list[str] = []
+        self._checked_at: datetime | None = None
         self._airflow = _Airflow(AirflowApi(given.airflow_url, USER, given.password, patience=20))
         self._folders = _Folders(settings.models)
         self._past = _Past()
@@ -209,6 +214,7 @@ class Watchdog:
             self._past.read(self._ledger)
             overview = self._ledger.overview(windows=1, alerts_since=now, publications=False)
             backlog = self._backlog(now)
+            self._check_decisions(now)
             known = Known(
                 now=now,
                 models={
@@ -222,6 +228,7 @@ class Watchdog:
                 oldest_waiting=backlog.since,
                 unruled_since=self._ledger.unruled_since(),
                 unreadable=unreadable,
+                altered=self._altered,
             )
             open_subjects = self._tell(look(known), now)
             self._ledger_answers(now)
@@ -278,6 +285,10 @@ class Watchdog:
             self._send()
             backlog = self._ledger.outbox.backlog()
         return backlog
+
+    def _check_decisions(self, now: datetime) -> None:
+        if self._checked_at is None or now - self._checked_at >= CHECKED:
+            self._altered, self._checked_at = self._ledger.check_decisions().problems, now
 
     def _ledger_answers(self, now: datetime) -> None:
         since, self._ledger_lost_at = self._ledger_lost_at, None

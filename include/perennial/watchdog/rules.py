@@ -192,6 +192,7 @@ class Known:
         waiting: how many alerts wait.
         unruled_since: when the judge was asked for what it has not answered longest; None if nothing waits for it.
         unreadable: models whose folder is broken, so that nothing is known about them, and what is wrong with it.
+        altered: what is wrong with the record of decisions.
     """
 
     now: datetime
@@ -203,6 +204,7 @@ class Known:
     waiting: int = 0
     unruled_since: datetime | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    altered: Sequence[str] = ()
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ class Finding:
     key: str | None = None
 
 
-Area = Literal["airflow", "components", "judge", "runs", "dags", "folders", "paused", "models", "outbox"]
+Area = Literal["airflow", "components", "judge", "runs", "dags", "folders", "paused", "models", "outbox", "decisions"]
 AREAS: tuple[Area, ...] = get_args(Area)
 
 
@@ -259,6 +261,7 @@ def look(known: Known) -> Look:
         "judge": _judge,
         "folders": _folders,
         "outbox": _outbox,
+        "decisions": _decisions,
     }
     if known.airflow is not None:
         looks |= {"components": _components, "runs": _runs, "dags": _dags}
@@ -668,9 +671,14 @@ def _newest_whole(there: Sequence[Published], window: str, *, until: datetime | 
     return None
 
 
-# --- the outbox ------------------------------------------------------------------------------------------------------
+# --- the ledger ------------------------------------------------------------------------------------------------------
 
 
 def _outbox(known: Known) -> Iterator[Finding]:
     if known.oldest_waiting is not None and known.now - known.oldest_waiting > STRANDED:
         yield Finding("outbox/waiting", of_operation.alerts_waiting(EVERYBODY, count=known.waiting, since=known.oldest_waiting))
+
+
+def _decisions(known: Known) -> Iterator[Finding]:
+    if known.altered:
+        yield Finding("decisions/altered", of_operation.decisions_altered(EVERYBODY, problems=known.altered))

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,9 +55,9 @@ def test_the_revisions_make_the_tables_that_the_ledger_uses(url: str) -> None:
         assert compare_metadata(compared, metadata) == []
 
 
-def test_rows_of_the_first_revision_survive_all_later_ones(url: str) -> None:
+def test_rows_of_the_first_revision_survive_all_later_ones(url: str, tmp_path: Path) -> None:
     before = _at_revision_one(url, with_rows=True)
-    Ledger(url).migrate()
+    Ledger(url, tmp_path).migrate()
     after = _rows(url)
     assert before.pop(migrations.VERSION_TABLE) != after[migrations.VERSION_TABLE]
     for table, rows in before.items():
@@ -92,7 +93,7 @@ def test_what_a_channel_has_been_told_is_not_told_again_after_the_second_revisio
     assert waiting == {"slack:team": ["new"], "email:ann@example.org": ["half told", "new"]}
 
 
-def test_a_ledger_from_before_there_were_revisions_is_taken_over(url: str) -> None:
+def test_a_ledger_from_before_there_were_revisions_is_taken_over(url: str, tmp_path: Path) -> None:
     before = _at_revision_one(url, with_rows=True)
     with Database(url).changing_tables() as connection:
         # As an early release left it: without the tables that came later, and without a revision.
@@ -100,7 +101,7 @@ def test_a_ledger_from_before_there_were_revisions_is_taken_over(url: str) -> No
             connection.exec_driver_sql(f"DROP TABLE {table}")
     with pytest.raises(SchemaMismatch, match=r"no ledger with a revision yet.*init job"):
         Ledger(url).champion("flight_delay")
-    Ledger(url).migrate()
+    Ledger(url, tmp_path).migrate()
     assert _rows(url)["perennial_promotions"][0]["reason"] == before["perennial_promotions"][0]["reason"]
     assert _revision(url) == HEAD
 
@@ -156,13 +157,13 @@ def test_an_open_ledger_is_looked_at_once_by_one_query(url: str) -> None:
 # --- processes that start together, or die ---------------------------------------------------------------------------
 
 
-def _migrate(url: str) -> None:
-    Ledger(url).migrate()
+def _migrate(url: str, state: Path) -> None:
+    Ledger(url, state).migrate()
 
 
-def _die_at(url: str, statement: int) -> None:
+def _die_at(url: str, state: Path, statement: int) -> None:
     """Migrate, and be killed just before the database is told the n-th of the statements that change it."""
-    ledger = Ledger(url)
+    ledger = Ledger(url, state)
     told = 0
 
     def before(*call: Any) -> None:
@@ -187,20 +188,20 @@ def _run(*calls: tuple[Any, ...]) -> list[int | None]:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_processes_that_start_together_migrate_once(url: str, old: bool) -> None:
+def test_processes_that_start_together_migrate_once(url: str, old: bool, tmp_path: Path) -> None:
     if old:
         _at_revision_one(url, with_rows=True)
-    assert _run(*[(_migrate, url)] * 6) == [0] * 6
+    assert _run(*[(_migrate, url, tmp_path)] * 6) == [0] * 6
     assert _revision(url) == HEAD
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_migration_that_is_killed_leaves_the_old_schema_whole(url: str, old: bool) -> None:
+def test_a_migration_that_is_killed_leaves_the_old_schema_whole(url: str, old: bool, tmp_path: Path) -> None:
     if old:
         _at_revision_one(url, with_rows=True)
     before, tables = _revision(url), _tables(url)
     for statement in range(0, 200, 4):
-        if _run((_die_at, url, statement)) == [0]:
+        if _run((_die_at, url, tmp_path, statement)) == [0]:
             break
         assert (_revision(url), _tables(url)) == (before, tables), f"killed before statement {statement}"
     assert _revision(url) == HEAD, "the next one gets through"

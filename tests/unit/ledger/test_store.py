@@ -30,7 +30,7 @@ NOW = datetime(2013, 4, 9, 2, tzinfo=UTC)
 
 @pytest.fixture
 def ledger(settings_on_each_database: Settings) -> Ledger:
-    ledger = Ledger(settings_on_each_database.database_url)
+    ledger = Ledger(settings_on_each_database.database_url, settings_on_each_database.state)
     ledger.migrate()
     return ledger
 

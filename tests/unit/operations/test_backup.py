@@ -227,6 +227,58 @@ def test_a_damaged_database_is_not_called_a_backup(world: World, tmp_path: Path)
     assert held_until(world.settings) is None
 
 
+# --- the chain of decisions ------------------------------------------------------------------------------------------
+
+
+def newest(world: World) -> str:
+    return str(deployment(world).ledger.check_decisions().head)
+
+
+def test_a_backup_carries_the_newest_decision_and_the_key_so_the_chain_goes_on(world: World, tmp_path: Path) -> None:
+    made = make_backup(world.settings, tmp_path / "backup", {}, now=NOW)
+    head = newest(world)
+    for text in (str(tmp_path / "backup"), (tmp_path / "backup" / "backup.json").read_text(), head, f" {head}\n"):
+        assert backup.known_head(text) == head
+    assert backup.known_head(str(world.settings.state / "judge.head")) == head
+    world.promote(2)
+    later = newest(world)
+    lose(world)
+    restored = restore_backup(world.settings, tmp_path / "backup", {})
+    assert restored == made
+    assert not any("chain" in done for done in settle(deployment(world), NOW))
+    backup.note_decisions(world.settings, restored)
+    assert newest(world) == head
+    assert verify(deployment(world), noted=[head]).problems == problems(world)
+    [told] = [problem for problem in verify(deployment(world), noted=[later]).problems if "chain" in problem]
+    assert "known from elsewhere" in told
+    assert "After a restore, run perennial verify --settle" in told
+
+    world = open_world(world.settings.state.parent, world.settings)
+    world.promote(2)
+    assert not [problem for problem in problems(world) if "chain" in problem]
+
+
+def test_a_restore_of_an_older_backup_where_a_newer_decision_is_known_is_told(world: World, tmp_path: Path) -> None:
+    make_backup(world.settings, tmp_path / "backup", {}, now=NOW)
+    world.promote(2)
+    known = (world.settings.state / "judge.head").read_text()
+    lose(world)
+    world.settings.state.mkdir()
+    (world.settings.state / "judge.head").write_text(known)
+    restore_backup(world.settings, tmp_path / "backup", {})
+    assert any("is known from elsewhere" in problem for problem in problems(world))
+    assert settle(deployment(world), NOW, actor="ann")[0].startswith("the chain of decisions goes on after entry")
+    found = verify(deployment(world), noted=[backup.known_head(known)])
+    assert not [problem for problem in found.problems if "chain" in problem]
+    assert "by ann: an older backup of the ledger was restored" in found.found[0]
+
+
+@pytest.mark.parametrize("text", ["", "7", "7:abc", "[]", '{"format": 1, "sums": ""}', "/nowhere/backup"])
+def test_what_names_no_decision_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        backup.known_head(text)
+
+
 # --- what does not agree is named ------------------------------------------------------------------------------------
 
 

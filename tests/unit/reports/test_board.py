@@ -418,7 +418,7 @@ def test_a_hundred_models_take_as_many_queries_as_one(ledger: Ledger) -> None:
 
 def test_the_board_wants_no_more_than_to_select(settings_on_each_database: Settings) -> None:
     url = settings_on_each_database.database_url
-    ledger = Ledger(url)
+    ledger = Ledger(url, settings_on_each_database.state)
     ledger.migrate()
     register(ledger, 1)
     promote(ledger, 1)
@@ -432,7 +432,8 @@ def test_the_board_wants_no_more_than_to_select(settings_on_each_database: Setti
         connection.exec_driver_sql("CREATE ROLE board_reader LOGIN PASSWORD 'board'")
         try:
             connection.exec_driver_sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO board_reader")
-            reader = Ledger(sa.make_url(url).set(username="board_reader", password="board").render_as_string(False))
+            as_reader = sa.make_url(url).set(username="board_reader", password="board").render_as_string(False)
+            reader = Ledger(as_reader, settings_on_each_database.state)
             assert row_of(reader).champion is not None
             with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
                 register(reader, 2)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,6 +144,22 @@ def test_a_dead_scheduler_is_told_once_and_its_recovery_too_across_restarts(
     restarted.look(NOW + 8 * MINUTE)
     assert told(deployed) == ["component_down", "recovered"]
     assert shown(restarted)["perennial_incidents", "components"] == 0
+
+
+def test_an_altered_record_of_decisions_is_told_once_and_checked_each_hour(embedded: Settings, airflow: AirflowStandIn) -> None:
+    ledger = Ledger(embedded.database_url)
+    ledger.retire(MODEL, actor="ann", reason="replaced", files={})
+    watch = watchdog(embedded, airflow)
+    watch.look(NOW)
+    assert told(embedded) == []
+    with closing(sqlite3.connect(embedded.state / "perennial.db")) as database:
+        database.execute("UPDATE perennial_retirements SET actor = 'bob'")
+        database.commit()
+    for minutes in (30, 61, 62):
+        watch.look(NOW + minutes * MINUTE)
+    [entry] = ledger.alerts()
+    assert (entry.alert.kind, entry.alert.severity) == ("decisions_altered", "critical")
+    assert f"{MODEL}: retirement 1 was changed in the ledger" in entry.alert.text
 
 
 def test_an_airflow_that_is_gone_is_told_and_hides_nothing_as_well(embedded: Settings, serving: Serving) -> None:

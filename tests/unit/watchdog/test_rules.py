@@ -440,6 +440,11 @@ def test_alerts_that_nobody_sends_are_found() -> None:
     assert found(replace(known(), waiting=3, oldest_waiting=NOW - HOUR / 2)) == set()
 
 
+def test_an_altered_record_of_decisions_is_found() -> None:
+    altered = found(replace(known(), altered=["toy: promotion 2 was changed"]))
+    assert altered == {"decisions/altered"}
+
+
 @given(
     st.sets(st.integers(-40, -1)),
     st.sets(st.integers(-40, -1)),
