@@ -249,6 +249,7 @@ def test_a_training_survives_a_rolling_restart_of_the_workers(containers: Contai
     assert ended.state == "success", api.failure(run)
 
 
+@pytest.mark.rare
 def test_another_worker_takes_the_tasks_of_one_that_is_stopped(containers: Containers, api: AirflowApi) -> None:
     first = containers.compose("ps", "--quiet", "worker").strip()
     containers.compose("up", "--detach", "--scale", "worker=2", "--no-recreate")
