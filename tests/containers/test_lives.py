@@ -3,7 +3,9 @@ to the containers loses nothing. The tests follow each other: each one finds wha
 
 from __future__ import annotations
 
+import json
 import re
+import socket
 import ssl
 import sys
 import time
@@ -129,6 +131,26 @@ def test_temporary_files_lie_on_a_disk(containers: Containers) -> None:
         assert where == "/scratch"
         assert containers.inside(service, "stat", "--file-system", "--format", "%T", where).strip() != "tmpfs"
         containers.inside(service, "sh", "-c", "echo ok >/scratch/written && rm /scratch/written")
+
+
+def test_trainings_and_the_judge_reach_nothing_outside_and_workers_do(containers: Containers) -> None:
+    outside = json.loads(containers.run("docker", "network", "inspect", "perennial_outside"))
+    gateway = outside[0]["IPAM"]["Config"][0]["Gateway"]
+    ask = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)
+    print("reached")
+except OSError as error:
+    print("no way:", error)
+"""
+    # This machine, as the containers see it, is all of the world outside that a test may talk to.
+    with socket.create_server((gateway, 0)) as somebody:
+        address = (gateway, str(somebody.getsockname()[1]))
+        said = {name: containers.inside(name, "python", "-c", ask, *address) for name in ("worker", "trainer", "judge")}
+    assert "reached" in said["worker"]
+    assert "no way:" in said["trainer"], said
+    assert "no way:" in said["judge"], said
 
 
 def test_nobody_reads_without_signing_in(containers: Containers) -> None:

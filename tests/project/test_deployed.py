@@ -235,6 +235,14 @@ def test_a_public_host_is_what_links_say_and_servers_accept(public: str) -> None
     assert {name for name, service in services.items() if "ports" in service} == {"api", "mlflow", "proxy", "grafana"}
 
 
+def test_trainings_and_the_judge_have_no_way_out() -> None:
+    for given, internal in (({}, "true"), ({"PERENNIAL_STORE_INTERNAL": "false"}, "false")):
+        found = read_compose({**GIVEN, **given})
+        assert found["networks"]["store"]["internal"] == internal
+        assert {name for name, service in found["services"].items() if "store" in service["networks"]} == {"trainer", "judge"}
+        assert not [name for name in ("trainer", "judge") if "outside" in found["services"][name]["networks"]]
+
+
 def test_images_of_others_are_pinned_by_digest() -> None:
     digest = re.compile(r"@sha256:[0-9a-f]{64}$")
     for service in SERVICES.values():
