@@ -210,19 +210,21 @@ def test_both_uis_are_reached_by_tls_under_their_names(containers: Containers, l
     containers.wait_until_healthy("proxy")
     trusted = ssl.create_default_context(cafile=str(containers.folder / "tls" / "authority.pem"))
     port = containers.secrets["PERENNIAL_PUBLIC_PORT"]
-    with httpx.Client(verify=trusted, trust_env=False) as client:
 
-        def answer(name: str, path: str) -> httpx.Response:
-            host = {"Host": f"{name}.{HOST}:{port}"}
-            return client.get(f"https://127.0.0.1:{port}{path}", headers=host, extensions={"sni_hostname": f"{name}.{HOST}"})
+    def answer(name: str, path: str) -> httpx.Response:
+        named = f"{name}.{HOST}"
+        # A client of its own for each: another name over the same connection would not be a greeting.
+        with httpx.Client(verify=trusted, trust_env=False) as client:
+            url, sni = f"https://127.0.0.1:{port}{path}", {"sni_hostname": named}
+            return client.get(url, headers={"Host": f"{named}:{port}"}, extensions=sni)
 
-        signing_in = answer("airflow", "/auth/login/")
-        assert signing_in.status_code == 200
-        assert "max-age=" in signing_in.headers["Strict-Transport-Security"]
-        assert all("secure" in cookie.lower() for cookie in signing_in.headers.get_list("Set-Cookie"))
-        assert answer("mlflow", "/api/2.0/mlflow/registered-models/search").status_code == 401
-        with pytest.raises(httpx.ConnectError, match=r"unrecognized.name|alert"):
-            answer("another", "/")
+    signing_in = answer("airflow", "/auth/login/")
+    assert signing_in.status_code == 200
+    assert "max-age=" in signing_in.headers["Strict-Transport-Security"]
+    assert all("secure" in cookie.lower() for cookie in signing_in.headers.get_list("Set-Cookie"))
+    assert answer("mlflow", "/api/2.0/mlflow/registered-models/search").status_code == 401
+    with pytest.raises(httpx.ConnectError, match=r"unrecognized name"):
+        answer("another", "/")
 
 
 def test_a_full_volume_is_told_publishes_nothing_and_is_made_up_for(containers: Containers, api: AirflowApi) -> None:
@@ -271,6 +273,7 @@ def test_a_training_survives_a_rolling_restart_of_the_workers(containers: Contai
     assert ended.state == "success", api.failure(run)
 
 
+@pytest.mark.rare
 def test_another_worker_takes_the_tasks_of_one_that_is_stopped(containers: Containers, api: AirflowApi) -> None:
     first = containers.compose("ps", "--quiet", "worker").strip()
     containers.compose("up", "--detach", "--scale", "worker=2", "--no-recreate")
