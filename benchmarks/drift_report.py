@@ -1,6 +1,6 @@
 """A drift report of ten million rows in the window, beside one of a hundred thousand, and whether the verdict is the same.
 
-What is timed is :func:`perennial.monitoring.judge.judge_drift`, all of the task: reading features and predictions of the
+What is timed is :func:`perennial.monitoring.verdicts.judge_drift`, all of the task: reading features and predictions of the
 window from the lake, sampling both (20,000 rows of each, by a seeded hash of their keys), loading the champion with its
 reference, comparing 31 columns by Evidently, estimating the performance, writing the report, and recording the verdict in
 the ledger, the report in MLflow. The goal: a window of ten million rows takes at most three times as long. Its memory is
@@ -49,7 +49,7 @@ CHAMPION = 1
 
 
 def judged(state: str, days: int) -> Callable[[], Any]:
-    from perennial.monitoring.judge import judge_drift
+    from perennial.monitoring.verdicts import judge_drift
 
     parts = prepared.deployment(state)
     folder, interval = parts.model(MODEL), Interval(DAYS.start, DAYS.start + timedelta(days=days))

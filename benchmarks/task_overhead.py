@@ -34,7 +34,7 @@ from airflow.sdk import DAG, chain, task
 def nothing():
     """Imports what the tasks of ingest, train, score and monitor import."""
     import evidently, great_expectations, mlflow.sklearn
-    import perennial.features.publish, perennial.ingestion.publish, perennial.ingestion.sources, perennial.monitoring.judge
+    import perennial.features.publish, perennial.ingestion.publish, perennial.ingestion.sources, perennial.monitoring.verdicts
     import perennial.monitoring.performance, perennial.monitoring.requests, perennial.scoring.publish, perennial.training.fit
     from perennial.core.settings import settings
     from perennial.deployment import Deployment

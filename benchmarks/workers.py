@@ -60,7 +60,7 @@ def parts() -> list[Interval]:
     return scored().parts(timedelta(days=DAYS_PER_PART), 64)
 
 
-# --- in processes with the environment of a worker or the promoter ---------------------------------------------------
+# --- in processes with the environment of a worker or the judge ---------------------------------------------------
 
 
 def fill(source: str) -> None:
@@ -172,7 +172,7 @@ def main() -> None:
             stack.start(service)
         for service in SERVICES:
             stack.wait_until_healthy(service)
-        end(start(stack, "promoter", fill, str(source)), stack)
+        end(start(stack, "judge", fill, str(source)), stack)
         with AirflowApi(stack.airflow_url, "admin", stack.secrets["AIRFLOW_ADMIN_PASSWORD"]) as api:
             api.wait_for_dags([f"{MODEL}.score"], check=stack.check)
             api.unpause(f"{MODEL}.score")

@@ -28,8 +28,10 @@ from perennial.core.settings import PROJECT
 COMPOSE = PROJECT / "docker-compose.yaml"
 
 #: Where the services listen inside their containers.
-_LISTENERS = ("postgres:5432", "redis:6379", "execution:8081", "mlflow:5000", "api:8080", "watch:9464")
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?P<rule>:\?|:-)?(?P<text>[^{}]*)\}")
+_LISTENERS = (
+    "postgres:5432", "redis:6379", "execution:8081", "mlflow:5000", "api:8080", "watch:9464", "proxy:8443", "proxy:8079",
+)  # fmt: skip
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?P<rule>:\?|:-|:\+)?(?P<text>[^{}]*)\}")
 _PATIENCE = 240
 
 
@@ -44,6 +46,8 @@ def read_compose(environment: Mapping[str, str], file: Path = COMPOSE) -> dict[s
         value = environment.get(match["name"], "")
         if not value and match["rule"] == ":?":
             raise KeyError(f"{match['name']}: {match['text']}")
+        if match["rule"] == ":+":
+            return match["text"] if value else ""
         return value or (match["text"] if match["rule"] == ":-" else "")
 
     def expand(text: str) -> str:
@@ -113,7 +117,7 @@ class Composed:
                 lines = Path(file["path"]).read_text().splitlines()
                 given |= dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
         return {
-            "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
+            "PATH": f"{Path(sys.executable).parent}:{os.defpath}:/usr/sbin",
             "HOME": str(self.folder),
             "NO_PROXY": "127.0.0.1",
             "TMPDIR": str(self.folder / "tmp"),
@@ -202,6 +206,8 @@ def compose(
     written = dict(line.split("=", 1) for line in env_file.read_text().splitlines())
     given = {**written, "POSTGRES_PASSWORD": postgres_password, **chosen}
     ports = {name: free_port() for name in _LISTENERS} | {"postgres:5432": postgres_port}
+    if "PERENNIAL_PUBLIC_PORT" in chosen:
+        ports["proxy:8443"] = int(chosen["PERENNIAL_PUBLIC_PORT"])
     folders = {
         "/opt/perennial/include/models": models,
         "/opt/perennial": PROJECT,
@@ -212,6 +218,7 @@ def compose(
         "/tmp/": folder / "tmp",
         "/data": folder / "data",
         "/scratch": folder / "scratch",
+        "/tls": folder / "tls",
     }
     for path in folders.values():
         path.mkdir(parents=True, exist_ok=True)

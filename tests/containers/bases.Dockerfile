@@ -38,3 +38,9 @@ RUN groupadd --system --gid 1000 redis && useradd --system --uid 999 --gid 1000 
 WORKDIR /data
 CMD ["redis-server"]
 VOLUME /data
+
+# Its user has the number 101 as in the official image; the service says what it runs.
+FROM debian AS nginx
+RUN groupadd --system --gid 101 nginx && useradd --system --uid 101 --gid 101 --no-create-home nginx \
+    && apt-get install -q -y --no-install-recommends nginx-light wget
+STOPSIGNAL SIGQUIT

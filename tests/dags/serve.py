@@ -7,6 +7,7 @@ it has: ``AIRFLOW__CORE__AUTH_MANAGER``.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -38,9 +39,9 @@ def add_people() -> None:
         return
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 
-    from perennial.orchestration.users import keep_users
+    from perennial.orchestration.users import USERS, keep_users
 
-    keep_users({name: name for name in ("admin", "watchdog", "judge")})
+    keep_users({name: name for name in USERS})
     with get_application_builder() as builder:
         manager = builder.sm
         manager.bulk_sync_roles(
@@ -70,7 +71,7 @@ def routes() -> list[dict[str, str]]:
         return found
 
     apps, middlewares = plugins_manager.get_fastapi_plugins()
-    assert not middlewares
+    assert [one["name"] for one in middlewares] == ["Perennial behind a proxy"] * ("PERENNIAL_TRUSTED_PROXY" in os.environ)
     assert plugins_manager.get_flask_plugins() == ([], [], [])
     return [route for one in apps for route in walk(one["app"], one["url_prefix"])]
 

@@ -8,8 +8,11 @@ import json
 import os
 import re
 import shutil
+import socket
+import ssl
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,12 +23,15 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from moto.server import ThreadedMotoServer
+from playwright.sync_api import Page, expect, sync_playwright
 from pyarrow import fs
 from sqlalchemy.pool import NullPool
 
 from perennial.core.settings import PROJECT
 from perennial.ledger.store import Ledger
 from perennial.stack.airflow_api import AirflowApi
+from tests.browsing import open_page
+from tests.certificates import write_certificate
 from tests.composed import Composed, compose, free_port
 from tests.conftest import _without, postgres_server
 from tests.living import run_stage
@@ -38,15 +44,27 @@ BROKEN = "energy_broken"
 CANARY = "canary-c4b1d9f03e7a5528"
 STAGES = ("load", "train", "ingest", "score", "monitor")
 WORKERS = ("worker", "trainer")
-SERVICES = ("mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", "judge", "watch", *WORKERS)
+SERVICES = ("mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", "judge", "watch", "proxy", *WORKERS)
+#: Behind TLS, Airflow and MLflow are at these names, which no server of names knows.
+PUBLIC = "perennial.test"
+NAMES = (f"airflow.{PUBLIC}", f"mlflow.{PUBLIC}")
 METERS, HOURS = 5, 24
 PATIENCE = 420
 
 
 @dataclass
 class Deployed:
+    """The deployment, after the life of its models.
+
+    Attributes:
+        composed: its processes.
+        api: Airflow, as its administrator.
+        key: what a browser knows the key of the proxy's certificate by.
+    """
+
     composed: Composed
     api: AirflowApi
+    key: str
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -87,6 +105,8 @@ class Deployed:
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     if shutil.which("redis-server") is None:
         _without("Redis")
+    if shutil.which("nginx", path=f"{os.defpath}:/usr/sbin") is None:
+        _without("nginx")
     folder, models = tmp_path_factory.mktemp("deployed"), tmp_path_factory.mktemp("models")
     for name in (*MODELS, BROKEN):
         shutil.copytree(PROJECT / "tests" / "models" / MODELS[0], models / name)
@@ -118,8 +138,12 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         "PERENNIAL_CONNECTIONS_FILE": str(connections),
         "PERENNIAL_WAREHOUSE": "s3://bucket/lake",
         "PERENNIAL_MLFLOW_ARTIFACTS": "s3://bucket/mlflow",
+        "PERENNIAL_PUBLIC_HOST": f"{PUBLIC}:{(public := free_port())}",
+        "PERENNIAL_PUBLIC_PORT": str(public),
+        "PERENNIAL_TRUSTED_PROXY": "127.0.0.1",
         **object_store,
     }
+    key = write_certificate(folder / "tls", *NAMES)
     with (
         postgres_server("postgres") as server,
         compose(
@@ -136,7 +160,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
             api.wait_for_dags(dags)
             for dag in dags:
                 api.unpause(dag)
-            life = Deployed(stack, api)
+            life = Deployed(stack, api, key)
             broken = api.trigger(f"{BROKEN}.ingest", conf={"start": "2024-01-01", "end": "2024-01-02"})
             life.run("load", {"start": "2024-01-01", "end": "2024-01-17", "days_per_part": 8})
             life.run("train", {"as_of": "2024-01-17"})
@@ -298,6 +322,153 @@ def _signed_in(deployed: Deployed, user: str, password: str) -> httpx.Client:
     url = deployed.composed.airflow_url
     token = httpx.post(f"{url}/auth/token", json={"username": user, "password": password}).json()["access_token"]
     return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=30)
+
+
+# --- behind TLS -------------------------------------------------------------------------------------------------------
+
+
+def _public(deployed: Deployed, name: str) -> str:
+    """The address that people open."""
+    return f"https://{name}:{deployed.composed.ports['proxy:8443']}"
+
+
+def _asked(
+    deployed: Deployed, name: str, path: str, *, host: str | None = None, method: str = "GET", **asked: Any
+) -> httpx.Response:
+    """The answer to a request through the proxy, whose certificate is checked."""
+    url = f"https://127.0.0.1:{deployed.composed.ports['proxy:8443']}"
+    trust = ssl.create_default_context(cafile=str(deployed.composed.folder / "tls" / "authority.pem"))
+    with httpx.Client(base_url=url, verify=trust, trust_env=False, timeout=60) as client:
+        headers = {"Host": host or _public(deployed, name).removeprefix("https://"), **asked.pop("headers", {})}
+        return client.request(method, path, headers=headers, extensions={"sni_hostname": name}, **asked)
+
+
+@pytest.fixture(scope="module")
+def page(deployed: Deployed, chromium: str) -> Iterator[Page]:
+    """A browser that comes through the proxy."""
+    flags = [
+        f"--host-resolver-rules=MAP *.{PUBLIC} 127.0.0.1",
+        # It trusts this key as if its authority were installed.
+        f"--ignore-certificate-errors-spki-list={deployed.key}",
+    ]
+    with sync_playwright() as playwright:
+        page = open_page(playwright, chromium, patience=60, flags=flags)
+        yield page
+        page.context.close()
+
+
+def test_a_person_uses_airflow_behind_tls(deployed: Deployed, page: Page) -> None:
+    url = _public(deployed, NAMES[0])
+    page.goto(url)
+    page.fill("input[name=username]", "admin")
+    page.fill("input[name=password]", deployed.secrets["AIRFLOW_ADMIN_PASSWORD"])
+    page.get_by_role("button", name=re.compile("sign in", re.IGNORECASE)).click()
+    page.wait_for_url(re.compile(re.escape(url) + "/(?!auth)"))
+    cookies = {cookie["name"]: cookie for cookie in page.context.cookies(url)}
+    assert {"_token", "session"} <= set(cookies)
+    assert all(cookie["secure"] and cookie["httpOnly"] for cookie in cookies.values())
+    # MLflow, under a name of its own, is told nothing of them.
+    assert page.context.cookies(_public(deployed, NAMES[1])) == []
+
+    page.goto(f"{url}/dags/{MODELS[0]}.train")
+    expect(page.get_by_text(f"{MODELS[0]}.train").first).to_be_visible()
+    # A change, for which the browser says which page it comes from.
+    with page.expect_response(lambda answer: answer.url.endswith("/favorite")) as changed:
+        page.get_by_role("button", name=re.compile("favorite", re.IGNORECASE)).first.click()
+    assert changed.value.status == 204, changed.value.text()
+    assert changed.value.request.header_value("origin") == url
+
+    board = page.goto(f"{url}/perennial/")
+    assert board is not None
+    assert "default-src 'none'" in board.headers["content-security-policy"]
+    expect(page.get_by_role("link", name=MODELS[0], exact=True).first).to_be_visible()
+
+
+def test_a_person_writes_a_note_in_mlflow_behind_tls(deployed: Deployed, page: Page) -> None:
+    record = deployed.ledger.versions(MODELS[0])[0]
+    with deployed.mlflow("worker") as client:
+        run = client.get("runs/get", params={"run_id": record.mlflow_run_id}).json()["run"]["info"]
+    url = _public(deployed, NAMES[1])
+    # As if the name and password had been typed into the browser's own window.
+    signed_in = url.replace("//", f"//admin:{deployed.secrets['MLFLOW_ADMIN_PASSWORD']}@")
+    page.goto(f"{signed_in}/ajax-api/2.0/mlflow/users/current")
+    page.goto(f"{url}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}")
+    page.get_by_role("button", name="Edit description").click()
+    page.locator("textarea").first.fill("seen behind TLS")
+    with page.expect_response(lambda answer: answer.url.endswith("/runs/set-tag")) as changed:
+        page.get_by_role("button", name="Save").click()
+    assert changed.value.status == 200
+    assert changed.value.request.header_value("origin") == url
+    expect(page.get_by_text("seen behind TLS")).to_be_visible()
+
+
+def test_a_large_file_goes_through_the_proxy_both_ways(deployed: Deployed) -> None:
+    with deployed.mlflow("worker") as client:
+        experiment = client.post("experiments/create", json={"name": "large files"}).json()["experiment_id"]
+    path = f"/api/2.0/mlflow-artifacts/artifacts/{experiment}/large.bin"
+    person = ("admin", deployed.secrets["MLFLOW_ADMIN_PASSWORD"])
+    large = os.urandom(8_000_000)
+    assert _asked(deployed, NAMES[1], path, method="PUT", content=large, auth=person).status_code == 200
+    assert _asked(deployed, NAMES[1], path, auth=person).content == large
+
+
+@pytest.mark.parametrize(("name", "path"), [(NAMES[0], "/"), (NAMES[0], "/perennial/"), (NAMES[1], "/health")])
+def test_a_browser_is_told_to_come_by_tls_only_and_to_show_nothing_in_frames_of_others(
+    deployed: Deployed, name: str, path: str
+) -> None:
+    headers = _asked(deployed, name, path).headers
+    assert headers.get_list("strict-transport-security") == ["max-age=31536000"]
+    # Once, whether the page or the proxy says it.
+    assert headers.get_list("x-frame-options") == ["SAMEORIGIN"]
+    assert headers.get_list("x-content-type-options") == ["nosniff"]
+
+
+def test_plain_http_and_old_tls_are_not_served(deployed: Deployed) -> None:
+    port = deployed.composed.ports["proxy:8443"]
+    assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 400
+    old = ssl.create_default_context(cafile=str(deployed.composed.folder / "tls" / "authority.pem"))
+    # A client that would take any cipher; the version is what the proxy refuses.
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with (
+        socket.create_connection(("127.0.0.1", port)) as connection,
+        pytest.raises(ssl.SSLError, match=r"(?i)protocol.version"),
+    ):
+        old.wrap_socket(connection, server_hostname=NAMES[0])
+
+
+def test_another_name_is_not_answered(deployed: Deployed) -> None:
+    with pytest.raises(httpx.ConnectError, match="unrecognized name"):
+        _asked(deployed, "evil.test", "/")
+    for name in NAMES:
+        assert _asked(deployed, name, "/health", host="evil.test").status_code == 421
+    # MLflow looks at the port too.
+    assert _asked(deployed, NAMES[1], "/", host=NAMES[1]).status_code == 403
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_page_of_another_site_is_refused(deployed: Deployed, name: str, method: str) -> None:
+    for origin in ("https://evil.test", "null", f"https://{PUBLIC}", _public(deployed, NAMES[1 - NAMES.index(name)])):
+        assert _asked(deployed, name, "/health", method=method, headers={"Origin": origin}).status_code == 403
+
+
+def test_nobody_but_the_proxy_says_where_a_request_comes_from(deployed: Deployed) -> None:
+    forged = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "evil.test"}
+    answer = _asked(deployed, NAMES[0], "/auth/login/", headers={**forged, "Forwarded": "host=evil.test;proto=http"})
+    assert answer.status_code == 200
+    assert all("; Secure" in cookie for cookie in answer.headers.get_list("set-cookie"))
+    assert "evil.test" not in answer.text
+    # Addresses that a client makes up do not give it more tries.
+    tries = (
+        _asked(
+            deployed, NAMES[0], "/auth/token", method="POST", json={}, headers={"X-Forwarded-For": f"203.0.113.{number}"}
+        ).status_code
+        for number in range(200)
+    )  # fmt: skip
+    assert next(status for status in tries if status != 400) == 429
 
 
 # --- no secret gets out -----------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from perennial.core.intervals import Interval, utc
 from perennial.core.settings import PROJECT, Settings, read_settings
 from perennial.deployment import Deployment
 from perennial.ledger.store import Ledger
-from perennial.monitoring.judge import judge_drift
+from perennial.monitoring.verdicts import judge_drift
 
 MODEL = "energy_load"
 DAY = Interval.day("2024-01-17")

@@ -32,6 +32,7 @@ EXCLUDED = set(PYPROJECT["tool"]["uv"]["exclude-dependencies"])
 NEEDS = {
     "users.py": "deploy",
     "people.py": "deploy",
+    "sign_in.py": "deploy",
     "pulse.py": "deploy",
     "permissions.py": "deploy",
     "example_data.py": "demo",

@@ -46,6 +46,7 @@ ALLOWED = {
     },
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
     "watch": {"AIRFLOW_WATCHDOG_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD"},
+    "proxy": set(),
     "statsd": set(),
     "prometheus": set(),
     "grafana": {"GRAFANA_ADMIN_PASSWORD"},
@@ -215,6 +216,31 @@ def test_databases_and_broker_are_reached_from_inside_alone() -> None:
     for name in ("postgres", "redis", "execution", "prometheus", "statsd"):
         assert SERVICES[name]["networks"] == ["inside"]
         assert "ports" not in SERVICES[name]
+
+
+@pytest.mark.parametrize("public", ["", "ml.example.org", "ml.example.org:8443"])
+def test_a_public_host_is_what_links_say_and_servers_accept(public: str) -> None:
+    services = read_compose({**GIVEN, "PERENNIAL_PUBLIC_HOST": public})["services"]
+    airflow, mlflow = (f"https://{name}.{public}" if public else "" for name in ("airflow", "mlflow"))
+    for service in ("api", "worker", "trainer"):
+        environment = services[service]["environment"]
+        assert environment["AIRFLOW__API__BASE_URL"] == (airflow or "http://127.0.0.1:8080")
+        assert environment["PERENNIAL_AIRFLOW_PUBLIC_URL"] == (airflow or "http://127.0.0.1:8080")
+        assert environment["PERENNIAL_MLFLOW_PUBLIC_URL"] == (mlflow or "http://127.0.0.1:5000")
+    assert services["api"]["environment"]["PERENNIAL_TRUSTED_PROXY"] == ("proxy" if public else "")
+    hosts = services["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert set(hosts) == {"mlflow:5000", "localhost:*", "127.0.0.1:*"} | ({f"mlflow.{public}"} if public else set())
+    assert services["mlflow"]["environment"]["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == mlflow
+    # Whatever is public, only the proxy can be reached from other machines.
+    assert {name for name, service in services.items() if "ports" in service} == {"api", "mlflow", "proxy", "grafana"}
+
+
+def test_trainings_and_the_judge_have_no_way_out() -> None:
+    for given, internal in (({}, "true"), ({"PERENNIAL_STORE_INTERNAL": "false"}, "false")):
+        found = read_compose({**GIVEN, **given})
+        assert found["networks"]["store"]["internal"] == internal
+        assert {name for name, service in found["services"].items() if "store" in service["networks"]} == {"trainer", "judge"}
+        assert not [name for name in ("trainer", "judge") if "outside" in found["services"][name]["networks"]]
 
 
 def test_images_of_others_are_pinned_by_digest() -> None:

@@ -1,17 +1,24 @@
-"""deploy/helm: what must hold of it whoever installs it. README.md beside it says what was validated with Helm."""
+"""deploy/helm: what must hold of it whoever installs it, and what Helm itself makes of it."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from kubernetes import client as kubernetes
 
 from perennial.core.settings import PROJECT
 from perennial.orchestration.queues import LIGHT
 from perennial.orchestration.queues import QUEUES as OF_STAGES
+from tests.conftest import _without
 
 FOLDER = PROJECT / "deploy" / "helm"
 OFFICIAL = yaml.safe_load((FOLDER / "values.yaml").read_text())
@@ -54,8 +61,10 @@ def test_the_policy_gives_each_task_the_pod_of_its_queue() -> None:
 @pytest.mark.parametrize("values", [OFFICIAL, OURS], ids=["official", "ours"])
 def test_secrets_are_named_and_never_written_down(values: dict[str, Any]) -> None:
     for path, value in leaves(values):
-        if re.search(r"(?i)(password|passphrase|token|secret|fernetkey|\.pass$|connection$)", path):
-            assert re.fullmatch(r"perennial-[a-z]+|PERENNIAL_DATABASE_URL", str(value)), path
+        if not isinstance(value, bool) and re.search(
+            r"(?i)(password|passphrase|token|secret|fernetkey|\.pass$|connection$)", path
+        ):
+            assert re.fullmatch(r"perennial-[a-z]+|PERENNIAL_[A-Z_]+", str(value)), path
         assert not re.search(r"://[^/\s]*:[^/\s]*@", str(value)), path
     assert not any("kind: Secret" in template for template in TEMPLATES.values())
 
@@ -89,3 +98,100 @@ def test_nothing_of_ours_is_root_or_writes_into_its_image() -> None:
 def test_pods_of_tasks_have_no_address_of_airflows_database() -> None:
     assert "SQL_ALCHEMY_CONN" not in TEMPLATES["pods.yaml"] + TEMPLATES["deployment.yaml"]
     assert "perennial-airflow" not in TEMPLATES["pods.yaml"]
+
+
+def test_both_servers_have_the_address_that_people_type() -> None:
+    assert OFFICIAL["config"]["api"]["base_url"] == OURS["airflow"]["publicUrl"]
+    assert OFFICIAL["config"]["fab"]["cookie_secure"] == "True"
+
+
+# --- what Helm makes of it --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def helm() -> str:
+    """Path of the program, which ``scripts/helm.sh`` fetches."""
+    found = shutil.which("helm", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+    return found or _without("Helm (scripts/helm.sh)")
+
+
+def run(helm: str, command: str, *values: str) -> subprocess.CompletedProcess[str]:
+    given = [part for value in ("image.digest=sha256:" + "a" * 64, *values) for part in ("--set", value)]
+    name = ["perennial"] if command == "template" else ["--strict"]
+    return subprocess.run(
+        [helm, command, *name, str(FOLDER / "perennial"), *given], capture_output=True, text=True, check=False
+    )  # fmt: skip
+
+
+def as_kubernetes_reads(value: Any, kind: str, path: str) -> Any:
+    """A part of a manifest as the Kubernetes API's own model of it.
+
+    Raises:
+        AssertionError: a field that the model does not have, or a value of another type.
+        ValueError: a field is missing that must be there.
+    """
+    if kind.startswith("list["):
+        assert isinstance(value, list), path
+        return [as_kubernetes_reads(part, kind[5:-1], f"{path}[{place}]") for place, part in enumerate(value)]
+    if kind.startswith("dict"):
+        assert isinstance(value, dict), path
+        return {key: as_kubernetes_reads(part, kind[10:-1], f"{path}.{key}") for key, part in value.items()}
+    if kind in ("str", "bool", "int"):
+        assert type(value).__name__ == kind, f"{path} is {value!r}, not a {kind}"
+        return value
+    if kind == "object":
+        return value
+    model = getattr(kubernetes, kind)
+    fields = {name: field for field, name in model.attribute_map.items()}
+    assert set(value) <= set(fields), f"{path} has {set(value) - set(fields)}, which Kubernetes does not know"
+    return model(
+        **{
+            fields[name]: as_kubernetes_reads(part, model.openapi_types[fields[name]], f"{path}.{name}")
+            for name, part in value.items()
+        }
+    )
+
+
+def manifests(helm: str, *values: str) -> dict[tuple[str, str], dict[str, Any]]:
+    done = run(helm, "template", *values)
+    assert done.returncode == 0, done.stderr
+    made = [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+    return {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in made}
+
+
+def test_helm_finds_nothing_to_object_to(helm: str) -> None:
+    done = run(helm, "lint")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_kubernetes_knows_every_field(helm: str) -> None:
+    found = manifests(helm)
+    assert len(found) > 10
+    for (kind, name), manifest in found.items():
+        as_kubernetes_reads(manifest, f"V1{kind}", f"{kind} {name}")
+    pods = found["ConfigMap", "perennial-pods"]["data"]
+    assert {file.removesuffix(".yaml") for file in pods} == QUEUES
+    for file, text in pods.items():
+        as_kubernetes_reads(yaml.safe_load(text), "V1Pod", file)
+
+
+def test_people_come_by_tls_to_a_name_of_its_own_for_each_server(helm: str) -> None:
+    found = manifests(helm, "airflow.publicUrl=https://a.test", "mlflow.publicUrl=https://m.test")
+    for name, host, service in (("airflow", "a.test", "airflow-api-server"), ("mlflow", "m.test", "perennial-mlflow")):
+        spec = found["Ingress", f"perennial-{name}"]["spec"]
+        assert spec["tls"] == [{"hosts": [host], "secretName": "perennial-tls"}]
+        [rule] = spec["rules"]
+        assert rule["host"] == host
+        assert rule["http"]["paths"][0]["backend"]["service"]["name"] == service
+    [container] = found["Deployment", "perennial-mlflow"]["spec"]["template"]["spec"]["containers"]
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"] == "perennial-mlflow:5000,m.test"
+    assert environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "https://m.test"
+    assert not [kind for kind, _ in manifests(helm, "ingress.enabled=false") if kind == "Ingress"]
+
+
+@pytest.mark.parametrize("value", ["mlflow.publicUrl=http://m.test", "image.digest=latest", "ingress.tls=x", "mlflow.typo=1"])
+def test_values_that_cannot_be_meant_are_refused(helm: str, value: str) -> None:
+    done = run(helm, "template", value)
+    assert done.returncode != 0
+    assert value.split("=")[0].split(".")[0] in done.stderr

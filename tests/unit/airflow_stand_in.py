@@ -1,4 +1,4 @@
-"""An HTTP server that answers as Airflow's REST API does, for what the watchdog and the promoter ask of it.
+"""An HTTP server that answers as Airflow's REST API does, for what the watchdog and the judge ask of it.
 
 Every path, parameter and answer is held to the OpenAPI document that Airflow ships: what is not in it fails the test.
 """

@@ -33,26 +33,29 @@ _READ_WHOLE = 500 << 20
 _PATIENCE = 5
 
 
-def in_words(error: BaseException, databases: Mapping[str, str], state: Path) -> str | None:
-    """What people are told about an error that ended a command; None if it is a fault of the program.
+def in_words(
+    error: BaseException, databases: Mapping[str, str], state: Path, *, again: str = "run the command again"
+) -> str | None:
+    """What people are told about an error that ended a command or a task; None if it is a fault of the program.
 
     Args:
         error: the error. What caused it is looked at too.
         databases: addresses of the databases, by what people call them.
         state: the folder that is meant where the error names no file.
+        again: what to do once the fault is corrected.
     """
     for one in _chain(error):
         number = one.errno if isinstance(one, OSError) else None
         place = one.filename if isinstance(one, OSError) else None
-        if (told := _of_files(number or _number_in(one), place or state)) is not None:
+        if (told := _of_files(number or _number_in(one), place or state, again)) is not None:
             return told
         if isinstance(one, MemoryError):
-            return "this machine has not enough memory left for this: end other work on it, and run the command again"
+            return f"this machine has not enough memory left for this: end other work on it, and {again}"
         if type(one).__name__ == "OutOfMemoryException":
-            return f"DuckDB has not enough memory or disk ({one_line(one)}): end other work, and run the command again"
+            return f"DuckDB has not enough memory or disk ({one_line(one)}): end other work, and {again}"
         if _is_of_a_database(one):
             found = (fault for name, url in databases.items() if (fault := find_fault(name, url)) is not None)
-            return next(found, None) or _of_a_connection(one)
+            return next(found, None) or _of_a_connection(one, again)
     return None
 
 
@@ -84,14 +87,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         ]
 
 
-def _of_files(number: int | None, place: object) -> str | None:
+def _of_files(number: int | None, place: object, again: str = "run the command again") -> str | None:
     where = os.fsdecode(place) if isinstance(place, (str, bytes, os.PathLike)) else "this machine"
     if number in _FULL:
-        return f"the disk of {where} is full: make room, and run the command again"
+        return f"the disk of {where} is full: make room, and {again}"
     if number == errno.EFBIG:
-        return f"{where}: no file may become that large here: raise the limit (ulimit -f), and run the command again"
+        return f"{where}: no file may become that large here: raise the limit (ulimit -f), and {again}"
     if number == errno.EROFS:
-        return f"{where} is on a disk that is mounted read-only: mount it for writing, and run the command again"
+        return f"{where} is on a disk that is mounted read-only: mount it for writing, and {again}"
     if number in _FORBIDDEN:
         return (
             f"{where}: the user {_user()} may not read or write it: run the command as its owner, or give the user the right "
@@ -100,7 +103,7 @@ def _of_files(number: int | None, place: object) -> str | None:
     if number == errno.EIO:
         return f"the disk of {where} fails (input/output error): look at the system's log, and restore a backup on another disk"
     if number in (errno.EMFILE, errno.ENFILE):
-        return "too many files are open: raise the limit (ulimit -n), and run the command again"
+        return f"too many files are open: raise the limit (ulimit -n), and {again}"
     return None
 
 
@@ -129,12 +132,12 @@ def _is_of_a_database(error: BaseException) -> bool:
     return isinstance(error, kinds) and not isinstance(error, refused)
 
 
-def _of_a_connection(error: BaseException) -> str | None:
+def _of_a_connection(error: BaseException, again: str) -> str | None:
     said = one_line(getattr(error, "orig", None) or error)
     if "locked" in said or "lock timeout" in said:
-        return f"another process keeps a database busy ({said}): wait until it has ended, and run the command again"
+        return f"another process keeps a database busy ({said}): wait until it has ended, and {again}"
     if getattr(error, "connection_invalidated", False) or "connection" in said:
-        return f"the connection to a database was lost ({said}): run the command again when the server answers"
+        return f"the connection to a database was lost ({said}): start the server, and {again}"
     return None
 
 

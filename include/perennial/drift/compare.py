@@ -5,7 +5,7 @@ predictions. Methods and thresholds are those of the spec, or of ``drift.yaml`` 
 defaults are not used, since they depend on the size of the data. What Evidently misjudges is judged before Evidently is
 called (:func:`compare` lists it). A verdict that could not be computed is ``unknown``, never ``ok``.
 
-Neighbours: :mod:`perennial.drift.thresholds` calibrates. :mod:`perennial.monitoring.judge` calls :func:`compare` and records
+Neighbours: :mod:`perennial.drift.thresholds` calibrates. :mod:`perennial.monitoring.verdicts` calls :func:`compare` and records
 the verdict. :mod:`perennial.drift.page` writes the page.
 """
 

@@ -1,8 +1,8 @@
 """From the landed rows of a table's interval to published rows and quarantined rows.
 
 DuckDB casts the rows (:mod:`perennial.ingestion.casting`). The spec of the table becomes a suite of Great Expectations
-(:mod:`perennial.ingestion.suite`). :mod:`perennial.ingestion.judge` judges the rows. A row that fails a critical check goes
-to quarantine with every reason. A warning is only reported.
+(:mod:`perennial.ingestion.suite`). :mod:`perennial.ingestion.quarantine` judges the rows. A row that fails a critical check
+goes to quarantine with every reason. A warning is only reported.
 
 This module also judges the interval as a whole: rows per day, freshness, volume against the past, and the share of
 quarantined rows. If too many rows are quarantined, or a critical check of the whole fails, the interval is refused: nothing
@@ -36,8 +36,8 @@ from perennial.ingestion.casting import ARRIVED, LANDED_EXTRAS, ROW, UNCLEAR, La
 from perennial.ingestion.data_docs import write_page
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.ingestion.files import is_dated
-from perennial.ingestion.judge import BATCH_ROWS, SHOWN, JudgedRows, judge, judge_rows
 from perennial.ingestion.local_time import add_macros
+from perennial.ingestion.quarantine import BATCH_ROWS, SHOWN, JudgedRows, judge, judge_rows
 from perennial.ingestion.sources import Landed
 from perennial.ingestion.suite import Check, CheckTally, whole
 from perennial.lake.publish import TableWrite

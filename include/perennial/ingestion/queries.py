@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, time
 from typing import Any
@@ -208,4 +209,6 @@ def land_python(folder: ModelFolder, reference: str, name: str, interval: Interv
     except PerennialError:
         raise
     except Exception as error:  # code of a model folder may raise anything
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # what it read could not be written here
         raise SourceError(f"{reference} raised {type(error).__name__}: {one_line(error)}") from error

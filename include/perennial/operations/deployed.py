@@ -45,7 +45,7 @@ def check_folders(environment: Mapping[str, str]) -> None:
     def refuse(path: str) -> NoReturn:
         raise SettingsError(
             f"{path} cannot be read by user {os.getuid()}, which the containers run as. In the project's folder, run "
-            "chmod -R a+rX dags plugins include/models monitoring"
+            "chmod -R a+rX dags plugins include/models monitoring deploy/proxy"
         )
 
     for name in ("AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "PERENNIAL_MODELS"):
@@ -153,6 +153,7 @@ def serve_mlflow(environment: Mapping[str, str], arguments: list[str]) -> None:
         config.write(stream)
     command = [
         sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--serve-artifacts",
+        "--workers", environment.get("PERENNIAL_MLFLOW_WORKERS", "2"),
         "--artifacts-destination", _given(environment, "PERENNIAL_MLFLOW_ARTIFACTS"), *arguments,
     ]  # fmt: skip
     os.execve(command[0], command, dict(environment))  # noqa: S606 - without a shell

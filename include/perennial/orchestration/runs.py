@@ -18,15 +18,16 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from airflow.sdk import Connection, Context, get_current_context
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.log import mask_secret
 from sqlalchemy import Engine, create_engine
 
 from perennial.alerts.alert import linking
-from perennial.core import logs, redaction
-from perennial.core.errors import FINAL, SettingsError, SpecError
+from perennial.core import faults, logs, redaction
+from perennial.core.errors import FINAL, PerennialError, SettingsError, SpecError
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, settings
+from perennial.core.text import one_line
 from perennial.deployment import Deployment
 from perennial.spec.folder import ModelFolder
 from perennial.stages.run import StageRun
@@ -188,6 +189,23 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
             yield Run(parts.model(model), parts, context, window, part)
         except FINAL as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+        except (PerennialError, AirflowException):
+            raise
+        except Exception as error:
+            if (told := in_words(error, parts.settings)) is None:
+                raise
+            # Without what caused it, which the sentence quotes: people would read that first.
+            raise AirflowException(told) from None
+
+
+def in_words(error: Exception, settings: Settings) -> str | None:
+    """What people are told if MLflow, a database or a disk failed a task, which is tried again; None if it was none of them."""
+    from perennial.registry.server import unanswered
+
+    if (said := unanswered(error, settings)) is not None:
+        return said
+    told = faults.in_words(error, {}, settings.state, again="clear the task if its tries are over")
+    return None if told is None else f"{told} ({one_line(error)})"
 
 
 def task_links(settings: Settings, task: Any) -> dict[str, str]:

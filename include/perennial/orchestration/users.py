@@ -17,6 +17,9 @@ from typing import Any
 
 OPERATOR, APPROVER = "Operator", "Approver"
 
+#: The users that the init job makes, with their roles.
+USERS = {"admin": "Admin", "watchdog": "Viewer", "judge": "Viewer"}
+
 #: By stage, the roles besides Admin that may trigger its DAG and change its runs. On all other stages, the operator may.
 ACCESS = {
     "promote": (APPROVER,),
@@ -56,7 +59,7 @@ def keep_users(passwords: dict[str, str]) -> None:
         if (former := manager.find_user(username="promoter")) is not None:
             manager.session.delete(former)
             manager.session.commit()
-        for name, role in (("admin", "Admin"), ("watchdog", "Viewer"), ("judge", "Viewer")):
+        for name, role in USERS.items():
             _keep_user(manager, name, role, passwords[name])
 
 
@@ -77,4 +80,4 @@ def _keep_user(manager: Any, name: str, role: str, password: str) -> None:
 
 
 if __name__ == "__main__":
-    keep_users({name: os.environ[f"AIRFLOW_{name.upper()}_PASSWORD"] for name in ("admin", "watchdog", "judge")})
+    keep_users({name: os.environ[f"AIRFLOW_{name.upper()}_PASSWORD"] for name in USERS})

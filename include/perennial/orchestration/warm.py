@@ -26,7 +26,7 @@ for name in (
     "perennial.features.publish",
     "perennial.ingestion.publish",
     "perennial.ingestion.sources",
-    "perennial.monitoring.judge",
+    "perennial.monitoring.verdicts",
     "perennial.monitoring.performance",
     "perennial.monitoring.requests",
     "perennial.monitoring.shadowing",

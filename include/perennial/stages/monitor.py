@@ -10,9 +10,9 @@ from perennial.stages.run import StageRun
 
 if TYPE_CHECKING:
     from perennial.ledger.records import ShadowComparison
-    from perennial.monitoring.judge import DriftVerdict
     from perennial.monitoring.performance import Realised
     from perennial.monitoring.requests import RetrainingRequest
+    from perennial.monitoring.verdicts import DriftVerdict
 
 
 def measure_performance(run: StageRun, window: Interval) -> list[Realised]:
@@ -31,9 +31,11 @@ def compare_shadows(run: StageRun, window: Interval) -> list[ShadowComparison]:
 
 def judge_drift(run: StageRun, window: Interval) -> DriftVerdict:
     """Compare the window's features and predictions with the champion's training reference."""
-    from perennial.monitoring import judge
+    from perennial.monitoring import verdicts
 
-    return judge.judge_drift(run.folder, run.deployment, window, directory=run.deployment.settings.reports, run_id=run.run_id)
+    return verdicts.judge_drift(
+        run.folder, run.deployment, window, directory=run.deployment.settings.reports, run_id=run.run_id
+    )
 
 
 def decide_retraining(run: StageRun, window: Interval, *, training_under_way: bool) -> RetrainingRequest | None:

@@ -44,6 +44,11 @@ def test_the_cause_of_an_error_is_told_also_where_a_library_hides_it() -> None:
     assert told(hidden) == "the disk of /state is full: make room, and run the command again"
 
 
+def test_a_task_says_what_to_do_in_airflow_and_not_at_a_prompt() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert in_words(full, {}, Path("/s"), again="clear the task") == "the disk of /s is full: make room, and clear the task"
+
+
 def test_duckdb_that_may_not_write_says_where(tmp_path: Path) -> None:
     with pytest.raises(duckdb.IOException) as raised:
         duckdb.sql("COPY (SELECT 1) TO '/proc/nothing/here.csv'")

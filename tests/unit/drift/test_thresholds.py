@@ -19,7 +19,7 @@ from perennial.core.intervals import Interval
 from perennial.core.settings import Settings, read_settings
 from perennial.drift.distances import prepare_all
 from perennial.drift.thresholds import Geometry, StableHistory, calibrate, draw, read_history, write
-from perennial.monitoring.judge import judge_drift
+from perennial.monitoring.verdicts import judge_drift
 from perennial.spec.folder import ModelFolder, read_model
 from perennial.spec.monitoring import Drift, DriftThresholds
 from tests.unit.monitored import WEEK, World, make_world

@@ -10,7 +10,7 @@ import great_expectations as gx
 import pandas as pd
 import pytest
 
-from perennial.ingestion import judge
+from perennial.ingestion import quarantine
 from tests.unit.landing import (
     DAY,
     FILE,
@@ -248,7 +248,7 @@ def test_a_value_that_many_rows_have_is_judged_as_in_each_row(tmp_path: Path) ->
 
 def great_expectations_fails(frame: pd.DataFrame, *expectations: Any) -> set[str]:
     """The labels of the rows that fail when Great Expectations itself is given all of them."""
-    asset = gx.get_context(mode="ephemeral", project_config=judge._in_memory()).data_sources.add_pandas("p")
+    asset = gx.get_context(mode="ephemeral", project_config=quarantine._in_memory()).data_sources.add_pandas("p")
     batch = asset.add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
     result = batch.get_batch({"dataframe": frame.rename_axis("label").reset_index()}).validate(
         gx.ExpectationSuite(name="rows", expectations=list(expectations)),
@@ -262,7 +262,7 @@ def test_rows_are_judged_the_same_in_batches_of_any_size(tmp_path: Path, monkeyp
     columns = {"place": {"type": "string", "matches": "^[A-Z]+$"}, "n": {"type": "integer", "max": 1, "severity": "warning"}}
 
     at_once = checked(tmp_path / "1", *rows, columns=columns, table={"tolerance": 1.0})
-    monkeypatch.setattr(judge, "BATCH_ROWS", 7)
+    monkeypatch.setattr(quarantine, "BATCH_ROWS", 7)
     in_batches = checked(tmp_path / "2", *rows, columns=columns, table={"tolerance": 1.0})
 
     assert in_batches.published == at_once.published

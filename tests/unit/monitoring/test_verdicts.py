@@ -22,7 +22,7 @@ from perennial.evidence.evaluation import Evaluation, GainOverChampion
 from perennial.evidence.monitoring import Constant
 from perennial.evidence.verdict import ESTIMATE_LIMIT, Estimate
 from perennial.monitoring import estimation
-from perennial.monitoring.judge import DriftVerdict, estimate_bound, judge_drift, read_outlook
+from perennial.monitoring.verdicts import DriftVerdict, estimate_bound, judge_drift, read_outlook
 from perennial.spec.model import ModelSpec
 from tests.unit.monitored import WEEK, World, make_world
 from tests.unit.synthetic import MODEL, evaluation_of
