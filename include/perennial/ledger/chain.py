@@ -165,6 +165,15 @@ class Decisions:
             self._check_end(last, signer)
         self._signer = signer
 
+    def take_over_key(self) -> None:
+        """Go on with this process's key, if anything was decided. A new ledger has no chain yet: a restore begins with one.
+
+        Raises:
+            ChainBroken, SettingsError: as in :meth:`write`.
+        """
+        if self._last() is not None or has_decisions(self.connection):
+            self.be_ready()
+
     def _check_end(self, last: Mapping[str, Any], signer: Signer) -> None:
         """Refuse to go on after an entry that this key has not signed, or before one that is known from elsewhere."""
         self.head = head_of(last)
