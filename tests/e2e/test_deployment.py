@@ -390,7 +390,8 @@ def test_a_person_writes_a_note_in_mlflow_behind_tls(deployed: Deployed, page: P
         run = client.get("runs/get", params={"run_id": record.mlflow_run_id}).json()["run"]["info"]
     url = _public(deployed, NAMES[1])
     # As if the name and password had been typed into the browser's own window.
-    page.goto(url.replace("//", f"//admin:{deployed.secrets['MLFLOW_ADMIN_PASSWORD']}@"))
+    signed_in = url.replace("//", f"//admin:{deployed.secrets['MLFLOW_ADMIN_PASSWORD']}@")
+    page.goto(f"{signed_in}/ajax-api/2.0/mlflow/users/current")
     page.goto(f"{url}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}")
     page.get_by_role("button", name="Edit description").click()
     page.locator("textarea").first.fill("seen behind TLS")

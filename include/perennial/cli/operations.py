@@ -100,7 +100,7 @@ def verify(chosen: argparse.Namespace) -> int:
     if chosen.begin_again is not None:
         if not chosen.begin_again.strip():
             raise SystemExit("give a reason: the ledger keeps it")
-        adopted = parts.ledger.begin_again(actor=by_hand.actor(), reason=chosen.begin_again.strip())
+        adopted = parts.ledger.begin_again(actor=by_hand.actor(), reason=chosen.begin_again.strip(), noted=noted)
         tell(f"The chain of decisions begins again; it adopted {adopted} rows as they are.")
     return 1 if verify(parts, tell, noted=noted).problems else 0
 

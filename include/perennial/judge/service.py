@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
@@ -127,6 +127,8 @@ class Judge:
     def run(self) -> None:
         """Rule until SIGTERM or SIGINT comes. Rulings that have begun then end by themselves, or are taken again."""
         keep_ready("perennial.evaluation.confined")
+        # Otherwise the first ruling would wait for its imports.
+        forkserver.ensure_running()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         log.info("waiting for proposals; at most %d rulings at once", self._given.at_once)
@@ -255,7 +257,8 @@ def _align(model: str) -> None:
     _begin()
     with logs.context(model=model, run="judge"):
         try:
-            Deployment(settings()).registry.reconcile(model)
+            champion = Deployment(settings()).registry.reconcile(model)
+            log.info("MLflow's alias and the ledger agree: the champion is %s", champion)
         except PerennialError as error:
             log.warning("%s", error)
 

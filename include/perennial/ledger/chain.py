@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from perennial.core.database import take_turn
 from perennial.core.errors import ChainBroken
 from perennial.ledger import tables
-from perennial.ledger.signing import ChainHead, Keys, Signer, fingerprint, is_signed
+from perennial.ledger.signing import ChainHead, Keys, Signer, fingerprint, is_key, is_signed
 
 #: The tables that say which version is champion, and why. ``alias_moves`` says who is at work, and ``rulings`` what a task was
 #: answered: both are removed again.
@@ -98,6 +98,8 @@ class Decisions:
             SettingsError: this process has no key.
         """
         self.be_ready()
+        if not isinstance(statement, sa.Insert):
+            self._check_rows(statement)
         written = statement.returning(*statement.table.c).execution_options(**{_ALLOWED: True})
         rows = self.connection.execute(written).mappings().all()
         what = REMOVED if statement.is_delete else WRITTEN
@@ -105,13 +107,24 @@ class Decisions:
         self._append([_of_row(what, table, row) for row in rows])
         return rows
 
-    def begin(self, *, actor: str, reason: str, over: ChainHead | None = None, known: int = 0) -> int:
+    def require_sound(self, model: str) -> None:
+        """Refuse to decide on records that others have changed.
+
+        Raises:
+            ChainBroken: a row of the model, or the chain, is not as the judge has written it.
+        """
+        self.be_ready()
+        if problems := check(self.connection, self._keys, model=model).problems:
+            more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+            raise ChainBroken(f"{model}: nothing is decided, since {problems[0]}{more}")
+
+    def begin(self, *, actor: str, reason: str, over: str | None = None, known: int = 0) -> int:
         """Begin the chain, also where there is one: the rows that are there now are adopted.
 
         Args:
             actor: who asks for it.
             reason: why.
-            over: an entry that is known from elsewhere and is given up.
+            over: an entry that is known from elsewhere and is given up, as ``NUMBER:HASH``.
             known: how many problems there are with the entries before, which the actor accepts.
 
         Returns:
@@ -127,7 +140,7 @@ class Decisions:
         ]
         about = {
             "actor": actor, "reason": reason, "key": self._signer.public, "known": known,
-            "over": None if over is None else [over.number, over.hash],
+            "over": over,
         }  # fmt: skip
         self._append([_entry(BEGUN, "", "", about), *rows])
         return len(rows)
@@ -140,7 +153,13 @@ class Decisions:
         """
         if self._signer is not None:
             return
-        last = self._last()
+        try:
+            last = self._last()
+        except ValueError as error:
+            raise ChainBroken(
+                f"the newest entry of the chain of decisions cannot be read ({error}), so nothing is decided: run perennial "
+                "verify, and see docs/operate.md, The record of decisions"
+            ) from error
         if last is None:
             if self._keys.head() is not None or has_decisions(self.connection):
                 raise ChainBroken(
@@ -158,11 +177,11 @@ class Decisions:
                     f"the decisions are signed with the key {in_force}, and this process has {signer.fingerprint}, so nothing "
                     "is decided: put the key back, or replace it as docs/operate.md says under Secrets"
                 )
-            self._check_end(last, former)
+            self._check_end(last)
             self._signer = former
             self._append([_entry(KEY, "", "", {"key": signer.public})])
         else:
-            self._check_end(last, signer)
+            self._check_end(last)
         self._signer = signer
 
     def take_over_key(self) -> None:
@@ -174,12 +193,25 @@ class Decisions:
         if self._last() is not None or has_decisions(self.connection):
             self.be_ready()
 
-    def _check_end(self, last: Mapping[str, Any], signer: Signer) -> None:
-        """Refuse to go on after an entry that this key has not signed, or before one that is known from elsewhere."""
+    def _check_rows(self, statement: sa.Update | sa.Delete) -> None:
+        """Refuse to write a row that others have changed: the entry of the write would make it genuine."""
+        table, publics = _NAMES[str(statement.table.description)], _publics(self.connection)
+        query = sa.select(table) if statement.whereclause is None else sa.select(table).where(statement.whereclause)
+        for row in self.connection.execute(query).mappings().all():
+            of_row = _of_row(WRITTEN, table, row)
+            mine = (tables.chain.c.subject == table.name, tables.chain.c.about == of_row["about"])
+            newest = sa.select(tables.chain).where(*mine).order_by(tables.chain.c.number.desc()).limit(1)
+            entry = self.connection.execute(newest).mappings().one_or_none()
+            if entry is None or entry["content"] != of_row["content"] or not _is_genuine(entry, publics):
+                raise ChainBroken(
+                    f"{_row_called(row['model'], table.name, of_row['about'])} is not as the judge has written it, so it was "
+                    "left as it is: run perennial verify, and see docs/operate.md, The record of decisions"
+                )
+
+    def _check_end(self, last: Mapping[str, Any]) -> None:
+        """Refuse to go on after an entry that the judge has not signed, or before one that is known from elsewhere."""
         self.head = head_of(last)
-        # An entry that names another key is the only one that is not signed with the key in force.
-        forged = last["what"] != KEY and not is_signed(signer.public, last["number"], last["hash"], last["signature"])
-        if forged or last["hash"] != _hash(last):
+        if not _is_genuine(last, _publics(self.connection, before=last["number"])):
             raise ChainBroken(
                 f"{_called(last)} was not written by the judge, so nothing is decided: run perennial verify, and see "
                 "docs/operate.md, The record of decisions"
@@ -219,8 +251,9 @@ def guard(engine: sa.Engine) -> None:
 
     @sa.event.listens_for(engine, "before_execute")
     def refuse(_: sa.Connection, statement: sa.Executable, __: object, ___: object, options: Mapping[str, Any]) -> None:
-        if isinstance(statement, sa.Insert | sa.Update | sa.Delete) and statement.table.description in _NAMES:
-            assert options.get(_ALLOWED), f"{statement.table.description} is written by Decisions.write only"
+        writes = isinstance(statement, sa.Insert | sa.Update | sa.Delete) and statement.table.description in _NAMES
+        if writes and not options.get(_ALLOWED):
+            raise AssertionError(f"{statement} is written by Decisions.write only")
 
 
 def head_of(entry: Mapping[str, Any]) -> ChainHead:
@@ -233,8 +266,7 @@ def known_elsewhere(connection: sa.Connection, keys: Keys) -> ChainHead | None:
     noted = keys.head()
     if noted is None:
         return None
-    named = sa.select(tables.chain.c.about).where(tables.chain.c.what.in_((BEGUN, KEY)))
-    publics = {about["key"] for about in connection.execute(named).scalars()}
+    publics = set(_publics(connection).values())
     if (own := keys.known()) is not None:
         publics.add(own.public)
     # Workers may be able to write there. What they write must not stop the judge.
@@ -245,6 +277,39 @@ def has_decisions(connection: sa.Connection) -> bool:
     """Whether a protected table has a row."""
     one = (sa.select(sa.literal(1)).select_from(table).limit(1) for table in PROTECTED)
     return any(connection.execute(query).first() is not None for query in one)
+
+
+def newest_missing(connection: sa.Connection, heads: Sequence[str]) -> str | None:
+    """Of entries that are known from elsewhere, the newest one that the ledger does not have."""
+    missing = [head for head in heads if f"{_hash_at(connection, _number(head))}" != head.partition(":")[2]]
+    return max(missing, key=_number, default=None)
+
+
+def _number(head: str) -> int:
+    return int(head.partition(":")[0])
+
+
+def _publics(connection: sa.Connection, *, before: int | None = None) -> dict[str, str]:
+    """The public keys that the chain names, by fingerprint; only those named before an entry, or by it as it begins."""
+    chain = tables.chain.c
+    query = sa.select(chain.about).where(chain.what.in_((BEGUN, KEY)))
+    if before is not None:
+        query = query.where((chain.number < before) | ((chain.number == before) & (chain.what == BEGUN)))
+    return {fingerprint(key): key for about in connection.execute(query).scalars() if (key := _key_in(about)) is not None}
+
+
+def _key_in(about: Any) -> str | None:
+    """The public key that an entry names; None if it names none."""
+    key = about.get("key") if isinstance(about, dict) else None
+    return key if isinstance(key, str) and is_key(key) else None
+
+
+def _is_genuine(entry: Mapping[str, Any] | sa.RowMapping, publics: Mapping[str, str]) -> bool:
+    """Whether an entry is as one of these keys has signed it."""
+    public = publics.get(entry["signer"])
+    if public is None or entry["hash"] != _hash(entry):
+        return False
+    return is_signed(public, entry["number"], entry["hash"], entry["signature"])
 
 
 # --- entries ---------------------------------------------------------------------------------------------------------
@@ -268,7 +333,7 @@ def _content(table: sa.Table, row: sa.RowMapping) -> str:
     return _digest({name: value for name, value in values.items() if value is not None and value != {}})
 
 
-def _hash(entry: Mapping[str, Any]) -> str:
+def _hash(entry: Mapping[str, Any] | sa.RowMapping) -> str:
     names = ("number", "at", "what", "model", "subject", "about", "content", "previous", "signer")
     return _digest({name: _plain(entry[name]) for name in names})
 
@@ -283,7 +348,8 @@ def _plain(value: Any) -> Any:
 
 def _key_after(entry: Mapping[str, Any]) -> str:
     """The fingerprint of the key in force after an entry."""
-    return fingerprint(entry["about"]["key"]) if entry["what"] == KEY else str(entry["signer"])
+    key = _key_in(entry["about"]) if entry["what"] == KEY else None
+    return str(entry["signer"]) if key is None else fingerprint(key)
 
 
 def _hash_at(connection: sa.Connection, number: int) -> str | None:
@@ -295,7 +361,8 @@ def _called(entry: Mapping[str, Any]) -> str:
     return f"entry {entry['number']} of the chain{row}"
 
 
-def _row_called(model: str, subject: str, key: Mapping[str, Any]) -> str:
+def _row_called(model: str, subject: str, key: Any) -> str:
+    key = key if isinstance(key, dict) else {}
     kind = subject.removeprefix("perennial_").removesuffix("s")
     values = (str(key.get(column.name)) for column in _NAMES[subject].primary_key.columns if column.name != "model")
     return f"{model}: {kind} {', '.join(values)}"
@@ -316,6 +383,14 @@ def check(connection: sa.Connection, keys: Keys, *, model: str | None = None, no
             each change of the key; None: compare everything.
         noted: entries that are known from elsewhere, such as from a backup: ``NUMBER:HASH``.
     """
+    try:
+        return _check(connection, keys, model, noted)
+    except ValueError as error:  # no JSON, or no moment
+        told = f"a value in the record of decisions cannot be read ({error}), and the judge did not write it: {_RESTORE}"
+        return Checked(0, 0, None, "", [], [told])
+
+
+def _check(connection: sa.Connection, keys: Keys, model: str | None, noted: Sequence[str]) -> Checked:
     entries = [dict(row) for row in connection.execute(sa.select(tables.chain).order_by(tables.chain.c.number)).mappings()]
     if not entries:
         missing = []
@@ -325,30 +400,31 @@ def check(connection: sa.Connection, keys: Keys, *, model: str | None = None, no
                 "why, run perennial verify --begin-again REASON"
             )
         return Checked(0, 0, None, "", [], missing)
-    began = max((place for place, entry in enumerate(entries) if entry["what"] == BEGUN), default=0)
+    publics = _publics(connection)
+    begun = [place for place, entry in enumerate(entries) if entry["what"] == BEGUN and _is_genuine(entry, publics)]
+    began = begun[-1] if begun else 0
     before: list[str] = []
     faults: list[str] = []
     for place, problem in _faults(entries, model):
         (before if place < began else faults).append(problem)
-    notes = list(_notes(entries, began, before))
-    if len(before) > (entries[began]["about"].get("known") or 0):
+    notes = list(_notes(entries, began, before)) if begun else []
+    if before and len(before) > entries[began]["about"]["known"]:
         faults = before + faults
     rows, differences = _compare(connection, entries[began:], model)
     key = _key_after(entries[-1])
-    publics = {fingerprint(entry["about"]["key"]): entry["about"]["key"] for entry in entries if entry["what"] in (BEGUN, KEY)}
     expected, trust = keys.expected()
     if expected is not None and fingerprint(expected) != key:
         faults.append(
             f"the decisions are signed with the key {key}, but the key has to be {fingerprint(expected)}, since {trust}: if "
             f"nobody has replaced it, {_RESTORE}"
         )
-    elif expected is None and began and fingerprint(entries[began]["about"]["key"]) != _key_after(entries[began - 1]):
+    elif expected is None and began and entries[began]["signer"] != _key_after(entries[began - 1]):
         faults.append(
             f"{_called(entries[began])} begins it again with another key, and nothing here tells whether that is the judge's: "
             "check with the service that promotes"
         )
     for head in noted:
-        told = _of_head(entries, head)
+        told = _of_head(entries, [entries[place] for place in begun], head)
         if told is not None:
             (notes if told[0] else faults).append(told[1])
     trusted = trust.format(public=publics.get(key, "?"))
@@ -369,7 +445,7 @@ def _faults(entries: Sequence[Mapping[str, Any]], model: str | None) -> Iterator
         if entry["hash"] != _hash(entry):
             yield place, f"{_called(entry)} was changed after it was signed: {_RESTORE}"
         if entry["what"] == BEGUN:
-            public = entry["about"].get("key")
+            public = _key_in(entry["about"])
         seen = model is None or entry["model"] == model or entry["what"] in (BEGUN, KEY) or place == len(entries) - 1
         if seen and not (
             public is not None
@@ -378,16 +454,16 @@ def _faults(entries: Sequence[Mapping[str, Any]], model: str | None) -> Iterator
         ):
             yield place, f"{_called(entry)} is forged: the judge's key did not sign it; {_RESTORE}"
         elif entry["what"] == KEY:
-            public = entry["about"].get("key")
+            public = _key_in(entry["about"])
 
 
 def _notes(entries: Sequence[Mapping[str, Any]], began: int, before: Sequence[str]) -> Iterator[str]:
     entry = entries[began]
     adopted = sum(1 for other in entries[began:] if other["what"] == ADOPTED)
     said = entry["about"]
-    words = f"{entry['at']:%Y-%m-%d %H:%M} UTC by {said.get('actor')}: {said.get('reason')}"
+    words = f"{entry['at']:%Y-%m-%d %H:%M} UTC by {said['actor']}: {said['reason']}"
     if began:
-        over = f", and gave up the entries to {said['over'][0]}" if said.get("over") else ""
+        over = f", and gave up the entries to {said['over'].partition(':')[0]}" if said["over"] else ""
         wrong = f" {len(before)} entries before it are wrong, which was accepted." if before else ""
         yield f"the chain was begun again on {words}; it adopted {adopted} rows as they were then{over}.{wrong}"
     elif adopted:
@@ -423,13 +499,13 @@ def _compare(connection: sa.Connection, entries: Sequence[Mapping[str, Any]], mo
     return count, problems
 
 
-def _of_head(entries: Sequence[Mapping[str, Any]], head: str) -> tuple[bool, str] | None:
+def _of_head(entries: Sequence[Mapping[str, Any]], begun: Sequence[Mapping[str, Any]], head: str) -> tuple[bool, str] | None:
     """What an entry that is known from elsewhere tells: whether all is well, and a sentence; None if it is in the chain."""
     text, _, digest = head.partition(":")
     number = int(text)
     if any(entry["number"] == number and entry["hash"] == digest for entry in entries):
         return None
-    given_up = [entry for entry in entries if entry["what"] == BEGUN and (entry["about"].get("over") or [0])[0] >= number]
+    given_up = [entry for entry in begun if _number(entry["about"]["over"] or "0:") >= number]
     if given_up:
         return True, f"entry {number}, which is known from elsewhere, was given up by entry {given_up[-1]['number']}"
     return False, (

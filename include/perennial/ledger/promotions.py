@@ -142,6 +142,7 @@ class Promotions(TableFamily):
 
         Raises:
             StaleDecision: the champion is not ``expected``, or another promotion is open.
+            ChainBroken: the model's records are not as the judge has written them.
         """
         with self._deciding(model) as decisions:
             connection = decisions.connection
@@ -151,6 +152,7 @@ class Promotions(TableFamily):
                 )
                 if same:
                     return same[0]
+            decisions.require_sound(model)
             if intents := self._promotions(
                 connection, model, tables.promotions.c.completed_at.is_(None), tables.promotions.c.withdrawn_at.is_(None)
             ):

@@ -79,6 +79,14 @@ def fingerprint(public: str) -> str:
     return hashlib.sha256(base64.b64decode(public)).hexdigest()[:16]
 
 
+def is_key(text: str) -> bool:
+    """Whether a text can be a key."""
+    try:
+        return len(base64.b64decode(text, validate=True)) == _SIZE
+    except ValueError:
+        return False
+
+
 def is_signed(public: str, number: int, digest: str, signature: str) -> bool:
     """Whether an entry's signature was made with the private key of this public key."""
     from cryptography.exceptions import InvalidSignature

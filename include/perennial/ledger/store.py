@@ -107,8 +107,13 @@ class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Remova
         with self._deciding() as decisions:
             decisions.take_over_key()
 
-    def begin_again(self, *, actor: str, reason: str) -> int:
+    def begin_again(self, *, actor: str, reason: str, noted: Sequence[str] = ()) -> int:
         """Begin the chain again: adopt the decisions as they are, with this process's key. The entry keeps who did it and why.
+
+        Args:
+            actor: who asks for it.
+            reason: why.
+            noted: newest entries that are known from elsewhere; those that the ledger does not have are given up.
 
         Returns:
             How many rows were adopted.
@@ -118,8 +123,9 @@ class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Remova
         """
         with self._database.writing() as connection:
             decisions = chain.Decisions(connection, self._keys)
-            over = chain.known_elsewhere(connection, self._keys)
+            own = chain.known_elsewhere(connection, self._keys)
             known = len(chain.check(connection, self._keys).problems)
+            over = chain.newest_missing(connection, [*([str(own)] if own is not None else []), *noted])
             adopted = decisions.begin(actor=actor, reason=reason, over=over, known=known)
         assert decisions.head is not None
         self._keys.note(decisions.head, instead=True)
@@ -138,5 +144,5 @@ class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Remova
             without = chain.check(connection, self._keys)
         if whole.head is None or without.problems or not whole.problems:
             return None
-        self.begin_again(actor=actor, reason="an older backup of the ledger was restored")
+        self.begin_again(actor=actor, reason="an older backup of the ledger was restored", noted=noted)
         return f"the chain of decisions goes on after entry {whole.head.number}; newer ones are not in the backup"

@@ -167,4 +167,5 @@ chain = _table(
     sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=False),
     _time("at"), _text("what"), _text("model"), _text("subject"), _json("about"), _text("content"),
     _text("previous"), _text("hash"), _text("signer"), _text("signature"),
+    sa.Index("perennial_chain_by_row", "subject", "about"),
 )  # fmt: skip

@@ -114,7 +114,7 @@ def person(claims: Mapping[str, Any], *, name: str, groups: str) -> dict[str, An
         groups: the claim that has the groups.
     """
     called = claims.get(name)
-    if not isinstance(called, str) or not called.strip() or called.lower() in RESERVED:
+    if not isinstance(called, str) or not _readable(called) or called.casefold() in RESERVED:
         log.warning("refused a sign-in: the claim %s of subject %r is %r", name, claims.get("sub"), called)
         return None
     if name == "email" and claims.get("email_verified") is not True:
@@ -128,6 +128,11 @@ def person(claims: Mapping[str, Any], *, name: str, groups: str) -> dict[str, An
         "email": str(claims.get("email") or f"{called}@localhost"),
         "role_keys": [group for group in listed if isinstance(group, str)] if isinstance(listed, list) else [],
     }
+
+
+def _readable(name: str) -> bool:
+    # What a page shows like another name is none.
+    return bool(name) and name == name.strip() and name.isprintable()
 
 
 class SignedInElsewhere(FabAirflowSecurityManagerOverride):

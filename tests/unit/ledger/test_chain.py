@@ -331,10 +331,8 @@ COLUMNS = [
 ]
 
 
-@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    where=st.sampled_from(COLUMNS), row=st.integers(0, 20), text=st.sampled_from(["7", "2011-01-01 00:00:00.000000", '{"a":1}'])
-)
+@hypothesis_settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.sampled_from(COLUMNS), row=st.integers(0, 20), text=st.sampled_from(["7", "[]", "no json", '{"a": 1}']))
 def test_whatever_value_is_changed_is_found(
     sound: Path, tmp_path_factory: pytest.TempPathFactory, where: tuple[str, str], row: int, text: str
 ) -> None:
@@ -349,14 +347,44 @@ def test_whatever_value_is_changed_is_found(
         number = numbers[row % len(numbers)]
         [(before,)] = database.execute(f'SELECT "{column}" FROM {table} WHERE rowid = {number}')
         kind = next(c.type for t in (*PROTECTED, tables.chain) if t.name == table for c in t.columns if c.name == column)
-        value = {"DateTime": "2011-01-01 00:00:00.000000", "BigInteger": "77", "Integer": "77"}.get(
-            type(getattr(kind, "impl", kind)).__name__, text if "{" not in str(before) else '{"a": 1}'
-        )
+        values = {"DateTime": "2011-01-01 00:00:00.000000", "BigInteger": "77", "Integer": "77"}
+        value = values.get(type(getattr(kind, "impl", kind)).__name__, text)
         if str(before) == value:
             return
         database.execute(f'UPDATE {table} SET "{column}" = ? WHERE rowid = {number}', (value,))
         database.commit()
     assert problems(place) != []
+
+
+def test_nothing_is_decided_on_a_record_that_others_have_changed(place: Path) -> None:
+    attack(place, "UPDATE perennial_versions SET decision = '{\"promote\": true}' WHERE version = 2")
+    before = entries(place)
+    with pytest.raises(ChainBroken, match="toy: nothing is decided, since toy: version 2 was changed in the ledger"):
+        promote(opened(place), 2, 2)
+    assert entries(place) == before
+
+
+def test_a_change_is_not_made_genuine_by_the_next_write_of_the_row(place: Path) -> None:
+    ledger = opened(place)
+    open_one = ledger.intend_promotion(
+        model=MODEL, version=1, expected=2, action="promote", reason="", actor="", run_id=None, evidence={}
+    )
+    attack(place, f"UPDATE perennial_promotions SET version = 2 WHERE id = {open_one.id}")
+    for write in (ledger.complete_promotion, ledger.withdraw_promotion):
+        with pytest.raises(ChainBroken, match=f"toy: promotion {open_one.id} is not as the judge has written it"):
+            write(open_one.id)
+    assert len(problems(place)) == 1
+
+
+def test_a_forged_entry_that_names_a_key_is_not_followed(place: Path) -> None:
+    last, mine = entries(place)[-1], Keys(place).known()
+    assert mine is not None
+    with opened(place)._database.writing() as connection:
+        decisions = Decisions(connection, Keys(None, {}))
+        decisions.head, decisions._signer = signing.ChainHead(last["number"], last["hash"], "", ""), other_signer()
+        decisions._append([{"what": "key", "model": "", "subject": "", "about": {"key": mine.public}, "content": ""}])
+    with pytest.raises(ChainBroken, match="entry 10 of the chain was not written by the judge"):
+        promote(opened(place), 1, 2)
 
 
 # --- the end of the chain, known from elsewhere -----------------------------------------------------------------------
@@ -403,7 +431,7 @@ def test_after_a_restore_the_chain_goes_on_and_says_what_was_given_up(place: Pat
     assert (
         ledger.follow_restored(actor="ann") == "the chain of decisions goes on after entry 9; newer ones are not in the backup"
     )
-    assert ledger.follow_restored(actor="ann") is None
+    assert ledger.follow_restored(actor="ann", noted=[f"11:{newest['hash']}"]) is None
     found = ledger.check_decisions(noted=[f"11:{newest['hash']}"])
     assert found.problems == []
     assert "by ann: an older backup of the ledger was restored; it adopted 5 rows" in found.notes[0]

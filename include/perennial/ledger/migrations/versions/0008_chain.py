@@ -30,3 +30,4 @@ def upgrade() -> None:
         sa.Column("signature", sa.Text(), nullable=False),
         sqlite_autoincrement=True,
     )
+    op.create_index("perennial_chain_by_row", "perennial_chain", ["subject", "about"])
