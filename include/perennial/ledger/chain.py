@@ -190,7 +190,7 @@ class Decisions:
         Raises:
             ChainBroken, SettingsError: as in :meth:`write`.
         """
-        if self._last() is not None or has_decisions(self.connection):
+        if has_decisions(self.connection) or self._last() is not None:
             self.be_ready()
 
     def _check_rows(self, statement: sa.Update | sa.Delete) -> None:
