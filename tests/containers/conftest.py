@@ -116,10 +116,14 @@ class Containers:
 
     def rotate(self, names: Sequence[str]) -> None:
         """Remove secrets from ``.env`` and have others made, as docs/operate.md says; the services do not have them yet."""
+        self.forget(*names)
+        self.run("make", "secrets")
+
+    def forget(self, *names: str) -> None:
+        """Remove lines of ``.env``."""
         file = self.folder / ".env"
         lines = file.read_text().splitlines(keepends=True)
         file.write_text("".join(line for line in lines if line.partition("=")[0] not in names))
-        self.run("make", "secrets")
 
     def set_password_of_postgres(self) -> None:
         """The other way to rotate a secret: the superuser's password, as docs/operate.md says."""

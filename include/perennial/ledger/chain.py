@@ -185,6 +185,15 @@ class Decisions:
             self._check_end(last)
         self._signer = signer
 
+    def take_over_key(self) -> None:
+        """Go on with this process's key, if anything was decided. A new ledger has no chain yet: a restore begins with one.
+
+        Raises:
+            ChainBroken, SettingsError: as in :meth:`write`.
+        """
+        if has_decisions(self.connection) or self._last() is not None:
+            self.be_ready()
+
     def _check_rows(self, statement: sa.Update | sa.Delete) -> None:
         """Refuse to write a row that others have changed: the entry of the write would make it genuine."""
         table, publics = _NAMES[str(statement.table.description)], _publics(self.connection)

@@ -99,11 +99,13 @@ class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Remova
     def take_over_key(self) -> None:
         """Let the chain go on with this process's key, if the former one was given as well; otherwise only look at its end.
 
+        Where nothing was decided yet, nothing is done: a restore begins with such a ledger.
+
         Raises:
             ChainBroken, SettingsError: the chain was changed, or is signed with a key that this process does not have.
         """
         with self._deciding() as decisions:
-            decisions.be_ready()
+            decisions.take_over_key()
 
     def begin_again(self, *, actor: str, reason: str, noted: Sequence[str] = ()) -> int:
         """Begin the chain again: adopt the decisions as they are, with this process's key. The entry keeps who did it and why.

@@ -495,6 +495,17 @@ def test_a_key_is_replaced_by_an_entry_that_the_former_key_signs(place: Path, mo
     assert any("the key has to be" in problem for problem in problems(place))
 
 
+def test_no_chain_begins_in_a_new_ledger_because_its_key_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, key())
+    monkeypatch.setenv(FORMER_KEY, key())
+    ledger = opened(tmp_path)
+    ledger.migrate()
+    ledger.take_over_key()
+    # A backup that is restored now would not go on after an entry of another chain.
+    assert not (tmp_path / signing.HEAD_FILE).exists()
+    assert entries(tmp_path) == []
+
+
 @pytest.mark.parametrize("text", ["short", "a" * 44, base64.b64encode(b"x" * 31).decode(), "ä" * 44])
 def test_what_is_not_a_key_is_refused_by_name_and_not_quoted(text: str) -> None:
     with pytest.raises(SettingsError, match=f"{KEY} is not a key") as caught:
