@@ -46,7 +46,7 @@ class DagRun:
     ended_at: datetime | None
     triggered_by: str | None = None
     user: str | None = None
-    conf: Mapping[str, Any] = field(default_factory=dict)
+    conf: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def ended(self) -> bool:
