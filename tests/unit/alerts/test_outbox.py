@@ -25,7 +25,7 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def ledger(settings_on_each_database: Settings) -> Ledger:
-    ledger = Ledger(settings_on_each_database.database_url)
+    ledger = Ledger(settings_on_each_database.database_url, settings_on_each_database.state)
     ledger.migrate()
     return ledger
 
