@@ -35,6 +35,7 @@ DECORATORS = {
     "command",
     "contextmanager",
     "dataclass",
+    "judged",
     "lru_cache",
     "task",
     "task.short_circuit",
@@ -60,7 +61,8 @@ def _effects(statements: list[ast.stmt]) -> Iterator[str]:
                 continue
             case ast.Expr(value=ast.Constant() | ast.Tuple()):
                 continue
-            case ast.If(test=test) if ast.unparse(test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
+            # Flask runs a file of configuration under the name config.
+            case ast.If(test=test) if ast.unparse(test) in ("TYPE_CHECKING", "__name__ == '__main__'", "__name__ == 'config'"):
                 continue
             case ast.FunctionDef(decorator_list=decorators) | ast.AsyncFunctionDef(decorator_list=decorators):
                 for decorator in decorators:
