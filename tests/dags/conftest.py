@@ -117,6 +117,8 @@ def add_model(models: Path, name: str, schedules: str | None = None) -> Path:
 def trigger_dags(home: Path, requests: list[dict[str, Any]], given: dict[str, str] | None = None) -> tuple[list[Any], str]:
     """What came of requests to the project's DAGs, in one process, and what was logged; see ``trigger.py``.
 
+    A judge rules beside it.
+
     Args:
         home: Airflow's home. The models are in its folder ``models``, the state in ``var``.
         requests: in order.
@@ -138,10 +140,17 @@ def trigger_dags(home: Path, requests: list[dict[str, Any]], given: dict[str, st
         "PERENNIAL_STATE": str(home / "var"),
         **(given or {}),
     }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("trigger.py"))],
-        env=environment, input=json.dumps(requests), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "perennial.cli", "judge"]
+    with (home / "judge.log").open("wb") as log_of_judge:
+        judge = subprocess.Popen(command, env=environment, stdout=log_of_judge, stderr=log_of_judge)
+        try:
+            done = subprocess.run(
+                [sys.executable, str(Path(__file__).with_name("trigger.py"))],
+                env=environment, input=json.dumps(requests), capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        finally:
+            judge.terminate()
+            judge.wait(timeout=60)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     *log, answers = done.stdout.splitlines()
     return json.loads(answers), "\n".join([*log, done.stderr])
