@@ -3,12 +3,13 @@ to the containers loses nothing. The tests follow each other: each one finds wha
 
 from __future__ import annotations
 
-import json
 import re
-import socket
 import ssl
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -133,9 +134,36 @@ def test_temporary_files_lie_on_a_disk(containers: Containers) -> None:
         containers.inside(service, "sh", "-c", "echo ok >/scratch/written && rm /scratch/written")
 
 
-def test_trainings_and_the_judge_reach_nothing_outside_and_workers_do(containers: Containers) -> None:
-    outside = json.loads(containers.run("docker", "network", "inspect", "perennial_outside"))
-    gateway = outside[0]["IPAM"]["Config"][0]["Gateway"]
+@contextmanager
+def another_machine() -> Iterator[str]:
+    """A machine outside: a network namespace behind a cable of its own, in which somebody listens. Its address and port."""
+    name, ours, its, port = "perennial-outside", "198.51.100.1", "198.51.100.2", 8123
+    within = ("ip", "netns", "exec", name)
+    listen = f"import socket, time; held = socket.create_server(('{its}', {port})); print('ready', flush=True); time.sleep(600)"
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True)
+
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "link", "add", "perennial0", "type", "veth", "peer", "name", "perennial1")
+        run("ip", "link", "set", "perennial1", "netns", name)
+        run("ip", "address", "add", f"{ours}/30", "dev", "perennial0")
+        run("ip", "link", "set", "perennial0", "up")
+        run(*within, "ip", "address", "add", f"{its}/30", "dev", "perennial1")
+        run(*within, "ip", "link", "set", "perennial1", "up")
+        run(*within, "ip", "route", "add", "default", "via", ours)
+        with subprocess.Popen([*within, sys.executable, "-c", listen], stdout=subprocess.PIPE, text=True) as listener:
+            assert listener.stdout is not None
+            assert listener.stdout.readline() == "ready\n"
+            yield f"{its} {port}"
+            listener.kill()
+    finally:
+        # The cable ends with it.
+        run("ip", "netns", "delete", name)
+
+
+def test_trainings_and_the_judge_reach_no_other_machine_and_workers_do(containers: Containers) -> None:
     ask = """
 import socket, sys
 try:
@@ -144,11 +172,9 @@ try:
 except OSError as error:
     print("no way:", error)
 """
-    # This machine, as the containers see it, is all of the world outside that a test may talk to.
-    with socket.create_server((gateway, 0)) as somebody:
-        address = (gateway, str(somebody.getsockname()[1]))
-        said = {name: containers.inside(name, "python", "-c", ask, *address) for name in ("worker", "trainer", "judge")}
-    assert "reached" in said["worker"]
+    with another_machine() as address:
+        said = {name: containers.inside(name, "python", "-c", ask, *address.split()) for name in ("worker", "trainer", "judge")}
+    assert "reached" in said["worker"], said
     assert "no way:" in said["trainer"], said
     assert "no way:" in said["judge"], said
 
