@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 #: Seconds that the task waits by itself. To wait in the triggerer costs two or three.
-PATIENCE = 5.0
+PATIENCE = 15.0
 #: Seconds between two looks at the ledger: of the task, and of the triggerer.
 _LOOK, _LOOK_LATER = 0.1, 0.5
 
