@@ -219,6 +219,11 @@ def _remove(kept: Nursery, folder: Path, pid: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that forked it ends, also if that is killed."""
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+
 def _leave_the_network() -> None:
     """While this process has one thread, and as far as the kernel lets it."""
     library = ctypes.CDLL(None, use_errno=True)
@@ -332,7 +337,7 @@ def _end(pid: int) -> int:
 def _be_born(program: Any, descriptors: Sequence[int], folder: Path, memory: int) -> None:
     """A confined process, from its fork to its end."""
     try:
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        end_with_parent()
         pipe, errors = descriptors
         # In a group of its own, so that what it starts ends with it.
         os.setpgid(0, 0)

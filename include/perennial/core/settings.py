@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,6 +21,8 @@ PROJECT = Path(__file__).resolve().parents[3]
 
 #: The reviewer's list. Empty, it allows nothing; only if it is unset does it leave the choice to the folders.
 TRUSTED_TYPES = "PERENNIAL_TRUSTED_TYPES"
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _VARIABLES = {
     "models": "PERENNIAL_MODELS",
@@ -157,6 +159,26 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             f"{_VARIABLES.get(str(problem['loc'][0]), problem['loc'][0])}: {problem['msg']}" for problem in error.errors()
         )
         raise SettingsError(f"the environment is invalid: {problems} (see .env.example)") from error
+
+
+def settings_of(kind: type[ModelT], variables: Mapping[str, str], environment: Mapping[str, str], *, who: str) -> ModelT:
+    """The settings of a process beside those of the deployment.
+
+    Args:
+        kind: their model.
+        variables: by field, the variable that sets it.
+        environment: of the process.
+        who: the process, for the error.
+
+    Raises:
+        SettingsError: a variable is missing or unusable; the message names it and quotes no value.
+    """
+    given = {name: environment[variable] for name, variable in variables.items() if environment.get(variable)}
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        problems = "; ".join(f"{variables[str(problem['loc'][0])]}: {problem['msg']}" for problem in error.errors())
+        raise SettingsError(f"{who} cannot start: {problems} (see .env.example)") from error
 
 
 @lru_cache(maxsize=1)

@@ -11,28 +11,28 @@ It also looks every few seconds whether somebody has moved an alias in MLflow, a
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import sqlalchemy as sa
 from mlflow.exceptions import MlflowException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.core import logs
-from perennial.core.confinement import keep_ready
+from perennial.core.confinement import end_with_parent, keep_ready
 from perennial.core.errors import PerennialError, SettingsError, SpecError
-from perennial.core.settings import settings
+from perennial.core.settings import settings, settings_of
 from perennial.deployment import Deployment
 from perennial.judge.people import People
 from perennial.judge.steps import Ruled, take
@@ -49,9 +49,6 @@ ATTEMPTS = 3
 LONGEST = timedelta(hours=3)
 #: Rulings are kept for this long; what they led to is kept elsewhere.
 KEPT = timedelta(days=90)
-
-#: See prctl(2).
-_SET_DEATH_SIGNAL = 1
 
 #: What a ruling needs, imported once.
 IMPORTED_AHEAD = (
@@ -84,12 +81,7 @@ def read_judge_settings(environment: Mapping[str, str]) -> JudgeSettings:
     Raises:
         SettingsError: a variable is unusable; the message names it.
     """
-    given = {name: environment[variable] for name, variable in _VARIABLES.items() if environment.get(variable)}
-    try:
-        return JudgeSettings.model_validate(given)
-    except ValidationError as error:
-        problems = "; ".join(f"{_VARIABLES[str(problem['loc'][0])]}: {problem['msg']}" for problem in error.errors())
-        raise SettingsError(f"the judge cannot start: {problems} (see .env.example)") from error
+    return settings_of(JudgeSettings, _VARIABLES, environment, who="the judge")
 
 
 @dataclass
@@ -155,8 +147,7 @@ class Judge:
     def _stop(self, _: int, __: FrameType | None) -> None:
         self._stopping = True
 
-    def _look(self, what: str, look: object) -> None:
-        assert callable(look)
+    def _look(self, what: str, look: Callable[[], None]) -> None:
         try:
             look()
             if what in self._silent:
@@ -210,8 +201,7 @@ class Judge:
     def _tidy(self) -> None:
         self._deployment.ledger.remove_proposals(datetime.now(UTC) - KEPT)
 
-    def _start(self, work: object, model: str, argument: object) -> _Running:
-        assert callable(work)
+    def _start(self, work: Callable[[Any], None], model: str, argument: int | str) -> _Running:
         process = self._context.Process(target=work, args=(argument,), name=f"judge {model}")
         process.start()
         return _Running(process, model, time.monotonic())
@@ -265,7 +255,7 @@ def _align(model: str) -> None:
 
 def _begin() -> None:
     # It ends with the judge, also if that is killed: the next judge takes the proposal again.
-    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
     # Ctrl-C at a terminal is for the judge itself, which lets this process end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.configure(os.environ, logging.INFO)

@@ -68,35 +68,31 @@ def _decided(run: StageRun, decided: promote.Decided) -> Ruled:
 
 def promote_champion(run: StageRun, proposal: Proposal, people: People) -> Ruled:
     """Move the alias ``champion`` to the version, or tag it refused, as the gates or the approver decided."""
-    decided, registered_at = promote.decided_of(run, int(proposal.said["version"]))
     try:
-        outcome = promote.promote_champion(
-            run, decided, cause=str(proposal.said["cause"]), actor=f"airflow:{proposal.dag_id}",
-            answer=people.answer(proposal, registered_at=registered_at),
-        )  # fmt: skip
+        return _act(run, proposal, people, promote.promote_champion)
     except StaleDecision as error:
         return Ruled(
             "failed",
             f"StaleDecision: {error}. The evaluation is stale: clear evaluate_candidates and what follows it in this run, and "
             "the version is compared with the new champion",
         )
-    return _promoted(run, outcome)
 
 
 def promote_refresh(run: StageRun, proposal: Proposal, people: People) -> Ruled:
     """Make the refreshed version champion; or hold back its rows, or undo refreshes."""
-    decided, registered_at = promote.decided_of(run, int(proposal.said["version"]))
     try:
-        outcome = refresh.promote_refresh(
-            run, decided, cause=str(proposal.said["cause"]), actor=f"airflow:{proposal.dag_id}",
-            answer=people.answer(proposal, registered_at=registered_at),
-        )  # fmt: skip
+        return _act(run, proposal, people, refresh.promote_refresh)
     except StaleDecision as error:
         return Ruled("skipped", f"{error}. The next refresh is of the new champion")
-    return _promoted(run, outcome)
 
 
-def _promoted(run: StageRun, outcome: promote.Outcome) -> Ruled:
+def _act(run: StageRun, proposal: Proposal, people: People, act: Callable[..., promote.Outcome]) -> Ruled:
+    """Act on the decision about a version of this run, and on what an approver has answered."""
+    decided, registered_at = promote.decided_of(run, int(proposal.said["version"]))
+    outcome = act(
+        run, decided, cause=str(proposal.said["cause"]), actor=f"airflow:{proposal.dag_id}",
+        answer=people.answer(proposal, registered_at=registered_at),
+    )  # fmt: skip
     page = run.deployment.registry.version_url(run.model, outcome.version)
     match outcome.became:
         case "champion":

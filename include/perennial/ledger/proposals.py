@@ -46,6 +46,14 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A proposal that waits for a ruling, without what it says, which may be long."""
+
+    id: int
+    model: str
+
+
+@dataclass(frozen=True)
 class Ruling:
     """The judge's answer to a proposal.
 
@@ -93,9 +101,10 @@ class Proposals(TableFamily):
         [found] = self._list(Proposal, sa.select(tables.proposals).where(tables.proposals.c.id == proposal_id))
         return found
 
-    def unruled(self) -> list[Proposal]:
+    def unruled(self) -> list[Waiting]:
         """The proposals that wait for a ruling, the oldest first."""
-        return self._list(Proposal, sa.select(tables.proposals).where(_waits()).order_by(tables.proposals.c.id))
+        proposals = tables.proposals
+        return self._list(Waiting, sa.select(proposals.c.id, proposals.c.model).where(_waits()).order_by(proposals.c.id))
 
     def unruled_since(self) -> datetime | None:
         """When the oldest proposal that waits for a ruling was added; None if none waits."""

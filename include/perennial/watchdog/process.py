@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.alerts import of_operation
 from perennial.alerts.alert import EVERYBODY, Alert
 from perennial.alerts.outbox import Backlog
 from perennial.core.errors import PerennialError, SettingsError, SpecError, StackError
 from perennial.core.intervals import Interval, merged
-from perennial.core.settings import Settings
+from perennial.core.settings import Settings, settings_of
 from perennial.ledger.coverage import Waiting, label_delay
 from perennial.ledger.records import Overview, Publication, VersionRecord
 from perennial.ledger.store import Ledger
@@ -133,12 +133,7 @@ def read_watch_settings(environment: Mapping[str, str]) -> WatchSettings:
     Raises:
         SettingsError: a variable is missing or unusable; the message names it and quotes no value.
     """
-    given = {name: environment[variable] for name, variable in _VARIABLES.items() if environment.get(variable)}
-    try:
-        return WatchSettings.model_validate(given)
-    except ValidationError as error:
-        problems = "; ".join(f"{_VARIABLES[str(problem['loc'][0])]}: {problem['msg']}" for problem in error.errors())
-        raise SettingsError(f"the watchdog cannot start: {problems} (see .env.example)") from error
+    return settings_of(WatchSettings, _VARIABLES, environment, who="the watchdog")
 
 
 class Watchdog:

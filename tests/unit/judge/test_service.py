@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,8 +19,7 @@ from perennial.judge.service import Judge, JudgeSettings, read_judge_settings
 from perennial.ledger.proposals import Ruling
 from perennial.operations.health import healthy
 from perennial.registry.permissions import MOVED_BY
-from tests.unit import synthetic
-from tests.unit.monitored import World, make_world
+from tests.unit.monitored import World
 
 
 class Running:
@@ -64,14 +62,6 @@ class Running:
         found = self.world.ledger.ruling(proposal)
         assert found is not None
         return found
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    world = make_world(tmp_path, synthetic.deployment(tmp_path))
-    for seed in (5, 6):
-        world.promote(world.register(seed=seed), run_id=f"promotion {seed}")
-    return world
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,17 +9,7 @@ import pytest
 from perennial.judge.people import People
 from perennial.judge.service import rule
 from perennial.judge.steps import STEPS, Ruled
-from tests.unit import synthetic
-from tests.unit.monitored import World, make_world
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    """Version 1 was champion before version 2; both were made by runs of ``toy.train``."""
-    world = make_world(tmp_path, synthetic.deployment(tmp_path))
-    for seed in (5, 6):
-        world.promote(world.register(seed=seed), run_id=f"promotion {seed}")
-    return world
+from tests.unit.monitored import World
 
 
 def asked(world: World, step: str, *, dag_id: str | None = None, run_id: str = "manual", **said: Any) -> Ruled:
