@@ -20,12 +20,14 @@ only by a little: of two fits on rows of which nothing has changed, one is.
 
     python -m benchmarks.value
     python -m benchmarks.value --stream flights --seeds 1
+    python -m benchmarks.value --resume
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -41,8 +43,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measuring import keep
+from benchmarks.prepared import KEPT
 from benchmarks.replay import POLICIES, Course, Version, World, replay
 from benchmarks.streams import KNOWN, PUT_ASIDE, Stream, flights, made_stream
+from perennial.core.files import replacing
 from perennial.core.intervals import Interval
 from perennial.core.settings import PROJECT
 from perennial.evaluation.resampling import draw, find_blocks, resample, spread
@@ -355,11 +359,12 @@ def main() -> None:
     parser.add_argument("--stream", choices=tuple(WINDOWS), nargs="+", default=tuple(WINDOWS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--beside", type=int, default=2, help="replays at a time (2)")
+    parser.add_argument("--resume", action="store_true", help="go on with a run of the same code that was stopped")
     chosen = parser.parse_args()
     started = time.monotonic()
     if "flights" in chosen.stream:
         flights()  # made once, before two processes need it
-    # Each stream once before any is repeated; the longest first.
+    # The flights once, then the made streams, then the flights again; the longest first.
     jobs = sorted(
         (
             Job(stream, days, seed)
@@ -367,18 +372,27 @@ def main() -> None:
             for days in WINDOWS[stream]
             for seed in range(1, chosen.seeds + 1)
         ),
-        key=lambda job: (job.seed, -job.days, job.stream == "flights"),
+        key=lambda job: (job.stream == "flights" and job.seed > 1, job.stream != "flights", job.seed, -job.days),
     )
-    found: dict[Job, dict[str, dict[str, Any]]] = {}
+    found = {job: pickle.loads(_kept(job).read_bytes()) for job in jobs if chosen.resume and _kept(job).exists()}
     with ProcessPoolExecutor(chosen.beside, mp_context=get_context("fork")) as pool:
-        running = {pool.submit(run, job): job for job in jobs}
+        running = {pool.submit(run, job): job for job in jobs if job not in found}
         for future in as_completed(running):
             found[running[future]] = future.result()
+            with replacing(_kept(running[future])) as file:
+                file.write_bytes(pickle.dumps(found[running[future]]))
             print(f"{time.monotonic() - started:.0f} s: {running[future]}", flush=True)
             if tuple(chosen.stream) == tuple(WINDOWS):
                 report(found, time.monotonic() - started)
     for line in summarise(found):
         print(show(line), end="\n\n")
+
+
+def _kept(job: Job) -> Path:
+    """Where the results of a job are kept, so that a run of an hour may be stopped."""
+    folder = KEPT / "value"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{job.stream}-{job.days}-{job.seed}.pickle"
 
 
 def report(found: dict[Job, dict[str, dict[str, Any]]], seconds: float) -> None:
