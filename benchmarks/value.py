@@ -390,9 +390,7 @@ def main() -> None:
 
 def _kept(job: Job) -> Path:
     """Where the results of a job are kept, so that a run of an hour may be stopped."""
-    folder = KEPT / "value"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{job.stream}-{job.days}-{job.seed}.pickle"
+    return KEPT / "value" / f"{job.stream}-{job.days}-{job.seed}.pickle"
 
 
 def report(found: dict[Job, dict[str, dict[str, Any]]], seconds: float) -> None:
