@@ -15,7 +15,7 @@ from perennial.judge.steps import STEPS
 from perennial.watchdog.rules import BROKEN_MODELS
 from tests.dags.conftest import parse
 
-STAGES = {"ingest", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain", "load"}
+STAGES = {"ingest", "materialize", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain", "load"}
 Parsed = dict[str, Any]
 
 

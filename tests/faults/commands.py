@@ -28,7 +28,7 @@ ARGUMENTS: dict[str, tuple[str, ...] | None] = {
     "up": (), "demo": ("--once", "--weeks", "0"), "watch": None, "judge": None, "init": (),
     "example-data": ("2013-01-01", "2013-01-02"),
     "schema": (), "check": (MODEL,), "ingest": (MODEL, "2024-01-31", "2024-02-01"),
-    "score": (MODEL, "2024-01-28", "2024-01-29"),
+    "score": (MODEL, "2024-01-28", "2024-01-29"), "materialize": (MODEL,),
     "monitor": (MODEL, "2024-01-27", "2024-01-28"), "train": (MODEL, "--as-of", "2024-01-29"),
     "refresh": (MODEL, "--as-of", "2024-01-29"), "data held": (MODEL,),
     "data release": (MODEL, "--refreshes", "--reason", "checked"),

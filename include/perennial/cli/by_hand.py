@@ -115,6 +115,25 @@ def score(settings: Settings, model: str, interval: Interval) -> str:
     return told
 
 
+def materialize(settings: Settings, model: str) -> str:
+    """Write the rows of features that are asked online by key."""
+    from perennial.stages.materialize import materialize
+
+    with _run(settings, model, None) as run:
+        done = materialize(run)
+    lines = []
+    for dataset, rows in done.rows.items():
+        if rows is None:
+            lines.append(f"{model}: the rows of a later run are there already, so nothing of {dataset} was changed")
+        else:
+            soon = f", {done.soon[dataset]:,} of them of entities to come" if done.soon[dataset] else ""
+            lines.append(f"{model}: {rows:,} rows of {dataset} can be asked by key, of {done.day}{soon}")
+    if done.dependent:
+        depend = f"{', '.join(done.dependent)} depend on which entities are asked; perennial check {model} says how"
+        lines.append(f"entities to come have no rows: {depend}")
+    return "\n".join(lines)
+
+
 def monitor(settings: Settings, model: str, interval: Interval) -> str:
     """Measure the windows whose labels are known, judge the drift of an interval, and say whether a retraining is due."""
     from perennial.stages.monitor import monitor

@@ -32,6 +32,7 @@ COMMANDS: tuple[Command, ...] = (
     stages.check,
     stages.ingest,
     stages.score,
+    stages.materialize,
     stages.monitor,
     stages.train,
     stages.refresh,

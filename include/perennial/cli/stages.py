@@ -49,6 +49,11 @@ def score(chosen: argparse.Namespace) -> int:
     return tell(by_hand.score(living_settings(), chosen.model, interval(chosen)))
 
 
+@command("materialize", "by hand: write the rows of features that are asked online by key", MODEL)
+def materialize(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.materialize(living_settings(), chosen.model))
+
+
 @command("monitor", "by hand: judge the drift of an interval, and measure windows whose labels are known", MODEL, START, END)
 def monitor(chosen: argparse.Namespace) -> int:
     return tell(by_hand.monitor(living_settings(), chosen.model, interval(chosen)))

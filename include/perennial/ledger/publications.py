@@ -153,6 +153,12 @@ class Publications(TableFamily):
             query = query.where(tables.publications.c.start < interval.end, tables.publications.c.end > interval.start)
         return self._list(Publication, query.order_by(tables.publications.c.id))
 
+    def newest_publication(self, model: str) -> int:
+        """The highest number of a model's publications, of any dataset; 0 before the first."""
+        with self._database.reading() as connection:
+            newest = sa.select(sa.func.max(tables.publications.c.id)).where(tables.publications.c.model == model)
+            return connection.execute(newest).scalar_one() or 0
+
     def publications_after(self, number: int, limit: int) -> list[Publication]:
         """Publications of all models with a number above ``number``, at most ``limit`` of them, the lowest number first.
 

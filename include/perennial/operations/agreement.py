@@ -17,6 +17,7 @@ from perennial.ledger.records import Publication
 from perennial.operations.standing import standing
 from perennial.registry.server import unanswered
 from perennial.scoring import sink
+from perennial.serving.online_table import OnlineTable
 from perennial.spec.folder import ModelFolder
 
 #: Maintenance removes rows of this table without a publication.
@@ -69,6 +70,8 @@ def settle(parts: Deployment, now: datetime, *, actor: str = "perennial", noted:
         newest = max((made.id for made in parts.ledger.publications(model, "predictions")), default=0)
         if newer := sink.forget_newer(parts.settings.predictions_url, model, newest):
             done.append(f"{model}: {newer} intervals of {model}_predictions are newer than the ledger: score them again")
+        if OnlineTable(parts.settings.predictions_url).forget_newer(model, parts.ledger.newest_publication(model)):
+            done.append(f"{model}: the rows asked online were newer than the ledger and are removed: materialize them again")
     return done
 
 
@@ -206,6 +209,15 @@ def _of_predictions(parts: Deployment, model: str) -> Iterator[str]:
         yield (
             f"{model}: {model}_predictions was written from publication {written}, and the ledger's newest is {newest}: run "
             "perennial verify --settle, then score those intervals again"
+        )
+    asked, newest = (
+        OnlineTable(parts.settings.predictions_url).newest_publication(model),
+        parts.ledger.newest_publication(model),
+    )
+    if asked is not None and asked > newest:
+        yield (
+            f"{model}: online_features was made from publication {asked}, and the ledger's newest is {newest}: run perennial "
+            f"verify --settle, then perennial materialize {model}"
         )
 
 

@@ -28,6 +28,7 @@ from perennial.operations.identities import (
     make_mlflow,
     separate_schemas,
     share_ledger,
+    share_online_table,
 )
 from perennial.operations.secret_file import check_secrets
 from perennial.registry.permissions import JUDGE, WORKER
@@ -102,6 +103,7 @@ def initialise(environment: Mapping[str, str]) -> None:
     separate_schemas(server, ledger, worker, reader)
     _migrate_ledger(environment)
     share_ledger(ledger, worker, reader)
+    share_online_table(worker, reader)
     _migrate_catalog(environment, worker)
     log.info("everything is ready")
 

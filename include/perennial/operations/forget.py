@@ -26,11 +26,13 @@ from perennial.core.errors import ErasureError
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
 from perennial.evidence.training import PARTS, TrainingSet
+from perennial.features.point_in_time import feature_schema
 from perennial.lake.erasure import Eraser, Finder, Findings
 from perennial.lake.removal import removing_alone
 from perennial.ledger.erasures import Erasure
 from perennial.operations.entity import Entity, check_values
 from perennial.scoring import sink_erasure
+from perennial.serving.online_table import OnlineTable
 from perennial.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,8 @@ class Survey:
     """What is known of an entity.
 
     Attributes:
-        rows: number of distinct rows, including those of older snapshots; by table of the lake, and ``<model>_predictions``.
+        rows: number of distinct rows, including those of older snapshots; by table of the lake, ``<model>_predictions`` and
+            ``online_features``.
         files: number of data files of the lake that hold such a row; they are rewritten or removed.
         snapshots: number of snapshots of the lake that hold such a row; they are expired.
         pins: pins of training sets that are removed.
@@ -204,7 +207,7 @@ class Forgetting:
         rows = {name: one.found.num_rows for name, one in findings.items()}
         ledger.note_erasure(
             begun.id,
-            rows={**rows, f"{model}_predictions": found.rows.get(f"{model}_predictions", 0)},
+            rows=rows | {name: found.rows.get(name, 0) for name in (f"{model}_predictions", "online_features")},
             versions={"learned": found.learned, "unpinned": found.unpinned},
             details={"staging": len(found.staging), "reports": len(found.reports), "texts": found.texts},
         )
@@ -223,11 +226,13 @@ class Forgetting:
         # Both are found by the entity's keys. Once the rows are gone, a column's value no longer leads to these keys.
         ledger.erase_texts(model, entity.words)
         self._erase_from_sink(entity)
+        self._erase_from_online_table(entity)
         for pin in found.pins:
             parts.lake.unpin(model, pin)
         removed = sum(self._erase_table(begun, name, finder, since, say) for name, finder in self._finders(entity))
         # Again: a run may have copied to the predictions database what it had published before the fence.
         self._erase_from_sink(entity)
+        self._erase_from_online_table(entity)
         ledger.note_erasure(begun.id, details={"files": removed})
         done = ledger.complete_erasure(begun.id)
         log.info("erasure %d of %s is complete: %s", done.id, model, done.rows)
@@ -256,6 +261,7 @@ class Forgetting:
         entity = replace(entity, quoted=_quotes(held))
         rows = {name: one.found.num_rows for name, one in findings.items()}
         rows[f"{model}_predictions"] = self._erase_from_sink(entity, dry_run=True)
+        rows["online_features"] = self._erase_from_online_table(entity, dry_run=True)
         features = findings.get(_FEATURES)
         its = features.found if features is not None else pa.table({})
         reports = parts.settings.reports / model
@@ -317,6 +323,17 @@ class Forgetting:
             sink_erasure.erase(url, model, one.columns, one.tuples, dry_run=dry_run)
             for one in (entity.equal(schema) if schema is not None else [])
         )
+
+    def _erase_from_online_table(self, entity: Entity, *, dry_run: bool = False) -> int:
+        spec = entity.spec
+        schema = feature_schema(spec)
+        keys = {
+            tuple(values[one.columns.index(name)] for name in entity.key)
+            for one in entity.equal(pa.schema([schema.field(name) for name in entity.key]))
+            if set(one.columns) == set(entity.key)
+            for values in one.tuples
+        }
+        return OnlineTable(self._parts.settings.predictions_url).erase(self.model, keys, dry_run=dry_run)
 
 
 def _quoting(entity: Entity, folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL
 
 from perennial.core.private_parts import migrate_mlflow
 from perennial.registry.permissions import APPROVER, JUDGE, OPERATOR, VIEWER, WORKER
+from perennial.serving.online_table import METADATA, OnlineTable
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +211,24 @@ def share_ledger(ledger: URL, worker: URL, reader: URL) -> None:
                 connection.exec_driver_sql(f"{verb} INSERT, UPDATE, DELETE ON {name} {preposition} {writes}")
                 if added_to:
                     connection.exec_driver_sql(f"GRANT INSERT ON {name} TO {writes}")
+    finally:
+        engine.dispose()
+
+
+def share_online_table(worker: URL, reader: URL) -> None:
+    """Make the online table, as the workers' own, and let the reader's role read it.
+
+    Args:
+        worker: the role that writes it.
+        reader: the role of processes that only read. It names the schema, or has it in its own search path.
+    """
+    OnlineTable(worker.render_as_string(hide_password=False)).create()
+    engine = sa.create_engine(worker)
+    try:
+        with engine.begin() as connection:
+            for table in METADATA.sorted_tables:
+                name, reads = f"{WORKER_SCHEMA}.{table.name}", _quoted(connection, reader.username)
+                connection.exec_driver_sql(f"GRANT SELECT ON {name} TO {reads}")
     finally:
         engine.dispose()
 

@@ -21,6 +21,7 @@ from perennial.lake.publish import Lake
 from perennial.ledger.coverage import label_delay
 from perennial.ledger.store import Ledger
 from perennial.scoring import sink_erasure
+from perennial.serving.online_table import OnlineTable
 from perennial.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, 
         now: the current time.
 
     Returns:
-        The number of removed rows by table, with ``<model>_predictions``.
+        The number of removed rows by table, with ``<model>_predictions`` and ``online_features``.
     """
     done: dict[str, int] = {}
     for dataset, before in removable(ledger, spec, now=now).items():
@@ -57,6 +58,11 @@ def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, 
         if dataset == "predictions":
             shown = sink_erasure.remove_before(sink_url, spec.name, spec.event_time, before)
             done |= {f"{spec.name}_predictions": shown} if shown else {}
+        if dataset == FEATURES:
+            asked = OnlineTable(sink_url).remove_before(spec.name, before)
+            done |= {"online_features": asked} if asked else {}
+    if spec.online is None and (asked := OnlineTable(sink_url).keep_only(spec.name)):
+        done |= {"online_features": asked}
     return done
 
 

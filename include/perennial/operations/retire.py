@@ -17,6 +17,7 @@ from perennial.deployment import Deployment
 from perennial.lake.erasure import Eraser
 from perennial.lake.removal import removing_alone
 from perennial.operations.remembered import remembered
+from perennial.serving.online_table import OnlineTable
 from perennial.spec.folder import is_model_folder, read_model
 
 _MARK = "\n# This model is retired: it has no DAGs and is not monitored.\nretired: true\n"
@@ -88,6 +89,8 @@ def retire(parts: Deployment, model: str, *, actor: str, reason: str, drop_lake:
     told = [f"{model} is retired since {retired.retired_at:%Y-%m-%d %H:%M} UTC ({retired.actor}: {retired.reason}); {was}"]
     if resolved := _resolve_alerts(parts, model):
         told.append(f"{resolved} open alerts are resolved")
+    if rows := OnlineTable(parts.settings.predictions_url).keep_only(model):
+        told.append(f"{rows:,} rows that were asked online by key are removed")
     if drop_lake and retired.dropped_at is None:
         told.append(_drop_lake(parts, model, retired.id))
     elif retired.dropped_at is not None:

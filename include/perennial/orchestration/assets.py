@@ -7,6 +7,7 @@ from datetime import timedelta
 from airflow.sdk import (
     Asset,
     CronTriggerTimetable,
+    DeltaTriggerTimetable,
     IdentityMapper,
     MonthWindow,
     PartitionedAssetTimetable,
@@ -68,6 +69,16 @@ def each_day(cron: str, *, catch_up: timedelta) -> EachDay:
 def at(cron: str) -> CronTriggerTimetable:
     """A run at each tick of ``cron`` (UTC)."""
     return CronTriggerTimetable(cron, timezone="UTC", run_immediately=_GRACE)
+
+
+def every(period: timedelta) -> DeltaTriggerTimetable:
+    """A run at once, and then one in each period."""
+    return DeltaTriggerTimetable(period)
+
+
+def each(asset: Asset) -> PartitionedAssetTimetable:
+    """A run for each day that is published."""
+    return PartitionedAssetTimetable(assets=asset, default_partition_mapper=IdentityMapper())
 
 
 def when_published(asset: Asset, window: str, *, due: Asset) -> PartitionedAssetTimetable | None:

@@ -32,7 +32,7 @@ from perennial.spec.model import ModelSpec
 #: of it, loads of history, and last long work that nobody waits for.
 _PRIORITIES = {
     "promote": 50, "rollback": 50, "release": 50, "notify": 50,
-    "score": 40, "ingest": 40,
+    "score": 40, "ingest": 40, "materialize": 40,
     "monitor": 30, "refresh": 30,
     "load": 20,
     "train": 10, "maintain": 10,

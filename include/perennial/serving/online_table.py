@@ -60,7 +60,7 @@ _MADE = sa.Table(
     sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("rows", sa.BigInteger, nullable=False),
     sa.Column("proved", sa.BigInteger, nullable=True),
-    sa.Column("dependences", sa.Text, nullable=False),
+    sa.Column("dependent", sa.Text, nullable=False),
 )
 _STORED = pa.schema(
     [
@@ -116,15 +116,16 @@ class Made:
         publication: the newest publication that they were made from, of tables or of features.
         made_at: when they were made.
         rows: number of rows.
-        proved: the publication of features on whose rows the independence of entities was last tried; None if it was not.
-        dependences: what was found then, see :mod:`perennial.features.independence`.
+        proved: the publication of features on whose rows it was tried whether entities can be asked alone; None if it was not.
+        dependent: features that depend on which entities are asked, see :mod:`perennial.features.independence`. Only names: an
+            example would be data.
     """
 
     publication: int
     made_at: datetime
     rows: int
     proved: int | None = None
-    dependences: list[str] = field(default_factory=list)
+    dependent: list[str] = field(default_factory=list)
 
 
 class OnlineTable:
@@ -227,7 +228,7 @@ class OnlineTable:
         if row is None:
             return None
         made_at = _moment(row["made_at"])
-        return Made(row["publication"], made_at, row["rows"], row["proved"], json.loads(row["dependences"]))
+        return Made(row["publication"], made_at, row["rows"], row["proved"], json.loads(row["dependent"]))
 
     # --- write -------------------------------------------------------------------------------------------------------
 
@@ -279,7 +280,7 @@ class OnlineTable:
                         sa.insert(_MADE).values(
                             model=model, definition=definition, publication=made.publication,
                             made_at=self._bound(made.made_at), rows=count, proved=made.proved,
-                            dependences=json.dumps(made.dependences, ensure_ascii=False),
+                            dependent=json.dumps(made.dependent),
                         )
                     )  # fmt: skip
         return count

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ from perennial.core.intervals import Interval
 from perennial.core.settings import Settings, read_settings
 from perennial.core.settings import settings as settings_of_the_process
 from perennial.deployment import Deployment
+from perennial.features.point_in_time import feature_schema
 from perennial.lake.erasure import Eraser
 from perennial.lake.publish import TableWrite
 from perennial.lake.removal import hold, removing
@@ -29,6 +31,7 @@ from perennial.ledger.store import Ledger
 from perennial.operations.agreement import verify
 from perennial.operations.forget import Forgetting, describe, entity_of
 from perennial.registry.store import Registry
+from perennial.serving.online_table import Made, OnlineTable, Part
 from perennial.training.reproduce import reproduce
 from tests.faults.signals import processes, trap
 from tests.states.unpack import unpack
@@ -491,3 +494,29 @@ def test_nobody_is_asked_where_nobody_is(old: Settings, monkeypatch: pytest.Monk
     monkeypatch.setattr("sys.stdin", io.StringIO("0110-05\n"))
     assert command("forget", "shop", "--key", "id=-") == 1
     assert Ledger(old.database_url).erasures("shop") == []
+
+
+def test_an_entity_that_is_asked_online_by_key_is_erased_there(world_on_each_database: World) -> None:
+    world = world_on_each_database
+    online = OnlineTable(world.settings.predictions_url)
+    asked = pa.table({"visit": pa.array([VISIT, "v000008-11"], pa.string())})
+    rows = published(world).filter(pc.is_in(published(world)["visit"], value_set=asked["visit"].combine_chunks()))
+    now = datetime.now(UTC)
+    online.replace(world.folder, [Part(rows, now, now, 1)], Made(1, now, 0))
+    assert None not in online.read(world.folder, asked).places
+
+    forgetting = Forgetting(world.deployment, entity_of(world.folder.spec, key={"visit": VISIT}, column=None))
+    assert forgetting.survey().rows["online_features"] == 1
+    done = forgetting.run(actor="tester", reason="asked for")
+
+    assert done is not None
+    assert done.rows["online_features"] == 1
+    assert online.read(world.folder, asked).places == [None, 0]
+
+
+def published(world: World) -> pa.Table:
+    newest = world.ledger.published("toy", "features")
+    assert newest is not None
+    rows = world.lake.scan("toy", "features", newest.snapshots["features"]).read_all()
+    schema = feature_schema(world.folder.spec)
+    return rows.select(schema.names).cast(schema)

@@ -17,7 +17,14 @@ from sqlalchemy.pool import NullPool
 from perennial.core.database import Database
 from perennial.lake.catalog import Catalog
 from perennial.ledger.store import Ledger
-from perennial.operations.identities import ADDED_TO, DECISIONS, make_databases, separate_schemas, share_ledger
+from perennial.operations.identities import (
+    ADDED_TO,
+    DECISIONS,
+    make_databases,
+    separate_schemas,
+    share_ledger,
+    share_online_table,
+)
 from tests.conftest import _without
 
 #: A function that PostgreSQL prefers to its own when it is called with an integer, and that gives the caller's rights away.
@@ -46,6 +53,7 @@ class Server:
         separate_schemas(self.admin, self.ledger, self.worker, self.reader)
         Ledger(self.ledger.render_as_string(hide_password=False)).migrate()
         share_ledger(self.ledger, self.worker, self.reader)
+        share_online_table(self.worker, self.reader)
         Catalog(self.worker.render_as_string(hide_password=False), "/nowhere").migrate()
 
     def superuser(self) -> sa.Engine:
@@ -176,7 +184,12 @@ def test_each_role_reads_and_writes_what_it_is_for(server: Server) -> None:
         ledger.rule(proposed, "done")
     with worker.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE toy_predictions (prediction int)")
-    assert server.tables("predictions") == {"iceberg_tables", "iceberg_namespace_properties", "toy_predictions"}
+    online = {"online_features", "online_tables"}
+    assert server.tables("predictions") == {"iceberg_tables", "iceberg_namespace_properties", "toy_predictions", *online}
+    for name in online:
+        with reader.connect() as connection:
+            connection.exec_driver_sql(f"SELECT count(*) FROM predictions.{name}")
+        refused(reader, f"DELETE FROM predictions.{name}")
     assert server.tables("public") == set()
     refused(reader, "SELECT count(*) FROM predictions.toy_predictions")
 
