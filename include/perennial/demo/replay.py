@@ -32,15 +32,15 @@ from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 
-#: What is there before the replay. The weeks that are replayed begin where it ends, on a Monday, two weeks before storms.
-HISTORY = Interval.of("2013-01-01", "2013-06-17")
+#: What is there before the replay. The weeks that are replayed begin where it ends, on a Monday, a week before storms.
+HISTORY = Interval.of("2013-01-01", "2013-06-24")
 
 #: Up to when the first champion learns. A week later it would be among the trainings that use up the budget of 30 days
 #: (``retraining.budget``) when the storms come.
 TRAINED = "2013-06-03"
 
 #: How many weeks a run of the demo replays.
-WEEKS = 5
+WEEKS = 4
 #: A run of ingest that starts nothing.
 _QUIET = {"announce_scoring": False, "announce_monitoring": False, "announce_training": False}
 
