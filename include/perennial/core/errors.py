@@ -11,6 +11,7 @@
     ├── SchemaMismatch        the ledger is older or newer than this code: which revision, and what to run
     ├── SnapshotMissing       a table or snapshot of the lake is not there (any more)
     ├── StaleDecision         the champion changed, or another promotion is open, since the decision was made
+    ├── LedgerDamaged         a row of the ledger cannot be read: which table, and how to find it
     ├── ChainBroken           others changed the record of decisions, so nothing is added to it: what, what to do
     ├── PromotionRefused      the gates or an approver refused the version, and nobody gave a reason to override them
     ├── TrainingError         a training set or a candidate could not be made
@@ -78,6 +79,10 @@ class SnapshotMissing(PerennialError):
 
 class StaleDecision(PerennialError):
     """A promotion was decided against a champion that is no longer the champion, or while another one is open."""
+
+
+class LedgerDamaged(PerennialError):
+    """A row of the ledger does not have what Perennial writes there: another program has changed it, or the file is damaged."""
 
 
 class ChainBroken(PerennialError):
@@ -161,6 +166,6 @@ class StackError(PerennialError):
 
 #: Errors that asking again cannot cure.
 FINAL = (
-    ArtifactRejected, ChainBroken, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded,
-    TrainingError,
+    ArtifactRejected, ChainBroken, IntervalRefused, LedgerDamaged, NoChampion, PromotionRefused, SettingsError, SpecError,
+    Superseded, TrainingError,
 )  # fmt: skip

@@ -49,8 +49,8 @@ def worth(settings: Settings, model: str) -> dict[str, dict[str, float]]:
     load = cache(registry.load)
     parts: dict[str, list[pa.Table]] = {SERVED: [], NEVER: [], ALWAYS: []}
     scored = {made.interval: made.inputs["features"] for made in ledger.publications(model, "predictions")}
-    for features, days in groupby(sorted(scored), scored.__getitem__):
-        intervals = list(days)
+    for features, made_of in groupby(sorted(scored), scored.__getitem__):
+        intervals = list(made_of)
         for whole in merged(intervals):
             # The features as they were then, right or wrong, and the labels as they are known now.
             then = {**snapshots, "features": features}
@@ -70,12 +70,12 @@ def worth(settings: Settings, model: str) -> dict[str, dict[str, float]]:
                     parts[name].append(both.select(["label"]).append_column("prediction", pa.array(said)))
     cost, found = cost_function(folder), {}
     for name, tables in parts.items():
-        whole, *days = [
+        everything, *by_day = [
             evaluate(spec.task, *(rows.column(column).to_numpy() for column in ("label", "prediction")), cost=cost)
             for rows in (pa.concat_tables(tables).combine_chunks(), *(table.combine_chunks() for table in tables))
         ]
-        known = [day[spec.primary_metric] for day in days if spec.primary_metric in day]
-        found[name] = {**whole, **({DAILY: statistics.fmean(known)} if known else {})}
+        known = [one[spec.primary_metric] for one in by_day if spec.primary_metric in one]
+        found[name] = {**everything, **({DAILY: statistics.fmean(known)} if known else {})}
     return found
 
 
