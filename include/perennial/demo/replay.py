@@ -39,8 +39,6 @@ HISTORY = Interval.of("2013-01-01", "2013-06-24")
 #: (``retraining.budget``) when the storms come.
 TRAINED = "2013-06-03"
 
-#: How many weeks a run of the demo replays.
-WEEKS = 4
 #: A run of ingest that starts nothing.
 _QUIET = {"announce_scoring": False, "announce_monitoring": False, "announce_training": False}
 
@@ -52,7 +50,7 @@ _BY_HAND = ("promote", "rollback", "release")
 _PATIENCE = 1800.0
 
 
-def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: bool, weeks: int = WEEKS) -> Path:
+def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: bool, weeks: int) -> Path:
     """Run it, from the start of the stack to the summary.
 
     Args:
