@@ -20,6 +20,7 @@
     │   └── ModelRenamed      the registered model has another name in MLflow: rename it back
     ├── NoChampion            no version of the model has been promoted yet
     ├── ScoringError          the champion's predictions cannot be published
+    ├── ServingError          features or predictions cannot be given online: what is in the way, and what to do
     ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
     ├── LineageError          what is to be traced is not there: what was looked for, and where
     ├── CardError             a card or report would have an empty section: which, and what would fill it
@@ -122,6 +123,10 @@ class NothingToRefresh(PerennialError):
 
 class ScoringError(PerennialError):
     """Predictions cannot be published."""
+
+
+class ServingError(PerennialError):
+    """Features or predictions cannot be given online."""
 
 
 class CalibrationError(PerennialError):
