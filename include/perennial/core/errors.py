@@ -19,6 +19,7 @@
     │   └── ModelRenamed      the registered model has another name in MLflow: rename it back
     ├── NoChampion            no version of the model has been promoted yet
     ├── ScoringError          the champion's predictions cannot be published
+    ├── NotAnswered           a request to the scorer is not answered: what is wrong, in which row and field
     ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
     ├── LineageError          what is to be traced is not there: what was looked for, and where
     ├── CardError             a card or report would have an empty section: which, and what would fill it
@@ -117,6 +118,23 @@ class NothingToRefresh(PerennialError):
 
 class ScoringError(PerennialError):
     """Predictions cannot be published."""
+
+
+class NotAnswered(PerennialError):
+    """A request to the scorer is not answered.
+
+    Args:
+        words: what is wrong, for the client.
+        status: of the answer in HTTP.
+        row, field: where in the request it is wrong; the first row is 0.
+        retry_after: seconds after which the client may try again.
+    """
+
+    def __init__(
+        self, words: str, *, status: int = 422, row: int | None = None, field: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(words)
+        self.status, self.row, self.field, self.retry_after = status, row, field, retry_after
 
 
 class CalibrationError(PerennialError):
