@@ -21,6 +21,7 @@
     ├── NoChampion            no version of the model has been promoted yet
     ├── ScoringError          the champion's predictions cannot be published
     ├── ServingError          features or predictions cannot be given online: what is in the way, and what to do
+    ├── NotAnswered           a request to the scorer is not answered: what is wrong, in which row and field
     ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
     ├── LineageError          what is to be traced is not there: what was looked for, and where
     ├── CardError             a card or report would have an empty section: which, and what would fill it
@@ -127,6 +128,23 @@ class ScoringError(PerennialError):
 
 class ServingError(PerennialError):
     """Features or predictions cannot be given online."""
+
+
+class NotAnswered(PerennialError):
+    """A request to the scorer is not answered.
+
+    Args:
+        words: what is wrong, for the client.
+        status: of the answer in HTTP.
+        row, field: where in the request it is wrong; the first row is 0.
+        retry_after: seconds after which the client may try again.
+    """
+
+    def __init__(
+        self, words: str, *, status: int = 422, row: int | None = None, field: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(words)
+        self.status, self.row, self.field, self.retry_after = status, row, field, retry_after
 
 
 class CalibrationError(PerennialError):
