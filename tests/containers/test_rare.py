@@ -213,10 +213,8 @@ def test_a_pushed_model_lives_and_names_its_commit(containers: Containers, follo
         run = api.trigger(f"{MODELS[0]}.train", conf={"as_of": "2024-01-20"})
         ended = api.wait(run, patience=PATIENCE, check=containers.check)
         assert ended.state == "success", api.failure(run)
-    newest = (
-        f"SELECT code::json ->> 'commit' FROM perennial.perennial_versions WHERE model = '{MODELS[0]}' ORDER BY version DESC"
-    )
-    assert containers.sql(newest)[0] == commit
+    commits = f"SELECT code::json ->> 'commit' FROM perennial.perennial_versions WHERE model = '{MODELS[0]}'"
+    assert containers.sql(f"{commits} ORDER BY version DESC LIMIT 1") == [commit]
     broken.write_text(sound)
     push("Mend it")
     with containers.sign_in() as api:

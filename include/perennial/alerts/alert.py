@@ -34,6 +34,7 @@ Kind = Literal[
     "labels_late",
     "ledger_silent",
     "decisions_altered",
+    "models_not_followed",
     "not_served",
     "paused",
     "performance_fell",

@@ -45,7 +45,7 @@ def check_folders(environment: Mapping[str, str]) -> None:
     def refuse(path: str) -> NoReturn:
         raise SettingsError(
             f"{path} cannot be read by user {os.getuid()}, which the containers run as. In the project's folder, run "
-            "chmod -R a+rX dags plugins include/models monitoring deploy/proxy"
+            "chmod -R a+rX dags plugins include/models monitoring deploy"
         )
 
     if not os.path.exists(models := _given(environment, "PERENNIAL_MODELS")):

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 from perennial.core import redaction
 from perennial.core.errors import SettingsError, StackError
-from perennial.spec.commit import fits_record, write_record
+from perennial.spec.commit import FOLLOWED_FILE, fits_record, write_record
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +153,8 @@ class Follower:
             self._switch(commit)
         self._tidy()
         self._began = True
+        # The watchdog tells when this has not happened for long.
+        (self._place / FOLLOWED_FILE).touch()
         return commit
 
     def _check_out(self, commit: str) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 #: The record's name in the folder of all models.
 RECORD = ".commit"
+#: Beside the link to the models of the newest commit: a file that is touched whenever the repository has been followed.
+FOLLOWED_FILE = "followed"
 #: What is said where nothing is known.
 UNKNOWN = "unknown"
 #: In the record's first line, behind the commit: no file differed from it.

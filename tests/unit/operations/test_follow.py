@@ -165,6 +165,13 @@ def test_a_repository_that_is_away_stops_nothing(repository: Repository, followe
     with pytest.raises(StackError, match=r"cannot fetch of file://\S+, main: .*not appear to be a git repository"):
         follower.update()
     assert follower.current == commit
+    os.utime(tmp_path / "models" / "followed", (0, 0))
+    with pytest.raises(StackError):
+        follower.update()
+    assert (tmp_path / "models" / "followed").stat().st_mtime == 0
+    (tmp_path / "away").rename(repository.folder)
+    follower.update()
+    assert (tmp_path / "models" / "followed").stat().st_mtime > 0
 
 
 def test_the_service_follows_until_it_is_told_to_end(repository: Repository, tmp_path: Path) -> None:
