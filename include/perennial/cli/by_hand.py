@@ -324,7 +324,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     if published is None:
         return "\n".join([*found, "No data are published yet, so the features were not computed."]), True
     from perennial.features.history import gaps_of_training, refuse_gaps
-    from perennial.features.publish import build_features, find_leaks
+    from perennial.features.publish import build_features, find_dependences, find_leaks
     from perennial.features.published import snapshot_of
     from perennial.training.training_set import window_start
 
@@ -348,6 +348,14 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         found.append(f"No labels are published yet, in table {spec.label.table}, so no training is possible.")
     leaks = find_leaks(folder, parts.lake, day)
     found += [f"leak: {leak}" for leak in leaks] or ["No feature depends on data that were not known yet."]
+    if not leaks:
+        # Two days, so that each is also asked alone.
+        dependences = find_dependences(folder, parts.lake, Interval(day.start - timedelta(days=1), day.end))
+        found += [f"only by key: {one}" for one in dependences] or [
+            "The features of an entity are the same whichever others are asked with it, so it can be asked alone."
+        ]
+        if dependences:
+            found.append("So no entity can be asked alone: features are as published, and online they are given by key only.")
     return "\n".join(found), not leaks
 
 

@@ -66,6 +66,23 @@ class Leak:
         return f"{self.feature} {what} ({self.entities:,} entities, for example {self.example} at {self.as_of:%Y-%m-%d %H:%M})"
 
 
+@dataclass(frozen=True)
+class Change:
+    """A feature with another value for some entities.
+
+    Attributes:
+        feature: its name.
+        entities: number of entities for which it changed.
+        example: the key of one of them.
+        as_of: the as-of time of that entity.
+    """
+
+    feature: str
+    entities: int
+    example: str
+    as_of: datetime
+
+
 def find(folder: ModelFolder, tables: Mapping[str, pa.Table], interval: Interval, *, moments: int = 8) -> list[Leak]:
     """Compute the features of a sample repeatedly, each time with other rows where the rows were not known yet.
 
@@ -86,10 +103,10 @@ def find(folder: ModelFolder, tables: Mapping[str, pa.Table], interval: Interval
     """
     spec = folder.spec
     with closing(open_database(threads=1)) as connection:
-        true = _features(connection, folder, tables, interval)
-        found = list(_differences(spec, true, _features(connection, folder, tables, interval), "the run"))
+        true = features_of(connection, folder, tables, interval)
+        found = list(_differences(spec, true, features_of(connection, folder, tables, interval), "the run"))
         wide = Interval(interval.start - MARGIN, interval.end + MARGIN)
-        found += _differences(spec, true, _features(connection, folder, tables, wide), "the interval")
+        found += _differences(spec, true, features_of(connection, folder, tables, wide), "the interval")
         blamed: set[str] = set()
         for moment in _moments(true, moments):
             found += _later(connection, folder, tables, interval, true, moment, blamed)
@@ -122,7 +139,7 @@ def _later(
     def differences(given: Mapping[str, pa.Table]) -> list[Leak]:
         try:
             # Removed or invented entities would change the latest as_of, and so the rows that the query sees.
-            got = _features(connection, folder, given, interval, known_by=pc.max(true["as_of"]).as_py())
+            got = features_of(connection, folder, given, interval, known_by=pc.max(true["as_of"]).as_py())
         except SpecError as error:
             raise SpecError(
                 f"{error} (it happened on changed values of rows that were not known at {moment}; TRY_CAST may help)"
@@ -142,7 +159,7 @@ def _later(
         yield from leaks
 
 
-def _features(
+def features_of(
     connection: duckdb.DuckDBPyConnection,
     folder: ModelFolder,
     tables: Mapping[str, pa.Table],
@@ -150,7 +167,18 @@ def _features(
     *,
     known_by: datetime | None = None,
 ) -> pa.Table:
+    """The features of an interval's entities.
+
+    Args:
+        connection: from :func:`perennial.features.point_in_time.open_database`.
+        folder, tables, interval, known_by: see :func:`perennial.features.point_in_time.offer`.
+    """
     offer(connection, folder, tables, interval, known_by=known_by)
+    return features_of_asked(connection, folder)
+
+
+def features_of_asked(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> pa.Table:
+    """The features of the entities that are offered."""
     select(connection, folder)
     gather(connection, folder.spec)
     features: pa.Table = connection.sql("FROM perennial.features").to_arrow_table()
@@ -165,6 +193,11 @@ def _moments(features: pa.Table, count: int) -> list[datetime]:
 
 
 def _differences(spec: ModelSpec, true: pa.Table, got: pa.Table, cause: Cause) -> Iterator[Leak]:
+    for one in changes(spec, true, got):
+        yield Leak(feature=one.feature, cause=cause, entities=one.entities, example=one.example, as_of=one.as_of)
+
+
+def changes(spec: ModelSpec, true: pa.Table, got: pa.Table) -> Iterator[Change]:
     """The features in which the entities of ``true`` differ from ``got``, which may have more entities."""
     key = spec.entity_table.key
     places: dict[tuple[object, ...], int | None] = {}
@@ -181,7 +214,7 @@ def _differences(spec: ModelSpec, true: pa.Table, got: pa.Table, cause: Cause) -
         if rows := [row for row, (own, other) in enumerate(pairs) if row in lost or own != other]:
             first = true.slice(rows[0], 1).to_pylist()[0]
             example = ", ".join(f"{column} {first[column]}" for column in key)
-            yield Leak(feature=name, cause=cause, entities=len(rows), example=example, as_of=first["as_of"])
+            yield Change(feature=name, entities=len(rows), example=example, as_of=first["as_of"])
 
 
 def _keys(features: pa.Table, key: Sequence[str]) -> Iterator[tuple[object, ...]]:

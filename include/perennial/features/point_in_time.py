@@ -149,7 +149,7 @@ def faults_without_rows(folder: ModelFolder) -> list[SpecError]:
             _check_as_of(connection, folder)
         except SpecError as error:
             found.append(error)
-            offer(connection, _with_as_of(folder, quoted(folder.spec.event_time)), tables, _ANY)
+            offer(connection, with_as_of(folder, quoted(folder.spec.event_time)), tables, _ANY)
         try:
             select(connection, folder)
         except SpecError as error:
@@ -165,7 +165,8 @@ def _check_as_of(connection: duckdb.DuckDBPyConnection, folder: ModelFolder) -> 
         raise SpecError(f"{place}: gives {kind}; it must give the moment for which a prediction is made")
 
 
-def _with_as_of(folder: ModelFolder, sql: str) -> ModelFolder:
+def with_as_of(folder: ModelFolder, sql: str) -> ModelFolder:
+    """The folder with another ``entity.as_of``."""
     entity = folder.spec.entity.model_copy(update={"as_of": sql})
     return folder.model_copy(update={"spec": folder.spec.model_copy(update={"entity": entity})})
 
@@ -466,9 +467,9 @@ def _list(names: list[str]) -> str:
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row = connection.execute(query).fetchone()
-    assert row is not None  # an aggregate always gives a row, and other queries run only if rows were counted
-    return row
+    # An aggregate always gives a row, and other queries run only if rows were counted. All are fetched: a result that is not
+    # read to its end would block the connection.
+    return tuple(connection.execute(query).fetchall()[0])
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The feature store: compute features from published tables, publish them by interval, and keep them up to date.
 
 Neighbours: :mod:`perennial.features.point_in_time` runs the query. :mod:`perennial.features.leaks` looks for features that
-use what was not known. :mod:`perennial.lake.publish` holds tables and features. Training, scoring and monitoring read the
-features that are published here.
+use what was not known, :mod:`perennial.features.independence` for those that depend on which entities are asked.
+:mod:`perennial.lake.publish` holds tables and features. Training, scoring and monitoring read the features that are published
+here.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from operator import itemgetter
 
 from perennial.core.errors import SnapshotMissing, Superseded
 from perennial.core.intervals import Interval
-from perennial.features import leaks
+from perennial.features import independence, leaks
 from perennial.features.history import gaps_of_features, refuse_gaps
+from perennial.features.independence import Dependence
 from perennial.features.leaks import Leak
 from perennial.features.point_in_time import BuiltFeatures, compute
 from perennial.features.published import DATASET, TABLES, published_tables, scan
@@ -175,6 +177,23 @@ def find_leaks(folder: ModelFolder, lake: Lake, interval: Interval, *, moments: 
     names = folder.feature_tables
     tables = {name: scan(folder, lake, name, snapshots, within=wide).read_all() for name in names}
     return leaks.find(folder, tables, interval, moments=moments)
+
+
+def find_dependences(folder: ModelFolder, lake: Lake, interval: Interval) -> list[Dependence]:
+    """Look for features that change if fewer entities are asked.
+
+    Args:
+        folder: the model's folder.
+        lake: has the tables; its ledger says which snapshots are published.
+        interval: the sample. Two busy days are enough.
+
+    Raises:
+        SnapshotMissing, SpecError: see :func:`build_features`.
+    """
+    snapshots = published_tables(folder, lake.ledger).snapshots
+    visible = visible_to(folder, interval)
+    tables = {name: scan(folder, lake, name, snapshots, within=visible).read_all() for name in folder.feature_tables}
+    return independence.find(folder, tables, interval)
 
 
 def outdated_days(

@@ -9,7 +9,7 @@ import pytest
 
 from perennial.core.intervals import Interval
 from perennial.spec.operation import Online, Schedules
-from tests.unit.spec.late import GOOD, problems
+from tests.unit.spec.late import GOOD, problems, read
 
 
 def test_a_channel_without_a_connection_is_refused_in_each_route(tmp_path: Path) -> None:
@@ -52,14 +52,16 @@ def test_what_is_no_day_is_no_closed_day(tmp_path: Path, closed: str) -> None:
 
 
 def test_a_model_is_not_asked_online_by_key_unless_it_says_so(tmp_path: Path) -> None:
-    assert problems(tmp_path, GOOD) == []
+    assert read(tmp_path, GOOD).spec.online is None
     assert Online() == Online(refresh=None, horizon=timedelta(days=1), missing="refuse", max_age=timedelta(days=2))
 
 
 @pytest.mark.parametrize("missing", ["refuse", "null", "last"])
 def test_what_is_answered_without_a_row_is_one_of_three(tmp_path: Path, missing: str) -> None:
-    assert problems(tmp_path, GOOD + f"online: {{missing: {missing}}}\n") == []
-    assert Online.model_validate({"missing": None}).missing == "null"
+    online = read(tmp_path, GOOD + f"online: {{missing: {missing}}}\n").spec.online
+
+    assert online is not None
+    assert online.missing == missing
 
 
 def test_rows_that_are_too_old_before_they_are_computed_again_are_refused(tmp_path: Path) -> None:
