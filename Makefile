@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make up      the stack, for your own models in include/models; Ctrl-C stops it'
-	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end, FULL=1 replays 28 weeks, not 5'
+	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end, FULL=1 replays 27 weeks, not 4'
 	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
 	@echo 'make test-containers  docker-compose.yaml in real containers, as root on Debian; ALL=1 with what happens seldom'
 	@echo 'make lint    ruff, mypy, import rules, spelling'
@@ -30,7 +30,7 @@ up: $(READY)
 	@$(BIN)/perennial up
 
 demo: $(READY)
-	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 28)
+	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 27)
 
 # A file to a process; tests wait for other processes much of their time. What needs a whole stack has the machine to itself.
 PROCESSES = $(shell expr $$(nproc) + 1)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from perennial.core import bulk
 from perennial.core.errors import Superseded
 from perennial.core.settings import Settings
 from perennial.ledger.store import Ledger
 from perennial.model.artifacts import LoadedModel
-from perennial.scoring import sink
 from perennial.scoring.sink import PredictionSink
 from tests.faults.signals import processes, trap, wait_until_stopped
 from tests.unit.monitored import World, make_world, open_world
@@ -52,7 +52,7 @@ def _score(place: Path, settings: Settings, version: int, step: str, signal_numb
     """In a child: score, and send itself a signal at the step."""
     trap(*STEPS[step], signal_number)
     if idle_limit is not None:
-        sink.IDLE_LIMIT = idle_limit
+        bulk.IDLE_LIMIT = idle_limit
     try:
         open_world(place, settings).score(version, run_id="slow")
     except Superseded:

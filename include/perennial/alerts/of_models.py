@@ -258,9 +258,7 @@ def champion_unusable(model: str, *, version: int, reason: str, links: Mapping[s
     )
 
 
-def not_served(
-    model: str, *, version: int, previous: int | None, reason: str, links: Mapping[str, str] | None = None
-) -> Alert:
+def not_served(model: str, *, version: int, previous: int | None, reason: str, links: Mapping[str, str] | None = None) -> Alert:
     """The champion cannot answer online: it cannot be loaded, or answers otherwise than when it was stored."""
     meanwhile = f"Version {previous} goes on answering." if previous is not None else "Requests for this model are refused."
     return Alert(

@@ -37,7 +37,7 @@ def up(_: argparse.Namespace) -> int:
     "demo",
     "show the life of a model, on the flights of 2013",
     argument("--once", action="store_true", help="stop the stack at the end"),
-    argument("--weeks", type=int, choices=range(29), metavar="N", default=5, help="number of weeks to replay (default 5)"),
+    argument("--weeks", type=int, choices=range(28), metavar="N", default=4, help="number of weeks to replay (default 4)"),
 )
 def demo(chosen: argparse.Namespace) -> int:
     from perennial.demo.replay import run_demo

@@ -6,6 +6,7 @@ start at once. Used by :mod:`perennial.ledger.store` and :mod:`perennial.lake.pu
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
+
+log = logging.getLogger(__name__)
 
 #: Longest time that a writer waits for others.
 LOCK_WAIT = timedelta(seconds=60)
@@ -82,6 +85,19 @@ class Database:
                 raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 raw.close()
+
+    def free_space(self, table: str) -> None:
+        """Free the space of a table's removed rows now, so that its files keep no trace of them."""
+        if self.is_sqlite:
+            self.empty_the_log()
+            return
+        quoted = self.engine.dialect.identifier_preparer.quote(table)
+        try:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql(f"VACUUM {quoted}")
+        except sa.exc.DBAPIError as error:
+            kind = type(error).__name__
+            log.warning("VACUUM of %s failed, so the server frees the space of removed rows later: %s", table, kind)
 
     def create(self, metadata: sa.MetaData) -> None:
         """Create the tables that are missing. Several processes may call it at once."""

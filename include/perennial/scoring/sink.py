@@ -15,31 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import chain, repeat
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import sqlalchemy as sa
 
-from perennial.core.database import LOCK_WAIT, Database, take_turn
+from perennial.core import bulk
+from perennial.core.database import Database, take_turn
 from perennial.core.errors import ScoringError
 from perennial.core.intervals import Interval
-
-#: How long PostgreSQL lets a stopped writer hold a lock that others wait for.
-IDLE_LIMIT = LOCK_WAIT / 2
-#: Rows per statement for SQLite. More rows per statement are not faster; one row per statement takes nearly twice as long.
-_ROWS_A_STATEMENT = 50
-_SQL_TYPES: dict[pa.DataType, sa.types.TypeEngine[Any]] = {
-    pa.string(): sa.Text(),
-    pa.large_string(): sa.Text(),
-    pa.int64(): sa.BigInteger(),
-    pa.float64(): sa.Double(),
-    pa.bool_(): sa.Boolean(),
-    pa.timestamp("us", "UTC"): sa.DateTime(timezone=True),
-    pa.date32(): sa.Date(),
-}
 
 
 class PredictionSink:
@@ -64,7 +49,7 @@ class PredictionSink:
         self._table = sa.Table(
             f"{model}_predictions",
             metadata,
-            *(sa.Column(field.name, _SQL_TYPES[field.type], nullable=field.nullable) for field in schema),
+            *(sa.Column(field.name, bulk.SQL_TYPES[field.type], nullable=field.nullable) for field in schema),
             # The name must fit PostgreSQL's 63 characters with the longest model name.
             sa.Index(f"{model}_predictions_at", event_time),
         )
@@ -143,8 +128,7 @@ class PredictionSink:
 
     def _stage(self, connection: sa.Connection, rows: Iterable[pa.RecordBatch]) -> int:
         with connection.begin():
-            if not self._database.is_sqlite:
-                connection.exec_driver_sql("SET timezone TO 'UTC'")  # times are sent without their zone
+            bulk.prepare(self._database, connection)
             self._staging.create_all(connection, checkfirst=False)
         written = said = 0
         for batch in rows:
@@ -152,41 +136,17 @@ class PredictionSink:
                 for same in _by_values(batch, self._shared):
                     [values] = same.select(self._shared).slice(0, 1).to_pylist()
                     connection.execute(sa.insert(self._said), {"_said": said, **values})
-                    if self._database.is_sqlite:
-                        self._send_to_sqlite(connection, same.select(self._own), said)
-                    else:
-                        self._send_to_postgresql(connection, same.select(self._own), said)
+                    own = same.select(self._own).append_column("_said", pa.repeat(said, same.num_rows))
+                    bulk.send(self._database, connection, "staged", own)
                     written, said = written + same.num_rows, said + 1
         return written
-
-    def _send_to_sqlite(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:
-        columns = [*map(_for_sqlite, rows.columns), repeat(said, rows.num_rows)]
-        width, values = len(columns), list(chain.from_iterable(zip(*columns, strict=True)))
-        row, most = f"({', '.join('?' * width)})", _ROWS_A_STATEMENT * width
-        cursor = connection.connection.cursor()
-        for start in range(0, len(values), most):
-            part = values[start : start + most]
-            cursor.execute(f"INSERT INTO staged VALUES {', '.join([row] * (len(part) // width))}", part)
-        cursor.close()
-
-    def _send_to_postgresql(self, connection: sa.Connection, rows: pa.RecordBatch, said: int) -> None:
-        # Texts are quoted and missing values are not: this is how PostgreSQL distinguishes an empty text from NULL.
-        options = pa.csv.WriteOptions(include_header=False, quoting_style="needed")
-        columns = [*map(_without_zone, rows.columns), pa.repeat(pa.scalar(said), rows.num_rows)]
-        buffer = pa.BufferOutputStream()
-        pa.csv.write_csv(pa.RecordBatch.from_arrays(columns, names=[*rows.schema.names, "_said"]), buffer, options)
-        cursor = connection.connection.cursor()
-        cursor.copy_expert("COPY staged FROM STDIN (FORMAT csv)", pa.BufferReader(buffer.getvalue()), 1 << 20)
-        cursor.close()
 
     def _replace(self, connection: sa.Connection, interval: Interval, publication: int, rows: int) -> int | None:
         if self._database.is_sqlite:
             connection = connection.execution_options(writes=True)
         with connection.begin() as transaction:
             if not self._database.is_sqlite:
-                # If a writer stops while it holds the lock, the server disconnects it, so that other writers can continue.
-                for setting, limit in (("idle_in_transaction_session_timeout", IDLE_LIMIT), ("lock_timeout", LOCK_WAIT)):
-                    connection.exec_driver_sql(f"SET LOCAL {setting} = {int(limit.total_seconds() * 1000)}")
+                bulk.limit_locks(connection)
                 self._insert(connection)
                 self._lock(connection)
             if self._holds_newer(connection, interval, publication):
@@ -278,16 +238,3 @@ def _by_values(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[pa.Rec
             alike = column.is_null() if value is None else pc.equal(column, pa.scalar(value, column.type))
             same = pc.and_(same, pc.fill_null(alike, False))
         yield batch.filter(same)
-
-
-def _for_sqlite(column: pa.Array) -> list[Any]:
-    """Convert values to what SQLAlchemy stores in SQLite; times become text in UTC that sorts by time."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        column = pc.cast(_without_zone(column), pa.string())
-    values: list[Any] = column.to_pylist()
-    return values
-
-
-def _without_zone(column: pa.Array) -> pa.Array:
-    """Remove the time zone UTC: Arrow converts such times to text twenty times as fast. Other columns do not change."""
-    return pc.cast(column, pa.timestamp("us")) if pa.types.is_timestamp(column.type) else column

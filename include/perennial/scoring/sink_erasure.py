@@ -5,7 +5,6 @@ Neighbour: :mod:`perennial.scoring.sink` writes these rows.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
@@ -13,8 +12,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial.core.database import Database
-
-log = logging.getLogger(__name__)
 
 #: Most entities in one statement.
 _AT_ONCE = 200
@@ -67,7 +64,7 @@ def erase(url: str, model: str, names: Sequence[str], tuples: Collection[tuple[o
             database.leave_nothing(connection)
             count += connection.execute(sa.delete(table).where(where)).rowcount
     if count and not dry_run:
-        _clean(database, f"{model}_predictions")
+        database.free_space(f"{model}_predictions")
     return count
 
 
@@ -89,16 +86,3 @@ def remove_before(url: str, model: str, event_time: str, before: datetime) -> in
 
 def _bound(database: Database, value: Any) -> Any:
     return value.replace(tzinfo=None) if database.is_sqlite and isinstance(value, datetime) else value
-
-
-def _clean(database: Database, table: str) -> None:
-    """Free the space of removed rows now."""
-    if database.is_sqlite:
-        database.empty_the_log()
-        return
-    quoted = database.engine.dialect.identifier_preparer.quote(table)
-    try:
-        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql(f"VACUUM {quoted}")
-    except sa.exc.DBAPIError as error:
-        log.warning("VACUUM of %s failed, so the server frees the space of erased rows later: %s", table, type(error).__name__)

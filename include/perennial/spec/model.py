@@ -24,7 +24,7 @@ from perennial.spec.data import Entity, Features, Label, Source, Table
 from perennial.spec.gates import ApprovalPolicy, Behaviour, FairnessGate, Gates
 from perennial.spec.monitoring import Drift, RetrainingPolicy, Shadow
 from perennial.spec.names import BESIDE_FEATURES, BESIDE_KEYS, SYSTEM_COLUMNS, is_unknown, listed
-from perennial.spec.operation import AlertRoutes, Card, Retention, Schedules, WatchLimits
+from perennial.spec.operation import AlertRoutes, Card, Online, Retention, Schedules, WatchLimits
 from perennial.spec.problems import YamlPath
 from perennial.spec.sections import Found, Section, Unreadable, check, check_each
 from perennial.spec.training import METRICS, Candidate, Cost, Training
@@ -57,6 +57,7 @@ class ModelSpec(Section):
         drift: when features or predictions count as drifted.
         retraining: when monitoring asks for a new version.
         schedules: when the stages run.
+        online: what can be asked online by key. None: nothing.
         alerts: who receives which alerts.
         watch: when the watchdog calls something late, stuck or stale.
         retention: how long things are kept.
@@ -85,6 +86,7 @@ class ModelSpec(Section):
     drift: Drift = Drift()
     retraining: RetrainingPolicy = RetrainingPolicy()
     schedules: Schedules = Schedules()
+    online: Online | None = None
     alerts: AlertRoutes = AlertRoutes()
     watch: WatchLimits = WatchLimits()
     retention: Retention = Retention()
@@ -277,9 +279,10 @@ class ModelSpec(Section):
     def digest(self) -> str:
         """SHA-256 of the spec's meaning.
 
-        Comments, the order of keys, ``retired``, and how long rows are kept do not change it.
+        Comments, the order of keys, ``retired``, ``online``, and how long rows are kept do not change it.
         """
-        meaning = self.model_dump(mode="json", exclude={"retired": True, "retention": {"tables", "features", "predictions"}})
+        left_out: dict[str, Any] = {"retired": True, "online": True, "retention": {"tables", "features", "predictions"}}
+        meaning = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""``schedules``, ``alerts``, ``watch``, ``retention`` and ``card`` in ``model.yaml``."""
+"""``schedules``, ``online``, ``alerts``, ``watch``, ``retention`` and ``card`` in ``model.yaml``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from perennial.alerts.alert import Alert, Kind, Severity
 from perennial.core.intervals import Interval
@@ -63,6 +63,40 @@ class Schedules(Section):
     def window(self) -> timedelta:
         """Length of a monitoring window."""
         return timedelta(days=7 if self.monitor == "week" else 1)
+
+
+def _missing(value: object) -> object:
+    # `missing: null` is YAML's null.
+    return "null" if value is None else value
+
+
+class Online(Section):
+    """What can be asked online by key: a row of features that is computed beforehand for each entity.
+
+    Attributes:
+        refresh: how often the rows are computed again. None: after each publication of features. What is published decides
+            what the rows hold, so more often is of use only to features that change with the time since an event.
+        horizon: rows are also computed for published entities whose event time comes within this time from now. None: for
+            none. The rows of the newest published day are there in any case.
+        missing: what is answered for an entity without a row, or with one older than ``max_age``. ``refuse``: an error.
+            ``null``: a prediction from features that are all missing. ``last``: a prediction from the row, however old; an
+            error if there is none.
+        max_age: how old a row may be. Its age counts from the publication of the newest rows of the tables that it is made of.
+    """
+
+    refresh: Duration | None = None
+    horizon: Duration | None = timedelta(days=1)
+    missing: Annotated[
+        Literal["refuse", "null", "last"],
+        BeforeValidator(_missing),
+        WithJsonSchema({"enum": ["refuse", "null", "last", None]}),
+    ] = "refuse"
+    max_age: Duration = timedelta(days=2)
+
+    @check
+    def _is_refreshed_in_time(self) -> Found:
+        if self.refresh is not None and self.refresh >= self.max_age:
+            yield ("refresh",), "must be shorter than max_age; otherwise rows are too old before they are computed again"
 
 
 class Route(Section):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from perennial.core.intervals import Interval
-from perennial.spec.operation import Schedules
+from perennial.spec.operation import Online, Schedules
 from tests.unit.spec.late import GOOD, problems
 
 
@@ -48,3 +49,20 @@ def test_what_is_no_day_is_no_closed_day(tmp_path: Path, closed: str) -> None:
     [problem] = problems(tmp_path, GOOD + f'schedules: {{closed: ["{closed}"]}}\n')
 
     assert problem.endswith("write a day (2026-12-25), a day of each year (12-25) or a weekday (sunday)")
+
+
+def test_a_model_is_not_asked_online_by_key_unless_it_says_so(tmp_path: Path) -> None:
+    assert problems(tmp_path, GOOD) == []
+    assert Online() == Online(refresh=None, horizon=timedelta(days=1), missing="refuse", max_age=timedelta(days=2))
+
+
+@pytest.mark.parametrize("missing", ["refuse", "null", "last"])
+def test_what_is_answered_without_a_row_is_one_of_three(tmp_path: Path, missing: str) -> None:
+    assert problems(tmp_path, GOOD + f"online: {{missing: {missing}}}\n") == []
+    assert Online.model_validate({"missing": None}).missing == "null"
+
+
+def test_rows_that_are_too_old_before_they_are_computed_again_are_refused(tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, GOOD + "online: {refresh: 2h, max_age: 1h}\n")
+
+    assert "online.refresh: must be shorter than max_age" in problem
