@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -195,11 +196,12 @@ _VALUES = st.recursive(
 @given(value=_VALUES)
 def test_whatever_is_sent_is_answered_or_refused_and_never_fails(value: Any) -> None:
     body = json.dumps(value).encode()
-    for read in (
+    readers: tuple[Callable[[], Rows], ...] = (
         lambda: from_features(body, TAKES, 3),
         lambda: from_invocations(body, TAKES, 3),
         lambda: from_inference(body, TAKES, 3, OUTPUTS).rows,
-    ):
+    )
+    for read in readers:
         with suppress(NotAnswered):
             rows = read()
             assert {len(values) for values in rows.columns.values()} == {rows.count}
