@@ -9,12 +9,12 @@ READY_UV := .venv/ready-uv
 # Without compiled bytecode every process would compile every import anew, which triples the start of Airflow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test test-containers lint lock lock-check audit hooks bench docs secrets
+.PHONY: help up demo test test-containers lint lock lock-check audit hooks bench docs secrets egress
 .NOTPARALLEL:
 
 help:
 	@echo 'make up      the stack, for your own models in include/models; Ctrl-C stops it'
-	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end, FULL=1 replays 28 weeks, not 5'
+	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end, FULL=1 replays 27 weeks, not 4'
 	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
 	@echo 'make test-containers  docker-compose.yaml in real containers, as root on Debian; ALL=1 with what happens seldom'
 	@echo 'make lint    ruff, mypy, import rules, spelling'
@@ -23,6 +23,7 @@ help:
 	@echo 'make audit   known vulnerabilities of the locked packages, and their list as CycloneDX in sbom.json'
 	@echo 'make hooks   the same checks before each commit'
 	@echo 'make secrets .env for docker compose, with a generated value for each secret'
+	@echo 'make egress TO="db.example.org:5432 hooks.slack.com:443"  what workers in containers may reach, and nothing else'
 	@echo 'make docs    docs/dags.md, made from the DAGs, and docs/licences.md, made from the installed packages'
 	@echo 'make bench   the benchmarks and their table; ARGS="score drift" some of them'
 
@@ -30,7 +31,7 @@ up: $(READY)
 	@$(BIN)/perennial up
 
 demo: $(READY)
-	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 28)
+	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 27)
 
 # A file to a process; tests wait for other processes much of their time. What needs a whole stack has the machine to itself.
 PROCESSES = $(shell expr $$(nproc) + 1)
@@ -67,6 +68,9 @@ hooks: $(READY_DEV)
 # Any Python will do, and nothing needs to be installed: the stack runs in containers.
 secrets:
 	@PYTHONPATH=include $(or $(PYTHON),python3) -m perennial.operations.secret_file .env
+
+egress:
+	@PYTHONPATH=include $(or $(PYTHON),python3) -m perennial.operations.egress docker-compose.egress.yaml $(TO) --store $(STORE)
 
 docs: $(READY)
 	@$(BIN)/python scripts/dags_page.py

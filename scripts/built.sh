@@ -1,7 +1,8 @@
 #!/bin/sh
-# What an image is built from: the commit, from a copy of .git's HEAD and refs, and the hash of each file of a model.
-#   sh scripts/built.sh .git
-# perennial.training.fit.code_state reads it where there is no git. A model that was changed since then has other hashes.
+# The record of a folder of models: the commit, and the hash of each file. perennial.spec.commit reads it where there is no Git. A
+# model that was changed since then has other hashes.
+#   sh scripts/built.sh .git                                 of an image, from a copy of .git's HEAD and refs
+#   sh scripts/built.sh .git >include/models/.commit         of a checkout whose models a deployment reads
 set -eu
 git=${1:?name the folder .git}
 
@@ -13,5 +14,10 @@ case $head in
     ;;
 *) commit=$head ;;
 esac
+# In an image nobody knows whether files were changed before it was built.
+if command -v git >/dev/null && status=$(git --git-dir "$git" --work-tree . status --porcelain include/models 2>/dev/null); then
+    [ -z "$status" ] && commit="$commit clean" || commit=unknown
+fi
 echo "${commit:-unknown}"
-find include/models -type f -exec sha256sum {} +
+cd include/models
+find . -type f ! -path '*/__pycache__/*' ! -name .commit -exec sha256sum {} +

@@ -128,7 +128,7 @@ def _copy_model(models: Path, name: str, more: str) -> None:
 def free_ports() -> dict[str, str]:
     import socket
 
-    names = ("PERENNIAL_AIRFLOW_PORT", "PERENNIAL_MLFLOW_PORT", "PERENNIAL_WATCH_PORT")
+    names = ("PERENNIAL_AIRFLOW_PORT", "PERENNIAL_MLFLOW_PORT", "PERENNIAL_WATCH_PORT", "PERENNIAL_SERVE_PORT")
     with ExitStack() as open_probes:
         probes = [open_probes.enter_context(socket.socket()) for _ in names]
         for probe in probes:

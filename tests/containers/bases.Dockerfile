@@ -42,5 +42,5 @@ VOLUME /data
 # Its user has the number 101 as in the official image; the service says what it runs.
 FROM debian AS nginx
 RUN groupadd --system --gid 101 nginx && useradd --system --uid 101 --gid 101 --no-create-home nginx \
-    && apt-get install -q -y --no-install-recommends nginx-light wget
+    && apt-get install -q -y --no-install-recommends nginx-light libnginx-mod-stream wget
 STOPSIGNAL SIGQUIT

@@ -32,7 +32,7 @@ STAGES = ("load", "train", "ingest", "score", "monitor", "rollback")
 METERS, HOURS = 5, 24
 PATIENCE = 420
 #: What docs/deploy.md says about a checkout that is for its owner alone.
-READABLE = ("chmod", "-R", "a+rX", "dags", "plugins", "include/models", "monitoring", "deploy/proxy")
+READABLE = ("chmod", "-R", "a+rX", "dags", "plugins", "include/models", "monitoring", "deploy")
 AUTHOR = ("-c", "user.name=An operator", "-c", "user.email=operator@example.org")
 
 

@@ -193,7 +193,7 @@ def test_a_folder_that_the_containers_cannot_read_stops_init(containers: Contain
     finally:
         hidden.chmod(mode)
     assert "/opt/perennial/dags/ingest.py cannot be read by user 50000" in told
-    assert "chmod -R a+rX dags plugins include/models monitoring deploy/proxy" in told
+    assert "chmod -R a+rX dags plugins include/models monitoring deploy" in told
 
 
 # --- nothing is lost --------------------------------------------------------------------------------------------------

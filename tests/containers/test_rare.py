@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -112,6 +113,113 @@ def test_a_file_of_the_lake_that_is_lost_is_named(containers: Containers, api: A
     containers.inside("worker", "mv", f"{file}.gone", file)
     assert re.search(rf"PROBLEM.*{re.escape(Path(file).name)}", told), told
     containers.verify()
+
+
+@contextmanager
+def machine(containers: Containers, name: str) -> Iterator[str]:
+    """A machine outside that is known by a name, and on which somebody listens to port 8123. Its address."""
+    listen = "import socket, time; held = socket.create_server(('0.0.0.0', 8123)); time.sleep(600)"
+    started = ("run", "--detach", "--rm", "--network", "perennial_outside", "--network-alias", name, "perennial-test/python")
+    identity = containers.engine.docker(*started, "python", "-c", listen).strip()
+    address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    try:
+        yield containers.engine.docker("inspect", "--format", address, identity).strip()
+    finally:
+        containers.engine.docker("rm", "--force", identity)
+
+
+REACH = """
+import socket, sys
+for host in sys.argv[1:]:
+    try:
+        socket.create_connection((host, 8123), timeout=5).close()
+        print("yes")
+    except OSError as error:
+        print("no:", error)
+"""
+
+
+@pytest.fixture
+def listed(containers: Containers, lived: Containers) -> Iterator[Containers]:
+    """The deployment whose workers may reach one host."""
+    containers.run("make", "egress", "TO=listed.example.org:8123")
+    containers.compose("down")
+    containers.choose(COMPOSE_FILE="docker-compose.yaml:docker-compose.egress.yaml")
+    containers.compose("up", "--detach", "--wait")
+    yield containers
+    containers.compose("down")
+    containers.forget("COMPOSE_FILE")
+    containers.compose("up", "--detach", "--wait")
+
+
+def test_workers_reach_what_is_listed_and_nothing_else(listed: Containers) -> None:
+    with machine(listed, "listed.example.org"), machine(listed, "other.example.org") as other:
+        hosts = ("listed.example.org", "other.example.org", other, "egress")
+        told = {
+            service: [line.partition(":")[0] for line in listed.inside(service, "python", "-c", REACH, *hosts).splitlines()]
+            for service in ("worker", "watch", "trainer")
+        }
+        seen = listed.compose("logs", "egress")
+    assert told == {"worker": ["yes", "no", "no", "no"], "watch": ["yes", "no", "no", "no"], "trainer": ["no"] * 4}
+    assert re.search(r"\d+\.\d+\.\d+\.\d+:8123 200", seen), seen
+    with listed.sign_in() as api:
+        listed.live_a_day(api)
+
+
+@pytest.fixture
+def followed(containers: Containers, lived: Containers, tmp_path: Path) -> Iterator[Path]:
+    """The deployment with the profile git, and a clone of the repository that it follows, which is on this machine."""
+    bare, author = tmp_path / "models.git", tmp_path / "author"
+    containers.run("git", "clone", "--quiet", "--bare", str(containers.folder), str(bare))
+    containers.run("git", "clone", "--quiet", "--branch", "deployed", str(bare), str(author))
+    # Of the service's user, since Git trusts nobody else's repository. Pytest's folders are for their owner alone.
+    containers.run("chown", "-R", "50000:50000", str(bare))
+    extra = containers.folder / "docker-compose.repository.yaml"
+    extra.write_text(f'services: {{models: {{volumes: ["{bare}:/repository:ro"]}}}}\n')
+    containers.choose(
+        COMPOSE_FILE="docker-compose.yaml:docker-compose.repository.yaml", COMPOSE_PROFILES="git",
+        PERENNIAL_MODELS_REPOSITORY="file:///repository", PERENNIAL_MODELS_REF="deployed", PERENNIAL_MODELS_EVERY=2,
+    )  # fmt: skip
+    containers.compose("build", "models")
+    containers.compose("up", "--detach", "--wait")
+    yield author
+    containers.compose("down")
+    containers.forget(
+        "COMPOSE_FILE", "COMPOSE_PROFILES", "PERENNIAL_MODELS_REPOSITORY", "PERENNIAL_MODELS_REF", "PERENNIAL_MODELS_EVERY"
+    )
+    containers.compose("up", "--detach", "--wait")
+
+
+def test_a_pushed_model_lives_and_names_its_commit(containers: Containers, followed: Path) -> None:
+    def push(words: str) -> str:
+        git = ("git", "-c", "safe.directory=*", "-C", str(followed), *AUTHOR)
+        containers.run(*git, "commit", "--quiet", "--all", "--message", words)
+        containers.run(*git, "push", "--quiet", "origin", "HEAD:deployed")
+        # What root has pushed, the service's user must be able to read.
+        containers.run("chown", "-R", "50000:50000", str(followed.with_name("models.git")))
+        return containers.run(*git, "rev-parse", "HEAD").strip()
+
+    spec = followed / "include" / "models" / MODELS[0] / "model.yaml"
+    spec.write_text(f"{spec.read_text()}# Pushed.\n")
+    broken = spec.parents[1] / MODELS[1] / "model.yaml"
+    sound = broken.read_text()
+    broken.write_text("name: [\n")
+    commit = push("Change one model, and break another")
+    deadline = time.monotonic() + PATIENCE
+    while f"models are now those of commit {commit}" not in containers.compose("logs", "models"):
+        assert time.monotonic() < deadline, containers.compose("logs", "models")
+        time.sleep(1)
+    with containers.sign_in() as api:
+        run = api.trigger(f"{MODELS[0]}.train", conf={"as_of": "2024-01-20"})
+        ended = api.wait(run, patience=PATIENCE, check=containers.check)
+        assert ended.state == "success", api.failure(run)
+    commits = f"SELECT code::json ->> 'commit' FROM perennial.perennial_versions WHERE model = '{MODELS[0]}'"
+    assert containers.sql(f"{commits} ORDER BY version DESC LIMIT 1") == [commit]
+    broken.write_text(sound)
+    push("Mend it")
+    with containers.sign_in() as api:
+        api.wait_for_dags([f"{MODELS[1]}.ingest"], patience=PATIENCE)
+        containers.live_a_day(api)
 
 
 def test_a_full_disk_of_postgres_stops_the_work_and_loses_nothing(containers: Containers, lived: Containers) -> None:

@@ -74,6 +74,9 @@ def test_a_version_waits_for_approval_and_is_promoted_with_the_approvers_words(l
     assert registry.champion(ASKED) is None
     asked = living.api._call("GET", details(waiting))
     assert asked["subject"] == f"Make version 1 the champion of {ASKED}?"
+    # Letter by letter, since an answer to another question does not count.
+    given = ledger.values_of_run(waiting.dag_id, waiting.run_id)
+    assert [asked["body"]] == [value["comparison"] for value in given]
     assert "| **rmse** |" in asked["body"]
     assert "/versions/1" in asked["body"]
     assert "card.html" in asked["body"]

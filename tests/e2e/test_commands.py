@@ -209,12 +209,12 @@ def test_the_demo_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     assert not marked(str(tmp_path))
     before = json.loads((state / "summary.json").read_text())
-    assert before["intervals"]["weeks_of_this_run"] == ["2013-06-17--2013-06-24"]
+    assert before["intervals"]["weeks_of_this_run"] == ["2013-06-24--2013-07-01"]
     assert before["champion"] is not None
     assert set(before["tables"]) == {"flights", "departures", "arrivals", "weather", "aircraft"}
     for table, rows in before["tables"].items():
         assert rows["read"] == rows["published"] + rows["quarantined"] > 0, table
-    assert [verdict["interval"] for verdict in before["drift_verdicts"]] == ["2013-06-17--2013-06-24"]
+    assert [verdict["interval"] for verdict in before["drift_verdicts"]] == ["2013-06-24--2013-07-01"]
     assert before["predictions"]["rows"] == sum(before["predictions"]["by_version"].values()) > 6000
     assert len(before["promotions"]) + len(before["refusals"]) >= len(before["versions"]) > 0
     assert before["retrainings"][0]["reason"]

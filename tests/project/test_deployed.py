@@ -19,6 +19,7 @@ from tests.composed import COMPOSE, read_compose
 
 GIVEN = {name: make() for name, make in SECRETS.items()}
 SERVICES = read_compose(GIVEN)["services"]
+DOCKERFILES = (PROJECT / "Dockerfile", PROJECT / "deploy" / "git" / "Dockerfile")
 #: Which secrets each service may know, by the name in ``.env``.
 ALLOWED = {
     "postgres": {"POSTGRES_PASSWORD"},
@@ -46,6 +47,7 @@ ALLOWED = {
     },
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
     "watch": {"AIRFLOW_WATCHDOG_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD"},
+    "models": set(),
     "proxy": set(),
     "statsd": set(),
     "prometheus": set(),
@@ -118,6 +120,8 @@ def test_a_folder_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path) -
     }
     (tmp_path / "ingest.py").touch()
     check_folders(given)
+    with pytest.raises(SettingsError, match=r"current is not there.*COMPOSE_PROFILES=git"):
+        check_folders({**given, "PERENNIAL_MODELS": str(tmp_path / "current")})
     # Nobody can read what is not there.
     (tmp_path / "lost.py").symlink_to("nowhere")
     with pytest.raises(SettingsError, match=r"lost\.py cannot be read by user \d+.*chmod -R a\+rX dags plugins include/models"):
@@ -243,17 +247,36 @@ def test_trainings_and_the_judge_have_no_way_out() -> None:
         assert not [name for name in ("trainer", "judge") if "outside" in found["services"][name]["networks"]]
 
 
+@pytest.mark.parametrize("repository", ["", "https://git.example.org/models.git"])
+def test_whoever_reads_models_reads_the_same_ones_and_cannot_change_them(repository: str) -> None:
+    services = read_compose({**GIVEN, "PERENNIAL_MODELS_REPOSITORY": repository})["services"]
+    place = "/opt/perennial/include/models-from-git"
+    expected = f"{place}/current" if repository else "/opt/perennial/include/models"
+    readers = {name for name, service in services.items() if "PERENNIAL_MODELS" in service["environment"]}
+    assert readers >= {"init", "api", "dag-processor", "triggerer", "worker", "worker-more", "trainer", "judge", "watch"}
+    for name in readers:
+        assert services[name]["environment"]["PERENNIAL_MODELS"] == expected
+        mounts = {"./include/models:/opt/perennial/include/models:ro", f"models:{place}:ro"}
+        assert mounts <= set(services[name]["volumes"]), name
+    writers = {name for name, service in services.items() if f"models:{place}" in service.get("volumes", [])}
+    assert writers == {"models"}
+    # It follows the repository, and reaches nothing of the deployment.
+    assert services["models"]["networks"] == ["outside"]
+    assert services["init"]["depends_on"]["models"] == {"condition": "service_healthy", "required": False}
+
+
 def test_images_of_others_are_pinned_by_digest() -> None:
     digest = re.compile(r"@sha256:[0-9a-f]{64}$")
     for service in SERVICES.values():
         assert digest.search(service["image"]) or service["image"].startswith("perennial:")
-    bases = re.findall(r"(?m)^ARG PERENNIAL_PYTHON_IMAGE=(\S+)$", (PROJECT / "Dockerfile").read_text())
-    assert len(bases) == 1
-    assert digest.search(bases[0])
+    bases = [re.findall(r"(?m)^ARG PERENNIAL_PYTHON_IMAGE=(\S+)$", file.read_text()) for file in DOCKERFILES]
+    assert bases[0] == bases[1]
+    assert digest.search(*bases[0])
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
-    users = re.findall(r"(?m)^USER (\S+)$", (PROJECT / "Dockerfile").read_text())
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.parent.name)
+def test_an_image_runs_as_nobody_in_particular(file: Path) -> None:
+    users = re.findall(r"(?m)^USER (\S+)$", file.read_text())
     assert users[-1:] == ["50000:50000"]
 
 

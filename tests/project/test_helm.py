@@ -190,6 +190,51 @@ def test_people_come_by_tls_to_a_name_of_its_own_for_each_server(helm: str) -> N
     assert not [kind for kind, _ in manifests(helm, "ingress.enabled=false") if kind == "Ingress"]
 
 
+FROM_GIT = (
+    "models.repository=git@git.test:team/models.git",
+    "models.image.digest=sha256:" + "b" * 64,
+    "models.keys={key,known-hosts}",
+)
+
+
+def test_models_come_from_git_where_a_repository_is_named(helm: str) -> None:
+    without, found = manifests(helm), manifests(helm, *FROM_GIT)
+    for (kind, name), manifest in found.items():
+        as_kubernetes_reads(manifest, f"V1{kind}", f"{kind} {name}")
+    assert set(found) - set(without) == {("Deployment", "perennial-models"), ("NetworkPolicy", "perennial-models")}
+    [follower] = found["Deployment", "perennial-models"]["spec"]["template"]["spec"]["containers"]
+    assert follower["image"].endswith("@sha256:" + "b" * 64)
+    environment = {one["name"]: one["value"] for one in follower["env"]}
+    assert environment["PERENNIAL_MODELS_KEY_FILE"] == "/run/secrets/models/key"
+    assert environment["PERENNIAL_MODELS_KNOWN_HOSTS_FILE"] == "/run/secrets/models/known-hosts"
+    place = environment["PERENNIAL_MODELS_PLACE"]
+    assert found["ConfigMap", "perennial-deployment"]["data"]["PERENNIAL_MODELS"] == f"{place}/current"
+    readers = [yaml.safe_load(pod) for pod in found["ConfigMap", "perennial-pods"]["data"].values()]
+    readers += [found["Deployment", f"perennial-{name}"]["spec"]["template"] for name in ("judge", "watchdog")]
+    for reader in readers:
+        [mount] = [one for one in reader["spec"]["containers"][0]["volumeMounts"] if one["name"] == "models"]
+        assert (mount["mountPath"], mount["readOnly"]) == (place, True)
+
+
+def test_the_way_out_is_by_a_list_where_there_is_one(helm: str) -> None:
+    def rules(*values: str) -> list[dict[str, Any]]:
+        found = manifests(helm, *values)["NetworkPolicy", "perennial"]
+        as_kubernetes_reads(found, "V1NetworkPolicy", "policy")
+        # The first two lead to the cluster's own names and services.
+        return list(found["spec"]["egress"][2:])
+
+    assert [set(rule) for rule in rules()] == [{"ports"}]
+    listed = rules("network.egress[0].cidr=10.0.12.0/24", "network.egress[0].port=5432")
+    assert listed == [{"to": [{"ipBlock": {"cidr": "10.0.12.0/24"}}], "ports": [{"protocol": "TCP", "port": 5432}]}]
+
+
+@pytest.mark.parametrize(
+    "value", ["models.repository=https://git.test/m.git", "network.egress[0].cidr=db.test", "models.typo=1"]
+)
+def test_values_of_git_and_of_the_way_out_that_cannot_be_meant_are_refused(helm: str, value: str) -> None:
+    assert run(helm, "template", value).returncode != 0
+
+
 @pytest.mark.parametrize("value", ["mlflow.publicUrl=http://m.test", "image.digest=latest", "ingress.tls=x", "mlflow.typo=1"])
 def test_values_that_cannot_be_meant_are_refused(helm: str, value: str) -> None:
     done = run(helm, "template", value)

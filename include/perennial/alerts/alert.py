@@ -34,6 +34,8 @@ Kind = Literal[
     "labels_late",
     "ledger_silent",
     "decisions_altered",
+    "models_not_followed",
+    "not_served",
     "paused",
     "performance_fell",
     "promoted",
@@ -135,6 +137,11 @@ def judged(model: str, what: Literal["unknown", "drift", "performance"]) -> str:
 def reign(model: str, what: Literal["breaker", "shadow", "unusable"]) -> str:
     """What holds as long as a champion is champion; recovered with the next champion."""
     return f"reign/{model}/{what}"
+
+
+def served_online(model: str) -> str:
+    """The champion that the ledger names does not answer online; recovered once it does."""
+    return f"serving/{model}"
 
 
 def failure(dag_id: str, task_id: str, map_index: int | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from perennial.alerts.alert import Alert, Severity, as_text, clean, judged, refused_data, reign
+from perennial.alerts.alert import Alert, Severity, as_text, clean, judged, refused_data, reign, served_online
 from perennial.core.intervals import Interval
 
 
@@ -255,6 +255,25 @@ def champion_unusable(model: str, *, version: int, reason: str, links: Mapping[s
         ),
         links=dict(links or {}),
         subject=reign(model, "unusable"),
+    )
+
+
+def not_served(model: str, *, version: int, previous: int | None, reason: str, links: Mapping[str, str] | None = None) -> Alert:
+    """The champion cannot answer online: it cannot be loaded, or answers otherwise than when it was stored."""
+    meanwhile = f"Version {previous} goes on answering." if previous is not None else "Requests for this model are refused."
+    return Alert(
+        model=model,
+        severity="warning" if previous is not None else "critical",
+        kind="not_served",
+        title=f"{model}: version {version}, the champion, does not answer online",
+        text=as_text(
+            f"The scorer cannot use version {version}. {meanwhile}",
+            [reason],
+            f"Correct the cause, or make another version champion: trigger {model}.rollback. The scorer tries again every 15 "
+            "seconds.",
+        ),
+        links=dict(links or {}),
+        subject=served_online(model),
     )
 
 

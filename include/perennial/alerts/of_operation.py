@@ -134,6 +134,22 @@ def judge_silent(model: str, *, since: datetime) -> Alert:
     )
 
 
+def models_not_followed(model: str, *, since: datetime) -> Alert:
+    """The repository of the models has not been followed for long."""
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="models_not_followed",
+        title="The repository of the models is not followed",
+        text=as_text(
+            "Commits that are pushed there have no effect; all models run on as they are. Known so far:",
+            [f"it was last followed at {since:%Y-%m-%d %H:%M:%S} UTC"],
+            "The log of the service models says why: the repository does not answer, refuses its key or token, or its branch "
+            "has no folder of models.",
+        ),
+    )
+
+
 def _last_line(error: str) -> str:
     """The last line of an error that says something. Those before may quote data."""
     return next((line for line in reversed(error.splitlines()) if line.strip()), "")

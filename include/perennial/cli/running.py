@@ -11,7 +11,7 @@ from perennial.cli.command import argument, command, console, interval, moment, 
 from perennial.core.settings import settings
 
 
-@command("up", "start Airflow and MLflow on this machine; Ctrl-C stops them")
+@command("up", "start Airflow, MLflow and the scorer on this machine; Ctrl-C stops them")
 def up(_: argparse.Namespace) -> int:
     from perennial.stack.embedded import Stack
     from perennial.stack.processes import UMASK
@@ -24,6 +24,7 @@ def up(_: argparse.Namespace) -> int:
             screen.print(f"Airflow  {stack.airflow_url}   sign in as admin, password {stack.password}")
             screen.print(f"MLflow   {stack.mlflow_url}")
             screen.print(f"Metrics  {stack.metrics_url}")
+            screen.print(f"Scorer   {stack.scorer_url}")
             screen.print(f"Logs     {stack.state / 'logs'}")
             screen.print("DAGs start paused. Ctrl-C stops everything.")
             stack.wait()
@@ -36,7 +37,7 @@ def up(_: argparse.Namespace) -> int:
     "demo",
     "show the life of a model, on the flights of 2013",
     argument("--once", action="store_true", help="stop the stack at the end"),
-    argument("--weeks", type=int, choices=range(29), metavar="N", default=5, help="number of weeks to replay (default 5)"),
+    argument("--weeks", type=int, choices=range(28), metavar="N", default=4, help="number of weeks to replay (default 4)"),
 )
 def demo(chosen: argparse.Namespace) -> int:
     from perennial.demo.replay import run_demo

@@ -13,7 +13,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from perennial.core.errors import LedgerDamaged
 from perennial.core.intervals import utc
+
+#: What has happened to a row that cannot be read, and what to do.
+DAMAGED = (
+    "another program has changed it, or the database is damaged: run perennial verify, and restore the ledger from a backup"
+)
 
 metadata = sa.MetaData()
 
@@ -56,7 +62,10 @@ class Json(sa.TypeDecorator[Any]):
         return json.dumps(value, sort_keys=True)
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ARG002
-        return None if value is None else json.loads(value)
+        try:
+            return None if value is None else json.loads(value)
+        except ValueError as error:
+            raise LedgerDamaged(f"a value in the ledger is no JSON ({error}); {DAMAGED}") from error
 
 
 def table(name: str, *columns: sa.Column[Any] | sa.Constraint | sa.Index) -> sa.Table:

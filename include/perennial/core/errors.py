@@ -11,6 +11,7 @@
     ├── SchemaMismatch        the ledger is older or newer than this code: which revision, and what to run
     ├── SnapshotMissing       a table or snapshot of the lake is not there (any more)
     ├── StaleDecision         the champion changed, or another promotion is open, since the decision was made
+    ├── LedgerDamaged         a row of the ledger cannot be read: which table, and how to find it
     ├── ChainBroken           others changed the record of decisions, so nothing is added to it: what, what to do
     ├── PromotionRefused      the gates or an approver refused the version, and nobody gave a reason to override them
     ├── TrainingError         a training set or a candidate could not be made
@@ -20,6 +21,7 @@
     ├── NoChampion            no version of the model has been promoted yet
     ├── ScoringError          the champion's predictions cannot be published
     ├── ServingError          features or predictions cannot be given online: what is in the way, and what to do
+    ├── NotAnswered           a request to the scorer is not answered: what is wrong, in which row and field
     ├── CalibrationError      stable history does not give thresholds for drift: what is in the way
     ├── LineageError          what is to be traced is not there: what was looked for, and where
     ├── CardError             a card or report would have an empty section: which, and what would fill it
@@ -81,6 +83,10 @@ class StaleDecision(PerennialError):
     """A promotion was decided against a champion that is no longer the champion, or while another one is open."""
 
 
+class LedgerDamaged(PerennialError):
+    """A row of the ledger does not have what Perennial writes there: another program has changed it, or the file is damaged."""
+
+
 class ChainBroken(PerennialError):
     """The record of decisions is not as the judge has signed it, or is signed with another key. Nothing was added to it."""
 
@@ -122,6 +128,23 @@ class ScoringError(PerennialError):
 
 class ServingError(PerennialError):
     """Features or predictions cannot be given online."""
+
+
+class NotAnswered(PerennialError):
+    """A request to the scorer is not answered.
+
+    Args:
+        words: what is wrong, for the client.
+        status: of the answer in HTTP.
+        row, field: where in the request it is wrong; the first row is 0.
+        retry_after: seconds after which the client may try again.
+    """
+
+    def __init__(
+        self, words: str, *, status: int = 422, row: int | None = None, field: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(words)
+        self.status, self.row, self.field, self.retry_after = status, row, field, retry_after
 
 
 class CalibrationError(PerennialError):
@@ -166,6 +189,6 @@ class StackError(PerennialError):
 
 #: Errors that asking again cannot cure.
 FINAL = (
-    ArtifactRejected, ChainBroken, IntervalRefused, NoChampion, PromotionRefused, SettingsError, SpecError, Superseded,
-    TrainingError,
+    ArtifactRejected, ChainBroken, IntervalRefused, LedgerDamaged, NoChampion, PromotionRefused, SettingsError, SpecError,
+    Superseded, TrainingError,
 )  # fmt: skip

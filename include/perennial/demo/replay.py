@@ -32,15 +32,13 @@ from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from perennial.stack.embedded import Stack
 
-#: What is there before the replay. The weeks that are replayed begin where it ends, on a Monday, two weeks before storms.
-HISTORY = Interval.of("2013-01-01", "2013-06-17")
+#: What is there before the replay. The weeks that are replayed begin where it ends, on a Monday, a week before storms.
+HISTORY = Interval.of("2013-01-01", "2013-06-24")
 
 #: Up to when the first champion learns. A week later it would be among the trainings that use up the budget of 30 days
 #: (``retraining.budget``) when the storms come.
 TRAINED = "2013-06-03"
 
-#: How many weeks a run of the demo replays.
-WEEKS = 5
 #: A run of ingest that starts nothing.
 _QUIET = {"announce_scoring": False, "announce_monitoring": False, "announce_training": False}
 
@@ -52,7 +50,7 @@ _BY_HAND = ("promote", "rollback", "release")
 _PATIENCE = 1800.0
 
 
-def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: bool, weeks: int = WEEKS) -> Path:
+def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: bool, weeks: int) -> Path:
     """Run it, from the start of the stack to the summary.
 
     Args:

@@ -53,18 +53,18 @@ class Week:
 
 #: By number of the week, from 1.
 STORY: Mapping[int, Week] = {
-    2: Week(
+    1: Week(
         recipe={"max_iter": 10, "max_leaf_nodes": 3},
         train="the team committed another recipe",
         override="we are sure that it is better",
         rollback="the gates were right: it is worse on the holdout",
         words="the team commits another recipe, with smaller trees",
     ),
-    3: Week(
+    2: Week(
         recipe={},
         words="storms delay flights; the team commits a better recipe, that of the example: more, larger trees, and a search",
     ),
-    4: Week(spoiled=True, words="the source delivers each arrival delay with another flight"),
+    3: Week(spoiled=True, words="the source delivers each arrival delay with another flight"),
 }
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
+from itertools import groupby
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from perennial.core.intervals import Interval
+from perennial.core.intervals import Interval, merged
 from perennial.core.settings import Settings
 from perennial.deployment import Deployment
 from perennial.ledger.records import VersionRecord
@@ -43,29 +46,36 @@ def worth(settings: Settings, model: str) -> dict[str, dict[str, float]]:
         return {}
     snapshots = pinned_snapshots(folder, ledger)
     key = list(dict.fromkeys([*spec.entity_table.key, spec.event_time]))
+    load = cache(registry.load)
     parts: dict[str, list[pa.Table]] = {SERVED: [], NEVER: [], ALWAYS: []}
-    scored = {made.interval: made for made in ledger.publications(model, "predictions")}
-    for interval, made in sorted(scored.items()):
-        # The features as they were then, right or wrong, and the labels as they are known now.
-        then = {**snapshots, "features": made.inputs["features"]}
-        rows, _ = read_rows(folder, deployment.lake, then, interval, labels_known_by=datetime.now(UTC), withheld=[])
-        served = deployment.lake.scan(
-            model, "predictions", published.snapshots["predictions"], columns=[*key, "prediction"], interval=interval,
-            event_time=spec.event_time,
-        ).read_all()  # fmt: skip
-        both = rows.join(served, keys=key, join_type="inner").combine_chunks()
-        parts[SERVED].append(both.select(["label", "prediction"]))
-        for name, version in ((NEVER, versions[0]), (ALWAYS, _newest(versions, interval))):
-            said = registry.load(model, version.version).predict(both).values
-            parts[name].append(both.select(["label"]).append_column("prediction", pa.array(said)))
+    scored = {made.interval: made.inputs["features"] for made in ledger.publications(model, "predictions")}
+    for features, made_of in groupby(sorted(scored), scored.__getitem__):
+        intervals = list(made_of)
+        for whole in merged(intervals):
+            # The features as they were then, right or wrong, and the labels as they are known now.
+            then = {**snapshots, "features": features}
+            rows, _ = read_rows(folder, deployment.lake, then, whole, labels_known_by=datetime.now(UTC), withheld=[])
+            served = deployment.lake.scan(
+                model, "predictions", published.snapshots["predictions"], columns=[*key, "prediction"], interval=whole,
+                event_time=spec.event_time,
+            ).read_all()  # fmt: skip
+            joined = rows.join(served, keys=key, join_type="inner").combine_chunks()
+            for interval in (one for one in intervals if whole.contains(one)):
+                moments = joined.column(spec.event_time)
+                start, end = (pa.scalar(moment, moments.type) for moment in (interval.start, interval.end))
+                both = joined.filter(pc.and_(pc.greater_equal(moments, start), pc.less(moments, end)))
+                parts[SERVED].append(both.select(["label", "prediction"]))
+                for name, version in ((NEVER, versions[0]), (ALWAYS, _newest(versions, interval))):
+                    said = load(model, version.version).predict(both).values
+                    parts[name].append(both.select(["label"]).append_column("prediction", pa.array(said)))
     cost, found = cost_function(folder), {}
     for name, tables in parts.items():
-        whole, *days = [
+        everything, *by_day = [
             evaluate(spec.task, *(rows.column(column).to_numpy() for column in ("label", "prediction")), cost=cost)
             for rows in (pa.concat_tables(tables).combine_chunks(), *(table.combine_chunks() for table in tables))
         ]
-        known = [day[spec.primary_metric] for day in days if spec.primary_metric in day]
-        found[name] = {**whole, **({DAILY: statistics.fmean(known)} if known else {})}
+        known = [one[spec.primary_metric] for one in by_day if spec.primary_metric in one]
+        found[name] = {**everything, **({DAILY: statistics.fmean(known)} if known else {})}
     return found
 
 

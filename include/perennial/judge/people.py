@@ -26,6 +26,11 @@ _BY_PEOPLE = ("ui", "rest_api", "cli")
 ASK, APPROVE, REJECT = "ask_approval", "Approve", "Reject"
 
 
+def subject(model: str, version: int | str) -> str:
+    """What a person is asked about a version."""
+    return f"Make version {version} the champion of {model}?"
+
+
 def as_answer(user: str | None, chosen: object, words: object, answered_at: datetime) -> dict[str, Any]:
     """A person's answer to a question, as the ledger keeps it. Without a user, the time was up."""
     answer = "expired" if user is None else "approved" if chosen == [APPROVE] else "refused"
@@ -56,15 +61,21 @@ class People:
         with AirflowApi(self._url, JUDGE, self._password) as api:
             yield api
 
-    def answer(self, proposal: Proposal, *, registered_at: datetime) -> Mapping[str, Any] | None:
+    def answer(
+        self, proposal: Proposal, *, version: int, registered_at: datetime, shown: str | None
+    ) -> Mapping[str, Any] | None:
         """The answer to the question about the version of a proposal; None if nobody was asked.
+
+        A worker writes the question into Airflow. So the answer counts only if the question was the judge's own.
 
         Args:
             proposal: in ``answer``, it says what the task was told.
+            version: the version.
             registered_at: when the version was registered, which came before the question.
+            shown: the comparison that the judge has given to be shown; None if it has given none in this run.
 
         Raises:
-            PromotionRefused: according to Airflow, nobody has answered, or the answer is to an earlier question.
+            PromotionRefused: according to Airflow, nobody has answered, or the answer is to another question.
         """
         told: Mapping[str, Any] | None = proposal.said.get("answer")
         if told is None:
@@ -75,6 +86,12 @@ class People:
                 if given is None:
                     raise PromotionRefused(
                         f"{proposal.model}: the task {ASK} says {told.get('answer')}, but Airflow knows no answer to it"
+                    )
+                if (given.subject, given.body) != (subject(proposal.model, version), shown):
+                    raise PromotionRefused(
+                        f"{proposal.model}: the question that was answered in run {proposal.run_id} is not the one about "
+                        f"version {version} as the judge has measured it: somebody has changed it in Airflow, so the answer "
+                        f"does not count. Look at version {version} in MLflow, and clear {ASK} to ask again"
                     )
                 told = as_answer(given.user, given.chosen, given.words, given.answered_at)
         if utc(told["answered_at"]) < registered_at:

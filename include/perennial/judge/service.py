@@ -11,6 +11,8 @@ It also looks every few seconds whether somebody has moved an alias in MLflow, a
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
 import os
 import signal
@@ -19,8 +21,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from multiprocessing import forkserver, get_context
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,10 +52,10 @@ LONGEST = timedelta(hours=3)
 #: Rulings are kept for this long; what they led to is kept elsewhere.
 KEPT = timedelta(days=90)
 
-#: What a ruling needs, imported once.
+#: What a ruling needs, imported once, before it is forked.
 IMPORTED_AHEAD = (
     "skops.io", "mlflow.sklearn", "pyiceberg.catalog.sql", "pyiceberg.io.pyarrow", "duckdb", "perennial.evaluation.confined",
-    "perennial.evaluation.gates", "perennial.judge.service", "perennial.monitoring.shadowing", "perennial.operations.standing",
+    "perennial.evaluation.gates", "perennial.monitoring.shadowing", "perennial.operations.standing",
     "perennial.reports.approval", "perennial.reports.releases", "perennial.training.evaluate", "perennial.training.refresh",
 )  # fmt: skip
 
@@ -88,7 +90,7 @@ def read_judge_settings(environment: Mapping[str, str]) -> JudgeSettings:
 class _Running:
     """A process that rules on a proposal, or aligns an alias."""
 
-    process: ForkServerProcess
+    process: ForkProcess
     model: str
     since: float
 
@@ -108,8 +110,8 @@ class Judge:
         if not deployment.settings.may_promote:
             raise SettingsError("the judge needs the right to change the champion: PERENNIAL_MAY_PROMOTE is false")
         self._deployment, self._given = deployment, given
-        self._context = get_context("forkserver")
-        self._context.set_forkserver_preload(list(IMPORTED_AHEAD))
+        # A fork is safe: this process has one thread, and holds no connection of a database between two looks.
+        self._context = get_context("fork")
         self._running: dict[int, _Running] = {}
         self._aligning: dict[str, _Running] = {}
         self._lost: Counter[int] = Counter()
@@ -119,8 +121,10 @@ class Judge:
     def run(self) -> None:
         """Rule until SIGTERM or SIGINT comes. Rulings that have begun then end by themselves, or are taken again."""
         keep_ready("perennial.evaluation.confined")
-        # Otherwise the first ruling would wait for its imports.
-        forkserver.ensure_running()
+        # Otherwise each ruling would wait for its imports, and have memory of its own for them.
+        for module in IMPORTED_AHEAD:
+            importlib.import_module(module)
+        gc.freeze()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         log.info("waiting for proposals; at most %d rulings at once", self._given.at_once)
@@ -256,6 +260,7 @@ def _align(model: str) -> None:
 def _begin() -> None:
     # It ends with the judge, also if that is killed: the next judge takes the proposal again.
     end_with_parent()
-    # Ctrl-C at a terminal is for the judge itself, which lets this process end.
+    # Ctrl-C at a terminal is for the judge itself, which lets this process end. It ends this one by SIGTERM if need be.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     logs.configure(os.environ, logging.INFO)

@@ -89,10 +89,16 @@ def promote_refresh(run: StageRun, proposal: Proposal, people: People) -> Ruled:
 def _act(run: StageRun, proposal: Proposal, people: People, act: Callable[..., promote.Outcome]) -> Ruled:
     """Act on the decision about a version of this run, and on what an approver has answered."""
     decided, registered_at = promote.decided_of(run, int(proposal.said["version"]))
-    outcome = act(
-        run, decided, cause=str(proposal.said["cause"]), actor=f"airflow:{proposal.dag_id}",
-        answer=people.answer(proposal, registered_at=registered_at),
+    given = run.deployment.ledger.values_of_run(proposal.dag_id, proposal.run_id)
+    shown = [
+        one["comparison"]
+        for one in given
+        if isinstance(one, dict) and one.get("version") == decided.version and "comparison" in one
+    ]
+    answer = people.answer(
+        proposal, version=decided.version, registered_at=registered_at, shown=shown[-1] if shown else None
     )  # fmt: skip
+    outcome = act(run, decided, cause=str(proposal.said["cause"]), actor=f"airflow:{proposal.dag_id}", answer=answer)
     page = run.deployment.registry.version_url(run.model, outcome.version)
     match outcome.became:
         case "champion":

@@ -21,7 +21,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from perennial.core.database import take_turn
-from perennial.core.errors import ChainBroken
+from perennial.core.errors import ChainBroken, LedgerDamaged
 from perennial.ledger import tables
 from perennial.ledger.signing import ChainHead, Keys, Signer, fingerprint, is_key, is_signed
 
@@ -394,7 +394,7 @@ def check(
     """
     try:
         return _check(connection, keys, model, noted, signatures)
-    except ValueError as error:  # no JSON, or no moment
+    except (ValueError, LedgerDamaged) as error:  # no moment, or no JSON
         told = f"a value in the record of decisions cannot be read ({error}), and the judge did not write it: {_RESTORE}"
         return Checked(0, 0, None, "", [], [told])
 

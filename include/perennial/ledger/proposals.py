@@ -118,6 +118,15 @@ class Proposals(TableFamily):
         found = self._list(Ruling, sa.select(tables.rulings).where(tables.rulings.c.proposal_id == proposal_id))
         return found[0] if found else None
 
+    def values_of_run(self, dag_id: str, run_id: str) -> list[Any]:
+        """What the judge has given to the tasks of a run, the oldest first."""
+        rulings, proposals = tables.rulings, tables.proposals
+        joined = rulings.join(proposals, rulings.c.proposal_id == proposals.c.id)
+        query = sa.select(rulings.c.value).select_from(joined).order_by(rulings.c.id)
+        with self._database.reading() as connection:
+            of_run = query.where(proposals.c.dag_id == dag_id, proposals.c.run_id == run_id, rulings.c.outcome == "done")
+            return list(connection.execute(of_run).scalars())
+
     def rule(
         self, proposal_id: int, outcome: Outcome, *, words: str = "", value: object = None, page: str | None = None
     ) -> None:

@@ -11,7 +11,9 @@ from typing import Any, TypeVar, get_type_hints
 
 import sqlalchemy as sa
 
+from perennial.core.columns import DAMAGED
 from perennial.core.database import Database
+from perennial.core.errors import LedgerDamaged
 from perennial.core.intervals import Interval
 from perennial.evidence.plain import Evidence
 from perennial.ledger.chain import Decisions
@@ -26,12 +28,20 @@ def now() -> datetime:
 
 
 def as_record(kind: type[RecordT], row: Mapping[str, Any] | sa.RowMapping) -> RecordT:
-    """Make a record of class ``kind`` from a row: ``start`` and ``end`` become an interval, and evidence gets its type."""
+    """Make a record of class ``kind`` from a row: ``start`` and ``end`` become an interval, and evidence gets its type.
+
+    Raises:
+        LedgerDamaged: the row holds something that Perennial does not write.
+    """
     values: dict[str, Any] = dict(row)
     if "start" in values:
         values["interval"] = Interval(values.pop("start"), values.pop("end"))
     for name, evidence in _evidence_of(kind).items():  # type: ignore[arg-type]  # mypy takes no type[T] for hashable
-        values[name] = evidence.from_json(values[name])
+        try:
+            values[name] = evidence.from_json(values[name])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            of = f" of {values['model']}" if "model" in values else ""
+            raise LedgerDamaged(f"the {kind.__name__}{of} in the ledger has no readable {name}; {DAMAGED}") from error
     return kind(**values)
 
 

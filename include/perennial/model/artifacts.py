@@ -14,7 +14,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +43,10 @@ PACKAGES = ("scikit-learn", "numpy", "scipy", "pandas", "skops", "mlflow")
 
 MODEL_FILE = "model.skops"
 REFERENCE_FILE = "reference.parquet"
+#: A few rows of the input, and what the model answered to them when it was stored.
+EXAMPLE_FILE = "example.parquet"
+#: The column of these answers: the numbers of :attr:`Prediction.numbers` of each row.
+ANSWER = "_answer"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,12 @@ class Prediction:
             return None if values is None else values[rows]
 
         return Prediction(self.values[rows], of(self.probability), of(self.probabilities), self.classes)
+
+    @property
+    def numbers(self) -> NDArray[np.float64]:
+        """All predicted numbers: n by classes, or n by 1 for regression."""
+        numbers = self.values[:, None] if self.probabilities is None else self.probabilities
+        return np.asarray(numbers, dtype=np.float64)
 
     @property
     def digest(self) -> str:
@@ -176,6 +186,7 @@ class LoadedModel:
         estimator: the scikit-learn estimator.
         sample: see :meth:`reference`.
         size: size of its files in bytes.
+        example: see :func:`answered_example`; empty if the version was stored without one.
     """
 
     name: str
@@ -187,6 +198,7 @@ class LoadedModel:
     estimator: Any
     sample: pa.Table
     size: int = 0
+    example: pa.Table = field(default_factory=lambda: pa.table({}))
 
     @property
     def features(self) -> list[str]:
@@ -239,6 +251,25 @@ def trusted_types(named: Iterable[str], reviewed: Sequence[str] | None) -> list[
         reviewed: what of it the deployment allows, :attr:`perennial.core.settings.Settings.trusted_types`.
     """
     return sorted({*TRUSTED_TYPES, *reviewed_types(named, reviewed)})
+
+
+def answered_example(spec: ModelSpec, estimator: Any, example: pd.DataFrame) -> pa.Table:
+    """Rows of a model's input with the column :data:`ANSWER`: what the model answers to them. A process that loads the model
+    later can compare.
+
+    Args:
+        spec: the spec of the model.
+        estimator: the fitted estimator.
+        example: rows from :meth:`FeatureList.frame`.
+
+    Raises:
+        ScoringError: see :func:`predict`.
+    """
+    takes = FeatureList.of(spec)
+    kinds = {**dict.fromkeys(takes.numeric, pa.float64()), **dict.fromkeys(takes.categorical, pa.string())}
+    rows = pa.table({name: pa.array(example[name], kind, from_pandas=True) for name, kind in kinds.items()})
+    answers = predict(spec.task, estimator, takes.frame(rows)).numbers
+    return rows.append_column(ANSWER, pa.array(answers.tolist(), pa.list_(pa.float64())))
 
 
 @lru_cache(maxsize=1)

@@ -40,15 +40,20 @@ def check_folders(environment: Mapping[str, str]) -> None:
     """Refuse a checkout that the containers' user cannot read, as ``umask 077`` leaves it.
 
     Raises:
-        SettingsError: a file or folder of DAGs, plugins or models cannot be read; the message names it.
+        SettingsError: a file or folder of DAGs, plugins or models is missing or cannot be read; the message names it.
     """
 
     def refuse(path: str) -> NoReturn:
         raise SettingsError(
             f"{path} cannot be read by user {os.getuid()}, which the containers run as. In the project's folder, run "
-            "chmod -R a+rX dags plugins include/models monitoring deploy/proxy"
+            "chmod -R a+rX dags plugins include/models monitoring deploy"
         )
 
+    if not os.path.exists(models := _given(environment, "PERENNIAL_MODELS")):
+        raise SettingsError(
+            f"{models} is not there. If the models come from Git, start the service that follows their repository: write "
+            "COMPOSE_PROFILES=git into .env"
+        )
     for name in ("AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "PERENNIAL_MODELS"):
         for folder, _, files in os.walk(_given(environment, name), onerror=lambda error: refuse(str(error.filename))):
             for file in files:

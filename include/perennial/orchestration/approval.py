@@ -15,7 +15,7 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial.judge.people import APPROVE, ASK, REJECT, as_answer
+from perennial.judge.people import APPROVE, ASK, REJECT, as_answer, subject
 from perennial.orchestration.runs import stage_run
 from perennial.spec.model import ModelSpec
 
@@ -31,7 +31,7 @@ def ask_approval(spec: ModelSpec, decided_by: str) -> ApprovalRequest:
     return ApprovalRequest(
         task_id=ASK,
         decided_by=decided_by,
-        subject=f"Make version {{{{ {decided}['version'] }}}} the champion of {spec.name}?",
+        subject=subject(spec.name, f"{{{{ {decided}['version'] }}}}"),
         body=f"{{{{ {decided}['comparison'] }}}}",
         options=[APPROVE, REJECT],
         # Used when the time is up. The missing name of a user tells this apart from a person's refusal.

@@ -7,6 +7,7 @@ partition key, never from a date of Airflow's.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +30,11 @@ from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, settings
 from perennial.core.text import one_line
 from perennial.deployment import Deployment
+from perennial.spec.commit import RECORD, recorded_commit
 from perennial.spec.folder import ModelFolder
 from perennial.stages.run import StageRun
+
+log = logging.getLogger(__name__)
 
 #: The period that a run's partition key names by its first day.
 Window = Literal["day", "week", "month", "never"]
@@ -186,7 +190,10 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
     ):
         try:
             check_conf(dag_run.conf, context["dag"].params)
-            yield Run(parts.model(model), parts, context, window, part)
+            folder = parts.model(model)
+            if (recorded := recorded_commit(folder.path, folder.path.parent / RECORD)) is not None:
+                log.info("the model's folder is that of commit %s", recorded[0])
+            yield Run(folder, parts, context, window, part)
         except FINAL as error:
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
         except (PerennialError, AirflowException):

@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
-from perennial.core.errors import TrainingError, VersionUnusable
+from perennial.core.errors import ScoringError, TrainingError, VersionUnusable
 from perennial.evidence.training import StoredModel
 from perennial.model import artifacts
 from perennial.registry.server import MISSING, Mlflow
@@ -162,6 +162,10 @@ class CandidateRun:
                 )
                 if reference is not None:
                     pq.write_table(reference, directory / artifacts.REFERENCE_FILE, compression="zstd")
+                # A model that cannot answer its example is stored without an answer; its gates refuse it and say why.
+                with suppress(ScoringError, ValueError, TypeError, IndexError):
+                    answered = artifacts.answered_example(spec, estimator, example)
+                    pq.write_table(answered, directory / artifacts.EXAMPLE_FILE, compression="zstd")
                 manifest = artifacts.manifest(directory)
                 self._client.log_model_artifacts(stored.model_id, str(directory))
             except Exception as error:

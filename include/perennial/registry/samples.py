@@ -27,7 +27,7 @@ from perennial.model import artifacts
 from perennial.registry.versions import Versions
 
 #: Columns of a reference sample that are not features.
-_BESIDE = {"label", "prediction", "probabilities"}
+_BESIDE = {"label", "prediction", "probabilities", artifacts.ANSWER}
 _EXAMPLES = ("input_example.json", "serving_input_example.json")
 
 
@@ -123,9 +123,10 @@ class Samples(Versions):
         known = {model_id: record.version for model_id, (record, _) in self._of_versions(model).items()}
         for model_id in self._stored(model):
             files = {}
-            content = self._read(model_id, artifacts.REFERENCE_FILE)
-            if content is not None and (reference := _without(content, rows, event_time)) is not None:
-                files[artifacts.REFERENCE_FILE] = reference
+            for name in (artifacts.REFERENCE_FILE, artifacts.EXAMPLE_FILE):
+                content = self._read(model_id, name)
+                if content is not None and (sample := _without(content, rows, event_time)) is not None:
+                    files[name] = sample
             for name in _EXAMPLES:
                 content = self._read(model_id, name)
                 if content is not None and (example := _example_without(content, rows)) is not None:

@@ -40,8 +40,8 @@ _COLLISIONS = ("IntegrityError", "UniqueViolation")
 _MAX_VERSION_TAG = 5_000
 
 
-def _read_reference(directory: Path) -> pa.Table:
-    file = directory / artifacts.REFERENCE_FILE
+def _read_rows(directory: Path, name: str) -> pa.Table:
+    file = directory / name
     return pq.read_table(file) if file.exists() else pa.table({})
 
 
@@ -319,8 +319,9 @@ class Versions(Mlflow):
             artifacts.check_environment(packages)
             _check_signature(directory, takes)
             estimator = artifacts.load_estimator(directory, artifacts.trusted_types(trusted, self._settings.trusted_types))
-            sample, size = _read_reference(directory), artifacts.size(directory)
-        return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample, size)
+            sample, size = _read_rows(directory, artifacts.REFERENCE_FILE), artifacts.size(directory)
+            example = _read_rows(directory, artifacts.EXAMPLE_FILE)
+        return LoadedModel(name, version, task, takes, trained_on, features_digest, estimator, sample, size, example)
 
     def reference(self, record: VersionRecord) -> pa.Table:
         """Return a version's reference sample, as in :class:`perennial.model.artifacts.LoadedModel`, without loading it.
@@ -330,7 +331,7 @@ class Versions(Mlflow):
         """
         name = f"{record.model} version {record.version}"
         with self._checked(name, record.served) as directory:
-            return _read_reference(directory)
+            return _read_rows(directory, artifacts.REFERENCE_FILE)
 
     @contextmanager
     def _checked(self, name: str, stored: StoredModel) -> Iterator[Path]:

@@ -1,1 +1,4 @@
-"""Online scoring: the features and the champion's predictions of single entities, asked at any moment."""
+"""Online scoring: a server that keeps the champions in memory and answers requests in milliseconds.
+
+Begin with :mod:`perennial.serving.app`.
+"""

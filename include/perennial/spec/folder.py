@@ -95,6 +95,9 @@ class ModelFolder(BaseModel):
 def read_model(folder: Path) -> ModelFolder:
     """Read and validate one model folder.
 
+    Where all models are behind a link, which is switched from commit to commit (:mod:`perennial.operations.follow`), all files
+    are read from the commit that it leads to now.
+
     Raises:
         SpecError: the folder does not describe a model. The message has a line for each problem of each of its files: file,
             line, what is wrong, and what to write instead.
@@ -108,6 +111,8 @@ def read_model(folder: Path) -> ModelFolder:
 
 def _read_model(folder: Path) -> ModelFolder:
     failures: list[str] = []
+    if folder.parent.is_symlink():
+        folder = folder.parent.resolve() / folder.name
     file = folder / "model.yaml"
     document = _attempt(lambda: parse_yaml(file), failures, Document(file))
     spec, problems = examine(ModelSpec, document)

@@ -80,12 +80,15 @@ class Answer:
         chosen: the chosen options.
         words: what the person wrote.
         answered_at: when.
+        subject, body: the question, as the person has read it.
     """
 
     user: str | None
     chosen: list[str]
     words: str
     answered_at: datetime
+    subject: str
+    body: str
 
 
 class AirflowApi:
@@ -169,7 +172,10 @@ class AirflowApi:
             return None
         user, given = found["responded_by_user"], found["params_input"] or {}
         name = None if user is None else str(user["name"])
-        return Answer(name, list(found["chosen_options"] or []), str(given.get("words") or ""), utc(found["responded_at"]))
+        return Answer(
+            name, list(found["chosen_options"] or []), str(given.get("words") or ""), utc(found["responded_at"]),
+            str(found["subject"]), str(found["body"] or ""),
+        )  # fmt: skip
 
     def delete(self, run: DagRun) -> None:
         """Remove the run and everything that Airflow stores about it."""

@@ -149,6 +149,10 @@ class Stack:
     def metrics_url(self) -> str:
         return f"http://{HOST}:{self.ports.metrics}/metrics"
 
+    @property
+    def scorer_url(self) -> str:
+        return f"http://{HOST}:{self.ports.scorer}"
+
     def __enter__(self) -> Self:
         try:
             self.processes = Processes(
@@ -237,6 +241,9 @@ class Stack:
         given["PERENNIAL_WATCH_PORT"] = str(self.ports.metrics)
         processes.start("judge", sys.executable, "-m", "perennial.cli", "judge")
         processes.start("watch", sys.executable, "-m", "perennial.cli", "watch", given=given)
+        # It only reads MLflow, and needs no right to promote.
+        given = {"PERENNIAL_SERVE_PORT": str(self.ports.scorer), "PERENNIAL_MAY_PROMOTE": "false"}
+        processes.start("scorer", sys.executable, "-m", "perennial.cli", "serve", given=given)
         processes.watch()
 
     def _start_mlflow(self) -> None:

@@ -35,12 +35,14 @@ class Ports:
         airflow: UI and REST API.
         mlflow: UI and tracking.
         metrics: the watchdog's figures for Prometheus.
+        scorer: predictions online.
         execution: the API for tasks alone; any free port.
     """
 
     airflow: int
     mlflow: int
     metrics: int
+    scorer: int
     execution: int
 
 
@@ -52,14 +54,15 @@ def choose_ports(environment: Mapping[str, str]) -> Ports:
     """
     wanted = {"PERENNIAL_AIRFLOW_PORT": ("Airflow", 8080), "PERENNIAL_MLFLOW_PORT": ("MLflow", 5000)}
     wanted["PERENNIAL_WATCH_PORT"] = ("the watchdog", 9464)
+    wanted["PERENNIAL_SERVE_PORT"] = ("the scorer", 8090)
     chosen: dict[int, str] = {}
     for variable, (server, default) in wanted.items():
         port = _choose(server, environment, variable, default)
         if port in chosen:
             raise StackError(f"{chosen[port]} and {variable} are both {port}; choose different ports")
         chosen[port] = variable
-    airflow, mlflow, metrics = chosen
-    return Ports(airflow=airflow, mlflow=mlflow, metrics=metrics, execution=_free_port())
+    airflow, mlflow, metrics, scorer = chosen
+    return Ports(airflow=airflow, mlflow=mlflow, metrics=metrics, scorer=scorer, execution=_free_port())
 
 
 def _choose(server: str, environment: Mapping[str, str], variable: str, default: int) -> int:

@@ -13,14 +13,11 @@ import itertools
 import json
 import logging
 import platform
-import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +43,7 @@ from perennial.model.labels import LABEL, labels_of
 from perennial.model.probabilities import probabilities_as_json
 from perennial.registry.folders import FOLDER
 from perennial.registry.runs import KEY, MAX_TAG, CandidateRun
+from perennial.spec.commit import commit_of
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 from perennial.spec.training import METRICS
@@ -453,35 +451,9 @@ def _importance(folder: ModelFolder, estimator: Any, frame: pd.DataFrame, truth:
     return dict(sorted(zip(rows.columns, drops.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
-def _built_from(folder: Path, record: Path) -> str:
-    """The commit that an image was built from, by what ``scripts/built.sh`` wrote there.
-
-    Returns:
-        ``unknown`` if there is no such record, or if the model's folder has been changed since.
-    """
-    try:
-        commit, *lines = record.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return "unknown"
-    at = f"include/models/{folder.name}/"
-    built = {name.removeprefix(at): digest for digest, name in (line.split("  ", 1) for line in lines) if name.startswith(at)}
-    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    here = {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return commit if built == here else "unknown"
-
-
 def code_state(folder: ModelFolder) -> CodeState:
     """Everything besides rows and parameters that the result of a fit depends on, as far as this process knows."""
-    commit, dirty = "unknown", None
-    git = shutil.which("git")
-    if git is not None and folder.path.is_dir():  # the folder that a version keeps is nowhere
-        ask = partial(subprocess.run, cwd=folder.path, capture_output=True, text=True, timeout=30, check=False)
-        head = ask([git, "rev-parse", "HEAD"])
-        if head.returncode == 0:
-            commit = head.stdout.strip()
-            dirty = bool(ask([git, "status", "--porcelain"]).stdout.strip())
-    else:
-        commit = _built_from(folder.path, PROJECT / "BUILT")
+    commit, dirty = commit_of(folder.path, PROJECT / "BUILT")
     return CodeState(
         commit=commit,
         dirty=dirty,

@@ -33,6 +33,7 @@ from perennial.core.settings import Settings, settings_of
 from perennial.ledger.coverage import Waiting, label_delay
 from perennial.ledger.records import Overview, Publication, VersionRecord
 from perennial.ledger.store import Ledger
+from perennial.spec.commit import FOLLOWED_FILE
 from perennial.spec.folder import THRESHOLDS_FILE, model_folders, read_model
 from perennial.spec.model import ModelSpec
 from perennial.stack.airflow_api import AirflowApi, DagRun
@@ -156,6 +157,7 @@ class Watchdog:
         self._altered: list[str] = []
         self._checked_at: datetime | None = None
         self._airflow = _Airflow(AirflowApi(given.airflow_url, USER, given.password, patience=20))
+        self._models = settings.models
         self._folders = _Folders(settings.models)
         self._past = _Past()
         self._versions = _Versions()
@@ -224,6 +226,7 @@ class Watchdog:
                 unruled_since=self._ledger.unruled_since(),
                 unreadable=unreadable,
                 altered=self._altered,
+                followed_at=_followed_at(self._models),
             )
             open_subjects = self._tell(look(known), now)
             self._ledger_answers(now)
@@ -346,6 +349,14 @@ class _Folders:
         self._read = found
         specs = {name: spec for name, (_, spec) in found.items() if isinstance(spec, ModelSpec) and not spec.retired}
         return specs, {name: str(error) for name, (_, error) in found.items() if isinstance(error, SpecError)}
+
+
+def _followed_at(models: Path) -> datetime | None:
+    """When a service last followed the repository of the models, by a file beside their link (perennial.operations.follow)."""
+    try:
+        return datetime.fromtimestamp((models.parent / FOLLOWED_FILE).stat().st_mtime, UTC) if models.is_symlink() else None
+    except OSError:
+        return None
 
 
 def _changed(file: Path) -> int:

@@ -48,6 +48,9 @@ STRANDED = timedelta(hours=1)
 #: The judge answers within minutes: it fits baselines, and the champion's recipe, on the rows of a training.
 RULING = timedelta(minutes=30)
 
+#: The repository of models is looked at twice a minute. For as long as this, it may be away.
+FOLLOWED = timedelta(hours=1)
+
 #: A stage starts within minutes of what it waits for. Scoring or monitoring a window may take this long.
 STAGE = timedelta(hours=3)
 
@@ -193,6 +196,7 @@ class Known:
         unruled_since: when the judge was asked for what it has not answered longest; None if nothing waits for it.
         unreadable: models whose folder is broken, so that nothing is known about them, and what is wrong with it.
         altered: what is wrong with the record of decisions.
+        followed_at: when the newest commit of the models' repository was last known; None if no repository is followed.
     """
 
     now: datetime
@@ -205,6 +209,7 @@ class Known:
     unruled_since: datetime | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
     altered: Sequence[str] = ()
+    followed_at: datetime | None = None
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
@@ -230,7 +235,9 @@ class Finding:
     key: str | None = None
 
 
-Area = Literal["airflow", "components", "judge", "runs", "dags", "folders", "paused", "models", "outbox", "decisions"]
+Area = Literal[
+    "airflow", "components", "judge", "repository", "runs", "dags", "folders", "paused", "models", "outbox", "decisions"
+]
 AREAS: tuple[Area, ...] = get_args(Area)
 
 
@@ -259,6 +266,7 @@ def look(known: Known) -> Look:
     looks: dict[Area, Callable[[Known], Iterable[Finding]]] = {
         "airflow": _airflow,
         "judge": _judge,
+        "repository": _repository,
         "folders": _folders,
         "outbox": _outbox,
         "decisions": _decisions,
@@ -314,6 +322,11 @@ def _components(known: Known) -> Iterator[Finding]:
 def _judge(known: Known) -> Iterator[Finding]:
     if (since := known.unruled_since) is not None and known.now - since > RULING:
         yield Finding("judge/silent", of_operation.judge_silent(EVERYBODY, since=since))
+
+
+def _repository(known: Known) -> Iterator[Finding]:
+    if (since := known.followed_at) is not None and known.now - since > FOLLOWED:
+        yield Finding("repository/not_followed", of_operation.models_not_followed(EVERYBODY, since=since))
 
 
 def _dags(known: Known) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,17 +34,29 @@ def people(airflow: AirflowStandIn) -> People:
     return People({"PERENNIAL_AIRFLOW_URL": airflow.url, "AIRFLOW_JUDGE_PASSWORD": airflow.password})
 
 
+def answer(people: People, told: dict[str, Any] | None = TOLD, *, registered_at: datetime = BEFORE) -> Mapping[str, Any] | None:
+    return people.answer(proposal("train", answer=told), version=3, registered_at=registered_at, shown=ASKED[1])
+
+
 def proposal(stage: str, **said: Any) -> Proposal:
     return Proposal(1, "a key", "toy", "a_step", f"toy.{stage}", RUN, said, BEFORE)
 
 
-def answered(airflow: AirflowStandIn, user: str | None, chosen: str, *, received: bool = True) -> None:
+#: What the judge has given to be asked.
+ASKED = "Make version 3 the champion of toy?", "It passed every gate."
+
+
+def answered(
+    airflow: AirflowStandIn, user: str | None, chosen: str, *, received: bool = True, question: tuple[str, str] = ASKED
+) -> None:
     airflow.add_question(
         "toy.train", RUN, "ask_approval",
         response_received=received,
         responded_by_user={"id": "7", "name": user} if user else None,
         responded_at="2026-01-02T03:04:05Z",
         chosen_options=[chosen],
+        subject=question[0],
+        body=question[1],
         params_input={"words": "seen"},
     )  # fmt: skip
 
@@ -63,7 +75,7 @@ def test_the_answer_is_airflows_whatever_a_task_says(
     airflow: AirflowStandIn, people: People, user: str | None, chosen: str, expected: tuple[str, str]
 ) -> None:
     answered(airflow, user, chosen)
-    found = people.answer(proposal("train", answer=TOLD), registered_at=BEFORE)
+    found = answer(people)
     assert found is not None
     assert (found["answer"], found["approver"]) == expected
     assert found["answered_at"] == "2026-01-02T03:04:05+00:00"
@@ -74,17 +86,39 @@ def test_the_answer_is_airflows_whatever_a_task_says(
 def test_an_answer_that_airflow_does_not_know_promotes_nothing(airflow: AirflowStandIn, people: People) -> None:
     answered(airflow, None, "Approve", received=False)
     with pytest.raises(PromotionRefused, match="Airflow knows no answer to it"):
-        people.answer(proposal("train", answer=TOLD), registered_at=BEFORE)
+        answer(people)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("Make version 2 the champion of toy?", ASKED[1]),
+        (ASKED[0], "It passed every gate, and is far better."),
+        (ASKED[0], ""),
+    ],
+)
+def test_an_answer_to_a_question_that_a_worker_has_changed_promotes_nothing(
+    airflow: AirflowStandIn, people: People, question: tuple[str, str]
+) -> None:
+    answered(airflow, "bob", "Approve", question=question)
+    with pytest.raises(PromotionRefused, match="is not the one about version 3 as the judge has measured it"):
+        answer(people)
+
+
+def test_an_answer_promotes_nothing_if_the_judge_has_given_no_question(airflow: AirflowStandIn, people: People) -> None:
+    answered(airflow, "bob", "Approve")
+    with pytest.raises(PromotionRefused, match="is not the one about version 3 as the judge has measured it"):
+        people.answer(proposal("train", answer=TOLD), version=3, registered_at=BEFORE, shown=None)
 
 
 def test_an_answer_does_not_count_for_a_version_that_was_registered_after_it(airflow: AirflowStandIn, people: People) -> None:
     answered(airflow, "bob", "Approve")
     with pytest.raises(PromotionRefused, match="registered later, so the question was about another one"):
-        people.answer(proposal("train", answer=TOLD), registered_at=datetime(2026, 1, 2, 4, tzinfo=UTC))
+        answer(people, registered_at=datetime(2026, 1, 2, 4, tzinfo=UTC))
 
 
 def test_nobody_is_asked_where_no_approval_is_required(airflow: AirflowStandIn, people: People) -> None:
-    assert people.answer(proposal("train", answer=None), registered_at=BEFORE) is None
+    assert answer(people, None) is None
     assert airflow.asked == []
 
 
@@ -107,6 +141,6 @@ def test_a_run_that_a_task_has_started_in_a_persons_name_changes_nothing(airflow
 
 def test_the_embedded_stack_has_one_identity_and_believes_its_tasks() -> None:
     people = People({})
-    assert people.answer(proposal("train", answer=TOLD), registered_at=BEFORE) == TOLD
+    assert answer(people) == TOLD
     said = {"actor": "airflow:ann", "form": {"version": 7}}
     assert people.starter(proposal("promote", **said)) == ("airflow:ann", {"version": 7})

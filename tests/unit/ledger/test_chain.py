@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from perennial.core.errors import ChainBroken, SettingsError
+from perennial.core.errors import ChainBroken, LedgerDamaged, SettingsError
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import Evaluation
 from perennial.evidence.training import CodeState, TrainingRecord
@@ -353,6 +353,15 @@ def test_whatever_value_is_changed_is_found(
             return
         database.execute(f'UPDATE {table} SET "{column}" = ? WHERE rowid = {number}', (value,))
         database.commit()
+    assert problems(place) != []
+
+
+@pytest.mark.parametrize("value", ["no json", "[7]", '"x"'])
+@pytest.mark.parametrize("column", ["decision", "evaluation", "training", "code"])
+def test_a_row_that_cannot_be_read_is_one_sentence_and_is_named_by_the_check(place: Path, column: str, value: str) -> None:
+    attack(place, f"UPDATE perennial_versions SET {column} = '{value}' WHERE version = 2")
+    with pytest.raises(LedgerDamaged, match=r"in the ledger .*: run perennial verify, and restore the ledger from a backup$"):
+        opened(place).versions(MODEL)
     assert problems(place) != []
 
 

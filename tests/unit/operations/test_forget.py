@@ -264,7 +264,7 @@ def test_a_stored_sample_is_written_anew_and_the_version_stays_loadable(world: W
     after = world.ledger.version("toy", version)
     assert after is not None
     changed = {name for name, digest in after.manifest.items() if before.manifest[name] != digest}
-    assert changed == {"reference.parquet", "input_example.json", "serving_input_example.json"}
+    assert changed == {"reference.parquet", "example.parquet", "input_example.json", "serving_input_example.json"}
     # What was learned stays learned: an encoder knows the kinds that it was fitted on.
     assert {Path(name).name for name in holders(world.settings.state / "mlflow-artifacts", KIND)} <= {"model.skops"}
 

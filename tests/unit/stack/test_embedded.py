@@ -30,7 +30,7 @@ from perennial.stack.environment import Ports, choose_ports, embedded_settings, 
 from perennial.stack.processes import RESTARTS, Processes, marked
 from tests.living import free_ports
 
-PORTS = Ports(airflow=18080, mlflow=15000, metrics=19464, execution=18081)
+PORTS = Ports(airflow=18080, mlflow=15000, metrics=19464, scorer=18090, execution=18081)
 
 
 def soon(condition: Callable[[], object], seconds: float = 60) -> bool:
@@ -179,6 +179,7 @@ def taken() -> Iterator[int]:
         ("Airflow", "PERENNIAL_AIRFLOW_PORT"),
         ("MLflow", "PERENNIAL_MLFLOW_PORT"),
         ("the watchdog", "PERENNIAL_WATCH_PORT"),
+        ("the scorer", "PERENNIAL_SERVE_PORT"),
     ],
 )
 def test_a_port_in_use_is_named_with_the_variable_that_chooses_another(taken: int, server: str, variable: str) -> None:

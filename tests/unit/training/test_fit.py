@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from perennial.core.errors import TrainingError
 from perennial.core.intervals import Interval
-from perennial.core.settings import PROJECT, Settings
+from perennial.core.settings import Settings
 from perennial.deployment import Deployment
 from perennial.evaluation.gates import decide
 from perennial.evidence.decision import GateDecision
@@ -788,37 +787,3 @@ def test_a_training_that_lacks_history_says_from_which_day_on_it_passes(tmp_path
 
     with pytest.raises(TrainingError, match=r"training passes as of 2013-04-\d\d, since labels take 20 days"):
         build(folder, deployment)
-
-
-# --- the commit of an image ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_an_image_names_the_commit_it_was_built_from_until_the_model_is_changed(tmp_path: Path, packed: bool) -> None:
-    folder = tmp_path / "include" / "models" / "toy"
-    folder.mkdir(parents=True)
-    (folder / "model.yaml").write_text("name: toy\n")
-    git, commit = tmp_path / "git", "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
-    ref = git / "refs" / "heads" / "main"
-    ref.parent.mkdir(parents=True)
-    (git / "HEAD").write_text("ref: refs/heads/main\n")
-    if packed:
-        (git / "packed-refs").write_text(f"{commit} refs/heads/main\n{'0' * 40} refs/heads/main-2\n")
-    else:
-        ref.write_text(f"{commit}\n")
-    record = tmp_path / "BUILT"
-    script = str(PROJECT / "scripts" / "built.sh")
-    record.write_bytes(subprocess.run(["sh", script, git], cwd=tmp_path, check=True, capture_output=True).stdout)
-    assert fit._built_from(folder, record) == commit
-
-    (folder / "model.py").write_text("# new\n")
-    assert fit._built_from(folder, record) == "unknown"
-
-
-def test_an_image_built_outside_a_repository_knows_no_commit(tmp_path: Path) -> None:
-    folder = tmp_path / "include" / "models" / "toy"
-    folder.mkdir(parents=True)
-    script = str(PROJECT / "scripts" / "built.sh")
-    told = subprocess.run(["sh", script, tmp_path / "git"], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert (told.stdout, told.stderr) == ("unknown\n", "")
-    assert fit._built_from(folder, tmp_path / "BUILT") == "unknown"

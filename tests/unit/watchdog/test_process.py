@@ -35,6 +35,7 @@ from perennial.evidence.evaluation import Evaluation, Refresh
 from perennial.evidence.training import CodeState, TrainingRecord
 from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
+from perennial.watchdog import process
 from perennial.watchdog.process import Watchdog, WatchSettings, read_watch_settings
 from tests.unit.airflow_stand_in import PASSWORD, AirflowStandIn, Serving
 
@@ -477,3 +478,15 @@ def test_the_process_is_light_shows_its_health_and_ends_when_told(embedded: Sett
         assert process.wait(timeout=30) == 130
     assert '"event": "checking http://127.0.0.1' in said
     assert memory < 120_000_000
+
+
+def test_when_the_repository_of_the_models_was_followed_is_read_beside_their_link(tmp_path: Path) -> None:
+    models = tmp_path / "current"
+    assert process._followed_at(models) is None
+    models.mkdir()
+    (tmp_path / "followed").touch()
+    assert process._followed_at(models) is None, "a checkout, whatever lies beside it"
+    models.rename(tmp_path / "commit")
+    models.symlink_to("commit")
+    os.utime(tmp_path / "followed", (60, 60))
+    assert process._followed_at(models) == datetime(1970, 1, 1, 0, 1, tzinfo=UTC)

@@ -440,6 +440,11 @@ def test_alerts_that_nobody_sends_are_found() -> None:
     assert found(replace(known(), waiting=3, oldest_waiting=NOW - HOUR / 2)) == set()
 
 
+def test_a_repository_that_has_not_been_followed_for_an_hour_is_told() -> None:
+    assert found(replace(known(), followed_at=NOW - HOUR)) == set()
+    assert found(replace(known(), followed_at=NOW - HOUR - timedelta(seconds=1))) == {"repository/not_followed"}
+
+
 def test_an_altered_record_of_decisions_is_found() -> None:
     altered = found(replace(known(), altered=["toy: promotion 2 was changed"]))
     assert altered == {"decisions/altered"}

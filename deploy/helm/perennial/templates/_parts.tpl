@@ -29,6 +29,9 @@ capabilities: {drop: [ALL]}
 - {name: home, emptyDir: {sizeLimit: 64Mi}}
 - {name: state, persistentVolumeClaim: {claimName: {{ .Values.airflow.stateClaim }}}}
 - {name: logs, persistentVolumeClaim: {claimName: {{ .Values.airflow.logsClaim }}}}
+{{- if .Values.models.repository }}
+- {name: models, persistentVolumeClaim: {claimName: {{ .Values.models.claim }}, readOnly: true}}
+{{- end }}
 {{- end }}
 
 {{- define "perennial.mounts" -}}
@@ -36,4 +39,7 @@ capabilities: {drop: [ALL]}
 - {name: home, mountPath: /opt/airflow}
 - {name: state, mountPath: /var/lib/perennial}
 - {name: logs, mountPath: /var/log/airflow}
+{{- if .Values.models.repository }}
+- {name: models, mountPath: /opt/perennial/include/models-from-git, readOnly: true}
+{{- end }}
 {{- end }}

@@ -1,0 +1,310 @@
+"""The scorer's web application: who may ask, within which bounds, in which form, and the answer.
+
+Neighbours: :mod:`perennial.serving.requests` reads bodies, :mod:`perennial.serving.answers` writes them,
+:mod:`perennial.serving.champion` knows the versions, :mod:`perennial.serving.batching` predicts;
+:mod:`perennial.serving.service` is the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from perennial.core.errors import NotAnswered
+from perennial.model.artifacts import FeatureList
+from perennial.serving import answers, requests
+from perennial.serving.answers import Answer, as_json
+from perennial.serving.batching import Batcher
+from perennial.serving.champion import Champions, Served
+from perennial.serving.figures import Figures
+from perennial.serving.openapi import describe
+from perennial.serving.requests import Rows
+from perennial.serving.tokens import Token, Tokens
+
+log = logging.getLogger(__name__)
+
+#: An identifier that a client may give its request.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+)
+#: The last part of the addresses that predict.
+_FORMS = ("predict", "invocations", "infer")
+#: The names of this machine, for itself.
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a request may cost.
+
+    Attributes:
+        body: most bytes of a body.
+        rows: most rows of a request.
+        at_once: most requests that are read or answered at once.
+        deadline: most seconds from the first byte of a request to its answer.
+    """
+
+    body: int = 1 << 20
+    rows: int = 1_000
+    at_once: int = 128
+    deadline: float = 5.0
+
+
+@dataclass
+class _Asked:
+    """A request, for the log, the figures and the headers of its answer."""
+
+    id: str
+    model: str = ""
+    form: str = ""
+    version: int | None = None
+    status: int | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+
+class App:
+    """The application, in ASGI.
+
+    Args:
+        champions: the versions that answer.
+        tokens: who may ask.
+        bounds: what a request may cost.
+    """
+
+    def __init__(self, champions: Champions, tokens: Tokens, bounds: Bounds) -> None:
+        self._champions, self._tokens, self._bounds = champions, tokens, bounds
+        self._at_once = 0
+        self._batcher: Batcher | None = None
+        self.figures = Figures(
+            lambda: {model: served.version for model, served in champions.served.items()},
+            lambda: champions.seconds,
+            lambda: self._at_once,
+        )
+        self._router = Router(
+            [
+                Route("/v2/health/live", self._live),
+                Route("/v2/health/ready", self._ready),
+                Route("/v2", self._server),
+                Route("/v2/models/{model}", self._model),
+                Route("/v2/models/{model}/ready", self._model_ready),
+                Route("/v2/models/{model}/infer", self._infer, methods=["POST"]),
+                Route("/v2/models/{model}/versions/{version}", self._model),
+                Route("/v2/models/{model}/versions/{version}/ready", self._model_ready),
+                Route("/v2/models/{model}/versions/{version}/infer", self._infer, methods=["POST"]),
+                Route("/models/{model}/predict", self._predict, methods=["POST"]),
+                Route("/models/{model}/invocations", self._invocations, methods=["POST"]),
+                Route("/models/{model}/ping", self._model_ready),
+                Route("/metrics", self._metrics),
+                Route("/openapi.json", self._openapi),
+            ],
+            redirect_slashes=False,
+            lifespan=self._lifespan,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; whatever happens, with JSON and without a traceback."""
+        if scope["type"] == "lifespan":
+            await self._router(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+        asked = _Asked(given if _REQUEST_ID.fullmatch(given) else uuid4().hex)
+        form = scope["path"].rpartition("/")[2]
+        asked.form = form if form in _FORMS else ""
+        scope["asked"], scope["app"] = asked, self
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                asked.status = message["status"]
+                more = [*_HEADERS, (b"x-request-id", asked.id.encode())]
+                if asked.version is not None:
+                    more.append((b"x-model-version", str(asked.version).encode()))
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        self._at_once += 1
+        try:
+            async with asyncio.timeout(self._bounds.deadline):
+                self._admit(scope)
+                await self._router(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass
+        # Any error of a request ends that request alone.
+        except Exception as error:
+            if asked.status is None:
+                await _failure(error, asked)(scope, receive, send_with_headers)
+        finally:
+            self._at_once -= 1
+            if asked.form and asked.status is not None:
+                self.figures.answered(asked.model, asked.form, asked.status, time.perf_counter() - asked.began)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+        self._batcher = Batcher(self.figures.predicted)
+        yield
+        self._batcher.close()
+
+    # --- who, and how much ---
+
+    def _admit(self, scope: Scope) -> None:
+        """Refuse a request that comes while too many are being answered, or by a name that is not this machine's.
+
+        Raises:
+            NotAnswered: it is refused.
+        """
+        if scope["method"] == "POST" and self._at_once > self._bounds.at_once:
+            raise NotAnswered("too many requests at once; try again", status=503, retry_after=1)
+        if not self._tokens.required:
+            host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+            # Without tokens, a page in a browser here could otherwise ask by a name that leads to this machine.
+            if re.sub(r":\d+$", "", host).lower() not in LOOPBACK:
+                raise NotAnswered("without tokens, only this machine may ask, as localhost", status=403)
+
+    def _token(self, request: Request) -> Token | None:
+        return self._tokens.check(request.headers.get("authorization"))
+
+    def _asked_model(self, request: Request) -> Served:
+        """The version that answers a request, after a look whether the client may ask. It is resolved here, once.
+
+        Raises:
+            NotAnswered: it may not, or there is no such model or version.
+        """
+        asked: _Asked = request.scope["asked"]
+        model, token = str(request.path_params["model"]), self._token(request)
+        if token is not None and not token.may_ask(model):
+            raise NotAnswered("this token may not ask this model", status=403)
+        served = self._champions.of(model)
+        asked.model, asked.version = model, served.version
+        version = request.path_params.get("version")
+        if version is not None and version != str(served.version):
+            raise NotAnswered(f"only the champion is served, and it is version {served.version}", status=404)
+        return served
+
+    async def _body(self, request: Request) -> bytes:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise NotAnswered("send JSON, with the header Content-Type: application/json", status=415)
+        most = self._bounds.body
+        length = request.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdecimal()) or int(length[:20]) > most:
+            raise NotAnswered(f"the body has more than {most:,} bytes", status=413)
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise NotAnswered(f"the body has more than {most:,} bytes", status=413)
+            parts.append(part)
+        return b"".join(parts)
+
+    # --- what is asked ---
+
+    async def _predict(self, request: Request) -> Response:
+        served = self._asked_model(request)
+        rows = requests.from_features(await self._body(request), served.loaded.takes, self._bounds.rows)
+        return _json(answers.plain(await self._answer(request, served, rows)))
+
+    async def _invocations(self, request: Request) -> Response:
+        served = self._asked_model(request)
+        rows = requests.from_invocations(await self._body(request), served.loaded.takes, self._bounds.rows)
+        return _json(answers.invocations(await self._answer(request, served, rows)))
+
+    async def _infer(self, request: Request) -> Response:
+        served = self._asked_model(request)
+        takes: FeatureList = served.loaded.takes
+        outputs = answers.outputs_of(served.loaded.task)
+        asked = requests.from_inference(await self._body(request), takes, self._bounds.rows, outputs)
+        return _json(answers.inference(await self._answer(request, served, asked.rows), asked.id, asked.outputs))
+
+    async def _answer(self, request: Request, served: Served, rows: Rows) -> Answer:
+        assert self._batcher is not None  # made when the server starts
+        prediction = await self._batcher.predict(served, rows)
+        asked: _Asked = request.scope["asked"]
+        champions = self._champions
+        return Answer(served, rows, prediction, asked.id, champions.seconds or 0.0, champions.degraded)
+
+    # --- what is told ---
+
+    async def _live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, _: Request) -> Response:
+        seconds = self._champions.seconds
+        if seconds is None:
+            raise NotAnswered("the ledger has not said yet who is champion", status=503, retry_after=2)
+        degraded = self._champions.degraded
+        return _json({"ready": True, "degraded": degraded, "champion_checked_seconds_ago": round(seconds, 1)})
+
+    async def _server(self, request: Request) -> Response:
+        self._token(request)
+        return _json({"name": "perennial", "version": "2", "extensions": []})
+
+    async def _model(self, request: Request) -> Response:
+        return _json(answers.metadata(self._asked_model(request)))
+
+    async def _model_ready(self, request: Request) -> Response:
+        served = self._asked_model(request)
+        return _json({"name": served.model, "ready": True, "version": str(served.version)})
+
+    async def _metrics(self, request: Request) -> Response:
+        self._token(request)
+        return Response(self.figures.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def _openapi(self, request: Request) -> Response:
+        token = self._token(request)
+        seen: Sequence[Served] = [
+            served for model, served in sorted(self._champions.served.items()) if token is None or token.may_ask(model)
+        ]
+        return _json(describe(seen, self._bounds.rows, with_tokens=token is not None))
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(as_json(value), status, headers, "application/json")
+
+
+def _failure(error: Exception, asked: _Asked) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """The answer to a request that fails. Nothing of the request is logged."""
+    said: dict[str, Any] = {"request_id": asked.id}
+    headers: dict[str, str] = {}
+    match error:
+        case NotAnswered():
+            status = error.status
+            said |= {name: value for name in ("row", "field") if (value := getattr(error, name)) is not None}
+            if error.retry_after is not None:
+                headers["Retry-After"] = str(error.retry_after)
+            if status == 401:
+                headers["WWW-Authenticate"] = "Bearer"
+            words = str(error)
+        case TimeoutError():
+            status, words = 503, "the answer took too long; try again"
+            headers["Retry-After"] = "1"
+        case HTTPException():
+            status, words = (
+                error.status_code,
+                {404: "there is nothing here", 405: "this address has other methods"}.get(
+                    error.status_code, "this request cannot be answered"
+                ),
+            )
+            headers = dict(error.headers or {})
+        case _:
+            log.error("request %s has failed: %s", asked.id, type(error).__name__)
+            status, words = 500, "the scorer failed; its log has the request's id"
+    return _json({"error": words, **said}, status, headers)

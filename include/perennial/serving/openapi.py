@@ -1,0 +1,153 @@
+"""The OpenAPI document of the scorer, with the features of the models that the reader may ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from perennial.model.artifacts import FeatureList
+from perennial.serving.champion import Served
+
+_JSON = "application/json"
+
+
+def describe(models: Sequence[Served], most_rows: int, *, with_tokens: bool) -> dict[str, Any]:
+    """The document.
+
+    Args:
+        models: the versions that answer.
+        most_rows: most rows of a request.
+        with_tokens: whether requests need a token.
+    """
+    paths: dict[str, Any] = {
+        "/v2/health/live": {"get": _get("Whether the process runs", {"live": _BOOLEAN})},
+        "/v2/health/ready": {
+            "get": _get("Whether it can answer, and whether it knows the champions", {"ready": _BOOLEAN, "degraded": _BOOLEAN})
+        },
+        "/v2": {"get": _get("The server", {"name": _TEXT, "version": _TEXT})},
+    }
+    schemas: dict[str, Any] = {"Error": _ERROR}
+    for served in models:
+        name, row = served.model, f"{served.model}_features"
+        schemas[row] = _features(served.loaded.takes)
+        rows = {"type": "array", "items": {"$ref": f"#/components/schemas/{row}"}, "minItems": 1, "maxItems": most_rows}
+        columns = {
+            feature: {"type": "array", "items": kind, "minItems": 1, "maxItems": most_rows}
+            for feature, kind in schemas[row]["properties"].items()
+        }
+        paths[f"/models/{name}/predict"] = {
+            "post": _post(f"Predictions of {name} for features", _object({"features": rows}, ["features"]))
+        }
+        paths[f"/models/{name}/invocations"] = {
+            "post": _post(
+                f"Predictions of {name} as MLflow's server gives them",
+                {
+                    "oneOf": [
+                        _object({"dataframe_records": rows}, ["dataframe_records"]),
+                        _object(
+                            {"inputs": {"type": "object", "properties": columns, "additionalProperties": False}}, ["inputs"]
+                        ),
+                        _object({"dataframe_split": _SPLIT}, ["dataframe_split"]),
+                    ]
+                },
+            )
+        }
+        paths[f"/v2/models/{name}"] = {"get": _get(f"Inputs and outputs of {name}", {"name": _TEXT})}
+        paths[f"/v2/models/{name}/ready"] = {"get": _get(f"Whether {name} answers", {"ready": _BOOLEAN})}
+        paths[f"/v2/models/{name}/infer"] = {
+            "post": _post(f"Predictions of {name} in the Open Inference Protocol", _object(_INFERENCE, ["inputs"]))
+        }
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Perennial's scorer",
+            "version": "1",
+            "description": "Predictions of the champions, one request at a time.",
+        },
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+    if not with_tokens:
+        return document
+    scheme = {"token": {"type": "http", "scheme": "bearer"}}
+    return {**document, "components": {"schemas": schemas, "securitySchemes": scheme}, "security": [{"token": []}]}
+
+
+_TEXT, _BOOLEAN = {"type": "string"}, {"type": "boolean"}
+
+
+def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+_ERROR = {
+    "type": "object",
+    "properties": {"error": _TEXT, "request_id": _TEXT, "row": {"type": "integer"}, "field": _TEXT},
+    "required": ["error", "request_id"],
+}
+_SPLIT = _object(
+    {
+        "columns": {"type": "array", "items": _TEXT},
+        "data": {"type": "array", "items": {"type": "array"}},
+        "index": {"type": "array"},
+    },
+    ["columns", "data"],
+)
+_TENSOR = _object(
+    {
+        "name": _TEXT,
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": _TEXT,
+        "data": {"type": "array"},
+        "parameters": {"type": "object", "maxProperties": 0},
+    },
+    ["name", "shape", "datatype", "data"],
+)
+_INFERENCE: dict[str, Any] = {
+    "id": _TEXT,
+    "inputs": {"type": "array", "items": _TENSOR},
+    "outputs": {
+        "type": "array",
+        "items": _object({"name": _TEXT, "parameters": {"type": "object", "maxProperties": 0}}, ["name"]),
+    },
+    "parameters": {"type": "object", "maxProperties": 0},
+}
+
+
+def _features(takes: FeatureList) -> dict[str, Any]:
+    """A row: every feature may be missing, but not all of them."""
+    number, category = {"type": ["number", "null"]}, {"type": ["string", "integer", "boolean", "null"]}
+    properties = {**dict.fromkeys(takes.numeric, number), **dict.fromkeys(takes.categorical, category)}
+    return {"type": "object", "properties": properties, "additionalProperties": False, "minProperties": 1}
+
+
+def _get(summary: str, properties: dict[str, Any]) -> dict[str, Any]:
+    shown = {"description": "the answer", "content": {_JSON: {"schema": {"type": "object", "properties": properties}}}}
+    return {"summary": summary, "responses": {"200": shown, **_failures(401, 403, 404, 503)}}
+
+
+def _post(summary: str, schema: dict[str, Any]) -> dict[str, Any]:
+    shown = {"description": "the predictions, and what they are made of", "content": {_JSON: {"schema": {"type": "object"}}}}
+    return {
+        "summary": summary,
+        "requestBody": {"required": True, "content": {_JSON: {"schema": schema}}},
+        "responses": {"200": shown, **_failures(400, 401, 403, 404, 413, 415, 422, 500, 503)},
+    }
+
+
+_MEANINGS = {
+    400: "the body is not JSON",
+    401: "a valid token is required",
+    403: "the token may not ask this model",
+    404: "no such model, or not its champion",
+    413: "too many bytes or rows",
+    415: "not JSON",
+    422: "a value is not one of its feature; the answer names row and field",
+    500: "the version gives no prediction for these rows",
+    503: "too many requests, or not ready; Retry-After says when to try again",
+}
+
+
+def _failures(*statuses: int) -> dict[str, Any]:
+    content = {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {str(status): {"description": _MEANINGS[status], "content": content} for status in statuses}

@@ -1,0 +1,350 @@
+"""From the body of a request to columns of features: three forms, each read strictly, without a lenient case.
+
+Whatever is not exactly a value of its feature is refused with its row and field, since a wrong value would be predicted without
+a word. All functions are pure. Messages are for the client, who has sent the values; nothing of a request goes to a log.
+
+Neighbours: :mod:`perennial.serving.app` serves them; :mod:`perennial.serving.answers` makes the answers.
+
+References:
+    Open Inference Protocol, version 2 (REST). MLflow's documentation of the scoring server, ``/invocations``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from perennial.core.errors import NotAnswered
+from perennial.core.text import visible
+from perennial.model.artifacts import FeatureList
+
+#: How a feature came.
+GIVEN, MISSING = "given", "missing"
+#: The data types of the Open Inference Protocol that a number may have, each with the least and greatest integer of it.
+INTEGERS = {
+    f"{sign}INT{bits}": (0 if sign else -(1 << (bits - 1)), (1 << (bits if sign else bits - 1)) - 1)
+    for sign in ("", "U")
+    for bits in (8, 16, 32, 64)
+}
+#: Largest integers that float64 holds exactly.
+_EXACT = 1 << 53
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of features that a client asks for.
+
+    Attributes:
+        columns: by feature, a number, a text or None per row.
+        count: number of rows.
+        came: per row, how its features came: ``given``, ``missing``, each with names of features.
+    """
+
+    columns: Mapping[str, list[Any]]
+    count: int
+    came: Sequence[Mapping[str, Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class _NoNumber:
+    """``NaN`` or ``Infinity``, which Python's parser takes for JSON."""
+
+    text: str
+
+
+class _Doubled(dict[str, Any]):
+    """An object in which a field stands twice."""
+
+    field = ""
+
+
+def read_json(body: bytes) -> Any:
+    """The value of a body.
+
+    Raises:
+        NotAnswered: it is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_NoNumber)
+    except UnicodeDecodeError as error:
+        raise NotAnswered(f"the body is not UTF-8 (byte {error.start})", status=400) from None
+    except json.JSONDecodeError as error:
+        raise NotAnswered(
+            f"the body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})", status=400
+        ) from None
+    except RecursionError:
+        raise NotAnswered("the body is nested too deeply", status=400) from None
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        raise NotAnswered("the body has a number that is too long", status=400) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    doubled, seen = _Doubled(found), set[str]()
+    for name, _ in pairs:
+        if name in seen:
+            doubled.field = name
+            break
+        seen.add(name)
+    return doubled
+
+
+# --- the three forms -------------------------------------------------------------------------------------------------
+
+
+def from_features(body: bytes, takes: FeatureList, most: int) -> Rows:
+    """The plain form: ``{"features": [{"name": value, …}, …]}``.
+
+    Args:
+        body: of the request.
+        takes: the features of the version that answers.
+        most: most rows of a request.
+
+    Raises:
+        NotAnswered: the first thing that is wrong, with its row and field.
+    """
+    said = _fields(read_json(body), "the body", needs=("features",))
+    return _of_records(_list(said["features"], "features"), takes, most, "features")
+
+
+def from_invocations(body: bytes, takes: FeatureList, most: int) -> Rows:
+    """MLflow's form: ``dataframe_split``, ``dataframe_records`` or ``inputs`` (a list of values by column).
+
+    Arguments and errors are those of :func:`from_features`.
+    """
+    forms = ("dataframe_split", "dataframe_records", "inputs")
+    said = _fields(read_json(body), "the body", may=forms)
+    if len(said) != 1:
+        raise NotAnswered(f"the body must have exactly one of {', '.join(forms)}")
+    [(form, value)] = said.items()
+    if form == "dataframe_records":
+        return _of_records(_list(value, form), takes, most, form)
+    if form == "inputs":
+        columns = _fields(value, form, may=takes.names, kind="feature")
+        return _of_columns({name: _list(values, name) for name, values in columns.items()}, takes, most)
+    split = _fields(value, form, needs=("columns", "data"), may=("index",))
+    names, lines = _list(split["columns"], "columns"), _list(split["data"], "data")
+    for name in names:
+        if not isinstance(name, str) or name not in takes.names:
+            raise NotAnswered(f"the model has no feature {_shown(name)}", field=_name(name))
+        if names.count(name) > 1:
+            raise NotAnswered(f"the column {name} stands twice", field=name)
+    _bound(len(lines), most)
+    for row, line in enumerate(lines):
+        if not isinstance(line, list) or len(line) != len(names):
+            raise NotAnswered(f"row {row} must be a list of {len(names)} values, one for each column", row=row)
+    return _of_columns({name: [line[place] for line in lines] for place, name in enumerate(names)}, takes, most, len(lines))
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A request of the Open Inference Protocol.
+
+    Attributes:
+        rows: what is asked.
+        id: the client's identifier; None if it gave none.
+        outputs: the outputs that the client wants; None: all.
+    """
+
+    rows: Rows
+    id: str | None
+    outputs: Sequence[str] | None
+
+
+def from_inference(body: bytes, takes: FeatureList, most: int, outputs: Sequence[str]) -> Inference:
+    """The form of the Open Inference Protocol: a tensor per feature, of the shape ``[rows]`` or ``[rows, 1]``.
+
+    Args:
+        body, takes, most: see :func:`from_features`.
+        outputs: the names of the outputs that there are.
+
+    Raises:
+        NotAnswered: see :func:`from_features`.
+    """
+    said = _fields(read_json(body), "the body", needs=("inputs",), may=("id", "outputs", "parameters"))
+    _no_parameters(said, "the body")
+    identifier = said.get("id")
+    if identifier is not None and not isinstance(identifier, str):
+        raise NotAnswered("id must be a text", field="id")
+    wanted: list[str] | None = None
+    if said.get("outputs") is not None:
+        wanted = []
+        for output in _list(said["outputs"], "outputs"):
+            name = _fields(output, "an output", needs=("name",), may=("parameters",))["name"]
+            _no_parameters(output, "an output")
+            if name not in outputs:
+                raise NotAnswered(f"the model has no output {_shown(name)}; it has {', '.join(outputs)}", field=_name(name))
+            wanted.append(name)
+    columns: dict[str, list[Any]] = {}
+    for tensor in _list(said["inputs"], "inputs"):
+        tensor = _fields(tensor, "an input", needs=("name", "shape", "datatype", "data"), may=("parameters",))
+        name = tensor["name"]
+        if not isinstance(name, str) or name not in takes.names:
+            raise NotAnswered(f"the model has no feature {_shown(name)}", field=_name(name))
+        if name in columns:
+            raise NotAnswered(f"the input {name} stands twice", field=name)
+        _no_parameters(tensor, f"the input {name}")
+        columns[name] = _tensor(tensor, name, numeric=name in takes.numeric)
+    return Inference(_of_columns(columns, takes, most), identifier, wanted)
+
+
+def _tensor(tensor: Mapping[str, Any], name: str, *, numeric: bool) -> list[Any]:
+    kind, shape, data = tensor["datatype"], tensor["shape"], _list(tensor["data"], name)
+    kinds = ("FP64", *INTEGERS) if numeric else ("BYTES",)
+    if kind not in kinds:
+        raise NotAnswered(f"the input {name} has the datatype {_shown(kind)}; it must be {kinds[0]}", field=name)
+    if any(isinstance(value, list) for value in data):
+        if not all(isinstance(value, list) and len(value) == 1 for value in data):
+            raise NotAnswered(f"the data of {name} must be one value per row", field=name)
+        data = [value[0] for value in data]
+    if shape not in ([len(data)], [len(data), 1]) or any(isinstance(part, bool) for part in shape):
+        raise NotAnswered(f"the input {name} has {len(data)} values, so its shape must be [{len(data)}]", field=name)
+    if kind in INTEGERS:
+        low, high = INTEGERS[kind]
+        for row, value in enumerate(data):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high):
+                raise NotAnswered(f"row {row}, {name}: {_shown(value)} is no {kind}", row=row, field=name)
+    return data
+
+
+# --- parts of them ---------------------------------------------------------------------------------------------------
+
+
+def _of_records(records: list[Any], takes: FeatureList, most: int, where: str) -> Rows:
+    _bound(len(records), most)
+    columns: dict[str, list[Any]] = {name: [] for name in takes.names}
+    numeric, known = frozenset(takes.numeric), columns.keys()
+    came: list[Mapping[str, Sequence[str]]] = []
+    for row, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise NotAnswered(f"row {row} of {where} must be an object of features", row=row)
+        if isinstance(record, _Doubled):
+            raise NotAnswered(f"row {row}: the field {_shown(record.field)} stands twice", row=row, field=_name(record.field))
+        if record.keys() - known:
+            name = next(name for name in record if name not in known)
+            raise NotAnswered(f"row {row}: the model has no feature {_shown(name)}", row=row, field=_name(name))
+        for name, column in columns.items():
+            value = record.get(name)
+            if value is not None:
+                value = _number(value, name, row) if name in numeric else _category(value, name, row)
+            column.append(value)
+        came.append(_how([name for name in columns if record.get(name) is None], takes, row))
+    return Rows(columns, len(records), came)
+
+
+def _of_columns(given: Mapping[str, list[Any]], takes: FeatureList, most: int, count: int | None = None) -> Rows:
+    counts = {len(values) for values in given.values()} | ({count} if count is not None else set())
+    if len(counts) > 1:
+        raise NotAnswered(f"the columns have different numbers of rows: {', '.join(map(str, sorted(counts)))}")
+    rows = next(iter(counts), 0)
+    _bound(rows, most)
+    columns: dict[str, list[Any]] = {}
+    for name in takes.names:
+        check = _number if name in takes.numeric else _category
+        values = given.get(name)
+        columns[name] = (
+            [None] * rows
+            if values is None
+            else [None if value is None else check(value, name, row) for row, value in enumerate(values)]
+        )
+    came = [_how([name for name in columns if columns[name][row] is None], takes, row) for row in range(rows)]
+    return Rows(columns, rows, came)
+
+
+def _how(missing: list[str], takes: FeatureList, row: int) -> Mapping[str, Sequence[str]]:
+    if len(missing) == len(takes.names):
+        raise NotAnswered(f"row {row} has no feature at all", row=row)
+    lacking = set(missing)
+    given = [name for name in takes.names if name not in lacking] if lacking else takes.names
+    return {GIVEN: given, MISSING: missing}
+
+
+def _number(value: Any, name: str, row: int) -> float:
+    """A number as float64, as the batch casts it."""
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        raise NotAnswered(f"row {row}, {name}: the number is too large", row=row, field=name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if -_EXACT <= value <= _EXACT:
+            return float(value)
+        raise NotAnswered(f"row {row}, {name}: the integer is too large to be held exactly", row=row, field=name)
+    raise NotAnswered(f"row {row}, {name}: {_shown(value)} is not a number", row=row, field=name)
+
+
+def _category(value: Any, name: str, row: int) -> str:
+    """A category as text, as the batch casts it: an integer becomes its digits, a boolean ``true`` or ``false``."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise NotAnswered(f"row {row}, {name}: the text has half a surrogate pair", row=row, field=name) from None
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 64:
+        return str(value)
+    raise NotAnswered(f"row {row}, {name}: {_shown(value)} is not a category; write a text", row=row, field=name)
+
+
+def _fields(
+    value: Any, what: str, *, needs: Iterable[str] = (), may: Iterable[str] = (), kind: str = "field"
+) -> dict[str, Any]:
+    """The fields of an object that has all of ``needs`` and nothing beside them and ``may``."""
+    if not isinstance(value, dict):
+        raise NotAnswered(f"{what} must be an object")
+    if isinstance(value, _Doubled):
+        raise NotAnswered(f"{what}: the field {_shown(value.field)} stands twice", field=_name(value.field))
+    needs = tuple(needs)
+    for name in value:
+        if name not in needs and name not in may:
+            raise NotAnswered(f"{what} has the unknown {kind} {_shown(name)}", field=_name(name))
+    for name in needs:
+        if name not in value:
+            raise NotAnswered(f"{what} lacks the field {name}", field=name)
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise NotAnswered(f"{what} must be a list", field=what)
+    return value
+
+
+def _bound(rows: int, most: int) -> None:
+    if rows == 0:
+        raise NotAnswered("the request has no row")
+    if rows > most:
+        raise NotAnswered(f"the request has {rows:,} rows; at most {most:,} are answered at once", status=413)
+
+
+def _no_parameters(value: Mapping[str, Any], what: str) -> None:
+    if value.get("parameters"):
+        raise NotAnswered(f"{what} has parameters, and none are known here", field="parameters")
+
+
+def _shown(value: Any) -> str:
+    """A value of the client in the answer to it, bounded."""
+    match value:
+        case _NoNumber(text):
+            return text
+        case str():
+            text = json.dumps(visible(value), ensure_ascii=False)
+            return text if len(text) <= 60 else f"{text[:59]}…"
+        case bool() | None:
+            return json.dumps(value)
+        case int() | float():
+            return "a number" if isinstance(value, int) and abs(value) >= 1 << 64 else repr(value)
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
+def _name(value: Any) -> str | None:
+    return visible(value)[:60] if isinstance(value, str) else None

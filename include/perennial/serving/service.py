@@ -1,0 +1,158 @@
+"""The process of the scorer: its settings, its port, and how it ends.
+
+On SIGTERM it takes no new connections, answers what it has begun, and ends. ``perennial serve`` runs it.
+
+Neighbour: :mod:`perennial.serving.app` answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field
+
+from perennial.core.errors import SettingsError
+from perennial.core.settings import settings_of
+from perennial.deployment import Deployment
+from perennial.serving.app import LOOPBACK, App, Bounds
+from perennial.serving.champion import Champions
+from perennial.serving.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+#: The port if none is chosen.
+PORT = 8090
+#: Connections that wait to be taken, and seconds after which an idle one is closed.
+_BACKLOG, _IDLE = 512, 30
+
+
+class ServeSettings(BaseModel):
+    """The scorer's settings, from the environment.
+
+    Attributes:
+        host, port: where it listens. By default only this machine can ask.
+        at_once: most requests that are read or answered at once; others get 503.
+        deadline: most seconds for a request.
+        most_bytes, most_rows: most bytes and rows of a request.
+        tokens: file of the tokens; None: ``tokens.json`` in the state folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=PORT, ge=0, le=65535)
+    at_once: int = Field(default=128, ge=1, le=10_000)
+    deadline: float = Field(default=5.0, gt=0, le=300)
+    most_bytes: int = Field(default=1 << 20, ge=1_000, le=1 << 28)
+    most_rows: int = Field(default=1_000, ge=1, le=100_000)
+    tokens: Path | None = None
+
+
+_VARIABLES = {
+    "host": "PERENNIAL_SERVE_HOST",
+    "port": "PERENNIAL_SERVE_PORT",
+    "at_once": "PERENNIAL_SERVE_AT_ONCE",
+    "deadline": "PERENNIAL_SERVE_DEADLINE",
+    "most_bytes": "PERENNIAL_SERVE_MOST_BYTES",
+    "most_rows": "PERENNIAL_SERVE_MOST_ROWS",
+    "tokens": "PERENNIAL_SERVE_TOKENS",
+}
+
+
+def read_serve_settings(environment: Mapping[str, str]) -> ServeSettings:
+    """The scorer's settings.
+
+    Raises:
+        SettingsError: a variable is unusable; the message names it.
+    """
+    return settings_of(ServeSettings, _VARIABLES, environment, who="the scorer")
+
+
+def tokens_file(state: Path, given: ServeSettings) -> Path:
+    """Where the tokens are."""
+    return given.tokens or state / "tokens.json"
+
+
+class Scorer:
+    """The scorer.
+
+    Args:
+        deployment: ledger, registry and model folders; it only reads the registry.
+        given: its settings.
+
+    Raises:
+        SettingsError: its port is taken.
+    """
+
+    def __init__(self, deployment: Deployment, given: ServeSettings) -> None:
+        loopback = given.host in LOOPBACK
+        self._champions = Champions(deployment)
+        tokens = Tokens(tokens_file(deployment.settings.state, given), required=not loopback)
+        bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
+        self.app = App(self._champions, tokens, bounds)
+        try:
+            self._socket = socket.create_server((given.host, given.port), backlog=_BACKLOG)
+        except OSError as error:
+            raise SettingsError(
+                f"the scorer cannot listen on {given.host}:{given.port}: {error.strerror}; set another port with "
+                f"{_VARIABLES['port']}"
+            ) from error
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self.app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                lifespan="on",
+                ws="none",
+                timeout_keep_alive=_IDLE,
+                timeout_graceful_shutdown=int(given.deadline) + 1,
+            )
+        )
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._socket.getsockname()[1])
+
+    @property
+    def started(self) -> bool:
+        """Whether it takes requests."""
+        return self._server.started
+
+    @property
+    def champions(self) -> Champions:
+        """The versions that answer."""
+        return self._champions
+
+    def run(self) -> None:
+        """Answer until SIGTERM or SIGINT comes, or until :meth:`stop`."""
+        try:
+            self._champions.start()
+            self._champions.wait()
+            log.info(
+                "answering on port %d: %s",
+                self.port,
+                ", ".join(s.name for s in self._champions.served.values()) or "nothing yet",
+            )
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._champions.stop()
+            self._socket.close()
+            log.info("stopped")
+
+    def handle_signals(self) -> None:
+        """Let SIGTERM and SIGINT stop it. Call this in the main thread, before :meth:`run`."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # The server sets handlers of its own, and passes the signal on to these when it has ended.
+            signal.signal(number, lambda *_: self.stop())
+
+    def stop(self) -> None:
+        """End after the requests that have begun."""
+        self._server.should_exit = True
