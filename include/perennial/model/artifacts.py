@@ -140,8 +140,8 @@ def _texts(column: pa.Array) -> NDArray[np.object_]:
     return np.asarray(texts[encoded.indices.fill_null(len(texts) - 1).to_numpy(zero_copy_only=False)])
 
 
-def predict(task: Task, estimator: Any, frame: pd.DataFrame) -> Prediction:
-    """Predictions of a fitted estimator for a frame made by :meth:`FeatureList.frame`.
+def predict(task: Task, estimator: Any, frame: pd.DataFrame | NDArray[np.float64]) -> Prediction:
+    """Predictions of a fitted estimator for a frame made by :meth:`FeatureList.frame`, or for what its pipeline makes of one.
 
     Raises:
         ScoringError: the number of predictions differs from the number of rows, or the number of columns from that of the

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from perennial.alerts import of_models
 from perennial.alerts.alert import served_online
 from perennial.core import logs
-from perennial.core.errors import NotAnswered, PerennialError, SpecError, VersionUnusable
+from perennial.core.errors import NotAnswered, PerennialError, ScoringError, SpecError, VersionUnusable
 from perennial.core.text import one_line
 from perennial.deployment import Deployment
 from perennial.features.point_in_time import feature_schema
-from perennial.model.artifacts import ANSWER, LoadedModel, Prediction
+from perennial.model.artifacts import ANSWER, LoadedModel, Prediction, predict
 from perennial.registry.folders import own_folder
+from perennial.serving.compiled import Assemble, compiled
 from perennial.spec.folder import ModelFolder
 from perennial.spec.operation import Online
 
@@ -66,6 +67,7 @@ class Served:
         exact: whether a row gets the same bits alone and among others, as far as it was tried.
         folder: the folder that makes its features; None if that is not known.
         online: what can be asked by key, from the model's present folder; None: nothing.
+        fast: its preprocessing without pandas, and its estimator; None if there is none that gives the same bits.
     """
 
     model: str
@@ -74,6 +76,7 @@ class Served:
     exact: bool
     folder: ModelFolder | None = None
     online: Online | None = None
+    fast: tuple[Assemble, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -103,6 +106,9 @@ class Served:
         Raises:
             ScoringError: see :meth:`perennial.model.artifacts.LoadedModel.predict`.
         """
+        if self.fast is not None:
+            assemble, estimator = self.fast
+            return predict(self.loaded.task, estimator, assemble(columns, count))
         takes, more = self.loaded.takes, max(0, self.fewest - count)
         kinds = {**dict.fromkeys(takes.numeric, pa.float64()), **dict.fromkeys(takes.categorical, pa.string())}
         rows = pa.table({name: pa.array([*columns[name], *[columns[name][-1]] * more], kind) for name, kind in kinds.items()})
@@ -138,9 +144,29 @@ def prepare(name: str, model: LoadedModel) -> Served:
     for fewest in _FEWEST:
         served = Served(name, model, fewest, exact=True)
         if all(np.array_equal(part, together[place], equal_nan=True) for place, part in _in_parts(served, rows, len(together))):
-            return served
+            return _faster(served, rows, len(together))
     log.warning("%s gives rows that are asked alone other last bits than in the batch", model.name)
     return Served(name, model, 1, exact=False)
+
+
+def _faster(served: Served, rows: Mapping[str, list[Any]], count: int) -> Served:
+    """The version with its compiled form, if it has one that gives the same bits: for the sample as it is, with categories that
+    the version does not know, with columns that are missing, and for rows alone.
+    """
+    loaded = served.loaded
+    try:
+        fast = replace(served, fast=compiled(loaded.estimator, loaded.takes))
+        tries = [rows, {**rows, **dict.fromkeys(loaded.takes.categorical, ["never seen"] * count)}]
+        tries += [{**rows, name: [None] * count} for name in loaded.features]
+        if served.fewest > 1 or fast.fast is None:
+            return served
+        same = all(np.array_equal(fast.predict(one, count).numbers, served.predict(one, count).numbers) for one in tries)
+        parts = zip(_in_parts(fast, rows, count), _in_parts(served, rows, count), strict=True)
+        return fast if same and all(np.array_equal(ours, its) for (_, ours), (_, its) in parts) else served
+    # Its preprocessing is of a kind that cannot be compiled; the version serves as it is.
+    except (ScoringError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        log.info("%s is served without a compiled form: %s", served.name, type(error).__name__)
+        return served
 
 
 def _in_parts(served: Served, rows: Mapping[str, list[Any]], count: int) -> Iterator[tuple[slice, NDArray[np.float64]]]:
