@@ -40,8 +40,12 @@ def _json_object(text: str) -> dict[str, Any]:
     "ask a running scorer for a prediction",
     MODEL,
     argument(
-        "--features", type=_json_object, action="append", required=True, metavar="JSON",
-        help='features of one row, such as \'{"distance": 1400}\'; several times for several rows',
+        "--key", type=_json_object, action="append", metavar="JSON",
+        help='key of one entity, such as \'{"flight_id": "…"}\', whose features are stored; several times for several ones',
+    ),
+    argument(
+        "--features", type=_json_object, action="append", metavar="JSON",
+        help='features of one row, such as \'{"distance": 1400}\'; beside a key, those that replace stored ones',
     ),
     argument("--url", help="address of the scorer (default: PERENNIAL_SERVE_URL, or this machine)"),
 )  # fmt: skip
@@ -49,8 +53,10 @@ def ask(chosen: argparse.Namespace) -> int:
     from perennial.serving import asking
     from perennial.serving.service import read_serve_settings
 
+    if not chosen.key and not chosen.features:
+        raise SystemExit("give --features, or --key")
     url = chosen.url or os.environ.get("PERENNIAL_SERVE_URL") or f"http://127.0.0.1:{read_serve_settings(os.environ).port}"
-    body = {"features": chosen.features}
+    body = {name: value for name, value in (("keys", chosen.key), ("features", chosen.features)) if value}
     answer = asking.ask(url, chosen.model, body, token=os.environ.get("PERENNIAL_SERVE_TOKEN"))
     return tell(json.dumps(answer, indent=2, ensure_ascii=False))
 

@@ -55,7 +55,7 @@ def as_json(value: Any) -> bytes:
 
 def plain(answer: Answer) -> dict[str, Any]:
     """The answer to the plain form: per row ``prediction`` (for classes also ``probability`` and ``probabilities``, by name),
-    and which features were given and which were missing.
+    how its features came, and what is known of stored ones.
     """
     said = answer.prediction
     values = said.values.tolist()
@@ -68,7 +68,10 @@ def plain(answer: Answer) -> dict[str, Any]:
         ]
     else:
         rows = [{"prediction": value} for value in values]
-    predictions = [{**row, "features": came} for row, came in zip(rows, answer.rows.came, strict=True)]
+    origins = answer.rows.origins or [{}] * len(rows)
+    predictions = [
+        {**row, "features": came, **origin} for row, came, origin in zip(rows, answer.rows.came, origins, strict=True)
+    ]
     return {**answer.provenance, "predictions": predictions}
 
 

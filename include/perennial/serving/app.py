@@ -12,8 +12,10 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -31,8 +33,10 @@ from perennial.serving.answers import Answer, as_json
 from perennial.serving.batching import Batcher
 from perennial.serving.champion import Champions, Served
 from perennial.serving.figures import Figures
+from perennial.serving.lookup import fallbacks, look_up
+from perennial.serving.online_table import OnlineTable
 from perennial.serving.openapi import describe
-from perennial.serving.requests import Rows
+from perennial.serving.requests import Keys, Rows
 from perennial.serving.tokens import Token, Tokens
 
 log = logging.getLogger(__name__)
@@ -86,12 +90,14 @@ class App:
 
     Args:
         champions: the versions that answer.
+        table: rows of features by key.
         tokens: who may ask.
         bounds: what a request may cost.
     """
 
-    def __init__(self, champions: Champions, tokens: Tokens, bounds: Bounds) -> None:
-        self._champions, self._tokens, self._bounds = champions, tokens, bounds
+    def __init__(self, champions: Champions, table: OnlineTable, tokens: Tokens, bounds: Bounds) -> None:
+        self._champions, self._table, self._tokens, self._bounds = champions, table, tokens, bounds
+        self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
         self._at_once = 0
         self._batcher: Batcher | None = None
         self.figures = Figures(
@@ -163,6 +169,7 @@ class App:
         self._batcher = Batcher(self.figures.predicted)
         yield
         self._batcher.close()
+        self._lookups.shutdown()
 
     # --- who, and how much ---
 
@@ -219,7 +226,13 @@ class App:
 
     async def _predict(self, request: Request) -> Response:
         served = self._asked_model(request)
-        rows = requests.from_features(await self._body(request), served.loaded.takes, self._bounds.rows)
+        body = await self._body(request)
+        rows = requests.from_question(body, served.loaded.takes, self._bounds.rows, served.key)
+        if isinstance(rows, Keys):
+            loop = asyncio.get_running_loop()
+            rows = await loop.run_in_executor(self._lookups, look_up, self._table, served, rows, datetime.now(UTC))
+            for kind in fallbacks(rows.origins):
+                self.figures.fell_back(served.model, kind)
         return _json(answers.plain(await self._answer(request, served, rows)))
 
     async def _invocations(self, request: Request) -> Response:

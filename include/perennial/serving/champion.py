@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,7 +29,11 @@ from perennial.core import logs
 from perennial.core.errors import NotAnswered, PerennialError, SpecError, VersionUnusable
 from perennial.core.text import one_line
 from perennial.deployment import Deployment
+from perennial.features.point_in_time import feature_schema
 from perennial.model.artifacts import ANSWER, LoadedModel, Prediction
+from perennial.registry.folders import own_folder
+from perennial.spec.folder import ModelFolder
+from perennial.spec.operation import Online
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +64,16 @@ class Served:
         loaded: the version, with its features and its estimator.
         fewest: fewest rows that it is given at once.
         exact: whether a row gets the same bits alone and among others, as far as it was tried.
+        folder: the folder that makes its features; None if that is not known.
+        online: what can be asked by key, from the model's present folder; None: nothing.
     """
 
     model: str
     loaded: LoadedModel
     fewest: int
     exact: bool
+    folder: ModelFolder | None = None
+    online: Online | None = None
 
     @property
     def name(self) -> str:
@@ -76,6 +84,14 @@ class Served:
     def version(self) -> int:
         assert self.loaded.version is not None  # only registered versions serve
         return self.loaded.version
+
+    @property
+    def key(self) -> pa.Schema | None:
+        """The columns of an entity's key, with their types in the lake; None if the model cannot be asked by key."""
+        if self.folder is None or self.online is None:
+            return None
+        schema = feature_schema(self.folder.spec)
+        return pa.schema([schema.field(name) for name in self.folder.spec.entity_table.key])
 
     def predict(self, columns: Mapping[str, Sequence[Any]], count: int) -> Prediction:
         """Predictions for rows, cast as the batch casts them.
@@ -262,7 +278,10 @@ class Champions:
             began = time.monotonic()
             try:
                 folder = self._deployment.model(model)
-                served = prepare(model, self._deployment.registry.load(model, version, spec=folder.spec))
+                registry = self._deployment.registry
+                tried = prepare(model, registry.load(model, version, spec=folder.spec))
+                own = own_folder(registry, version, folder)
+                served = replace(tried, folder=own.folder, online=folder.spec.online)
             # Whatever is wrong with the new version or its store, the old one goes on.
             except Exception as error:
                 before = self._troubles.get(model)

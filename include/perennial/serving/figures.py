@@ -45,6 +45,14 @@ class Figures:
         self._rows = Counter(
             "perennial_serve_rows", "Rows that were predicted.", ["model"], registry=self._registry,
         )  # fmt: skip
+        self._fallbacks = Counter(
+            "perennial_serve_fallbacks", "Rows by key without stored features that are new enough.", ["model", "kind"],
+            registry=self._registry,
+        )  # fmt: skip
+
+    def fell_back(self, model: str, kind: str) -> None:
+        """Count a row that was answered without features that are new enough."""
+        self._fallbacks.labels(model, kind).inc()
 
     def answered(self, model: str, form: str, status: int, seconds: float) -> None:
         """Count a request. Without a model, ``model`` is empty."""

@@ -35,9 +35,7 @@ def describe(models: Sequence[Served], most_rows: int, *, with_tokens: bool) -> 
             feature: {"type": "array", "items": kind, "minItems": 1, "maxItems": most_rows}
             for feature, kind in schemas[row]["properties"].items()
         }
-        paths[f"/models/{name}/predict"] = {
-            "post": _post(f"Predictions of {name} for features", _object({"features": rows}, ["features"]))
-        }
+        paths[f"/models/{name}/predict"] = {"post": _post(f"Predictions of {name}", _question(served, rows, most_rows))}
         paths[f"/models/{name}/invocations"] = {
             "post": _post(
                 f"Predictions of {name} as MLflow's server gives them",
@@ -73,6 +71,8 @@ def describe(models: Sequence[Served], most_rows: int, *, with_tokens: bool) -> 
     return {**document, "components": {"schemas": schemas, "securitySchemes": scheme}, "security": [{"token": []}]}
 
 
+#: By type of the lake, the schema of a part of the key; all others are texts.
+_KEY = {"int64": {"type": "integer"}, "double": {"type": "number"}, "bool": {"type": "boolean"}}
 _TEXT, _BOOLEAN = {"type": "string"}, {"type": "boolean"}
 
 
@@ -112,6 +112,17 @@ _INFERENCE: dict[str, Any] = {
     },
     "parameters": {"type": "object", "maxProperties": 0},
 }
+
+
+def _question(served: Served, rows: dict[str, Any], most: int) -> dict[str, Any]:
+    """The plain form: features, or keys with or without features beside them."""
+    by_features = _object({"features": rows}, ["features"])
+    if served.key is None:
+        return by_features
+    key = _object({part.name: _KEY.get(str(part.type), _TEXT) for part in served.key}, served.key.names)
+    keys = {"type": "array", "items": key, "minItems": 1, "maxItems": most}
+    beside = {**rows, "items": {**_features(served.loaded.takes), "minProperties": 0}}
+    return {"oneOf": [by_features, _object({"keys": keys, "features": beside}, ["keys"])]}
 
 
 def _features(takes: FeatureList) -> dict[str, Any]:

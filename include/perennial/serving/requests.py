@@ -15,7 +15,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
+
+import pyarrow as pa
 
 from perennial.core.errors import NotAnswered
 from perennial.core.text import visible
@@ -40,12 +43,27 @@ class Rows:
     Attributes:
         columns: by feature, a number, a text or None per row.
         count: number of rows.
-        came: per row, how its features came: ``given``, ``missing``, each with names of features.
+        came: per row, how its features came: ``stored``, ``given``, ``missing``, each with names of features.
+        origins: per row, what else is told of where its features come from; empty if nothing is.
     """
 
     columns: Mapping[str, list[Any]]
     count: int
     came: Sequence[Mapping[str, Sequence[str]]]
+    origins: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Entities that a client asks for.
+
+    Attributes:
+        table: a row per entity, with the columns of the key.
+        overrides: per row, features that the client gives instead of the stored ones; None where it says that one is missing.
+    """
+
+    table: pa.Table
+    overrides: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -97,25 +115,68 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # --- the three forms -------------------------------------------------------------------------------------------------
 
 
-def from_features(body: bytes, takes: FeatureList, most: int) -> Rows:
-    """The plain form: ``{"features": [{"name": value, …}, …]}``.
+def from_question(body: bytes, takes: FeatureList, most: int, key: pa.Schema | None) -> Rows | Keys:
+    """The plain form: ``{"features": [{"name": value, …}, …]}``, or ``{"keys": […]}`` with or without features beside it.
 
     Args:
         body: of the request.
         takes: the features of the version that answers.
         most: most rows of a request.
+        key: the columns of an entity's key; None if the model cannot be asked by key.
 
     Raises:
         NotAnswered: the first thing that is wrong, with its row and field.
     """
-    said = _fields(read_json(body), "the body", needs=("features",))
-    return _of_records(_list(said["features"], "features"), takes, most, "features")
+    said = _fields(read_json(body), "the body", may=("features", "keys"))
+    if "keys" not in said:
+        if "features" not in said:
+            raise NotAnswered("the body lacks the field features" + (" or keys" if key is not None else ""), field="features")
+        return _of_records(_list(said["features"], "features"), takes, most, "features")
+    if key is None:
+        raise NotAnswered("this model cannot be asked by key: its model.yaml has no `online`", field="keys")
+    entities = _list(said["keys"], "keys")
+    _bound(len(entities), most)
+    columns: dict[str, list[Any]] = {name: [] for name in key.names}
+    for row, entity in enumerate(entities):
+        values = _fields(entity, f"row {row} of keys", needs=key.names, row=row)
+        for part in key:
+            columns[part.name].append(_key_value(values[part.name], part, row))
+    table = pa.table({part.name: pa.array(columns[part.name], part.type) for part in key})
+    if "features" not in said:
+        return Keys(table, [{}] * len(entities))
+    records = _list(said["features"], "features")
+    if len(records) != len(entities):
+        raise NotAnswered(f"there are {len(entities)} keys, and features for {len(records)} rows", field="features")
+    return Keys(table, [_record(record, takes, row, "features") for row, record in enumerate(records)])
+
+
+def _key_value(value: Any, part: pa.Field, row: int) -> Any:
+    """A value of an entity's key, of the type that its column has in the lake."""
+    kind, where = part.type, f"row {row}, {part.name}"
+    if pa.types.is_string(kind) and isinstance(value, str):
+        return _category(value, part.name, row)
+    if pa.types.is_boolean(kind) and isinstance(value, bool):
+        return value
+    if pa.types.is_integer(kind) and isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63:
+        return value
+    if pa.types.is_floating(kind) and isinstance(value, int | float) and not isinstance(value, bool):
+        return _number(value, part.name, row)
+    if isinstance(value, str) and value.isascii():
+        try:
+            if pa.types.is_date(kind):
+                return date.fromisoformat(value)
+            if pa.types.is_timestamp(kind) and (moment := datetime.fromisoformat(value)).tzinfo is not None:
+                return moment
+        except (ValueError, OverflowError):
+            pass
+    wanted = "a time with its zone, such as 2024-05-01T12:00:00Z" if pa.types.is_timestamp(kind) else str(kind)
+    raise NotAnswered(f"{where}: {_shown(value)} is not a value of the key; write {wanted}", row=row, field=part.name)
 
 
 def from_invocations(body: bytes, takes: FeatureList, most: int) -> Rows:
     """MLflow's form: ``dataframe_split``, ``dataframe_records`` or ``inputs`` (a list of values by column).
 
-    Arguments and errors are those of :func:`from_features`.
+    Arguments and errors are those of :func:`from_question`.
     """
     forms = ("dataframe_split", "dataframe_records", "inputs")
     said = _fields(read_json(body), "the body", may=forms)
@@ -160,11 +221,11 @@ def from_inference(body: bytes, takes: FeatureList, most: int, outputs: Sequence
     """The form of the Open Inference Protocol: a tensor per feature, of the shape ``[rows]`` or ``[rows, 1]``.
 
     Args:
-        body, takes, most: see :func:`from_features`.
+        body, takes, most: see :func:`from_question`.
         outputs: the names of the outputs that there are.
 
     Raises:
-        NotAnswered: see :func:`from_features`.
+        NotAnswered: see :func:`from_question`.
     """
     said = _fields(read_json(body), "the body", needs=("inputs",), may=("id", "outputs", "parameters"))
     _no_parameters(said, "the body")
@@ -218,23 +279,30 @@ def _tensor(tensor: Mapping[str, Any], name: str, *, numeric: bool) -> list[Any]
 def _of_records(records: list[Any], takes: FeatureList, most: int, where: str) -> Rows:
     _bound(len(records), most)
     columns: dict[str, list[Any]] = {name: [] for name in takes.names}
-    numeric, known = frozenset(takes.numeric), columns.keys()
     came: list[Mapping[str, Sequence[str]]] = []
     for row, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise NotAnswered(f"row {row} of {where} must be an object of features", row=row)
-        if isinstance(record, _Doubled):
-            raise NotAnswered(f"row {row}: the field {_shown(record.field)} stands twice", row=row, field=_name(record.field))
-        if record.keys() - known:
-            name = next(name for name in record if name not in known)
-            raise NotAnswered(f"row {row}: the model has no feature {_shown(name)}", row=row, field=_name(name))
+        values = _record(record, takes, row, where)
         for name, column in columns.items():
-            value = record.get(name)
-            if value is not None:
-                value = _number(value, name, row) if name in numeric else _category(value, name, row)
-            column.append(value)
-        came.append(_how([name for name in columns if record.get(name) is None], takes, row))
+            column.append(values.get(name))
+        came.append(_how([name for name in columns if values.get(name) is None], takes, row))
     return Rows(columns, len(records), came)
+
+
+def _record(record: Any, takes: FeatureList, row: int, where: str) -> dict[str, Any]:
+    """The features that an object gives."""
+    if not isinstance(record, dict):
+        raise NotAnswered(f"row {row} of {where} must be an object of features", row=row)
+    if isinstance(record, _Doubled):
+        raise NotAnswered(f"row {row}: the field {_shown(record.field)} stands twice", row=row, field=_name(record.field))
+    values: dict[str, Any] = {}
+    for name, value in record.items():
+        if name in takes.numeric:
+            values[name] = None if value is None else _number(value, name, row)
+        elif name in takes.categorical:
+            values[name] = None if value is None else _category(value, name, row)
+        else:
+            raise NotAnswered(f"row {row}: the model has no feature {_shown(name)}", row=row, field=_name(name))
+    return values
 
 
 def _of_columns(given: Mapping[str, list[Any]], takes: FeatureList, most: int, count: int | None = None) -> Rows:
@@ -293,20 +361,26 @@ def _category(value: Any, name: str, row: int) -> str:
 
 
 def _fields(
-    value: Any, what: str, *, needs: Iterable[str] = (), may: Iterable[str] = (), kind: str = "field"
+    value: Any,
+    what: str,
+    *,
+    needs: Iterable[str] = (),
+    may: Iterable[str] = (),
+    kind: str = "field",
+    row: int | None = None,
 ) -> dict[str, Any]:
     """The fields of an object that has all of ``needs`` and nothing beside them and ``may``."""
     if not isinstance(value, dict):
-        raise NotAnswered(f"{what} must be an object")
+        raise NotAnswered(f"{what} must be an object", row=row)
     if isinstance(value, _Doubled):
-        raise NotAnswered(f"{what}: the field {_shown(value.field)} stands twice", field=_name(value.field))
+        raise NotAnswered(f"{what}: the field {_shown(value.field)} stands twice", field=_name(value.field), row=row)
     needs = tuple(needs)
     for name in value:
         if name not in needs and name not in may:
-            raise NotAnswered(f"{what} has the unknown {kind} {_shown(name)}", field=_name(name))
+            raise NotAnswered(f"{what} has the unknown {kind} {_shown(name)}", field=_name(name), row=row)
     for name in needs:
         if name not in value:
-            raise NotAnswered(f"{what} lacks the field {name}", field=name)
+            raise NotAnswered(f"{what} lacks the field {name}", field=name, row=row)
     return value
 
 

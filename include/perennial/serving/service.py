@@ -21,6 +21,7 @@ from perennial.core.settings import settings_of
 from perennial.deployment import Deployment
 from perennial.serving.app import LOOPBACK, App, Bounds
 from perennial.serving.champion import Champions
+from perennial.serving.online_table import OnlineTable
 from perennial.serving.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ class Scorer:
         self._champions = Champions(deployment)
         tokens = Tokens(tokens_file(deployment.settings.state, given), required=not loopback)
         bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
-        self.app = App(self._champions, tokens, bounds)
+        table = OnlineTable(deployment.settings.predictions_url)
+        self.app = App(self._champions, table, tokens, bounds)
         try:
             self._socket = socket.create_server((given.host, given.port), backlog=_BACKLOG)
         except OSError as error:

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 
 from perennial.core.errors import NotAnswered
 from perennial.model.artifacts import FeatureList
-from perennial.serving.requests import Rows, from_features, from_inference, from_invocations, read_json
+from perennial.serving.requests import Keys, Rows, from_inference, from_invocations, from_question, read_json
 
 TAKES = FeatureList(("x", "noise"), ("kind",))
 OUTPUTS = ("prediction",)
 
 
 def features(text: str | bytes, most: int = 3) -> Rows:
-    return from_features(text if isinstance(text, bytes) else text.encode(), TAKES, most)
+    rows = from_question(text if isinstance(text, bytes) else text.encode(), TAKES, most, None)
+    assert isinstance(rows, Rows)
+    return rows
 
 
 def tensor(**changed: Any) -> dict[str, Any]:
@@ -197,7 +199,7 @@ _VALUES = st.recursive(
 def test_whatever_is_sent_is_answered_or_refused_and_never_fails(value: Any) -> None:
     body = json.dumps(value).encode()
     readers: tuple[Callable[[], Rows], ...] = (
-        lambda: from_features(body, TAKES, 3),
+        lambda: features(body),
         lambda: from_invocations(body, TAKES, 3),
         lambda: from_inference(body, TAKES, 3, OUTPUTS).rows,
     )
@@ -211,3 +213,80 @@ def test_whatever_is_sent_is_answered_or_refused_and_never_fails(value: Any) -> 
 def test_whatever_bytes_are_sent_are_json_or_refused(text: str | bytes) -> None:
     with suppress(NotAnswered):
         read_json(text.encode(errors="surrogatepass") if isinstance(text, str) else text)
+
+
+# --- by key ----------------------------------------------------------------------------------------------------------
+
+KEY = pa.schema(
+    [
+        ("id", pa.string()), ("number", pa.int64()), ("at", pa.timestamp("us", tz="UTC")), ("day", pa.date32()),
+        ("share", pa.float64()), ("open", pa.bool_()),
+    ]
+)  # fmt: skip
+ENTITY = {"id": "a", "number": 7, "at": "2024-05-01T12:00:00+02:00", "day": "2024-05-01", "share": 0.5, "open": True}
+
+
+def keys(value: Any, key: pa.Schema = KEY) -> Keys:
+    found = from_question(json.dumps(value).encode(), TAKES, 3, key)
+    assert isinstance(found, Keys)
+    return found
+
+
+def test_a_key_has_the_types_of_its_columns() -> None:
+    found = keys({"keys": [ENTITY]})
+    assert found.table.schema.equals(KEY)
+    [row] = found.table.to_pylist()
+    assert row["at"].isoformat() == "2024-05-01T10:00:00+00:00"
+    assert (row["id"], row["number"], row["day"].isoformat(), row["share"], row["open"]) == ("a", 7, "2024-05-01", 0.5, True)
+    assert found.overrides == [{}]
+
+
+def test_features_beside_keys_replace_stored_ones_row_by_row() -> None:
+    found = keys({"keys": [ENTITY, ENTITY], "features": [{"x": 2, "kind": None}, {}]})
+    assert found.overrides == [{"x": 2.0, "kind": None}, {}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"id": 7}, "id"),
+        ({"id": None}, "id"),
+        ({"number": "7"}, "number"),
+        ({"number": True}, "number"),
+        ({"number": 7.0}, "number"),
+        ({"number": 1 << 63}, "number"),
+        ({"at": "2024-05-01T12:00:00"}, "at"),
+        ({"at": "2024-05-01"}, "at"),
+        ({"at": "\uff12024-05-01T12:00:00Z"}, "at"),
+        ({"at": 1_714_557_600}, "at"),
+        ({"day": "2024-02-30"}, "day"),
+        ({"share": "0.5"}, "share"),
+        ({"open": 1}, "open"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_a_wrong_key_is_refused_with_its_row_and_field(changed: dict[str, Any], field: str) -> None:
+    with pytest.raises(NotAnswered) as refused:
+        keys({"keys": [ENTITY, {**ENTITY, **changed}]})
+    assert (refused.value.status, refused.value.row, refused.value.field) == (422, 1, field)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"keys": [{"id": "a"}]}, "lacks the field number"),
+        ({"keys": []}, "no row"),
+        ({"keys": {}}, "must be a list"),
+        ({"keys": [ENTITY], "features": []}, "1 keys, and features for 0 rows"),
+        ({"keys": [ENTITY], "features": [{"z": 1}]}, 'no feature "z"'),
+    ],
+)
+def test_a_wrong_question_by_key_is_refused(body: dict[str, Any], says: str) -> None:
+    with pytest.raises(NotAnswered) as refused:
+        keys(body)
+    assert says in str(refused.value)
+
+
+def test_a_model_without_online_cannot_be_asked_by_key() -> None:
+    with pytest.raises(NotAnswered, match="cannot be asked by key"):
+        features(json.dumps({"keys": [ENTITY]}))

@@ -1,0 +1,97 @@
+"""From keys of entities to rows of features: looked up in the online table, then replaced where the client knows better.
+
+``online`` of ``model.yaml`` says what is done for an entity that has no row, or an old one.
+
+Neighbours: :mod:`perennial.serving.online_table` has the rows; :mod:`perennial.serving.requests` reads the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from perennial.core.errors import NotAnswered, ServingError
+from perennial.serving.champion import Served
+from perennial.serving.online_table import Found, OnlineTable
+from perennial.serving.requests import GIVEN, MISSING, Keys, Rows
+from perennial.spec.operation import Online
+
+STORED = "stored"
+#: What applied instead of a row that is new enough.
+Fallback = Literal["null", "last"]
+
+
+def look_up(table: OnlineTable, served: Served, asked: Keys, now: datetime) -> Rows:
+    """The features of entities.
+
+    Args:
+        table: the online tables.
+        served: the version that answers.
+        asked: keys, and the features that the client gives beside them.
+        now: the age of a row counts to here.
+
+    Raises:
+        NotAnswered: an entity has no row, or an old one, and the model refuses that; or the table does not answer.
+    """
+    online = served.online
+    assert served.folder is not None  # requests without `online` are refused before
+    assert online is not None
+    try:
+        found = table.read(served.folder, asked.table)
+    except ServingError as error:
+        if online.missing != "null":
+            raise NotAnswered("the online table does not answer; try again", status=503, retry_after=5) from error
+        found = None
+    stored = {} if found is None else {name: found.rows[name].to_pylist() for name in served.loaded.features}
+    columns: dict[str, list[Any]] = {name: [] for name in served.loaded.features}
+    came, origins = [], []
+    for row, given in enumerate(asked.overrides):
+        place = None if found is None else found.places[row]
+        place, fallback = _applies(found, place, online, now, row)
+        origin: dict[str, Any] = {} if fallback is None else {"fallback": fallback}
+        if found is not None and place is not None:
+            origin |= _told(found, place, now)
+        how: dict[str, list[str]] = {STORED: [], GIVEN: [], MISSING: []}
+        for name, column in columns.items():
+            value = given[name] if name in given else stored[name][place] if place is not None else None
+            column.append(value)
+            how[MISSING if value is None else GIVEN if name in given else STORED].append(name)
+        came.append(how)
+        origins.append(origin)
+    return Rows(columns, len(came), came, origins)
+
+
+def _applies(
+    found: Found | None, place: int | None, online: Online, now: datetime, row: int
+) -> tuple[int | None, Fallback | None]:
+    """The row that is used, if any, and what applied instead of one that is new enough.
+
+    Raises:
+        NotAnswered: the model refuses to answer.
+    """
+    if found is None or place is None:
+        if online.missing == "null":
+            return None, "null"
+        raise NotAnswered(f"row {row}: no features are stored for this entity", status=404, row=row)
+    if now - found.published_at[place] <= online.max_age:
+        return place, None
+    if online.missing == "last":
+        return place, "last"
+    if online.missing == "null":
+        return None, "null"
+    raise NotAnswered(f"row {row}: the stored features are older than online.max_age", status=503, row=row)
+
+
+def _told(found: Found, place: int, now: datetime) -> Mapping[str, Any]:
+    return {
+        "as_of": found.as_of[place].isoformat(),
+        "computed_at": found.computed_at[place].isoformat(),
+        "age_seconds": round((now - found.published_at[place]).total_seconds(), 1),
+        "features_snapshot": found.snapshot[place],
+    }
+
+
+def fallbacks(origins: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What applied instead of rows that are new enough, for each row where it did."""
+    return [origin["fallback"] for origin in origins if "fallback" in origin]
