@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "dags.md"
 EXAMPLE = "flight_delay"
 #: In the order in which a model meets them; others follow by name.
-ORDER = ("load", "ingest", "train", "score", "monitor", "promote", "rollback", "maintain", "notify")
+ORDER = ("load", "ingest", "train", "score", "materialize", "monitor", "promote", "rollback", "maintain", "notify")
 
 INTRODUCTION = """\
 <!-- Made by `make docs` from dags/ and include/perennial/orchestration/. Change it there. -->
@@ -158,7 +158,8 @@ def starts(timetable: Any) -> str:
             return f"at `{timetable.expression}` (UTC)"
         case "PartitionedAssetTimetable":
             # The other one starts what no publication will.
-            asset = timetable.asset_condition.objects[0].name.replace(EXAMPLE, "<model>")
+            condition = timetable.asset_condition
+            asset = getattr(condition, "objects", [condition])[0].name.replace(EXAMPLE, "<model>")
             window = type(getattr(timetable.default_partition_mapper, "window", None)).__name__
             period = {
                 "NoneType": "a day",

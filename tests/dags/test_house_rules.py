@@ -176,7 +176,19 @@ def test_runs_whose_order_matters_go_one_at_a_time(parsed: Parsed, stage: str) -
 def test_stages_start_when_their_input_is_published(parsed: Parsed) -> None:
     timetables = {dag_id.partition(".")[2]: dag["timetable"] for dag_id, dag in parsed["dags"].items()}
     assert timetables["ingest"] == "EachDay"
-    assert {timetables[stage] for stage in ("train", "score", "monitor")} == {"PartitionedAssetTimetable"}
+    assert {timetables[stage] for stage in ("train", "score", "materialize", "monitor")} == {"PartitionedAssetTimetable"}
+
+
+def test_rows_asked_by_key_are_computed_at_the_rate_that_the_model_states(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(PROJECT / "include" / "models" / "flight_delay", models / "flight_delay")
+    spec = models / "flight_delay" / "model.yaml"
+    spec.write_text(spec.read_text().replace("\nonline: {}\n", "\nonline: {refresh: 5m}\n"))
+
+    parsed = parse(PROJECT / "dags", models, tmp_path / "airflow")
+
+    assert parsed["import_errors"] == {}
+    assert parsed["dags"]["flight_delay.materialize"]["timetable"] == "DeltaTriggerTimetable"
 
 
 @pytest.mark.parametrize("stage", ["ingest", "maintain"])

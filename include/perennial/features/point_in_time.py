@@ -206,6 +206,7 @@ def offer(
     interval: Interval,
     *,
     known_by: datetime | None = None,
+    given: pa.Table | None = None,
 ) -> None:
     """Create ``entities`` and the tables that the query may see. Existing ones are replaced.
 
@@ -215,6 +216,8 @@ def offer(
         tables: see :func:`compute`.
         interval: the interval of the entities' event times.
         known_by: show the rows known by this moment, instead of those known by the latest ``as_of``.
+        given: rows of the entity table, with event times in the interval. They are the only entities, and stand in the place of
+            rows with their keys.
     """
     spec = folder.spec
     since = interval.start - spec.features.lookback
@@ -234,10 +237,28 @@ def offer(
         connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT {columns} FROM _offered {where}")
         connection.unregister("_offered")
         if name == spec.entity.table:
+            if given is not None:
+                _put(connection, name, table, columns, given)
             _make_entities(connection, folder, interval)
+            if given is not None:
+                connection.execute(
+                    f"DELETE FROM perennial.asked AS rows WHERE NOT EXISTS (FROM _given WHERE {_same_key(table)})"
+                )
+                connection.unregister("_given")
             connection.execute(f"DELETE FROM {quoted(name)} WHERE {KNOWN} > {latest}")
     for name in names:
         _keep_versions(connection, name, spec.tables[name])
+
+
+def _put(connection: duckdb.DuckDBPyConnection, name: str, table: Table, columns: str, given: pa.Table) -> None:
+    """Put given rows in the place of those with their keys. They stay registered as ``_given``."""
+    connection.register("_given", given)
+    connection.execute(f"DELETE FROM {quoted(name)} AS rows WHERE EXISTS (FROM _given WHERE {_same_key(table)})")
+    connection.execute(f"INSERT INTO {quoted(name)} SELECT {columns} FROM _given")
+
+
+def _same_key(table: Table) -> str:
+    return " AND ".join(f"_given.{quoted(name)} = rows.{quoted(name)}" for name in table.key)
 
 
 #: How the name of a table begins that has the rows of another one, and until when each is the newest of its key.

@@ -412,15 +412,19 @@ class LandedPart:
     Attributes:
         paths: Parquet files of raw columns and :data:`LANDED_EXTRAS`.
         bound: how the table reads them.
+        relation: the name of a relation of the database that has the rows, instead of files.
     """
 
     paths: list[Path]
     bound: Bound
+    relation: str | None = None
 
     @property
     def rows(self) -> str:
         """SQL for the landed rows."""
         nothing = "".join(f", NULL AS {quoted(column)}" for column in self.bound.absent)
+        if self.relation is not None:
+            return f"(SELECT *{nothing} FROM {self.relation})"
         return f"(SELECT *{nothing} FROM read_parquet([{', '.join(literal(str(path)) for path in self.paths)}]))"
 
 

@@ -1,0 +1,257 @@
+"""Features of entities that are in no table yet: ``features.sql`` runs now, for them alone, over hot tables.
+
+The hot tables are the published rows that the query looks back at, held in memory. They are loaded at the first request of a
+model and kept up with publications (:meth:`OnDemand.keep_up`). The query, the casts, the checks and what a row may see are
+those of the batch, so an entity that was published gets the features that were published for it, to the last bit. This holds
+only if no feature depends on which entities are asked, which is tried first (:mod:`perennial.features.independence`).
+
+Neighbours: :mod:`perennial.features.point_in_time` runs the query; :mod:`perennial.ingestion.given` casts the entities.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from perennial.core.errors import NotAnswered, ServingError
+from perennial.core.intervals import Interval, window_start
+from perennial.features.history import gaps_of_features, refuse_gaps
+from perennial.features.point_in_time import (
+    blaming,
+    check_entities,
+    check_selected,
+    feature_schema,
+    gather,
+    instant,
+    offer,
+    open_database,
+    select,
+    with_as_of,
+)
+from perennial.features.publish import find_dependences
+from perennial.features.published import DATASET, TABLES, published_tables, scan
+from perennial.ingestion.given import GivenTable
+from perennial.lake.publish import Lake
+from perennial.lake.schema import KNOWN
+from perennial.serving.online_table import definition_of
+from perennial.spec.folder import ModelFolder
+
+log = logging.getLogger(__name__)
+
+_DAY = timedelta(days=1)
+#: The end of the hot rows: whatever is published for later is held too.
+_FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
+#: How long before the end of what is published an event may lie. More would have to be read for a single request.
+OLDEST = timedelta(days=31)
+
+
+@dataclass(frozen=True)
+class _Hot:
+    """Rows in memory, of one definition of features.
+
+    Attributes:
+        start: rows of events from here on are held.
+        end: the end of the newest published interval of the tables.
+        publication: of the tables.
+        snapshots: by table, the snapshot that the rows are of.
+        tables: the rows.
+        proved: the publication of features on whose rows the independence of entities was tried.
+        dependent: features that depend on which entities are asked.
+    """
+
+    start: datetime
+    end: datetime
+    publication: int
+    snapshots: dict[str, int]
+    tables: dict[str, pa.Table]
+    proved: int | None
+    dependent: list[str]
+
+
+class OnDemand:
+    """Computes features now. Threads may share it; requests of one definition of features run one after another.
+
+    Args:
+        lake: has the published tables; its ledger says which snapshots are published.
+        clock: the time.
+    """
+
+    def __init__(self, lake: Lake, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._lake, self._clock = lake, clock
+        self._makers: dict[str, _Maker] = {}
+        self._lock = threading.Lock()
+
+    def features(self, folder: ModelFolder, entities: pa.Table, as_of: datetime | None = None) -> pa.Table:
+        """The features of entities, in the order in which they are given.
+
+        Args:
+            folder: the folder that makes the features.
+            entities: columns of the entity's table, as texts or with a type. A given entity stands in the place of a published
+                one with its key.
+            as_of: the moment that the features are of; by default the entity's own ``as_of``, but not later than now. What is
+                given counts as known by then.
+
+        Returns:
+            The columns of :func:`perennial.features.point_in_time.feature_schema`.
+
+        Raises:
+            NotAnswered: a value is wrong, with its row and field; or an event is too old.
+            ServingError: a feature depends on which entities are asked, so nothing can be asked on demand.
+            SnapshotMissing: no tables are published yet, or they lack what the features need.
+            SpecError: ``features.sql`` fails on these entities.
+        """
+        return self._maker(folder).features(entities, as_of, self._clock())
+
+    def prepare(self, folder: ModelFolder) -> None:
+        """Load what the first request of a model would wait for: the hot tables, and whether entities can be asked alone.
+
+        Raises:
+            SnapshotMissing, SpecError: see :meth:`features`.
+        """
+        self._maker(folder).prepare(self._clock())
+
+    def keep_up(self) -> None:
+        """Read what was published since, for all models that were asked. Requests go on meanwhile with the rows before.
+
+        Raises:
+            SnapshotMissing, SpecError: see :meth:`features`; the rows before are kept.
+        """
+        for maker in list(self._makers.values()):
+            maker.keep_up()
+
+    def _maker(self, folder: ModelFolder) -> _Maker:
+        name = f"{folder.spec.name}/{definition_of(folder)}"
+        with self._lock:
+            if name not in self._makers:
+                self._makers[name] = _Maker(folder, self._lake)
+            return self._makers[name]
+
+
+class _Maker:
+    """Computes features of one definition."""
+
+    def __init__(self, folder: ModelFolder, lake: Lake) -> None:
+        self._folder, self._lake = folder, lake
+        self._given = GivenTable(folder, folder.spec.entity.table)
+        self._hot: _Hot | None = None
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._computing, self._loading = threading.Lock(), threading.Lock()
+
+    def features(self, entities: pa.Table, as_of: datetime | None, now: datetime) -> pa.Table:
+        folder, spec = self._folder, self._folder.spec
+        given = self._given.read(entities)
+        schema = feature_schema(spec)
+        if not given.num_rows:
+            return schema.empty_table()
+        own = f"least((\n{spec.entity.as_of}\n)::TIMESTAMPTZ, {instant(now)})"
+        asked = with_as_of(folder, own if as_of is None else instant(as_of))
+        given = self._known_when_asked(asked, given)
+        days = pc.floor_temporal(given[spec.event_time], unit="day")
+        found = []
+        for day in sorted(pc.unique(days).to_pylist()):
+            rows = given.filter(pc.equal(days, pa.scalar(day, days.type)))
+            found.append(self._of_a_day(asked, rows, Interval.day(day)))
+        together = pa.concat_tables(found)
+        key = spec.entity_table.key
+        places = {one: place for place, one in enumerate(zip(*(together[name].to_pylist() for name in key), strict=True))}
+        order = [places[one] for one in zip(*(given[name].to_pylist() for name in key), strict=True)]
+        return together.take(pa.array(order, pa.int64()))
+
+    def _known_when_asked(self, asked: ModelFolder, given: pa.Table) -> pa.Table:
+        """The rows as known at their ``as_of`` at the latest: who asks for a row knows it."""
+        with closing(open_database(threads=1)) as connection:
+            connection.register("_given", given)
+            with blaming(f"{asked.path / 'model.yaml'}: entity.as_of"):
+                known: pa.Table = connection.sql(
+                    f"SELECT * REPLACE (least({KNOWN}, ({asked.spec.entity.as_of})) AS {KNOWN}) FROM _given"
+                ).to_arrow_table()
+        for row, value in enumerate(known[KNOWN].to_pylist()):
+            if value is None:
+                raise NotAnswered("entity.as_of gives no moment for this row; give as_of", row=row, field="as_of")
+        return known.cast(given.schema)
+
+    def _of_a_day(self, asked: ModelFolder, given: pa.Table, day: Interval) -> pa.Table:
+        hot = self._held(day)
+        if hot.dependent:
+            name = asked.spec.name
+            raise ServingError(
+                f"{name}: {', '.join(hot.dependent)} depend on which other entities are asked, so {name} can be asked by key "
+                f"only; perennial check {name} says how"
+            )
+        with self._computing:
+            if self._connection is None:
+                self._connection = open_database()
+            connection = self._connection
+            offer(connection, asked, hot.tables, day, given=given)
+            check_entities(connection, asked, day)
+            select(connection, asked)
+            check_selected(connection, asked, day)
+            gather(connection, asked.spec)
+            found: pa.Table = connection.sql("FROM perennial.features").to_arrow_table()
+        return found.cast(feature_schema(asked.spec))
+
+    def _held(self, day: Interval) -> _Hot:
+        """Rows that reach back as far as a day's features look."""
+        needed = day.start - self._folder.spec.features.lookback
+
+        def reaches(hot: _Hot | None) -> bool:
+            return hot is not None and (needed >= hot.start or day.end < hot.end - OLDEST)
+
+        if not reaches(self._hot):
+            with self._loading:
+                if not reaches(self._hot):
+                    self._hot = self._load(needed, self._hot)
+        hot = self._hot
+        assert hot is not None  # it was loaded
+        if day.end < hot.end - OLDEST:
+            raise NotAnswered(
+                f"the event of an entity is of {day}, more than {OLDEST.days} days before the newest data; ask by key, or read "
+                "its prediction",
+                field=self._folder.spec.event_time,
+            )
+        return hot
+
+    def prepare(self, now: datetime) -> None:
+        self._held(Interval.day(window_start(now, _DAY)))
+
+    def keep_up(self) -> None:
+        hot = self._hot
+        if hot is None:
+            return
+        newest, features = (self._lake.ledger.head(self._folder.spec.name, name).publication_id for name in (TABLES, DATASET))
+        if (newest, features) != (hot.publication, hot.proved):
+            with self._loading:
+                self._hot = self._load(hot.start, hot)
+
+    def _load(self, start: datetime, before: _Hot | None) -> _Hot:
+        """Read the rows of events from ``start`` on that are not held already, but not more than :data:`OLDEST` needs."""
+        folder, lake = self._folder, self._lake
+        name = folder.spec.name
+        tables = published_tables(folder, lake.ledger)
+        end = max(one.interval.end for one in lake.ledger.publications(name, TABLES))
+        start = max(start, window_start(end, _DAY) - OLDEST - folder.spec.features.lookback - _DAY)
+        refuse_gaps(folder, gaps_of_features(folder, lake, tables.snapshots, Interval(end - _DAY, end)))
+        held: dict[str, pa.Table] = {}
+        for table in folder.feature_tables:
+            if before is not None and before.start == start and before.snapshots.get(table) == tables.snapshots.get(table):
+                held[table] = before.tables[table]
+            else:
+                held[table] = scan(folder, lake, table, tables.snapshots, within=Interval(start, _FOREVER)).read_all()
+        proved, dependent = self._prove(before, end)
+        log.info("%s: %d rows in memory from %s on", name, sum(map(len, held.values())), start)
+        return _Hot(start, end, tables.id, dict(tables.snapshots), held, proved, dependent)
+
+    def _prove(self, before: _Hot | None, end: datetime) -> tuple[int, list[str]]:
+        newest = self._lake.ledger.head(self._folder.spec.name, DATASET).publication_id
+        if before is not None and before.proved == newest:
+            return newest, before.dependent
+        days = Interval(end - 2 * _DAY, end)
+        return newest, [one.feature for one in find_dependences(self._folder, self._lake, days)]
