@@ -1,8 +1,8 @@
 """The preprocessing of a stored booster without pandas: what it does to a few rows takes most of the time of their prediction.
 
 Only pipelines as :mod:`perennial.model.estimators` makes them for boosters are known: numbers unchanged, categories as
-ordinals. :mod:`perennial.serving.champion` uses a form only after it gave the same bits for a sample of rows. Any other pipeline
-is used as it is.
+ordinals. :mod:`perennial.serving.champion` uses a form only after it gave the same bits for a sample of rows. Any other
+pipeline is used as it is.
 """
 
 from __future__ import annotations
