@@ -9,7 +9,8 @@ The rows are replaced all at once. What a later run has written is not replaced 
 entity to come are computed as of now, without the other entities of its day. If a feature depends on these, it has no row, and
 the task's log says so.
 
-Runs for each day that `ingest` announces; with `online.refresh` at that rate instead. It can be triggered by hand in Airflow at any time.
+Runs for each day that `ingest` announces; with `online.refresh` at that rate instead. It can be triggered by hand in Airflow at
+any time.
 
 ## When it fails
 - The rows that were there are still served, and grow older. After `online.max_age` the scorer answers as `online.missing` says.
