@@ -26,8 +26,8 @@ only by a little: of two fits on rows of which nothing has changed, one is.
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import pickle
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -374,13 +374,13 @@ def main() -> None:
         ),
         key=lambda job: (job.stream == "flights" and job.seed > 1, job.stream != "flights", job.seed, -job.days),
     )
-    found = {job: pickle.loads(_kept(job).read_bytes()) for job in jobs if chosen.resume and _kept(job).exists()}
+    found = {job: _read_kept(job) for job in jobs if chosen.resume and _kept(job).exists()}
     with ProcessPoolExecutor(chosen.beside, mp_context=get_context("fork")) as pool:
         running = {pool.submit(run, job): job for job in jobs if job not in found}
         for future in as_completed(running):
             found[running[future]] = future.result()
             with replacing(_kept(running[future])) as file:
-                file.write_bytes(pickle.dumps(found[running[future]]))
+                file.write_text(json.dumps(found[running[future]], default=np.ndarray.tolist), encoding="utf-8")
             print(f"{time.monotonic() - started:.0f} s: {running[future]}", flush=True)
             if tuple(chosen.stream) == tuple(WINDOWS):
                 report(found, time.monotonic() - started)
@@ -390,7 +390,14 @@ def main() -> None:
 
 def _kept(job: Job) -> Path:
     """Where the results of a job are kept, so that a run of an hour may be stopped."""
-    return KEPT / "value" / f"{job.stream}-{job.days}-{job.seed}.pickle"
+    return KEPT / "value" / f"{job.stream}-{job.days}-{job.seed}.json"
+
+
+def _read_kept(job: Job) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(_kept(job).read_text(encoding="utf-8"))
+    for one in found.values():
+        one["resampled"] = {metric: np.array(values) for metric, values in one["resampled"].items()}
+    return found
 
 
 def report(found: dict[Job, dict[str, dict[str, Any]]], seconds: float) -> None:
