@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -167,12 +167,13 @@ class _Maker:
 
     def _known_when_asked(self, asked: ModelFolder, given: pa.Table) -> pa.Table:
         """The rows as known at their ``as_of`` at the latest: who asks for a row knows it."""
-        with closing(open_database(threads=1)) as connection:
-            connection.register("_given", given)
+        with self._database() as connection:
+            connection.register("_asked", given)
             with blaming(f"{asked.path / 'model.yaml'}: entity.as_of"):
                 known: pa.Table = connection.sql(
-                    f"SELECT * REPLACE (least({KNOWN}, ({asked.spec.entity.as_of})) AS {KNOWN}) FROM _given"
+                    f"SELECT * REPLACE (least({KNOWN}, ({asked.spec.entity.as_of})) AS {KNOWN}) FROM _asked"
                 ).to_arrow_table()
+            connection.unregister("_asked")
         for row, value in enumerate(known[KNOWN].to_pylist()):
             if value is None:
                 raise NotAnswered("entity.as_of gives no moment for this row; give as_of", row=row, field="as_of")
@@ -186,10 +187,7 @@ class _Maker:
                 f"{name}: {', '.join(hot.dependent)} depend on which other entities are asked, so {name} can be asked by key "
                 f"only; perennial check {name} says how"
             )
-        with self._computing:
-            if self._connection is None:
-                self._connection = open_database()
-            connection = self._connection
+        with self._database() as connection:
             offer(connection, asked, hot.tables, day, given=given)
             check_entities(connection, asked, day)
             select(connection, asked)
@@ -197,6 +195,18 @@ class _Maker:
             gather(connection, asked.spec)
             found: pa.Table = connection.sql("FROM perennial.features").to_arrow_table()
         return found.cast(feature_schema(asked.spec))
+
+    @contextmanager
+    def _database(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The database of this maker, for one thread at a time. After an error it is opened anew."""
+        with self._computing:
+            connection, self._connection = self._connection or open_database(), None
+            try:
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
 
     def _held(self, day: Interval) -> _Hot:
         """Rows that reach back as far as a day's features look."""
