@@ -47,16 +47,22 @@ def _json_object(text: str) -> dict[str, Any]:
         "--features", type=_json_object, action="append", metavar="JSON",
         help='features of one row, such as \'{"distance": 1400}\'; beside a key, those that replace stored ones',
     ),
+    argument(
+        "--entity", type=_json_object, action="append", metavar="JSON",
+        help="columns of an entity that is in no table yet, whose features are computed; several times for several ones",
+    ),
+    argument("--as-of", metavar="MOMENT", help="with --entity: the moment that the features are of, with its zone"),
     argument("--url", help="address of the scorer (default: PERENNIAL_SERVE_URL, or this machine)"),
 )  # fmt: skip
 def ask(chosen: argparse.Namespace) -> int:
     from perennial.serving import asking
     from perennial.serving.service import read_serve_settings
 
-    if not chosen.key and not chosen.features:
-        raise SystemExit("give --features, or --key")
+    if not (chosen.key or chosen.features or chosen.entity):
+        raise SystemExit("give --features, --key or --entity")
     url = chosen.url or os.environ.get("PERENNIAL_SERVE_URL") or f"http://127.0.0.1:{read_serve_settings(os.environ).port}"
-    body = {name: value for name, value in (("keys", chosen.key), ("features", chosen.features)) if value}
+    given = {"keys": chosen.key, "features": chosen.features, "entities": chosen.entity, "as_of": chosen.as_of}
+    body = {name: value for name, value in given.items() if value}
     answer = asking.ask(url, chosen.model, body, token=os.environ.get("PERENNIAL_SERVE_TOKEN"))
     return tell(json.dumps(answer, indent=2, ensure_ascii=False))
 

@@ -72,6 +72,9 @@ class GivenTable:
             raise NotAnswered(
                 f"{visible(unknown[0][:_SHOWN])} is no column of {self._name}; there are {known}", field=unknown[0][:_SHOWN]
             )
+        for name in self._table.columns:
+            if name not in rows.column_names and _is_needed(self._table, name):
+                raise NotAnswered(f"{name}: missing", row=0, field=name)
         with self._lock:
             typed = self._cast(rows)
         for row, values in enumerate(typed.to_pylist()):
@@ -111,15 +114,20 @@ class GivenTable:
             self._connection.unregister("given")
 
 
+def _is_needed(table: Table, name: str) -> bool:
+    """Whether no row may lack a column's value."""
+    column = table.columns[name]
+    return name in (*table.key, table.event_time) or (not column.nullable and column.severity == "critical")
+
+
 def _faults(table: Table, values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What is wrong in a row: the column, and what and why."""
-    placed = (*table.key, table.event_time)
     for name, column in table.columns.items():
         value, fault = values[name], values[f"_fault_{name}"]
         if fault is not None:
             yield name, visible(fault)
         elif value is None:
-            if name in placed or (not column.nullable and column.severity == "critical"):
+            if _is_needed(table, name):
                 yield name, f"{name}: missing"
         elif column.severity == "critical" and (words := _refused(column, value)) is not None:
             yield name, f"{name}: {words}"

@@ -33,10 +33,11 @@ from perennial.serving.answers import Answer, as_json
 from perennial.serving.batching import Batcher
 from perennial.serving.champion import Champions, Served
 from perennial.serving.figures import Figures
-from perennial.serving.lookup import fallbacks, look_up
+from perennial.serving.lookup import compute, fallbacks, look_up
+from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
 from perennial.serving.openapi import describe
-from perennial.serving.requests import Keys, Rows
+from perennial.serving.requests import Entities, Keys, Rows
 from perennial.serving.tokens import Token, Tokens
 
 log = logging.getLogger(__name__)
@@ -91,13 +92,17 @@ class App:
     Args:
         champions: the versions that answer.
         table: rows of features by key.
+        on_demand: computes features of entities that are in no table yet.
         tokens: who may ask.
         bounds: what a request may cost.
     """
 
-    def __init__(self, champions: Champions, table: OnlineTable, tokens: Tokens, bounds: Bounds) -> None:
-        self._champions, self._table, self._tokens, self._bounds = champions, table, tokens, bounds
+    def __init__(self, champions: Champions, table: OnlineTable, on_demand: OnDemand, tokens: Tokens, bounds: Bounds) -> None:
+        self._champions, self._table, self._on_demand = champions, table, on_demand
+        self._tokens, self._bounds = tokens, bounds
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
+        # Of its own, since it takes longer by far than a look-up.
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._at_once = 0
         self._batcher: Batcher | None = None
         self.figures = Figures(
@@ -170,6 +175,7 @@ class App:
         yield
         self._batcher.close()
         self._lookups.shutdown()
+        self._computing.shutdown(cancel_futures=True)
 
     # --- who, and how much ---
 
@@ -228,8 +234,10 @@ class App:
         served = self._asked_model(request)
         body = await self._body(request)
         rows = requests.from_question(body, served.loaded.takes, self._bounds.rows, served.key)
-        if isinstance(rows, Keys):
-            loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if isinstance(rows, Entities):
+            rows = await loop.run_in_executor(self._computing, compute, self._on_demand, served, rows)
+        elif isinstance(rows, Keys):
             rows = await loop.run_in_executor(self._lookups, look_up, self._table, served, rows, datetime.now(UTC))
             for kind in fallbacks(rows.origins):
                 self.figures.fell_back(served.model, kind)

@@ -1,23 +1,29 @@
-"""From keys of entities to rows of features: looked up in the online table, then replaced where the client knows better.
+"""From keys of entities, or from entities themselves, to rows of features.
 
-``online`` of ``model.yaml`` says what is done for an entity that has no row, or an old one.
+By key, they are looked up in the online table, then replaced where the client knows better. ``online`` of ``model.yaml`` says
+what is done for an entity that has no row, or an old one. By entity, they are computed now.
 
-Neighbours: :mod:`perennial.serving.online_table` has the rows; :mod:`perennial.serving.requests` reads the keys.
+Neighbours: :mod:`perennial.serving.online_table` has the rows, :mod:`perennial.serving.on_demand` computes them;
+:mod:`perennial.serving.requests` reads what is asked.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from perennial.core.errors import NotAnswered, ServingError
+from perennial.core.errors import NotAnswered, ServingError, SnapshotMissing, SpecError
 from perennial.serving.champion import Served
+from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import Found, OnlineTable
-from perennial.serving.requests import GIVEN, MISSING, Keys, Rows
+from perennial.serving.requests import GIVEN, MISSING, Entities, Keys, Rows
 from perennial.spec.operation import Online
 
-STORED = "stored"
+log = logging.getLogger(__name__)
+
+STORED, COMPUTED = "stored", "computed"
 #: What applied instead of a row that is new enough.
 Fallback = Literal["null", "last"]
 
@@ -60,6 +66,37 @@ def look_up(table: OnlineTable, served: Served, asked: Keys, now: datetime) -> R
         came.append(how)
         origins.append(origin)
     return Rows(columns, len(came), came, origins)
+
+
+def compute(on_demand: OnDemand, served: Served, asked: Entities) -> Rows:
+    """The features of entities that are in no table yet, computed now.
+
+    Args:
+        on_demand: computes them.
+        served: the version that answers.
+        asked: the entities.
+
+    Raises:
+        NotAnswered: a value is wrong; or the features cannot be computed for one entity alone, or not now.
+    """
+    assert served.folder is not None  # requests without `online` are refused before
+    try:
+        found = on_demand.features(served.folder, asked.table, asked.as_of)
+    except ServingError as error:
+        raise NotAnswered(str(error)) from error
+    except SnapshotMissing as error:
+        words = "the tables that features are computed from are not published yet"
+        raise NotAnswered(words, status=503, retry_after=60) from error
+    except SpecError as error:
+        # Its text may quote values.
+        log.warning("%s: features.sql fails on entities that a client gave", served.name)
+        raise NotAnswered("the features of these entities cannot be computed from what was given") from error
+    columns = {name: found[name].to_pylist() for name in served.loaded.features}
+    came: list[Mapping[str, Sequence[str]]] = []
+    for row in range(found.num_rows):
+        missing = [name for name, values in columns.items() if values[row] is None]
+        came.append({COMPUTED: [name for name in columns if name not in missing], MISSING: missing})
+    return Rows(columns, found.num_rows, came, [{"as_of": moment.isoformat()} for moment in found["as_of"].to_pylist()])
 
 
 def _applies(

@@ -74,6 +74,8 @@ def describe(models: Sequence[Served], most_rows: int, *, with_tokens: bool) -> 
 #: By type of the lake, the schema of a part of the key; all others are texts.
 _KEY = {"int64": {"type": "integer"}, "double": {"type": "number"}, "bool": {"type": "boolean"}}
 _TEXT, _BOOLEAN = {"type": "string"}, {"type": "boolean"}
+#: A value of a column, which is cast as ingestion casts it.
+_VALUE = {"type": ["string", "number", "boolean", "null"]}
 
 
 def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
@@ -115,14 +117,20 @@ _INFERENCE: dict[str, Any] = {
 
 
 def _question(served: Served, rows: dict[str, Any], most: int) -> dict[str, Any]:
-    """The plain form: features, or keys with or without features beside them."""
+    """The plain form: features; keys with or without features beside them; or entities."""
     by_features = _object({"features": rows}, ["features"])
     if served.key is None:
         return by_features
     key = _object({part.name: _KEY.get(str(part.type), _TEXT) for part in served.key}, served.key.names)
     keys = {"type": "array", "items": key, "minItems": 1, "maxItems": most}
     beside = {**rows, "items": {**_features(served.loaded.takes), "minProperties": 0}}
-    return {"oneOf": [by_features, _object({"keys": keys, "features": beside}, ["keys"])]}
+    by_key = _object({"keys": keys, "features": beside}, ["keys"])
+    assert served.folder is not None  # as it has a key
+    columns = served.folder.spec.entity_table.columns
+    entity = {"type": "object", "properties": dict.fromkeys(columns, _VALUE), "additionalProperties": False}
+    entities = {"type": "array", "items": entity, "minItems": 1, "maxItems": most}
+    moment = {"type": ["string", "null"], "format": "date-time"}
+    return {"oneOf": [by_features, by_key, _object({"entities": entities, "as_of": moment}, ["entities"])]}
 
 
 def _features(takes: FeatureList) -> dict[str, Any]:

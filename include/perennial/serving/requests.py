@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +34,8 @@ INTEGERS = {
 }
 #: Largest integers that float64 holds exactly.
 _EXACT = 1 << 53
+#: Most columns that entities are described by.
+_MOST_COLUMNS = 1_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Rows:
     Attributes:
         columns: by feature, a number, a text or None per row.
         count: number of rows.
-        came: per row, how its features came: ``stored``, ``given``, ``missing``, each with names of features.
+        came: per row, how its features came: ``stored``, ``computed``, ``given``, ``missing``, each with names of features.
         origins: per row, what else is told of where its features come from; empty if nothing is.
     """
 
@@ -64,6 +66,19 @@ class Keys:
 
     table: pa.Table
     overrides: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Entities:
+    """Entities that a client describes, since they are in no table yet.
+
+    Attributes:
+        table: a row per entity, with columns of the entity's table as the client has written them.
+        as_of: the moment that the features are of; None: the entity's own, but not later than now.
+    """
+
+    table: pa.Table
+    as_of: datetime | None
 
 
 @dataclass(frozen=True)
@@ -115,19 +130,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # --- the three forms -------------------------------------------------------------------------------------------------
 
 
-def from_question(body: bytes, takes: FeatureList, most: int, key: pa.Schema | None) -> Rows | Keys:
-    """The plain form: ``{"features": [{"name": value, …}, …]}``, or ``{"keys": […]}`` with or without features beside it.
+def from_question(body: bytes, takes: FeatureList, most: int, key: pa.Schema | None) -> Rows | Keys | Entities:
+    """The plain form: ``{"features": [{"name": value, …}, …]}``; ``{"keys": […]}`` with or without features beside it; or
+    ``{"entities": […]}`` with or without ``as_of``.
 
     Args:
         body: of the request.
         takes: the features of the version that answers.
         most: most rows of a request.
-        key: the columns of an entity's key; None if the model cannot be asked by key.
+        key: the columns of an entity's key; None if the model cannot be asked by key or by entity.
 
     Raises:
         NotAnswered: the first thing that is wrong, with its row and field.
     """
-    said = _fields(read_json(body), "the body", may=("features", "keys"))
+    said = _fields(read_json(body), "the body", may=("features", "keys", "entities", "as_of"))
+    if "entities" in said:
+        return _described(said, most, asked=key is not None)
+    if "as_of" in said:
+        raise NotAnswered("as_of is for entities alone", field="as_of")
     if "keys" not in said:
         if "features" not in said:
             raise NotAnswered("the body lacks the field features" + (" or keys" if key is not None else ""), field="features")
@@ -148,6 +168,64 @@ def from_question(body: bytes, takes: FeatureList, most: int, key: pa.Schema | N
     if len(records) != len(entities):
         raise NotAnswered(f"there are {len(entities)} keys, and features for {len(records)} rows", field="features")
     return Keys(table, [_record(record, takes, row, "features") for row, record in enumerate(records)])
+
+
+def _described(said: Mapping[str, Any], most: int, *, asked: bool) -> Entities:
+    """Entities as their client describes them; :mod:`perennial.ingestion.given` casts and checks the values."""
+    if other := next((name for name in ("keys", "features") if name in said), None):
+        raise NotAnswered(f"the body has entities and {other}; ask for one of them", field=other)
+    if not asked:
+        raise NotAnswered("this model cannot be asked by entity: its model.yaml has no `online`", field="entities")
+    entities = _list(said["entities"], "entities")
+    _bound(len(entities), most)
+    columns: dict[str, list[Any]] = {}
+    for row, entity in enumerate(entities):
+        if not isinstance(entity, dict):
+            raise NotAnswered(f"row {row} of entities must be an object of columns", row=row)
+        if isinstance(entity, _Doubled):
+            raise NotAnswered(f"row {row}: the field {_shown(entity.field)} stands twice", row=row, field=_name(entity.field))
+        for name, value in entity.items():
+            if name not in columns and len(columns) == _MOST_COLUMNS:
+                raise NotAnswered(f"the entities have more than {_MOST_COLUMNS} different columns", row=row, field=_name(name))
+            columns.setdefault(name, [None] * len(entities))[row] = _described_value(value, name, row)
+    as_of = said.get("as_of")
+    moment = None if as_of is None else _moment(as_of)
+    return Entities(pa.table({name: _column(name, values) for name, values in columns.items()}), moment)
+
+
+def _described_value(value: Any, name: str, row: int) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _category(value, name, row)
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        return value
+    if isinstance(value, float):
+        return _number(value, name, row)
+    raise NotAnswered(f"row {row}, {_shown(name)}: {_shown(value)} is no value of a column", row=row, field=_name(name))
+
+
+def _column(name: str, values: Sequence[Any]) -> pa.Array:
+    """A column of one type: an integer among numbers with a fraction is one of them."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        values = [None if value is None else _number(value, name, row) for row, value in enumerate(values)]
+    elif len(kinds) > 1:
+        raise NotAnswered(f"{_shown(name)} is a text in one row and something else in another", field=_name(name))
+    return pa.array(values, pa.string() if not kinds else None)
+
+
+def _moment(value: Any) -> datetime:
+    if isinstance(value, str) and value.isascii():
+        try:
+            if (moment := datetime.fromisoformat(value)).tzinfo is not None and moment <= datetime.now(UTC):
+                return moment
+        except (ValueError, OverflowError):
+            pass
+    raise NotAnswered(
+        f"as_of: {_shown(value)} is no moment up to now; write a time with its zone, such as 2024-05-01T12:00:00Z",
+        field="as_of",
+    )
 
 
 def _key_value(value: Any, part: pa.Field, row: int) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from perennial.core.settings import settings_of
 from perennial.deployment import Deployment
 from perennial.serving.app import LOOPBACK, App, Bounds
 from perennial.serving.champion import Champions
+from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
 from perennial.serving.tokens import Tokens
 
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 PORT = 8090
 #: Connections that wait to be taken, and seconds after which an idle one is closed.
 _BACKLOG, _IDLE = 512, 30
+#: Seconds between two looks for newly published rows.
+_KEEP_UP = 2.0
 
 
 class ServeSettings(BaseModel):
@@ -96,7 +100,9 @@ class Scorer:
         tokens = Tokens(tokens_file(deployment.settings.state, given), required=not loopback)
         bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
         table = OnlineTable(deployment.settings.predictions_url)
-        self.app = App(self._champions, table, tokens, bounds)
+        self._on_demand = OnDemand(deployment.lake)
+        self.app = App(self._champions, table, self._on_demand, tokens, bounds)
+        self._ending = threading.Event()
         try:
             self._socket = socket.create_server((given.host, given.port), backlog=_BACKLOG)
         except OSError as error:
@@ -143,11 +149,27 @@ class Scorer:
                 self.port,
                 ", ".join(s.name for s in self._champions.served.values()) or "nothing yet",
             )
+            keeping_up = threading.Thread(target=self._keep_up, name="keep up", daemon=True)
+            keeping_up.start()
             self._server.run(sockets=[self._socket])
         finally:
+            self._ending.set()
             self._champions.stop()
             self._socket.close()
             log.info("stopped")
+
+    def _keep_up(self) -> None:
+        """Read what is published into the hot tables of models that were asked by entity."""
+        failed = False
+        while not self._ending.wait(_KEEP_UP):
+            try:
+                self._on_demand.keep_up()
+                failed = False
+            except Exception as error:
+                # Whatever it is, requests go on with the rows before. A text may quote an address or a value.
+                if not failed:
+                    log.warning("new rows cannot be read (%s); features are computed from those before", type(error).__name__)
+                failed = True
 
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT stop it. Call this in the main thread, before :meth:`run`."""

@@ -128,7 +128,7 @@ def test_an_entity_to_come_is_asked_as_of_now(tmp_path: Path, lake: Lake, ledger
         ({"customer": "z"}, "customer", "customer: 'z' is not one of a, b"),
         ({"order_id": "new\n"}, "order_id", "does not match ^[a-z0-9]+$"),
         ({"colour": "red"}, "colour", "colour is no column of orders; there are order_id, placed, customer, amount"),
-        ({"customer": ...}, None, "there is no column customer"),
+        ({"customer": ...}, "customer", "customer: missing"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_field_and_reason(
