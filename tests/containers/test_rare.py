@@ -249,17 +249,27 @@ def test_a_full_disk_of_postgres_stops_the_work_and_loses_nothing(containers: Co
     containers.verify()
 
 
+def before_the_newest_migration() -> str:
+    """The newest commit that HEAD's migrations only add to: while one was being written, it may have been another one."""
+    migrations = ("--", "include/perennial/ledger/migrations/versions")
+
+    def git(*command: str) -> list[str]:
+        told = subprocess.run(["git", *command, *migrations], cwd=PROJECT, capture_output=True, text=True, check=True)
+        return told.stdout.split()
+
+    for commit in git("log", "--format=%H"):
+        kinds = git("diff", "--name-status", f"{commit}~1", "HEAD")[::2]
+        if kinds and set(kinds) == {"A"}:
+            return f"{commit}~1"
+    raise AssertionError("this clone has no history, so nothing is known of the release before")
+
+
 @pytest.fixture
 def former(containers: Containers) -> Iterator[Containers]:
     """Two models in the release before this one: the commit before the newest migration of the ledger."""
     containers.remove()
-    # Of the line that releases are made from: on a branch, a migration may still have been another one.
-    newest = ("git", "log", "-1", "--first-parent", "-m", "--format=%H", "--diff-filter=A", "HEAD", "--")
-    newest += ("include/perennial/ledger/migrations/versions",)
-    found = subprocess.run(newest, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
-    assert found, "this clone has no history, so nothing is known of the release before"
     deployment = Containers(containers.engine, containers.folder.with_name("former"), containers.ports)
-    clone(deployment.folder, f"{found}~1")
+    clone(deployment.folder, before_the_newest_migration())
     (deployment.folder / ".env").write_text(choices(deployment.ports))
     deployment.run("make", "secrets")
     deployment.compose("build")
