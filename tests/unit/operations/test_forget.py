@@ -128,7 +128,14 @@ def test_an_entity_goes_from_all_tables_snapshots_and_files_and_no_other_row_doe
     done = work(world).run(actor="tester", reason="she asked for it")
     assert done is not None
     assert done.completed_at is not None
-    assert done.rows == {"visits": 1, "outcomes": 1, "features": 1, "predictions": 1, "toy_predictions": 1}
+    assert done.rows == {
+        "visits": 1,
+        "outcomes": 1,
+        "features": 1,
+        "predictions": 1,
+        "toy_predictions": 1,
+        "online_features": 0,
+    }
     assert_gone(world)
     # Life goes on with what is left.
     assert world.score(1, DAY, run_id="again").rows == 59
