@@ -48,6 +48,10 @@ def mark(rows: pd.DataFrame) -> None:
     rows.loc[rows["visit"] == VISIT, "kind"] = KIND
 
 
+#: What an erasure removes from :func:`lived_in`, which is not asked online.
+GONE = {"visits": 1, "outcomes": 1, "features": 1, "predictions": 1, "toy_predictions": 1, "online_features": 0}
+
+
 @pytest.fixture
 def world(tmp_path: Path, settings: Settings) -> World:
     return lived_in(tmp_path, settings)
@@ -128,14 +132,7 @@ def test_an_entity_goes_from_all_tables_snapshots_and_files_and_no_other_row_doe
     done = work(world).run(actor="tester", reason="she asked for it")
     assert done is not None
     assert done.completed_at is not None
-    assert done.rows == {
-        "visits": 1,
-        "outcomes": 1,
-        "features": 1,
-        "predictions": 1,
-        "toy_predictions": 1,
-        "online_features": 0,
-    }
+    assert done.rows == GONE
     assert_gone(world)
     # Life goes on with what is left.
     assert world.score(1, DAY, run_id="again").rows == 59
@@ -176,7 +173,7 @@ def test_a_value_of_a_column_stands_for_all_entities_that_have_it(world: World) 
     """``kind`` is in no table of outcomes and predictions: their rows are found by the keys of those that have it."""
     done = work(world, key=None, column={"kind": KIND}).run(actor="tester", reason="asked")
     assert done is not None
-    assert done.rows == {"visits": 1, "outcomes": 1, "features": 1, "predictions": 1, "toy_predictions": 1}
+    assert done.rows == GONE
     assert holders(Path(world.settings.warehouse), KIND) == []
     assert_gone(world)
 
@@ -442,7 +439,7 @@ def test_an_erasure_that_is_killed_is_taken_up_and_ends_the_same(
     done = work(world, key=None if column else VISIT, column=column).run(actor="tester", reason="asked")
     assert done is not None
     assert done.id == open_one.id
-    assert done.rows == {"visits": 1, "outcomes": 1, "features": 1, "predictions": 1, "toy_predictions": 1}
+    assert done.rows == GONE
     assert done.versions["rewritten"] == [version]
     assert "doomed" not in done.details
     assert world.registry.load("toy", version).reference().num_rows == 598
