@@ -20,7 +20,8 @@ from tests.unit.monitored import World, make_world
 @contextmanager
 def running(world: World, **given: Any) -> Iterator[tuple[Scorer, httpx.Client]]:
     """A scorer of a deployment, and a client of it."""
-    scorer = Scorer(world.deployment, ServeSettings(port=0, **given))
+    # A busy machine takes longer than the default.
+    scorer = Scorer(world.deployment, ServeSettings(**{"port": 0, "deadline": 60, **given}))
     thread = threading.Thread(target=scorer.run)
     thread.start()
     try:

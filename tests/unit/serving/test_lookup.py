@@ -37,7 +37,7 @@ def asked_by_key(place: Path, missing: str = "refuse") -> World:
 
 
 def ask(world: World, body: dict[str, Any]) -> Any:
-    with running(world, deadline=60) as (_, client):
+    with running(world) as (_, client):
         answer = client.post("/models/toy/predict", json=body)
         return answer.status_code, answer.json(), client.get("/metrics").text
 
@@ -139,7 +139,7 @@ def test_the_features_of_an_entity_that_is_in_no_table_are_computed_now(by_entit
 
 
 def test_the_command_asks_by_entity(by_entity: World, capsys: pytest.CaptureFixture[str]) -> None:
-    with running(by_entity, deadline=60) as (scorer, _):
+    with running(by_entity) as (scorer, _):
         url = f"http://127.0.0.1:{scorer.port}"
         words = ["ask", "toy", "--entity", json.dumps(VISIT), "--as-of", "2013-04-08T04:00:00Z", "--url", url]
         with pytest.raises(SystemExit) as ended:
