@@ -8,6 +8,7 @@ Neighbours: :mod:`perennial.lake.publish` removes what is in tables, :mod:`peren
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import stat
 import tempfile
@@ -48,13 +49,14 @@ def remove_scratch(folder: Path) -> dict[str, int]:
     """Remove the temporary files of tasks that were killed: what DuckDB had put on the disk, and models on their way.
 
     Args:
-        folder: where processes keep temporary files. All models share it, so the machine's own clock counts.
+        folder: where processes keep temporary files. All models share it, so the machine's own clock counts; other users may
+            share it, too, and theirs are left.
 
     Returns:
         ``files`` (or folders of them) and ``bytes`` removed.
     """
-    mine = [path for path in _entries(folder) if path.name.startswith("perennial-")]
-    files, size = _remove_abandoned(mine, datetime.now(UTC))
+    named = [path for path in _entries(folder) if path.name.startswith("perennial-")]
+    files, size = _remove_abandoned(filter(_is_ours, named), datetime.now(UTC))
     return {"files": files, "bytes": size}
 
 
@@ -182,6 +184,12 @@ def maintain(deployment: Deployment, spec: ModelSpec, *, now: datetime) -> dict[
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_ours(path: Path) -> bool:
+    with suppress(FileNotFoundError):  # another worker may be removing it
+        return path.lstat().st_uid == os.geteuid()
+    return False
 
 
 def _remove_abandoned(paths: Iterable[Path], now: datetime) -> tuple[int, int]:

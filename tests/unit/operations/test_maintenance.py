@@ -69,6 +69,14 @@ def test_temporary_files_of_killed_tasks_are_removed_and_of_others_kept(tmp_path
     assert [path.exists() for path in (spilled.parent, current, foreign)] == [False, True, True]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user's")
+def test_temporary_files_of_another_user_are_left(tmp_path: Path) -> None:
+    theirs = write(tmp_path / "perennial-1f" / "duckdb_temp_storage-0.tmp", timedelta(days=2))
+    os.chown(theirs.parent, 12345, 12345)
+    assert remove_scratch(tmp_path) == {"files": 0, "bytes": 0}
+    assert theirs.exists()
+
+
 def test_a_link_in_staging_is_removed_and_what_it_leads_to_is_not(settings: Settings, tmp_path: Path) -> None:
     precious = write(tmp_path / "precious" / "data.csv", timedelta(days=9))
     place = settings.staging / "toy" / "run"
