@@ -19,8 +19,9 @@ pytestmark = pytest.mark.stack
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 TYPED = [found for page in PAGES for found in re.findall(r"(?m)^\.venv/bin/perennial (.+)$", page.read_text())]
-#: These need a stack that is stopped, or a folder of their own: tests/unit/operations/test_backup.py rehearses them.
-REHEARSED = {"backup", "restore"}
+#: Some need a stack that is stopped, or a folder of their own: tests/unit/operations/test_backup.py rehearses them. One needs a
+#: scorer of a model with the features that it names: tests/unit/serving/test_app.py starts that.
+REHEARSED = {"backup", "restore", "ask"}
 COMMANDS = [command for command in dict.fromkeys(TYPED) if command.split()[0] not in REHEARSED]
 
 
@@ -37,7 +38,7 @@ def by_hand(living: Living, arguments: list[str], folder: Path) -> subprocess.Co
 
 
 def test_the_pages_have_commands() -> None:
-    assert {command.split()[0] for command in COMMANDS} == {"history", "explain", "card", "reproduce", "performance"}
+    assert {command.split()[0] for command in COMMANDS} == {"history", "explain", "card", "reproduce", "performance", "token"}
     assert {command.split()[0] for command in TYPED} >= REHEARSED
 
 
