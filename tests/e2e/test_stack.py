@@ -207,16 +207,20 @@ def test_a_missing_dag_is_told_with_the_errors_of_the_files(running: Running) ->
 
 
 def test_servers_listen_on_this_machine_alone(running: Running) -> None:
-    listening = {
-        connection.laddr
-        for process in running.processes()
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    def listening() -> set[tuple[str, int]]:
+        return {
+            connection.laddr
+            for process in running.processes()
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
 
-    assert {address.ip for address in listening} == {"127.0.0.1"}
-    # Airflow's two, MLflow's, the watchdog's and the scorer's.
-    assert len(listening) == 5, listening
+    # Airflow's two, MLflow's, the watchdog's and the scorer's; the last two are started last.
+    deadline = time.monotonic() + 120
+    while len(listening()) < 5 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert {address for address, _ in listening()} == {"127.0.0.1"}
+    assert len(listening()) == 5, listening()
 
 
 def test_secrets_are_readable_by_their_owner_alone(running: Running) -> None:
