@@ -86,6 +86,11 @@ class Database:
             finally:
                 raw.close()
 
+    @property
+    def where(self) -> str:
+        """Its address without the password, for messages."""
+        return self.engine.url.render_as_string(hide_password=True)
+
     def free_space(self, table: str) -> None:
         """Free the space of a table's removed rows now, so that its files keep no trace of them."""
         if self.is_sqlite:
@@ -161,3 +166,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     # start that it will write waits for its turn.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def cause(error: BaseException) -> str:
+    """The first line of a database's error; the following lines may quote data."""
+    return next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)

@@ -14,7 +14,6 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
 
 import duckdb
 import pyarrow as pa
@@ -22,28 +21,20 @@ import pyarrow.compute as pc
 
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
-from perennial.features.leaks import changes, features_of, features_of_asked
+from perennial.features.leaks import Change, changes, features_of, features_of_asked
 from perennial.features.point_in_time import offer, open_database
 from perennial.spec.folder import ModelFolder
 
 
 @dataclass(frozen=True)
-class Dependence:
+class Dependence(Change):
     """A feature that depends on which entities are asked.
 
     Attributes:
-        feature: its name.
         asked: which entities were asked when it changed.
-        entities: number of entities for which it changed.
-        example: the key of one of them.
-        as_of: the as-of time of that entity.
     """
 
-    feature: str
     asked: str
-    entities: int
-    example: str
-    as_of: datetime
 
     def __str__(self) -> str:
         return (
@@ -73,7 +64,7 @@ def find(folder: ModelFolder, tables: Mapping[str, pa.Table], interval: Interval
         together = features_of(connection, folder, tables, interval)
         for asked, chosen, alone in _tries(connection, folder, tables, interval, together, singles):
             for one in changes(spec, chosen, alone):
-                found.setdefault(one.feature, Dependence(one.feature, asked, one.entities, one.example, one.as_of))
+                found.setdefault(one.feature, Dependence(one.feature, one.entities, one.example, one.as_of, asked))
     return sorted(found.values(), key=lambda one: spec.features.names.index(one.feature))
 
 

@@ -35,38 +35,6 @@ _CAUSES: list[Cause] = ["the run", "later rows", "the interval"]
 
 
 @dataclass(frozen=True)
-class Leak:
-    """A feature that depends on what it must not depend on.
-
-    Attributes:
-        feature: its name.
-        cause: ``later rows``: it uses rows that were not known at the entity's ``as_of``. ``the interval``: it depends on
-            the bounds of the interval; for example, it looks further back than ``lookback``, or at events after its own.
-            ``the run``: it depends on the clock, on chance, or on the order of rows.
-        entities: number of entities for which the feature changed.
-        example: the key of one of them.
-        as_of: the as-of time of that entity.
-        tables: the tables of the later rows; empty for other causes.
-    """
-
-    feature: str
-    cause: Cause
-    entities: int
-    example: str
-    as_of: datetime
-    tables: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        what = {
-            "later rows": f"uses rows of {', '.join(self.tables)} that were not known yet: compare _known_at with as_of",
-            "the interval": "changes with the bounds of the interval: look no further back than lookback, and at no event "
-            "after the entity's own",
-            "the run": "differs from run to run: do not use the clock or random numbers, and order what is aggregated",
-        }[self.cause]
-        return f"{self.feature} {what} ({self.entities:,} entities, for example {self.example} at {self.as_of:%Y-%m-%d %H:%M})"
-
-
-@dataclass(frozen=True)
 class Change:
     """A feature with another value for some entities.
 
@@ -81,6 +49,30 @@ class Change:
     entities: int
     example: str
     as_of: datetime
+
+
+@dataclass(frozen=True)
+class Leak(Change):
+    """A feature that depends on what it must not depend on.
+
+    Attributes:
+        cause: ``later rows``: it uses rows that were not known at the entity's ``as_of``. ``the interval``: it depends on
+            the bounds of the interval; for example, it looks further back than ``lookback``, or at events after its own.
+            ``the run``: it depends on the clock, on chance, or on the order of rows.
+        tables: the tables of the later rows; empty for other causes.
+    """
+
+    cause: Cause
+    tables: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        what = {
+            "later rows": f"uses rows of {', '.join(self.tables)} that were not known yet: compare _known_at with as_of",
+            "the interval": "changes with the bounds of the interval: look no further back than lookback, and at no event "
+            "after the entity's own",
+            "the run": "differs from run to run: do not use the clock or random numbers, and order what is aggregated",
+        }[self.cause]
+        return f"{self.feature} {what} ({self.entities:,} entities, for example {self.example} at {self.as_of:%Y-%m-%d %H:%M})"
 
 
 def find(folder: ModelFolder, tables: Mapping[str, pa.Table], interval: Interval, *, moments: int = 8) -> list[Leak]:

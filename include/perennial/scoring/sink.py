@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from perennial.core import bulk
-from perennial.core.database import Database, take_turn
+from perennial.core.database import Database, cause, take_turn
 from perennial.core.errors import ScoringError
 from perennial.core.intervals import Interval
 
@@ -100,16 +100,10 @@ class PredictionSink:
                 self._create()
                 return self._replace(connection, interval, number, staged)
         except (sa.exc.DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:  # rows bypass SQLAlchemy
-            # Only the first line: the following lines may quote data.
-            cause = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
             raise ScoringError(
-                f"{self._table.name}, {interval}: the predictions database {self._where} refused: {cause}. "
+                f"{self._table.name}, {interval}: the predictions database {self._database.where} refused: {cause(error)}. "
                 "The predictions are published in the lake. Repair the database, then score the interval again"
             ) from error
-
-    @property
-    def _where(self) -> str:
-        return self._engine.url.render_as_string(hide_password=True)
 
     def _create(self) -> None:
         names = (self._table.name, self._scored.name)
@@ -122,8 +116,8 @@ class PredictionSink:
         wanted = [column.name for column in self._table.columns]
         if sorted(there) != sorted(wanted):
             raise ScoringError(
-                f"the table {self._table.name} in {self._where} has the columns {', '.join(there)}, but predictions have "
-                f"{', '.join(wanted)}: rename or drop it and score again"
+                f"the table {self._table.name} in {self._database.where} has the columns {', '.join(there)}, but predictions "
+                f"have {', '.join(wanted)}: rename or drop it and score again"
             )
 
     def _stage(self, connection: sa.Connection, rows: Iterable[pa.RecordBatch]) -> int:

@@ -32,7 +32,7 @@ from perennial.serving import answers, requests
 from perennial.serving.answers import Answer, as_json
 from perennial.serving.batching import Batcher
 from perennial.serving.champion import Champions, Served
-from perennial.serving.figures import Figures
+from perennial.serving.figures import Figures, Now
 from perennial.serving.lookup import compute, fallbacks, look_up
 from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
@@ -106,9 +106,11 @@ class App:
         self._at_once = 0
         self._batcher: Batcher | None = None
         self.figures = Figures(
-            lambda: {model: served.version for model, served in champions.served.items()},
-            lambda: champions.seconds,
-            lambda: self._at_once,
+            Now(
+                lambda: {model: served.version for model, served in champions.served.items()},
+                lambda: champions.seconds,
+                lambda: self._at_once,
+            )
         )
         self._router = Router(
             [

@@ -13,8 +13,8 @@ _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-class Figures:
-    """Counters and histograms, and gauges that are read when somebody asks.
+class Now(Collector):
+    """Gauges that are read when somebody asks.
 
     Args:
         versions: the version that answers, by model.
@@ -28,8 +28,32 @@ class Figures:
         seconds: Callable[[], float | None],
         at_once: Callable[[], int],
     ) -> None:
+        self._versions, self._seconds, self._at_once = versions, seconds, at_once
+
+    def collect(self) -> Iterator[Metric]:
+        version = GaugeMetricFamily("perennial_serve_version", "The version that answers.", labels=["model"])
+        for model, number in self._versions().items():
+            version.add_metric([model], number)
+        yield version
+        if (seconds := self._seconds()) is not None:
+            yield GaugeMetricFamily(
+                "perennial_serve_champion_checked_seconds",
+                "Seconds since the ledger last said who is champion.",
+                value=seconds,
+            )
+        yield GaugeMetricFamily("perennial_serve_at_once", "Requests that are being answered.", value=self._at_once())
+
+
+class Figures:
+    """Counters and histograms, and gauges.
+
+    Args:
+        now: the gauges.
+    """
+
+    def __init__(self, now: Now) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Now(versions, seconds, at_once))
+        self._registry.register(now)
         self._requests = Counter(
             "perennial_serve_requests", "Requests, by status of their answers.", ["model", "form", "status"],
             registry=self._registry,
@@ -68,26 +92,3 @@ class Figures:
     def text(self) -> bytes:
         """All of it in Prometheus' text form."""
         return bytes(generate_latest(self._registry))
-
-
-class _Now(Collector):
-    def __init__(
-        self,
-        versions: Callable[[], Mapping[str, int]],
-        seconds: Callable[[], float | None],
-        at_once: Callable[[], int],
-    ) -> None:
-        self._versions, self._seconds, self._at_once = versions, seconds, at_once
-
-    def collect(self) -> Iterator[Metric]:
-        version = GaugeMetricFamily("perennial_serve_version", "The version that answers.", labels=["model"])
-        for model, number in self._versions().items():
-            version.add_metric([model], number)
-        yield version
-        if (seconds := self._seconds()) is not None:
-            yield GaugeMetricFamily(
-                "perennial_serve_champion_checked_seconds",
-                "Seconds since the ledger last said who is champion.",
-                value=seconds,
-            )
-        yield GaugeMetricFamily("perennial_serve_at_once", "Requests that are being answered.", value=self._at_once())

@@ -25,7 +25,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from perennial.core import bulk
-from perennial.core.database import Database, take_turn
+from perennial.core.database import Database, cause, take_turn
 from perennial.core.errors import ServingError
 from perennial.core.sql import connect, quoted
 from perennial.features.point_in_time import feature_schema
@@ -188,8 +188,8 @@ class OnlineTable:
         except self._errors as error:
             self.close()
             raise ServingError(
-                f"{folder.spec.name}: the predictions database {self._where} does not answer: {_cause(error)}. Nothing can be "
-                "asked by key until it does"
+                f"{folder.spec.name}: the predictions database {self._database.where} does not answer: {cause(error)}. Nothing "
+                "can be asked by key until it does"
             ) from error
 
     def _rows(self, query: str, values: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -370,18 +370,14 @@ class OnlineTable:
         with self._database.reading() as connection:
             return all(sa.inspect(connection).has_table(table.name) for table in (_ROWS, _MADE))
 
-    @property
-    def _where(self) -> str:
-        return self._database.engine.url.render_as_string(hide_password=True)
-
     @contextmanager
     def _telling(self, model: str) -> Iterator[None]:
         try:
             yield
         except self._errors as error:  # rows bypass SQLAlchemy
             raise ServingError(
-                f"{model}: the predictions database {self._where} refused the online table: {_cause(error)}. The rows that "
-                "were there are still served. Repair the database, then materialize again"
+                f"{model}: the predictions database {self._database.where} refused the online table: {cause(error)}. The rows "
+                "that were there are still served. Repair the database, then materialize again"
             ) from error
 
     def _bound(self, moment: datetime) -> datetime:
@@ -443,8 +439,3 @@ def _moment(value: datetime | str) -> datetime:
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of an error; the following lines may quote data."""
-    return next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)

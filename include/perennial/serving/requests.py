@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -180,11 +181,7 @@ def _described(said: Mapping[str, Any], most: int, *, asked: bool) -> Entities:
     _bound(len(entities), most)
     columns: dict[str, list[Any]] = {}
     for row, entity in enumerate(entities):
-        if not isinstance(entity, dict):
-            raise NotAnswered(f"row {row} of entities must be an object of columns", row=row)
-        if isinstance(entity, _Doubled):
-            raise NotAnswered(f"row {row}: the field {_shown(entity.field)} stands twice", row=row, field=_name(entity.field))
-        for name, value in entity.items():
+        for name, value in _in_row(entity, row, "entities", "columns").items():
             if name not in columns and len(columns) == _MOST_COLUMNS:
                 raise NotAnswered(f"the entities have more than {_MOST_COLUMNS} different columns", row=row, field=_name(name))
             columns.setdefault(name, [None] * len(entities))[row] = _described_value(value, name, row)
@@ -216,16 +213,23 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
 
 
 def _moment(value: Any) -> datetime:
-    if isinstance(value, str) and value.isascii():
-        try:
-            if (moment := datetime.fromisoformat(value)).tzinfo is not None and moment <= datetime.now(UTC):
-                return moment
-        except (ValueError, OverflowError):
-            pass
+    if (moment := _zoned(value)) is not None and moment <= datetime.now(UTC):
+        return moment
     raise NotAnswered(
         f"as_of: {_shown(value)} is no moment up to now; write a time with its zone, such as 2024-05-01T12:00:00Z",
         field="as_of",
     )
+
+
+def _zoned(value: Any) -> datetime | None:
+    """A time with its zone; None if it is something else."""
+    if not (isinstance(value, str) and value.isascii()):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except (ValueError, OverflowError):
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def _key_value(value: Any, part: pa.Field, row: int) -> Any:
@@ -239,14 +243,11 @@ def _key_value(value: Any, part: pa.Field, row: int) -> Any:
         return value
     if pa.types.is_floating(kind) and isinstance(value, int | float) and not isinstance(value, bool):
         return _number(value, part.name, row)
-    if isinstance(value, str) and value.isascii():
-        try:
-            if pa.types.is_date(kind):
-                return date.fromisoformat(value)
-            if pa.types.is_timestamp(kind) and (moment := datetime.fromisoformat(value)).tzinfo is not None:
-                return moment
-        except (ValueError, OverflowError):
-            pass
+    if pa.types.is_timestamp(kind) and (moment := _zoned(value)) is not None:
+        return moment
+    if pa.types.is_date(kind) and isinstance(value, str) and value.isascii():
+        with suppress(ValueError, OverflowError):
+            return date.fromisoformat(value)
     wanted = "a time with its zone, such as 2024-05-01T12:00:00Z" if pa.types.is_timestamp(kind) else str(kind)
     raise NotAnswered(f"{where}: {_shown(value)} is not a value of the key; write {wanted}", row=row, field=part.name)
 
@@ -368,12 +369,8 @@ def _of_records(records: list[Any], takes: FeatureList, most: int, where: str) -
 
 def _record(record: Any, takes: FeatureList, row: int, where: str) -> dict[str, Any]:
     """The features that an object gives."""
-    if not isinstance(record, dict):
-        raise NotAnswered(f"row {row} of {where} must be an object of features", row=row)
-    if isinstance(record, _Doubled):
-        raise NotAnswered(f"row {row}: the field {_shown(record.field)} stands twice", row=row, field=_name(record.field))
     values: dict[str, Any] = {}
-    for name, value in record.items():
+    for name, value in _in_row(record, row, where, "features").items():
         if name in takes.numeric:
             values[name] = None if value is None else _number(value, name, row)
         elif name in takes.categorical:
@@ -381,6 +378,15 @@ def _record(record: Any, takes: FeatureList, row: int, where: str) -> dict[str, 
         else:
             raise NotAnswered(f"row {row}: the model has no feature {_shown(name)}", row=row, field=_name(name))
     return values
+
+
+def _in_row(value: Any, row: int, where: str, of: str) -> dict[str, Any]:
+    """A row that is an object, with each field once."""
+    if not isinstance(value, dict):
+        raise NotAnswered(f"row {row} of {where} must be an object of {of}", row=row)
+    if isinstance(value, _Doubled):
+        raise NotAnswered(f"row {row}: the field {_shown(value.field)} stands twice", row=row, field=_name(value.field))
+    return value
 
 
 def _of_columns(given: Mapping[str, list[Any]], takes: FeatureList, most: int, count: int | None = None) -> Rows:
