@@ -1,5 +1,5 @@
-"""What benchmarks of whole Airflows share: an Airflow as its documentation sets it up, free ports, and when each task of a run
-was queued, started and ended.
+"""What benchmarks of whole systems share: environments of peers, an Airflow as its documentation sets it up, free ports, and
+when each task of a run was queued, started and ended.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 import httpx
 
+from benchmarks import prepared
 from perennial.stack.airflow_api import DagRun
 
 HOST = "127.0.0.1"
@@ -49,6 +50,24 @@ def inherited(programs: Path = Path(sys.executable).parent) -> dict[str, str]:
     """This process's variables, for processes that run the programs of a folder and keep what they compile."""
     given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**given, "PATH": os.pathsep.join((str(programs), os.environ["PATH"]))}
+
+
+def environment(name: str, requirements: Path) -> Path:
+    """A peer's environment, made if it is not there or its requirements have changed."""
+
+    def make(folder: Path) -> None:
+        python = str(folder / "bin" / "python")
+        subprocess.run([str(uv), "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
+        install = [str(uv), "pip", "install", "--quiet", "--python", python, "--compile-bytecode", "-r", str(requirements)]
+        subprocess.run(install, check=True)
+        (folder / "requirements.txt").write_text(requirements.read_text())
+
+    uv, kept = Path(sys.executable).with_name("uv"), prepared.KEPT / "peers"
+    kept.mkdir(parents=True, exist_ok=True)
+    made = kept / name / "requirements.txt"
+    if made.exists() and made.read_text() != requirements.read_text():
+        (kept / f"{name}.made").unlink(missing_ok=True)
+    return prepared.made(f"peers/{name}", make)
 
 
 # --- an Airflow without us -------------------------------------------------------------------------------------------

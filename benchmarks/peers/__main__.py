@@ -43,7 +43,7 @@ import sqlalchemy as sa
 from benchmarks import prepared
 from benchmarks.measuring import THREADS, Line, Told
 from benchmarks.prepared import MODEL
-from benchmarks.stacks import PASSWORD, inherited, plain_airflow, running, stack_ports
+from benchmarks.stacks import PASSWORD, environment, inherited, plain_airflow, running, stack_ports
 from perennial.core.intervals import Interval
 from perennial.core.settings import PROJECT
 from perennial.ledger.store import Ledger
@@ -112,7 +112,7 @@ class Peer(System):
         self.store.mkdir()
         self.mark = f"{self.store}#"
         self.code = [SHARED / "steps.py", *sorted(self.folder.glob("*.py"))]
-        self.bin = environment(folder) / "bin"
+        self.bin = environment(folder, HERE / folder / "requirements.txt") / "bin"
         self.variables = {
             **inherited(self.bin),
             **THREADS,
@@ -250,25 +250,6 @@ class Airflow(Peer):
         run = self.api.wait(self.api.trigger("weekly_cycle", conf={"week": week}))
         if run.state != "success":
             raise SystemExit(self.api.failure(run))
-
-
-def environment(name: str) -> Path:
-    """A peer's environment, made if it is not there or its requirements have changed."""
-
-    def make(folder: Path) -> None:
-        python = str(folder / "bin" / "python")
-        subprocess.run([str(uv), "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
-        install = [str(uv), "pip", "install", "--quiet", "--python", python, "--compile-bytecode", "-r", str(requirements)]
-        subprocess.run(install, check=True)
-        (folder / "requirements.txt").write_text(requirements.read_text())
-
-    uv, requirements = Path(sys.executable).with_name("uv"), HERE / name / "requirements.txt"
-    kept = prepared.KEPT / "peers"
-    kept.mkdir(parents=True, exist_ok=True)
-    made = kept / name / "requirements.txt"
-    if made.exists() and made.read_text() != requirements.read_text():
-        (kept / f"{name}.made").unlink(missing_ok=True)
-    return prepared.made(f"peers/{name}", make)
 
 
 # --- ours ------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def serve(_: argparse.Namespace) -> int:
     from perennial.serving.service import Scorer, read_serve_settings
 
     scorer = Scorer(Deployment(settings()), read_serve_settings(os.environ))
-    scorer.handle_signals()
+    scorer.own_process()
     scorer.run()
     return 0
 

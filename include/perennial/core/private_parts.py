@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import selectors
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -135,6 +136,14 @@ PARTS = (
         reason="skops trusts types by their names, and stored models hold these two.",
         remove_when="remove when skops trusts them by default",
         by="TREE_TYPES",
+    ),
+    PrivatePart(
+        distribution="scikit-learn",
+        checked_with="1.9.1",
+        part="HistGradientBoosting…: ._predictors, ._baseline_prediction and ._preprocessor; ._raw_predict, replaced in a copy",
+        reason="For a row, it asks one tree after another from Python, which takes a millisecond for a hundred trees.",
+        remove_when="remove when scikit-learn asks all trees of a row at once",
+        by="BoostedTrees",
     ),
     PrivatePart(
         distribution=None,
@@ -263,3 +272,43 @@ def may_hold(schema: Schema, where: BooleanExpression) -> Callable[[DataFile], b
     """
     judge = import_module("pyiceberg.expressions.visitors")._InclusiveMetricsEvaluator(schema, where)
     return lambda file: bool(judge.eval(file))
+
+
+class BoostedTrees:
+    """The trees of a fitted booster of scikit-learn whose features are all numbers.
+
+    Args:
+        estimator: the booster.
+
+    Attributes:
+        iterations: by iteration, the nodes of its trees: one, or one per class. A node has the fields ``value``,
+            ``feature_idx``, ``num_threshold``, ``missing_go_to_left``, ``left``, ``right`` and ``is_leaf``.
+        baseline: of the shape 1 by trees of an iteration; what the values of the trees are added to, in their order.
+
+    Raises:
+        ValueError: it is none, or it has features that are categories.
+    """
+
+    def __init__(self, estimator: Any) -> None:
+        kinds = import_module("sklearn.ensemble")
+        if not isinstance(estimator, (kinds.HistGradientBoostingClassifier, kinds.HistGradientBoostingRegressor)):
+            raise ValueError("not a histogram-based gradient booster")
+        self.iterations = [[tree.nodes for tree in trees] for trees in estimator._predictors]
+        if estimator._preprocessor is not None or any(
+            one["is_categorical"].any() for trees in self.iterations for one in trees
+        ):
+            raise ValueError("it has features that are categories")
+        self.baseline = estimator._baseline_prediction
+        self._estimator = estimator
+
+    def predicting_by(self, add: Callable[[Any], Any], most: int) -> Any:
+        """The booster, with another way for at most so many rows.
+
+        Args:
+            add: from an array of rows by features to the baseline plus the values of all trees, of the shape rows by trees of
+                an iteration.
+            most: rows.
+        """
+        found = copy(self._estimator)
+        found._raw_predict = lambda rows, *_: add(rows) if len(rows) <= most else self._estimator._raw_predict(rows)
+        return found

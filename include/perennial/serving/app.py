@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 
 #: An identifier that a client may give its request.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_HEADERS = (
+#: Headers of every answer.
+HEADERS = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
@@ -64,7 +65,7 @@ class Bounds:
     Attributes:
         body: most bytes of a body.
         rows: most rows of a request.
-        at_once: most requests that are read or answered at once.
+        at_once: most requests that are read or answered at once; see :mod:`perennial.serving.shedding`.
         deadline: most seconds from the first byte of a request to its answer.
     """
 
@@ -149,7 +150,7 @@ class App:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 asked.status = message["status"]
-                more = [*_HEADERS, (b"x-request-id", asked.id.encode())]
+                more = [*HEADERS, (b"x-request-id", asked.id.encode())]
                 if asked.version is not None:
                     more.append((b"x-model-version", str(asked.version).encode()))
                 message["headers"] = [*message["headers"], *more]
@@ -171,6 +172,12 @@ class App:
             if asked.form and asked.status is not None:
                 self.figures.answered(asked.model, asked.form, asked.status, time.perf_counter() - asked.began)
 
+    def refused(self, path: str) -> None:
+        """Count a request that was refused before it came here, since too many are being answered."""
+        form = path.rpartition("/")[2]
+        if form in _FORMS:
+            self.figures.answered("", form, 503, 0.0)
+
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         self._batcher = Batcher(self.figures.predicted)
@@ -182,13 +189,11 @@ class App:
     # --- who, and how much ---
 
     def _admit(self, scope: Scope) -> None:
-        """Refuse a request that comes while too many are being answered, or by a name that is not this machine's.
+        """Refuse a request that comes by a name that is not this machine's, while nobody needs a token.
 
         Raises:
             NotAnswered: it is refused.
         """
-        if scope["method"] == "POST" and self._at_once > self._bounds.at_once:
-            raise NotAnswered("too many requests at once; try again", status=503, retry_after=1)
         if not self._tokens.required:
             host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
             # Without tokens, a page in a browser here could otherwise ask by a name that leads to this machine.

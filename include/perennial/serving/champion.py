@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,10 @@ from perennial.core import logs
 from perennial.core.errors import NotAnswered, PerennialError, ScoringError, SpecError, VersionUnusable
 from perennial.core.text import one_line
 from perennial.deployment import Deployment
-from perennial.features.point_in_time import feature_schema
 from perennial.model.artifacts import ANSWER, LoadedModel, Prediction, predict
 from perennial.registry.folders import own_folder
 from perennial.serving.compiled import Assemble, compiled
+from perennial.serving.online_table import Place, place_of
 from perennial.spec.folder import ModelFolder
 from perennial.spec.operation import Online
 
@@ -88,13 +89,15 @@ class Served:
         assert self.loaded.version is not None  # only registered versions serve
         return self.loaded.version
 
+    @cached_property
+    def stored(self) -> Place | None:
+        """Where its rows of features are that can be asked by key; None if the model cannot be asked so."""
+        return None if self.folder is None or self.online is None else place_of(self.folder)
+
     @property
     def key(self) -> pa.Schema | None:
         """The columns of an entity's key, with their types in the lake; None if the model cannot be asked by key."""
-        if self.folder is None or self.online is None:
-            return None
-        schema = feature_schema(self.folder.spec)
-        return pa.schema([schema.field(name) for name in self.folder.spec.entity_table.key])
+        return None if self.stored is None else self.stored.key
 
     def predict(self, columns: Mapping[str, Sequence[Any]], count: int) -> Prediction:
         """Predictions for rows, cast as the batch casts them.

@@ -40,27 +40,28 @@ def look_up(table: OnlineTable, served: Served, asked: Keys, now: datetime) -> R
     Raises:
         NotAnswered: an entity has no row, or an old one, and the model refuses that; or the table does not answer.
     """
-    online = served.online
-    assert served.folder is not None  # requests without `online` are refused before
-    assert online is not None
+    online, at = served.online, served.stored
+    assert online is not None  # requests without `online` are refused before
+    assert at is not None
     try:
-        found = table.read(served.folder, asked.table)
+        found = table.read(at, asked.table)
     except ServingError as error:
         if online.missing != "null":
             raise NotAnswered("the online table does not answer; try again", status=503, retry_after=5) from error
         found = None
-    stored = {} if found is None else {name: found.rows[name].to_pylist() for name in served.loaded.features}
     columns: dict[str, list[Any]] = {name: [] for name in served.loaded.features}
     came, origins = [], []
     for row, given in enumerate(asked.overrides):
         place = None if found is None else found.places[row]
         place, fallback = _applies(found, place, online, now, row)
         origin: dict[str, Any] = {} if fallback is None else {"fallback": fallback}
+        stored: Mapping[str, Any] = dict.fromkeys(columns)
         if found is not None and place is not None:
+            stored = found.features[place]
             origin |= _told(found, place, now)
         how: dict[str, list[str]] = {STORED: [], GIVEN: [], MISSING: []}
         for name, column in columns.items():
-            value = given[name] if name in given else stored[name][place] if place is not None else None
+            value = given[name] if name in given else stored[name]
             column.append(value)
             how[MISSING if value is None else GIVEN if name in given else STORED].append(name)
         came.append(how)

@@ -72,12 +72,35 @@ _COLUMNS = ", ".join(_STORED.names)
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where the rows of a definition of features are. It is made once: to name a definition takes longer than to read a row.
+
+    Attributes:
+        model: the model's name.
+        definition: see :func:`definition_of`.
+        key: the columns of an entity's key, with their types in the lake.
+    """
+
+    model: str
+    definition: str
+    key: pa.Schema
+
+
+def place_of(folder: ModelFolder) -> Place:
+    """Where the rows of a folder's features are."""
+    schema = feature_schema(folder.spec)
+    key = pa.schema([schema.field(name) for name in folder.spec.entity_table.key])
+    return Place(folder.spec.name, definition_of(folder), key)
+
+
+@dataclass(frozen=True)
 class Found:
     """The rows of some entities.
 
     Attributes:
-        rows: the features, in the columns of :func:`perennial.features.point_in_time.feature_schema`; each row once.
+        features: by row, the values by feature, None where one is missing; each row once.
         places: for each asked key the number of its row, None if there is none.
+        event_time: by row, the entity's.
         as_of: by row, the moment that its features are of.
         computed_at: by row, when its features were computed.
         published_at: by row, when the newest rows were published that its features were computed from. ``online.max_age``
@@ -86,8 +109,9 @@ class Found:
             entity's table.
     """
 
-    rows: pa.Table
+    features: list[dict[str, Any]]
     places: list[int | None]
+    event_time: list[datetime]
     as_of: list[datetime]
     computed_at: list[datetime]
     published_at: list[datetime]
@@ -143,42 +167,41 @@ class OnlineTable:
 
     # --- read --------------------------------------------------------------------------------------------------------
 
-    def read(self, folder: ModelFolder, keys: pa.Table) -> Found:
+    def read(self, at: Place, keys: pa.Table) -> Found:
         """The rows of some entities.
 
         Args:
-            folder: the folder whose features are read. Rows that another definition of features made are not found.
+            at: whose features are read. Rows that another definition of features made are not found.
             keys: at least the columns of the entity's key, with the types of the spec.
 
         Raises:
             ServingError: the database does not answer.
         """
-        schema = feature_schema(folder.spec)
-        names = folder.spec.entity_table.key
-        asked = _entities(keys.select(names).cast(pa.schema([schema.field(name) for name in names])))
+        asked = _entities(keys.select(at.key.names).cast(at.key))
         wanted = list(dict.fromkeys(asked))
         found: list[tuple[Any, ...]] = []
         for start in range(0, len(wanted), _KEYS_AT_ONCE):
-            found += self._select(folder, wanted[start : start + _KEYS_AT_ONCE])
+            found += self._select(at, wanted[start : start + _KEYS_AT_ONCE])
         place = {row[0]: number for number, row in enumerate(found)}
-        _, event, *moments, snapshots, features = zip(*found, strict=True) if found else [()] * 7
-        event_time, as_of, computed_at, published_at = ([_moment(value) for value in column] for column in (event, *moments))
-        decoded = [json.loads(text) for text in features]
-        key_values = [json.loads(row[0]) for row in found]
-        columns: dict[str, list[Any]] = {folder.spec.event_time: event_time, "as_of": as_of}
-        for number, name in enumerate(names):
-            columns[name] = [_value(one[number], schema.field(name).type) for one in key_values]
-        columns |= {name: [row[name] for row in decoded] for name in folder.spec.features.names}
-        rows = pa.table([pa.array(columns[one.name], one.type) for one in schema], schema=schema)
-        return Found(rows, [place.get(one) for one in asked], as_of, computed_at, published_at, [int(one) for one in snapshots])
+        # No Arrow: for a row or two, that would take longer than the query.
+        moments = [[_moment(value) for value in row[1:5]] for row in found]
+        return Found(
+            features=[json.loads(row[6]) for row in found],
+            places=[place.get(one) for one in asked],
+            event_time=[row[0] for row in moments],
+            as_of=[row[1] for row in moments],
+            computed_at=[row[2] for row in moments],
+            published_at=[row[3] for row in moments],
+            snapshot=[int(row[5]) for row in found],
+        )
 
-    def _select(self, folder: ModelFolder, entities: Sequence[str]) -> list[tuple[Any, ...]]:
+    def _select(self, at: Place, entities: Sequence[str]) -> list[tuple[Any, ...]]:
         mark = "?" if self._database.is_sqlite else "%s"
         query = (
             "SELECT entity, event_time, as_of, computed_at, published_at, snapshot, features FROM online_features "
             f"WHERE model = {mark} AND definition = {mark} AND entity IN ({', '.join([mark] * len(entities))})"
         )
-        values = (folder.spec.name, definition_of(folder), *entities)
+        values = (at.model, at.definition, *entities)
         try:
             return self._rows(query, values)
         except self._errors:
@@ -188,8 +211,8 @@ class OnlineTable:
         except self._errors as error:
             self.close()
             raise ServingError(
-                f"{folder.spec.name}: the predictions database {self._database.where} does not answer: {cause(error)}. Nothing "
-                "can be asked by key until it does"
+                f"{at.model}: the predictions database {self._database.where} does not answer: {cause(error)}. Nothing can be "
+                "asked by key until it does"
             ) from error
 
     def _rows(self, query: str, values: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -426,12 +449,6 @@ def _text(values: Sequence[object]) -> str:
     """A key as a JSON list, the same for the same values: a time in UTC, a float without the sign of a zero."""
     plain = [one.isoformat() if isinstance(one, date) else one + 0.0 if isinstance(one, float) else one for one in values]
     return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-
-
-def _value(stored: Any, kind: pa.DataType) -> Any:
-    if pa.types.is_timestamp(kind):
-        return datetime.fromisoformat(stored)
-    return date.fromisoformat(stored) if pa.types.is_date(kind) else stored
 
 
 def _moment(value: datetime | str) -> datetime:

@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ from pyiceberg.expressions import EqualTo, Reference
 from pyiceberg.expressions.literals import literal
 from pyiceberg.table import Transaction
 from pyiceberg.table.update import update_table_metadata
+from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingRegressor
 from sqlalchemy.pool import NullPool
 
 from perennial.core import private_parts
@@ -334,6 +336,28 @@ def test_scikit_learns_trees_are_called_so(name: str) -> None:
     module, _, cls = name.rpartition(".")
     found = getattr(import_module(module), cls)
     assert f"{found.__module__}.{found.__qualname__}" == name
+
+
+def test_values_of_all_trees_after_the_baseline_are_what_a_booster_predicts() -> None:
+    rows = np.arange(200.0).reshape(100, 2)
+    booster = HistGradientBoostingRegressor(max_iter=3).fit(rows, rows[:, 0])
+    trees = private_parts.BoostedTrees(booster)
+
+    def add(rows: np.ndarray) -> np.ndarray:
+        found = np.repeat(trees.baseline, len(rows), axis=0)
+        for [nodes] in trees.iterations:
+            for row, values in enumerate(rows):
+                node = nodes[0]
+                while not node["is_leaf"]:
+                    node = nodes[node["left" if values[node["feature_idx"]] <= node["num_threshold"] else "right"]]
+                found[row] += node["value"]
+        return found
+
+    ours = trees.predicting_by(add, 5)
+    assert np.array_equal(ours.predict(rows[:5]), booster.predict(rows[:5]))
+    assert np.array_equal(ours.predict(rows), booster.predict(rows))
+    with pytest.raises(ValueError, match="not a histogram-based gradient booster"):
+        private_parts.BoostedTrees(GradientBoostingRegressor())
 
 
 # --- Python ----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from perennial.ledger.store import Ledger
 from perennial.operations.agreement import verify
 from perennial.operations.forget import Forgetting, describe, entity_of
 from perennial.registry.store import Registry
-from perennial.serving.online_table import Made, OnlineTable, Part
+from perennial.serving.online_table import Made, OnlineTable, Part, place_of
 from perennial.training.reproduce import reproduce
 from tests.faults.signals import processes, trap
 from tests.states.unpack import unpack
@@ -507,7 +507,7 @@ def test_an_entity_that_is_asked_online_by_key_is_erased_there(world_on_each_dat
     rows = published(world).filter(pc.is_in(published(world)["visit"], value_set=asked["visit"].combine_chunks()))
     now = datetime.now(UTC)
     online.replace(world.folder, [Part(rows, now, now, 1)], Made(1, now, 0))
-    assert None not in online.read(world.folder, asked).places
+    assert None not in online.read(place_of(world.folder), asked).places
 
     forgetting = Forgetting(world.deployment, entity_of(world.folder.spec, key={"visit": VISIT}, column=None))
     assert forgetting.survey().rows["online_features"] == 1
@@ -515,7 +515,7 @@ def test_an_entity_that_is_asked_online_by_key_is_erased_there(world_on_each_dat
 
     assert done is not None
     assert done.rows["online_features"] == 1
-    assert online.read(world.folder, asked).places == [None, 0]
+    assert online.read(place_of(world.folder), asked).places == [None, 0]
 
 
 def published(world: World) -> pa.Table:

@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from perennial.cli.main import make_parser
 from perennial.core.settings import PROJECT
+from perennial.serving.app import HEADERS
 from perennial.serving.champion import Served
 from perennial.serving.tokens import make_token, revoke_tokens
 from tests.unit.monitored import World
@@ -259,6 +260,9 @@ def test_no_request_fails_while_the_champion_is_swapped_and_each_is_answered_by_
 # --- load ------------------------------------------------------------------------------------------------------------
 
 
+HEAD = "POST /models/toy/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
 def test_requests_beyond_the_bound_are_told_to_come_again_and_those_taken_are_answered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,10 +288,25 @@ def test_requests_beyond_the_bound_are_told_to_come_again_and_those_taken_are_an
         refused = predict(client)
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
+        assert set(HEADERS) <= {(name.encode(), value.encode()) for name, value in refused.headers.items()}
+        assert refused.json()["request_id"] == refused.headers["x-request-id"]
         assert client.get("/v2/health/live").status_code == 200
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as one:
+            # Its body comes in parts and is dropped; the connection stays, and what comes next is refused, too.
+            for _ in range(2):
+                one.sendall(f"{HEAD}Content-Length: 300000\r\n\r\n".encode())
+                one.sendall(b"x" * 200_000)
+                one.sendall(b"POST / HTTP/1.1\r\n" * 5_000 + b"x" * 15_000)
+                assert one.recv(4096).startswith(b"HTTP/1.1 503")
+            # A client that waits before it sends its body is told at once.
+            one.sendall(f"{HEAD}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
+            assert one.recv(4096).startswith(b"HTTP/1.1 503")
+            assert one.recv(4096) == b""
         go.set()
         assert [one.result().status_code for one in taken] == [200, 200, 200]
         assert predict(client).status_code == 200
+        refusals = 'perennial_serve_requests_total{form="predict",model="",status="503"} 4.0'
+        assert refusals in client.get("/metrics").text
 
 
 def test_a_request_that_takes_too_long_ends_at_its_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

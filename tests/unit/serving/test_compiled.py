@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_limits
@@ -19,7 +20,7 @@ from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.estimators import make_estimator
 from perennial.serving import champion
 from perennial.serving.champion import prepare
-from perennial.serving.compiled import compiled
+from perennial.serving.compiled import FEW, compiled, few_at_once
 from perennial.spec.types import Task
 from tests.unit import synthetic
 
@@ -68,6 +69,35 @@ def test_a_form_that_gives_other_bits_is_not_used(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(champion, "compiled", lambda *_: (forgetful, estimator))
     assert prepare("toy", loaded).fast is None
+
+
+@pytest.mark.parametrize("booster", [HistGradientBoostingClassifier, HistGradientBoostingRegressor], ids=["classes", "numbers"])
+@pytest.mark.parametrize("loss", ["one tree an iteration", "several trees an iteration, or a loss with a link"])
+def test_a_row_that_goes_through_all_trees_at_once_gets_the_same_bits(booster: Any, loss: str) -> None:
+    generator = np.random.default_rng(5)
+    rows = generator.normal(size=(600, 6))
+    rows[generator.random(rows.shape) < 0.1] = np.nan
+    score = np.nan_to_num(rows[:, 0]) + generator.normal(size=600)
+    special = loss.startswith("several")
+    if booster is HistGradientBoostingRegressor:
+        fitted = booster(max_iter=30, loss="poisson" if special else "squared_error").fit(rows, np.exp(score))
+    else:
+        fitted = booster(max_iter=30).fit(rows, np.digitize(score, [-1, 1] if special else [0]))
+    few = few_at_once(fitted)
+    assert few is not fitted
+    asked = np.concatenate([rows[:40], np.full((2, 6), np.nan), rows[40:60] * 1e300, rows[60:80] * -0.0])
+    for count in (1, 3, FEW, FEW + 1):
+        for start in range(0, len(asked) - count, count):
+            part = asked[start : start + count]
+            assert np.array_equal(few.predict(part), fitted.predict(part))
+            if booster is HistGradientBoostingClassifier:
+                assert np.array_equal(few.predict_proba(part), fitted.predict_proba(part))
+
+
+def test_a_booster_with_features_that_are_categories_is_asked_as_it_is() -> None:
+    rows = np.random.default_rng(5).integers(0, 4, size=(200, 2)).astype(float)
+    fitted = HistGradientBoostingRegressor(max_iter=5, categorical_features=[0]).fit(rows, rows[:, 0])
+    assert few_at_once(fitted) is fitted
 
 
 def test_other_pipelines_are_served_as_they_are(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from perennial.deployment import Deployment
 from perennial.features.point_in_time import compute, with_as_of
 from perennial.features.publish import publish_features
 from perennial.serving.materialize import Materialized, materialize
-from perennial.serving.online_table import Found, OnlineTable
+from perennial.serving.online_table import Found, OnlineTable, place_of
 from perennial.spec.folder import ModelFolder, read_model
 from tests.unit.features.shop import SPEC, april, hours, ingest_tables, shop, tables_of
 from tests.unit.monitored import DAY, make_world
@@ -68,7 +69,19 @@ def fill(parts: Deployment, folder: ModelFolder, now: datetime = NOW) -> Materia
 
 
 def ask(parts: Deployment, folder: ModelFolder, *names: str) -> Found:
-    return OnlineTable(parts.settings.predictions_url).read(folder, pa.table({"order_id": pa.array(names, pa.string())}))
+    return OnlineTable(parts.settings.predictions_url).read(
+        place_of(folder), pa.table({"order_id": pa.array(names, pa.string())})
+    )
+
+
+def rows(found: Found) -> list[dict[str, Any]]:
+    """Features, event time and moment of what was asked, in this order."""
+    places = [place for place in found.places if place is not None]
+    return [{**found.features[place], "placed": found.event_time[place], "as_of": found.as_of[place]} for place in places]
+
+
+def without_key(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "order_id"} for row in rows]
 
 
 def published(parts: Deployment) -> dict[str, dict[str, Any]]:
@@ -88,7 +101,7 @@ def test_entities_of_the_newest_day_have_the_features_that_were_published(tmp_pa
     found = ask(deployment, folder, *wanted, "o1")
     assert (done.day, done.rows, done.soon) == (april(5, 5), {"features": 4}, {"features": 0})
     assert found.places[-1] is None
-    assert found.rows.take(pa.array(found.places[:-1])).to_pylist() == list(wanted.values())
+    assert rows(found) == without_key(wanted.values())
     newest = deployment.ledger.published("returns", "features")
     made_from = deployment.ledger.published("returns", "tables")
     assert newest is not None
@@ -113,7 +126,7 @@ def test_entities_to_come_have_the_features_that_a_batch_would_make_now(tmp_path
     batch = with_as_of(folder, f"least(placed, TIMESTAMPTZ '{NOW}')")
     with compute(batch, tables(folder), april(4, 5)) as built:
         wanted = {row["order_id"]: row for row in built.reader().read_all().to_pylist()}
-    assert found.rows.take(pa.array(found.places)).to_pylist() == [wanted[name] for name in soon]
+    assert rows(found) == without_key(wanted[name] for name in soon)
 
 
 def test_an_entity_whose_own_as_of_is_past_has_the_features_of_that_moment(tmp_path: Path, deployment: Deployment) -> None:
@@ -131,7 +144,7 @@ def test_an_entity_whose_own_as_of_is_past_has_the_features_of_that_moment(tmp_p
     found = ask(deployment, folder, "o97", "o103")
 
     assert [found.as_of[place] for place in found.places if place is not None] == [hours(97 - 48), hours(103 - 48)]
-    assert found.rows.take(pa.array(found.places)).to_pylist() == [published(deployment)[name] for name in ("o97", "o103")]
+    assert rows(found) == without_key(published(deployment)[name] for name in ("o97", "o103"))
 
 
 def test_an_entity_that_is_not_known_yet_has_no_row(tmp_path: Path, deployment: Deployment) -> None:
@@ -195,6 +208,6 @@ def test_a_champion_with_a_folder_of_its_own_is_asked_through_it(tmp_path: Path,
     assert told.startswith(f"toy: {len(rows)} rows of features can be asked by key, of {DAY}")
     online = OnlineTable(settings.predictions_url)
     key = pa.table({"visit": pa.array([rows["visit"][0]], pa.string())})
-    before, now = (online.read(one, key).rows["x"].to_pylist() for one in (world.folder, present))
+    before, now = ([row["x"] for row in online.read(place_of(one), key).features] for one in (world.folder, present))
     assert before == [rows["x"][0]]
     assert now == [2 * rows["x"][0]]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from perennial.core.errors import ServingError, Superseded
 from perennial.features.point_in_time import feature_schema
-from perennial.serving.online_table import Made, OnlineTable, Part
+from perennial.serving.online_table import Made, OnlineTable, Part, place_of
 from perennial.spec.folder import ModelFolder, read_model
 from tests.unit.features.shop import SPEC, shop
 
@@ -64,17 +64,15 @@ def test_a_row_is_found_by_its_key_with_all_that_is_said_of_it(tmp_path: Path, o
     folder = folder_of(tmp_path)
     assert online.replace(folder, [part(features(folder, NASTY)), part(features(folder, ["soon"], None), 8)], made()) == 12
 
-    found = online.read(folder, asked("nobody", *NASTY, "soon", None, "soon"))
+    found = online.read(place_of(folder), asked("nobody", *NASTY, "soon", None, "soon"))
 
     assert found.places[0] is None
     assert found.places[-2] is None
     assert found.places[-1] == found.places[-3]
-    assert [found.rows["order_id"][place].as_py() for place in found.places[1:12] if place is not None] == NASTY
+    assert len({place for place in found.places[1:12] if place is not None}) == len(NASTY)
     last = found.places[-1]
     assert last is not None
-    assert found.rows.slice(last, 1).to_pylist() == [
-        {"order_id": "soon", "placed": NOW, "as_of": NOW - timedelta(hours=2), "amount": None}
-    ]
+    assert (found.features[last], found.event_time[last]) == ({"amount": None}, NOW)
     assert (found.as_of[last], found.snapshot[last]) == (NOW - timedelta(hours=2), 8)
     assert (found.computed_at[last], found.published_at[last]) == (NOW - timedelta(minutes=1), NOW - timedelta(hours=1))
 
@@ -83,7 +81,7 @@ def test_before_anything_is_materialized_nothing_is_found(tmp_path: Path) -> Non
     online = OnlineTable(f"sqlite:///{tmp_path / 'new.db'}")
     folder = folder_of(tmp_path)
 
-    assert online.read(folder, asked("a")).places == [None]
+    assert online.read(place_of(folder), asked("a")).places == [None]
     assert online.made(folder) is None
 
 
@@ -136,18 +134,20 @@ def test_what_is_read_equals_what_was_published_to_the_last_bit(
     published = pa.Table.from_pylist(list(unique.values()), schema=schema)
     online.replace(wide, [part(published)], made())
 
-    found = online.read(wide, published)
+    found = online.read(place_of(wide), published)
 
     assert None not in found.places
-    assert found.rows.schema == schema
-    got = found.rows.take(pa.array(found.places, pa.int64()))
-    assert got.drop_columns("c").equals(published.drop_columns("c"))
-    assert got["c"].to_pylist() == published["c"].to_pylist()  # the zero of a key has no sign
-    assert [bits(got[name]) for name in ("x", "y")] == [bits(published[name]) for name in ("x", "y")]
+    places = [place for place in found.places if place is not None]
+    assert [found.event_time[place] for place in places] == published[wide.spec.event_time].to_pylist()
+    assert [found.as_of[place] for place in places] == published["as_of"].to_pylist()
+    for name in wide.spec.features.names:
+        got, wanted = [found.features[place][name] for place in places], published[name].to_pylist()
+        assert got == wanted
+        assert [bits(value) for value in got] == [bits(value) for value in wanted]
 
 
-def bits(column: pa.ChunkedArray) -> list[bytes | None]:
-    return [None if value is None else struct.pack("<d", value) for value in column.to_pylist()]
+def bits(value: Any) -> bytes | None:
+    return struct.pack("<d", value) if isinstance(value, float) else None
 
 
 @pytest.mark.parametrize("value", [-0.0, 5e-324, -math.ulp(1.0), 1.7976931348623157e308, 2.0**53, 0.1 + 0.2])
@@ -155,7 +155,7 @@ def test_a_double_keeps_its_bits(tmp_path: Path, online: OnlineTable, value: flo
     folder = folder_of(tmp_path)
     online.replace(folder, [part(features(folder, ["a"], value))], made())
 
-    assert bits(online.read(folder, asked("a")).rows["amount"]) == [struct.pack("<d", value)]
+    assert bits(online.read(place_of(folder), asked("a")).features[0]["amount"]) == struct.pack("<d", value)
 
 
 def test_a_date_of_a_key_is_found_as_a_date(wide: ModelFolder, online: OnlineTable) -> None:
@@ -166,8 +166,8 @@ def test_a_date_of_a_key_is_found_as_a_date(wide: ModelFolder, online: OnlineTab
     published = pa.Table.from_pylist([row], schema=feature_schema(wide.spec))
     online.replace(wide, [part(published)], made())
 
-    assert online.read(wide, pa.Table.from_pylist([{**row, "c": 0.0}], schema=published.schema)).places == [0]
-    assert online.read(wide, pa.Table.from_pylist([{**row, "d": False}], schema=published.schema)).places == [None]
+    assert online.read(place_of(wide), pa.Table.from_pylist([{**row, "c": 0.0}], schema=published.schema)).places == [0]
+    assert online.read(place_of(wide), pa.Table.from_pylist([{**row, "d": False}], schema=published.schema)).places == [None]
 
 
 def test_rows_of_a_newer_materialization_replace_all_of_an_older_one(tmp_path: Path, online: OnlineTable) -> None:
@@ -175,10 +175,10 @@ def test_rows_of_a_newer_materialization_replace_all_of_an_older_one(tmp_path: P
     online.replace(folder, [part(features(folder, ["a", "b"]))], made(1))
     assert online.replace(folder, [part(features(folder, ["b", "c"], 2.0))], made(2)) == 2
 
-    found = online.read(folder, asked("a", "b", "c"))
+    found = online.read(place_of(folder), asked("a", "b", "c"))
 
     assert found.places[0] is None
-    assert found.rows["amount"].to_pylist() == [2.0, 2.0]
+    assert found.features == [{"amount": 2.0}] * 2
     now = online.made(folder)
     assert now is not None
     assert (now.publication, now.rows) == (2, 2)
@@ -191,7 +191,7 @@ def test_a_materialization_that_runs_late_replaces_nothing(tmp_path: Path, onlin
 
     assert online.replace(folder, [part(features(folder, ["a", "b"], 1.0))], late) is None
 
-    assert online.read(folder, asked("a", "b")).rows["amount"].to_pylist() == [2.0]
+    assert online.read(place_of(folder), asked("a", "b")).features == [{"amount": 2.0}]
 
 
 def test_a_run_that_may_no_longer_write_changes_nothing(tmp_path: Path, online: OnlineTable) -> None:
@@ -203,20 +203,21 @@ def test_a_run_that_may_no_longer_write_changes_nothing(tmp_path: Path, online: 
 
     with pytest.raises(Superseded):
         online.replace(folder, [part(features(folder, ["b"]))], made(2), check=refused)
-    assert online.read(folder, asked("a", "b")).places == [0, None]
+    assert online.read(place_of(folder), asked("a", "b")).places == [0, None]
 
 
 def test_rows_of_another_definition_of_features_are_not_found(tmp_path: Path, online: OnlineTable) -> None:
     one, other = folder_of(tmp_path / "1"), folder_of(tmp_path / "2", sql="SELECT order_id, 2 * amount AS amount FROM entities")
     online.replace(one, [part(features(one, ["a"], 1.0))], made(1))
-    assert online.read(other, asked("a")).places == [None]
+    assert online.read(place_of(other), asked("a")).places == [None]
 
     online.replace(other, [part(features(other, ["a"], 2.0))], made(1))
-    assert [online.read(folder, asked("a")).rows["amount"].to_pylist() for folder in (one, other)] == [[1.0], [2.0]]
+    found = [online.read(place_of(folder), asked("a")).features for folder in (one, other)]
+    assert found == [[{"amount": 1.0}], [{"amount": 2.0}]]
 
     assert online.keep_only("returns", [other]) == 1
-    assert online.read(one, asked("a")).places == [None]
-    assert online.read(other, asked("a")).places == [0]
+    assert online.read(place_of(one), asked("a")).places == [None]
+    assert online.read(place_of(other), asked("a")).places == [0]
 
 
 def test_a_row_twice_is_refused_and_nothing_is_changed(tmp_path: Path, online: OnlineTable) -> None:
@@ -225,7 +226,7 @@ def test_a_row_twice_is_refused_and_nothing_is_changed(tmp_path: Path, online: O
 
     with pytest.raises(ServingError, match="refused the online table"):
         online.replace(folder, [part(features(folder, ["b", "b"]))], made(2))
-    assert online.read(folder, asked("a", "b")).places == [0, None]
+    assert online.read(place_of(folder), asked("a", "b")).places == [0, None]
 
 
 def test_an_erased_entity_is_gone(tmp_path: Path, online: OnlineTable) -> None:
@@ -233,9 +234,9 @@ def test_an_erased_entity_is_gone(tmp_path: Path, online: OnlineTable) -> None:
     online.replace(folder, [part(features(folder, ["a", "b"]))], made())
 
     assert online.erase("returns", [("a",), ("nobody",)], dry_run=True) == 1
-    assert online.read(folder, asked("a")).places == [0]
+    assert online.read(place_of(folder), asked("a")).places == [0]
     assert online.erase("returns", [("a",), ("nobody",)]) == 1
-    assert online.read(folder, asked("a", "b")).places == [None, 0]
+    assert online.read(place_of(folder), asked("a", "b")).places == [None, 0]
 
 
 def test_rows_of_events_before_a_moment_are_removed(tmp_path: Path, online: OnlineTable) -> None:
@@ -244,7 +245,7 @@ def test_rows_of_events_before_a_moment_are_removed(tmp_path: Path, online: Onli
 
     assert online.remove_before("returns", NOW) == 0
     assert online.remove_before("returns", NOW + timedelta(seconds=1)) == 1
-    assert online.read(folder, asked("a")).places == [None]
+    assert online.read(place_of(folder), asked("a")).places == [None]
 
 
 def test_rows_of_publications_that_a_restored_ledger_does_not_know_are_removed(tmp_path: Path, online: OnlineTable) -> None:
@@ -260,7 +261,7 @@ def test_rows_of_publications_that_a_restored_ledger_does_not_know_are_removed(t
 def test_a_thread_goes_on_after_its_connection_was_cut(tmp_path: Path, online: OnlineTable, url: str) -> None:
     folder = folder_of(tmp_path)
     online.replace(folder, [part(features(folder, ["a"]))], made())
-    assert online.read(folder, asked("a")).places == [0]
+    assert online.read(place_of(folder), asked("a")).places == [0]
     if url.startswith("postgresql"):
         with sa.create_engine(url).begin() as connection:
             others = "pid <> pg_backend_pid() AND datname = current_database()"
@@ -268,7 +269,7 @@ def test_a_thread_goes_on_after_its_connection_was_cut(tmp_path: Path, online: O
     else:
         online._connection().driver_connection.close()
 
-    assert online.read(folder, asked("a")).places == [0]
+    assert online.read(place_of(folder), asked("a")).places == [0]
 
 
 def test_a_database_that_does_not_answer_is_named(tmp_path: Path) -> None:
@@ -276,4 +277,4 @@ def test_a_database_that_does_not_answer_is_named(tmp_path: Path) -> None:
     online = OnlineTable(f"sqlite:///{tmp_path / 'no.db'}")
 
     with pytest.raises(ServingError, match=r"returns: the predictions database sqlite:.* does not answer"):
-        online.read(folder_of(tmp_path), asked("a"))
+        online.read(place_of(folder_of(tmp_path)), asked("a"))
