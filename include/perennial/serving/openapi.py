@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perennial.model.artifacts import FeatureList
+from perennial.serving.answers import outputs_of
 from perennial.serving.champion import Served
 
 _JSON = "application/json"
@@ -45,7 +46,7 @@ def describe(models: Sequence[Served], most_rows: int, *, with_tokens: bool) -> 
                         _object(
                             {"inputs": {"type": "object", "properties": columns, "additionalProperties": False}}, ["inputs"]
                         ),
-                        _object({"dataframe_split": _SPLIT}, ["dataframe_split"]),
+                        _object({"dataframe_split": _split(list(schemas[row]["properties"]), most_rows)}, ["dataframe_split"]),
                     ]
                 },
             )
@@ -53,7 +54,7 @@ def describe(models: Sequence[Served], most_rows: int, *, with_tokens: bool) -> 
         paths[f"/v2/models/{name}"] = {"get": _get(f"Inputs and outputs of {name}", {"name": _TEXT})}
         paths[f"/v2/models/{name}/ready"] = {"get": _get(f"Whether {name} answers", {"ready": _BOOLEAN})}
         paths[f"/v2/models/{name}/infer"] = {
-            "post": _post(f"Predictions of {name} in the Open Inference Protocol", _object(_INFERENCE, ["inputs"]))
+            "post": _post(f"Predictions of {name} in the Open Inference Protocol", _object(_inference(served), ["inputs"]))
         }
     document: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -87,14 +88,6 @@ _ERROR = {
     "properties": {"error": _TEXT, "request_id": _TEXT, "row": {"type": "integer"}, "field": _TEXT},
     "required": ["error", "request_id"],
 }
-_SPLIT = _object(
-    {
-        "columns": {"type": "array", "items": _TEXT},
-        "data": {"type": "array", "items": {"type": "array"}},
-        "index": {"type": "array"},
-    },
-    ["columns", "data"],
-)
 _TENSOR = _object(
     {
         "name": _TEXT,
@@ -105,15 +98,25 @@ _TENSOR = _object(
     },
     ["name", "shape", "datatype", "data"],
 )
-_INFERENCE: dict[str, Any] = {
-    "id": _TEXT,
-    "inputs": {"type": "array", "items": _TENSOR},
-    "outputs": {
-        "type": "array",
-        "items": _object({"name": _TEXT, "parameters": {"type": "object", "maxProperties": 0}}, ["name"]),
-    },
-    "parameters": {"type": "object", "maxProperties": 0},
-}
+
+
+def _split(features: list[str], most: int) -> dict[str, Any]:
+    """Pandas' form: the names of columns, then rows."""
+    columns = {"type": "array", "items": {"enum": features}, "minItems": 1, "uniqueItems": True}
+    data = {"type": "array", "items": {"type": "array", "minItems": 1}, "minItems": 1, "maxItems": most}
+    return _object({"columns": columns, "data": data, "index": {"type": "array"}}, ["columns", "data"])
+
+
+def _inference(served: Served) -> dict[str, Any]:
+    """The Open Inference Protocol: a tensor a feature, and the names of wanted outputs."""
+    nothing = {"type": "object", "maxProperties": 0}
+    output = _object({"name": {"enum": list(outputs_of(served.loaded.task))}, "parameters": nothing}, ["name"])
+    return {
+        "id": _TEXT,
+        "inputs": {"type": "array", "items": _TENSOR, "minItems": 1},
+        "outputs": {"type": "array", "items": output},
+        "parameters": nothing,
+    }
 
 
 def _question(served: Served, rows: dict[str, Any], most: int) -> dict[str, Any]:
