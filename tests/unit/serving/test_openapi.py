@@ -1,4 +1,4 @@
-"""Whatever is asked, the scorer answers as its OpenAPI document says: schemathesis asks what it allows, and what it does not."""
+"""Whatever is asked, the scorer answers as its OpenAPI document says: schemathesis asks what it allows and what not."""
 
 from __future__ import annotations
 
