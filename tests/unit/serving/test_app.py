@@ -131,7 +131,8 @@ def test_health_and_metadata_are_told(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "address", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
+        ("POST", "/", 405),
         ("GET", "/models/toy/predict", 405),
         ("POST", "/models/other/predict", 404),
         ("POST", "/models/%2e%2e%2ftoy/predict", 404),
@@ -396,3 +397,25 @@ def test_the_page_of_the_scorer_names_every_status(client: httpx.Client) -> None
     statuses = client.get("/openapi.json").json()["paths"]["/models/toy/predict"]["post"]["responses"].keys() - {"200"}
     rows = " ".join(re.findall(r"(?m)^\| (\d[\d, ]+) \|", page))
     assert statuses == set(re.findall(r"\d+", rows))
+
+
+def test_what_the_page_tells_of_a_model_are_the_fields_that_it_takes(clients: dict[str, httpx.Client]) -> None:
+    [told] = clients["multiclass_classification"].get("/models").json()["models"]
+    assert (told["model"], told["version"], told["classes"]) == ("toy", 1, ["high", "low", "middle"])
+    fields = {field["name"]: field for field in told["features"]}
+    assert [field["kind"] for field in fields.values()] == ["number", "number", "category"]
+    low, high = fields["x"]["usual"]
+    assert low < high
+    assert set(fields["kind"]["values"]) == {"a", "b"}
+    assert told["key"] is told["entity"] is None
+
+
+def test_the_page_is_the_same_for_all_and_allows_only_what_is_in_it(client: httpx.Client) -> None:
+    first, other = client.get("/"), client.get("/models/anything")
+    assert first.status_code == other.status_code == 200
+    assert first.content == other.content
+    [policy] = first.headers.get_list("content-security-policy")
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert first.headers["x-frame-options"] == "DENY"
+    assert not re.search(rb"https?://|innerHTML|\son\w+=|style=", first.content)
