@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import httpx
 import sqlalchemy as sa
 
@@ -100,7 +101,7 @@ class Client:
         while (work := self._work.get()) is not None:
             try:
                 work()
-            except (PerennialError, OSError, sa.exc.SQLAlchemyError, httpx.HTTPError) as error:
+            except (PerennialError, OSError, sa.exc.SQLAlchemyError, duckdb.Error) as error:
                 self._has_failed("all ways", type(error).__name__)
 
     def _has_failed(self, way: str, reason: str) -> None:
@@ -131,17 +132,21 @@ class Client:
     def _ask(self, way: str, body: Mapping[str, Any], flights: Sequence[Mapping[str, Any]]) -> None:
         for _ in range(_TRIES):
             began = time.perf_counter()
-            answer = self._http.post(f"/models/{self._spec.name}/predict", json=body)
+            try:
+                answer = self._http.post(f"/models/{self._spec.name}/predict", json=body)
+                said = answer.json()
+            except (httpx.HTTPError, ValueError) as error:
+                self._has_failed(way, f"no answer ({type(error).__name__})")
+                return
             if answer.status_code not in _STATUS_LATER:
                 break
             self.asked.again += 1
             if self._ending.wait(min(_LONGEST, float(answer.headers.get("retry-after", 1)))):
                 return
         if answer.status_code != _STATUS_OK:
-            self._has_failed(way, f"{answer.status_code}: {answer.json().get('error', '')}")
+            self._has_failed(way, f"{answer.status_code}: {said.get('error', '')}")
             return
         self.asked.seconds.setdefault(way, []).append(time.perf_counter() - began)
-        said = answer.json()
         [key] = self._spec.entity_table.key
         for flight, row in zip(flights, said["predictions"], strict=bool(flights)):
             self.asked.answers.append((flight[key], said["version"], row["prediction"]))

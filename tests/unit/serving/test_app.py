@@ -357,9 +357,10 @@ def test_the_openapi_document_accepts_what_is_answered_and_refuses_what_is_refus
         assert str(status) in post["responses"]
 
 
-def test_commands_of_the_page_work_as_they_stand_there(client: httpx.Client) -> None:
+@pytest.mark.parametrize(("file", "number"), [("docs/online.md", 6), ("README.md", 1)])
+def test_commands_of_the_pages_work_as_they_stand_there(client: httpx.Client, file: str, number: int) -> None:
     """With the address and the features of this model in place of the example's."""
-    page = (PROJECT / "docs" / "online.md").read_text()
+    page = (PROJECT / file).read_text()
     here = str(client.base_url).rstrip("/")
     there = {
         "http://127.0.0.1:8090": here,
@@ -375,7 +376,7 @@ def test_commands_of_the_page_work_as_they_stand_there(client: httpx.Client) -> 
         for block in re.findall(r"(?ms)^```sh\n(.*?)^```", page)
         for command in re.findall(r"(?ms)^(?:curl|\.venv/bin/perennial ask) .*?(?=^\S|\Z)", block)
     ]
-    assert len(commands) == 6
+    assert len(commands) == number
     for command in commands:
         words = shlex.split(command)
         if words[0] != "curl":
