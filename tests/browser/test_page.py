@@ -113,6 +113,7 @@ def test_a_refusal_is_told_at_its_field_and_nothing_is_guessed(page: Page, toy: 
     page.get_by_role("button", name="Ask").click()
     expect(page.get_by_role("alert")).to_have_text('row 0, x: "1,5" is not a number')
     expect(page.get_by_label("x", exact=True)).to_be_focused()
+    expect(page.get_by_label("x", exact=True)).to_have_accessible_description('row 0, x: "1,5" is not a number')
     expect(page.locator("#answer")).to_be_hidden()
     page.get_by_label("x", exact=True).fill("9007199254740993")
     page.get_by_role("button", name="Ask").click()
