@@ -213,6 +213,8 @@ def _online(found: Mapping[str, Any]) -> list[str]:
         + (f", p50 {said['p50']:,.0f} ms, p99 {said['p99']:,.0f} ms" if "p50" in said else "")
         for way, said in found["ways"].items()
     ]
+    if found["again"]:
+        lines.append(f"online: {found['again']} times a request was told to come again")
     if found["compared"]:
         lines.append(
             f"online: {found['equal']} of {found['compared']} answers equal what the batch published by the same version for "
