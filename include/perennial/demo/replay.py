@@ -22,6 +22,7 @@ from rich.status import Status
 from perennial.core.errors import StackError
 from perennial.core.intervals import Interval
 from perennial.core.settings import PROJECT
+from perennial.demo.client import Client
 from perennial.demo.example_data import DAYS, write_landing_zone
 from perennial.demo.story import FIRST, MODEL, STORY, Week, misplace_delays, write_models
 from perennial.demo.summary import show, summarise, week_in_words, what_monitoring_says
@@ -42,7 +43,7 @@ TRAINED = "2013-06-03"
 #: A run of ingest that starts nothing.
 _QUIET = {"announce_scoring": False, "announce_monitoring": False, "announce_training": False}
 
-_STAGES = ("ingest", "score", "monitor", "refresh", "train")
+_STAGES = ("ingest", "score", "materialize", "monitor", "refresh", "train")
 #: DAGs that only people trigger.
 _BY_HAND = ("promote", "rollback", "release")
 
@@ -76,6 +77,7 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
     own = {**_own(given), "PERENNIAL_MODELS": str(models)}
     with Stack(state, own, parse_every=600, say=console.print) as stack:
         console.print(f"Airflow {stack.airflow_url} (sign in as admin, password {stack.password}), MLflow {stack.mlflow_url}")
+        console.print(f"The scorer answers on {stack.scorer_url}, where each model has a page to try it")
         with AirflowApi(stack.airflow_url, "admin", stack.password) as api:
             replay = _Replay(stack, api, console)
             replay.seconds["start"] = time.monotonic() - began
@@ -88,7 +90,8 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
             for number, week in enumerate(replayed, start=1):
                 replay.live_through(week, f"week {number} of {len(replayed)}")
             with replay.step("summary", "comparing what was served with never and always"):
-                summary = summarise(stack, MODEL, replayed, replay.seconds, api.runs(f"{MODEL}."))
+                asked = replay.client.close()
+                summary = summarise(stack, MODEL, replayed, replay.seconds, api.runs(f"{MODEL}."), asked)
             summary["seconds"]["all"] = round(time.monotonic() - began, 1)
         file = state / "summary.json"
         file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -115,6 +118,7 @@ class _Replay:
 
     Attributes:
         seconds: how long each step took.
+        client: asks the scorer beside the replay.
     """
 
     def __init__(self, stack: Stack, api: AirflowApi, console: Console) -> None:
@@ -125,6 +129,7 @@ class _Replay:
         self._data = stack.settings.data
         self._ledger = Ledger(stack.settings.database_url)
         self._spec = read_model(stack.settings.models / MODEL).spec
+        self.client = Client(stack.scorer_url, self._spec, self._data, self._ledger)
 
     def begin(self) -> None:
         """Switch the DAGs on, and wait for the runs that an interrupted demo has left."""
@@ -240,6 +245,7 @@ class _Replay:
                 misplace_delays(self._data, week)
             since = datetime.now(UTC) - timedelta(seconds=1)
             ingest = self._api.trigger(f"{MODEL}.ingest", conf=_range(week), note=label)
+            self.client.begin(week)
             deadline = time.monotonic() + _PATIENCE
             while True:
                 self._stack.check()
@@ -254,6 +260,7 @@ class _Replay:
                     raise StackError(f"week {week}: after {_PATIENCE:.0f} s these runs have not ended: {', '.join(missing)}")
                 status.update(f"{label}, {week.start:%d %B}: {_in_progress(runs)}")
                 time.sleep(0.4)
+            self.client.end(week)
 
     def _is_ingested(self, interval: Interval) -> bool:
         return any(
@@ -288,7 +295,7 @@ def _missing(spec: ModelSpec, week: Interval, ingest: DagRun, runs: Sequence[Dag
     """The runs that follow from a week's ingestion and have not ended."""
     schedules = spec.schedules
     days = [day.key for day in week.days()]
-    wanted = {(f"{MODEL}.score", key) for key in days}
+    wanted = {(f"{MODEL}.{stage}", key) for key in days for stage in ("score", "materialize")}
     wanted |= {(f"{MODEL}.monitor", key) for key in (days[:1] if schedules.monitor == "week" else days)}
     if spec.refreshes and schedules.refresh == "week":
         wanted.add((f"{MODEL}.refresh", days[0]))

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perennial.core.intervals import Interval, utc
+from perennial.demo.client import Asked, told
 from perennial.demo.worth import DAILY, worth
 from perennial.ledger.records import Promotion, Publication, VersionRecord
 from perennial.ledger.store import Ledger
@@ -66,7 +67,7 @@ def _decided(record: VersionRecord) -> str:
 
 
 def summarise(
-    stack: Stack, model: str, weeks: Sequence[Interval], seconds: Mapping[str, float], runs: Sequence[DagRun]
+    stack: Stack, model: str, weeks: Sequence[Interval], seconds: Mapping[str, float], runs: Sequence[DagRun], asked: Asked
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
@@ -76,6 +77,7 @@ def summarise(
         weeks: replayed by this run of the demo.
         seconds: how long each step of this run took.
         runs: of the model's DAGs, by all runs of the demo.
+        asked: what the scorer was asked in this run.
     """
     ledger = Ledger(stack.settings.database_url)
     verdicts = ledger.verdicts(model, limit=1000)[::-1]
@@ -87,6 +89,7 @@ def summarise(
         "addresses": {
             "airflow": stack.airflow_url,
             "mlflow": stack.mlflow_url,
+            "scorer": stack.scorer_url,
             "newest_drift_report": reports[-1] if reports else None,
             "user": "admin",
             "password": stack.password,
@@ -124,6 +127,7 @@ def summarise(
         ],
         "worth": worth(stack.settings, model),
         "predictions": _predictions(stack.settings.predictions_url, model),
+        "online": told(asked, _published(stack.settings.predictions_url, model, [key for key, _, _ in asked.answers])),
         "drift_verdicts": [
             {
                 "interval": verdict.interval.key,
@@ -178,8 +182,10 @@ def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
         f"{len(summary['promotions'])} promotions, {len(summary['refusals'])} refusals, {asked} retrainings requested by "
         f"monitoring, {sum(run['runs'] for run in summary['runs'].values())} Airflow runs, {summary['seconds']['all']:.0f} s",
         *_worth(summary["worth"], metric),
+        *_online(summary["online"]),
         f"Airflow       {addresses['airflow']}   sign in as {addresses['user']}, password {addresses['password']}",
         f"MLflow        {addresses['mlflow']}",
+        f"Scorer        {addresses['scorer']}/models/{summary['model']}",
         f"Drift report  {addresses['newest_drift_report']}",
         f"Summary       {file}",
     ):
@@ -198,6 +204,23 @@ def _worth(found: Mapping[str, Any], metric: str) -> list[str]:
         for key, words in lines.items()
         if any(key in value for value in found.values())
     ]
+
+
+def _online(found: Mapping[str, Any]) -> list[str]:
+    """What the client of the scorer has seen. What is measured of parity belongs here too."""
+    lines = [
+        f"online {way}: {said['requests']} requests, {said['failed']} failed"
+        + (f", p50 {said['p50']:,.0f} ms, p99 {said['p99']:,.0f} ms" if "p50" in said else "")
+        for way, said in found["ways"].items()
+    ]
+    if found["again"]:
+        lines.append(f"online: {found['again']} times a request was told to come again")
+    if found["compared"]:
+        lines.append(
+            f"online: {found['equal']} of {found['compared']} answers equal what the batch published by the same version for "
+            f"the same flight, to the last bit; {found['other_version']} by another version"
+        )
+    return [*lines, *([f"online: the first failure was {found['reason']}"] if found["reason"] else [])]
 
 
 def _weeks(summary: Mapping[str, Any], metric: str) -> Table:
@@ -271,6 +294,20 @@ def _predictions(url: str, model: str) -> dict[str, Any]:
     finally:
         engine.dispose()
     return {"rows": sum(by_version.values()), "by_version": by_version}
+
+
+def _published(url: str, model: str, keys: Sequence[str]) -> dict[tuple[str, int], float]:
+    """What the batch predicts, by key and version."""
+    if not keys:
+        return {}
+    engine = sa.create_engine(url)
+    table = sa.table(f"{model}_predictions", sa.column("flight_id"), sa.column("version"), sa.column("prediction"))
+    try:
+        with engine.connect() as connection:
+            rows = connection.execute(sa.select(*table.c).where(table.c.flight_id.in_(sorted(set(keys)))))
+            return {(row.flight_id, int(row.version)): float(row.prediction) for row in rows}
+    finally:
+        engine.dispose()
 
 
 def _runs(runs: Sequence[DagRun]) -> dict[str, dict[str, int]]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,6 +37,7 @@ from perennial.serving.lookup import compute, fallbacks, look_up
 from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
 from perennial.serving.openapi import describe
+from perennial.serving.page import describe_for_page, page
 from perennial.serving.requests import Entities, Keys, Rows
 from perennial.serving.tokens import Token, Tokens
 
@@ -128,6 +129,9 @@ class App:
                 Route("/models/{model}/invocations", self._invocations, methods=["POST"]),
                 Route("/models/{model}/ping", self._model_ready),
                 Route("/metrics", self._metrics),
+                Route("/", self._page),
+                Route("/models", self._models),
+                Route("/models/{model}", self._page),
                 Route("/openapi.json", self._openapi),
             ],
             redirect_slashes=False,
@@ -150,7 +154,9 @@ class App:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 asked.status = message["status"]
-                more = [*HEADERS, (b"x-request-id", asked.id.encode())]
+                own = {name for name, _ in message["headers"]}
+                more = [header for header in HEADERS if header[0] not in own]
+                more.append((b"x-request-id", asked.id.encode()))
                 if asked.version is not None:
                     more.append((b"x-model-version", str(asked.version).encode()))
                 message["headers"] = [*message["headers"], *more]
@@ -296,12 +302,23 @@ class App:
         self._token(request)
         return Response(self.figures.text(), media_type=CONTENT_TYPE_LATEST)
 
+    async def _page(self, _: Request) -> Response:
+        content, policy = page()
+        return Response(content, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+    async def _models(self, request: Request) -> Response:
+        seen, since = self._seen(self._token(request)), self._champions.since
+        # A sample of the version is read through, which other requests need not wait for.
+        described = [await asyncio.to_thread(describe_for_page, served, since(served.model)) for served in seen]
+        return _json({"models": described})
+
+    def _seen(self, token: Token | None) -> list[Served]:
+        """The versions that a client may ask."""
+        return [served for model, served in sorted(self._champions.served.items()) if token is None or token.may_ask(model)]
+
     async def _openapi(self, request: Request) -> Response:
         token = self._token(request)
-        seen: Sequence[Served] = [
-            served for model, served in sorted(self._champions.served.items()) if token is None or token.may_ask(model)
-        ]
-        return _json(describe(seen, self._bounds.rows, with_tokens=token is not None))
+        return _json(describe(self._seen(token), self._bounds.rows, with_tokens=token is not None))
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -203,6 +203,8 @@ class Champions:
         self._former: dict[str, Served] = {}
         self._standing: dict[str, int] = {}
         self._troubles: dict[str, _Trouble] = {}
+        self._since: dict[str, datetime | None] = {}
+        self._read: dict[str, object] = {}
         self._seen: float | None = None
         self._silent = False
         self._changing = threading.Lock()
@@ -228,6 +230,10 @@ class Champions:
         """Whether the ledger has not answered for :data:`DEGRADED`."""
         seconds = self.seconds
         return seconds is None or seconds > DEGRADED.total_seconds()
+
+    def since(self, model: str) -> datetime | None:
+        """When the version that answers became champion; None if that is not known."""
+        return self._since.get(model)
 
     def of(self, model: str) -> Served:
         """The version that answers for a model. Ask once per request.
@@ -294,12 +300,38 @@ class Champions:
                 self._swap(model, former)
             elif self._is_due(model, version):
                 self._loading[model] = self._loader.submit(self._bring, model, version)
+            self._follow_folder(model)
 
     def _is_due(self, model: str, version: int) -> bool:
         loading, trouble = self._loading.get(model), self._troubles.get(model)
         if loading is not None and not loading.done():
             return False
         return trouble is None or trouble.version != version or time.monotonic() - trouble.tried >= AGAIN.total_seconds()
+
+    def _follow_folder(self, model: str) -> None:
+        """Let a change of `online` in the model's folder count for the versions in memory."""
+        if model not in self._served:
+            return
+        try:
+            file = (self._deployment.settings.models / model / "model.yaml").stat()
+        except OSError:  # the folder is away, or is being replaced; what was read goes on
+            return
+        seen = (file.st_ino, file.st_size, file.st_mtime_ns)
+        if self._read.get(model) == seen:
+            return
+        self._read[model] = seen
+        try:
+            online = self._deployment.model(model).spec.online
+        except (PerennialError, OSError) as error:
+            log.warning("%s: its folder cannot be read (%s); what can be asked stays as it was", model, type(error).__name__)
+            return
+        with self._changing:
+            now, former = self._served.get(model), self._former.get(model)
+            if former is not None and former.online != online:
+                self._former[model] = replace(former, online=online)
+            if now is not None and now.online != online:
+                self._served = {**self._served, model: replace(now, online=online)}
+                log.info("%s: `online` of its model.yaml has changed, and counts from now on", model)
 
     def _bring(self, model: str, version: int) -> None:
         """Load a version and let it serve. If that fails, what serves goes on."""
@@ -328,6 +360,8 @@ class Champions:
             if now is not None:
                 self._former[model] = now
             self._served = {**self._served, model: served}
+            # Its folder may have changed while it was loaded.
+            self._read.pop(model, None)
         log.info("%s serves%s", served.name, "" if now is None else f" in place of version {now.version}")
         self._is_well(model, served.version)
 
@@ -344,6 +378,8 @@ class Champions:
 
     def _is_well(self, model: str, version: int) -> None:
         try:
+            made = [one.completed_at for one in self._deployment.ledger.promotions(model) if one.version == version]
+            self._since[model] = next((moment for moment in reversed(made) if moment is not None), None)
             self._deployment.ledger.resolve(served_online(model), f"Version {version} serves online.")
             self._troubles.pop(model, None)
         except (sa.exc.SQLAlchemyError, PerennialError) as error:

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from perennial.alerts.outbox import Backlog
 from perennial.core.settings import PROJECT
 from perennial.ledger.records import Overview
+from perennial.serving import figures as serving
 from perennial.watchdog.figures import Figures, Past, families
 
 MONITORING = PROJECT / "monitoring"
@@ -45,6 +47,19 @@ def exposed() -> list[Metric]:
             incidents={},
         )
     )
+
+
+def told_by_scorers() -> list[Metric]:
+    """Every family that a scorer shows."""
+    figures = serving.Figures(serving.Now(lambda: {"toy": 1}, lambda: 0.1, lambda: 1))
+    return list(text_string_to_metric_families(figures.text().decode()))
+
+
+def names_of(family: Metric) -> set[str]:
+    """What Prometheus knows a family by."""
+    if family.type == "histogram":
+        return {f"{family.name}_{part}" for part in ("bucket", "sum", "count")}
+    return {f"{family.name}_total" if family.type == "counter" else family.name}
 
 
 def sent_by_airflow() -> set[str]:
@@ -79,7 +94,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("place", "expression"), list(expressions()))
 def test_what_is_asked_for_is_exposed(place: str, expression: str) -> None:
-    ours = {f"{family.name}_total" if family.type == "counter" else family.name for family in exposed()}
+    ours = {name for family in [*exposed(), *told_by_scorers()] for name in names_of(family)}
     asked = set(re.findall(r"\b(?:perennial|airflow)_[a-z_]+", expression))
 
     assert asked, place
@@ -87,9 +102,9 @@ def test_what_is_asked_for_is_exposed(place: str, expression: str) -> None:
 
 
 def test_each_figure_of_ours_is_shown_or_minded() -> None:
-    ours = {f"{family.name}_total" if family.type == "counter" else family.name for family in exposed()}
+    shown = [family for family in [*exposed(), *told_by_scorers()] if not family.name.endswith("_created")]
     asked = {name for _, expression in expressions() for name in re.findall(r"\bperennial_[a-z_]+", expression)}
-    assert ours - asked == set()
+    assert [family.name for family in shown if not names_of(family) & asked] == []
 
 
 def test_names_and_helps_are_as_prometheus_wants_them() -> None:

@@ -132,7 +132,8 @@ def test_health_and_metadata_are_told(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "address", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
+        ("POST", "/", 405),
         ("GET", "/models/toy/predict", 405),
         ("POST", "/models/other/predict", 404),
         ("POST", "/models/%2e%2e%2ftoy/predict", 404),
@@ -375,9 +376,10 @@ def test_the_openapi_document_accepts_what_is_answered_and_refuses_what_is_refus
         assert str(status) in post["responses"]
 
 
-def test_commands_of_the_page_work_as_they_stand_there(client: httpx.Client) -> None:
+@pytest.mark.parametrize(("file", "number"), [("docs/online.md", 6), ("README.md", 1)])
+def test_commands_of_the_pages_work_as_they_stand_there(client: httpx.Client, file: str, number: int) -> None:
     """With the address and the features of this model in place of the example's."""
-    page = (PROJECT / "docs" / "online.md").read_text()
+    page = (PROJECT / file).read_text()
     here = str(client.base_url).rstrip("/")
     there = {
         "http://127.0.0.1:8090": here,
@@ -393,7 +395,7 @@ def test_commands_of_the_page_work_as_they_stand_there(client: httpx.Client) -> 
         for block in re.findall(r"(?ms)^```sh\n(.*?)^```", page)
         for command in re.findall(r"(?ms)^(?:curl|\.venv/bin/perennial ask) .*?(?=^\S|\Z)", block)
     ]
-    assert len(commands) == 6
+    assert len(commands) == number
     for command in commands:
         words = shlex.split(command)
         if words[0] != "curl":
@@ -415,3 +417,25 @@ def test_the_page_of_the_scorer_names_every_status(client: httpx.Client) -> None
     statuses = client.get("/openapi.json").json()["paths"]["/models/toy/predict"]["post"]["responses"].keys() - {"200"}
     rows = " ".join(re.findall(r"(?m)^\| (\d[\d, ]+) \|", page))
     assert statuses == set(re.findall(r"\d+", rows))
+
+
+def test_what_the_page_tells_of_a_model_are_the_fields_that_it_takes(clients: dict[str, httpx.Client]) -> None:
+    [told] = clients["multiclass_classification"].get("/models").json()["models"]
+    assert (told["model"], told["version"], told["classes"]) == ("toy", 1, ["high", "low", "middle"])
+    fields = {field["name"]: field for field in told["features"]}
+    assert [field["kind"] for field in fields.values()] == ["number", "number", "category"]
+    low, high = fields["x"]["usual"]
+    assert low < high
+    assert set(fields["kind"]["values"]) == {"a", "b"}
+    assert told["key"] is told["entity"] is None
+
+
+def test_the_page_is_the_same_for_all_and_allows_only_what_is_in_it(client: httpx.Client) -> None:
+    first, other = client.get("/"), client.get("/models/anything")
+    assert first.status_code == other.status_code == 200
+    assert first.content == other.content
+    [policy] = first.headers.get_list("content-security-policy")
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert first.headers["x-frame-options"] == "DENY"
+    assert not re.search(rb"https?://|innerHTML|\son\w+=|style=", first.content)

@@ -17,6 +17,7 @@ from perennial.ledger.store import Ledger
 from perennial.model.artifacts import ANSWER
 from perennial.serving import champion
 from perennial.serving.champion import Champions, prepare
+from perennial.spec.operation import Online
 from tests.unit.monitored import World
 
 
@@ -134,6 +135,35 @@ def test_without_the_ledger_the_known_champion_goes_on_and_says_so(world: World,
     shutil.move(database.with_name("away"), database)
     monkeypatch.undo()
     assert not looked(champions).degraded
+
+
+def test_a_change_of_online_counts_at_the_next_look_for_the_champion_and_the_former_one(world: World) -> None:
+    champions = looked(Champions(world.deployment))
+    world.promote(world.register(seed=6))
+    assert looked(champions).of("toy").online is None
+    loaded = champions.of("toy").loaded
+    file = world.settings.models / "toy" / "model.yaml"
+    kept = file.read_text()
+    file.write_text(kept + "online: {missing: last}\n")
+    champions.look()
+    assert champions.of("toy").online == Online(missing="last")
+    assert champions.of("toy").loaded is loaded, "nothing was loaded"
+    world.registry.rollback("toy", actor="tester", reason="2 was wrong")
+    champions.look()
+    assert (champions.of("toy").version, champions.of("toy").online) == (1, Online(missing="last"))
+    file.write_text(kept + "online: nonsense\n")
+    champions.look()
+    assert champions.of("toy").online == Online(missing="last"), "a broken folder changes nothing"
+    file.write_text(kept)
+    champions.look()
+    assert champions.of("toy").key is None
+
+
+def test_it_is_known_since_when_the_version_is_champion(world: World) -> None:
+    champions = looked(Champions(world.deployment))
+    [made] = world.ledger.promotions("toy")
+    assert made.completed_at is not None
+    assert champions.since("toy") == made.completed_at
 
 
 def test_a_retired_model_is_not_served(world: World) -> None:
