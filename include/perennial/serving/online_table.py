@@ -155,7 +155,7 @@ class OnlineTable:
         """
         schema = feature_schema(folder.spec)
         names = folder.spec.entity_table.key
-        asked = _entities(keys.select(names).cast(pa.schema([schema.field(name) for name in names])))
+        asked = entity_texts(keys.select(names).cast(pa.schema([schema.field(name) for name in names])))
         wanted = list(dict.fromkeys(asked))
         found: list[tuple[Any, ...]] = []
         for start in range(0, len(wanted), _KEYS_AT_ONCE):
@@ -310,7 +310,7 @@ class OnlineTable:
         Returns:
             The number of rows.
         """
-        entities = sorted(_text(key) for key in keys)
+        entities = sorted(entity_text(key) for key in keys)
         if not entities or not self._exists():
             return 0
         count = 0
@@ -406,7 +406,7 @@ def _encoded(folder: ModelFolder, definition: str, parts: Sequence[Part]) -> Ite
                 columns = {
                     "model": pa.repeat(folder.spec.name, count),
                     "definition": pa.repeat(definition, count),
-                    "entity": pa.array(_entities(batch.select(folder.spec.entity_table.key)), pa.string()),
+                    "entity": pa.array(entity_texts(batch.select(folder.spec.entity_table.key)), pa.string()),
                     "event_time": batch[folder.spec.event_time],
                     "as_of": batch["as_of"],
                     "computed_at": pa.repeat(pa.scalar(part.computed_at, MOMENT), count),
@@ -417,12 +417,12 @@ def _encoded(folder: ModelFolder, definition: str, parts: Sequence[Part]) -> Ite
                 yield pa.RecordBatch.from_arrays([columns[name] for name in _STORED.names], schema=_STORED)
 
 
-def _entities(keys: pa.Table | pa.RecordBatch) -> list[str]:
-    """The keys as they are stored."""
-    return [_text(values) for values in zip(*(column.to_pylist() for column in keys.columns), strict=True)]
+def entity_texts(keys: pa.Table | pa.RecordBatch) -> list[str]:
+    """Keys of entities as they are stored: each as a JSON list of its values."""
+    return [entity_text(values) for values in zip(*(column.to_pylist() for column in keys.columns), strict=True)]
 
 
-def _text(values: Sequence[object]) -> str:
+def entity_text(values: Sequence[object]) -> str:
     """A key as a JSON list, the same for the same values: a time in UTC, a float without the sign of a zero."""
     plain = [one.isoformat() if isinstance(one, date) else one + 0.0 if isinstance(one, float) else one for one in values]
     return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
