@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from perennial.drift.thresholds import Progress
+    from perennial.ledger.records import ParityRecord
     from perennial.monitoring.estimation import WindowOutlook
     from perennial.reports.lineage import Node
     from perennial.stages.controls import ControlsReport
@@ -132,6 +133,32 @@ def materialize(settings: Settings, model: str) -> str:
         depend = f"{', '.join(done.dependent)} depend on which entities are asked; perennial check {model} says how"
         lines.append(f"entities to come have no rows: {depend}")
     return "\n".join(lines)
+
+
+def record(settings: Settings, model: str) -> str:
+    """Publish what was asked online, and measure the parity of what was served."""
+    from perennial.stages.record import measure_parity, publish_requests
+
+    with _run(settings, model, None) as run:
+        if run.folder.spec.online is None:
+            raise SpecError(f"{model} is not asked by key, so nothing of it is recorded: its model.yaml has no `online`")
+        done = publish_requests(run)
+        measured = measure_parity(run)
+    lines = [f"{model}: {done.rows:,} rows that were asked online are published, of {len(done.hours):,} hours"]
+    if done.lost:
+        lines.append(f"{done.lost:,} rows were answered by scorers that were killed before they had recorded them")
+    lines += [
+        f"features of {one.interval}: {one.equal:,} of {one.rows:,} rows are what the published tables give"
+        + (f"; {', '.join(one.worst)}" if one.worst else "")
+        for one in measured
+    ] or ["no row can be compared yet: its day, or its entity, is not published"]
+    return "\n".join(lines)
+
+
+def parity(settings: Settings, model: str) -> list[ParityRecord]:
+    """What was measured of the parity of what is served online, the newest day first."""
+    with _remembered(settings, model, None) as run:
+        return run.deployment.ledger.parities(model)
 
 
 def monitor(settings: Settings, model: str, interval: Interval) -> str:

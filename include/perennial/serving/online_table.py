@@ -422,6 +422,17 @@ def entity_texts(keys: pa.Table | pa.RecordBatch) -> list[str]:
     return [entity_text(values) for values in zip(*(column.to_pylist() for column in keys.columns), strict=True)]
 
 
+def read_entities(folder: ModelFolder, texts: Sequence[str]) -> pa.Table:
+    """The inverse of :func:`entity_texts`: the columns of an entity's key, with the types of the spec."""
+    schema, key = feature_schema(folder.spec), folder.spec.entity_table.key
+    values = [json.loads(text) for text in texts]
+    fields = [schema.field(name) for name in key]
+    return pa.table(
+        [pa.array([_value(one[place], field.type) for one in values], field.type) for place, field in enumerate(fields)],
+        schema=pa.schema(fields),
+    )
+
+
 def entity_text(values: Sequence[object]) -> str:
     """A key as a JSON list, the same for the same values: a time in UTC, a float without the sign of a zero."""
     plain = [one.isoformat() if isinstance(one, date) else one + 0.0 if isinstance(one, float) else one for one in values]

@@ -1,7 +1,7 @@
 """What was asked online and answered, until it is published: tables of the predictions database.
 
 ``online_requests`` has a row for each row of a request. Scorers add chunks of rows, each in one transaction, and may do nothing
-else there. A run of the DAG ``requests`` publishes the rows in the lake and removes them here. So a chunk is the unit of both:
+else there. A run of the DAG ``record`` publishes the rows in the lake and removes them here. So a chunk is the unit of both:
 what is published names its chunks, and a chunk is here as a whole or not at all.
 
 ``online_recorders`` counts, for each scorer process and model, the chunks and rows that it has stored, in the same transaction.

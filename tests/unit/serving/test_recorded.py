@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,8 @@ def test_each_recorded_row_is_published_exactly_once_whatever_is_interrupted(ste
                 for _ in range(2):
                     table_of(database).add("one", "toy", number, recorded_rows(f"one-{number}", at=NOW + how * HOUR.length))
                 continue
-            try:
+            with suppress(Killed):
                 publish_requests(lake, _killed(database, how), "toy", run_id=f"run-{run}")
-            except Killed:
-                pass
         publish_requests(lake, table_of(database), "toy", run_id="last")
         assert published(lake) == rows_of(*range(1, number + 1))
         assert table_of(database).count("toy") == 0
