@@ -278,14 +278,21 @@ def not_served(model: str, *, version: int, previous: int | None, reason: str, l
 
 
 def online_differs(
-    model: str, *, day: str, rows: int, share: float, bound: float, worst: Sequence[str], links: Mapping[str, str] | None = None
+    model: str,
+    *,
+    day: str,
+    compared: int,
+    share: float,
+    bound: float,
+    worst: Sequence[str],
+    links: Mapping[str, str] | None = None,
 ) -> Alert:
     """What was served online differs from what the published tables give for the same moment.
 
     Args:
         model: the model.
         day: the day that the served features are of.
-        rows: recorded rows that were computed again.
+        compared: recorded rows that were computed again.
         share: the share of them that is equal, and ``bound``: how large it must be (``online.parity``).
         bound: see there.
         worst: the features that are not always equal, the worst first, with what is wrong.
@@ -297,7 +304,7 @@ def online_differs(
         kind="online_differs",
         title=f"{model}: what is served online differs from what it learns from",
         text=as_text(
-            f"Of {rows:,} rows that were answered online with features of {day}, {share:.1%} had the features that the "
+            f"Of {compared:,} rows that were answered online with features of {day}, {share:.1%} had the features that the "
             f"published tables give for the same moment; online.parity requires {bound:.1%}. Features that differ:",
             worst,
             "Usually rows are published later than they say they were known: push them as they happen, or correct "

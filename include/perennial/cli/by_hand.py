@@ -248,25 +248,36 @@ def outlook(settings: Settings, model: str) -> tuple[str, list[WindowOutlook]]:
 
 
 def lineage(
-    settings: Settings, model: str, *, prediction: Sequence[str] | None, at: Interval | None, interval: Interval | None
+    settings: Settings,
+    model: str,
+    *,
+    prediction: Sequence[str] | None,
+    at: Interval | None,
+    interval: Interval | None,
+    request: str | None = None,
 ) -> Node:
-    """Trace a prediction back to its raw rows, or trace raw rows forward. Give either ``prediction`` or ``interval``.
+    """Trace a prediction or a request back to its raw rows, or trace raw rows forward. Give one of the three.
 
     Args:
         settings: the deployment's settings.
         model: the model's name.
         prediction: the key values of the prediction's entity.
-        at: the day of the prediction's event time; None: search all days.
+        request: the id of a request that was asked online.
+        at: the day of the prediction's event time, or of the request; None: search all days.
         interval: the interval of raw rows.
     """
-    from perennial.reports.lineage import trace_back, trace_forward
-    from perennial.reports.traces import find_prediction, read_history
+    from perennial.reports.lineage import trace_back, trace_forward, trace_request
+    from perennial.reports.traces import find_prediction, find_request, read_history
+    from perennial.serving.request_table import RequestTable
 
     with _remembered(settings, model, interval or at) as run:
         spec, ledger = run.folder.spec, run.deployment.ledger
         history = read_history(ledger, spec)
         if interval is not None:
             return trace_forward(history, interval)
+        if request is not None:
+            table = RequestTable(settings.predictions_url)
+            return trace_request(history, find_request(run.deployment.lake, table, model, request, at))
         return trace_back(history, find_prediction(run.deployment.lake, ledger, spec, prediction or (), at))
 
 

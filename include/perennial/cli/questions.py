@@ -167,9 +167,10 @@ def card(chosen: argparse.Namespace) -> int:
     MODEL,
     one_of(
         argument("--prediction", nargs="+", metavar="KEY", help="values of the entity's key, or column=value"),
+        argument("--request", metavar="ID", help="the id of a request that was asked online"),
         argument("--interval", nargs=2, type=moment, metavar=("START", "END"), help="days of the raw rows, without END"),
     ),
-    argument("--at", type=moment, metavar="DAY", help="the day of the prediction's event"),
+    argument("--at", type=moment, metavar="DAY", help="the day of the prediction's event, or of the request"),
     argument("--json", action="store_true", help="everything, as JSON"),
 )
 def lineage(chosen: argparse.Namespace) -> int:
@@ -181,6 +182,7 @@ def lineage(chosen: argparse.Namespace) -> int:
         settings(),
         chosen.model,
         prediction=chosen.prediction,
+        request=chosen.request,
         at=Interval.day(chosen.at) if chosen.at else None,
         interval=interval(chosen) if chosen.interval else None,
     )

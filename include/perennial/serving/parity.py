@@ -129,7 +129,7 @@ def _alert(model: str, measured: Parity) -> Alert:
     return of_models.online_differs(
         model,
         day=measured.interval,
-        rows=measured.rows,
+        compared=measured.rows,
         share=measured.share,
         bound=measured.bound,
         worst=measured.worst,

@@ -13,13 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perennial.core.errors import Superseded
+from perennial.cli.by_hand import lineage
+from perennial.core.errors import LineageError, Superseded
 from perennial.core.intervals import Interval
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
 from perennial.serving.recorded import publish_requests, read_published
-from perennial.serving.request_table import RequestTable
+from perennial.serving.request_table import SCHEMA, RequestTable
 from tests.unit import synthetic
+from tests.unit.monitored import DAY, make_world
 from tests.unit.serving.test_recording import NOW, recorded_rows, url
 
 __all__ = ["url"]
@@ -140,6 +142,33 @@ def _killed(database: str, how: str) -> RequestTable:
     table = Interrupted(database)
     table.create()
     return table
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_a_request_is_traced_to_its_version_and_features(tmp_path: Path, is_published: bool) -> None:
+    world = make_world(tmp_path, synthetic.deployment(tmp_path))
+    world.register()
+    world.publish(DAY)
+    newest = world.ledger.published("toy", "features")
+    assert newest is not None
+    rows = recorded_rows("one-1", 1).to_pylist()
+    rows[0] |= {
+        "request_id": "mine", "features_snapshot": newest.snapshots["features"], "event_time": DAY.start, "as_of": DAY.start,
+        "came": '{"stored":["x"],"given":["kind"]}',
+    }  # fmt: skip
+    table = table_of(world.settings.predictions_url)
+    table.add("one", "toy", 1, pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+    if is_published:
+        publish_requests(world.lake, table, "toy", run_id="first")
+
+    found = lineage(world.settings, "toy", prediction=None, request="mine", at=None, interval=None)
+
+    [row] = found.find("prediction")
+    assert (row.facts["value"], row.facts["stored"], row.facts["published"]) == (0.25, ["x"], is_published)
+    assert [node.name for node in found.find("version")] == ["version 1"]
+    assert [node.facts["publication"] for node in found.find("features") if "publication" in node.facts] == [newest.id]
+    with pytest.raises(LineageError, match="no request other was recorded"):
+        lineage(world.settings, "toy", prediction=None, request="other", at=None, interval=None)
 
 
 def test_old_rows_are_removed_and_others_stay(url: str) -> None:
