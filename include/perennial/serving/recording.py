@@ -248,15 +248,17 @@ class Recorder:
             self._more.wait(EVERY)
             self._more.clear()
             self._try()
-        self._try()
+        self._try(everything=True)
 
-    def _try(self) -> None:
-        """Store all that is there now. What fails waits for the next time."""
+    def _try(self, *, everything: bool = False) -> None:
+        """Store what is there now. What fails, and less than a chunk that comes meanwhile, waits for the next time."""
         try:
             if not self._made and (self._queue or self._pending or any(self._folder.glob("[!.]*"))):
                 self._table.create()
                 self._made = True
-            while self._queue or self._pending:
+            if self._queue or self._pending:
+                self._store_some()
+            while self._waiting >= CHUNK or (everything and (self._queue or self._pending)):
                 self._store_some()
             if self._made and time.monotonic() - self._looked >= _LOOK:
                 settle(self._folder, self._table, self._lost)

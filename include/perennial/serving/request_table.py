@@ -108,10 +108,12 @@ class RequestTable:
             ServingError: the database does not take them.
         """
         with self._telling(), self._adding() as connection:
-            key = {"recorder": recorder, "model": model}
-            if number == 1:
-                new = {**key, "chunks": 0, "rows": 0, "began_at": self._bound(datetime.now(UTC))}
-                connection.execute(insert(connection, _RECORDERS).values(new).on_conflict_do_nothing())
+            # Also if others have removed its row: a chunk must not count as stored that is not.
+            new = {
+                "recorder": recorder, "model": model, "chunks": number - 1, "rows": 0,
+                "began_at": self._bound(datetime.now(UTC)),
+            }  # fmt: skip
+            connection.execute(insert(connection, _RECORDERS).values(new).on_conflict_do_nothing())
             counted = connection.execute(
                 sa.update(_RECORDERS)
                 .where(_RECORDERS.c.recorder == recorder, _RECORDERS.c.model == model, _RECORDERS.c.chunks == number - 1)
@@ -249,7 +251,7 @@ class RequestTable:
         """Remove the rows that were asked before a moment, or all; returns how many. Counts of old processes go too."""
         if not self._exists():
             return 0
-        its, ended = [_REQUESTS.c.model == model], [_RECORDERS.c.model == model]
+        its, ended = [_REQUESTS.c.model == model], [_RECORDERS.c.model == model, _RECORDERS.c.ended_at.is_not(None)]
         if before is not None:
             its.append(_REQUESTS.c.asked_at < self._bound(before))
             ended.append(_RECORDERS.c.ended_at < self._bound(before))
