@@ -10,23 +10,20 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
-from perennial.core.errors import LedgerDamaged, TrainingError
+from perennial.core.errors import TrainingError
 from perennial.deployment import Deployment
 from perennial.evaluation import plots
 from perennial.evaluation.contest import Contest, Entrant, hold
 from perennial.evaluation.gates import decide
 from perennial.evaluation.readiness import CleanProcess
 from perennial.evidence.evaluation import Contender, Evaluation, Refit, disputes
-from perennial.evidence.parity import Parity
 from perennial.evidence.training import TrainingSet
-from perennial.ledger.store import Ledger
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
 from perennial.model.estimators import fit_estimator
@@ -37,11 +34,9 @@ from perennial.spec.model import ModelSpec
 from perennial.spec.recipe import recipe_digest
 from perennial.training.champion import champion_entrant
 from perennial.training.fit import rows_before
+from perennial.training.online_parity import online_parity
 from perennial.training.refit import refit_candidate, try_refit
 from perennial.training.training_set import content_hash, count_again, load_all_rows, load_rows, narrowed
-
-#: For how long a measure of parity counts.
-_PARITY_COUNTS = timedelta(days=30)
 
 
 def choose(fitted: Sequence[Fitted]) -> Fitted:
@@ -188,29 +183,6 @@ def confirm_training(
             refit = try_refit(spec, registry, own, chosen, refit, rows, judged, clean_refit)
             evaluation = replace(evaluation, refit=refit)
     return training_set, replace(evaluation, disputed=disputes(claimed, evaluation))
-
-
-def online_parity(folder: ModelFolder, ledger: Ledger) -> Parity | None:
-    """The parity of what is served online, for the folder's definition of features; None if the model is not asked by key.
-
-    It is that of the newest day with enough rows. What was measured longer ago than :data:`_PARITY_COUNTS` says nothing of what
-    is served now, so a model that nobody asks any more is not refused for ever.
-    """
-    online = folder.spec.online
-    if online is None:
-        return None
-    since = datetime.now(UTC) - _PARITY_COUNTS
-    try:
-        found = [
-            record.measured
-            for record in ledger.parities(folder.spec.name)
-            if record.definition in folder.features_digests and record.recorded_at >= since
-        ]
-    except LedgerDamaged as error:
-        return Parity(bound=online.parity, damaged=str(error))
-    enough = [one for one in found if one.is_judged]
-    # The bound of today counts, not that of the day of the measure.
-    return replace((enough or found or [Parity()])[0], bound=online.parity)
 
 
 def blank_contender(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from perennial.core.intervals import Interval
 from perennial.evidence.parity import FEWEST, Parity
 from perennial.ledger.store import Ledger
-from perennial.training.evaluate import online_parity
+from perennial.training.online_parity import online_parity
 from tests.unit.features.shop import shop
 
 
