@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "dags.md"
 EXAMPLE = "flight_delay"
 #: In the order in which a model meets them; others follow by name.
-ORDER = ("load", "ingest", "train", "score", "materialize", "monitor", "promote", "rollback", "maintain", "notify")
+ORDER = ("load", "ingest", "train", "score", "materialize", "record", "monitor", "promote", "rollback", "maintain", "notify")
 
 INTRODUCTION = """\
 <!-- Made by `make docs` from dags/ and include/perennial/orchestration/. Change it there. -->

@@ -13,7 +13,10 @@ from perennial.core.settings import PROJECT
 from perennial.watchdog.rules import BROKEN_MODELS
 from tests.dags.conftest import Airflow, add_model, parse
 
-STAGES = {"ingest", "materialize", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain", "load"}
+STAGES = {
+    "ingest", "materialize", "record", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain",
+    "load",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -15,7 +15,10 @@ from perennial.judge.steps import STEPS
 from perennial.watchdog.rules import BROKEN_MODELS
 from tests.dags.conftest import parse
 
-STAGES = {"ingest", "materialize", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain", "load"}
+STAGES = {
+    "ingest", "materialize", "record", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain",
+    "load",
+}  # fmt: skip
 Parsed = dict[str, Any]
 
 
@@ -176,7 +179,9 @@ def test_runs_whose_order_matters_go_one_at_a_time(parsed: Parsed, stage: str) -
 def test_stages_start_when_their_input_is_published(parsed: Parsed) -> None:
     timetables = {dag_id.partition(".")[2]: dag["timetable"] for dag_id, dag in parsed["dags"].items()}
     assert timetables["ingest"] == "EachDay"
-    assert {timetables[stage] for stage in ("train", "score", "materialize", "monitor")} == {"PartitionedAssetTimetable"}
+    assert {timetables[stage] for stage in ("train", "score", "materialize", "record", "monitor")} == {
+        "PartitionedAssetTimetable"
+    }
 
 
 def test_rows_asked_by_key_are_computed_at_the_rate_that_the_model_states(tmp_path: Path) -> None:

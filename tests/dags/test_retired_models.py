@@ -16,7 +16,10 @@ from tests.dags.conftest import Airflow, add_model
 from tests.unit.airflow_stand_in import PASSWORD, AirflowStandIn, Serving
 
 DAY = Interval.day("2024-05-01")
-STAGES = ("ingest", "materialize", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain", "load")
+STAGES = (
+    "ingest", "materialize", "record", "train", "refresh", "score", "monitor", "promote", "rollback", "release", "maintain",
+    "load",
+)  # fmt: skip
 
 
 def test_the_dags_of_a_retired_model_are_gone_and_nothing_complains_of_it(tmp_path: Path) -> None:

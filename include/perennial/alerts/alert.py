@@ -36,6 +36,7 @@ Kind = Literal[
     "decisions_altered",
     "models_not_followed",
     "not_served",
+    "online_differs",
     "paused",
     "performance_fell",
     "promoted",
@@ -142,6 +143,11 @@ def reign(model: str, what: Literal["breaker", "shadow", "unusable"]) -> str:
 def served_online(model: str) -> str:
     """The champion that the ledger names does not answer online; recovered once it does."""
     return f"serving/{model}"
+
+
+def online_parity(model: str) -> str:
+    """What is served online differs from what the published tables give; recovered once a later measure is well."""
+    return f"parity/{model}"
 
 
 def failure(dag_id: str, task_id: str, map_index: int | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from perennial.alerts.alert import Alert, Severity, as_text, clean, judged, refused_data, reign, served_online
+from perennial.alerts.alert import Alert, Severity, as_text, clean, judged, online_parity, refused_data, reign, served_online
 from perennial.core.intervals import Interval
 
 
@@ -274,6 +274,45 @@ def not_served(model: str, *, version: int, previous: int | None, reason: str, l
         ),
         links=dict(links or {}),
         subject=served_online(model),
+    )
+
+
+def online_differs(
+    model: str,
+    *,
+    day: str,
+    compared: int,
+    share: float,
+    bound: float,
+    worst: Sequence[str],
+    links: Mapping[str, str] | None = None,
+) -> Alert:
+    """What was served online differs from what the published tables give for the same moment.
+
+    Args:
+        model: the model.
+        day: the day that the served features are of.
+        compared: recorded rows that were computed again.
+        share: the share of them that is equal, and ``bound``: how large it must be (``online.parity``).
+        bound: see there.
+        worst: the features that are not always equal, the worst first, with what is wrong.
+        links: where to read about it.
+    """
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="online_differs",
+        title=f"{model}: what is served online differs from what it learns from",
+        text=as_text(
+            f"Of {compared:,} rows that were answered online with features of {day}, {share:.1%} had the features that the "
+            f"published tables give for the same moment; online.parity requires {bound:.1%}. Features that differ:",
+            worst,
+            "Usually rows are published later than they say they were known: push them as they happen, or correct "
+            f"tables.known. perennial parity {model} shows each feature. Until it is well, no candidate with these features "
+            "is promoted.",
+        ),
+        links=dict(links or {}),
+        subject=online_parity(model),
     )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from perennial.drift.thresholds import Progress
+    from perennial.ledger.records import ParityRecord
     from perennial.monitoring.estimation import WindowOutlook
     from perennial.reports.lineage import Node
     from perennial.stages.controls import ControlsReport
@@ -134,6 +135,32 @@ def materialize(settings: Settings, model: str) -> str:
     return "\n".join(lines)
 
 
+def record(settings: Settings, model: str) -> str:
+    """Publish what was asked online, and measure the parity of what was served."""
+    from perennial.stages.record import measure_parity, publish_requests
+
+    with _run(settings, model, None) as run:
+        if run.folder.spec.online is None:
+            raise SpecError(f"{model} is not asked by key, so nothing of it is recorded: its model.yaml has no `online`")
+        done = publish_requests(run)
+        measured = measure_parity(run)
+    lines = [f"{model}: {done.rows:,} rows that were asked online are published, of {len(done.hours):,} hours"]
+    if done.lost:
+        lines.append(f"{done.lost:,} rows were answered by scorers that were killed before they had recorded them")
+    lines += [
+        f"features of {one.interval}: {one.equal:,} of {one.rows:,} rows are what the published tables give"
+        + (f"; {', '.join(one.worst)}" if one.worst else "")
+        for one in measured
+    ] or ["no row can be compared yet: its day, or its entity, is not published"]
+    return "\n".join(lines)
+
+
+def parity(settings: Settings, model: str) -> list[ParityRecord]:
+    """What was measured of the parity of what is served online, the newest day first."""
+    with _remembered(settings, model, None) as run:
+        return run.deployment.ledger.parities(model)
+
+
 def monitor(settings: Settings, model: str, interval: Interval) -> str:
     """Measure the windows whose labels are known, judge the drift of an interval, and say whether a retraining is due."""
     from perennial.stages.monitor import monitor
@@ -221,25 +248,36 @@ def outlook(settings: Settings, model: str) -> tuple[str, list[WindowOutlook]]:
 
 
 def lineage(
-    settings: Settings, model: str, *, prediction: Sequence[str] | None, at: Interval | None, interval: Interval | None
+    settings: Settings,
+    model: str,
+    *,
+    prediction: Sequence[str] | None,
+    at: Interval | None,
+    interval: Interval | None,
+    request: str | None = None,
 ) -> Node:
-    """Trace a prediction back to its raw rows, or trace raw rows forward. Give either ``prediction`` or ``interval``.
+    """Trace a prediction or a request back to its raw rows, or trace raw rows forward. Give one of the three.
 
     Args:
         settings: the deployment's settings.
         model: the model's name.
         prediction: the key values of the prediction's entity.
-        at: the day of the prediction's event time; None: search all days.
+        request: the id of a request that was asked online.
+        at: the day of the prediction's event time, or of the request; None: search all days.
         interval: the interval of raw rows.
     """
-    from perennial.reports.lineage import trace_back, trace_forward
-    from perennial.reports.traces import find_prediction, read_history
+    from perennial.reports.lineage import trace_back, trace_forward, trace_request
+    from perennial.reports.traces import find_prediction, find_request, read_history
+    from perennial.serving.request_table import RequestTable
 
     with _remembered(settings, model, interval or at) as run:
         spec, ledger = run.folder.spec, run.deployment.ledger
         history = read_history(ledger, spec)
         if interval is not None:
             return trace_forward(history, interval)
+        if request is not None:
+            table = RequestTable(settings.predictions_url)
+            return trace_request(history, find_request(run.deployment.lake, table, model, request, at))
         return trace_back(history, find_prediction(run.deployment.lake, ledger, spec, prediction or (), at))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from perennial.alerts.outbox import OutboxEntry
+    from perennial.ledger.records import ParityRecord
     from perennial.monitoring.estimation import WindowOutlook
 
 JSON = argument("--json", action="store_true")
@@ -51,6 +52,36 @@ def _windows(metric: str, windows: Sequence[WindowOutlook]) -> Table:
             "" if window.coverage is None else f"{window.coverage:.0%}{'' if window.mature else ', early'}",
             " ".join(filter(None, (window.verdict, f"({window.severity})" if window.severity not in (None, "none") else ""))),
         )
+    return table
+
+
+@command(
+    "parity",
+    "how much of what was served online is what the published tables give, by day and feature",
+    MODEL,
+    argument("--json", action="store_true"),
+    argument("--number", type=int, default=7, help="show this many of the newest days (default 7)"),
+)
+def parity(chosen: argparse.Namespace) -> int:
+    found = by_hand.parity(settings(), chosen.model)[: max(1, chosen.number)]
+    if chosen.json:
+        shown = [{"definition": one.definition, **one.measured.to_json()} for one in found]
+        return tell(json.dumps(shown, indent=2))
+    screen = console()
+    screen.print(_parities(found) if found else f"the parity of {chosen.model} has not been measured yet")
+    return 0
+
+
+def _parities(found: Sequence[ParityRecord]) -> Table:
+    from rich.table import Column, Table
+
+    numbers = ("rows", "equal", "share")
+    table = Table("features of", "definition", *(Column(name, justify="right") for name in numbers), "not equal", box=None)
+    for one in found:
+        its = one.measured
+        said = [*its.worst, *([f"not compared: {', '.join(its.unchecked)}"] if its.unchecked else [])]
+        share = f"{its.share:.1%}{'' if its.is_judged else ', too few rows'}"
+        table.add_row(its.interval, one.definition[:12], f"{its.rows:,}", f"{its.equal:,}", share, "; ".join(said))
     return table
 
 
@@ -136,9 +167,10 @@ def card(chosen: argparse.Namespace) -> int:
     MODEL,
     one_of(
         argument("--prediction", nargs="+", metavar="KEY", help="values of the entity's key, or column=value"),
+        argument("--request", metavar="ID", help="the id of a request that was asked online"),
         argument("--interval", nargs=2, type=moment, metavar=("START", "END"), help="days of the raw rows, without END"),
     ),
-    argument("--at", type=moment, metavar="DAY", help="the day of the prediction's event"),
+    argument("--at", type=moment, metavar="DAY", help="the day of the prediction's event, or of the request"),
     argument("--json", action="store_true", help="everything, as JSON"),
 )
 def lineage(chosen: argparse.Namespace) -> int:
@@ -150,6 +182,7 @@ def lineage(chosen: argparse.Namespace) -> int:
         settings(),
         chosen.model,
         prediction=chosen.prediction,
+        request=chosen.request,
         at=Interval.day(chosen.at) if chosen.at else None,
         interval=interval(chosen) if chosen.interval else None,
     )

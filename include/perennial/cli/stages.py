@@ -54,6 +54,11 @@ def materialize(chosen: argparse.Namespace) -> int:
     return tell(by_hand.materialize(living_settings(), chosen.model))
 
 
+@command("record", "by hand: publish what was asked online, and measure whether what was served is what is published", MODEL)
+def record(chosen: argparse.Namespace) -> int:
+    return tell(by_hand.record(living_settings(), chosen.model))
+
+
 @command("monitor", "by hand: judge the drift of an interval, and measure windows whose labels are known", MODEL, START, END)
 def monitor(chosen: argparse.Namespace) -> int:
     return tell(by_hand.monitor(living_settings(), chosen.model, interval(chosen)))

@@ -18,6 +18,7 @@ from scipy.special import stdtr
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.decision import GateDecision, GateResult
 from perennial.evidence.evaluation import ChampionProbes, Contender, Evaluation, Operation, Refresh, Slice
+from perennial.evidence.parity import FEWEST
 from perennial.spec.gates import DEFAULT_AGREEMENT, DEFAULT_SKILL, Behaviour, FairnessGate, Gates
 from perennial.spec.training import METRICS
 
@@ -67,6 +68,7 @@ def decide(evaluation: Evaluation, gates: Gates, *, refit: bool = False) -> Gate
         *_robustness(evaluation, gates),
         *(_behaviour(evaluation, name, test) for name, test in gates.behaviour.items()),
         *_operation(evaluation.candidate.name, evaluation.operation, gates),
+        *_parity(evaluation),
     ]
     results = list(_unless_the_champion_is_worse(evaluation, gates, results))
     if refit and all(result.passed for result in results):
@@ -715,6 +717,46 @@ def _operation(name: str, found: Operation | None, gates: Gates, kind: str = "op
 
 
 # --- the model that serves -------------------------------------------------------------------------------------------
+
+
+def _parity(evaluation: Evaluation) -> Iterator[GateResult]:
+    """Whether what is served online is what the candidate has learned from. Only of a model that is asked by key.
+
+    It is judged by what was measured of the candidate's own definition of features. A refresh is not asked: it serves the
+    features that the champion before it serves.
+    """
+    gate, seen = "parity", evaluation.parity
+    if seen is None:
+        return
+    if seen.damaged is not None:
+        yield GateResult(gate, False, f"the parity of what is served online cannot be read: {seen.damaged}")
+        return
+    if not (math.isfinite(seen.bound) and 0 <= seen.bound <= 1 and 0 <= seen.equal <= seen.rows):
+        yield GateResult(
+            gate,
+            False,
+            f"the parity of what is served online is damaged: {seen.equal} of {seen.rows} rows are equal, and {seen.bound} of "
+            f"them must be; run {evaluation.model}.record, then evaluate again",
+        )
+    elif not seen.is_judged:
+        rows = f"only {seen.rows:,} rows of {seen.interval}" if seen.rows else "not measured"
+        yield GateResult(
+            gate, True, f"whether what is served online is what the candidate learned from: {rows}; {FEWEST} are required"
+        )
+    else:
+        told = (
+            f"of {seen.rows:,} rows that were answered online with features of {seen.interval}, {seen.share:.1%} had the "
+            f"features that the published tables give; at least {seen.bound:.1%} is required"
+        )
+        if not seen.is_below:
+            yield GateResult(gate, True, told)
+            return
+        yield GateResult(
+            gate,
+            False,
+            f"what is served differs from what is trained on: {told}. Worst: {_listed(seen.worst) or 'unknown'}. Push rows as "
+            f"they happen, or correct tables.known; perennial parity {evaluation.model} shows each feature",
+        )
 
 
 def _refit(evaluation: Evaluation, gates: Gates) -> Iterator[GateResult]:

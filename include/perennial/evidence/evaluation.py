@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from perennial.evidence.parity import Parity
 from perennial.evidence.plain import Evidence, absent
 from perennial.evidence.training import StoredModel
 from perennial.spec.types import Task
@@ -336,6 +337,8 @@ class Evaluation(Evidence):
         refresh: what a refresh of the champion was checked against; None for a candidate that would replace it.
         champion_probes: the same of the champion; measured only if such a gate refuses a refresh, or a candidate that is surely
             better.
+        parity: how far what is served online equals what is published, for the candidate's definition of features; None if
+            the model is not asked by key.
         disputed: where the process that trained the candidate had measured something else on the same files and rows, one
             sentence each. It is empty if the two agree, or if there was only one process.
     """
@@ -367,6 +370,7 @@ class Evaluation(Evidence):
     refit: Refit | None = None
     refresh: Refresh | None = None
     champion_probes: ChampionProbes | None = None
+    parity: Parity | None = None
     disputed: list[str] = field(default_factory=list)
 
     @property

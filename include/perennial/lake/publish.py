@@ -132,7 +132,8 @@ class Lake:
             order: from :meth:`perennial.ledger.store.Ledger.next_order`.
             run_id: the run. It is the same for all attempts of the run.
             inputs: what the rows were made from. It is kept with the publication.
-            since: id of the publication of the interval that the rows were made from, if they must not replace a newer one.
+            since: id of the publication of the interval that the rows were made from, if they must not replace a newer one;
+                0 if there was none.
 
         Returns:
             The publication, as the ledger keeps it.
@@ -193,8 +194,8 @@ class Lake:
         """Refuse rows that were merged with an older publication. The ledger commits only if its head has not moved since."""
         if since is None:
             return
-        newer = self._ledger.publications(claim.model, claim.dataset, claim.interval)[-1]
-        if newer.id > since:
+        made = self._ledger.publications(claim.model, claim.dataset, claim.interval)
+        if made and (newer := made[-1]).id > since:
             raise Superseded(
                 f"{claim.model}: {claim.dataset} of {claim.interval}: run {newer.run_id} has published it after run "
                 f"{claim.run_id} had read it; run the task again"

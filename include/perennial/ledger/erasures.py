@@ -30,7 +30,7 @@ from perennial.ledger.rows import TableFamily, now
 #: Replaces an erased value in texts of the ledger.
 ERASED = "[erased]"
 #: Datasets that a run may publish for the first time during an erasure.
-_DATASETS = ("tables", "features", "predictions", "shadows")
+_DATASETS = ("tables", "features", "predictions", "shadows", "requests")
 #: By table of the ledger, the columns that may quote a value of the data.
 _QUOTING = {"publications": ("inputs",), "refusals": ("reasons",), "verdicts": ("reasons", "details")}
 

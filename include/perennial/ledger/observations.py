@@ -8,15 +8,17 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from perennial.alerts import outbox
-from perennial.alerts.alert import Alert, judged
+from perennial.alerts.alert import Alert, judged, online_parity
 from perennial.core.columns import insert
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.monitoring import Audit, Constant, Expectation
+from perennial.evidence.parity import Parity
 from perennial.evidence.verdict import VerdictDetails
 from perennial.ledger import tables
 from perennial.ledger.promotions import champion_of
 from perennial.ledger.records import (
+    ParityRecord,
     Performance,
     Refusal,
     Retraining,
@@ -28,7 +30,7 @@ from perennial.ledger.rows import TableFamily, as_column, as_columns, as_record,
 
 
 class Observations(TableFamily):
-    """The tables ``verdicts``, ``performances``, ``shadow_comparisons``, ``retrainings`` and ``refusals``."""
+    """The tables ``verdicts``, ``performances``, ``shadow_comparisons``, ``retrainings``, ``parities`` and ``refusals``."""
 
     def record_verdict(
         self,
@@ -241,6 +243,48 @@ class Observations(TableFamily):
             row = connection.execute(sa.select(tables.retrainings).where(*where)).mappings().one_or_none()
             if row is not None and as_record(Retraining, row).audit.is_empty:
                 connection.execute(sa.update(tables.retrainings).where(*where).values(audit=as_column(audit)))
+
+    def record_parity(
+        self,
+        *,
+        model: str,
+        definition: str,
+        interval: Interval,
+        measured: Parity,
+        run_id: str,
+        alert: Alert | None = None,
+        well: str | None = None,
+    ) -> None:
+        """Record the parity of a definition of features on a day. It replaces an earlier record of both.
+
+        Args:
+            model: the model.
+            definition: digest of the definition.
+            interval: the day.
+            measured: what was measured.
+            run_id: the run.
+            alert: recorded with it, at most once for a definition and day; None: send none.
+            well: a sentence that ends open alerts; None: they stay open.
+        """
+        key = {"model": model, "definition": definition, "start": interval.start, "end": interval.end}
+        values = {"measured": as_column(measured), "run_id": run_id, "recorded_at": now()}
+        with self._database.writing(model) as connection:
+            self._replace(connection, tables.parities, key, values)
+            if well is not None:
+                outbox.resolve(connection, online_parity(model), well)
+            if alert is not None:
+                outbox.record(connection, alert, f"{alert.kind}/{model}/{definition}/{interval.key}")
+
+    def parities(self, model: str, *, limit: int = 100) -> list[ParityRecord]:
+        """What was measured of a model's parity, the newest days first.
+
+        Args:
+            model: the model.
+            limit: the largest number of records to return.
+        """
+        query = sa.select(tables.parities).where(tables.parities.c.model == model)
+        newest = (tables.parities.c.end.desc(), tables.parities.c.recorded_at.desc())
+        return self._list(ParityRecord, query.order_by(*newest).limit(limit))
 
     def record_refusal(
         self,

@@ -16,6 +16,7 @@ from perennial.core.intervals import Interval, utc
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import Evaluation, GainOverChampion
 from perennial.evidence.monitoring import Audit, Constant, Expectation
+from perennial.evidence.parity import Parity
 from perennial.evidence.training import CodeState, StoredModel, TrainingRecord
 from perennial.evidence.verdict import VerdictDetails
 
@@ -307,6 +308,24 @@ class Retraining:
     recorded_at: datetime
     expectation: Expectation
     audit: Audit
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """The parity of a definition of features on a day.
+
+    Attributes:
+        definition: :attr:`perennial.spec.folder.ModelFolder.features_digest` of the features that were served.
+        interval: the day that the served features are of.
+        measured: what was measured.
+    """
+
+    model: str
+    definition: str
+    interval: Interval
+    measured: Parity
+    run_id: str
+    recorded_at: datetime
 
 
 @dataclass(frozen=True)

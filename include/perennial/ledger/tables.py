@@ -104,6 +104,13 @@ retrainings = _table(
     _json("expectation"), _json("audit"),
 )  # fmt: skip
 
+# Whether what was served online equals what the published tables give, by definition of features and day.
+parities = _table(
+    "parities",
+    _text("model", key=True), _text("definition", key=True), _time("start", key=True), _time("end", key=True),
+    _json("measured"), _text("run_id"), _time("recorded_at"),
+)  # fmt: skip
+
 refusals = _table(
     "refusals",
     _text("model", key=True), _time("start", key=True), _time("end", key=True), _text("run_id", key=True),

@@ -22,10 +22,11 @@ from pyiceberg.expressions import AlwaysTrue, BooleanExpression
 
 from perennial.core.errors import ErasureError
 from perennial.core.intervals import utc
-from perennial.core.sql import quoted
+from perennial.core.sql import connect, literal, quoted
 from perennial.lake.erasure import AnyOf, Equal, Finder
-from perennial.lake.schema import ARROW
+from perennial.lake.schema import ARROW, published_schema
 from perennial.ledger.erasures import word_pattern
+from perennial.serving.online_table import entity_text
 from perennial.spec.model import ModelSpec
 
 #: Shorter values are not searched for in texts: they occur in too many that are about something else.
@@ -80,6 +81,21 @@ class Entity:
     def in_quarantine(self) -> Finder:
         """A finder of the entity's rows in the quarantine, which stores rows as texts."""
         return _Quarantined(self)
+
+    def in_requests(self) -> Finder:
+        """A finder of rows of ``online_requests`` that were asked about the entity."""
+        return _Requested(self)
+
+    @cached_property
+    def typed_keys(self) -> set[tuple[object, ...]]:
+        """The entity's keys, each with the types of the spec."""
+        published = published_schema(self.spec.entity_table)
+        return {
+            tuple(values[one.columns.index(name)] for name in self.key)
+            for one in self.equal(pa.schema([published.field(name) for name in self.key]))
+            if set(one.columns) == set(self.key)
+            for values in one.tuples
+        }
 
     def keys_in(self, rows: pa.Table) -> frozenset[tuple[str, ...]]:
         """The entity keys of these rows; none if the key's columns are missing."""
@@ -234,6 +250,34 @@ def _computed(sql: str, kind: str, row: Mapping[str, Any]) -> str | None:
         except duckdb.Error:
             return None
     return None if found is None else str(found)
+
+
+# --- requests ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Requested:
+    """Finds rows by the entity's key, and by features that have the values by which the entity was named."""
+
+    entity: Entity
+
+    @property
+    def where(self) -> BooleanExpression:
+        return AlwaysTrue()
+
+    def finds(self, rows: pa.Table) -> pa.Array:
+        keys = sorted(entity_text(key) for key in self.entity.typed_keys)
+        conditions = [f"entity IN ({', '.join(map(literal, keys))})"] if keys else []
+        same = []
+        for name, text in self.entity.values.items():
+            value = f"json_extract_string(features, {literal(f'$.{quoted(name)}')})"
+            same.append(f"({value} = {literal(text)} OR TRY_CAST({value} AS DOUBLE) = TRY_CAST({literal(text)} AS DOUBLE))")
+        conditions.append(f"({' AND '.join(same)})")
+        with connect() as connection:
+            connection.register("requests", rows.select(["entity", "features"]))
+            found = connection.sql(f"SELECT coalesce({' OR '.join(conditions)}, false) AS found FROM requests")
+            mask: pa.Array = found.to_arrow_table()["found"].combine_chunks()
+        return mask
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

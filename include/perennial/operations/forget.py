@@ -26,13 +26,14 @@ from perennial.core.errors import ErasureError
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
 from perennial.evidence.training import PARTS, TrainingSet
-from perennial.features.point_in_time import feature_schema
 from perennial.lake.erasure import Eraser, Finder, Findings
 from perennial.lake.removal import removing_alone
 from perennial.ledger.erasures import Erasure
 from perennial.operations.entity import Entity, check_values
 from perennial.scoring import sink_erasure
 from perennial.serving.online_table import OnlineTable
+from perennial.serving.recorded import TABLE as REQUESTS
+from perennial.serving.request_table import RequestTable
 from perennial.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Survey:
 
     Attributes:
         rows: number of distinct rows, including those of older snapshots; by table of the lake, ``<model>_predictions`` and
-            ``online_features``.
+            ``online_features``. Those of ``online_requests`` are of both places.
         files: number of data files of the lake that hold such a row; they are rewritten or removed.
         snapshots: number of snapshots of the lake that hold such a row; they are expired.
         pins: pins of training sets that are removed.
@@ -207,7 +208,7 @@ class Forgetting:
         rows = {name: one.found.num_rows for name, one in findings.items()}
         ledger.note_erasure(
             begun.id,
-            rows=rows | {name: found.rows.get(name, 0) for name in (f"{model}_predictions", "online_features")},
+            rows=rows | {name: found.rows.get(name, 0) for name in (f"{model}_predictions", "online_features", REQUESTS)},
             versions={"learned": found.learned, "unpinned": found.unpinned},
             details={"staging": len(found.staging), "reports": len(found.reports), "texts": found.texts},
         )
@@ -227,12 +228,14 @@ class Forgetting:
         ledger.erase_texts(model, entity.words)
         self._erase_from_sink(entity)
         self._erase_from_online_table(entity)
+        self._erase_from_requests(entity)
         for pin in found.pins:
             parts.lake.unpin(model, pin)
         removed = sum(self._erase_table(begun, name, finder, since, say) for name, finder in self._finders(entity))
         # Again: a run may have copied to the predictions database what it had published before the fence.
         self._erase_from_sink(entity)
         self._erase_from_online_table(entity)
+        self._erase_from_requests(entity)
         ledger.note_erasure(begun.id, details={"files": removed})
         done = ledger.complete_erasure(begun.id)
         log.info("erasure %d of %s is complete: %s", done.id, model, done.rows)
@@ -262,6 +265,7 @@ class Forgetting:
         rows = {name: one.found.num_rows for name, one in findings.items()}
         rows[f"{model}_predictions"] = self._erase_from_sink(entity, dry_run=True)
         rows["online_features"] = self._erase_from_online_table(entity, dry_run=True)
+        rows[REQUESTS] = rows.get(REQUESTS, 0) + self._erase_from_requests(entity, dry_run=True)
         features = findings.get(_FEATURES)
         its = features.found if features is not None else pa.table({})
         reports = parts.settings.reports / model
@@ -302,7 +306,7 @@ class Forgetting:
             return entity
         keys: frozenset[tuple[str, ...]] = frozenset()
         for name, finder in self._finders(entity):
-            if name != _QUARANTINE:
+            if name not in (_QUARANTINE, REQUESTS):
                 keys |= entity.keys_in(self._eraser.look(self.model, name, finder, older_than=older_than).found)
         return replace(entity, keys=keys)
 
@@ -310,9 +314,10 @@ class Forgetting:
         """Each table and the finder of its rows. Tables that lead to rows of others come last, the entity's own very last."""
         found = []
         for name, schema in self._eraser.tables(self.model).items():
-            finder = entity.in_quarantine() if name == _QUARANTINE else entity.in_table(schema)
+            special = {_QUARANTINE: entity.in_quarantine, REQUESTS: entity.in_requests}
+            finder = special[name]() if name in special else entity.in_table(schema)
             if finder is not None:
-                leads = set(entity.columns) <= set(schema.names)
+                leads = name != REQUESTS and set(entity.columns) <= set(schema.names)
                 found.append(((leads, name == entity.spec.entity.table, name), name, finder))
         return [(name, finder) for _, name, finder in sorted(found, key=lambda one: one[0])]
 
@@ -325,15 +330,11 @@ class Forgetting:
         )
 
     def _erase_from_online_table(self, entity: Entity, *, dry_run: bool = False) -> int:
-        spec = entity.spec
-        schema = feature_schema(spec)
-        keys = {
-            tuple(values[one.columns.index(name)] for name in entity.key)
-            for one in entity.equal(pa.schema([schema.field(name) for name in entity.key]))
-            if set(one.columns) == set(entity.key)
-            for values in one.tuples
-        }
-        return OnlineTable(self._parts.settings.predictions_url).erase(self.model, keys, dry_run=dry_run)
+        return OnlineTable(self._parts.settings.predictions_url).erase(self.model, entity.typed_keys, dry_run=dry_run)
+
+    def _erase_from_requests(self, entity: Entity, *, dry_run: bool = False) -> int:
+        finds = entity.in_requests().finds
+        return RequestTable(self._parts.settings.predictions_url).erase(self.model, finds, dry_run=dry_run)
 
 
 def _quoting(entity: Entity, folder: Path) -> list[Path]:

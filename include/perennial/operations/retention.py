@@ -22,6 +22,9 @@ from perennial.ledger.coverage import label_delay
 from perennial.ledger.store import Ledger
 from perennial.scoring import sink_erasure
 from perennial.serving.online_table import OnlineTable
+from perennial.serving.recorded import ASKED_AT
+from perennial.serving.recorded import DATASET as REQUESTS
+from perennial.serving.request_table import RequestTable
 from perennial.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -30,7 +33,7 @@ _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 
 
 def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, int]:
-    """Remove rows of events that are older than ``retention.tables``, ``features`` or ``predictions`` allows.
+    """Remove rows of events that are older than ``retention.tables``, ``features``, ``predictions`` or ``requests`` allows.
 
     Args:
         sink_url: the predictions database.
@@ -40,7 +43,8 @@ def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, 
         now: the current time.
 
     Returns:
-        The number of removed rows by table, with ``<model>_predictions`` and ``online_features``.
+        The number of removed rows by table, with ``<model>_predictions`` and ``online_features``; ``online_requests`` of both
+        places.
     """
     done: dict[str, int] = {}
     for dataset, before in removable(ledger, spec, now=now).items():
@@ -61,6 +65,12 @@ def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, 
         if dataset == FEATURES:
             asked = OnlineTable(sink_url).remove_before(spec.name, before)
             done |= {"online_features": asked} if asked else {}
+    if (kept := spec.retention.requests) is not None:
+        # Those that no run has published, since the model is not asked by key any more.
+        unpublished = RequestTable(sink_url).remove_before(spec.name, now - kept)
+        done["online_requests"] = done.get("online_requests", 0) + unpublished
+        if not done["online_requests"]:
+            del done["online_requests"]
     if spec.online is None and (asked := OnlineTable(sink_url).keep_only(spec.name)):
         done |= {"online_features": asked}
     return done
@@ -80,6 +90,9 @@ def removable(ledger: Ledger, spec: ModelSpec, *, now: datetime) -> dict[str, da
         needed = min(_needed(ledger, spec, dataset, max(one.interval.end for one in published)))
         before = min(now - duration, needed)
         found[dataset] = before.replace(hour=0, minute=0, second=0, microsecond=0)
+    if keeps.requests is not None and ledger.publications(spec.name, REQUESTS):
+        # Nothing is made from them but the parity of the newest days.
+        found[REQUESTS] = (now - keeps.requests).replace(hour=0, minute=0, second=0, microsecond=0)
     return found | _unused_features(ledger, spec, now=now)
 
 
@@ -120,6 +133,8 @@ def _needed(ledger: Ledger, spec: ModelSpec, dataset: str, newest: datetime) -> 
 
 def _event_time(spec: ModelSpec, dataset: str, table: str) -> str | None:
     """The column with the event time; None for tables that are replaced as a whole, or have another rule of retention."""
+    if dataset == REQUESTS:
+        return ASKED_AT
     if dataset != "tables":
         return spec.event_time
     return spec.tables[table].event_time if table in spec.tables else None

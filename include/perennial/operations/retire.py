@@ -18,6 +18,7 @@ from perennial.lake.erasure import Eraser
 from perennial.lake.removal import removing_alone
 from perennial.operations.remembered import remembered
 from perennial.serving.online_table import OnlineTable
+from perennial.serving.request_table import RequestTable
 from perennial.spec.folder import is_model_folder, read_model
 
 _MARK = "\n# This model is retired: it has no DAGs and is not monitored.\nretired: true\n"
@@ -91,6 +92,8 @@ def retire(parts: Deployment, model: str, *, actor: str, reason: str, drop_lake:
         told.append(f"{resolved} open alerts are resolved")
     if rows := OnlineTable(parts.settings.predictions_url).keep_only(model):
         told.append(f"{rows:,} rows that were asked online by key are removed")
+    if rows := RequestTable(parts.settings.predictions_url).remove_before(model):
+        told.append(f"{rows:,} rows that were asked online and not published yet are removed")
     if drop_lake and retired.dropped_at is None:
         told.append(_drop_lake(parts, model, retired.id))
     elif retired.dropped_at is not None:

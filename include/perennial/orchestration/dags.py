@@ -33,7 +33,7 @@ from perennial.spec.model import ModelSpec
 _PRIORITIES = {
     "promote": 50, "rollback": 50, "release": 50, "notify": 50,
     "score": 40, "ingest": 40, "materialize": 40,
-    "monitor": 30, "refresh": 30,
+    "monitor": 30, "refresh": 30, "record": 30,
     "load": 20,
     "train": 10, "maintain": 10,
 }  # fmt: skip

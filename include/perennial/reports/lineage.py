@@ -199,6 +199,60 @@ def _common(one: Interval, other: Interval) -> Interval | None:
 # --- backward --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class RequestRow:
+    """One row of a request that was asked online.
+
+    Attributes:
+        request_id, row: which.
+        asked_at: when.
+        form: how it was asked.
+        version: the version that answered.
+        value: what it answered.
+        event_time, as_of, features_snapshot: of its entity and its features, as far as they are known.
+        came: how each feature came.
+        features: the features that were served.
+        published: whether it is in the lake already.
+    """
+
+    request_id: str
+    row: int
+    asked_at: datetime
+    form: str
+    version: int
+    value: Any
+    event_time: datetime | None
+    as_of: datetime | None
+    features_snapshot: int | None
+    came: Mapping[str, Sequence[str]]
+    features: Mapping[str, Any]
+    published: bool
+
+
+def trace_request(history: ModelHistory, rows: Sequence[RequestRow]) -> Node:
+    """The tree from a request to the version that answered it, and to what its features were made from."""
+    first = rows[0]
+    facts = {"asked_at": first.asked_at.isoformat(), "form": first.form}
+    return Node("request", f"request {first.request_id}", facts, tuple(_row_of(history, row) for row in rows))
+
+
+def _row_of(history: ModelHistory, row: RequestRow) -> Node:
+    facts = {
+        "value": row.value,
+        "event_time": None if row.event_time is None else row.event_time.isoformat(),
+        "as_of": None if row.as_of is None else row.as_of.isoformat(),
+        **{how: list(names) for how, names in row.came.items() if names},
+        "features": dict(row.features),
+        "published": row.published,
+    }
+    moment = row.event_time or row.asked_at
+    its = PredictionRow({}, moment, row.as_of or moment, row.value, row.version, row.features_snapshot or 0, "", row.asked_at)
+    children = [_version_of(history, its)]
+    if row.features_snapshot is not None and row.event_time is not None:
+        children.append(_features_of(history, its))
+    return Node("prediction", f"row {row.row}", facts, tuple(children))
+
+
 def trace_back(history: ModelHistory, prediction: PredictionRow) -> Node:
     """The tree from a prediction to the files it was made from, and to the training set of its version."""
     return Node(

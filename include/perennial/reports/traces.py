@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import reduce
+from itertools import chain, repeat
 from typing import Any
 
 import pyarrow as pa
@@ -16,15 +18,19 @@ from perennial.core.errors import LineageError
 from perennial.core.intervals import Interval
 from perennial.lake.publish import Lake
 from perennial.ledger.store import Ledger
-from perennial.reports.lineage import ModelHistory, Node, PredictionRow
+from perennial.reports.lineage import ModelHistory, Node, PredictionRow, RequestRow
 from perennial.scoring.predictor import DATASET as PREDICTIONS
 from perennial.scoring.predictor import of_other_entities
+from perennial.serving.recorded import read_published
+from perennial.serving.request_table import RequestTable
 from perennial.spec.model import ModelSpec
 
-__all__ = ["draw", "find_prediction", "read_history"]
+__all__ = ["draw", "find_prediction", "find_request", "read_history"]
 
 #: Columns that every published prediction has; see :mod:`perennial.scoring.publish`.
 _ANSWERS = ("as_of", "prediction", "version", "features_snapshot", "run_id", "predicted_at")
+#: Columns of a recorded request that are shown as they are.
+_OF_REQUEST = ("request_id", "row", "asked_at", "form", "version", "event_time", "as_of", "features_snapshot")
 #: The largest number of children that are drawn; the others are only counted.
 _SHOWN = 6
 
@@ -92,6 +98,39 @@ def find_prediction(lake: Lake, ledger: Ledger, spec: ModelSpec, key: Sequence[s
         run_id=row["run_id"],
         predicted_at=row["predicted_at"].astimezone(UTC),
     )
+
+
+def find_request(lake: Lake, table: RequestTable, model: str, request_id: str, at: Interval | None) -> list[RequestRow]:
+    """The rows of a request that was asked online, whether they are published yet or not.
+
+    Args:
+        lake: holds those that are.
+        table: holds those that are not.
+        model: the model.
+        request_id: of the request, as its answer has it.
+        at: the day on which it was asked; None: search all days.
+
+    Raises:
+        LineageError: no such request was recorded.
+    """
+    found: dict[tuple[str, int], RequestRow] = {}
+    waiting = table.of_request(model, request_id).to_batches()
+    for published, batch in chain(zip(repeat(True), read_published(lake, model, at)), zip(repeat(False), waiting)):
+        for row in batch.filter(pc.equal(batch["request_id"], request_id)).to_pylist():
+            found.setdefault(
+                (row["chunk"], row["place"]),
+                RequestRow(
+                    **{name: row[name] for name in _OF_REQUEST},
+                    value=json.loads(row["prediction"]),
+                    came=json.loads(row["came"]),
+                    features=json.loads(row["features"]),
+                    published=published,
+                ),
+            )
+    if not found:
+        where = f" on {at}" if at else ""
+        raise LineageError(f"{model}: no request {request_id} was recorded{where} (online.record in model.yaml)")
+    return sorted(found.values(), key=lambda row: (row.asked_at, row.row))
 
 
 def _key(spec: ModelSpec, given: Sequence[str], schema: pa.Schema) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -38,6 +38,7 @@ from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
 from perennial.serving.openapi import describe
 from perennial.serving.page import describe_for_page, page
+from perennial.serving.recording import Answered, Recorder
 from perennial.serving.requests import Entities, Keys, Rows
 from perennial.serving.tokens import Token, Tokens
 
@@ -86,6 +87,8 @@ class _Asked:
     version: int | None = None
     status: int | None = None
     began: float = field(default_factory=time.perf_counter)
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    answered: Callable[[float], Answered] | None = None
 
 
 class App:
@@ -97,9 +100,18 @@ class App:
         on_demand: computes features of entities that are in no table yet.
         tokens: who may ask.
         bounds: what a request may cost.
+        record: makes what records requests, from the figures; None: they are not recorded.
     """
 
-    def __init__(self, champions: Champions, table: OnlineTable, on_demand: OnDemand, tokens: Tokens, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        champions: Champions,
+        table: OnlineTable,
+        on_demand: OnDemand,
+        tokens: Tokens,
+        bounds: Bounds,
+        record: Callable[[Figures], Recorder] | None = None,
+    ) -> None:
         self._champions, self._table, self._on_demand = champions, table, on_demand
         self._tokens, self._bounds = tokens, bounds
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
@@ -114,6 +126,7 @@ class App:
                 lambda: self._at_once,
             )
         )
+        self._recorder = None if record is None else record(self.figures)
         self._router = Router(
             [
                 Route("/v2/health/live", self._live),
@@ -176,7 +189,10 @@ class App:
         finally:
             self._at_once -= 1
             if asked.form and asked.status is not None:
-                self.figures.answered(asked.model, asked.form, asked.status, time.perf_counter() - asked.began)
+                seconds = time.perf_counter() - asked.began
+                self.figures.answered(asked.model, asked.form, asked.status, seconds)
+                if self._recorder is not None and asked.answered is not None and asked.status == 200:
+                    self._recorder.add(asked.answered(seconds))
 
     def refused(self, path: str) -> None:
         """Count a request that was refused before it came here, since too many are being answered."""
@@ -187,8 +203,12 @@ class App:
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         self._batcher = Batcher(self.figures.predicted)
+        if self._recorder is not None:
+            self._recorder.start()
         yield
         self._batcher.close()
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.close)
         self._lookups.shutdown()
         self._computing.shutdown(cancel_futures=True)
 
@@ -248,30 +268,42 @@ class App:
         body = await self._body(request)
         rows = requests.from_question(body, served.loaded.takes, self._bounds.rows, served.key)
         loop = asyncio.get_running_loop()
+        form, overrides = "features", None
         if isinstance(rows, Entities):
+            form = "entity"
             rows = await loop.run_in_executor(self._computing, compute, self._on_demand, served, rows)
         elif isinstance(rows, Keys):
+            form, overrides = "key", rows.overrides
             rows = await loop.run_in_executor(self._lookups, look_up, self._table, served, rows, datetime.now(UTC))
             for kind in fallbacks(rows.origins):
                 self.figures.fell_back(served.model, kind)
-        return _json(answers.plain(await self._answer(request, served, rows)))
+        return _json(answers.plain(await self._answer(request, served, rows, form, overrides)))
 
     async def _invocations(self, request: Request) -> Response:
         served = self._asked_model(request)
         rows = requests.from_invocations(await self._body(request), served.loaded.takes, self._bounds.rows)
-        return _json(answers.invocations(await self._answer(request, served, rows)))
+        return _json(answers.invocations(await self._answer(request, served, rows, "invocations")))
 
     async def _infer(self, request: Request) -> Response:
         served = self._asked_model(request)
         takes: FeatureList = served.loaded.takes
         outputs = answers.outputs_of(served.loaded.task)
         asked = requests.from_inference(await self._body(request), takes, self._bounds.rows, outputs)
-        return _json(answers.inference(await self._answer(request, served, asked.rows), asked.id, asked.outputs))
+        answer = await self._answer(request, served, asked.rows, "inference")
+        return _json(answers.inference(answer, asked.id, asked.outputs))
 
-    async def _answer(self, request: Request, served: Served, rows: Rows) -> Answer:
+    async def _answer(
+        self,
+        request: Request,
+        served: Served,
+        rows: Rows,
+        form: str,
+        overrides: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Answer:
         assert self._batcher is not None  # made when the server starts
         prediction = await self._batcher.predict(served, rows)
         asked: _Asked = request.scope["asked"]
+        asked.answered = lambda seconds: Answered(asked.id, asked.at, seconds, form, served, rows, prediction, overrides)
         champions = self._champions
         return Answer(served, rows, prediction, asked.id, champions.seconds or 0.0, champions.degraded)
 

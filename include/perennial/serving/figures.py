@@ -74,6 +74,22 @@ class Figures:
             registry=self._registry,
         )  # fmt: skip
 
+        self._recorded = Counter(
+            "perennial_serve_recorded", "Rows that were asked, answered and recorded.", ["model"], registry=self._registry,
+        )  # fmt: skip
+        self._unrecorded = Counter(
+            "perennial_serve_unrecorded", "Rows that were answered and not recorded, by why.", ["model", "why"],
+            registry=self._registry,
+        )  # fmt: skip
+
+    def recorded(self, model: str, rows: int) -> None:
+        """Count rows that were recorded."""
+        self._recorded.labels(model).inc(rows)
+
+    def unrecorded(self, model: str, rows: int, why: str) -> None:
+        """Count rows that were answered and not recorded."""
+        self._unrecorded.labels(model, why).inc(rows)
+
     def fell_back(self, model: str, kind: str) -> None:
         """Count a row that was answered without features that are new enough."""
         self._fallbacks.labels(model, kind).inc()

@@ -50,7 +50,7 @@ def look_up(table: OnlineTable, served: Served, asked: Keys, now: datetime) -> R
             raise NotAnswered("the online table does not answer; try again", status=503, retry_after=5) from error
         found = None
     columns: dict[str, list[Any]] = {name: [] for name in served.loaded.features}
-    came, origins = [], []
+    came, origins, event_times = [], [], []
     for row, given in enumerate(asked.overrides):
         place = None if found is None else found.places[row]
         place, fallback = _applies(found, place, online, now, row)
@@ -66,7 +66,8 @@ def look_up(table: OnlineTable, served: Served, asked: Keys, now: datetime) -> R
             how[MISSING if value is None else GIVEN if name in given else STORED].append(name)
         came.append(how)
         origins.append(origin)
-    return Rows(columns, len(came), came, origins)
+        event_times.append(None if found is None or place is None else found.event_time[place])
+    return Rows(columns, len(came), came, origins, asked.table, event_times)
 
 
 def compute(on_demand: OnDemand, served: Served, asked: Entities) -> Rows:
@@ -97,7 +98,10 @@ def compute(on_demand: OnDemand, served: Served, asked: Entities) -> Rows:
     for row in range(found.num_rows):
         missing = [name for name, values in columns.items() if values[row] is None]
         came.append({COMPUTED: [name for name in columns if name not in missing], MISSING: missing})
-    return Rows(columns, found.num_rows, came, [{"as_of": moment.isoformat()} for moment in found["as_of"].to_pylist()])
+    origins = [{"as_of": moment.isoformat()} for moment in found["as_of"].to_pylist()]
+    spec = served.folder.spec
+    event_times = found[spec.event_time].to_pylist()
+    return Rows(columns, found.num_rows, came, origins, found.select(spec.entity_table.key), event_times)
 
 
 def _applies(

@@ -177,7 +177,7 @@ class OnlineTable:
         Raises:
             ServingError: the database does not answer.
         """
-        asked = _entities(keys.select(at.key.names).cast(at.key))
+        asked = entity_texts(keys.select(at.key.names).cast(at.key))
         wanted = list(dict.fromkeys(asked))
         found: list[tuple[Any, ...]] = []
         for start in range(0, len(wanted), _KEYS_AT_ONCE):
@@ -333,7 +333,7 @@ class OnlineTable:
         Returns:
             The number of rows.
         """
-        entities = sorted(_text(key) for key in keys)
+        entities = sorted(entity_text(key) for key in keys)
         if not entities or not self._exists():
             return 0
         count = 0
@@ -429,7 +429,7 @@ def _encoded(folder: ModelFolder, definition: str, parts: Sequence[Part]) -> Ite
                 columns = {
                     "model": pa.repeat(folder.spec.name, count),
                     "definition": pa.repeat(definition, count),
-                    "entity": pa.array(_entities(batch.select(folder.spec.entity_table.key)), pa.string()),
+                    "entity": pa.array(entity_texts(batch.select(folder.spec.entity_table.key)), pa.string()),
                     "event_time": batch[folder.spec.event_time],
                     "as_of": batch["as_of"],
                     "computed_at": pa.repeat(pa.scalar(part.computed_at, MOMENT), count),
@@ -440,15 +440,32 @@ def _encoded(folder: ModelFolder, definition: str, parts: Sequence[Part]) -> Ite
                 yield pa.RecordBatch.from_arrays([columns[name] for name in _STORED.names], schema=_STORED)
 
 
-def _entities(keys: pa.Table | pa.RecordBatch) -> list[str]:
-    """The keys as they are stored."""
-    return [_text(values) for values in zip(*(column.to_pylist() for column in keys.columns), strict=True)]
+def entity_texts(keys: pa.Table | pa.RecordBatch) -> list[str]:
+    """Keys of entities as they are stored: each as a JSON list of its values."""
+    return [entity_text(values) for values in zip(*(column.to_pylist() for column in keys.columns), strict=True)]
 
 
-def _text(values: Sequence[object]) -> str:
+def read_entities(folder: ModelFolder, texts: Sequence[str]) -> pa.Table:
+    """The inverse of :func:`entity_texts`: the columns of an entity's key, with the types of the spec."""
+    schema, key = feature_schema(folder.spec), folder.spec.entity_table.key
+    values = [json.loads(text) for text in texts]
+    fields = [schema.field(name) for name in key]
+    return pa.table(
+        [pa.array([_value(one[place], field.type) for one in values], field.type) for place, field in enumerate(fields)],
+        schema=pa.schema(fields),
+    )
+
+
+def entity_text(values: Sequence[object]) -> str:
     """A key as a JSON list, the same for the same values: a time in UTC, a float without the sign of a zero."""
     plain = [one.isoformat() if isinstance(one, date) else one + 0.0 if isinstance(one, float) else one for one in values]
     return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+
+
+def _value(stored: Any, kind: pa.DataType) -> Any:
+    if pa.types.is_timestamp(kind):
+        return datetime.fromisoformat(stored)
+    return date.fromisoformat(stored) if pa.types.is_date(kind) else stored
 
 
 def _moment(value: datetime | str) -> datetime:

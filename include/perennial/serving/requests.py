@@ -48,12 +48,16 @@ class Rows:
         count: number of rows.
         came: per row, how its features came: ``stored``, ``computed``, ``given``, ``missing``, each with names of features.
         origins: per row, what else is told of where its features come from; empty if nothing is.
+        keys: a row per row, with the columns of the entity's key; None if entities are not known.
+        event_times: per row, the event time of its entity, None where it is not known; empty if none is.
     """
 
     columns: Mapping[str, list[Any]]
     count: int
     came: Sequence[Mapping[str, Sequence[str]]]
     origins: Sequence[Mapping[str, Any]] = ()
+    keys: pa.Table | None = None
+    event_times: Sequence[datetime | None] = ()
 
 
 @dataclass(frozen=True)

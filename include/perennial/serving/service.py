@@ -23,8 +23,11 @@ from perennial.core.settings import settings_of
 from perennial.deployment import Deployment
 from perennial.serving.app import HEADERS, LOOPBACK, App, Bounds
 from perennial.serving.champion import Champions
+from perennial.serving.figures import Figures
 from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
+from perennial.serving.recording import Recorder
+from perennial.serving.request_table import RequestTable
 from perennial.serving.shedding import refusing
 from perennial.serving.tokens import Tokens
 
@@ -103,7 +106,12 @@ class Scorer:
         bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
         table = OnlineTable(deployment.settings.predictions_url)
         self._on_demand = OnDemand(deployment.lake)
-        self.app = App(self._champions, table, self._on_demand, tokens, bounds)
+        recorded, counts = RequestTable(deployment.settings.predictions_url), deployment.settings.state / "recorders"
+
+        def record(figures: Figures) -> Recorder:
+            return Recorder(recorded, counts, stored=figures.recorded, left_out=figures.unrecorded)
+
+        self.app = App(self._champions, table, self._on_demand, tokens, bounds, record)
         self._ending = threading.Event()
         self._alone = False
         try:

@@ -31,7 +31,7 @@ from perennial.spec.training import METRICS, Candidate, Cost, Training
 from perennial.spec.types import Identifier, Task, Text
 
 #: Tables of the lake that Perennial makes for each model.
-_PERENNIALS_TABLES = {"features", "predictions", "shadows", "quarantine", "entities"}
+_PERENNIALS_TABLES = {"features", "predictions", "shadows", "quarantine", "entities", "online_requests"}
 
 
 class ModelSpec(Section):
@@ -281,7 +281,8 @@ class ModelSpec(Section):
 
         Comments, the order of keys, ``retired``, ``online``, and how long rows are kept do not change it.
         """
-        left_out: dict[str, Any] = {"retired": True, "online": True, "retention": {"tables", "features", "predictions"}}
+        kept = {"tables", "features", "predictions", "requests"}
+        left_out: dict[str, Any] = {"retired": True, "online": True, "retention": kept}
         meaning = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 

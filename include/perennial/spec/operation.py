@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from perennial.alerts.alert import Alert, Kind, Severity
 from perennial.core.intervals import Interval
 from perennial.spec.sections import Found, Section, check
-from perennial.spec.types import ClosedDay, ConnectionId, Cron, Duration, Text, matches_day
+from perennial.spec.types import ClosedDay, ConnectionId, Cron, Duration, PositiveShare, Share, Text, matches_day
 
 
 class Schedules(Section):
@@ -70,6 +71,12 @@ def _missing(value: object) -> object:
     return "null" if value is None else value
 
 
+def _share(value: object) -> object:
+    # `10%`
+    is_percent = isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?%", value)
+    return float(str(value).rstrip("%")) / 100 if is_percent else value
+
+
 class Online(Section):
     """What can be asked online by key: a row of features that is computed beforehand for each entity.
 
@@ -82,6 +89,10 @@ class Online(Section):
             ``null``: a prediction from features that are all missing. ``last``: a prediction from the row, however old; an
             error if there is none.
         max_age: how old a row may be. Its age counts from the publication of the newest rows of the tables that it is made of.
+        record: whether requests and answers are recorded and published as the dataset ``requests``; or the share of requests
+            that is, such as ``10%``.
+        parity: smallest share of recorded rows whose served features must equal those that the published tables give for the
+            same moment. Below it there is an alert, and no candidate with these features becomes champion.
     """
 
     refresh: Duration | None = None
@@ -92,6 +103,25 @@ class Online(Section):
         WithJsonSchema({"enum": ["refuse", "null", "last", None]}),
     ] = "refuse"
     max_age: Duration = timedelta(days=2)
+    record: Annotated[
+        bool | PositiveShare,
+        BeforeValidator(_share),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "boolean"},
+                    {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                    {"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9]+)?%$"},
+                ]
+            }
+        ),
+    ] = True
+    parity: Share = 0.99
+
+    @property
+    def recorded(self) -> float:
+        """The share of requests that is recorded, 0 to 1."""
+        return float(self.record)
 
     @check
     def _is_refreshed_in_time(self) -> Found:
@@ -176,6 +206,7 @@ class Retention(Section):
         features: how long to keep features, by the event time of their entity. None: always.
         predictions: how long to keep predictions, in the lake and in ``<model>_predictions``, and those of versions in the
             shadow. None: always.
+        requests: how long to keep requests that were asked online, by the time of asking. None: always.
     """
 
     snapshots: Duration = timedelta(days=30)
@@ -185,6 +216,7 @@ class Retention(Section):
     tables: Duration | None = None
     features: Duration | None = None
     predictions: Duration | None = None
+    requests: Duration | None = timedelta(days=90)
 
 
 class Card(Section):

@@ -34,6 +34,7 @@ from perennial.spec.model import ModelSpec
 from perennial.spec.recipe import recipe_digest
 from perennial.training.champion import champion_entrant
 from perennial.training.fit import rows_before
+from perennial.training.online_parity import online_parity
 from perennial.training.refit import refit_candidate, try_refit
 from perennial.training.training_set import content_hash, count_again, load_all_rows, load_rows, narrowed
 
@@ -100,7 +101,9 @@ def evaluate_training(
         plots.draw_predictions(spec.task, outcome.truth, outcome.predictions, files, rows=holdout)
         plots.draw_comparison(outcome.evaluation, outcome.gains, files, rows=holdout)
         # The clean process takes longest, so its result is collected last.
-        evaluation = replace(outcome.evaluation, operation=clean.wait(outcome.model))
+        evaluation = replace(
+            outcome.evaluation, operation=clean.wait(outcome.model), parity=online_parity(folder, deployment.ledger)
+        )
         if spec.training.refit and decide(evaluation, spec.gates).promote:
             judged = outcome.predictions[chosen.candidate]
             evaluation = replace(evaluation, refit=refit_candidate(folder, deployment, own, chosen, rows, judged))
@@ -168,7 +171,9 @@ def confirm_training(
                 run_id=claimed.run_id,
             )
         )
-        evaluation = replace(outcome.evaluation, operation=clean.wait(outcome.model))
+        evaluation = replace(
+            outcome.evaluation, operation=clean.wait(outcome.model), parity=online_parity(folder, deployment.ledger)
+        )
         if spec.training.refit and claimed.refit is not None and decide(evaluation, spec.gates).promote:
             interval, learned = load_all_rows(folder, deployment.lake, training_set)
             refit = Refit(

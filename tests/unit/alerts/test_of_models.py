@@ -30,6 +30,7 @@ SAMPLES: dict[str, Any] = {
     "missing": [DAY], "catch_up": timedelta(days=30), "table": "outcomes", "by_day": {"2013-04-01": 3},
     "late": timedelta(days=2),
     "age": timedelta(days=200), "limit": timedelta(days=180), "share": 0.8, "count": 3,
+    "day": "2013-04-06", "compared": 400, "bound": 0.99, "worst": ["distance (3 different)"],
     "problems": ["m: promotion 2 was changed"],
     "withheld": DAY, "broken": "late", "channel": "slack:team", "refuses": True, "waiting": 2, "critical": 1,
 }  # fmt: skip

@@ -28,6 +28,7 @@ from perennial.evidence.evaluation import (
     Slice,
     Slices,
 )
+from perennial.evidence.parity import FEWEST, Consistency, Parity
 from perennial.evidence.training import StoredModel
 from perennial.spec.gates import Gates
 from tests.unit.synthetic import with_evidence
@@ -701,3 +702,58 @@ def test_evaluation_and_decision_survive_json() -> None:
         assert Evaluation.from_json(json.loads(json.dumps(one.to_json()))) == one
         decision = decide(one, Gates())
         assert GateDecision.from_json(json.loads(json.dumps(decision.to_json()))) == decision
+
+
+# --- parity ----------------------------------------------------------------------------------------------------------
+
+
+def parity(**changes: Any) -> Parity:
+    features = {"x": Consistency(equal=97, different=3), "kind": Consistency(equal=93, missing=7), "y": Consistency(equal=100)}
+    return replace(Parity(bound=0.95, interval="2013-04-06", rows=100, equal=93, features=features), **changes)
+
+
+def judged_with(measured: Parity | None) -> GateDecision:
+    return decide(replace(evaluation(), parity=measured), Gates())
+
+
+def test_a_candidate_is_refused_while_what_is_served_differs_from_what_it_learned_from() -> None:
+    decision = judged_with(parity())
+    assert decision.refused_by == ["parity"]
+    [reason] = decision.reasons
+    assert "what is served differs from what is trained on" in reason
+    assert "93.0%" in reason
+    assert "Worst: kind (7 missing), x (3 different)" in reason
+    assert "y" not in reason.partition("Worst: ")[2].partition(". ")[0].split(", ")
+
+
+@pytest.mark.parametrize("measured", [parity(equal=95), parity(equal=100), parity(bound=0.5), parity(bound=0.0, equal=0)])
+def test_what_is_served_well_enough_passes(measured: Parity) -> None:
+    decision = judged_with(measured)
+    assert decision.promote
+    assert next(result for result in decision.results if result.gate == "parity").reason.startswith("of 100 rows")
+
+
+@pytest.mark.parametrize("measured", [parity(rows=0, equal=0, interval=""), parity(rows=FEWEST - 1, equal=0)])
+def test_what_was_not_measured_yet_passes_and_says_so(measured: Parity) -> None:
+    decision = judged_with(measured)
+    assert decision.promote
+    reason = next(result for result in decision.results if result.gate == "parity").reason
+    assert "not measured" in reason or "only 19 rows" in reason
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        parity(bound=math.nan), parity(bound=math.inf), parity(bound=-0.1), parity(bound=1.1), parity(equal=101),
+        parity(equal=-1), parity(rows=-5, equal=-5), parity(damaged="no JSON"), Parity.from_json({"rows": 100, "equal": 100}),
+    ],
+)  # fmt: skip
+def test_a_damaged_measure_refuses(measured: Parity) -> None:
+    assert judged_with(measured).refused_by == ["parity"]
+
+
+def test_a_model_that_is_not_asked_online_has_no_gate_of_parity() -> None:
+    assert "parity" not in [result.gate for result in judged_with(None).results]
+    assert Evaluation.from_json(evaluation().to_json()).parity is None
+    kept = replace(evaluation(), parity=parity())
+    assert Evaluation.from_json(kept.to_json()) == kept

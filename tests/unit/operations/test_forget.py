@@ -32,6 +32,8 @@ from perennial.operations.agreement import verify
 from perennial.operations.forget import Forgetting, describe, entity_of
 from perennial.registry.store import Registry
 from perennial.serving.online_table import Made, OnlineTable, Part, place_of
+from perennial.serving.recorded import publish_requests, read_published
+from perennial.serving.request_table import SCHEMA, RequestTable
 from perennial.training.reproduce import reproduce
 from tests.faults.signals import processes, trap
 from tests.states.unpack import unpack
@@ -49,7 +51,15 @@ def mark(rows: pd.DataFrame) -> None:
 
 
 #: What an erasure removes from :func:`lived_in`, which is not asked online.
-GONE = {"visits": 1, "outcomes": 1, "features": 1, "predictions": 1, "toy_predictions": 1, "online_features": 0}
+GONE = {
+    "visits": 1,
+    "outcomes": 1,
+    "features": 1,
+    "predictions": 1,
+    "toy_predictions": 1,
+    "online_features": 0,
+    "online_requests": 0,
+}
 
 
 @pytest.fixture
@@ -516,6 +526,44 @@ def test_an_entity_that_is_asked_online_by_key_is_erased_there(world_on_each_dat
     assert done is not None
     assert done.rows["online_features"] == 1
     assert online.read(place_of(world.folder), asked).places == [None, 0]
+
+
+def test_what_was_asked_about_an_entity_is_erased_before_and_after_it_is_published(world_on_each_database: World) -> None:
+    world = world_on_each_database
+    table = RequestTable(world.settings.predictions_url)
+    table.create()
+    now = datetime.now(UTC)
+
+    def record(number: int) -> None:
+        asked = [(f'["{VISIT}"]', "b"), ('["v000008-11"]', "a"), (None, "named")]
+        rows = [
+            {
+                "model": "toy", "chunk": f"one-{number}", "place": place, "asked_at": now, "request_id": "r",
+                "row": 0, "version": 1, "role": "champion", "form": "key", "entity": entity, "came": "{}",
+                "features": f'{{"kind":"{kind}","x":1.5}}',
+                "prediction": "0.5", "seconds": 0.1,
+            }
+            for place, (entity, kind) in enumerate(asked)
+        ]  # fmt: skip
+        table.add("one", "toy", number, pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+
+    record(1)
+    publish_requests(world.lake, table, "toy", run_id="before")
+    record(2)
+    for named, key, column in ((VISIT, {"visit": VISIT}, None), ("named", None, {"kind": "named"})):
+        forgetting = Forgetting(world.deployment, entity_of(world.folder.spec, key=key, column=column))
+        assert forgetting.survey().rows["online_requests"] == 2
+        done = forgetting.run(actor="tester", reason="asked for")
+        assert done is not None
+        assert done.rows["online_requests"] == 2
+        assert forgetting.survey().rows["online_requests"] == 0
+        left = [row["features"] for batch in read_published(world.lake, "toy") for row in batch.to_pylist()]
+        assert not any(f'"{named}"' in features for features in left)
+
+    assert table.count("toy") == 1
+    assert publish_requests(world.lake, table, "toy", run_id="after").rows == 1
+    kept = [row["entity"] for batch in read_published(world.lake, "toy") for row in batch.to_pylist()]
+    assert kept == ['["v000008-11"]'] * 2
 
 
 def published(world: World) -> pa.Table:
