@@ -3,7 +3,7 @@
 set -eu
 
 # Docker's own server of names, in a container.
-resolver=$(sed -n 's/^nameserver  *\([0-9.]*\)$/\1/p' /etc/resolv.conf | head -n 1)
+resolver=${PERENNIAL_BALANCER_RESOLVER:-$(sed -n 's/^nameserver  *\([0-9.]*\)$/\1/p' /etc/resolv.conf | head -n 1)}
 # Whole seconds, and one more for the way.
 patience=$((${PERENNIAL_SERVE_DEADLINE%%.*} + 2))
 sed -e "s|@LISTEN@|$PERENNIAL_BALANCER_LISTEN|g" -e "s|@HEALTH@|$PERENNIAL_BALANCER_HEALTH|g" \
