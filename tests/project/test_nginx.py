@@ -188,9 +188,12 @@ def test_a_client_is_told_when_there_is_no_scorer(tmp_path: Path) -> None:
     for place, scorers in (("closed", f"127.0.0.1:{free_port()}"), ("unknown", "scorer.invalid:8090")):
         (tmp_path / place).mkdir()
         with balancing(tmp_path / place, scorers) as client:
-            answer = client.post("/models/toy/predict", content="{}")
+            answer = client.post("/models/toy/predict?whose=mine", content="{}")
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
             assert answer.json() == {"error": "no scorer answers now; try again"}
+        log = (tmp_path / place / "log").read_text()
+        assert '"POST /models/toy/predict" 503' in log
+        assert "mine" not in log
 
 
 @pytest.mark.parametrize(
