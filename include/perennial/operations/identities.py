@@ -47,6 +47,8 @@ OF_SCORER = {
     "online_features": "SELECT",
     "online_tables": "SELECT",
     "online_requests": "SELECT, INSERT",
+    # How many rows each process has recorded, and whether it has ended.
+    "online_recorders": "SELECT, INSERT, UPDATE",
     "pushed_rows": "SELECT, INSERT",
 }
 

@@ -276,7 +276,8 @@ def test_a_backup_keeps_schemas_owners_and_rights(server: Server, tmp_path: Path
 # --- the scorer -------------------------------------------------------------------------------------------------------
 
 #: What recording of requests and pushes add to, as far as the scorer's rights go.
-ADDED = "CREATE TABLE online_requests (id bigserial PRIMARY KEY, said text); CREATE TABLE pushed_rows (row text)"
+ADDED = "CREATE TABLE online_requests (id bigserial PRIMARY KEY, said text); CREATE TABLE pushed_rows (row text); "
+ADDED += "CREATE TABLE online_recorders (rows bigint)"
 
 
 def test_the_scorers_role_reads_what_is_listed_and_adds_alerts_requests_and_pushes(server: Server) -> None:
