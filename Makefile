@@ -9,7 +9,7 @@ READY_UV := .venv/ready-uv
 # Without compiled bytecode every process would compile every import anew, which triples the start of Airflow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test test-containers lint lock lock-check audit hooks bench docs secrets egress
+.PHONY: help up demo test test-containers lint lock lock-check audit hooks bench docs secrets egress restart-scorers
 .NOTPARALLEL:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make hooks   the same checks before each commit'
 	@echo 'make secrets .env for docker compose, with a generated value for each secret'
 	@echo 'make egress TO="db.example.org:5432 hooks.slack.com:443"  what workers in containers may reach, and nothing else'
+	@echo 'make restart-scorers  new scorers in containers, one after another, while the others answer'
 	@echo 'make docs    docs/dags.md, made from the DAGs, and docs/licences.md, made from the installed packages'
 	@echo 'make bench   the benchmarks and their table; ARGS="score drift" some of them'
 
@@ -71,6 +72,9 @@ secrets:
 
 egress:
 	@PYTHONPATH=include $(or $(PYTHON),python3) -m perennial.operations.egress docker-compose.egress.yaml $(TO) --store $(STORE)
+
+restart-scorers:
+	@sh scripts/restart-scorers.sh
 
 docs: $(READY)
 	@$(BIN)/python scripts/dags_page.py

@@ -8,7 +8,7 @@ fail() {
 
 host=${PERENNIAL_PUBLIC_HOST:-}
 case $host in
-"") fail "PERENNIAL_PUBLIC_HOST is not set. Write the name that people type into .env, without airflow. and mlflow. before it" ;;
+"") fail "PERENNIAL_PUBLIC_HOST is not set. Write the name that people type into .env, without airflow., mlflow. or scorer. before it" ;;
 *[!a-z0-9.:-]*) fail "PERENNIAL_PUBLIC_HOST is $host. It may have lower-case letters, digits, dots, hyphens and a port" ;;
 esac
 for file in certificate.pem key.pem; do
@@ -20,6 +20,7 @@ resolver=$(sed -n 's/^nameserver  *\([0-9.]*\)$/\1/p' /etc/resolv.conf | head -n
 sed -e "s|@HOST@|$host|g" -e "s|@NAME@|${host%%:*}|g" -e "s|@TLS@|$PERENNIAL_TLS|g" \
     -e "s|@LISTEN@|$PERENNIAL_PROXY_LISTEN:$PERENNIAL_PROXY_PORT|g" -e "s|@HEALTH@|$PERENNIAL_PROXY_HEALTH|g" \
     -e "s|@AIRFLOW@|$PERENNIAL_PROXY_AIRFLOW|g" -e "s|@MLFLOW@|$PERENNIAL_PROXY_MLFLOW|g" \
+    -e "s|@BALANCER@|$PERENNIAL_PROXY_BALANCER|g" \
     -e "s|@RESOLVER@|${resolver:-127.0.0.11}|g" "$(dirname "$0")/nginx.conf" >"$PERENNIAL_PROXY_FOLDER/nginx.conf"
 # With an argument, such as -t, nginx does only that.
 [ $# -gt 0 ] || set -- -g "daemon off;"

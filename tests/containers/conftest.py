@@ -26,6 +26,8 @@ from tests.containers.engine import BASES, Engine, running_engine
 from tests.living import run_stage
 
 MODELS = ("energy_load", "energy_other")
+#: It can be asked by key.
+BY_KEY = MODELS[1]
 #: Its versions need a person's approval.
 ASKED = "energy_asked"
 STAGES = ("load", "train", "ingest", "score", "monitor", "rollback")
@@ -63,6 +65,10 @@ class Containers:
         return f"http://127.0.0.1:{self.ports['PERENNIAL_MLFLOW_PORT']}"
 
     @property
+    def scorer_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['PERENNIAL_SCORER_PORT']}"
+
+    @property
     def secrets(self) -> dict[str, str]:
         """What ``make secrets`` wrote, and what was chosen."""
         return dict(line.split("=", 1) for line in (self.folder / ".env").read_text().splitlines())
@@ -84,9 +90,9 @@ class Containers:
         return self.inside("postgres", *psql).split()
 
     def services(self) -> dict[str, dict[str, Any]]:
-        """Each container, as ``docker compose ps`` tells of it, by its service."""
+        """A container of each service, as ``docker compose ps`` tells of it: of several ones, one that is not healthy."""
         rows = [json.loads(line) for line in self.compose("ps", "--all", "--format", "json").splitlines() if line[:1] == "{"]
-        return {row["Service"]: row for row in rows}
+        return {row["Service"]: row for row in sorted(rows, key=lambda row: str(row["Health"]) != "healthy")}
 
     def check(self) -> None:
         """Raise when a service has ended, other than init, which ends when its work is done. It looks every ten seconds."""
@@ -114,6 +120,11 @@ class Containers:
             )
             time.sleep(1)
 
+    def make_token(self, name: str, *models: str) -> str:
+        """A token for a client of the scorers, as docs/deploy.md says."""
+        its = [word for model in models for word in ("--model", model)]
+        return self.compose("run", "--rm", "--no-TTY", "token", "make", name, *its).split()[-1]
+
     def rotate(self, names: Sequence[str]) -> None:
         """Remove secrets from ``.env`` and have others made, as docs/operate.md says; the services do not have them yet."""
         self.forget(*names)
@@ -139,9 +150,9 @@ class Containers:
             file.writelines(f"{name}={value}\n" for name, value in chosen.items())
 
     def publish(self, host: str) -> None:
-        """Prepare the profile ``proxy`` as docs/operate.md says: two names, and a certificate of an authority of one's own."""
+        """Prepare the profile ``proxy`` as docs/operate.md says: three names, and an authority of one's own."""
         port, folder = free_port(), self.folder / "tls"
-        write_certificate(folder, f"airflow.{host}", f"mlflow.{host}")
+        write_certificate(folder, f"airflow.{host}", f"mlflow.{host}", f"scorer.{host}")
         os.chown(folder / "key.pem", 101, 101)
         (folder / "key.pem").chmod(0o400)
         (folder / "certificate.pem").chmod(0o644)
@@ -180,6 +191,7 @@ class Containers:
         """Switch the models on, load their history, train them, and let them score the two days before :attr:`next_day`."""
         with self.sign_in() as api:
             dags = [f"{model}.{stage}" for model in MODELS for stage in STAGES] + [f"{ASKED}.ingest", f"{ASKED}.train"]
+            dags.append(f"{BY_KEY}.materialize")
             api.wait_for_dags(dags, patience=PATIENCE)
             for dag in dags:
                 api.unpause(dag)
@@ -219,7 +231,7 @@ def _add_models(clone: Path) -> None:
     for name in (*MODELS, ASKED):
         shutil.copytree(clone / "tests" / "models" / MODELS[0], models / name, dirs_exist_ok=True)
         spec = models / name / "model.yaml"
-        more = "promotion: approval\napproval: {approvers: [admin]}\n" if name == ASKED else ""
+        more = {ASKED: "promotion: approval\napproval: {approvers: [admin]}\n", BY_KEY: "online: {}\n"}.get(name, "")
         spec.write_text(spec.read_text().replace(f"name: {MODELS[0]}", f"name: {name}") + more)
     subprocess.run(["git", "add", "."], cwd=clone, check=True)
     subprocess.run(["git", *AUTHOR, "commit", "--quiet", "--message", "Add our models"], cwd=clone, check=True)
@@ -260,7 +272,7 @@ def containers(engine: Engine) -> Iterator[Containers]:
     """The deployment, started from a fresh clone by the README's three commands, with every service healthy."""
     folder = engine.folder.parent / "clone"
     clone(folder)
-    ports = {name: free_port() for name in ("PERENNIAL_AIRFLOW_PORT", "PERENNIAL_MLFLOW_PORT")}
+    ports = {f"PERENNIAL_{name}_PORT": free_port() for name in ("AIRFLOW", "MLFLOW", "SCORER")}
     (folder / ".env").write_text(choices(ports))
     deployment = Containers(engine, folder, ports)
     engine.make_base("python")

@@ -7,9 +7,12 @@ import re
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import pytest
@@ -17,21 +20,24 @@ from playwright.sync_api import expect, sync_playwright
 
 from perennial.stack.airflow_api import AirflowApi, DagRun
 from tests.browsing import open_page
-from tests.containers.conftest import ASKED, HOURS, METERS, MODELS, PATIENCE, STAGES, Containers
+from tests.containers.conftest import ASKED, BY_KEY, HOURS, METERS, MODELS, PATIENCE, STAGES, Containers
 
 pytestmark = [pytest.mark.containers, pytest.mark.stack]
 
 #: The services that run all the time.
 SERVICES = (
     "postgres", "redis", "mlflow", "api", "execution", "scheduler", "dag-processor", "triggerer", "worker", "trainer",
-    "judge", "watch",
+    "judge", "watch", "scorer", "balancer",
 )  # fmt: skip
+#: Those that have no way out.
+CONFINED = ("trainer", "judge", "scorer")
 #: The name by which people would reach the deployment.
 HOST = "ml.example.org"
 #: Secrets that are rotated by removing them from .env: of the others, docs/operate.md says more.
 ROTATED = (
     "AIRFLOW_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "PERENNIAL_DB_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD",
-    "PERENNIAL_READER_DB_PASSWORD", "REDIS_PASSWORD", "REDIS_SCHEDULER_PASSWORD", "REDIS_WORKER_PASSWORD",
+    "PERENNIAL_READER_DB_PASSWORD", "PERENNIAL_SCORER_DB_PASSWORD", "MLFLOW_SCORER_PASSWORD",
+    "REDIS_PASSWORD", "REDIS_SCHEDULER_PASSWORD", "REDIS_WORKER_PASSWORD",
     "REDIS_TRAINER_PASSWORD", "AIRFLOW_JWT_SECRET", "AIRFLOW_SESSION_KEY", "AIRFLOW_ADMIN_PASSWORD",
     "AIRFLOW_WATCHDOG_PASSWORD", "AIRFLOW_JUDGE_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_WORKER_PASSWORD",
     "MLFLOW_JUDGE_PASSWORD", "MLFLOW_SESSION_KEY",
@@ -40,7 +46,7 @@ ROTATED = (
 USERS = {
     "postgres": "POSTGRES_PASSWORD", "airflow": "AIRFLOW_DB_PASSWORD", "mlflow": "MLFLOW_DB_PASSWORD",
     "perennial": "PERENNIAL_DB_PASSWORD", "perennial_worker": "PERENNIAL_WORKER_DB_PASSWORD",
-    "perennial_reader": "PERENNIAL_READER_DB_PASSWORD",
+    "perennial_reader": "PERENNIAL_READER_DB_PASSWORD", "perennial_scorer": "PERENNIAL_SCORER_DB_PASSWORD",
 }  # fmt: skip
 
 
@@ -163,7 +169,7 @@ def another_machine() -> Iterator[str]:
         run("ip", "netns", "delete", name)
 
 
-def test_trainings_and_the_judge_reach_no_other_machine_and_workers_do(containers: Containers) -> None:
+def test_trainings_the_judge_and_the_scorer_reach_no_other_machine_and_workers_do(containers: Containers) -> None:
     ask = """
 import socket, sys
 try:
@@ -173,10 +179,10 @@ except OSError as error:
     print("no way:", error)
 """
     with another_machine() as address:
-        said = {name: containers.inside(name, "python", "-c", ask, *address.split()) for name in ("worker", "trainer", "judge")}
+        asked = ("python", "-c", ask, *address.split())
+        said = {name: containers.inside(name, *asked) for name in ("worker", *CONFINED)}
     assert "reached" in said["worker"], said
-    assert "no way:" in said["trainer"], said
-    assert "no way:" in said["judge"], said
+    assert all("no way:" in said[name] for name in CONFINED), said
 
 
 def test_nobody_reads_without_signing_in(containers: Containers) -> None:
@@ -194,6 +200,122 @@ def test_a_folder_that_the_containers_cannot_read_stops_init(containers: Contain
         hidden.chmod(mode)
     assert "/opt/perennial/dags/ingest.py cannot be read by user 50000" in told
     assert "chmod -R a+rX dags plugins include/models monitoring deploy" in told
+
+
+# --- the scorers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def token(lived: Containers) -> str:
+    """Of a client that may ask both models."""
+    return lived.make_token("web_shop", *MODELS)
+
+
+def ask(containers: Containers, token: str, model: str, body: dict[str, Any]) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {token}"}
+    return httpx.post(
+        f"{containers.scorer_url}/models/{model}/predict", json=body, headers=headers, trust_env=False, timeout=30
+    )
+
+
+def answered(containers: Containers, token: str, model: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The first row of an answer. A champion may not be loaded yet when the training has just ended."""
+    deadline = time.monotonic() + 60
+    while (answer := ask(containers, token, model, body)).status_code == 503:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.5)
+    assert answer.status_code == 200, answer.text
+    row: dict[str, Any] = answer.json()["predictions"][0]
+    return row
+
+
+def test_the_scorers_answer_by_features_by_key_and_by_entity_who_has_a_token(containers: Containers, token: str) -> None:
+    for model in MODELS:
+        assert answered(containers, token, model, {"features": [{"forecast": 7, "hour_of_day": 4}]})["features"]["given"]
+    entity = {"meter": "m1", "hour": "2024-01-18T05:00:00Z"}
+    by_key = answered(containers, token, BY_KEY, {"keys": [entity]})
+    assert by_key["features"]["stored"] == ["hour_of_day", "forecast", "load_yesterday", "which_meter"]
+    published = f"SELECT prediction FROM predictions.{BY_KEY}_predictions WHERE meter = 'm1' AND hour = '2024-01-18 05:00+00'"
+    assert [by_key["prediction"]] == [float(value) for value in containers.sql(published)]
+    assert "computed" in answered(containers, token, BY_KEY, {"entities": [{**entity, "forecast": 7}]})["features"]
+
+
+def test_nobody_asks_the_scorers_without_a_token_of_theirs(containers: Containers, token: str) -> None:
+    body = {"features": [{"forecast": 7}]}
+    assert ask(containers, "none", MODELS[0], body).status_code == 401
+    other = containers.make_token("other_shop", ASKED)
+    assert ask(containers, other, MODELS[0], body).status_code == 403
+    containers.compose("run", "--rm", "--no-TTY", "token", "revoke", "other_shop")
+    assert ask(containers, other, MODELS[0], body).status_code == 401
+    assert httpx.get(f"{containers.scorer_url}/metrics", trust_env=False).status_code == 404
+    for words in ("touch /tokens/tokens.json", "touch /var/lib/perennial/x"):
+        assert "Read-only file system" in containers.inside("scorer", "sh", "-c", words, check=False)
+
+
+@dataclass
+class Load:
+    """Clients that ask without a pause.
+
+    Attributes:
+        answers: how many requests were answered.
+        failures: what the others got.
+    """
+
+    answers: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def under_load(containers: Containers, token: str) -> Iterator[Load]:
+    """Let two clients ask while the block runs."""
+    load, over = Load(), threading.Event()
+
+    def client() -> None:
+        while not over.is_set():
+            try:
+                answer = ask(containers, token, MODELS[0], {"features": [{"forecast": 7, "hour_of_day": 4}]})
+                said = "" if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
+            except httpx.HTTPError as error:
+                said = repr(error)
+            if said:
+                load.failures.append(said)
+            else:
+                load.answers += 1
+
+    threads = [threading.Thread(target=client) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_scorers_are_replaced_one_after_another_and_no_request_fails(containers: Containers, token: str) -> None:
+    before = set(containers.compose("ps", "--quiet", "scorer").split())
+    with under_load(containers, token) as load, containers.engine.timed("make restart-scorers under load"):
+        containers.run("make", "restart-scorers")
+    now = set(containers.compose("ps", "--quiet", "scorer").split())
+    assert (len(before), len(now), before & now) == (2, 2, set())
+    assert load.failures == []
+    assert load.answers > 20
+
+
+def test_when_a_scorer_is_killed_the_other_answers(containers: Containers, token: str) -> None:
+    [one, _] = containers.compose("ps", "--quiet", "scorer").split()
+    pid = containers.engine.docker("inspect", "--format", "{{.State.Pid}}", one).strip()
+    with under_load(containers, token) as load:
+        while load.answers < 20:
+            time.sleep(0.05)
+        containers.run("kill", "-9", pid)
+        asked = load.answers
+        while load.answers < asked + 50:
+            assert not load.failures
+            time.sleep(0.05)
+    assert load.failures == []
+    containers.wait_until_healthy("scorer")
 
 
 # --- nothing is lost --------------------------------------------------------------------------------------------------
@@ -233,23 +355,27 @@ def test_down_and_up_with_other_secrets_lose_nothing(containers: Containers, liv
     containers.verify()
 
 
-def test_both_uis_are_reached_by_tls_under_their_names(containers: Containers, lived: Containers) -> None:
-    containers.wait_until_healthy("proxy")
+def test_both_uis_and_the_scorers_are_reached_by_tls_under_their_names(containers: Containers, token: str) -> None:
+    containers.wait_until_healthy("proxy", "scorer")
     trusted = ssl.create_default_context(cafile=str(containers.folder / "tls" / "authority.pem"))
     port = containers.secrets["PERENNIAL_PUBLIC_PORT"]
 
-    def answer(name: str, path: str) -> httpx.Response:
+    def answer(name: str, path: str, token: str = "none") -> httpx.Response:
         named = f"{name}.{HOST}"
         # A client of its own for each: another name over the same connection would not be a greeting.
         with httpx.Client(verify=trusted, trust_env=False) as client:
             url, sni = f"https://127.0.0.1:{port}{path}", {"sni_hostname": named}
-            return client.get(url, headers={"Host": f"{named}:{port}"}, extensions=sni)
+            headers = {"Host": f"{named}:{port}"} | ({"Authorization": f"Bearer {token}"} if name == "scorer" else {})
+            return client.get(url, headers=headers, extensions=sni)
 
     signing_in = answer("airflow", "/auth/login/")
     assert signing_in.status_code == 200
     assert "max-age=" in signing_in.headers["Strict-Transport-Security"]
     assert all("secure" in cookie.lower() for cookie in signing_in.headers.get_list("Set-Cookie"))
     assert answer("mlflow", "/api/2.0/mlflow/registered-models/search").status_code == 401
+    assert answer("scorer", f"/v2/models/{MODELS[0]}").status_code == 401
+    assert answer("scorer", f"/v2/models/{MODELS[0]}", token).json()["name"] == MODELS[0]
+    assert answer("scorer", "/metrics", token).status_code == 404
     with pytest.raises(httpx.ConnectError, match=r"unrecognized name"):
         answer("another", "/")
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from perennial.core.errors import SettingsError
 from perennial.core.settings import PROJECT
 from perennial.operations.deployed import check_folders
 from perennial.operations.secret_file import SECRETS, check_secrets, old_compose, write_secrets
+from perennial.serving.app import LOOPBACK
 from tests.composed import COMPOSE, read_compose
 
 GIVEN = {name: make() for name, make in SECRETS.items()}
@@ -46,6 +48,9 @@ ALLOWED = {
         "AIRFLOW_JUDGE_PASSWORD",
     },
     "mlflow": {"MLFLOW_DB_PASSWORD", "MLFLOW_SESSION_KEY"},
+    "scorer": {"PERENNIAL_SCORER_DB_PASSWORD", "MLFLOW_SCORER_PASSWORD"},
+    "token": set(),
+    "balancer": set(),
     "watch": {"AIRFLOW_WATCHDOG_PASSWORD", "PERENNIAL_WORKER_DB_PASSWORD"},
     "models": set(),
     "proxy": set(),
@@ -53,6 +58,8 @@ ALLOWED = {
     "prometheus": set(),
     "grafana": {"GRAFANA_ADMIN_PASSWORD"},
 }
+#: Services that end when their work is done.
+ENDING = ("init", "token")
 ALLOWED |= {"scheduler-second": ALLOWED["scheduler"], "worker-more": ALLOWED["worker"]}
 
 
@@ -147,8 +154,8 @@ def test_a_service_is_given_as_little_as_it_can_do_with(name: str) -> None:
     assert not str(service["user"]).startswith(("0", "root"))
     assert service["mem_limit"]
     assert service["pids_limit"]
-    assert service["restart"] == ("no" if name == "init" else "unless-stopped")
-    assert name == "init" or service["healthcheck"]["test"]
+    assert service["restart"] == ("no" if name in ENDING else "unless-stopped")
+    assert name in ENDING or service["healthcheck"]["test"]
     assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
     assert not any("docker.sock" in str(volume) for volume in service.get("volumes", []))
     folders = [str(volume) for volume in service.get("volumes", []) if str(volume).startswith(".")]
@@ -236,15 +243,18 @@ def test_a_public_host_is_what_links_say_and_servers_accept(public: str) -> None
     assert set(hosts) == {"mlflow:5000", "localhost:*", "127.0.0.1:*"} | ({f"mlflow.{public}"} if public else set())
     assert services["mlflow"]["environment"]["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == mlflow
     # Whatever is public, only the proxy can be reached from other machines.
-    assert {name for name, service in services.items() if "ports" in service} == {"api", "mlflow", "proxy", "grafana"}
+    assert {name for name, service in services.items() if "ports" in service} == {
+        "api", "mlflow", "balancer", "proxy", "grafana"
+    }  # fmt: skip
 
 
-def test_trainings_and_the_judge_have_no_way_out() -> None:
+def test_trainings_the_judge_and_the_scorer_have_no_way_out() -> None:
     for given, internal in (({}, "true"), ({"PERENNIAL_STORE_INTERNAL": "false"}, "false")):
         found = read_compose({**GIVEN, **given})
         assert found["networks"]["store"]["internal"] == internal
-        assert {name for name, service in found["services"].items() if "store" in service["networks"]} == {"trainer", "judge"}
-        assert not [name for name in ("trainer", "judge") if "outside" in found["services"][name]["networks"]]
+        confined = {name for name, service in found["services"].items() if "store" in service.get("networks", [])}
+        assert confined == {"trainer", "judge", "scorer"}
+        assert all(set(found["services"][name]["networks"]) == {"inside", "store"} for name in confined)
 
 
 @pytest.mark.parametrize("repository", ["", "https://git.example.org/models.git"])
@@ -253,7 +263,18 @@ def test_whoever_reads_models_reads_the_same_ones_and_cannot_change_them(reposit
     place = "/opt/perennial/include/models-from-git"
     expected = f"{place}/current" if repository else "/opt/perennial/include/models"
     readers = {name for name, service in services.items() if "PERENNIAL_MODELS" in service["environment"]}
-    assert readers >= {"init", "api", "dag-processor", "triggerer", "worker", "worker-more", "trainer", "judge", "watch"}
+    assert readers >= {
+        "init",
+        "api",
+        "dag-processor",
+        "triggerer",
+        "worker",
+        "worker-more",
+        "trainer",
+        "judge",
+        "watch",
+        "scorer",
+    }
     for name in readers:
         assert services[name]["environment"]["PERENNIAL_MODELS"] == expected
         mounts = {"./include/models:/opt/perennial/include/models:ro", f"models:{place}:ro"}
@@ -263,6 +284,54 @@ def test_whoever_reads_models_reads_the_same_ones_and_cannot_change_them(reposit
     # It follows the repository, and reaches nothing of the deployment.
     assert services["models"]["networks"] == ["outside"]
     assert services["init"]["depends_on"]["models"] == {"condition": "service_healthy", "required": False}
+
+
+def test_the_scorer_can_write_no_file_of_the_deployment_and_nobody_else_its_tokens() -> None:
+    scorer = SERVICES["scorer"]
+    assert all(volume.endswith(":ro") for volume in scorer["volumes"])
+    assert scorer["environment"]["PERENNIAL_SERVE_TOKENS"] == "/tokens/tokens.json"
+    assert scorer["environment"]["PERENNIAL_MAY_PROMOTE"] == "false"
+    # Who listens elsewhere than on loopback demands a token.
+    assert scorer["environment"]["PERENNIAL_SERVE_HOST"] not in LOOPBACK
+    mounts = {
+        (name, str(volume))
+        for name, service in SERVICES.items()
+        for volume in service.get("volumes", [])
+        if "/tokens" in str(volume)
+    }
+    assert mounts == {("scorer", "tokens:/tokens:ro"), ("token", "tokens:/tokens")}
+    assert SERVICES["token"]["network_mode"] == "none"
+
+
+def test_the_scorer_has_an_address_of_the_ledger_and_another_of_what_workers_make() -> None:
+    environment = SERVICES["scorer"]["environment"]
+    assert str(environment["PERENNIAL_DATABASE_URL"]).endswith("@postgres:5432/perennial")
+    for variable in ("PERENNIAL_CATALOG_URL", "PERENNIAL_PREDICTIONS_URL"):
+        assert environment[variable] == f"{environment['PERENNIAL_DATABASE_URL']}?options=-csearch_path%3Dpredictions"
+    reads = SERVICES["api"]["environment"]
+    assert reads["PERENNIAL_PREDICTIONS_URL"] == f"{reads['PERENNIAL_DATABASE_URL']}?options=-csearch_path%3Dpredictions"
+
+
+@pytest.mark.parametrize("deadline", ["5", "40", "0.5"])
+def test_what_a_scorer_has_begun_is_answered_before_it_ends(deadline: str) -> None:
+    services = read_compose({**GIVEN, "PERENNIAL_SERVE_DEADLINE": deadline})["services"]
+    assert services["balancer"]["environment"]["PERENNIAL_SERVE_DEADLINE"] == deadline
+    for name in ("scorer", "balancer"):
+        assert services[name]["stop_grace_period"] == "1m"
+
+
+def test_the_scorers_are_as_many_as_chosen_and_prometheus_reads_each() -> None:
+    assert SERVICES["scorer"]["deploy"]["replicas"] == "2"
+    [job] = [
+        job
+        for job in yaml.safe_load((PROJECT / "monitoring" / "prometheus.yml").read_text())["scrape_configs"]
+        if job["job_name"] == "scorer"
+    ]
+    assert job["dns_sd_configs"][0] | {"refresh_interval": ""} == {
+        "names": ["scorer"], "type": "A", "port": 8090, "refresh_interval": ""
+    }  # fmt: skip
+    assert job["authorization"]["credentials_file"] == "/run/secrets/scorer-metrics"
+    assert SERVICES["prometheus"]["secrets"] == ["scorer-metrics"]
 
 
 def test_images_of_others_are_pinned_by_digest() -> None:

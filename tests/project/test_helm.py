@@ -64,7 +64,7 @@ def test_secrets_are_named_and_never_written_down(values: dict[str, Any]) -> Non
         if not isinstance(value, bool) and re.search(
             r"(?i)(password|passphrase|token|secret|fernetkey|\.pass$|connection$)", path
         ):
-            assert re.fullmatch(r"perennial-[a-z]+|PERENNIAL_[A-Z_]+", str(value)), path
+            assert re.fullmatch(r"perennial-[a-z-]+|PERENNIAL_[A-Z_]+", str(value)), path
         assert not re.search(r"://[^/\s]*:[^/\s]*@", str(value)), path
     assert not any("kind: Secret" in template for template in TEMPLATES.values())
 
@@ -176,8 +176,13 @@ def test_kubernetes_knows_every_field(helm: str) -> None:
 
 
 def test_people_come_by_tls_to_a_name_of_its_own_for_each_server(helm: str) -> None:
-    found = manifests(helm, "airflow.publicUrl=https://a.test", "mlflow.publicUrl=https://m.test")
-    for name, host, service in (("airflow", "a.test", "airflow-api-server"), ("mlflow", "m.test", "perennial-mlflow")):
+    urls = ("airflow.publicUrl=https://a.test", "mlflow.publicUrl=https://m.test", "scorer.publicUrl=https://s.test")
+    found = manifests(helm, *urls)
+    for name, host, service in (
+        ("airflow", "a.test", "airflow-api-server"),
+        ("mlflow", "m.test", "perennial-mlflow"),
+        ("scorer", "s.test", "perennial-scorer"),
+    ):
         spec = found["Ingress", f"perennial-{name}"]["spec"]
         assert spec["tls"] == [{"hosts": [host], "secretName": "perennial-tls"}]
         [rule] = spec["rules"]
@@ -210,7 +215,7 @@ def test_models_come_from_git_where_a_repository_is_named(helm: str) -> None:
     place = environment["PERENNIAL_MODELS_PLACE"]
     assert found["ConfigMap", "perennial-deployment"]["data"]["PERENNIAL_MODELS"] == f"{place}/current"
     readers = [yaml.safe_load(pod) for pod in found["ConfigMap", "perennial-pods"]["data"].values()]
-    readers += [found["Deployment", f"perennial-{name}"]["spec"]["template"] for name in ("judge", "watchdog")]
+    readers += [found["Deployment", f"perennial-{name}"]["spec"]["template"] for name in ("judge", "watchdog", "scorer")]
     for reader in readers:
         [mount] = [one for one in reader["spec"]["containers"][0]["volumeMounts"] if one["name"] == "models"]
         assert (mount["mountPath"], mount["readOnly"]) == (place, True)
@@ -228,6 +233,35 @@ def test_the_way_out_is_by_a_list_where_there_is_one(helm: str) -> None:
     assert listed == [{"to": [{"ipBlock": {"cidr": "10.0.12.0/24"}}], "ports": [{"protocol": "TCP", "port": 5432}]}]
 
 
+def test_scorers_are_replaced_one_after_another_and_reach_little(helm: str) -> None:
+    found = manifests(helm, *FROM_GIT)
+    deployment, policy = found["Deployment", "perennial-scorer"]["spec"], found["NetworkPolicy", "perennial-scorer"]["spec"]
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert found["PodDisruptionBudget", "perennial-scorer"]["spec"]["maxUnavailable"] == 1
+    pod = deployment["template"]["spec"]
+    [container] = pod["containers"]
+    writable = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert writable == {"tmp", "home"}
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    assert environment["PERENNIAL_MAY_PROMOTE"] == "false"
+    assert pod["terminationGracePeriodSeconds"] > float(environment["PERENNIAL_SERVE_DEADLINE"]) + 5
+    assert [source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source] == ["perennial-scorer"]
+    ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+    assert ports == {53, 5000, 5432, 443}
+    # Policies add up: the one of all others must not be its own.
+    others = found["NetworkPolicy", "perennial"]["spec"]["podSelector"]["matchExpressions"]
+    assert others == [{"key": "app.kubernetes.io/component", "operator": "NotIn", "values": ["scorer"]}]
+    listed = manifests(helm, "scorer.egress[0].cidr=10.0.12.0/24", "scorer.egress[0].port=5432", "scorer.clients={shop}")
+    policy = listed["NetworkPolicy", "perennial-scorer"]
+    as_kubernetes_reads(policy, "V1NetworkPolicy", "policy")
+    assert policy["spec"]["egress"][2:] == [
+        {"to": [{"ipBlock": {"cidr": "10.0.12.0/24"}}], "ports": [{"protocol": "TCP", "port": 5432}]}
+    ]
+    asking = [one["namespaceSelector"]["matchLabels"] for one in policy["spec"]["ingress"][0]["from"]]
+    assert {"kubernetes.io/metadata.name": "shop"} in asking
+
+
 @pytest.mark.parametrize(
     "value", ["models.repository=https://git.test/m.git", "network.egress[0].cidr=db.test", "models.typo=1"]
 )
@@ -235,7 +269,9 @@ def test_values_of_git_and_of_the_way_out_that_cannot_be_meant_are_refused(helm:
     assert run(helm, "template", value).returncode != 0
 
 
-@pytest.mark.parametrize("value", ["mlflow.publicUrl=http://m.test", "image.digest=latest", "ingress.tls=x", "mlflow.typo=1"])
+@pytest.mark.parametrize(
+    "value", ["mlflow.publicUrl=http://m.test", "image.digest=latest", "ingress.tls=x", "mlflow.typo=1", "scorer.deadline=90"]
+)
 def test_values_that_cannot_be_meant_are_refused(helm: str, value: str) -> None:
     done = run(helm, "template", value)
     assert done.returncode != 0

@@ -26,12 +26,13 @@ from perennial.operations.identities import (
     ADMIN,
     make_databases,
     make_mlflow,
+    make_online_tables,
     separate_schemas,
     share_ledger,
-    share_online_table,
+    share_tables_of_workers,
 )
 from perennial.operations.secret_file import check_secrets
-from perennial.registry.permissions import JUDGE, WORKER
+from perennial.registry.permissions import JUDGE, SCORER, WORKER
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def initialise(environment: Mapping[str, str]) -> None:
     """
     check_secrets(environment)
     check_folders(environment)
-    airflow, mlflow, ledger, worker, reader = (
+    airflow, mlflow, ledger, worker, reader, scorer = (
         make_url(_given(environment, name))
         for name in (
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
@@ -86,10 +87,11 @@ def initialise(environment: Mapping[str, str]) -> None:
             "PERENNIAL_DATABASE_URL",
             "PERENNIAL_WORKER_DATABASE_URL",
             "PERENNIAL_READER_DATABASE_URL",
+            "PERENNIAL_SCORER_DATABASE_URL",
         )
     )
     server = make_url(_given(environment, "PERENNIAL_POSTGRES_URL"))
-    make_databases(server, owners=[airflow, mlflow, ledger], members=[worker, reader])
+    make_databases(server, owners=[airflow, mlflow, ledger], members=[worker, reader, scorer])
     for step in (
         ("airflow", "db", "migrate"),
         ("airflow", "fab-db", "migrate"),
@@ -103,13 +105,15 @@ def initialise(environment: Mapping[str, str]) -> None:
         ADMIN: "MLFLOW_ADMIN_PASSWORD",
         JUDGE: "MLFLOW_JUDGE_PASSWORD",
         WORKER: "MLFLOW_WORKER_PASSWORD",
+        SCORER: "MLFLOW_SCORER_PASSWORD",
     }
     make_mlflow(mlflow, {user: _given(environment, name) for user, name in passwords.items()})
-    separate_schemas(server, ledger, worker, reader)
+    separate_schemas(server, ledger, worker, [reader, scorer])
     _migrate_ledger(environment)
-    share_ledger(ledger, worker, reader)
-    share_online_table(worker, reader)
+    share_ledger(ledger, worker, reader, scorer)
     _migrate_catalog(environment, worker)
+    make_online_tables(worker)
+    share_tables_of_workers(worker, reader, scorer)
     log.info("everything is ready")
 
 

@@ -63,7 +63,7 @@ def compose_file(listed: Sequence[str], store: Sequence[str] = ()) -> str:
         host, port = _parsed(address)
         ports[host].add(port)
     stored = {_parsed(address)[0] for address in store}
-    [image] = re.findall(r"(?m)^ *image: (\$\{PERENNIAL_NGINX_IMAGE\S+)$", COMPOSE.read_text(encoding="utf-8"))
+    [image] = re.findall(r"(?m)^ *image: &nginx (\S+)$", COMPOSE.read_text(encoding="utf-8"))
     onward, fronts, place = [], [], _FIRST
     for host, its in sorted(ports.items()):
         within = []

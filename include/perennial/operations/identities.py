@@ -1,11 +1,13 @@
 """The identities in the deployed stack's databases and in MLflow, and their rights. The init job sets them.
 
 Everything that decides which version is champion belongs to the judge: in the ledger the tables :data:`DECISIONS`, in MLflow
-the registered models. Workers read them, and write measurements.
+the registered models. Workers read them, and write measurements. The scorer reads what :data:`READ_BY_SCORER` and
+:data:`OF_SCORER` list, and adds rows to a few tables.
 
 In PostgreSQL each role has a schema of its own, and no role finds anything in a schema that another role may write to, except
 workers, which also read the ledger. So a function, an operator or a table that a worker makes is never called with the rights
-of the ledger's owner. Neighbours: :mod:`perennial.operations.deployed` calls this;
+of the ledger's owner, and is never taken for one of the ledger's. Who reads both schemas has two addresses, of which one names
+the schema of workers (``?options=-csearch_path%3Dpredictions``). Neighbours: :mod:`perennial.operations.deployed` calls this;
 :mod:`perennial.orchestration.users` has Airflow's roles.
 """
 
@@ -21,8 +23,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from perennial.core.private_parts import migrate_mlflow
-from perennial.registry.permissions import APPROVER, JUDGE, OPERATOR, VIEWER, WORKER
-from perennial.serving.online_table import METADATA, OnlineTable
+from perennial.registry.permissions import APPROVER, JUDGE, OPERATOR, SCORER, VIEWER, WORKER
+from perennial.serving import online_table, request_table
+from perennial.serving.online_table import OnlineTable
+from perennial.serving.request_table import RequestTable
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +36,31 @@ DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements"
 #: Tables to which workers add rows, without changing or removing any.
 ADDED_TO = ("proposals",)
 
+#: Tables of the ledger that the scorer reads: who is champion, of which files it consists, what is published.
+READ_BY_SCORER = ("versions", "promotions", "retirements", "publications", "revisions", "outbox", "alembic_version")
+#: Columns of the outbox that the scorer writes: it adds alerts, and says which of its alerts are over. It can change no text,
+#: and nothing of the delivery.
+OUTBOX_OF_SCORER = {"INSERT": ("key", "alert", "created_at", "subject"), "UPDATE": ("resolved_by",)}
+#: What the scorer may do with tables of workers, of those that are there: the lake's catalog, features by key, what is recorded
+#: of requests, and rows that are pushed.
+OF_SCORER = {
+    "iceberg_tables": "SELECT",
+    "iceberg_namespace_properties": "SELECT",
+    "online_features": "SELECT",
+    "online_tables": "SELECT",
+    "online_requests": "SELECT, INSERT",
+    # How many rows each process has recorded, and whether it has ended.
+    "online_recorders": "SELECT, INSERT, UPDATE",
+    "pushed_rows": "SELECT, INSERT",
+}
+
 #: In the ledger's database: the schema of its owner, and the schema of workers, which holds the lake's catalog and predictions.
 LEDGER_SCHEMA, WORKER_SCHEMA = "perennial", "predictions"
 
 #: A user and role of earlier releases, which had the judge's rights.
 _FORMER = "promoter"
 
-#: MLflow's user for people who administer it; the others beside it are ``judge`` and ``worker``.
+#: MLflow's user for people who administer it; the others beside it are ``judge``, ``worker`` and ``scorer``.
 ADMIN = "admin"
 
 
@@ -61,6 +83,7 @@ MLFLOW_ROLES = {
         {"experiment": "EDIT", "registered_model": "MANAGE"},
     ),
     WORKER: MlflowRole("logs runs and models, loads versions", {"experiment": "EDIT", "registered_model": "READ"}),
+    SCORER: MlflowRole("loads versions", {"experiment": "READ", "registered_model": "READ"}),
     VIEWER: MlflowRole("reads everything", {"experiment": "READ", "registered_model": "READ"}),
     OPERATOR: MlflowRole("also writes notes and tags on runs", {"experiment": "EDIT", "registered_model": "READ"}),
     APPROVER: MlflowRole(
@@ -103,7 +126,7 @@ def make_databases(server: URL, owners: Sequence[URL], members: Sequence[URL]) -
         engine.dispose()
 
 
-def separate_schemas(server: URL, ledger: URL, worker: URL, reader: URL) -> None:
+def separate_schemas(server: URL, ledger: URL, worker: URL, readers: Sequence[URL]) -> None:
     """Give the ledger's owner and the workers a schema each, and let each role find its own names only.
 
     Tables that an earlier release made in the schema ``public`` are moved, with their rights, indexes and sequences. No role
@@ -114,12 +137,13 @@ def separate_schemas(server: URL, ledger: URL, worker: URL, reader: URL) -> None
         server: of PostgreSQL's superuser.
         ledger: the ledger's database, as its owner.
         worker: the role that makes tables for the catalog and for predictions.
-        reader: the role that only reads the ledger.
+        readers: the roles that only read the ledger, or write little in it.
     """
     engine = _as_superuser(server.set(database=ledger.database))
     try:
         with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
-            owner, writes, reads = (_quoted(connection, url.username) for url in (ledger, worker, reader))
+            owner, writes, *reading = (_quoted(connection, url.username) for url in (ledger, worker, *readers))
+            reads = ", ".join(reading)
             connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {LEDGER_SCHEMA} AUTHORIZATION {owner}")
             connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {WORKER_SCHEMA} AUTHORIZATION {writes}")
             connection.exec_driver_sql(f"REVOKE ALL ON SCHEMA {LEDGER_SCHEMA} FROM PUBLIC, {writes}, {reads}")
@@ -132,7 +156,7 @@ def separate_schemas(server: URL, ledger: URL, worker: URL, reader: URL) -> None
             for role, path in (
                 (owner, f"{LEDGER_SCHEMA}, pg_temp"),
                 (writes, f"{WORKER_SCHEMA}, {LEDGER_SCHEMA}, pg_temp"),
-                (reads, f"{LEDGER_SCHEMA}, pg_temp"),
+                *((role, f"{LEDGER_SCHEMA}, pg_temp") for role in reading),
             ):
                 database = _quoted(connection, ledger.database)
                 connection.exec_driver_sql(f"ALTER ROLE {role} IN DATABASE {database} SET search_path = {path}")
@@ -188,49 +212,92 @@ def _scram(connection: object, role: str, password: str) -> str:
     return str(encrypt_password(password, role, connection, "scram-sha-256"))
 
 
-def share_ledger(ledger: URL, worker: URL, reader: URL) -> None:
+def share_ledger(ledger: URL, worker: URL, reader: URL, scorer: URL) -> None:
     """Let the worker's role write the ledger's tables except :data:`DECISIONS`, and the reader's role read all.
 
-    To :data:`ADDED_TO`, the worker's role may add only.
+    To :data:`ADDED_TO`, the worker's role may add only. The scorer's role reads :data:`READ_BY_SCORER`, and writes
+    :data:`OUTBOX_OF_SCORER`.
 
     Args:
         ledger: the ledger, after its migration, as its owner.
         worker: the role of workers.
         reader: the role of processes that only read.
+        scorer: the role of scorers.
     """
     engine = sa.create_engine(ledger)
     try:
         with engine.begin() as connection:
-            writes, reads = (_quoted(connection, url.username) for url in (worker, reader))
+            writes, reads, scores = (_quoted(connection, url.username) for url in (worker, reader, scorer))
             connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {LEDGER_SCHEMA} TO {writes}")
             for table in sa.inspect(connection).get_table_names(schema=LEDGER_SCHEMA):
                 name = f"{LEDGER_SCHEMA}.{_quoted(connection, table)}"
                 connection.exec_driver_sql(f"GRANT SELECT ON {name} TO {writes}, {reads}")
-                decides, added_to = (table.removeprefix("perennial_") in names for names in (DECISIONS, ADDED_TO))
+                decides, added_to, read_by_scorer = (
+                    table.removeprefix("perennial_") in names for names in (DECISIONS, ADDED_TO, READ_BY_SCORER)
+                )
                 verb, preposition = ("REVOKE", "FROM") if decides or added_to else ("GRANT", "TO")
                 connection.exec_driver_sql(f"{verb} INSERT, UPDATE, DELETE ON {name} {preposition} {writes}")
                 if added_to:
                     connection.exec_driver_sql(f"GRANT INSERT ON {name} TO {writes}")
+                connection.exec_driver_sql(f"REVOKE ALL ON {name} FROM {scores}")
+                if read_by_scorer:
+                    connection.exec_driver_sql(f"GRANT SELECT ON {name} TO {scores}")
+            outbox = f"{LEDGER_SCHEMA}.perennial_outbox"
+            for verb, columns in OUTBOX_OF_SCORER.items():
+                connection.exec_driver_sql(f"GRANT {verb} ({', '.join(columns)}) ON {outbox} TO {scores}")
+            _grant_numbers(connection, outbox, scores)
     finally:
         engine.dispose()
 
 
-def share_online_table(worker: URL, reader: URL) -> None:
-    """Make the online table, as the workers' own, and let the reader's role read it.
+def make_online_tables(worker: URL) -> None:
+    """Make the tables that the scorer uses, as the workers' own.
 
     Args:
-        worker: the role that writes it.
-        reader: the role of processes that only read. It names the schema, or has it in its own search path.
+        worker: the role that owns them.
     """
-    OnlineTable(worker.render_as_string(hide_password=False)).create()
+    url = worker.render_as_string(hide_password=False)
+    OnlineTable(url).create()
+    RequestTable(url).create()
+
+
+def share_tables_of_workers(worker: URL, reader: URL, scorer: URL) -> None:
+    """Let the scorer use the tables in :data:`OF_SCORER` that are there, and the reader's role read the online table.
+
+    Args:
+        worker: the role that owns them, after :func:`make_online_tables` and the catalog's migration.
+        reader: the role of processes that only read. It names the schema, or has it in its address.
+        scorer: the role of scorers, likewise.
+    """
     engine = sa.create_engine(worker)
     try:
         with engine.begin() as connection:
-            for table in METADATA.sorted_tables:
-                name, reads = f"{WORKER_SCHEMA}.{table.name}", _quoted(connection, reader.username)
-                connection.exec_driver_sql(f"GRANT SELECT ON {name} TO {reads}")
+            reads, scores = (_quoted(connection, url.username) for url in (reader, scorer))
+            there = sa.inspect(connection).get_table_names(schema=WORKER_SCHEMA)
+            connection.exec_driver_sql(f"REVOKE ALL ON ALL TABLES IN SCHEMA {WORKER_SCHEMA} FROM {scores}")
+            connection.exec_driver_sql(f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA {WORKER_SCHEMA} FROM {scores}")
+            for table, rights in OF_SCORER.items():
+                if table in there:
+                    connection.exec_driver_sql(f"GRANT {rights} ON {WORKER_SCHEMA}.{table} TO {scores}")
+                    if "INSERT" in rights:
+                        _grant_numbers(connection, f"{WORKER_SCHEMA}.{table}", scores)
+            for known in (*online_table.METADATA.sorted_tables, *request_table.METADATA.sorted_tables):
+                connection.exec_driver_sql(f"GRANT SELECT ON {WORKER_SCHEMA}.{known.name} TO {reads}")
     finally:
         engine.dispose()
+
+
+def _grant_numbers(connection: sa.Connection, table: str, role: str) -> None:
+    """Let a role take the numbers of rows that it adds to a table."""
+    owned = connection.execute(
+        sa.text(
+            "SELECT s.oid::regclass::text FROM pg_class AS s JOIN pg_depend AS d ON d.objid = s.oid "
+            "WHERE s.relkind = 'S' AND d.refobjid = CAST(:table AS regclass) AND d.deptype IN ('a', 'i')"
+        ),
+        {"table": table},
+    ).scalars()
+    for sequence in owned.all():
+        connection.exec_driver_sql(f"GRANT USAGE ON SEQUENCE {sequence} TO {role}")
 
 
 # --- MLflow ----------------------------------------------------------------------------------------------------------
@@ -241,7 +308,7 @@ def make_mlflow(url: URL, passwords: Mapping[str, str]) -> None:
 
     Args:
         url: its database, as its owner.
-        passwords: of the users ``admin``, ``judge`` and ``worker``.
+        passwords: of the users ``admin``, ``judge``, ``worker`` and ``scorer``.
     """
     # Untyped.
     tables: Any = import_module("mlflow.store.db.utils")

@@ -43,6 +43,7 @@ SECRETS: dict[str, Callable[[], str]] = {
     "PERENNIAL_DB_PASSWORD": _token,
     "PERENNIAL_WORKER_DB_PASSWORD": _token,
     "PERENNIAL_READER_DB_PASSWORD": _token,
+    "PERENNIAL_SCORER_DB_PASSWORD": _token,
     "PERENNIAL_JUDGE_KEY": _key,
     "REDIS_PASSWORD": _token,
     "REDIS_SCHEDULER_PASSWORD": _token,
@@ -57,6 +58,7 @@ SECRETS: dict[str, Callable[[], str]] = {
     "MLFLOW_ADMIN_PASSWORD": _token,
     "MLFLOW_JUDGE_PASSWORD": _token,
     "MLFLOW_WORKER_PASSWORD": _token,
+    "MLFLOW_SCORER_PASSWORD": _token,
     "MLFLOW_SESSION_KEY": _token,
     "GRAFANA_ADMIN_PASSWORD": _token,
 }

@@ -17,8 +17,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-#: Roles in MLflow. The first two are also the names of the users that processes sign in as.
-JUDGE, WORKER = "judge", "worker"
+#: Roles in MLflow. The first three are also the names of the users that processes sign in as.
+JUDGE, WORKER, SCORER = "judge", "worker", "scorer"
 VIEWER, OPERATOR, APPROVER = "viewer", "operator", "approver"
 
 #: Requests that only read, although their method is POST; MLflow's pages send the last two.
@@ -66,7 +66,7 @@ def may_ask(roles: Collection[str], method: str, path: str, alias: str | None = 
     listed = [pattern for role in roles for pattern in _WRITES.get(role, ())]
     if JUDGE not in roles and _ALIAS.fullmatch(asked):
         listed = [pattern for pattern in listed if method == "POST" and alias == _MOVED]
-    if not {JUDGE, WORKER} & set(roles):
+    if not {JUDGE, WORKER, SCORER} & set(roles):
         # A process whose identity was stolen must not lock the others out.
         listed.append(_PASSWORD)
     return any(pattern.fullmatch(asked) for pattern in (_READS, *listed))

@@ -115,7 +115,9 @@ class Scorer:
         self._ending = threading.Event()
         self._alone = False
         try:
-            self._socket = socket.create_server((given.host, given.port), backlog=_BACKLOG)
+            # Nobody can connect before it listens, which the server does when the champions are loaded. Who balances between
+            # several scorers asks another one until then.
+            self._socket = _bound(given.host, given.port)
         except OSError as error:
             raise SettingsError(
                 f"the scorer cannot listen on {given.host}:{given.port}: {error.strerror}; set another port with "
@@ -131,6 +133,7 @@ class Scorer:
                 proxy_headers=False,
                 lifespan="on",
                 ws="none",
+                backlog=_BACKLOG,
                 timeout_keep_alive=_IDLE,
                 timeout_graceful_shutdown=int(given.deadline) + 1,
             )
@@ -203,3 +206,15 @@ class Scorer:
     def stop(self) -> None:
         """End after the requests that have begun."""
         self._server.should_exit = True
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket of an address, which does not listen yet."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+    except OSError:
+        made.close()
+        raise
+    return made

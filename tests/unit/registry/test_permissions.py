@@ -19,10 +19,10 @@ from mlflow import MlflowClient
 
 from perennial.core.settings import PROJECT
 from perennial.operations.identities import make_mlflow
-from perennial.registry.permissions import APPROVER, JUDGE, MOVED_BY, OPERATOR, VIEWER, WORKER, may_ask
+from perennial.registry.permissions import APPROVER, JUDGE, MOVED_BY, OPERATOR, SCORER, VIEWER, WORKER, may_ask
 from tests.composed import free_port
 
-USERS = (JUDGE, WORKER, VIEWER, OPERATOR, APPROVER, "nobody")
+USERS = (JUDGE, WORKER, SCORER, VIEWER, OPERATOR, APPROVER, "nobody")
 PASSWORDS = {name: f"a-password-of-{name}" for name in ("admin", *USERS)}
 #: What ``perennial deploy mlflow`` does.
 START = "import os, sys; from perennial.operations.deployed import serve_mlflow; serve_mlflow(os.environ, sys.argv[1:])"
@@ -65,6 +65,7 @@ NOTES = {"mlflow/runs/set-tag", "mlflow/runs/delete-tag", "mlflow/users/update-p
 MAY = {
     JUDGE: SEARCHES | RUNS | REGISTRY,
     WORKER: SEARCHES | RUNS,
+    SCORER: SEARCHES,
     VIEWER: SEARCHES | {"mlflow/users/update-password"},
     OPERATOR: SEARCHES | NOTES,
     # With the alias champion alone, as below.
@@ -101,7 +102,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's own
         warnings.simplefilter("ignore", UserWarning)
-        make_mlflow(sa.make_url(server.store), {name: PASSWORDS[name] for name in ("admin", JUDGE, WORKER)})
+        make_mlflow(sa.make_url(server.store), {name: PASSWORDS[name] for name in ("admin", JUDGE, WORKER, SCORER)})
     port = server.url.rpartition(":")[2]
     command = [sys.executable, "-c", START, "--host", "127.0.0.1", "--port", port, "--workers", "1"]
     log = (server.folder / "log").open("wb")
@@ -266,7 +267,7 @@ def test_the_promoter_of_earlier_releases_is_gone_after_init(server: Server) -> 
         admin.post("/api/2.0/mlflow/users/create", json=former).raise_for_status()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's own
-            make_mlflow(sa.make_url(server.store), {name: PASSWORDS[name] for name in ("admin", JUDGE, WORKER)})
+            make_mlflow(sa.make_url(server.store), {name: PASSWORDS[name] for name in ("admin", JUDGE, WORKER, SCORER)})
         assert admin.get("/api/2.0/mlflow/users/get", params={"username": "promoter"}).status_code == 404
 
 
