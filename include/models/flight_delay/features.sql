@@ -26,8 +26,8 @@ late AS (
 ),
 
 -- Delays are in minutes, cut off where longer ones tell no more. `waiting` and `since` sum up to the number of waiting
--- flights and to their scheduled minutes. News too old for the windows below are left out, which changes nothing but the
--- time that a single day takes.
+-- flights and to their scheduled minutes. News too old for the windows below, and arrivals of airlines and at destinations that
+-- nobody asks for, are left out, which changes nothing but the time that a single day or flight takes.
 news AS (
   SELECT flight_id, as_of AS moment, carrier, flight, origin, dest,
     NULL::BIGINT AS departure, NULL::BIGINT AS arrival, 0 AS waiting, 0 AS since
@@ -38,6 +38,7 @@ news AS (
   UNION ALL
   SELECT NULL, arrived_at, carrier, flight, origin, dest, NULL, greatest(-30, least(120, arr_delay)), NULL, NULL
   FROM flown WHERE arrived_at >= (SELECT min(as_of) FROM entities) - INTERVAL 14 DAY
+    AND (dest IN (SELECT dest FROM entities) OR (carrier, origin) IN (SELECT (carrier, origin) FROM entities))
   UNION ALL
   SELECT NULL, waits_from, carrier, flight, origin, dest, NULL, NULL, 1, scheduled_minute FROM late
   UNION ALL
@@ -85,7 +86,7 @@ legs AS (
     lag(scheduled_departure) OVER aircraft AS before, lag(departed_at) OVER aircraft AS departed_at,
     lag(dep_delay) OVER aircraft AS dep_delay, lag(distance) OVER aircraft AS distance
   FROM flown
-  WHERE tailnum IS NOT NULL
+  WHERE tailnum IN (SELECT tailnum FROM entities)
   WINDOW aircraft AS (PARTITION BY tailnum ORDER BY scheduled_departure, flight_id)
 ),
 previous AS (

@@ -206,7 +206,6 @@ def offer(
     interval: Interval,
     *,
     known_by: datetime | None = None,
-    given: pa.Table | None = None,
 ) -> None:
     """Create ``entities`` and the tables that the query may see. Existing ones are replaced.
 
@@ -216,49 +215,104 @@ def offer(
         tables: see :func:`compute`.
         interval: the interval of the entities' event times.
         known_by: show the rows known by this moment, instead of those known by the latest ``as_of``.
-        given: rows of the entity table, with event times in the interval. They are the only entities, and stand in the place of
-            rows with their keys.
     """
     spec = folder.spec
-    since = interval.start - spec.features.lookback
     names = sorted(folder.feature_tables, key=lambda name: name != spec.entity.table)
     latest = instant(known_by) if known_by else "(SELECT coalesce(max(as_of), '-infinity') FROM entities)"
     for name in names:
-        table = spec.tables[name]
-        conditions = []
-        if table.event_time is not None:
-            event = quoted(table.event_time)
-            conditions.append(f"{event} >= {instant(since)} AND {event} < {instant(interval.end)}")
+        conditions = _in_lookback(folder, name, interval)
         if name != spec.entity.table:
             conditions.append(f"{KNOWN} <= {latest}")
-        columns = ", ".join(quoted(column) for column in published_schema(table).names)
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         connection.register("_offered", tables[name])
-        connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT {columns} FROM _offered {where}")
+        connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT {_columns(folder, name)} FROM _offered {where}")
         connection.unregister("_offered")
         if name == spec.entity.table:
-            if given is not None:
-                _put(connection, name, table, columns, given)
-            _make_entities(connection, folder, interval)
-            if given is not None:
-                connection.execute(
-                    f"DELETE FROM perennial.asked AS rows WHERE NOT EXISTS (FROM _given WHERE {_same_key(table)})"
-                )
-                connection.unregister("_given")
+            _make_entities(connection, folder, interval, quoted(name))
             connection.execute(f"DELETE FROM {quoted(name)} WHERE {KNOWN} > {latest}")
     for name in names:
         _keep_versions(connection, name, spec.tables[name])
 
 
-def _put(connection: duckdb.DuckDBPyConnection, name: str, table: Table, columns: str, given: pa.Table) -> None:
-    """Put given rows in the place of those with their keys. They stay registered as ``_given``."""
-    connection.register("_given", given)
-    connection.execute(f"DELETE FROM {quoted(name)} AS rows WHERE EXISTS (FROM _given WHERE {_same_key(table)})")
-    connection.execute(f"INSERT INTO {quoted(name)} SELECT {columns} FROM _given")
+def _in_lookback(folder: ModelFolder, name: str, interval: Interval) -> list[str]:
+    """SQL for whether the event of a row lies where an interval's entities may look."""
+    table = folder.spec.tables[name]
+    if table.event_time is None:
+        return []
+    event, since = quoted(table.event_time), interval.start - folder.spec.features.lookback
+    return [f"{event} >= {instant(since)}", f"{event} < {instant(interval.end)}"]
 
 
-def _same_key(table: Table) -> str:
-    return " AND ".join(f"_given.{quoted(name)} = rows.{quoted(name)}" for name in table.key)
+def _columns(folder: ModelFolder, name: str) -> str:
+    return _list(published_schema(folder.spec.tables[name]).names)
+
+
+# --- tables that many single entities are asked of ----------------------------------------------------------------------
+
+
+def hold(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, tables: Mapping[str, Rows]) -> frozenset[str]:
+    """Keep tables in a database, so that :func:`offer_given` need not copy them for each request.
+
+    Args:
+        connection: from :func:`open_database`, used for nothing else.
+        folder: the model's folder.
+        tables: see :func:`compute`.
+
+    Returns:
+        The tables that have several rows for a key, which :func:`offer_given` is to be told.
+    """
+    connection.execute("CREATE SCHEMA held")
+    corrected = set()
+    for name in folder.feature_tables:
+        table, rows = folder.spec.tables[name], f"held.{quoted(name)}"
+        connection.register("_offered", tables[name])
+        connection.execute(f"CREATE TABLE {rows} AS SELECT {_columns(folder, name)} FROM _offered")
+        connection.unregister("_offered")
+        if table.event_time is not None and table.duplicates != "refuse" and _has_versions(connection, rows, table):
+            corrected.add(name)
+    return frozenset(corrected)
+
+
+def offer_given(
+    connection: duckdb.DuckDBPyConnection, folder: ModelFolder, corrected: frozenset[str], interval: Interval, given: pa.Table
+) -> None:
+    """Create ``entities`` of given rows alone, and show the query what it may see of the held tables.
+
+    It sees what it would see of a copy (:func:`offer`): only tables with several rows for a key are copied, since which of
+    them counts depends on the moment.
+
+    Args:
+        connection: has the tables of :func:`hold`.
+        folder: the model's folder.
+        corrected: what :func:`hold` gave.
+        interval: the interval of the entities' event times.
+        given: rows of the entity table, with event times in the interval. They are the only entities, and stand in the place of
+            held rows with their keys.
+    """
+    spec = folder.spec
+    connection.register("_offered", given)
+    connection.execute("CREATE OR REPLACE TABLE perennial.given AS FROM _offered")
+    connection.unregister("_offered")
+    _make_entities(connection, folder, interval, "perennial.given")
+    latest = (
+        f"TIMESTAMPTZ {literal(str(_row(connection, 'SELECT max(as_of)::VARCHAR FROM perennial.asked')[0] or '-infinity'))}"
+    )
+    for name in folder.feature_tables:
+        columns, rows = _columns(folder, name), f"held.{quoted(name)}"
+        conditions = [*_in_lookback(folder, name, interval), f"{KNOWN} <= {latest}"]
+        query = f"SELECT {columns} FROM {rows} AS held WHERE {' AND '.join(conditions)}"
+        if name == spec.entity.table:
+            same = " AND ".join(f"given.{quoted(key)} = held.{quoted(key)}" for key in spec.entity_table.key)
+            query += f" AND NOT EXISTS (FROM perennial.given AS given WHERE {same})"
+            query += f" UNION ALL SELECT {columns} FROM perennial.given WHERE {KNOWN} <= {latest}"
+        if name in corrected:
+            connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS {query}")
+            _keep_versions(connection, name, spec.tables[name])
+        else:
+            connection.execute(f"CREATE OR REPLACE VIEW {quoted(name)} AS {query}")
+
+
+# --- rows that were corrected ---------------------------------------------------------------------------------------------
 
 
 #: How the name of a table begins that has the rows of another one, and until when each is the newest of its key.
@@ -273,8 +327,7 @@ def _keep_versions(connection: duckdb.DuckDBPyConnection, name: str, table: Tabl
     if table.event_time is None or table.duplicates == "refuse":
         return
     key, rows = _list(table.key), quoted(name)
-    count, distinct = _row(connection, f"SELECT count(*), count(DISTINCT hash({key})) FROM {rows}")
-    if count == distinct:
+    if not _has_versions(connection, rows, table):
         return
     oldest_first = f"{KNOWN}, {quoted(table.event_time)}"
     connection.execute(f"""
@@ -284,6 +337,20 @@ def _keep_versions(connection: duckdb.DuckDBPyConnection, name: str, table: Tabl
         ) WHERE {_UNTIL} > (SELECT coalesce(min(as_of), '-infinity') FROM entities)
     """)
     connection.execute(f"CREATE OR REPLACE TABLE {rows} AS SELECT * EXCLUDE ({_UNTIL}) FROM {versions}")
+
+
+def _has_versions(connection: duckdb.DuckDBPyConnection, rows: str, table: Table) -> bool:
+    """Whether a key has several rows.
+
+    Hashes are compared first, since they take a tenth of the memory of all keys. Different keys often share one.
+    """
+    key = _list(table.key)
+    count, hashes = _row(connection, f"SELECT count(*), count(DISTINCT hash({key})) FROM {rows}")
+    if count == hashes:
+        return False
+    alike = f"(SELECT hash({key}) AS _hash FROM {rows} GROUP BY _hash HAVING count(*) > 1)"
+    suspects = f"(SELECT {key} FROM {rows} SEMI JOIN {alike} ON hash({key}) = _hash)"
+    return bool(_row(connection, f"SELECT count(*) FROM (SELECT {key} FROM {suspects} GROUP BY ALL HAVING count(*) > 1)")[0])
 
 
 def _select_as_corrected(connection: duckdb.DuckDBPyConnection, query: str) -> None:
@@ -319,12 +386,12 @@ def _select_as_corrected(connection: duckdb.DuckDBPyConnection, query: str) -> N
     connection.execute(entities)
 
 
-def _make_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, interval: Interval) -> None:
+def _make_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, interval: Interval, relation: str) -> None:
     spec = folder.spec
     event = quoted(spec.event_time)
     columns = [quoted(column) for column in spec.entity_table.columns if column != "as_of"]
     within = f"{event} >= {instant(interval.start)} AND {event} < {instant(interval.end)}"
-    rows = f"SELECT {{}} FROM {quoted(spec.entity.table)} WHERE {within}"
+    rows = f"SELECT {{}} FROM {relation} AS {quoted(spec.entity.table)} WHERE {within}"
     as_of = f"(\n{spec.entity.as_of}\n)::TIMESTAMPTZ AS as_of"
     # An entity is what was known of it when the prediction was made.
     newest = (

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -30,10 +31,10 @@ from perennial.core.errors import NotAnswered
 from perennial.model.artifacts import FeatureList
 from perennial.serving import answers, requests
 from perennial.serving.answers import Answer, as_json
-from perennial.serving.batching import Batcher
+from perennial.serving.batching import Batcher, Computer
 from perennial.serving.champion import Champions, Served
 from perennial.serving.figures import Figures, Now
-from perennial.serving.lookup import compute, fallbacks, look_up
+from perennial.serving.lookup import compute_all, fallbacks, look_up
 from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
 from perennial.serving.openapi import describe
@@ -115,10 +116,9 @@ class App:
         self._champions, self._table, self._on_demand = champions, table, on_demand
         self._tokens, self._bounds = tokens, bounds
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
-        # Of its own, since it takes longer by far than a look-up.
-        self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._at_once = 0
         self._batcher: Batcher | None = None
+        self._computer: Computer | None = None
         self.figures = Figures(
             Now(
                 lambda: {model: served.version for model, served in champions.served.items()},
@@ -205,12 +205,13 @@ class App:
         self._batcher = Batcher(self.figures.predicted)
         if self._recorder is not None:
             self._recorder.start()
+        self._computer = Computer(partial(compute_all, self._on_demand))
         yield
         self._batcher.close()
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close)
         self._lookups.shutdown()
-        self._computing.shutdown(cancel_futures=True)
+        self._computer.close()
 
     # --- who, and how much ---
 
@@ -271,7 +272,8 @@ class App:
         form, overrides = "features", None
         if isinstance(rows, Entities):
             form = "entity"
-            rows = await loop.run_in_executor(self._computing, compute, self._on_demand, served, rows)
+            assert self._computer is not None  # made when the server starts
+            rows = await self._computer.compute(served, rows)
         elif isinstance(rows, Keys):
             form, overrides = "key", rows.overrides
             rows = await loop.run_in_executor(self._lookups, look_up, self._table, served, rows, datetime.now(UTC))

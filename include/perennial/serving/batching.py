@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from perennial.core.errors import NotAnswered, ScoringError
 from perennial.model.artifacts import Prediction
 from perennial.serving.champion import Served
-from perennial.serving.requests import Rows
+from perennial.serving.requests import Entities, Rows
 
 #: Most rows that are predicted together, unless one request has more.
 MOST_ROWS = 1_024
@@ -105,6 +105,74 @@ class Batcher:
                 one.answer.set_exception(answer)
             else:
                 one.answer.set_result(answer)
+        self._next()
+
+
+class Computer:
+    """Computes features on demand for many requests at once, as :class:`Batcher` predicts. It belongs to one event loop.
+
+    Args:
+        compute: the features of several requests that ask one version, or why one has none, in their order.
+    """
+
+    def __init__(self, compute: Callable[[Served, Sequence[Entities]], list[Rows | NotAnswered]]) -> None:
+        self._compute = compute
+        # Of its own, since it takes longer by far than a prediction.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._waiting: deque[tuple[Served, Entities, asyncio.Future[Rows]]] = deque()
+        self._busy = False
+
+    async def compute(self, served: Served, asked: Entities) -> Rows:
+        """The features of a request's entities.
+
+        Raises:
+            NotAnswered: it has none.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Rows] = loop.create_future()
+        self._waiting.append((served, asked, answer))
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._next)
+        return await answer
+
+    def close(self) -> None:
+        """End the thread after its current work."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _next(self) -> None:
+        batch = self._take()
+        if not batch:
+            self._busy = False
+            return
+        running = asyncio.get_running_loop().run_in_executor(
+            self._thread, self._compute, batch[0][0], [asked for _, asked, _ in batch]
+        )
+        running.add_done_callback(partial(self._done, [answer for _, _, answer in batch]))
+
+    def _take(self) -> list[tuple[Served, Entities, asyncio.Future[Rows]]]:
+        """The oldest request and those after it that ask the same version; one that is of a moment in the past is alone."""
+        waiting = [one for one in self._waiting if not one[2].done()]
+        batch = waiting[:1]
+        rows = sum(asked.table.num_rows for _, asked, _ in batch)
+        for one in waiting[1:]:
+            served, asked, _ = one
+            rows += asked.table.num_rows
+            if batch[0][1].as_of is None and asked.as_of is None and served is batch[0][0] and rows <= MOST_ROWS:
+                batch.append(one)
+        self._waiting = deque(one for one in waiting if not any(one is taken for taken in batch))
+        return batch
+
+    def _done(self, answers: list[asyncio.Future[Rows]], running: asyncio.Future[list[Rows | NotAnswered]]) -> None:
+        error = running.exception()
+        found = [error] * len(answers) if error is not None else running.result()
+        for answer, one in zip(answers, found, strict=True):
+            if answer.done():
+                continue
+            if isinstance(one, BaseException):
+                answer.set_exception(one)
+            else:
+                answer.set_result(one)
         self._next()
 
 

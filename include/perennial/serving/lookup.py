@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from perennial.core.errors import NotAnswered, ServingError, SnapshotMissing, SpecError
 from perennial.serving.champion import Served
 from perennial.serving.on_demand import OnDemand
@@ -70,35 +72,54 @@ def look_up(table: OnlineTable, served: Served, asked: Keys, now: datetime) -> R
     return Rows(columns, len(came), came, origins, asked.table, event_times)
 
 
-def compute(on_demand: OnDemand, served: Served, asked: Entities) -> Rows:
-    """The features of entities that are in no table yet, computed now.
+def compute_all(on_demand: OnDemand, served: Served, asked: Sequence[Entities]) -> list[Rows | NotAnswered]:
+    """The features of entities that are in no table yet, computed now, for several requests together.
 
     Args:
         on_demand: computes them.
         served: the version that answers.
-        asked: the entities.
+        asked: the entities of each request. If one has ``as_of``, it is the only request.
 
-    Raises:
-        NotAnswered: a value is wrong; or the features cannot be computed for one entity alone, or not now.
+    Returns:
+        For each request its features; or why it has none: a value is wrong, or the features cannot be computed for one entity
+        alone, or not now.
     """
     assert served.folder is not None  # requests without `online` are refused before
-    try:
-        found = on_demand.features(served.folder, asked.table, asked.as_of)
-    except ServingError as error:
-        raise NotAnswered(str(error)) from error
-    except SnapshotMissing as error:
-        words = "the tables that features are computed from are not published yet"
-        raise NotAnswered(words, status=503, retry_after=60) from error
-    except SpecError as error:
-        # Its text may quote values.
-        log.warning("%s: features.sql fails on entities that a client gave", served.name)
-        raise NotAnswered("the features of these entities cannot be computed from what was given") from error
+    found: list[pa.Table | Exception]
+    if asked[0].as_of is None:
+        found = on_demand.features_together(served.folder, [one.table for one in asked])
+    else:
+        try:
+            found = [on_demand.features(served.folder, asked[0].table, asked[0].as_of)]
+        except (NotAnswered, ServingError, SnapshotMissing, SpecError) as error:
+            found = [error]
+    return [_refusal(served, one) if isinstance(one, Exception) else _computed(served, one) for one in found]
+
+
+def _refusal(served: Served, error: Exception) -> NotAnswered:
+    match error:
+        case NotAnswered():
+            return error
+        case ServingError():
+            return NotAnswered(str(error))
+        case SnapshotMissing():
+            words = "the tables that features are computed from are not published yet"
+            return NotAnswered(words, status=503, retry_after=60)
+        case SpecError():
+            # Its text may quote values.
+            log.warning("%s: features.sql fails on entities that a client gave", served.name)
+            return NotAnswered("the features of these entities cannot be computed from what was given")
+    raise error
+
+
+def _computed(served: Served, found: pa.Table) -> Rows:
     columns = {name: found[name].to_pylist() for name in served.loaded.features}
     came: list[Mapping[str, Sequence[str]]] = []
     for row in range(found.num_rows):
         missing = [name for name, values in columns.items() if values[row] is None]
         came.append({COMPUTED: [name for name in columns if name not in missing], MISSING: missing})
     origins = [{"as_of": moment.isoformat()} for moment in found["as_of"].to_pylist()]
+    assert served.folder is not None  # its features were computed
     spec = served.folder.spec
     event_times = found[spec.event_time].to_pylist()
     return Rows(columns, found.num_rows, came, origins, found.select(spec.entity_table.key), event_times)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import duckdb
@@ -30,8 +30,9 @@ from perennial.features.point_in_time import (
     check_selected,
     feature_schema,
     gather,
+    hold,
     instant,
-    offer,
+    offer_given,
     open_database,
     select,
     with_as_of,
@@ -63,6 +64,8 @@ class _Hot:
         publication: of the tables.
         snapshots: by table, the snapshot that the rows are of.
         tables: the rows.
+        database: has the rows too, for :func:`perennial.features.point_in_time.offer_given`.
+        corrected: the tables that have several rows for a key.
         proved: the publication of features on whose rows the independence of entities was tried.
         dependent: features that depend on which entities are asked.
     """
@@ -72,6 +75,8 @@ class _Hot:
     publication: int
     snapshots: dict[str, int]
     tables: dict[str, pa.Table]
+    database: duckdb.DuckDBPyConnection
+    corrected: frozenset[str]
     proved: int | None
     dependent: list[str]
 
@@ -108,7 +113,22 @@ class OnDemand:
             SnapshotMissing: no tables are published yet, or they lack what the features need.
             SpecError: ``features.sql`` fails on these entities.
         """
-        return self._maker(folder).features(entities, as_of, self._clock())
+        [found] = self._maker(folder).features([entities], as_of, self._clock())
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def features_together(self, folder: ModelFolder, asked: Sequence[pa.Table]) -> list[pa.Table | Exception]:
+        """The features of the entities of several requests, for hardly more than one takes.
+
+        Args:
+            folder: the folder that makes the features.
+            asked: the entities of each request, see :meth:`features`.
+
+        Returns:
+            For each request what :meth:`features` gives, or the error that it raises. No request fails because of another.
+        """
+        return self._maker(folder).features(asked, None, self._clock())
 
     def prepare(self, folder: ModelFolder) -> None:
         """Load what the first request of a model would wait for: the hot tables, and whether entities can be asked alone.
@@ -142,18 +162,52 @@ class _Maker:
         self._folder, self._lake = folder, lake
         self._given = GivenTable(folder, folder.spec.entity.table)
         self._hot: _Hot | None = None
-        self._connection: duckdb.DuckDBPyConnection | None = None
         self._computing, self._loading = threading.Lock(), threading.Lock()
 
-    def features(self, entities: pa.Table, as_of: datetime | None, now: datetime) -> pa.Table:
-        folder, spec = self._folder, self._folder.spec
-        given = self._given.read(entities)
-        schema = feature_schema(spec)
+    def features(self, asked: Sequence[pa.Table], as_of: datetime | None, now: datetime) -> list[pa.Table | Exception]:
+        """The features of each request's entities, or why it gets none."""
+        own = f"least((\n{self._folder.spec.entity.as_of}\n)::TIMESTAMPTZ, {instant(now)})"
+        folder = with_as_of(self._folder, own if as_of is None else instant(as_of))
+        done: dict[int, pa.Table | Exception] = {}
+        left = list(range(len(asked)))
+        while left:
+            together = self._fitting(asked, left)
+            try:
+                found = self._of_rows(folder, self._read([asked[place] for place in together]))
+                start = 0
+                for place in together:
+                    done[place] = found.slice(start, asked[place].num_rows)
+                    start += asked[place].num_rows
+            # Whatever fails for all of them is found again for the one that is at fault.
+            except Exception as error:
+                for place in together:
+                    done[place] = error if len(together) == 1 else self.features([asked[place]], as_of, now)[0]
+            left = [place for place in left if place not in done]
+        return [done[place] for place in range(len(asked))]
+
+    def _fitting(self, asked: Sequence[pa.Table], left: Sequence[int]) -> list[int]:
+        """Requests that can be computed with the first one: with columns of the same types, and other entities."""
+        schema, keys = asked[left[0]].schema, self._folder.spec.entity_table.key
+        chosen: list[int] = []
+        seen: set[tuple[object, ...]] = set()
+        for place in left:
+            rows = asked[place]
+            if rows.schema != schema:
+                continue
+            own = set(zip(*(rows[name].to_pylist() for name in keys if name in rows.column_names), strict=True))
+            if not chosen or not own & seen:
+                chosen.append(place)
+                seen |= own
+        return chosen
+
+    def _read(self, asked: Sequence[pa.Table]) -> pa.Table:
+        return self._given.read(pa.concat_tables(asked) if len(asked) > 1 else asked[0])
+
+    def _of_rows(self, asked: ModelFolder, given: pa.Table) -> pa.Table:
+        """The features of entities, in their order."""
+        spec = self._folder.spec
         if not given.num_rows:
-            return schema.empty_table()
-        own = f"least((\n{spec.entity.as_of}\n)::TIMESTAMPTZ, {instant(now)})"
-        asked = with_as_of(folder, own if as_of is None else instant(as_of))
-        given = self._known_when_asked(asked, given)
+            return feature_schema(spec).empty_table()
         days = pc.floor_temporal(given[spec.event_time], unit="day")
         found = []
         for day in sorted(pc.unique(days).to_pylist()):
@@ -165,20 +219,6 @@ class _Maker:
         order = [places[one] for one in zip(*(given[name].to_pylist() for name in key), strict=True)]
         return together.take(pa.array(order, pa.int64()))
 
-    def _known_when_asked(self, asked: ModelFolder, given: pa.Table) -> pa.Table:
-        """The rows as known at their ``as_of`` at the latest: who asks for a row knows it."""
-        with self._database() as connection:
-            connection.register("_asked", given)
-            with blaming(f"{asked.path / 'model.yaml'}: entity.as_of"):
-                known: pa.Table = connection.sql(
-                    f"SELECT * REPLACE (least({KNOWN}, ({asked.spec.entity.as_of})) AS {KNOWN}) FROM _asked"
-                ).to_arrow_table()
-            connection.unregister("_asked")
-        for row, value in enumerate(known[KNOWN].to_pylist()):
-            if value is None:
-                raise NotAnswered("entity.as_of gives no moment for this row; give as_of", row=row, field="as_of")
-        return known.cast(given.schema)
-
     def _of_a_day(self, asked: ModelFolder, given: pa.Table, day: Interval) -> pa.Table:
         hot = self._held(day)
         if hot.dependent:
@@ -187,8 +227,9 @@ class _Maker:
                 f"{name}: {', '.join(hot.dependent)} depend on which other entities are asked, so {name} can be asked by key "
                 f"only; perennial check {name} says how"
             )
-        with self._database() as connection:
-            offer(connection, asked, hot.tables, day, given=given)
+        with self._database(hot) as connection:
+            given = _known_when_asked(connection, asked, given)
+            offer_given(connection, asked, hot.corrected, day, given)
             check_entities(connection, asked, day)
             select(connection, asked)
             check_selected(connection, asked, day)
@@ -197,16 +238,16 @@ class _Maker:
         return found.cast(feature_schema(asked.spec))
 
     @contextmanager
-    def _database(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """The database of this maker, for one thread at a time. After an error it is opened anew."""
+    def _database(self, hot: _Hot) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The database of the hot rows, for one thread at a time. After an error of it, it is made anew."""
         with self._computing:
-            connection, self._connection = self._connection or open_database(), None
             try:
-                yield connection
-            except BaseException:
-                connection.close()
+                yield hot.database
+            except duckdb.Error:
+                with self._loading:
+                    if self._hot is hot:
+                        self._hot = replace(hot, database=_database_of(self._folder, hot.tables)[0])
                 raise
-            self._connection = connection
 
     def _held(self, day: Interval) -> _Hot:
         """Rows that reach back as far as a day's features look."""
@@ -257,7 +298,8 @@ class _Maker:
                 held[table] = scan(folder, lake, table, tables.snapshots, within=Interval(start, _FOREVER)).read_all()
         proved, dependent = self._prove(before, end)
         log.info("%s: %d rows in memory from %s on", name, sum(map(len, held.values())), start)
-        return _Hot(start, end, tables.id, dict(tables.snapshots), held, proved, dependent)
+        database, corrected = _database_of(folder, held)
+        return _Hot(start, end, tables.id, dict(tables.snapshots), held, database, corrected, proved, dependent)
 
     def _prove(self, before: _Hot | None, end: datetime) -> tuple[int, list[str]]:
         newest = self._lake.ledger.head(self._folder.spec.name, DATASET).publication_id
@@ -265,3 +307,29 @@ class _Maker:
             return newest, before.dependent
         days = Interval(end - 2 * _DAY, end)
         return newest, [one.feature for one in find_dependences(self._folder, self._lake, days)]
+
+
+def _database_of(folder: ModelFolder, tables: dict[str, pa.Table]) -> tuple[duckdb.DuckDBPyConnection, frozenset[str]]:
+    """A database that holds the rows, and which of its tables have several for a key. It closes when nobody has it any more."""
+    database = open_database()
+    try:
+        return database, hold(database, folder, tables)
+    except BaseException:
+        database.close()
+        raise
+
+
+def _known_when_asked(connection: duckdb.DuckDBPyConnection, asked: ModelFolder, given: pa.Table) -> pa.Table:
+    """The rows as known at their ``as_of`` at the latest: who asks for a row knows it."""
+    connection.register("_asked", given)
+    try:
+        with blaming(f"{asked.path / 'model.yaml'}: entity.as_of"):
+            known: pa.Table = connection.sql(
+                f"SELECT * REPLACE (least({KNOWN}, ({asked.spec.entity.as_of})) AS {KNOWN}) FROM _asked"
+            ).to_arrow_table()
+    finally:
+        connection.unregister("_asked")
+    for row, value in enumerate(known[KNOWN].to_pylist()):
+        if value is None:
+            raise NotAnswered("entity.as_of gives no moment for this row; give as_of", row=row, field="as_of")
+    return known.cast(given.schema)

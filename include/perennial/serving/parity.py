@@ -44,8 +44,10 @@ from perennial.features.point_in_time import (
     check_selected,
     feature_schema,
     gather,
+    hold,
     instant,
     offer,
+    offer_given,
     open_database,
     select,
     with_as_of,
@@ -278,10 +280,17 @@ def _recompute(own: OwnFolder, lake: Lake, tables: Publication, day: Interval, r
     visible = visible_to(folder, day)
     held = {name: scan(folder, lake, name, given, within=visible).read_all() for name in folder.feature_tables}
     parts = [feature_schema(folder.spec).empty_table()]
-    with closing(open_database(threads=1)) as connection:
-        for entities, are_known in _groups(connection, folder, held[folder.spec.entity.table], rows, day):
+    with closing(open_database(threads=1)) as known, closing(open_database(threads=1)) as given_then:
+        corrected: frozenset[str] | None = None
+        for entities, are_known in _groups(known, folder, held[folder.spec.entity.table], rows, day):
             asked = with_as_of(folder, _as_of(folder, entities))
-            offer(connection, asked, held, day, given=None if are_known else entities.drop_columns(["_as_of"]))
+            if are_known:
+                connection = known
+                offer(connection, asked, held, day)
+            else:
+                connection = given_then
+                corrected = hold(connection, folder, held) if corrected is None else corrected
+                offer_given(connection, asked, corrected, day, entities.drop_columns(["_as_of"]))
             connection.execute("DELETE FROM perennial.asked WHERE as_of IS NULL")  # those of the day that nobody asked for
             check_entities(connection, asked, day)
             select(connection, asked)

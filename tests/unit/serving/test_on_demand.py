@@ -70,6 +70,26 @@ def test_published_entities_get_what_was_published_for_them_together_and_alone(
     assert asked.features(folder, rows.take(backwards)).equals(wanted.take(backwards))
 
 
+def test_requests_together_get_what_each_gets_alone_and_none_fails_with_another(
+    tmp_path: Path, lake: Lake, ledger: Ledger
+) -> None:
+    folder = orders(tmp_path)
+    wanted = publish(lake, ledger, folder).filter(pa.array([False] * 8 + [True] * 12))
+    asked = on_demand(lake)
+    rows = given(lake, ledger, april(3, 5))
+    requests = [rows.slice(0, 5), entity(amount="x"), rows.slice(5, 1), entity(), entity(amount="4"), rows.slice(6, 6)]
+
+    first, faulty, second, new, other, last = asked.features_together(folder, requests)
+
+    assert isinstance(faulty, NotAnswered)
+    assert (faulty.row, faulty.field) == (0, "amount")
+    found = [one for one in (first, second, last) if isinstance(one, pa.Table)]
+    assert pa.concat_tables(found).equals(wanted)
+    # They have one key, so they are asked one after another.
+    assert asked.features(folder, entity()).equals(new)
+    assert asked.features(folder, entity(amount="4")).equals(other)
+
+
 def test_a_corrected_table_is_seen_as_it_was_known(tmp_path: Path, lake: Lake, ledger: Ledger) -> None:
     sql = HISTORY.replace("count(returned.order_id)", "sum(earlier.amount)").replace(
         "earlier.customer = orders_now.customer",
