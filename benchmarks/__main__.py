@@ -23,7 +23,7 @@ PICTURE = RESULTS / "claims.png"
 #: What the table claims, in its order; each is a module beside this one.
 CLAIMS = (
     "score", "ingest", "features", "drift_report", "train", "task_overhead", "weekly_cycle", "many_models", "history",
-    "workers", "peers",
+    "workers", "peers", "online",
 )  # fmt: skip
 #: What is told elsewhere: how good decisions are, and what a million rows cost.
 STUDIES = ("flight_delay", "gates", "drift", "value", "windows", "faults", "cost_per_million")

@@ -10,7 +10,7 @@ their documentation recommends, with a worker process for each core:
 
     python -m benchmarks.online                   # all of it
     python -m benchmarks.online --only swap       # some, told and not kept
-    python -m benchmarks.online --seconds 5       # shorter, told and not kept
+    python -m benchmarks.online --seconds 2       # shorter, told and not kept
 """
 
 from __future__ import annotations
@@ -552,8 +552,8 @@ def beside(work: Callable[[], None]) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement (10)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of the soak (10)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (5)")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of the soak (2)")
     chosen = parser.parse_args()
     told = Told("online")
     online = Online(told, chosen.seconds)
@@ -565,7 +565,7 @@ def main() -> None:
             online.soak(chosen.minutes)
         else:
             getattr(online, part)()
-    if chosen.only == PARTS and chosen.seconds >= 10:
+    if chosen.only == PARTS and chosen.seconds >= 5:
         told.write()
 
 

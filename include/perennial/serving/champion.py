@@ -94,6 +94,11 @@ class Served:
         """Where its rows of features are that can be asked by key; None if the model cannot be asked so."""
         return None if self.folder is None or self.online is None else place_of(self.folder)
 
+    @cached_property
+    def features_digest(self) -> str | None:
+        """Of the folder that makes its features; None if that is not known. To compute it takes a millisecond."""
+        return None if self.folder is None else self.folder.features_digest
+
     @property
     def key(self) -> pa.Schema | None:
         """The columns of an entity's key, with their types in the lake; None if the model cannot be asked by key."""

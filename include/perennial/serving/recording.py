@@ -311,6 +311,8 @@ def as_rows(answered: Sequence[Answered], chunk: str) -> pa.RecordBatch:
             for name, value in {**values, "chunk": chunk, "place": place}.items():
                 columns[name].append(value)
             place += 1
+        # Other threads answer requests meanwhile. Without this they would get a turn only every few milliseconds.
+        time.sleep(0)
     return pa.RecordBatch.from_arrays([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
@@ -334,7 +336,7 @@ def _rows(one: Answered) -> Iterator[dict[str, Any]]:
             "version": served.version,
             "role": CHAMPION,
             "form": one.form,
-            "definition": None if served.folder is None else served.folder.features_digest,
+            "definition": served.features_digest,
             "entity": entities[row],
             "event_time": events[row],
             "as_of": datetime.fromisoformat(origin["as_of"]) if "as_of" in origin else None,
