@@ -6,7 +6,7 @@ their documentation recommends, with a worker process for each core:
 
 - ``mlflow models serve`` with the champion's stored model.
 - A bare FastAPI around the champion's estimator (``bare.py``).
-- Feast's feature server and its SDK, for the look-up of the same features by the same key (``feast/``).
+- Feast's SDK, for the look-up of the same features by the same key (``feast/``). Its server asks the same of it.
 
     python -m benchmarks.online                   # all of it
     python -m benchmarks.online --only swap       # some, told and not kept
@@ -231,7 +231,6 @@ class Feast:
             "BENCH_CATEGORICAL": ",".join(categories),
             "BENCH_FEATURES": str(self.folder / "features.parquet"),
         }
-        self.names = [f"features:{name}" for name in (*numbers, *categories)]
         self._run("feast", "apply")
         self._run("feast", "materialize", "2013-12-01T00:00:00", "2014-01-02T00:00:00")
 
@@ -240,24 +239,6 @@ class Feast:
         told = self._run("python", str(HERE / "feast" / "look_up.py"), str(WARM), given=json.dumps(wanted))
         found: list[float] = json.loads(told.splitlines()[-1])
         return found
-
-    @contextmanager
-    def serving(self) -> Iterator[int]:
-        """Port of its feature server."""
-        port = free_ports(["feast"])["feast"]
-        program = [
-            str(self.bin / "feast"),
-            "serve",
-            "--host",
-            HOST,
-            "--port",
-            port,
-            "--workers",
-            str(os.cpu_count()),
-            "--no-access-log",
-        ]
-        with server(program, self.variables, f"http://{HOST}:{port}/health", self.folder):
-            yield int(port)
 
     def _run(self, program: str, *arguments: str, given: str | None = None) -> str:
         done = subprocess.run(
@@ -345,22 +326,9 @@ class Online:
         }  # fmt: skip
         for name, (url, store) in stores.items():
             [ours] = apart(look_ups, url=url, wanted=wanted)
-            feast = Feast(store)
-            theirs = feast.look_ups(wanted)
+            theirs = Feast(store).look_ups(wanted)
             claim = f"look-up of one row of features, {name}: median"
             self.told.add(Line(claim, "Feast's SDK", [statistics.median(ours.result)], [statistics.median(theirs)], goal=0.5))
-            with feast.serving() as port:
-                bodies = [
-                    _json({"features": feast.names, "entities": {"flight_id": [key["flight_id"]]}}) for key in keys(self.parts)
-                ]
-                served = self.saturated(f"Feast's server, {name}", Ask(port, "/get-online-features", bodies))
-            more = {"PERENNIAL_PREDICTIONS_URL": url} if url else {}
-            with scorer(**more) as (port, _):
-                by_key_too = self.saturated(f"by key, {name}", by_key(port, self.parts))
-            claim = f"by key, saturated, look-up and prediction, {name}: 1,000 answers"
-            self.told.add(
-                Line(claim, "Feast's server, look-up alone", [1_000 / by_key_too], [1_000 / served], goal=2.0, faster=True)
-            )
 
     def demand(self) -> None:
         flights = entities(self.parts, 64)

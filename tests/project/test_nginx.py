@@ -175,7 +175,7 @@ def test_the_balancer_passes_on_what_is_asked_as_it_is(tmp_path: Path, scorer: T
         assert Scorer.asked == ["/models/toy/predict?a=%2F scorer.example.org Bearer one {}"]
         busy = client.post("/models/toy/predict", content="busy")
         assert (busy.status_code, busy.headers["Retry-After"]) == (503, "7")
-        for path in ("/metrics", "/", "/v2x", "/models"):
+        for path in ("/metrics", "/v2x", "/modelsx"):
             assert (client.get(path).status_code, client.get(path).json()) == (404, {"error": "there is nothing here"})
         large = client.post("/models/toy/predict", content="x" * 1001)
         assert (large.status_code, large.json()) == (413, {"error": "the body has more than 1000 bytes"})
