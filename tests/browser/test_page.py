@@ -145,7 +145,8 @@ def test_a_model_is_tried_by_key_with_a_feature_beside_it(page: Page, tmp_path: 
         words = answer(page)
         assert re.search(r"stored\s+kind", words)
         assert re.search(r"given\s+x", words)
-        assert re.search(r"age\s+60 min", words) or re.search(r"age\s+6\d min", words)
+        # An hour when this module's rows were made, which may be long before.
+        assert re.search(r"age\s+(\d+ min|\d+ h|\d+ days)", words)
         page.locator("fieldset:visible").get_by_label("visit").fill("nobody")
         page.get_by_role("button", name="Ask").click()
         expect(page.get_by_role("alert")).to_contain_text("no features are stored for this entity")
