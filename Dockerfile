@@ -31,7 +31,7 @@ RUN groupadd --gid 50000 perennial \
     # Volumes take their owner from here.
     && install --directory --owner 50000 --group 50000 /opt/airflow /var/lib/perennial /var/lib/mlflow /var/log/airflow /scratch \
         /opt/perennial/include/models-from-git \
-    && install --directory --owner 50000 --group 50000 --mode 0700 /tokens
+    && install --directory --owner 50000 --group 50000 --mode 0700 /tokens /recorders
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/perennial /opt/perennial
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin

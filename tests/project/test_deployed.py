@@ -288,7 +288,9 @@ def test_whoever_reads_models_reads_the_same_ones_and_cannot_change_them(reposit
 
 def test_the_scorer_can_write_no_file_of_the_deployment_and_nobody_else_its_tokens() -> None:
     scorer = SERVICES["scorer"]
-    assert all(volume.endswith(":ro") for volume in scorer["volumes"])
+    # Only a volume that no other service has.
+    assert [volume for volume in scorer["volumes"] if not volume.endswith(":ro")] == ["recorders:/recorders"]
+    assert [name for name, service in SERVICES.items() if "recorders:" in str(service.get("volumes", []))] == ["scorer"]
     assert scorer["environment"]["PERENNIAL_SERVE_TOKENS"] == "/tokens/tokens.json"
     assert scorer["environment"]["PERENNIAL_MAY_PROMOTE"] == "false"
     # Who listens elsewhere than on loopback demands a token.

@@ -159,7 +159,7 @@ class Recorder:
 
     Args:
         table: where rows are stored.
-        folder: for the counts that survive this process.
+        folder: for the counts that survive this process; it is there.
         stored: called with a model and a number of rows that were stored.
         left_out: called with a model, a number of rows and why they are not recorded: ``full`` (the queue was), ``down`` (the
             database did not answer until the end), ``killed`` (an earlier process had them in memory).
@@ -190,7 +190,6 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to store, in a thread."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._thread.start()
 
     def close(self) -> None:

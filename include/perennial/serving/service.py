@@ -50,6 +50,8 @@ class ServeSettings(BaseModel):
         deadline: most seconds for a request.
         most_bytes, most_rows: most bytes and rows of a request.
         tokens: file of the tokens; None: ``tokens.json`` in the state folder.
+        recorders: folder of counts that outlive the process, see :mod:`perennial.serving.recording`; None: ``recorders`` in the
+            state folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +63,7 @@ class ServeSettings(BaseModel):
     most_bytes: int = Field(default=1 << 20, ge=1_000, le=1 << 28)
     most_rows: int = Field(default=1_000, ge=1, le=100_000)
     tokens: Path | None = None
+    recorders: Path | None = None
 
 
 _VARIABLES = {
@@ -71,6 +74,7 @@ _VARIABLES = {
     "most_bytes": "PERENNIAL_SERVE_MOST_BYTES",
     "most_rows": "PERENNIAL_SERVE_MOST_ROWS",
     "tokens": "PERENNIAL_SERVE_TOKENS",
+    "recorders": "PERENNIAL_SERVE_RECORDERS",
 }
 
 
@@ -96,7 +100,7 @@ class Scorer:
         given: its settings.
 
     Raises:
-        SettingsError: its port is taken.
+        SettingsError: its port is taken, or its folder of counts cannot be made.
     """
 
     def __init__(self, deployment: Deployment, given: ServeSettings) -> None:
@@ -106,7 +110,8 @@ class Scorer:
         bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
         table = OnlineTable(deployment.settings.predictions_url)
         self._on_demand = OnDemand(deployment.lake)
-        recorded, counts = RequestTable(deployment.settings.predictions_url), deployment.settings.state / "recorders"
+        recorded = RequestTable(deployment.settings.predictions_url)
+        counts = _made(given.recorders or deployment.settings.state / "recorders")
 
         def record(figures: Figures) -> Recorder:
             return Recorder(recorded, counts, stored=figures.recorded, left_out=figures.unrecorded)
@@ -206,6 +211,17 @@ class Scorer:
     def stop(self) -> None:
         """End after the requests that have begun."""
         self._server.should_exit = True
+
+
+def _made(folder: Path) -> Path:
+    """The folder of counts, which is there afterwards."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"the scorer cannot make the folder {folder}: {error.strerror}; name another one with {_VARIABLES['recorders']}"
+        ) from error
+    return folder
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,12 +22,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from perennial.core.errors import SettingsError
 from perennial.core.intervals import Interval
 from perennial.features.point_in_time import feature_schema
 from perennial.serving import recording
 from perennial.serving.online_table import Made, OnlineTable, Part
 from perennial.serving.recording import Recorder, Tally, is_recorded, settle
 from perennial.serving.request_table import SCHEMA, RequestTable
+from perennial.serving.service import Scorer, ServeSettings
 from tests.unit import synthetic
 from tests.unit.monitored import DAY, World, make_world
 from tests.unit.serving.conftest import running
@@ -355,8 +357,12 @@ def test_memory_is_bounded_and_nothing_fails_while_the_database_hangs(tmp_path: 
             stopped.wait(30)
 
     left: list[int] = []
-    count: Callable[[str, int, str], object] = lambda _, rows, __: left.append(rows)  # noqa: E731
-    recorder = Recorder(Hanging(world.settings.predictions_url), tmp_path / "recorders", left_out=count)
+
+    def count(_: str, rows: int, __: str) -> None:
+        left.append(rows)
+
+    (counts := tmp_path / "recorders").mkdir()
+    recorder = Recorder(Hanging(world.settings.predictions_url), counts, left_out=count)
     recorder.start()
     answered = _answered(world)
     began = time.monotonic()
@@ -381,3 +387,9 @@ def _answered(world: World) -> recording.Answered:
     champions.stop()
     rows = Rows(columns, 1, [{"given": ["x", "kind"], "missing": ["noise"]}])
     return recording.Answered("one", NOW, 0.01, "features", served, rows, prediction)
+
+
+def test_a_folder_for_the_counts_that_cannot_be_made_is_told_before_the_scorer_listens(world: World, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SettingsError, match=r"cannot make the folder .*/taken/recorders.*PERENNIAL_SERVE_RECORDERS"):
+        Scorer(world.deployment, ServeSettings(port=0, recorders=tmp_path / "taken" / "recorders"))
