@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -428,8 +429,6 @@ def look_ups(url: str, wanted: list[dict[str, Any]]) -> Callable[[], list[float]
         by_hand.materialize(parts.settings, MODEL)
     folder = parts.model(MODEL)
     served = prepare(MODEL, parts.registry.load(MODEL, 1, spec=folder.spec))
-    from dataclasses import replace
-
     served = replace(served, folder=own_folder(parts.registry, 1, folder).folder, online=folder.spec.online)
     table = OnlineTable(parts.settings.predictions_url)
     bodies = [_json({"keys": [key]}) for key in wanted]

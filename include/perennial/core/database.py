@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,10 @@ class Database:
             self._let_readers_and_a_writer_coexist()
         with self._locked("create") as connection:
             yield connection
+
+    def bound(self, moment: datetime) -> datetime:
+        """A moment as statements are given it: SQLite has texts in UTC, without a zone."""
+        return moment.replace(tzinfo=None) if self.is_sqlite else moment
 
     def leave_nothing(self, connection: sa.Connection) -> None:
         """Let SQLite overwrite what this connection removes or changes; PostgreSQL frees it by its own VACUUM."""
@@ -171,3 +175,10 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 def cause(error: BaseException) -> str:
     """The first line of a database's error; the following lines may quote data."""
     return next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
+
+
+def as_moment(value: datetime | str) -> datetime:
+    """A time as a driver gives it: SQLite's a text in UTC, PostgreSQL's in the zone of the session."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

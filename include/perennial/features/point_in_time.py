@@ -125,10 +125,7 @@ def compute(
     connection = open_database()
     try:
         offer(connection, folder, tables, interval)
-        check_entities(connection, folder, interval)
-        select(connection, folder)
-        check_selected(connection, folder, interval)
-        gather(connection, folder.spec)
+        select_checked(connection, folder, interval)
         connection.execute("DROP VIEW entities")
         versions = [f"perennial.{quoted(_VERSIONS + name)}" for name in folder.feature_tables]
         for name in [*map(quoted, folder.feature_tables), *versions, "perennial.asked", "perennial.selected"]:
@@ -402,6 +399,18 @@ def _make_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, i
         asked = f"CREATE OR REPLACE TABLE perennial.asked AS {rows.format(', '.join([*columns, KNOWN, as_of]))}"
         connection.execute(f"{asked} {newest if spec.entity_table.duplicates == 'correct' else ''}")
     connection.execute(f"CREATE OR REPLACE VIEW entities AS SELECT * EXCLUDE ({KNOWN}) FROM perennial.asked")
+
+
+def select_checked(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, interval: Interval) -> None:
+    """Run the query for the entities that are offered; the features are in ``perennial.features``.
+
+    Raises:
+        SpecError: see :func:`compute`.
+    """
+    check_entities(connection, folder, interval)
+    select(connection, folder)
+    check_selected(connection, folder, interval)
+    gather(connection, folder.spec)
 
 
 def check_entities(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, interval: Interval) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -29,21 +28,6 @@ from perennial.spec.folder import ModelFolder
 #: All moments that a row may have.
 _ALWAYS = Interval.of("0001-01-02", "9999-12-30")
 _SHOWN = 60
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong in a row.
-
-    Attributes:
-        row: its number, from 0.
-        field: the column.
-        reason: what is wrong, for the client who sent it.
-    """
-
-    row: int
-    field: str
-    reason: str
 
 
 class GivenTable:
@@ -79,25 +63,8 @@ class GivenTable:
             rows: columns of the table, as texts or with a type. A column that may be missing need not be there.
 
         Raises:
-            NotAnswered: see :meth:`check`; or a value cannot be cast, fails a critical check, or repeats a key. It names the
-                first such row and its field.
-        """
-        typed, faults = self.check(rows)
-        for fault in faults:
-            raise NotAnswered(fault.reason, row=fault.row, field=fault.field)
-        return typed
-
-    def check(self, rows: pa.Table) -> tuple[pa.Table, list[Fault]]:
-        """The rows with the types of the spec, as :meth:`read` gives them, and what is wrong in which of them.
-
-        Args:
-            rows: see :meth:`read`.
-
-        Returns:
-            All rows, in their order, and the first fault of each faulty row.
-
-        Raises:
-            NotAnswered: a column is unknown, missing, or of a type that cannot be cast.
+            NotAnswered: a column is unknown, missing, or of a type that cannot be cast; or a value cannot be cast, fails a
+                critical check, or repeats a key. It names the first such row and its field.
         """
         unknown = [name for name in rows.column_names if name not in self._table.columns]
         if unknown:
@@ -110,20 +77,18 @@ class GivenTable:
                 raise NotAnswered(f"{name}: missing", row=0, field=name)
         with self._lock:
             typed = self._cast(rows)
-        faults: dict[int, Fault] = {}
         for row, values in enumerate(typed.to_pylist()):
             for field, words in _faults(self._table, values):
-                faults.setdefault(row, Fault(row, field, words))
+                raise NotAnswered(words, row=row, field=field)
         seen: set[tuple[object, ...]] = set()
         for row, key in enumerate(zip(*(typed[name].to_pylist() for name in self._table.key), strict=True)):
-            if row in faults:
-                continue
             if key in seen:
-                names = ", ".join(self._table.key)
-                faults[row] = Fault(row, self._table.key[0], f"{names}: a row before has the same key")
+                raise NotAnswered(
+                    f"{', '.join(self._table.key)}: a row before has the same key", row=row, field=self._table.key[0]
+                )
             seen.add(key)
         schema = published_schema(self._table)
-        return typed.select(schema.names).cast(schema), [faults[row] for row in sorted(faults)]
+        return typed.select(schema.names).cast(schema)
 
     def _cast(self, rows: pa.Table) -> pa.Table:
         bound = self._bound.get(rows.schema)

@@ -163,13 +163,14 @@ class PredictionSink:
         scored = self._scored.c
         newest = connection.execute(
             sa.select(sa.func.max(scored.publication)).where(
-                scored.interval_start < self._moment(interval.end), scored.interval_end > self._moment(interval.start)
+                scored.interval_start < self._database.bound(interval.end),
+                scored.interval_end > self._database.bound(interval.start),
             )
         ).scalar_one()
         return newest is not None and newest > publication
 
     def _swap(self, connection: sa.Connection, interval: Interval, publication: int, rows: int) -> None:
-        start, end = self._moment(interval.start), self._moment(interval.end)
+        start, end = self._database.bound(interval.start), self._database.bound(interval.end)
         at, scored = self._table.c[self._event_time], self._scored.c
         replaced = sa.delete(self._table).where(at >= start, at < end)
         if self._database.is_sqlite:
@@ -185,12 +186,9 @@ class PredictionSink:
                 interval_end=end,
                 publication=publication,
                 rows=rows,
-                written_at=self._moment(datetime.now(UTC)),
+                written_at=self._database.bound(datetime.now(UTC)),
             )
         )
-
-    def _moment(self, moment: datetime) -> datetime:
-        return moment.replace(tzinfo=None) if self._database.is_sqlite else moment
 
 
 def newest_publication(url: str, model: str) -> int | None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import Generic, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -27,35 +28,43 @@ from perennial.serving.requests import Entities, Rows
 MOST_ROWS = 1_024
 
 
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+
 @dataclass
-class _Waiting:
+class _Waiting(Generic[Asked, Answer]):
     served: Served
-    rows: Rows
-    answer: asyncio.Future[Prediction]
+    asked: Asked
+    answer: asyncio.Future[Answer]
 
 
-class Batcher:
-    """Predicts for many requests at once. It belongs to one event loop.
+class _Together(Generic[Asked, Answer]):
+    """Works for many requests at once, on a thread of its own: what waits while it works is taken together next.
+
+    It belongs to one event loop.
 
     Args:
-        seen: called with the name of the model and the number of rows of each prediction.
+        work: the answers to several requests that ask one version, or why one has none, in their order.
+        thread: works; has one thread.
+        rows: the number of rows of a request.
+        together: whether requests can be worked on together, if they ask the same version.
     """
 
-    def __init__(self, seen: Callable[[str, int], None]) -> None:
-        self._seen = seen
-        # One thread: more would only wait for each other, since Python runs one at a time.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict", initializer=_use_one_thread)
-        self._waiting: deque[_Waiting] = deque()
+    def __init__(
+        self,
+        work: Callable[[Served, list[Asked]], list[Answer | NotAnswered]],
+        thread: ThreadPoolExecutor,
+        rows: Callable[[Asked], int],
+        together: Callable[[Asked, Asked], bool] = lambda *_: True,
+    ) -> None:
+        self._work, self._thread, self._rows, self._together = work, thread, rows, together
+        self._waiting: deque[_Waiting[Asked, Answer]] = deque()
         self._busy = False
 
-    async def predict(self, served: Served, rows: Rows) -> Prediction:
-        """Predictions for the rows of a request.
-
-        Raises:
-            NotAnswered: the version gives no prediction for them.
-        """
+    async def _ask(self, served: Served, asked: Asked) -> Answer:
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(served, rows, loop.create_future())
+        waiting: _Waiting[Asked, Answer] = _Waiting(served, asked, loop.create_future())
         self._waiting.append(waiting)
         if not self._busy:
             self._busy = True
@@ -64,38 +73,40 @@ class Batcher:
         return await waiting.answer
 
     def close(self) -> None:
-        """End the thread after its current prediction."""
-        self._thread.shutdown()
+        """End the thread after its current work."""
+        self._thread.shutdown(cancel_futures=True)
 
     def _next(self) -> None:
         batch = self._take()
         if not batch:
             self._busy = False
             return
-        self._seen(batch[0].served.model, sum(one.rows.count for one in batch))
         running = asyncio.get_running_loop().run_in_executor(
-            self._thread, predict_all, batch[0].served, [one.rows for one in batch]
+            self._thread, self._work, batch[0].served, [one.asked for one in batch]
         )
         running.add_done_callback(partial(self._done, batch))
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self) -> list[_Waiting[Asked, Answer]]:
         """The oldest request and those after it that ask the same version; without those that nobody waits for any more."""
-        batch: list[_Waiting] = []
+        batch: list[_Waiting[Asked, Answer]] = []
         rows = 0
-        later: deque[_Waiting] = deque()
+        later: deque[_Waiting[Asked, Answer]] = deque()
         for one in self._waiting:
             if one.answer.done():
                 continue
-            fits = not batch or (one.served is batch[0].served and rows + one.rows.count <= MOST_ROWS)
+            count = self._rows(one.asked)
+            fits = not batch or (
+                one.served is batch[0].served and rows + count <= MOST_ROWS and self._together(batch[0].asked, one.asked)
+            )
             if fits:
                 batch.append(one)
-                rows += one.rows.count
+                rows += count
             else:
                 later.append(one)
         self._waiting = later
         return batch
 
-    def _done(self, batch: list[_Waiting], running: asyncio.Future[list[Prediction | NotAnswered]]) -> None:
+    def _done(self, batch: list[_Waiting[Asked, Answer]], running: asyncio.Future[list[Answer | NotAnswered]]) -> None:
         error = running.exception()
         answers = [error] * len(batch) if error is not None else running.result()
         for one, answer in zip(batch, answers, strict=True):
@@ -108,19 +119,48 @@ class Batcher:
         self._next()
 
 
-class Computer:
-    """Computes features on demand for many requests at once, as :class:`Batcher` predicts. It belongs to one event loop.
+class Batcher(_Together[Rows, Prediction]):
+    """Predicts for many requests at once. It belongs to one event loop.
+
+    Args:
+        seen: called with the name of the model and the number of rows of each prediction.
+    """
+
+    def __init__(self, seen: Callable[[str, int], None]) -> None:
+        def work(served: Served, asked: list[Rows]) -> list[Prediction | NotAnswered]:
+            seen(served.model, sum(rows.count for rows in asked))
+            return predict_all(served, asked)
+
+        # One thread: more would only wait for each other, since Python runs one at a time.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="predict", initializer=_use_one_thread)
+        super().__init__(work, thread, lambda rows: rows.count)
+
+    async def predict(self, served: Served, rows: Rows) -> Prediction:
+        """Predictions for the rows of a request.
+
+        Raises:
+            NotAnswered: the version gives no prediction for them.
+        """
+        return await self._ask(served, rows)
+
+
+class Computer(_Together[Entities, Rows]):
+    """Computes features on demand for many requests at once. It belongs to one event loop.
 
     Args:
         compute: the features of several requests that ask one version, or why one has none, in their order.
     """
 
     def __init__(self, compute: Callable[[Served, Sequence[Entities]], list[Rows | NotAnswered]]) -> None:
-        self._compute = compute
         # Of its own, since it takes longer by far than a prediction.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._waiting: deque[tuple[Served, Entities, asyncio.Future[Rows]]] = deque()
-        self._busy = False
+        thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        # What is of a moment in the past is alone.
+        super().__init__(
+            compute,
+            thread,
+            lambda asked: asked.table.num_rows,
+            lambda first, other: first.as_of is None and other.as_of is None,
+        )
 
     async def compute(self, served: Served, asked: Entities) -> Rows:
         """The features of a request's entities.
@@ -128,52 +168,7 @@ class Computer:
         Raises:
             NotAnswered: it has none.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Rows] = loop.create_future()
-        self._waiting.append((served, asked, answer))
-        if not self._busy:
-            self._busy = True
-            loop.call_soon(self._next)
-        return await answer
-
-    def close(self) -> None:
-        """End the thread after its current work."""
-        self._thread.shutdown(cancel_futures=True)
-
-    def _next(self) -> None:
-        batch = self._take()
-        if not batch:
-            self._busy = False
-            return
-        running = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._compute, batch[0][0], [asked for _, asked, _ in batch]
-        )
-        running.add_done_callback(partial(self._done, [answer for _, _, answer in batch]))
-
-    def _take(self) -> list[tuple[Served, Entities, asyncio.Future[Rows]]]:
-        """The oldest request and those after it that ask the same version; one that is of a moment in the past is alone."""
-        waiting = [one for one in self._waiting if not one[2].done()]
-        batch = waiting[:1]
-        rows = sum(asked.table.num_rows for _, asked, _ in batch)
-        for one in waiting[1:]:
-            served, asked, _ = one
-            rows += asked.table.num_rows
-            if batch[0][1].as_of is None and asked.as_of is None and served is batch[0][0] and rows <= MOST_ROWS:
-                batch.append(one)
-        self._waiting = deque(one for one in waiting if not any(one is taken for taken in batch))
-        return batch
-
-    def _done(self, answers: list[asyncio.Future[Rows]], running: asyncio.Future[list[Rows | NotAnswered]]) -> None:
-        error = running.exception()
-        found = [error] * len(answers) if error is not None else running.result()
-        for answer, one in zip(answers, found, strict=True):
-            if answer.done():
-                continue
-            if isinstance(one, BaseException):
-                answer.set_exception(one)
-            else:
-                answer.set_result(one)
-        self._next()
+        return await self._ask(served, asked)
 
 
 def predict_all(served: Served, asked: Sequence[Rows]) -> list[Prediction | NotAnswered]:

@@ -85,14 +85,7 @@ def compute_all(on_demand: OnDemand, served: Served, asked: Sequence[Entities]) 
         alone, or not now.
     """
     assert served.folder is not None  # requests without `online` are refused before
-    found: list[pa.Table | Exception]
-    if asked[0].as_of is None:
-        found = on_demand.features_together(served.folder, [one.table for one in asked])
-    else:
-        try:
-            found = [on_demand.features(served.folder, asked[0].table, asked[0].as_of)]
-        except (NotAnswered, ServingError, SnapshotMissing, SpecError) as error:
-            found = [error]
+    found = on_demand.features_together(served.folder, [one.table for one in asked], asked[0].as_of)
     return [_refusal(served, one) if isinstance(one, Exception) else _computed(served, one) for one in found]
 
 

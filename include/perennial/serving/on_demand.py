@@ -26,15 +26,12 @@ from perennial.core.intervals import Interval, window_start
 from perennial.features.history import gaps_of_features, refuse_gaps
 from perennial.features.point_in_time import (
     blaming,
-    check_entities,
-    check_selected,
     feature_schema,
-    gather,
     hold,
     instant,
     offer_given,
     open_database,
-    select,
+    select_checked,
     with_as_of,
 )
 from perennial.features.publish import find_dependences
@@ -113,22 +110,25 @@ class OnDemand:
             SnapshotMissing: no tables are published yet, or they lack what the features need.
             SpecError: ``features.sql`` fails on these entities.
         """
-        [found] = self._maker(folder).features([entities], as_of, self._clock())
+        [found] = self.features_together(folder, [entities], as_of)
         if isinstance(found, Exception):
             raise found
         return found
 
-    def features_together(self, folder: ModelFolder, asked: Sequence[pa.Table]) -> list[pa.Table | Exception]:
+    def features_together(
+        self, folder: ModelFolder, asked: Sequence[pa.Table], as_of: datetime | None = None
+    ) -> list[pa.Table | Exception]:
         """The features of the entities of several requests, for hardly more than one takes.
 
         Args:
             folder: the folder that makes the features.
             asked: the entities of each request, see :meth:`features`.
+            as_of: see :meth:`features`; of all of them.
 
         Returns:
             For each request what :meth:`features` gives, or the error that it raises. No request fails because of another.
         """
-        return self._maker(folder).features(asked, None, self._clock())
+        return self._maker(folder).features(asked, as_of, self._clock())
 
     def prepare(self, folder: ModelFolder) -> None:
         """Load what the first request of a model would wait for: the hot tables, and whether entities can be asked alone.
@@ -230,10 +230,7 @@ class _Maker:
         with self._database(hot) as connection:
             given = _known_when_asked(connection, asked, given)
             offer_given(connection, asked, hot.corrected, day, given)
-            check_entities(connection, asked, day)
-            select(connection, asked)
-            check_selected(connection, asked, day)
-            gather(connection, asked.spec)
+            select_checked(connection, asked, day)
             found: pa.Table = connection.sql("FROM perennial.features").to_arrow_table()
         return found.cast(feature_schema(asked.spec))
 

@@ -18,14 +18,14 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 
 import pyarrow as pa
 import sqlalchemy as sa
 
 from perennial.core import bulk
-from perennial.core.database import Database, cause, take_turn
+from perennial.core.database import Database, as_moment, cause, take_turn
 from perennial.core.errors import ServingError
 from perennial.core.sql import connect, quoted
 from perennial.features.point_in_time import feature_schema
@@ -184,7 +184,7 @@ class OnlineTable:
             found += self._select(at, wanted[start : start + _KEYS_AT_ONCE])
         place = {row[0]: number for number, row in enumerate(found)}
         # No Arrow: for a row or two, that would take longer than the query.
-        moments = [[_moment(value) for value in row[1:5]] for row in found]
+        moments = [[as_moment(value) for value in row[1:5]] for row in found]
         return Found(
             features=[json.loads(row[6]) for row in found],
             places=[place.get(one) for one in asked],
@@ -250,7 +250,7 @@ class OnlineTable:
         ).mappings().one_or_none()  # fmt: skip
         if row is None:
             return None
-        made_at = _moment(row["made_at"])
+        made_at = as_moment(row["made_at"])
         return Made(row["publication"], made_at, row["rows"], row["proved"], json.loads(row["dependent"]))
 
     # --- write -------------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ class OnlineTable:
                     connection.execute(
                         sa.insert(_MADE).values(
                             model=model, definition=definition, publication=made.publication,
-                            made_at=self._bound(made.made_at), rows=count, proved=made.proved,
+                            made_at=self._database.bound(made.made_at), rows=count, proved=made.proved,
                             dependent=json.dumps(made.dependent),
                         )
                     )  # fmt: skip
@@ -355,7 +355,7 @@ class OnlineTable:
         if not self._exists():
             return 0
         with self._database.writing("online", model) as connection:
-            old = (_ROWS.c.model == model, _ROWS.c.event_time < self._bound(before))
+            old = (_ROWS.c.model == model, _ROWS.c.event_time < self._database.bound(before))
             return int(connection.execute(sa.delete(_ROWS).where(*old)).rowcount)
 
     def newest_publication(self, model: str) -> int | None:
@@ -402,9 +402,6 @@ class OnlineTable:
                 f"{model}: the predictions database {self._database.where} refused the online table: {cause(error)}. The rows "
                 "that were there are still served. Repair the database, then materialize again"
             ) from error
-
-    def _bound(self, moment: datetime) -> datetime:
-        return moment.replace(tzinfo=None) if self._database.is_sqlite else moment
 
 
 def definition_of(folder: ModelFolder) -> str:
@@ -466,10 +463,3 @@ def _value(stored: Any, kind: pa.DataType) -> Any:
     if pa.types.is_timestamp(kind):
         return datetime.fromisoformat(stored)
     return date.fromisoformat(stored) if pa.types.is_date(kind) else stored
-
-
-def _moment(value: datetime | str) -> datetime:
-    """A time as the driver gives it: SQLite a text in UTC, PostgreSQL in the zone of the session."""
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

@@ -40,16 +40,13 @@ from perennial.deployment import Deployment
 from perennial.evidence.parity import Consistency, Parity
 from perennial.features.history import gaps_of_features, refuse_gaps
 from perennial.features.point_in_time import (
-    check_entities,
-    check_selected,
     feature_schema,
-    gather,
     hold,
     instant,
     offer,
     offer_given,
     open_database,
-    select,
+    select_checked,
     with_as_of,
 )
 from perennial.features.publish import find_dependences, visible_to
@@ -292,10 +289,7 @@ def _recompute(own: OwnFolder, lake: Lake, tables: Publication, day: Interval, r
                 corrected = hold(connection, folder, held) if corrected is None else corrected
                 offer_given(connection, asked, corrected, day, entities.drop_columns(["_as_of"]))
             connection.execute("DELETE FROM perennial.asked WHERE as_of IS NULL")  # those of the day that nobody asked for
-            check_entities(connection, asked, day)
-            select(connection, asked)
-            check_selected(connection, asked, day)
-            gather(connection, asked.spec)
+            select_checked(connection, asked, day)
             parts.append(connection.sql("FROM perennial.features").to_arrow_table().cast(feature_schema(asked.spec)))
     return pa.concat_tables(parts)
 

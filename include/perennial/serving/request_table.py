@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from perennial.core import bulk
 from perennial.core.columns import insert
-from perennial.core.database import Database, cause
+from perennial.core.database import Database, as_moment, cause
 from perennial.core.errors import ServingError
 from perennial.core.intervals import Interval
 from perennial.lake.schema import MOMENT
@@ -111,7 +111,7 @@ class RequestTable:
             # Also if others have removed its row: a chunk must not count as stored that is not.
             new = {
                 "recorder": recorder, "model": model, "chunks": number - 1, "rows": 0,
-                "began_at": self._bound(datetime.now(UTC)),
+                "began_at": self._database.bound(datetime.now(UTC)),
             }  # fmt: skip
             connection.execute(insert(connection, _RECORDERS).values(new).on_conflict_do_nothing())
             counted = connection.execute(
@@ -141,7 +141,7 @@ class RequestTable:
         Raises:
             ServingError: the database does not answer.
         """
-        now = self._bound(datetime.now(UTC))
+        now = self._database.bound(datetime.now(UTC))
         with self._telling(), self._adding() as connection:
             new = {"recorder": recorder, "model": model, "chunks": 0, "rows": 0, "began_at": now}
             connection.execute(insert(connection, _RECORDERS).values(new).on_conflict_do_nothing())
@@ -164,7 +164,7 @@ class RequestTable:
         hour = sa.func.substr(at, 1, 13) if self._database.is_sqlite else sa.func.date_trunc("hour", at, "UTC")
         with self._telling(), self._database.reading() as connection:
             found = connection.execute(sa.select(sa.type_coerce(hour, sa.Text)).where(_REQUESTS.c.model == model).distinct())
-            starts = [_moment(f"{one}:00:00" if isinstance(one, str) and len(one) == 13 else one) for one in found.scalars()]
+            starts = [as_moment(f"{one}:00:00" if isinstance(one, str) and len(one) == 13 else one) for one in found.scalars()]
         return sorted(Interval(start, start + _HOUR) for start in starts)
 
     def chunks(self, model: str, within: Interval) -> list[str]:
@@ -195,7 +195,7 @@ class RequestTable:
                 columns = []
                 for values, field in zip(zip(*rows, strict=True), SCHEMA, strict=True):
                     of_time = pa.types.is_timestamp(field.type)
-                    its = [None if one is None else _moment(one) for one in values] if of_time else list(values)
+                    its = [None if one is None else as_moment(one) for one in values] if of_time else list(values)
                     columns.append(pa.array(its, field.type))
                 yield pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -210,7 +210,7 @@ class RequestTable:
 
     def _asked(self, model: str, within: Interval) -> tuple[sa.ColumnElement[bool], ...]:
         at = _REQUESTS.c.asked_at
-        return (_REQUESTS.c.model == model, at >= self._bound(within.start), at < self._bound(within.end))
+        return (_REQUESTS.c.model == model, at >= self._database.bound(within.start), at < self._database.bound(within.end))
 
     # --- forget ------------------------------------------------------------------------------------------------------
 
@@ -253,8 +253,8 @@ class RequestTable:
             return 0
         its, ended = [_REQUESTS.c.model == model], [_RECORDERS.c.model == model, _RECORDERS.c.ended_at.is_not(None)]
         if before is not None:
-            its.append(_REQUESTS.c.asked_at < self._bound(before))
-            ended.append(_RECORDERS.c.ended_at < self._bound(before))
+            its.append(_REQUESTS.c.asked_at < self._database.bound(before))
+            ended.append(_RECORDERS.c.ended_at < self._database.bound(before))
         with self._database.writing("requests", model) as connection:
             connection.execute(sa.delete(_RECORDERS).where(*ended))
             return int(connection.execute(sa.delete(_REQUESTS).where(*its)).rowcount)
@@ -301,16 +301,7 @@ class RequestTable:
         except self._errors as error:  # rows bypass SQLAlchemy
             raise ServingError(f"the predictions database {self._database.where} does not answer: {cause(error)}") from error
 
-    def _bound(self, moment: datetime) -> datetime:
-        return moment.replace(tzinfo=None) if self._database.is_sqlite else moment
-
 
 def _parts(values: list[Any]) -> Iterator[list[Any]]:
     for start in range(0, len(values), _VALUES_AT_ONCE):
         yield values[start : start + _VALUES_AT_ONCE]
-
-
-def _moment(value: datetime | str) -> datetime:
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

@@ -218,7 +218,9 @@ def test_each_value_is_equal_missing_extra_or_different_to_the_last_bit(pairs: l
     found = compare(["x"], [], served, [{"x": theirs} for _, theirs in pairs], day=DAY, bound=0.9)
 
     def same(one: float | None, other: float | None) -> bool:
-        return (one is None and other is None) or (None not in (one, other) and float(one).hex() == float(other).hex())  # type: ignore[arg-type]
+        if one is None or other is None:
+            return one is other
+        return float(one).hex() == float(other).hex()
 
     counted = found.features["x"]
     assert counted.equal == found.equal == sum(same(*pair) for pair in pairs)
