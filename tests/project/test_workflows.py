@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,17 +74,46 @@ def test_what_they_run_is_there(file: Any) -> None:
 def test_production_gets_what_staging_had_by_its_digest() -> None:
     jobs = yaml.safe_load((PROJECT / ".github" / "workflows" / "release.yaml").read_text())["jobs"]
     assert "staging" in jobs["production"]["needs"]
-    assert jobs["production"]["with"]["image"] == jobs["staging"]["with"]["image"] == "${{ needs.image.outputs.image }}"
     assert jobs["image"]["needs"] == "ci"
-    assert jobs["image"]["outputs"]["image"].endswith("@${{ steps.build.outputs.digest }}")
+    for image, step in (("image", "build"), ("models", "build-models")):
+        assert jobs["production"]["with"][image] == jobs["staging"]["with"][image] == f"${{{{ needs.image.outputs.{image} }}}}"
+        assert jobs["image"]["outputs"][image].endswith(f"@${{{{ steps.{step}.outputs.digest }}}}")
+
+
+def test_each_image_that_compose_builds_is_built_by_a_release() -> None:
+    release = yaml.safe_load((PROJECT / ".github" / "workflows" / "release.yaml").read_text())
+    built = {step["with"].get("file", "Dockerfile") for step in steps(release) if "build-push-action" in step.get("uses", "")}
+    services = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())["services"].values()
+    assert built == {service["build"].get("dockerfile", "Dockerfile") for service in services if "build" in service}
 
 
 def test_an_image_is_signed_by_its_digest_before_it_goes_anywhere() -> None:
     jobs = yaml.safe_load((PROJECT / ".github" / "workflows" / "release.yaml").read_text())["jobs"]
     sign = jobs["image"]["steps"][-1]
-    assert sign["run"] == 'cosign sign --yes "$IMAGE"'
-    assert sign["env"]["IMAGE"] == jobs["image"]["outputs"]["image"]
+    assert sign["run"] == 'cosign sign --yes "$IMAGE" "$MODELS"'
+    assert sign["env"] == {name.upper(): given for name, given in jobs["image"]["outputs"].items()}
     assert jobs["image"]["permissions"]["id-token"] == "write"
+
+
+def test_an_upgrade_of_helm_takes_images_by_their_digests_only(tmp_path: Path) -> None:
+    for name in ("helm", "kubectl"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+
+    def upgrade(*images: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", PROJECT / "deploy" / "helm" / "upgrade.sh", "ml", *images],
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    one, other = "here/perennial@sha256:" + "a" * 64, "here/perennial-git@sha256:" + "b" * 64
+    assert "models.image" not in upgrade(one).stdout
+    assert "--set models.image.repository=here/perennial-git --set models.image.digest=sha256:b" in upgrade(one, other).stdout
+    for refused in [("here/perennial:1",), (one, "here/perennial-git:1")]:
+        done = upgrade(*refused)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert "has no digest" in done.stderr
 
 
 def test_the_locked_packages_are_scanned_and_listed() -> None:
