@@ -35,7 +35,7 @@ demo: $(READY)
 	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 27)
 
 # A file to a process; tests wait for other processes much of their time. What needs a whole stack has the machine to itself.
-PROCESSES = $(shell expr $$(nproc) + 1)
+PROCESSES = $(shell expr $$(nproc) + 2)
 test: $(READY_DEV)
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)

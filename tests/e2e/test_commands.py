@@ -202,21 +202,26 @@ def test_a_demo_on_a_taken_port_says_which_variable_chooses_another(tmp_path: Pa
 
 
 @pytest.mark.stack
-def test_the_demo_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_the_demo_of_the_readme_goes_on_where_it_stopped(tmp_path: Path) -> None:
     state = tmp_path / "demo"
 
-    first = perennial("demo", "--once", "--weeks", "1", state=tmp_path, **free_ports())
+    # As README says it.
+    first = subprocess.run(
+        ["make", "demo", "ONCE=1"], cwd=PROJECT, env={**os.environ, "PERENNIAL_STATE": str(tmp_path), **free_ports()},
+        capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
 
     assert first.returncode == 0, first.stdout + first.stderr
     assert not marked(str(tmp_path))
     before = json.loads((state / "summary.json").read_text())
-    assert before["intervals"]["weeks_of_this_run"] == ["2013-06-24--2013-07-01"]
+    weeks = ["2013-06-24--2013-07-01", "2013-07-01--2013-07-08", "2013-07-08--2013-07-15", "2013-07-15--2013-07-22"]
+    assert before["intervals"]["weeks_of_this_run"] == weeks
     assert before["champion"] is not None
     assert set(before["tables"]) == {"flights", "departures", "arrivals", "weather", "aircraft"}
     for table, rows in before["tables"].items():
         assert rows["read"] == rows["published"] + rows["quarantined"] > 0, table
-    assert [verdict["interval"] for verdict in before["drift_verdicts"]] == ["2013-06-24--2013-07-01"]
-    assert before["predictions"]["rows"] == sum(before["predictions"]["by_version"].values()) > 6000
+    assert [verdict["interval"] for verdict in before["drift_verdicts"]] == weeks
+    assert before["predictions"]["rows"] == sum(before["predictions"]["by_version"].values()) > 24_000
     assert len(before["promotions"]) + len(before["refusals"]) >= len(before["versions"]) > 0
     assert before["retrainings"][0]["reason"]
     assert {"ingest", "score", "monitor", "train"} <= set(before["seconds"]["stages"])

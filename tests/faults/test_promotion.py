@@ -26,8 +26,8 @@ from tests.unit import synthetic
 
 MODEL = "toy"
 PROMOTERS = 16
-#: By the ledger's database. A round takes about a second on either, and tells the same of both.
-ROUNDS = {"sqlite": 100, "postgresql+psycopg2": 40}
+#: By the ledger's database. A round takes about a second of both cores on either, and tells the same of both.
+ROUNDS = {"sqlite": 40, "postgresql+psycopg2": 20}
 _PATIENCE = 120
 _STALE = 3
 

@@ -168,4 +168,5 @@ def console() -> Console:
 def tell(text: str) -> int:
     """Print a text, and return the exit code 0."""
     sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()  # into a pipe, too: some commands tell each step
     return 0

@@ -1,8 +1,8 @@
 """``perennial``: the stack, the demo, and the stages by hand.
 
 Each command imports what it needs when it is called, since some imports are slow. These modules declare the commands and their
-arguments: :mod:`perennial.cli.running`, :mod:`perennial.cli.stages`, :mod:`perennial.cli.questions`,
-:mod:`perennial.cli.operations`, :mod:`perennial.cli.endings`, :mod:`perennial.cli.serving`.
+arguments: :mod:`perennial.cli.running`, :mod:`perennial.cli.starting`, :mod:`perennial.cli.stages`,
+:mod:`perennial.cli.questions`, :mod:`perennial.cli.operations`, :mod:`perennial.cli.endings`, :mod:`perennial.cli.serving`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from perennial.cli import endings, operations, questions, running, serving, stages
+from perennial.cli import endings, operations, questions, running, serving, stages, starting
 from perennial.cli.command import Command, add_all, state_folder
 from perennial.core import faults, logs
 from perennial.core.errors import PerennialError
@@ -32,6 +32,8 @@ COMMANDS: tuple[Command, ...] = (
     running.init,
     running.example_data,
     running.schema,
+    starting.new,
+    starting.try_out,
     stages.check,
     stages.ingest,
     stages.score,

@@ -1,0 +1,189 @@
+"""Commands that begin a model: draft its folder from data, and try its whole life before there is a stack."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from perennial.cli.command import MODEL, argument, command, moment, tell
+from perennial.core.errors import SpecError
+from perennial.core.intervals import Interval, utc
+from perennial.core.settings import Settings, settings
+
+
+@command(
+    "new",
+    "draft the folder of a model from a file of its history",
+    argument("name", help="the model's name: the folder, its DAGs and its registered model are called so"),
+    argument("--from", dest="file", required=True, type=Path, metavar="FILE", help="a .csv, .tsv (also .gz) or .parquet file"),
+    argument("--label", metavar="COLUMN", help="the column to predict (default: the one with a usual name, such as target)"),
+    argument("--time", metavar="COLUMN", help="the column that says when a row happened (default: the one with times)"),
+    argument("--key", nargs="+", metavar="COLUMN", help="the columns that tell rows apart (default: the fewest that do)"),
+    argument("--time-zone", metavar="ZONE", help="the zone of the file's clock, such as America/New_York"),
+)
+def new(chosen: argparse.Namespace) -> int:
+    return tell(
+        draft_model(
+            settings(),
+            chosen.name,
+            chosen.file,
+            label=chosen.label,
+            when=chosen.time,
+            key=chosen.key,
+            time_zone=chosen.time_zone,
+        )
+    )
+
+
+@command(
+    "try",
+    "live a model's whole life in a scratch folder, without a stack: load, check, train, score, monitor",
+    MODEL,
+    argument("--as-of", type=moment, metavar="DAY", help="the end of the data, exclusive (default: today)"),
+)
+def try_out(chosen: argparse.Namespace) -> int:
+    as_of = chosen.as_of or utc(datetime.now(UTC).date().isoformat())
+    return 0 if rehearse(settings(), chosen.model, as_of, say=tell) else 1
+
+
+def draft_model(
+    settings: Settings,
+    name: str,
+    file: Path,
+    *,
+    label: str | None = None,
+    when: str | None = None,
+    key: Sequence[str] | None = None,
+    time_zone: str | None = None,
+) -> str:
+    """Draft a model's folder from a file, and put the file where the model reads it.
+
+    Args:
+        settings: the deployment; its folders of models and of data.
+        name: the model's name.
+        file: the history.
+        label, when, key: columns of the file; None: a guess.
+        time_zone: the zone of the file's clock.
+
+    Returns:
+        What was seen and written, what a person has to decide, and what to do next.
+
+    Raises:
+        SpecError: nothing can be drafted from the file, or the model exists; the message says what to do. Nothing was written.
+    """
+    from perennial.authoring.draft import choose_label, draft, task_of, write
+    from perennial.authoring.profile import look
+    from perennial.operations.inspection import find_faults
+    from perennial.spec.folder import read_model
+
+    folder = settings.models / name
+    if folder.exists():
+        raise SpecError(f"{folder} exists already: choose another name, or remove it")
+    profile = look(file, time=when, key=key, label=label)
+    predicted = choose_label(profile, label)
+    place = _place(settings, name, file)
+    made = draft(name, profile, predicted, pattern=place.relative_to(settings.data.absolute()).as_posix(), time_zone=time_zone)
+    with tempfile.TemporaryDirectory() as scratch:
+        write(Path(scratch) / name, made)
+        read = read_model(Path(scratch) / name)
+        if faults := find_faults(read):
+            raise SpecError("\n".join(faults))
+        if place != file.absolute():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+        write(folder, made)
+    kind = f"a row every {profile.step}" if profile.is_series else "another thing in each row"
+    keys = ", ".join(profile.columns[one].source if one in profile.columns else profile.time.source for one in profile.key)
+    return "\n".join(
+        [
+            f"{profile.rows:,} rows of {profile.first:%Y-%m-%d} to {profile.last:%Y-%m-%d}, {kind}; key: {keys}",
+            f"predicts {predicted.source}: {task_of(predicted).replace('_', ' ')}",
+            f"{folder}: model.yaml and features.sql, with {len(read.spec.features.names)} features",
+            *(f"TODO: {todo}" for todo in made.todos),
+            "Next, without a stack:",
+            f"  perennial try {name} --as-of {made.last}",
+            f"Or in Airflow: trigger {name}.load from {made.first} to {profile.last:%Y-%m-%d}, then {name}.train",
+        ]
+    )
+
+
+def _place(settings: Settings, name: str, file: Path) -> Path:
+    """Where a file lies, or will lie, below the folder of data."""
+    whole, data = file.resolve(), settings.data.resolve()
+    if whole.is_relative_to(data):
+        return settings.data.absolute() / whole.relative_to(data)
+    place = settings.data.absolute() / name / file.name
+    if place.exists() and place.read_bytes() != file.read_bytes():
+        raise SpecError(f"{place} exists already and is another file: remove it, or rename {file.name}")
+    return place
+
+
+def rehearse(settings: Settings, model: str, as_of: datetime, *, say: Callable[[str], object]) -> bool:
+    """Live a model's life with the real stages, in a scratch folder that is removed at the end; the deployment is not touched.
+
+    Args:
+        settings: the deployment; its models and data are read.
+        model: the model.
+        as_of: the training's; data up to it are loaded.
+        say: gets a line for each step.
+
+    Returns:
+        Whether the whole life succeeded: data were published, no feature leaks, and a version was trained. A version that its
+        gates refuse is an answer, too.
+
+    Raises:
+        PerennialError: a step failed; the message says why.
+    """
+    from perennial.cli import by_hand
+    from perennial.deployment import Deployment
+
+    with tempfile.TemporaryDirectory(prefix="perennial-try-") as folder:
+        state = Path(folder)
+        scratch = settings.model_copy(
+            update={
+                "state": state,
+                "database_url": f"sqlite:///{state / 'perennial.db'}",
+                "catalog_url": f"sqlite:///{state / 'catalog.db'}",
+                "warehouse": str(state / "lake"),
+                "predictions_url": f"sqlite:///{state / 'perennial.db'}",
+                "mlflow_url": f"sqlite:///{state / 'mlflow.db'}",
+                "may_promote": True,
+            }
+        )
+        spec = Deployment(scratch).model(model).spec
+        Deployment(scratch).ledger.migrate()
+        Deployment(scratch).registry.migrate()
+        training = spec.training
+        length = training.longest + training.holdout + spec.features.lookback + (spec.label.delay or timedelta(days=1))
+        history = Interval(as_of - length, as_of)
+        with _timed(say, f"load {history}"):
+            say(by_hand.ingest(scratch, model, history))
+        with _timed(say, "check"):
+            found, in_order = by_hand.inspect(scratch, model)
+            say(found)
+        if not in_order:
+            return False
+        with _timed(say, "train"):
+            say(by_hand.train(scratch, model, as_of, "a rehearsal"))
+        if Deployment(scratch).ledger.champion(model) is None:
+            return True
+        week = Interval(as_of - timedelta(days=7), as_of)
+        with _timed(say, f"score {week}"):
+            say(by_hand.score(scratch, model, week))
+        with _timed(say, f"monitor {week}"):
+            say(by_hand.monitor(scratch, model, week))
+        return True
+
+
+@contextmanager
+def _timed(say: Callable[[str], object], step: str) -> Iterator[None]:
+    say(f"--- {step}")
+    started = time.monotonic()
+    yield
+    say(f"    {time.monotonic() - started:.1f} s")
