@@ -125,7 +125,7 @@ def materialize(settings: Settings, model: str) -> str:
     lines = []
     for dataset, rows in done.rows.items():
         if rows is None:
-            lines.append(f"{model}: the rows of a later run are there already, so nothing of {dataset} was changed")
+            lines.append(f"{model}: the rows of the newest publication are there already, so nothing of {dataset} was changed")
         else:
             soon = f", {done.soon[dataset]:,} of them of entities to come" if done.soon[dataset] else ""
             lines.append(f"{model}: {rows:,} rows of {dataset} can be asked by key, of {done.day}{soon}")

@@ -127,8 +127,9 @@ class Figures:
         Returns:
             ``since``: when that was; ``requests`` by status; ``seconds``: by form, the quantiles ``p50`` and ``p99`` of the
             time to the answer; ``rows`` that were predicted, and in how many ``batches``; ``age_seconds``: quantiles of the age
-            of stored features; ``fallbacks``: rows by kind. Quantiles are computed as Prometheus does it, from the bounds of
-            the histograms. They are null if nothing was observed.
+            of stored features; ``fallbacks``: rows by kind; rows that were ``recorded``, and that could not be
+            (``unrecorded``). Quantiles are computed as Prometheus does it, from the bounds of the histograms. They are null if
+            nothing was observed.
         """
         requests, fallbacks = Counts[str](), Counts[str]()
         for _, labels, value in _samples(self._requests, "_total", model):
@@ -144,6 +145,8 @@ class Figures:
             "batches": sum(int(value) for *_, value in _samples(self._batches, "_count", model)),
             "age_seconds": _quantiles(self._ages, model),
             "fallbacks": dict(fallbacks),
+            "recorded": sum(int(value) for *_, value in _samples(self._recorded, "_total", model)),
+            "unrecorded": sum(int(value) for *_, value in _samples(self._unrecorded, "_total", model)),
         }
 
     def text(self) -> bytes:
