@@ -172,6 +172,10 @@ def monitor(settings: Settings, model: str, interval: Interval) -> str:
     lines += [seen.reason for seen in found.compared]
     if verdict.report:
         lines.append(f"report: {settings.reports / verdict.report}")
+    if (asked := verdict.details.asked) is not None:
+        lines.append(f"asked online: {asked.verdict.replace('_', ' ')}: {'; '.join(asked.reasons)}")
+    if asked is not None and asked.report:
+        lines.append(f"report: {settings.reports / asked.report}")
     if found.request is not None:
         cause, day = found.request.cause, f"{interval.end:%Y-%m-%d}"
         lines.append(f"a retraining is due ({cause}): perennial train {model} --as-of {day}")
