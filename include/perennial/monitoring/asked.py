@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import sqlalchemy as sa
 from pyarrow import json as arrow_json
 
 from perennial.alerts import of_models
@@ -184,6 +185,12 @@ def _publish(deployment: Deployment, model: str, interval: Interval, run_id: str
         except Superseded as error:
             if not left:
                 return f"requests of the window are not published yet: {error}; run {model}.record"
+        except sa.exc.SQLAlchemyError as error:
+            # Its text may name the address.
+            return (
+                "requests of the window may not be published yet: the predictions database does not answer "
+                f"({type(error).__name__}); repair it and run {model}.record"
+            )
         except PerennialError as error:
             return f"requests of the window may not be published yet: {first_line(error)}; run {model}.record"
     return None
