@@ -72,7 +72,8 @@ def ask(world: World, at: datetime = WEEK.start, count: int = 300, *, moved: flo
 
 def plain(features: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain values, without NaN."""
-    return pa.Table.from_pandas(features, preserve_index=False).to_pylist()
+    rows: list[dict[str, Any]] = pa.Table.from_pandas(features, preserve_index=False).to_pylist()
+    return rows
 
 
 def judge(world: World, interval: Interval = WEEK) -> DriftVerdict:
