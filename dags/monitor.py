@@ -4,7 +4,8 @@
 Evidently compares the window's features and predictions with the champion's training data. `model.yaml` sets the methods
 and thresholds; thresholds in `drift.yaml`, which `perennial calibrate` computes from stable history, replace them. The verdict
 is `ok`, `drift` or `unknown`. If something could not be computed, the verdict is `unknown`, never `ok`. Drift is a warning. It
-is critical if it lasts, or if the estimated or realised performance falls with it. When labels have arrived, the realised
+is critical if it lasts, or if the estimated or realised performance falls with it. What was asked online in the window gets a
+verdict of its own beside it, with its own page and alert; it asks for no training. When labels have arrived, the realised
 metrics of earlier windows are measured. Then the retraining policy considers verdicts, history and budget. It asks for a
 training run, or declines and says why.
 
@@ -21,6 +22,8 @@ and `end`.
 - A red task here never stops scoring. Clear it once the cause is corrected.
 - **Verdict unknown**: the report could not be made; the reasons are on the task and in the alert. Usually a column is
   missing or empty: look at `<model>.ingest` for these days.
+- **Unknown for online requests**: usually the predictions database did not answer, so requests may not be published yet. Repair
+  it, run `<model>.record`, then clear `judge_drift`.
 - **decide_retraining stops the run**: this is not a failure. No training was requested; the ledger says why.
 - You may ignore a failure if the next window's run succeeds: it also measures the windows of this one.
 """

@@ -13,6 +13,8 @@ import httpx
 import pytest
 from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
 
+from perennial.core.intervals import Interval
+from perennial.evidence.parity import Consistency, Parity
 from perennial.serving.tokens import make_token
 from tests.browsing import open_page
 from tests.unit.serving.conftest import champion_of, running
@@ -162,6 +164,30 @@ def test_a_model_is_tried_by_entity(page: Page, by_entity: httpx.Client) -> None
     page.get_by_role("button", name="Ask").click()
     assert re.search(r"computed\s+x", answer(page))
     assert "2013-04-08 11:00 UTC" in answer(page)
+
+
+def test_what_was_counted_is_shown_with_parity_and_its_day(page: Page, tmp_path: Path) -> None:
+    world = asked_by_key(tmp_path)
+    measured = Parity(
+        bound=0.99, interval="2013-03-31", rows=200, equal=150, features={"x": Consistency(equal=150, different=50)}
+    )
+    ledger = world.deployment.ledger
+    ledger.record_parity(model="toy", definition="d", interval=Interval.day("2013-03-31"), measured=measured, run_id="r")
+    with running(world) as (scorer, client):
+        page.goto(f"http://127.0.0.1:{scorer.port}/models/toy")
+        figures = page.locator("#figures")
+        expect(figures).to_contain_text("0 answered, 0 refused, 0 failed")
+        client.post("/models/toy/predict", json={"keys": [{"visit": "nobody"}]})
+        page.get_by_label("by key").check()
+        page.locator("fieldset:visible").get_by_label("visit").fill("new")
+        page.get_by_role("button", name="Ask").click()
+        expect(figures).to_contain_text("1 answered, 1 refused, 0 failed")
+        words = figures.inner_text()
+        assert re.search(r"time, predict\s+p50 [\d.]+ m?s, p99 [\d.]+ m?s", words)
+        assert re.search(r"age of stored features\s+p50 \d+ \w+, p99 \d+ \w+", words)
+        assert re.search(r"fallbacks\s+none", words)
+        assert "75.0 % of 200 rows with features of 2013-03-31 equal the published tables; 99.0 % are required" in words
+        assert "x (50 different)" in words
 
 
 def test_a_token_is_asked_for_and_is_forgotten_when_the_page_is_left(page: Page, tmp_path: Path) -> None:

@@ -232,6 +232,12 @@ def test_the_demo_of_the_readme_goes_on_where_it_stopped(tmp_path: Path) -> None
     assert second.returncode == 0, second.stdout + second.stderr
     after = json.loads((state / "summary.json").read_text())
     assert before["online"]["equal"] == before["online"]["compared"] > 0
+    parity = before["online"]["parity"]
+    assert parity["judged"]
+    assert parity["equal"] == parity["rows"], parity["worst"]
+    assert parity["day"] == "2013-06-30"
+    assert before["runs"]["flight_delay.record"] == {"runs": 1, "success": 1}
+    assert after["online"]["parity"] is None, "nothing was asked"
     of_a_run = dict.fromkeys(("seconds", "addresses", "intervals", "online"))
     assert {**after, **of_a_run} == {**before, **of_a_run}
     assert after["intervals"]["published"] == before["intervals"]["published"]

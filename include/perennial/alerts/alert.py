@@ -135,6 +135,11 @@ def judged(model: str, what: Literal["unknown", "drift", "performance"]) -> str:
     return f"judged/{model}/{what}"
 
 
+def judged_asked(model: str, what: Literal["unknown", "drift"]) -> str:
+    """Likewise, windows with a bad verdict on what was asked online; also recovered once nothing was asked in a window."""
+    return f"judged/{model}/asked/{what}"
+
+
 def reign(model: str, what: Literal["breaker", "shadow", "unusable"]) -> str:
     """What holds as long as a champion is champion; recovered with the next champion."""
     return f"reign/{model}/{what}"

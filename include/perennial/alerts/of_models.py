@@ -11,7 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from perennial.alerts.alert import Alert, Severity, as_text, clean, judged, online_parity, refused_data, reign, served_online
+from perennial.alerts.alert import (
+    Alert,
+    Severity,
+    as_text,
+    clean,
+    judged,
+    judged_asked,
+    online_parity,
+    refused_data,
+    reign,
+    served_online,
+)
 from perennial.core.intervals import Interval
 
 
@@ -41,6 +52,32 @@ def drift(
         ),
         links=dict(links or {}),
         subject=f"{judged(model, 'drift')}/{interval.key}",
+    )
+
+
+def asked_drift(
+    model: str,
+    interval: Interval,
+    *,
+    version: int,
+    reasons: Sequence[str],
+    severity: Severity = "warning",
+    links: Mapping[str, str] | None = None,
+) -> Alert:
+    """What was asked online in an interval differs from what the champion was trained on; ``critical`` if that lasts."""
+    return Alert(
+        model=model,
+        severity=severity,
+        kind="drift",
+        title=f"{model}: {'lasting ' if severity == 'critical' else ''}drift of online requests in {interval.key}",
+        text=as_text(
+            f"The rows that version {version} was asked online in {interval.key} differ from its training data:",
+            reasons,
+            "Open the report. If clients send wrong values, or too few, correct that. No training follows from this alone, "
+            "since it learns from the published tables: if these have changed too, the verdict on the batch says so.",
+        ),
+        links=dict(links or {}),
+        subject=f"{judged_asked(model, 'drift')}/{interval.key}",
     )
 
 
@@ -107,6 +144,26 @@ def unknown_verdict(
         ),
         links=dict(links or {}),
         subject=f"{judged(model, 'unknown')}/{interval.key}",
+    )
+
+
+def unknown_asked(
+    model: str, interval: Interval, *, version: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
+) -> Alert:
+    """Drift of what was asked online could not be judged. That never counts as no drift."""
+    subject = f"version {version}" if version is not None else "the champion"
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="unknown_verdict",
+        title=f"{model}: drift of online requests in {interval.key} could not be judged",
+        text=as_text(
+            f"It is unknown whether the rows that were asked online in {interval.key} resemble the training data of {subject}:",
+            reasons,
+            f"Repair the cause, then run {model}.monitor for this window again. Until then it is neither drift nor ok.",
+        ),
+        links=dict(links or {}),
+        subject=f"{judged_asked(model, 'unknown')}/{interval.key}",
     )
 
 

@@ -125,7 +125,7 @@ def materialize(settings: Settings, model: str) -> str:
     lines = []
     for dataset, rows in done.rows.items():
         if rows is None:
-            lines.append(f"{model}: the rows of a later run are there already, so nothing of {dataset} was changed")
+            lines.append(f"{model}: the rows of the newest publication are there already, so nothing of {dataset} was changed")
         else:
             soon = f", {done.soon[dataset]:,} of them of entities to come" if done.soon[dataset] else ""
             lines.append(f"{model}: {rows:,} rows of {dataset} can be asked by key, of {done.day}{soon}")
@@ -172,6 +172,10 @@ def monitor(settings: Settings, model: str, interval: Interval) -> str:
     lines += [seen.reason for seen in found.compared]
     if verdict.report:
         lines.append(f"report: {settings.reports / verdict.report}")
+    if (asked := verdict.details.asked) is not None:
+        lines.append(f"asked online: {asked.verdict.replace('_', ' ')}: {'; '.join(asked.reasons)}")
+    if asked is not None and asked.report:
+        lines.append(f"report: {settings.reports / asked.report}")
     if found.request is not None:
         cause, day = found.request.cause, f"{interval.end:%Y-%m-%d}"
         lines.append(f"a retraining is due ({cause}): perennial train {model} --as-of {day}")

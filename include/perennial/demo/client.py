@@ -1,8 +1,8 @@
 """A client of the scorer beside the replay: it asks about flights as they are scheduled, two hours ahead.
 
 For each day it asks once by entity, for flights that depart together, as of two hours before; and one by one by features, with
-no more than a schedule tells. When a week has been lived through, it asks for flights of its last day by key. The batch
-predicts all these flights too, so that answers can be compared with what it has published.
+no more than a schedule tells. When a week has been lived through, it asks for flights of its last day by key, for enough of
+them to judge parity. The batch predicts all these flights too, so that answers can be compared with what it has published.
 
 Neighbours: :mod:`perennial.demo.replay` says which week it is; :mod:`perennial.demo.summary` shows what came of it.
 """
@@ -31,14 +31,15 @@ from perennial.spec.model import ModelSpec
 
 #: Ways to ask.
 BY_ENTITY, BY_FEATURES, BY_KEY = "by entity", "by features", "by key"
-#: Most flights of a day that are asked about, in each way.
-_A_DAY = 8
+#: Most flights of a day that are asked about, by entity and by features; and by key.
+_A_DAY, _BY_KEY = 8, 40
 #: How long before its departure a flight is asked about, as the model's ``entity.as_of`` says.
 _AHEAD = timedelta(hours=2)
 #: How often a request that was told to come again does so, and the longest wait in seconds.
 _TRIES, _LONGEST = 10, 5.0
-#: Seconds between two looks whether the features of a week are published.
-_LOOK = 1.0
+#: Seconds between two looks whether the features of a week are published, and whether all that was asked is recorded; and how
+#: long the latter is waited for.
+_LOOK, _RECORDING = 1.0, 20.0
 _STATUS_OK, _STATUS_LATER = 200, (429, 503)
 
 
@@ -90,9 +91,12 @@ class Client:
         self._work.put(lambda: self._ask_by_key(Interval(week.end - timedelta(days=1), week.end)))
 
     def close(self) -> Asked:
-        """Wait for what was begun, and return what came of it."""
+        """Wait for what was begun, and until the scorer has recorded it; return what came of it."""
         self._work.put(None)
         self._thread.join(60)
+        deadline = time.monotonic() + _RECORDING
+        while self.asked.seconds and not self._is_recorded() and time.monotonic() < deadline:
+            time.sleep(_LOOK / 10)
         self._ending.set()
         self._http.close()
         return self.asked
@@ -103,6 +107,14 @@ class Client:
                 work()
             except (PerennialError, OSError, sa.exc.SQLAlchemyError, duckdb.Error) as error:
                 self._has_failed("all ways", type(error).__name__)
+
+    def _is_recorded(self) -> bool:
+        """Whether the scorer has recorded all rows that it has answered. It does so once a second."""
+        try:
+            told = self._http.get(f"/models/{self._spec.name}/figures").json()
+            return bool(told["recorded"] + told["unrecorded"] >= told["rows"])
+        except (httpx.HTTPError, ValueError, KeyError):
+            return False
 
     def _has_failed(self, way: str, reason: str) -> None:
         self.asked.failed[way] += 1
@@ -126,7 +138,7 @@ class Client:
                 self._ask(BY_FEATURES, {"features": [known]}, ())
 
     def _ask_by_key(self, day: Interval) -> None:
-        for flight in departing_together(self._spec, self._data, day):
+        for flight in flights_of(self._spec, self._data, day)[:_BY_KEY]:
             self._ask(BY_KEY, {"keys": [{name: flight[name] for name in self._spec.entity_table.key}]}, [flight])
 
     def _ask(self, way: str, body: Mapping[str, Any], flights: Sequence[Mapping[str, Any]]) -> None:
@@ -153,7 +165,15 @@ class Client:
 
 
 def departing_together(spec: ModelSpec, data: Path, day: Interval) -> list[dict[str, Any]]:
-    """The flights of the minute in which most of a day's are scheduled to depart, as a schedule shows them.
+    """The flights of the minute in which most of a day's are scheduled to depart, at most :data:`_A_DAY`."""
+    flights = flights_of(spec, data, day)
+    departing = Counter(flight[spec.event_time] for flight in flights)
+    busiest = min(departing, key=lambda moment: (-departing[moment], moment), default=None)
+    return [flight for flight in flights if flight[spec.event_time] == busiest][:_A_DAY]
+
+
+def flights_of(spec: ModelSpec, data: Path, day: Interval) -> list[dict[str, Any]]:
+    """The flights of a day, as a schedule shows them.
 
     Args:
         spec: the model, whose entity's table says what its columns are made of.
@@ -161,17 +181,14 @@ def departing_together(spec: ModelSpec, data: Path, day: Interval) -> list[dict[
         day: the day.
 
     Returns:
-        At most :data:`_A_DAY` flights: by column of the entity's table, its value as text, or None.
+        By column of the entity's table, its value as text, or None; in the order of their keys.
     """
     columns = {name: column.sql or quoted(name) for name, column in spec.entity_table.columns.items()}
     file = data / "flights" / f"{day.key}.csv.gz"
-    moment = quoted(spec.event_time)
     made = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in columns.items())
     with connect(data) as connection:
         rows = connection.sql(
-            f"WITH flights AS (SELECT {made} FROM read_csv({literal(str(file))}, all_varchar = true, nullstr = ['', 'NA'])), "
-            f"busiest AS (SELECT {moment} FROM flights GROUP BY ALL ORDER BY count(*) DESC, {moment} LIMIT 1) "
-            f"SELECT * FROM flights SEMI JOIN busiest USING ({moment}) ORDER BY ALL LIMIT {_A_DAY}"
+            f"SELECT {made} FROM read_csv({literal(str(file))}, all_varchar = true, nullstr = ['', 'NA']) ORDER BY ALL"
         )
         names = rows.columns
         found = rows.fetchall()

@@ -46,6 +46,8 @@ _QUIET = {"announce_scoring": False, "announce_monitoring": False, "announce_tra
 _STAGES = ("ingest", "score", "materialize", "monitor", "refresh", "train")
 #: DAGs that only people trigger.
 _BY_HAND = ("promote", "rollback", "release")
+#: Runs once, at the end, over all that the client has asked: a run for each day would take a third of a week's tasks.
+_AT_THE_END = "record"
 
 #: Longest time, in seconds, that the runs of a step may take.
 _PATIENCE = 1800.0
@@ -89,9 +91,9 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
                 console.print(f"All weeks of the year are replayed. Remove {state} to start again.")
             for number, week in enumerate(replayed, start=1):
                 replay.live_through(week, f"week {number} of {len(replayed)}")
+            replay.record()
             with replay.step("summary", "comparing what was served with never and always"):
-                asked = replay.client.close()
-                summary = summarise(stack, MODEL, replayed, replay.seconds, api.runs(f"{MODEL}."), asked)
+                summary = summarise(stack, MODEL, replayed, replay.seconds, api.runs(f"{MODEL}."), replay.client.asked)
             summary["seconds"]["all"] = round(time.monotonic() - began, 1)
         file = state / "summary.json"
         file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -135,9 +137,11 @@ class _Replay:
         """Switch the DAGs on, and wait for the runs that an interrupted demo has left."""
         with self.step("begin", "waiting for Airflow to read the DAGs"):
             dag_ids = [f"{MODEL}.{stage}" for stage in (*_STAGES, *_BY_HAND)]
-            self._api.wait_for_dags(dag_ids, check=self._stack.check)
+            last = f"{MODEL}.{_AT_THE_END}"
+            self._api.wait_for_dags([*dag_ids, last], check=self._stack.check)
             for dag_id in dag_ids:
                 self._api.unpause(dag_id)
+            self._api.pause(last)  # an earlier run of the demo has left it on
         active = [run for run in self._api.runs(f"{MODEL}.") if not run.ended]
         if active:
             with self.step("resume", f"{len(active)} runs of the interrupted demo continue"):
@@ -200,6 +204,14 @@ class _Replay:
             self._console.print(f"  {told}")
         with self.step(f"after {week.key}", "what people do after the week") as status:
             self._act(story, week, status)
+
+    def record(self) -> None:
+        """End the client, and let what it was answered be published and its parity be measured, if it was answered."""
+        with self.step("record", "computing the features again that were served online") as status:
+            asked = self.client.close()
+            if asked.answers:
+                self._api.unpause(f"{MODEL}.{_AT_THE_END}")
+                self._wait_for(self._api.trigger(f"{MODEL}.{_AT_THE_END}", note="what the client has asked"), status)
 
     def _commit(self, recipe: Mapping[str, object]) -> None:
         write_models(self._stack.settings.models, PROJECT / "include" / "models" / MODEL, recipe)

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from perennial.core.intervals import Interval, utc
 from perennial.demo.client import Asked, told
 from perennial.demo.worth import DAILY, worth
-from perennial.ledger.records import Promotion, Publication, VersionRecord
+from perennial.ledger.records import Promotion, Publication, VersionRecord, judged_or_newest
 from perennial.ledger.store import Ledger
 from perennial.stack.airflow_api import DagRun
 from perennial.stack.embedded import Stack
@@ -127,7 +127,10 @@ def summarise(
         ],
         "worth": worth(stack.settings, model),
         "predictions": _predictions(stack.settings.predictions_url, model),
-        "online": told(asked, _published(stack.settings.predictions_url, model, [key for key, _, _ in asked.answers])),
+        "online": {
+            **told(asked, _published(stack.settings.predictions_url, model, [key for key, _, _ in asked.answers])),
+            "parity": _parity(ledger, model) if asked.answers else None,
+        },
         "drift_verdicts": [
             {
                 "interval": verdict.interval.key,
@@ -182,7 +185,7 @@ def show(console: Console, summary: Mapping[str, Any], file: Path) -> None:
         f"{len(summary['promotions'])} promotions, {len(summary['refusals'])} refusals, {asked} retrainings requested by "
         f"monitoring, {sum(run['runs'] for run in summary['runs'].values())} Airflow runs, {summary['seconds']['all']:.0f} s",
         *_worth(summary["worth"], metric),
-        *_online(summary["online"]),
+        *online_in_words(summary["online"]),
         f"Airflow       {addresses['airflow']}   sign in as {addresses['user']}, password {addresses['password']}",
         f"MLflow        {addresses['mlflow']}",
         f"Scorer        {addresses['scorer']}/models/{summary['model']}",
@@ -206,8 +209,8 @@ def _worth(found: Mapping[str, Any], metric: str) -> list[str]:
     ]
 
 
-def _online(found: Mapping[str, Any]) -> list[str]:
-    """What the client of the scorer has seen. What is measured of parity belongs here too."""
+def online_in_words(found: Mapping[str, Any]) -> list[str]:
+    """What the client of the scorer has seen, and how far what was served equals what is published."""
     lines = [
         f"online {way}: {said['requests']} requests, {said['failed']} failed"
         + (f", p50 {said['p50']:,.0f} ms, p99 {said['p99']:,.0f} ms" if "p50" in said else "")
@@ -219,6 +222,14 @@ def _online(found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"online: {found['equal']} of {found['compared']} answers equal what the batch published by the same version for "
             f"the same flight, to the last bit; {found['other_version']} by another version"
+        )
+    if (parity := found["parity"]) is not None:
+        lines.append(
+            f"online: parity {parity['share']:.1%} (online.parity requires {parity['bound']:.1%}): {parity['equal']} of "
+            f"{parity['rows']} rows with features of {parity['day']} were served as the published tables give them, to the "
+            "last bit"
+            + (f"; {', '.join(parity['worst'])}" if parity["worst"] else "")
+            + ("" if parity["judged"] else "; too few to be judged")
         )
     return [*lines, *([f"online: the first failure was {found['reason']}"] if found["reason"] else [])]
 
@@ -308,6 +319,18 @@ def _published(url: str, model: str, keys: Sequence[str]) -> dict[tuple[str, int
             return {(row.flight_id, int(row.version)): float(row.prediction) for row in rows}
     finally:
         engine.dispose()
+
+
+def _parity(ledger: Ledger, model: str) -> dict[str, Any] | None:
+    """The newest parity with enough rows, or the newest; None if none was measured."""
+    found = judged_or_newest(ledger.parities(model))
+    if found is None:
+        return None
+    its = found.measured
+    return {
+        "day": its.interval, "rows": its.rows, "equal": its.equal, "share": its.share, "bound": its.bound,
+        "judged": its.is_judged, "worst": its.worst,
+    }  # fmt: skip
 
 
 def _runs(runs: Sequence[DagRun]) -> dict[str, dict[str, int]]:

@@ -113,6 +113,7 @@ def compare(
     thresholds: DriftThresholds | None = None,
     *,
     report: bool = True,
+    quote: bool = True,
 ) -> DriftComparison:
     """Compare the inputs and the predictions of a version with its training reference.
 
@@ -137,6 +138,7 @@ def compare(
         thresholds: calibrated thresholds by column, instead of those of ``policy``. A column without one is judged by
             ``policy``. A version may have such a column if the folder no longer has the feature.
         report: whether to make Evidently's report. Without it the verdict is the same, in a tenth of the time.
+        quote: whether reasons may quote categories that the reference does not have. What clients send is quoted nowhere.
     """
     for count, what in (
         (features.num_rows, "entities with features"),
@@ -147,9 +149,9 @@ def compare(
             return DriftComparison("unknown", [f"{count:,} {what}; a verdict requires at least {policy.min_rows:,}"])
 
     calibrated = thresholds.columns if thresholds is not None else {}
-    said = _prepare(policy, PREDICTION, predictions, reference, calibrated.get(PREDICTION))
+    said = _prepare(policy, PREDICTION, predictions, reference, calibrated.get(PREDICTION), quote=quote)
     names = [name for name in reference.column_names if name not in NOT_FEATURES]
-    seen = [_prepare(policy, name, features, reference, calibrated.get(name)) for name in names]
+    seen = [_prepare(policy, name, features, reference, calibrated.get(name), quote=quote) for name in names]
     columns = [said, *seen]
     try:
         ask = _ask_evidently if report else _measure
@@ -194,7 +196,9 @@ def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any,
     return DriftComparison(verdict, list(dict.fromkeys([*first, *rest])), [prediction, *features], share, snapshot)
 
 
-def _prepare(policy: Drift, name: str, current: pa.Table, reference: pa.Table, calibrated: Threshold | None) -> _Column:
+def _prepare(
+    policy: Drift, name: str, current: pa.Table, reference: pa.Table, calibrated: Threshold | None, *, quote: bool
+) -> _Column:
     """Look at one column on both sides. In the result, ``current`` is None if Evidently is not to be called for it."""
     if name not in reference.column_names:
         return _Column(name, "numeric", policy.numeric_threshold, unusable="are not in the version's training reference")
@@ -218,7 +222,9 @@ def _prepare(policy: Drift, name: str, current: pa.Table, reference: pa.Table, c
     if is_number(given.type) != is_number(known.type):
         column.unusable = f"was {known.type} in training and is {given.type} now"
         return column
-    return _prepare_numbers(policy, column, given, known) if kind == "numeric" else _prepare_texts(policy, column, given, known)
+    if kind == "numeric":
+        return _prepare_numbers(policy, column, given, known)
+    return _prepare_texts(policy, column, given, known, quote=quote)
 
 
 def _prepare_numbers(policy: Drift, column: _Column, given: pa.Array, known: pa.Array) -> _Column:
@@ -258,7 +264,7 @@ def _drop_infinite(values: NDArray[np.float64]) -> float:
     return float(huge.mean()) if len(huge) else 0.0
 
 
-def _prepare_texts(policy: Drift, column: _Column, given: pa.Array, known: pa.Array) -> _Column:
+def _prepare_texts(policy: Drift, column: _Column, given: pa.Array, known: pa.Array, *, quote: bool) -> _Column:
     current, reference = (pc.cast(values, pa.string()) for values in (given, known))
     _check_presence(
         policy,
@@ -273,7 +279,8 @@ def _prepare_texts(policy: Drift, column: _Column, given: pa.Array, known: pa.Ar
         share = float(pc.mean(pc.cast(fresh, pa.float64())).as_py())
         if share > 0:
             examples = [_shown(str(value)) for value in pc.unique(present.filter(fresh)).to_pylist()[:3]]
-            text = f"has {share:.1%} values in categories that are not in the reference ({', '.join(examples)})"
+            text = f"has {share:.1%} values in categories that are not in the reference"
+            text += f" ({', '.join(examples)})" if quote else ""
             if share >= policy.max_new_categories:
                 column.moved = text
             else:

@@ -24,12 +24,14 @@ from perennial.evidence.verdict import ESTIMATE_LIMIT
 
 if TYPE_CHECKING:
     from perennial.drift.findings import DriftComparison
-    from perennial.evidence.verdict import Estimate, VerdictDetails
+    from perennial.evidence.verdict import AskedDrift, Estimate, VerdictDetails
 
 log = logging.getLogger(__name__)
 
 
 _COLORS = {"ok": "#1a7f37", "drift": "#b35900", "unknown": "#57606a"}
+#: The folder of the page about what was asked online, in that of the window.
+ASKED = "asked"
 _STATUS = {
     "stable": "stable",
     "drifted": "<b>drifted</b>",
@@ -45,6 +47,8 @@ def write_report(
     comparison: DriftComparison,
     details: VerdictDetails,
     folder: Path,
+    *,
+    about: str = "",
 ) -> bool:
     """Write ``verdict.json``, and ``report.html`` and ``evidently.json.gz`` if Evidently gave a report.
 
@@ -57,6 +61,7 @@ def write_report(
         comparison: what was found.
         details: of the verdict, as the ledger keeps them.
         folder: where the files are written. It is created if it does not exist.
+        about: what was judged, if it is not what the batch predicted on.
 
     Returns:
         Whether ``report.html`` was written.
@@ -64,7 +69,7 @@ def write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         verdict = {
-            "model": model, "interval": interval.key, "version": version, "verdict": comparison.verdict,
+            "model": model, "interval": interval.key, "about": about, "version": version, "verdict": comparison.verdict,
             "reasons": comparison.reasons, "details": details.to_json(),
         }  # fmt: skip
         _replace(folder / "verdict.json", json.dumps(verdict, indent=2, default=str).encode())
@@ -73,9 +78,10 @@ def write_report(
             for name in ("report.html", "evidently.json.gz"):
                 (folder / name).unlink(missing_ok=True)
             return False
+        title = ", ".join(_as_text(part) for part in (model, about, interval.key) if part)
         page = (
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_as_text(model)}, {_as_text(interval.key)}: '
-            f"{comparison.verdict}</title></head><body>{_verdict(model, interval, version, comparison, details)}"
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: '
+            f"{comparison.verdict}</title></head><body>{_verdict(title, version, comparison, details)}"
             f"{_pictures(comparison)}</body></html>"
         )
         _replace(folder / "report.html", page.encode())
@@ -92,10 +98,10 @@ def _replace(file: Path, content: bytes) -> None:
         draft.write_bytes(content)
 
 
-def _verdict(model: str, interval: Interval, version: int | None, comparison: DriftComparison, details: VerdictDetails) -> str:
+def _verdict(title: str, version: int | None, comparison: DriftComparison, details: VerdictDetails) -> str:
     """The verdict and a table of all columns."""
     items = "".join(f"<li>{_as_text(reason)}</li>" for reason in comparison.reasons)
-    weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.estimate)))
+    weight = "".join(f"<p>{line}</p>" for line in (*_impact(details), *_estimate(details.estimate), *_asked(details.asked)))
     rows = "".join(
         f"<tr><td>{_as_text(column.column)}</td><td>{_STATUS[column.status]}</td>"
         f"<td>{'' if column.score is None else f'{column.score:.3f}'}</td><td>{column.threshold:g}</td>"
@@ -109,7 +115,7 @@ def _verdict(model: str, interval: Interval, version: int | None, comparison: Dr
         "<style>.perennial{font-family:sans-serif;max-width:1200px;margin:24px auto;padding:1px 24px;"
         "background:#fff;color:#111}"
         ".perennial td,.perennial th{padding:4px 16px 4px 0;text-align:left}</style>"
-        f'<section class="perennial"><h1>{_as_text(model)}, {_as_text(interval.key)}: '
+        f'<section class="perennial"><h1>{title}: '
         f'<span style="color:{_COLORS[comparison.verdict]}">{comparison.verdict}</span></h1>'
         f"{weight}<p>Compared with what version {version} was trained on. {source}</p><ul>{items}</ul>"
         "<table><tr><th>column</th><th>found</th><th>distance</th><th>threshold</th><th>measured by</th><th>missing</th>"
@@ -152,6 +158,14 @@ def _estimate(found: Estimate | None) -> Iterator[str]:
     if found.usual:
         said.append(f"Usual in training: {found.usual[0]:.4g} to {found.usual[1]:.4g}.")
     yield _as_text(" ".join([*said, ESTIMATE_LIMIT]))
+
+
+def _asked(found: AskedDrift | None) -> Iterator[str]:
+    if found is None:
+        return
+    verdict = {"not_judged": "not judged"}.get(found.verdict, found.verdict)
+    page = f' <a href="{ASKED}/report.html">Its page</a>.' if found.report else ""
+    yield f"Asked online in this window: <b>{verdict}</b>: {_as_text('; '.join(found.reasons))}.{page}"
 
 
 def _as_text(text: str) -> str:

@@ -15,6 +15,7 @@ from perennial.evidence.plain import Evidence, absent
 Kind = Literal["numeric", "categorical"]
 Status = Literal["stable", "drifted", "left_out", "unusable"]
 VerdictSeverity = Literal["none", "warning", "critical"]
+AskedVerdict = Literal["ok", "drift", "unknown", "not_judged"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,37 @@ class ComparedRows(Evidence):
 
 
 @dataclass(frozen=True)
+class AskedDrift(Evidence):
+    """The verdict on what was asked online in a window, beside the verdict on what the batch predicted.
+
+    Attributes:
+        verdict: as for the batch; ``not_judged``: too few rows to be judged. A row without a verdict reads as ``unknown``.
+        reasons: in words and numbers, the most important first. They quote no value of a request.
+        version: the champion that answered most of the rows; None if none were read.
+        snapshot: the Iceberg snapshot of ``online_requests`` that was read; None if none was.
+        rows: rows that champions have answered.
+        left_out: of these, rows that were answered without stored features (``fallback: null``).
+        compared: rows that were compared: a sample of the version's.
+        share: share of the features that drifted; None if the features were not compared.
+        columns: the predictions first, then the features.
+        severity: the alert's severity.
+        report: where the report is stored; None if there is none.
+    """
+
+    verdict: AskedVerdict = field(metadata=absent("unknown"))
+    reasons: list[str] = field(default_factory=list)
+    version: int | None = None
+    snapshot: int | None = None
+    rows: int = 0
+    left_out: int = 0
+    compared: int = 0
+    share: float | None = None
+    columns: list[ColumnDrift] = field(default_factory=list)
+    severity: VerdictSeverity = "none"
+    report: str | None = None
+
+
+@dataclass(frozen=True)
 class VerdictDetails(Evidence):
     """The measurements of a verdict, as far as they were made.
 
@@ -143,6 +175,7 @@ class VerdictDetails(Evidence):
         missing: keys of the stretches of the window without predictions.
         severity: the alert's severity; None if the row is from a release that did not judge it.
         impact: how serious the verdict is; None as for ``severity``.
+        asked: the verdict on what was asked online in the window; None if nothing was.
     """
 
     snapshots: dict[str, int] = field(default_factory=dict)
@@ -156,6 +189,7 @@ class VerdictDetails(Evidence):
     missing: list[str] = field(default_factory=list)
     severity: VerdictSeverity | None = None
     impact: Impact | None = None
+    asked: AskedDrift | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -8,13 +8,13 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from perennial.alerts import outbox
-from perennial.alerts.alert import Alert, judged, online_parity
+from perennial.alerts.alert import Alert, judged, judged_asked, online_parity
 from perennial.core.columns import insert
 from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.monitoring import Audit, Constant, Expectation
 from perennial.evidence.parity import Parity
-from perennial.evidence.verdict import VerdictDetails
+from perennial.evidence.verdict import AskedDrift, VerdictDetails
 from perennial.ledger import tables
 from perennial.ledger.promotions import champion_of
 from perennial.ledger.records import (
@@ -44,6 +44,7 @@ class Observations(TableFamily):
         report: str | None,
         run_id: str,
         alert: Alert | None = None,
+        asked: Alert | None = None,
     ) -> None:
         """Record the verdict on an interval. It replaces an earlier one. Alerts that it answers are resolved.
 
@@ -57,6 +58,7 @@ class Observations(TableFamily):
             report: where the report is stored; None if there is none.
             run_id: the run.
             alert: sent at most once per window and version; None: send none.
+            asked: likewise, about what was asked online in the window (``details.asked``).
         """
         key = {"model": model, "start": interval.start, "end": interval.end}
         values = {
@@ -74,6 +76,20 @@ class Observations(TableFamily):
                     self._resolve_judged(connection, judged(model, "performance"), interval, said)
             if alert is not None:
                 outbox.record(connection, alert, f"{alert.kind}/{model}/{interval.key}/version-{version}")
+            self._tell_of_asked(connection, model, interval, details.asked, asked)
+
+    def _tell_of_asked(
+        self, connection: sa.Connection, model: str, interval: Interval, found: AskedDrift | None, alert: Alert | None
+    ) -> None:
+        """Resolve what a verdict on online requests answers, and record its alert."""
+        verdict = "ok" if found is None else found.verdict
+        said = f"In {interval.key} {'nothing was asked online' if found is None else f'the verdict on requests is {verdict}'}."
+        if verdict in ("ok", "drift"):
+            self._resolve_judged(connection, judged_asked(model, "unknown"), interval, said)
+        if verdict == "ok":
+            self._resolve_judged(connection, judged_asked(model, "drift"), interval, said)
+        if alert is not None and found is not None:
+            outbox.record(connection, alert, f"asked/{alert.kind}/{model}/{interval.key}/version-{found.version}")
 
     def verdicts(self, model: str, *, before: datetime | None = None, limit: int = 100) -> list[Verdict]:
         """Verdicts of a model, those on the newest intervals first.

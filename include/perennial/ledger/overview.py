@@ -15,6 +15,7 @@ from perennial.ledger.records import (
     Approval,
     Hold,
     Overview,
+    ParityRecord,
     Performance,
     Promotion,
     Publication,
@@ -28,6 +29,8 @@ from perennial.ledger.rows import TableFamily, as_record
 
 #: Publications of a dataset that an overview may return, per model: six weeks of days.
 _PUBLICATIONS = 42
+#: Measures of parity, per model: those of days with too few rows may stand before one that counts.
+_PARITIES = 10
 _DATASETS = ("tables", "features", "predictions")
 
 _W = TypeVar("_W", Verdict, Performance)
@@ -56,13 +59,14 @@ def _newest(
 class Overviews(TableFamily):
     """Reads the tables of all families at one moment."""
 
-    def overview(self, *, windows: int, alerts_since: datetime, publications: bool = True) -> Overview:
+    def overview(self, *, windows: int, alerts_since: datetime, publications: bool = True, parities: bool = False) -> Overview:
         """The state of all models. The number of queries does not grow with the number of models.
 
         Args:
             windows: how many of the newest monitoring windows to return per model.
             alerts_since: leave out older alerts, unless they wait for delivery.
             publications: whether to read the newest publications, too.
+            parities: whether to read what was measured of parity, too.
         """
         newest_version = sa.select(tables.versions.c.model, sa.func.max(tables.versions.c.version)).group_by(
             tables.versions.c.model
@@ -74,6 +78,7 @@ class Overviews(TableFamily):
         told: dict[str, list[OutboxEntry]] = {}
         newest: dict[str, dict[str, list[Publication]]] = {}
         held: dict[str, list[Hold]] = {}
+        measures: dict[str, list[ParityRecord]] = {}
         with self._database.reading() as connection:
             for row in connection.execute(ends.group_by(tables.publications.c.model, tables.publications.c.dataset)):
                 published.setdefault(row.model, {})[row.dataset] = row.end
@@ -115,6 +120,10 @@ class Overviews(TableFamily):
             holding = sa.select(tables.holds).where(holds.in_force()).order_by(tables.holds.c.start, tables.holds.c.id)
             for hold in (as_record(Hold, row) for row in connection.execute(holding).mappings()):
                 held.setdefault(hold.model, []).append(hold)
+            served = _newest(tables.parities, tables.parities.c.end, tables.parities.c.recorded_at, number=_PARITIES)
+            ordered = served.order_by(sa.desc("end"), sa.desc("recorded_at"))
+            for parity in connection.execute(ordered).mappings() if parities else ():
+                measures.setdefault(parity["model"], []).append(as_record(ParityRecord, parity))
             for entry in outbox.entries(connection, since=alerts_since):
                 told.setdefault(entry.alert.model, []).append(entry)
         by_model: dict[str, dict[int, VersionRecord]] = {}
@@ -132,4 +141,5 @@ class Overviews(TableFamily):
             newest,
             requests,
             held,
+            measures,
         )

@@ -6,7 +6,7 @@ Measurements and decisions have the types of :mod:`perennial.evidence`. If a row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Literal
@@ -328,6 +328,16 @@ class ParityRecord:
     recorded_at: datetime
 
 
+def judged_or_newest(records: Iterable[ParityRecord]) -> ParityRecord | None:
+    """The newest record with enough rows to be judged; without one, the newest.
+
+    Args:
+        records: the newest first.
+    """
+    found = list(records)
+    return next((one for one in found if one.measured.is_judged), found[0] if found else None)
+
+
 @dataclass(frozen=True)
 class Refusal:
     """An interval whose data a run refused. The run published nothing of it.
@@ -386,6 +396,7 @@ class Overview:
         publications: by dataset, the newest publications of tables, features and predictions, oldest first.
         requests: the newest decision by which monitoring asked for a training.
         holds: what is held back now, in the order of time.
+        parities: what was measured of parity on the newest days, the newest first; empty unless it was asked for.
     """
 
     published: dict[str, dict[str, datetime]]
@@ -399,3 +410,4 @@ class Overview:
     publications: dict[str, dict[str, list[Publication]]]
     requests: dict[str, Retraining]
     holds: dict[str, list[Hold]]
+    parities: dict[str, list[ParityRecord]]

@@ -31,10 +31,10 @@ from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
 from perennial.drift.compare import NOT_FEATURES, PREDICTION, compare, first_line, match_reference
 from perennial.drift.findings import DriftComparison
-from perennial.drift.page import write_report
+from perennial.drift.page import ASKED, write_report
 from perennial.drift.sampling import take_sample
 from perennial.evidence.evaluation import Evaluation
-from perennial.evidence.verdict import ESTIMATE_LIMIT, ComparedRows, Estimate, Impact, VerdictDetails
+from perennial.evidence.verdict import ESTIMATE_LIMIT, AskedDrift, ComparedRows, Estimate, Impact, VerdictDetails
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import VerdictName, VersionRecord
@@ -43,6 +43,7 @@ from perennial.model.artifacts import LoadedModel
 from perennial.model.costs import answer_threshold, cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring import estimation, impact
+from perennial.monitoring.asked import Asked, alert_of, judge_asked
 from perennial.monitoring.performance import holdout_of, judged_windows, recipe_of
 from perennial.monitoring.usual import Bound, bound_of
 from perennial.registry.folders import own_features, own_folder
@@ -104,7 +105,8 @@ def judge_drift(
     """Judge an interval, write the report, and record the verdict, with an alert in the same transaction if one is due.
 
     If the comparison fails, the verdict is ``unknown``, and the failure is its reason. A failed estimate, report or upload to
-    MLflow does not change the verdict.
+    MLflow does not change the verdict. What was asked online in the interval gets a verdict of its own beside it, with a page
+    and an alert of its own (:mod:`perennial.monitoring.asked`).
 
     Args:
         folder: the model's folder.
@@ -115,6 +117,7 @@ def judge_drift(
     """
     spec, ledger = folder.spec, deployment.ledger
     found = _compare_interval(folder, deployment, interval, run_id)
+    asked = judge_asked(folder, deployment, interval, run_id=run_id)
     version, comparison, estimate = found.version, found.comparison, found.estimate
     record = ledger.version(spec.name, version) if version is not None else None
     weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
@@ -132,6 +135,7 @@ def judge_drift(
         impact=weight,
     )
     place = report_folder(spec.name, interval)
+    details = replace(details, asked=_write_asked(asked, spec, interval, details, directory, place))
     written = write_report(spec.name, interval, version, comparison, details, directory / place)
     run, run_url = _find_run(deployment.registry, record)
     report_url = deployment.settings.report_url(directory / place / "report.html") if written else None
@@ -147,6 +151,7 @@ def judge_drift(
         report=report,
         run_id=run_id,
         alert=_alert(spec.name, interval, version, comparison, weight, links),
+        asked=alert_of(spec.name, interval, details.asked, _asked_links(details.asked, deployment, directory)),
     )
     log.info("%s: %s", comparison.verdict, "; ".join(comparison.reasons))
     if run is not None and version is not None:
@@ -156,6 +161,36 @@ def judge_drift(
     return DriftVerdict(
         spec.name, interval, version, comparison.verdict, comparison.reasons, details, report, report_url, run_url
     )
+
+
+def _write_asked(
+    found: Asked | None, spec: ModelSpec, interval: Interval, details: VerdictDetails, directory: Path, place: Path
+) -> AskedDrift | None:
+    """Write the page about what was asked online; returns the verdict with its place."""
+    if found is None:
+        return None
+    drift = found.drift
+    told = VerdictDetails(
+        version=drift.version,
+        share=drift.share,
+        share_threshold=details.share_threshold,
+        calibrated=details.calibrated,
+        columns=drift.columns,
+        severity=drift.severity,
+    )
+    comparison = replace(found.comparison, reasons=drift.reasons)
+    file = place / ASKED / "report.html"
+    written = write_report(
+        spec.name, interval, drift.version, comparison, told, (directory / file).parent, about="asked online"
+    )
+    return replace(drift, report=file.as_posix() if written else None)
+
+
+def _asked_links(found: AskedDrift | None, deployment: Deployment, directory: Path) -> dict[str, str]:
+    if found is None or found.report is None:
+        return {}
+    url = deployment.settings.report_url(directory / found.report)
+    return {"Drift report": url} if url else {}
 
 
 def _alert(

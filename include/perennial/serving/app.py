@@ -34,7 +34,7 @@ from perennial.serving.answers import Answer, as_json
 from perennial.serving.batching import Batcher, Computer
 from perennial.serving.champion import Champions, Served
 from perennial.serving.figures import Figures, Now
-from perennial.serving.lookup import compute_all, fallbacks, look_up
+from perennial.serving.lookup import ages, compute_all, fallbacks, look_up
 from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
 from perennial.serving.openapi import describe
@@ -102,6 +102,7 @@ class App:
         tokens: who may ask.
         bounds: what a request may cost.
         record: makes what records requests, from the figures; None: they are not recorded.
+        parity: says what was measured of a model's parity, for its page; None if nothing is known.
     """
 
     def __init__(
@@ -112,9 +113,10 @@ class App:
         tokens: Tokens,
         bounds: Bounds,
         record: Callable[[Figures], Recorder] | None = None,
+        parity: Callable[[str], dict[str, Any] | None] = lambda _: None,
     ) -> None:
         self._champions, self._table, self._on_demand = champions, table, on_demand
-        self._tokens, self._bounds = tokens, bounds
+        self._tokens, self._bounds, self._parity = tokens, bounds, parity
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
         self._at_once = 0
         self._batcher: Batcher | None = None
@@ -145,6 +147,7 @@ class App:
                 Route("/", self._page),
                 Route("/models", self._models),
                 Route("/models/{model}", self._page),
+                Route("/models/{model}/figures", self._told),
                 Route("/openapi.json", self._openapi),
             ],
             redirect_slashes=False,
@@ -279,6 +282,8 @@ class App:
             rows = await loop.run_in_executor(self._lookups, look_up, self._table, served, rows, datetime.now(UTC))
             for kind in fallbacks(rows.origins):
                 self.figures.fell_back(served.model, kind)
+            for seconds in ages(rows.origins):
+                self.figures.looked_up(served.model, seconds)
         return _json(answers.plain(await self._answer(request, served, rows, form, overrides)))
 
     async def _invocations(self, request: Request) -> Response:
@@ -345,6 +350,11 @@ class App:
         # A sample of the version is read through, which other requests need not wait for.
         described = [await asyncio.to_thread(describe_for_page, served, since(served.model)) for served in seen]
         return _json({"models": described})
+
+    async def _told(self, request: Request) -> Response:
+        model = self._asked_model(request).model
+        parity = None if self._champions.degraded else await asyncio.to_thread(self._parity, model)
+        return _json({"model": model, **self.figures.of(model), "parity": parity})
 
     def _seen(self, token: Token | None) -> list[Served]:
         """The versions that a client may ask."""

@@ -1,8 +1,12 @@
-"""What the scorer measures of itself, for Prometheus."""
+"""What the scorer measures of itself, for Prometheus and for the page of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections import Counter as Counts
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -11,6 +15,10 @@ from prometheus_client.registry import Collector
 #: Upper bounds in seconds, and in rows.
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_HOURS = (1, 2, 3, 6, 12, 24, 36, 48, 72, 168, 720)
+_AGES = (60, 300, 900, *(3600 * hours for hours in _HOURS))
+#: The quantiles that the page shows.
+_SHOWN = {"p50": 0.5, "p99": 0.99}
 
 
 class Now(Collector):
@@ -52,6 +60,7 @@ class Figures:
     """
 
     def __init__(self, now: Now) -> None:
+        self._since = datetime.now(UTC)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(now)
         self._requests = Counter(
@@ -73,7 +82,10 @@ class Figures:
             "perennial_serve_fallbacks", "Rows by key without stored features that are new enough.", ["model", "kind"],
             registry=self._registry,
         )  # fmt: skip
-
+        self._ages = Histogram(
+            "perennial_serve_feature_age_seconds", "How old the data were that stored features were made of.", ["model"],
+            buckets=_AGES, registry=self._registry,
+        )  # fmt: skip
         self._recorded = Counter(
             "perennial_serve_recorded", "Rows that were asked, answered and recorded.", ["model"], registry=self._registry,
         )  # fmt: skip
@@ -94,6 +106,10 @@ class Figures:
         """Count a row that was answered without features that are new enough."""
         self._fallbacks.labels(model, kind).inc()
 
+    def looked_up(self, model: str, seconds: float) -> None:
+        """Observe the age of the stored features of a row."""
+        self._ages.labels(model).observe(seconds)
+
     def answered(self, model: str, form: str, status: int, seconds: float) -> None:
         """Count a request. Without a model, ``model`` is empty."""
         self._requests.labels(model, form, str(status)).inc()
@@ -105,6 +121,70 @@ class Figures:
         self._batches.labels(model).observe(rows)
         self._rows.labels(model).inc(rows)
 
+    def of(self, model: str) -> dict[str, Any]:
+        """What was counted for a model since the process began, for its page.
+
+        Returns:
+            ``since``: when that was; ``requests`` by status; ``seconds``: by form, the quantiles ``p50`` and ``p99`` of the
+            time to the answer; ``rows`` that were predicted, and in how many ``batches``; ``age_seconds``: quantiles of the age
+            of stored features; ``fallbacks``: rows by kind; rows that were ``recorded``, and that could not be
+            (``unrecorded``). Quantiles are computed as Prometheus does it, from the bounds of the histograms. They are null if
+            nothing was observed.
+        """
+        requests, fallbacks = Counts[str](), Counts[str]()
+        for _, labels, value in _samples(self._requests, "_total", model):
+            requests[labels["status"]] += int(value)
+        for _, labels, value in _samples(self._fallbacks, "_total", model):
+            fallbacks[labels["kind"]] += int(value)
+        forms = dict.fromkeys(labels["form"] for _, labels, _ in _samples(self._latency, "_count", model))
+        return {
+            "since": self._since.isoformat(),
+            "requests": dict(requests),
+            "seconds": {form: _quantiles(self._latency, model, form=form) for form in forms},
+            "rows": sum(int(value) for *_, value in _samples(self._rows, "_total", model)),
+            "batches": sum(int(value) for *_, value in _samples(self._batches, "_count", model)),
+            "age_seconds": _quantiles(self._ages, model),
+            "fallbacks": dict(fallbacks),
+            "recorded": sum(int(value) for *_, value in _samples(self._recorded, "_total", model)),
+            "unrecorded": sum(int(value) for *_, value in _samples(self._unrecorded, "_total", model)),
+        }
+
     def text(self) -> bytes:
         """All of it in Prometheus' text form."""
         return bytes(generate_latest(self._registry))
+
+
+def _samples(family: Counter | Histogram, part: str, model: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    """The samples of a part of a family, such as ``_bucket``, for a model."""
+    for metric in family.collect():
+        for sample in metric.samples:
+            if sample.name.endswith(part) and sample.labels["model"] == model:
+                yield sample.name, sample.labels, sample.value
+
+
+def _quantiles(family: Histogram, model: str, **labels: str) -> dict[str, float | None]:
+    buckets = [
+        (float(found["le"]), count)
+        for _, found, count in _samples(family, "_bucket", model)
+        if all(found[name] == value for name, value in labels.items())
+    ]
+    return {name: quantile(buckets, share) for name, share in _SHOWN.items()}
+
+
+def quantile(buckets: Sequence[tuple[float, float]], share: float) -> float | None:
+    """A quantile of a histogram, as Prometheus' ``histogram_quantile`` computes it.
+
+    Args:
+        buckets: upper bounds, the last of them infinite, each with the number of values up to it.
+        share: of the values that are not above the quantile, 0 to 1.
+
+    Returns:
+        Within the bucket that has it, in proportion; the last finite bound if it is above that; None without values.
+    """
+    wanted = share * buckets[-1][1] if buckets else 0.0
+    below, fewer = 0.0, 0.0
+    for bound, count in buckets:
+        if count >= wanted > 0:
+            return below if math.isinf(bound) else below + (bound - below) * (wanted - fewer) / (count - fewer)
+        below, fewer = bound, count
+    return None

@@ -148,6 +148,11 @@ def _told(found: Found, place: int, now: datetime) -> Mapping[str, Any]:
     }
 
 
+def ages(origins: Sequence[Mapping[str, Any]]) -> list[float]:
+    """How old the stored features are that were used, in seconds, for each row that has some."""
+    return [origin["age_seconds"] for origin in origins if "age_seconds" in origin]
+
+
 def fallbacks(origins: Sequence[Mapping[str, Any]]) -> list[str]:
     """What applied instead of rows that are new enough, for each row where it did."""
     return [origin["fallback"] for origin in origins if "fallback" in origin]

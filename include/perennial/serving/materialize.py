@@ -45,7 +45,7 @@ class Materialized:
     Attributes:
         day: the newest published day, whose entities have rows.
         publication: the newest publication that the rows were made from.
-        rows: by dataset of features, the number of rows; None if rows of a newer publication are there.
+        rows: by dataset of features, the number of rows; None if the rows of this publication, or of a newer one, are there.
         soon: by dataset of features, how many of them are of entities whose event comes within ``online.horizon``.
         dependent: features that depend on which entities are asked; if there are any, no row of such an entity is made.
     """
@@ -80,7 +80,8 @@ def materialize(
 ) -> Materialized:
     """Fill the online table with the features of the present folder, and of versions that have a folder of their own.
 
-    It can be repeated at any time. A run that began earlier, or that is slower, does not replace what a later one has made.
+    It can be repeated at any time. A run that began earlier, or that is slower, does not replace what a later one has made. If
+    the rows of the newest publications are there, and no entity is to come, there is nothing to do.
 
     Args:
         folder: the model's folder.
@@ -122,6 +123,10 @@ def materialize(
     kept = []
     for dataset, its_own in served.items():
         maker = folder if its_own is None else its_own.folder
+        if _is_there(folder, maker, online, lake, dataset, now):
+            done.rows[dataset] = None
+            kept.append(maker)
+            continue
         try:
             parts, made = _parts(folder, maker, its_own, online, lake, day, now=now, run_id=run_id)
         except VersionUnusable as error:
@@ -134,6 +139,20 @@ def materialize(
     online.keep_only(model, kept)
     log.info("%s", done.to_json())
     return done
+
+
+def _is_there(folder: ModelFolder, maker: ModelFolder, online: OnlineTable, lake: Lake, dataset: str, now: datetime) -> bool:
+    """Whether the rows of a definition of features are those that would be made. The days of a range come one by one."""
+    name, ledger = folder.spec.name, lake.ledger
+    there = online.made(maker)
+    newest = max(ledger.head(name, one).publication_id for one in (TABLES, dataset))
+    # With entities to come, now or when the rows were made, they also depend on the time.
+    if there is None or there.publication < newest or there.proved is not None:
+        return False
+    assert folder.spec.online is not None  # the caller has looked
+    horizon = folder.spec.online.horizon
+    tables = published_tables(folder, ledger)
+    return horizon is None or not _has_entities(maker, lake, tables, Interval(now, now + horizon), now)
 
 
 def _parts(

@@ -21,7 +21,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import sqlalchemy as sa
 
+from perennial.core.errors import PerennialError
+from perennial.ledger.records import judged_or_newest
+from perennial.ledger.store import Ledger
 from perennial.serving.champion import Served
 
 #: A category with more values than this in the version's sample is typed without suggestions.
@@ -79,6 +83,32 @@ def describe_for_page(served: Served, since: datetime | None) -> dict[str, Any]:
         "features": features,
         "key": None if key is None else [{"name": part.name, "kind": _kind(part.type)} for part in key],
         "entity": entity,
+    }
+
+
+def parity_for_page(ledger: Ledger, model: str) -> dict[str, Any] | None:
+    """What was measured last of how far what is served equals what the published tables give.
+
+    Returns:
+        ``share`` of the ``rows`` that are equal, ``bound``, whether there are enough rows (``judged``), the ``day`` that the
+        features are of, when it was ``measured``, and the features that differ (``worst``); None if nothing was measured, or
+        the ledger does not answer.
+    """
+    try:
+        found = judged_or_newest(ledger.parities(model))
+    except (sa.exc.SQLAlchemyError, PerennialError):
+        return None
+    if found is None or not found.measured.rows:
+        return None
+    its = found.measured
+    return {
+        "share": its.share,
+        "rows": its.rows,
+        "bound": its.bound,
+        "judged": its.is_judged,
+        "day": found.interval.start.date().isoformat(),
+        "measured": found.recorded_at.isoformat(),
+        "worst": its.worst,
     }
 
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -26,6 +27,7 @@ from perennial.serving.champion import Champions
 from perennial.serving.figures import Figures
 from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
+from perennial.serving.page import parity_for_page
 from perennial.serving.recording import Recorder
 from perennial.serving.request_table import RequestTable
 from perennial.serving.shedding import refusing
@@ -116,7 +118,8 @@ class Scorer:
         def record(figures: Figures) -> Recorder:
             return Recorder(recorded, counts, stored=figures.recorded, left_out=figures.unrecorded)
 
-        self.app = App(self._champions, table, self._on_demand, tokens, bounds, record)
+        parity = partial(parity_for_page, deployment.ledger)
+        self.app = App(self._champions, table, self._on_demand, tokens, bounds, record, parity)
         self._ending = threading.Event()
         self._alone = False
         try:

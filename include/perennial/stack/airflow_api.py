@@ -137,6 +137,10 @@ class AirflowApi:
         """Let the DAG's runs start."""
         self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
 
+    def pause(self, dag_id: str) -> None:
+        """Let no run of the DAG start."""
+        self._call("PATCH", f"/dags/{dag_id}", json={"is_paused": True})
+
     def trigger(
         self,
         dag_id: str,

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from perennial.core.errors import LedgerDamaged
 from perennial.evidence.parity import Parity
+from perennial.ledger.records import judged_or_newest
 from perennial.ledger.store import Ledger
 from perennial.spec.folder import ModelFolder
 
@@ -28,13 +29,12 @@ def online_parity(folder: ModelFolder, ledger: Ledger) -> Parity | None:
         return None
     since = datetime.now(UTC) - _PARITY_COUNTS
     try:
-        found = [
-            record.measured
+        found = judged_or_newest(
+            record
             for record in ledger.parities(folder.spec.name)
             if record.definition in folder.features_digests and record.recorded_at >= since
-        ]
+        )
     except LedgerDamaged as error:
         return Parity(bound=online.parity, damaged=str(error))
-    enough = [one for one in found if one.is_judged]
     # The bound of today counts, not that of the day of the measure.
-    return replace((enough or found or [Parity()])[0], bound=online.parity)
+    return replace(found.measured if found is not None else Parity(), bound=online.parity)

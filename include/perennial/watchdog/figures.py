@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from perennial.alerts.outbox import Backlog
 from perennial.core.intervals import Interval, merged
 from perennial.ledger.coverage import Waiting, trained_as_of
-from perennial.ledger.records import Overview, Publication
+from perennial.ledger.records import Overview, Publication, judged_or_newest
 from perennial.watchdog.rules import AREAS
 
 VERDICTS = ("ok", "drift", "unknown")
@@ -184,6 +184,12 @@ def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:
         "perennial_measured_until_timestamp_seconds", "End of the newest window with enough labels.", labels=["model"]
     )
     realised = GaugeMetricFamily("perennial_realised", "The primary metric of that window.", labels=["model", "metric"])
+    parity = GaugeMetricFamily(
+        "perennial_parity", "Share of rows served online that equal what the published tables give.", labels=["model"]
+    )
+    bound = GaugeMetricFamily("perennial_parity_bound", "The smallest share that is well (online.parity).", labels=["model"])
+    compared = GaugeMetricFamily("perennial_parity_rows", "Rows of which it is the share.", labels=["model"])
+    at = GaugeMetricFamily("perennial_parity_measured_timestamp_seconds", "When it was measured.", labels=["model"])
     for model, metric in figures.metrics.items():
         for dataset, end in overview.published.get(model, {}).items():
             until.add_metric([model, dataset], end.timestamp())
@@ -205,7 +211,12 @@ def _of_models(figures: Figures, overview: Overview) -> Iterator[Metric]:
             measured.add_metric([model], window.interval.end.timestamp())
             if metric in window.metrics:
                 realised.add_metric([model, metric], window.metrics[metric])
-    yield from (until, verdict, version, passed, since, trained, measured, realised)
+        if (served := judged_or_newest(overview.parities.get(model, ()))) is not None:
+            parity.add_metric([model], served.measured.share)
+            bound.add_metric([model], served.measured.bound)
+            compared.add_metric([model], served.measured.rows)
+            at.add_metric([model], served.recorded_at.timestamp())
+    yield from (until, verdict, version, passed, since, trained, measured, realised, parity, bound, compared, at)
 
 
 def trained_until(overview: Overview, model: str) -> datetime | None:

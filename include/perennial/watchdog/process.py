@@ -209,7 +209,7 @@ class Watchdog:
         overview, backlog, open_subjects = None, None, frozenset[str]()
         try:
             self._past.read(self._ledger)
-            overview = self._ledger.overview(windows=1, alerts_since=now, publications=False)
+            overview = self._ledger.overview(windows=1, alerts_since=now, publications=False, parities=True)
             backlog = self._backlog(now)
             self._check_decisions(now)
             known = Known(

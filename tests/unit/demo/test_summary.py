@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perennial.core.intervals import Interval
-from perennial.demo.summary import what_monitoring_says
+from perennial.demo.summary import online_in_words, what_monitoring_says
 from perennial.evidence.verdict import VerdictDetails
 from perennial.ledger.records import VerdictName
 from perennial.ledger.store import Ledger
@@ -35,3 +35,16 @@ def test_nothing_is_told_of_a_week_like_others(ledger: Ledger) -> None:
     judge(ledger, BEFORE, "drift", asked=True)
     judge(ledger, WEEK, "ok", asked=False)
     assert what_monitoring_says(ledger, "toy", WEEK) == []
+
+
+def test_parity_is_told_with_what_differs_and_whether_there_are_enough_rows() -> None:
+    asked = {"ways": {}, "again": 0, "compared": 0, "reason": ""}
+    parity = {"day": "2013-07-21", "rows": 40, "equal": 40, "share": 1.0, "bound": 0.99, "judged": True, "worst": []}
+    assert online_in_words({**asked, "parity": parity}) == [
+        "online: parity 100.0% (online.parity requires 99.0%): 40 of 40 rows with features of 2013-07-21 were served as the "
+        "published tables give them, to the last bit"
+    ]
+    few = {**parity, "rows": 4, "equal": 3, "share": 0.75, "judged": False, "worst": ["wind_speed (1 missing)"]}
+    [line] = online_in_words({**asked, "parity": few})
+    assert line.endswith("to the last bit; wind_speed (1 missing); too few to be judged")
+    assert online_in_words({**asked, "parity": None}) == []

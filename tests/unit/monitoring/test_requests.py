@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from perennial.alerts.outbox import Backlog
 from perennial.core.settings import PROJECT
+from perennial.evidence.parity import FEWEST
 from perennial.ledger.records import Overview
 from perennial.serving import figures as serving
 from perennial.watchdog.figures import Figures, Past, families
@@ -131,6 +132,11 @@ def test_dashboard_and_data_source_belong_together() -> None:
     [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
     sources = {panel["datasource"]["uid"] for panel in DASHBOARD["panels"] if panel["type"] != "row"}
     assert sources == {source["uid"]}
+
+
+def test_parity_of_few_rows_fires_no_rule() -> None:
+    [expression] = [rule["expr"] for rule in RULES if rule["alert"] == "OnlineDiffers"]
+    assert f"perennial_parity_rows >= {FEWEST}" in expression
 
 
 def test_each_rule_says_how_bad_it_is_and_what_it_means() -> None:

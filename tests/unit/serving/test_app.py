@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shlex
 import socket
@@ -21,12 +22,15 @@ import mlflow
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from perennial.cli.main import make_parser
 from perennial.core.settings import PROJECT
 from perennial.serving.app import HEADERS
 from perennial.serving.champion import Served
+from perennial.serving.figures import quantile
 from perennial.serving.tokens import make_token, revoke_tokens
 from tests.unit.monitored import World
 from tests.unit.serving.conftest import running
@@ -346,6 +350,39 @@ def test_what_has_begun_is_answered_when_the_server_stops(world: World, monkeypa
 
 
 # --- what is told of all of it ---------------------------------------------------------------------------------------
+
+
+def test_figures_of_a_model_are_told_to_who_may_ask_it(client: httpx.Client) -> None:
+    before = client.get("/models/toy/figures").json()
+    predict(client)
+    predict(client, [{"unknown": 1}])
+    told = client.get("/models/toy/figures").json()
+    assert told["requests"].get("200", 0) - before["requests"].get("200", 0) == 1
+    assert told["requests"].get("422", 0) - before["requests"].get("422", 0) == 1
+    assert 0 < told["seconds"]["predict"]["p50"] <= told["seconds"]["predict"]["p99"]
+    assert told["rows"] >= told["batches"] > 0
+    assert told["age_seconds"] == {"p50": None, "p99": None}
+    assert told["parity"] is None
+    assert client.get("/models/other/figures").status_code == 404
+
+
+@given(st.lists(st.floats(0.0005, 9.0), min_size=1, max_size=50), st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]))
+def test_quantiles_lie_in_the_bucket_of_the_value_they_stand_for(values: list[float], share: float) -> None:
+    bounds = [0.001, 0.01, 0.1, 1.0, 10.0, math.inf]
+    found = quantile([(bound, sum(value <= bound for value in values)) for bound in bounds], share)
+    if share == 0:
+        assert found is None
+        return
+    exact = sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    upper = next(bound for bound in bounds if exact <= bound)
+    assert found is not None
+    assert (0.0 if upper == bounds[0] else bounds[bounds.index(upper) - 1]) <= found <= upper
+
+
+def test_a_value_above_all_bounds_counts_as_the_last_of_them() -> None:
+    assert quantile([(1.0, 0.0), (math.inf, 3.0)], 0.5) == 1.0
+    assert quantile([(1.0, 0.0), (math.inf, 0.0)], 0.5) is None
+    assert quantile([], 0.5) is None
 
 
 def test_figures_are_in_prometheus_form(client: httpx.Client) -> None:

@@ -186,6 +186,31 @@ def test_done_again_the_rows_are_the_same_and_an_earlier_run_changes_nothing(tmp
     assert ask(deployment, folder, "o97").as_of == [later]
 
 
+def test_rows_of_the_newest_publication_are_made_once(tmp_path: Path, deployment: Deployment) -> None:
+    folder = orders(tmp_path, horizon=None)
+    publish(deployment, folder)
+    assert fill(deployment, folder).rows == {"features": 4}
+    made = OnlineTable(deployment.settings.predictions_url).made(folder)
+
+    assert fill(deployment, folder, NOW + timedelta(minutes=5)).rows == {"features": None}
+    assert OnlineTable(deployment.settings.predictions_url).made(folder) == made
+
+    publish(deployment, folder)
+    assert fill(deployment, folder, NOW + timedelta(minutes=10)).rows == {"features": 4}
+
+
+def test_rows_are_made_again_while_entities_are_to_come_and_when_none_is_any_more(
+    tmp_path: Path, deployment: Deployment
+) -> None:
+    folder = orders(tmp_path)
+    publish(deployment, folder)
+    assert fill(deployment, folder, NOW).rows == {"features": 6}
+    assert fill(deployment, folder, NOW + timedelta(hours=2)).rows == {"features": 5}
+    later = NOW + timedelta(days=30)
+    assert fill(deployment, folder, later).rows == {"features": 4}
+    assert fill(deployment, folder, later + timedelta(hours=1)).rows == {"features": None}
+
+
 def test_what_cannot_be_asked_is_said(tmp_path: Path, deployment: Deployment) -> None:
     with pytest.raises(SpecError, match="there is no section online"):
         fill(deployment, shop(tmp_path / "without"))

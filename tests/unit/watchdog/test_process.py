@@ -32,6 +32,7 @@ from perennial.core.intervals import Interval, utc
 from perennial.core.settings import PROJECT, Settings
 from perennial.evidence.decision import GateDecision
 from perennial.evidence.evaluation import Evaluation, Refresh
+from perennial.evidence.parity import FEWEST, Parity
 from perennial.evidence.training import CodeState, TrainingRecord
 from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
@@ -381,6 +382,21 @@ def test_figures_are_those_of_the_ledger(deployed: Settings, airflow: AirflowSta
     assert until == next_day.end.timestamp()
     assert figures["perennial_alerts_waiting",] == 0
     assert figures["perennial_airflow_up",] == 1
+
+
+def test_parity_is_that_of_the_newest_day_with_enough_rows(deployed: Settings, airflow: AirflowStandIn) -> None:
+    ledger = Ledger(deployed.database_url)
+    for day, rows, equal in (("2024-01-01", 100, 100), ("2024-01-02", 100, 98), ("2024-01-03", FEWEST - 1, 0)):
+        measured = Parity(bound=0.99, interval=day, rows=rows, equal=equal)
+        ledger.record_parity(model=MODEL, definition="d", interval=Interval.day(day), measured=measured, run_id="r")
+    watch = watchdog(deployed, airflow)
+    watch.look(NOW)
+
+    figures = shown(watch)
+    assert figures["perennial_parity", MODEL] == 0.98
+    assert figures["perennial_parity_bound", MODEL] == 0.99
+    assert figures["perennial_parity_rows", MODEL] == 100
+    assert figures["perennial_parity_measured_timestamp_seconds", MODEL] == ledger.parities(MODEL)[1].recorded_at.timestamp()
 
 
 def test_age_and_gaps_of_each_table_are_shown(deployed: Settings, airflow: AirflowStandIn) -> None:
