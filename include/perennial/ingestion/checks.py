@@ -36,12 +36,14 @@ from perennial.ingestion.casting import ARRIVED, LANDED_EXTRAS, ROW, UNCLEAR, La
 from perennial.ingestion.data_docs import write_page
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.ingestion.files import is_dated
+from perennial.ingestion.given import by_columns
 from perennial.ingestion.local_time import add_macros
+from perennial.ingestion.pushed import RECEIVED
 from perennial.ingestion.quarantine import BATCH_ROWS, SHOWN, JudgedRows, judge, judge_rows
 from perennial.ingestion.sources import Landed
 from perennial.ingestion.suite import Check, CheckTally, whole
 from perennial.lake.publish import TableWrite
-from perennial.lake.schema import MOMENT, published_schema
+from perennial.lake.schema import KNOWN, MOMENT, published_schema
 from perennial.spec.data import Table
 from perennial.spec.folder import ModelFolder
 
@@ -143,11 +145,11 @@ def check(
     table = folder.spec.tables[landed.table]
     directory.mkdir(parents=True, exist_ok=True)
     name = directory / f"{landed.table}-{uuid4().hex}"
-    if not landed.paths:
+    if not landed.paths and not landed.pushed:
         return _empty(table, landed.table, name)
     typed, bad, good, quarantined = (name.with_suffix(f".{kind}") for kind in ("typed", "bad", "good", "quarantine"))
     try:
-        with connect(directory, landed.paths[0].parent) as connection:
+        with connect(directory, *(path.parent for path in (*landed.paths, *landed.pushed))) as connection:
             _cast(connection, folder, landed, interval, typed)
             rows = judge_rows(connection, table, typed, good, bad, published=published)
             current, late = _without_late(connection, table, rows.good, interval, name)
@@ -334,7 +336,10 @@ def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: La
         by_schema.setdefault(pq.read_schema(path), []).append(path)
     place = f"source {folder.spec.tables[landed.table].source}"
     parts = [LandedPart(paths, bind(folder, landed.table, _raw(schema), place)) for schema, paths in by_schema.items()]
-    query = typed_query(folder, landed.table, parts, interval)
+    queries = [typed_query(folder, landed.table, parts, interval)] if parts else []
+    if landed.pushed:
+        queries.append(_pushed_query(folder, landed, interval, queries))
+    query = " UNION ALL BY NAME ".join(f"({each})" for each in queries)
     add_macros(connection)
     # common_subexpressions: DuckDB would compute what two expressions share outside of their TRY, and one bad value would
     # fail the query. filter_pushdown: the filter by interval needs the cast event time, so pushing it down would cast twice.
@@ -344,8 +349,25 @@ def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: La
     connection.execute("RESET disabled_optimizers")
 
 
+def _pushed_query(folder: ModelFolder, landed: Landed, interval: Interval, others: Sequence[str]) -> str:
+    """A query like :func:`typed_query` for pushed rows. One that the source has too, or that was pushed twice, counts once."""
+    own = by_columns(folder, landed.table)
+    parts = [LandedPart([path], bind(own, landed.table, _raw(pq.read_schema(path)), "pushed rows")) for path in landed.pushed]
+    files = ", ".join(literal(str(path)) for path in landed.pushed)
+    first = sum(pq.read_metadata(path).num_rows for path in landed.paths)
+    columns = [*folder.spec.tables[landed.table].columns, KNOWN]
+    same = " AND ".join(f"there.{quoted(name)} IS NOT DISTINCT FROM typed.{quoted(name)}" for name in columns)
+    new = f" WHERE NOT EXISTS (FROM ({others[0]}) AS there WHERE {same})" if others else ""
+    received = f"(SELECT {ROW}, {RECEIVED} FROM read_parquet([{files}], union_by_name = true))"
+    return f"""
+        SELECT typed.* REPLACE ({ROW} + {first} AS {ROW}, {RECEIVED} AS {ARRIVED})
+        FROM ({typed_query(own, landed.table, parts, interval)}) AS typed JOIN {received} AS received USING ({ROW}){new}
+        QUALIFY row_number() OVER (PARTITION BY {", ".join(map(quoted, columns))} ORDER BY {RECEIVED}, {ROW}) = 1
+    """
+
+
 def _raw(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([field for field in schema if field.name not in LANDED_EXTRAS.names])
+    return pa.schema([field for field in schema if field.name not in (*LANDED_EXTRAS.names, RECEIVED)])
 
 
 def _write_quarantine(
@@ -355,6 +377,7 @@ def _write_quarantine(
         pq.write_table(QUARANTINE_SCHEMA.empty_table(), target)
         return
     rows = []
+    # A pushed row was checked when it came. One that fails now, after a change of the folder, is in quarantine by its reasons.
     for path in landed.paths:
         packed = ", ".join(f"{quoted(name)} := {quoted(name)}" for name in _raw(pq.read_schema(path)).names)
         rows.append(f"""

@@ -39,15 +39,8 @@ class GivenTable:
     """
 
     def __init__(self, folder: ModelFolder, table: str) -> None:
-        spec = folder.spec
-        columns = {
-            name: column.model_copy(update={"sql": None, "alternatives": None})
-            for name, column in spec.tables[table].columns.items()
-        }
-        self._table = spec.tables[table].model_copy(update={"columns": columns, "where": None})
-        self._folder = folder.model_copy(
-            update={"spec": spec.model_copy(update={"tables": {**spec.tables, table: self._table}})}
-        )
+        self._folder = by_columns(folder, table)
+        self._table = self._folder.spec.tables[table]
         self._name = table
         self._bound: dict[pa.Schema, Bound] = {}
         self._lock = threading.Lock()
@@ -112,6 +105,17 @@ class GivenTable:
             return self._connection.sql(f"FROM ({query}) ORDER BY {ROW}").to_arrow_table()
         finally:
             self._connection.unregister("given")
+
+
+def by_columns(folder: ModelFolder, table: str) -> ModelFolder:
+    """The folder with a table whose rows come with the table's own columns, not with those of its source."""
+    spec = folder.spec
+    columns = {
+        name: column.model_copy(update={"sql": None, "alternatives": None})
+        for name, column in spec.tables[table].columns.items()
+    }
+    own = spec.tables[table].model_copy(update={"columns": columns, "where": None})
+    return folder.model_copy(update={"spec": spec.model_copy(update={"tables": {**spec.tables, table: own}})})
 
 
 def _is_needed(table: Table, name: str) -> bool:

@@ -24,6 +24,7 @@ from perennial.core.settings import Settings
 from perennial.ingestion.checks import CheckResult, check, ingest_writes, nothing_yet, open_days
 from perennial.ingestion.files import is_dated
 from perennial.ingestion.late import find_files, told
+from perennial.ingestion.pushed import PushedRows
 from perennial.ingestion.sources import land, land_once
 from perennial.lake.publish import Lake
 from perennial.lake.schema import MOMENT
@@ -79,6 +80,11 @@ def land_and_check(
         if not may_wait or _was_read(ledger, spec, table, interval):
             raise
         return nothing_yet(folder, table, interval, staging)
+    if spec.online is not None and table in spec.online.push:
+        reread = Interval(interval.start - (spec.tables[table].late or timedelta()), interval.end)
+        staging.mkdir(parents=True, exist_ok=True)
+        pushed = PushedRows(settings.predictions_url).land(spec.name, table, reread, staging)
+        landed = replace(landed, pushed=pushed)
     result = check(
         folder,
         landed,

@@ -55,6 +55,7 @@ class Landed:
         notices: what was accepted but is unusual.
         absences: columns that the source, or some of its files, do not have, and that are NULL therefore.
         absent: keys of the periods of a dated pattern that have no file, for a table that may come late.
+        pushed: Parquet files of rows that were pushed online (:mod:`perennial.ingestion.pushed`).
     """
 
     table: str
@@ -64,13 +65,15 @@ class Landed:
     notices: list[str]
     absences: list[str]
     absent: list[str] = field(default_factory=list)
+    pushed: list[Path] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "paths": [str(path) for path in self.paths]}
+        return {**asdict(self), "paths": [str(path) for path in self.paths], "pushed": [str(path) for path in self.pushed]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Landed:
-        return cls(**{**value, "paths": [Path(path) for path in value["paths"]]})
+        pushed = [Path(path) for path in value.get("pushed", ())]
+        return cls(**{**value, "paths": [Path(path) for path in value["paths"]], "pushed": pushed})
 
 
 def land(

@@ -88,6 +88,8 @@ class Online(Section):
         missing: what is answered for an entity without a row, or with one older than ``max_age``. ``refuse``: an error.
             ``null``: a prediction from features that are all missing. ``last``: a prediction from the row, however old; an
             error if there is none.
+        push: tables of which clients may push rows. Their day's ingest reads them with the source. A table needs an event time,
+            and ``duplicates: correct``.
         max_age: how old a row may be. Its age counts from the publication of the newest rows of the tables that it is made of.
         record: whether requests and answers are recorded and published as the dataset ``requests``; or the share of requests
             that is, such as ``10%``.
@@ -103,6 +105,7 @@ class Online(Section):
         WithJsonSchema({"enum": ["refuse", "null", "last", None]}),
     ] = "refuse"
     max_age: Duration = timedelta(days=2)
+    push: list[Text] = []
     record: Annotated[
         bool | PositiveShare,
         BeforeValidator(_share),
