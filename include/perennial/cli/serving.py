@@ -81,6 +81,7 @@ def _file() -> Path:
         argument("--model", action="append", metavar="MODEL", help="a model that it may ask; several times for several models"),
         argument("--all", action="store_true", help="it may ask every model"),
     ),
+    argument("--push", action="store_true", help="it may also push rows of the tables in online.push of these models"),
     argument("--days", type=int, metavar="N", help="days after which it expires; without it, never"),
 )
 def _make(chosen: argparse.Namespace) -> int:
@@ -89,7 +90,7 @@ def _make(chosen: argparse.Namespace) -> int:
     if chosen.days is not None and not 1 <= chosen.days <= 36_500:
         raise SystemExit("--days must be from 1 to 36500")
     models = (EVERY_MODEL,) if chosen.all else tuple(dict.fromkeys(chosen.model))
-    return tell(make_token(_file(), chosen.name, models, days=chosen.days))
+    return tell(make_token(_file(), chosen.name, models, days=chosen.days, push=chosen.push))
 
 
 @command("list", "show who has tokens, and for which models")

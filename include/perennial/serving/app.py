@@ -39,6 +39,7 @@ from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
 from perennial.serving.openapi import describe
 from perennial.serving.page import describe_for_page, page
+from perennial.serving.pushing import Pushing
 from perennial.serving.recording import Answered, Recorder
 from perennial.serving.requests import Entities, Keys, Rows
 from perennial.serving.tokens import Token, Tokens
@@ -99,6 +100,7 @@ class App:
         champions: the versions that answer.
         table: rows of features by key.
         on_demand: computes features of entities that are in no table yet.
+        pushing: takes rows of tables.
         tokens: who may ask.
         bounds: what a request may cost.
         record: makes what records requests, from the figures; None: they are not recorded.
@@ -109,11 +111,12 @@ class App:
         champions: Champions,
         table: OnlineTable,
         on_demand: OnDemand,
+        pushing: Pushing,
         tokens: Tokens,
         bounds: Bounds,
         record: Callable[[Figures], Recorder] | None = None,
     ) -> None:
-        self._champions, self._table, self._on_demand = champions, table, on_demand
+        self._champions, self._table, self._on_demand, self._pushing = champions, table, on_demand, pushing
         self._tokens, self._bounds = tokens, bounds
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
         self._at_once = 0
@@ -140,6 +143,7 @@ class App:
                 Route("/v2/models/{model}/versions/{version}/infer", self._infer, methods=["POST"]),
                 Route("/models/{model}/predict", self._predict, methods=["POST"]),
                 Route("/models/{model}/invocations", self._invocations, methods=["POST"]),
+                Route("/models/{model}/tables/{table}", self._push, methods=["POST"]),
                 Route("/models/{model}/ping", self._model_ready),
                 Route("/metrics", self._metrics),
                 Route("/", self._page),
@@ -280,6 +284,23 @@ class App:
             for kind in fallbacks(rows.origins):
                 self.figures.fell_back(served.model, kind)
         return _json(answers.plain(await self._answer(request, served, rows, form, overrides)))
+
+    async def _push(self, request: Request) -> Response:
+        served, token = self._asked_model(request), self._token(request)
+        table = str(request.path_params["table"])
+        if token is not None and not token.may_push(served.model):
+            raise NotAnswered("this token may not push rows of this model", status=403)
+        if served.online is None or served.folder is None or table not in served.online.push:
+            raise NotAnswered("no rows can be pushed here: online.push of model.yaml does not name this table", status=404)
+        rows = requests.from_push(await self._body(request), self._bounds.rows)
+        loop = asyncio.get_running_loop()
+        taken = await loop.run_in_executor(self._lookups, self._pushing.take, served.folder, table, rows)
+        known = taken.accepted - taken.new
+        for outcome, count in (("new", taken.new), ("known", known), ("refused", len(taken.refused))):
+            if count:
+                self.figures.pushed(served.model, table, outcome, count)
+        refused = [{"row": one.row, "field": one.field, "reason": one.reason} for one in taken.refused]
+        return _json({"accepted": taken.accepted, "new": taken.new, "refused": refused})
 
     async def _invocations(self, request: Request) -> Response:
         served = self._asked_model(request)

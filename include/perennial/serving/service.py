@@ -21,11 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from perennial.core.errors import SettingsError
 from perennial.core.settings import settings_of
 from perennial.deployment import Deployment
+from perennial.ingestion.pushed import PushedRows
 from perennial.serving.app import HEADERS, LOOPBACK, App, Bounds
 from perennial.serving.champion import Champions
 from perennial.serving.figures import Figures
 from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
+from perennial.serving.pushing import Pushing
 from perennial.serving.recording import Recorder
 from perennial.serving.request_table import RequestTable
 from perennial.serving.shedding import refusing
@@ -116,7 +118,8 @@ class Scorer:
         def record(figures: Figures) -> Recorder:
             return Recorder(recorded, counts, stored=figures.recorded, left_out=figures.unrecorded)
 
-        self.app = App(self._champions, table, self._on_demand, tokens, bounds, record)
+        pushing = Pushing(PushedRows(deployment.settings.predictions_url))
+        self.app = App(self._champions, table, self._on_demand, pushing, tokens, bounds, record)
         self._ending = threading.Event()
         self._alone = False
         try:
