@@ -70,7 +70,8 @@ class Pushing:
             kinds = tuple(sorted((name, type(value)) for name, value in row.items() if value is not None))
             alike.setdefault(kinds, []).append(place)
         for kinds, places in alike.items():
-            raw = pa.table(
+            columns = {name: pa.array([rows[place][name] for place in places]) for name, _ in kinds}
+            raw = pa.table(columns or {"": pa.nulls(len(places))})
                 {name: pa.array([rows[place][name] for place in places]) for name, _ in kinds} or {"": pa.nulls(len(places))}
             )
             try:
