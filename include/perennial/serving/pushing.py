@@ -72,8 +72,6 @@ class Pushing:
         for kinds, places in alike.items():
             columns = {name: pa.array([rows[place][name] for place in places]) for name, _ in kinds}
             raw = pa.table(columns or {"": pa.nulls(len(places))})
-                {name: pa.array([rows[place][name] for place in places]) for name, _ in kinds} or {"": pa.nulls(len(places))}
-            )
             try:
                 typed, found = given.check(raw)
             except NotAnswered as error:  # its columns are at fault, so each of these rows is
