@@ -32,13 +32,12 @@ import pyarrow.parquet as pq
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
-from perennial.ingestion.casting import ARRIVED, LANDED_EXTRAS, ROW, UNCLEAR, LandedPart, bind, typed_query
+from perennial.ingestion.casting import ARRIVED, LANDED_EXTRAS, ROW, UNCLEAR, UNTIL, LandedPart, bind, typed_query
 from perennial.ingestion.data_docs import write_page
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.ingestion.files import is_dated
-from perennial.ingestion.given import by_columns
 from perennial.ingestion.local_time import add_macros
-from perennial.ingestion.pushed import RECEIVED
+from perennial.ingestion.pushed import RECEIVED, Pushed, by_texts
 from perennial.ingestion.quarantine import BATCH_ROWS, SHOWN, JudgedRows, judge, judge_rows
 from perennial.ingestion.sources import Landed
 from perennial.ingestion.suite import Check, CheckTally, whole
@@ -85,6 +84,8 @@ class CheckResult:
         files: the files that were read, see :class:`perennial.ingestion.sources.Landed`.
         late: Parquet file of the late rows; None if there are none.
         awaited: keys of the days that the source has no data of yet.
+        pushed: what was read of pushed rows: ``through``, the highest number, and whether they came ``alone``; None if the
+            table takes none.
         too_late: by day of the event, how many of the quarantined rows came later than the table's ``late`` allows.
     """
 
@@ -104,6 +105,7 @@ class CheckResult:
     rows_replaced: int = 0
     awaited: list[str] = field(default_factory=list)
     too_late: dict[str, int] = field(default_factory=dict)
+    pushed: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         paths = {name: None if (path := getattr(self, name)) is None else str(path) for name in ("published", "late")}
@@ -145,11 +147,12 @@ def check(
     table = folder.spec.tables[landed.table]
     directory.mkdir(parents=True, exist_ok=True)
     name = directory / f"{landed.table}-{uuid4().hex}"
-    if not landed.paths and not landed.pushed:
-        return _empty(table, landed.table, name)
+    pushed = landed.pushed
+    if not landed.paths and (pushed is None or (not pushed.rows and folder.spec.sources[table.source].pushed is None)):
+        return replace(_empty(table, landed.table, name), pushed=_read_of(pushed))
     typed, bad, good, quarantined = (name.with_suffix(f".{kind}") for kind in ("typed", "bad", "good", "quarantine"))
     try:
-        with connect(directory, *(path.parent for path in (*landed.paths, *landed.pushed))) as connection:
+        with connect(directory, *(path.parent for path in _files(landed))) as connection:
             _cast(connection, folder, landed, interval, typed)
             rows = judge_rows(connection, table, typed, good, bad, published=published)
             current, late = _without_late(connection, table, rows.good, interval, name)
@@ -197,9 +200,14 @@ def check(
         rows_replaced=rows.replaced,
         awaited=[day.key for day in awaited],
         too_late=too_late,
+        pushed=_read_of(pushed),
     )
     _log(result)
     return result
+
+
+def _read_of(pushed: Pushed | None) -> dict[str, Any] | None:
+    return None if pushed is None else {"through": pushed.through, "alone": pushed.alone}
 
 
 def _empty(table: Table, called: str, name: Path) -> CheckResult:
@@ -330,39 +338,80 @@ def _write_of(files: Sequence[Path], schema: pa.Schema, event_time: str | None) 
     return TableWrite(lambda: pa.RecordBatchReader.from_batches(schema, batches()), event_time, schema)
 
 
+def _files(landed: Landed) -> list[Path]:
+    """The files of landed rows: those of the source, then pushed ones."""
+    return [*landed.paths, *([landed.pushed.path] if landed.pushed is not None else [])]
+
+
 def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: Landed, interval: Interval, typed: Path) -> None:
     by_schema: dict[pa.Schema, list[Path]] = {}
     for path in landed.paths:
         by_schema.setdefault(pq.read_schema(path), []).append(path)
     place = f"source {folder.spec.tables[landed.table].source}"
     parts = [LandedPart(paths, bind(folder, landed.table, _raw(schema), place)) for schema, paths in by_schema.items()]
-    queries = [typed_query(folder, landed.table, parts, interval)] if parts else []
-    if landed.pushed:
-        queries.append(_pushed_query(folder, landed, interval, queries))
-    query = " UNION ALL BY NAME ".join(f"({each})" for each in queries)
     add_macros(connection)
     # common_subexpressions: DuckDB would compute what two expressions share outside of their TRY, and one bad value would
     # fail the query. filter_pushdown: the filter by interval needs the cast event time, so pushing it down would cast twice.
     # That is more than half of the work.
     connection.execute("SET disabled_optimizers = 'common_subexpressions,filter_pushdown'")
-    connection.execute(f"COPY ({query}) TO {literal(str(typed))} (FORMAT parquet, COMPRESSION lz4)")
+    of_source = [typed_query(folder, landed.table, parts, interval)] if parts else []
+    if landed.pushed is None or not (landed.pushed.rows or not of_source):
+        _copy(connection, of_source[0], typed)
+    else:
+        own = by_texts(folder, landed.table)
+        bound = bind(own, landed.table, _raw(pq.read_schema(landed.pushed.path)), "pushed rows")
+        part = LandedPart([landed.pushed.path], bound, period=_WHEN_READ)
+        there = [typed.with_suffix(f".{place}") for place in ("source", "pushed")]
+        try:
+            queries = [*of_source, _received(typed_query(own, landed.table, [part], interval), landed.pushed, interval)]
+            for query, target in zip(queries, there[-len(queries) :], strict=True):
+                _copy(connection, query, target)
+            connection.execute("RESET disabled_optimizers")
+            _copy(connection, _together(folder.spec.tables[landed.table], *there[-len(queries) :]), typed)
+        finally:
+            for file in there:
+                file.unlink(missing_ok=True)
     connection.execute("RESET disabled_optimizers")
 
 
-def _pushed_query(folder: ModelFolder, landed: Landed, interval: Interval, others: Sequence[str]) -> str:
-    """A query like :func:`typed_query` for pushed rows. One that the source has too, or that was pushed twice, counts once."""
-    own = by_columns(folder, landed.table)
-    parts = [LandedPart([path], bind(own, landed.table, _raw(pq.read_schema(path)), "pushed rows")) for path in landed.pushed]
-    files = ", ".join(literal(str(path)) for path in landed.pushed)
-    first = sum(pq.read_metadata(path).num_rows for path in landed.paths)
-    columns = [*folder.spec.tables[landed.table].columns, KNOWN]
-    same = " AND ".join(f"there.{quoted(name)} IS NOT DISTINCT FROM typed.{quoted(name)}" for name in columns)
-    new = f" WHERE NOT EXISTS (FROM ({others[0]}) AS there WHERE {same})" if others else ""
-    received = f"(SELECT {ROW}, {RECEIVED} FROM read_parquet([{files}], union_by_name = true))"
+#: What the day is whose ingest marks a pushed row as too late.
+_WHEN_READ = "the first day that was ingested after it was pushed"
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
+    connection.execute(f"COPY ({query}) TO {literal(str(target))} (FORMAT parquet, COMPRESSION lz4)")
+
+
+def _received(query: str, pushed: Pushed, interval: Interval) -> str:
+    """The typed pushed rows, each as if it had arrived in a file of its own when it was received."""
+    when = f"(SELECT {ROW}, {RECEIVED} FROM read_parquet({literal(str(pushed.path))}))"
+    # One that is too late stays marked as such.
+    is_too_late = f"{UNTIL} IS NOT DISTINCT FROM TIMESTAMPTZ {literal(interval.end.isoformat())}"
+    arrived = f"CASE WHEN {is_too_late} THEN {ARRIVED} ELSE {RECEIVED} END"
+    return f"SELECT typed.* REPLACE ({arrived} AS {ARRIVED}) FROM ({query}) AS typed JOIN {when} AS received USING ({ROW})"
+
+
+def _together(table: Table, *files: Path) -> str:
+    """A query of the source's rows, if there are any, and of pushed rows, without exact repeats of pushed ones.
+
+    A pushed row repeats one of the source if all rows of its key, known from one moment on, are equal. If they are not, the one
+    received last counts, which :mod:`perennial.ingestion.quarantine` finds.
+    """
+    *source, pushed = (f"read_parquet({literal(str(file))})" for file in files)
+    columns = ", ".join(map(quoted, [*table.columns, KNOWN]))
+    state = ", ".join(map(quoted, [*table.key, KNOWN]))
+    once = f"SELECT * FROM {pushed} QUALIFY row_number() OVER (PARTITION BY {columns} ORDER BY {ROW} DESC) = 1"
+    if not source:
+        return f"FROM ({once}) ORDER BY {ROW}"
     return f"""
-        SELECT typed.* REPLACE ({ROW} + {first} AS {ROW}, {RECEIVED} AS {ARRIVED})
-        FROM ({typed_query(own, landed.table, parts, interval)}) AS typed JOIN {received} AS received USING ({ROW}){new}
-        QUALIFY row_number() OVER (PARTITION BY {", ".join(map(quoted, columns))} ORDER BY {RECEIVED}, {ROW}) = 1
+        WITH once AS ({once}), alike AS (
+            SELECT {state} FROM (
+                SELECT {state}, hash({columns}) AS _hash, true AS _of_source
+                FROM {source[0]} SEMI JOIN once USING ({", ".join(map(quoted, table.key))})
+                UNION ALL SELECT {state}, hash({columns}) AS _hash, false AS _of_source FROM once
+            ) GROUP BY {state} HAVING min(_hash) = max(_hash) AND bool_or(_of_source)
+        )
+        FROM {source[0]} UNION ALL BY NAME (FROM once ANTI JOIN alike USING ({state}) ORDER BY {ROW})
     """
 
 
@@ -377,8 +426,7 @@ def _write_quarantine(
         pq.write_table(QUARANTINE_SCHEMA.empty_table(), target)
         return
     rows = []
-    # A pushed row was checked when it came. One that fails now, after a change of the folder, is in quarantine by its reasons.
-    for path in landed.paths:
+    for path in _files(landed):
         packed = ", ".join(f"{quoted(name)} := {quoted(name)}" for name in _raw(pq.read_schema(path)).names)
         rows.append(f"""
             SELECT {ROW}, {POSITION}, CASE WHEN {FAULT} IS NULL THEN to_json(struct_pack({packed}))::VARCHAR

@@ -95,7 +95,7 @@ def retire(parts: Deployment, model: str, *, actor: str, reason: str, drop_lake:
         told.append(f"{rows:,} rows that were asked online by key are removed")
     if rows := RequestTable(parts.settings.predictions_url).remove_before(model):
         told.append(f"{rows:,} rows that were asked online and not published yet are removed")
-    if rows := PushedRows(parts.settings.predictions_url).remove(model):
+    if rows := PushedRows(parts.settings.predictions_url).remove_before(model):
         told.append(f"{rows:,} rows that clients pushed are removed")
     if drop_lake and retired.dropped_at is None:
         told.append(_drop_lake(parts, model, retired.id))

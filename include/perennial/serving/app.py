@@ -119,6 +119,8 @@ class App:
         self._champions, self._table, self._on_demand, self._pushing = champions, table, on_demand, pushing
         self._tokens, self._bounds = tokens, bounds
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
+        # Who stores waits for others who do, and look-ups need not.
+        self._pushes = ThreadPoolExecutor(2, thread_name_prefix="push")
         self._at_once = 0
         self._batcher: Batcher | None = None
         self._computer: Computer | None = None
@@ -215,6 +217,7 @@ class App:
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close)
         self._lookups.shutdown()
+        self._pushes.shutdown()
         self._computer.close()
 
     # --- who, and how much ---
@@ -286,19 +289,17 @@ class App:
         return _json(answers.plain(await self._answer(request, served, rows, form, overrides)))
 
     async def _push(self, request: Request) -> Response:
-        served, token = self._asked_model(request), self._token(request)
-        table = str(request.path_params["table"])
-        if token is not None and not token.may_push(served.model):
+        asked: _Asked = request.scope["asked"]
+        model, table, token = str(request.path_params["model"]), str(request.path_params["table"]), self._token(request)
+        if token is not None and not token.may_push(model):
             raise NotAnswered("this token may not push rows of this model", status=403)
-        if served.online is None or served.folder is None or table not in served.online.push:
-            raise NotAnswered("no rows can be pushed here: online.push of model.yaml does not name this table", status=404)
+        asked.form = ""
         rows = requests.from_push(await self._body(request), self._bounds.rows)
         loop = asyncio.get_running_loop()
-        taken = await loop.run_in_executor(self._lookups, self._pushing.take, served.folder, table, rows)
+        taken = await loop.run_in_executor(self._pushes, self._pushing.take, model, table, rows)
         known = taken.accepted - taken.new
         for outcome, count in (("new", taken.new), ("known", known), ("refused", len(taken.refused))):
-            if count:
-                self.figures.pushed(served.model, table, outcome, count)
+            self.figures.pushed(model, table, outcome, count)
         refused = [{"row": one.row, "field": one.field, "reason": one.reason} for one in taken.refused]
         return _json({"accepted": taken.accepted, "new": taken.new, "refused": refused})
 

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from perennial.core.errors import SettingsError
 from perennial.core.settings import settings_of
 from perennial.deployment import Deployment
-from perennial.ingestion.pushed import PushedRows
 from perennial.serving.app import HEADERS, LOOPBACK, App, Bounds
 from perennial.serving.champion import Champions
 from perennial.serving.figures import Figures
@@ -118,8 +117,7 @@ class Scorer:
         def record(figures: Figures) -> Recorder:
             return Recorder(recorded, counts, stored=figures.recorded, left_out=figures.unrecorded)
 
-        pushing = Pushing(PushedRows(deployment.settings.predictions_url))
-        self.app = App(self._champions, table, self._on_demand, pushing, tokens, bounds, record)
+        self.app = App(self._champions, table, self._on_demand, Pushing(deployment), tokens, bounds, record)
         self._ending = threading.Event()
         self._alone = False
         try:

@@ -152,6 +152,17 @@ class ModelSpec(Section):
                 yield ("online", "push", place), f"rows of {name} cannot be pushed: it needs event_time and duplicates: correct"
 
     @check
+    def _tables_without_another_source_are_pushed(self) -> Found:
+        named = self.online.push if self.online is not None else []
+        for name, table in self.tables.items():
+            source = self.sources.get(table.source)
+            if source is not None and source.pushed and name not in named:
+                yield (
+                    ("tables", name, "source"),
+                    f"{table.source} is pushed, and online.push does not name {name}; add it there",
+                )
+
+    @check
     def _label_names_a_table(self) -> Found:
         if is_unknown(self.label.table, self.tables):
             yield ("label", "table"), f"no table is named {self.label.table}; there are {listed(self.tables)}"

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from perennial.alerts.alert import Alert, Kind, Severity
 from perennial.core.intervals import Interval
 from perennial.spec.sections import Found, Section, check
-from perennial.spec.types import ClosedDay, ConnectionId, Cron, Duration, PositiveShare, Share, Text, matches_day
+from perennial.spec.types import ClosedDay, ConnectionId, Cron, Duration, Identifier, PositiveShare, Share, Text, matches_day
 
 
 class Schedules(Section):
@@ -105,7 +105,7 @@ class Online(Section):
         WithJsonSchema({"enum": ["refuse", "null", "last", None]}),
     ] = "refuse"
     max_age: Duration = timedelta(days=2)
-    push: list[Text] = []
+    push: list[Identifier] = []
     record: Annotated[
         bool | PositiveShare,
         BeforeValidator(_share),
