@@ -282,14 +282,27 @@ class PushedRows:
 
     # --- on demand ---------------------------------------------------------------------------------------------------
 
-    def waiting(self, model: str, table: str, after: int, since: datetime, end: datetime) -> tuple[int, int]:
-        """The number of the newest row, and how many rows :meth:`read` would give."""
-        if not self.exists():
-            return 0, 0
-        query = sa.select(sa.func.coalesce(sa.func.max(_ROWS.c.id), 0), sa.func.count())
+    def newest(self, model: str, tables: Sequence[str]) -> dict[str, int]:
+        """By table, the number of its newest row; 0 if it has none. It takes one statement."""
+        if not tables or not self.exists():
+            return dict.fromkeys(tables, 0)
+        each = [
+            sa.select(sa.func.coalesce(sa.func.max(_ROWS.c.id), 0))
+            .where(_ROWS.c.model == model, _ROWS.c.table == table)
+            .scalar_subquery()
+            for table in tables
+        ]
         with self._database.reading() as connection:
-            newest, count = connection.execute(query.where(*self._not_read(model, table, after, since, end))).one()
-        return int(newest), int(count)
+            found = connection.execute(sa.select(*each)).one()
+        return dict(zip(tables, map(int, found), strict=True))
+
+    def waiting(self, model: str, table: str, after: int, since: datetime, end: datetime) -> int:
+        """How many rows :meth:`read` would give, without ``most``."""
+        if not self.exists():
+            return 0
+        query = sa.select(sa.func.count()).where(*self._not_read(model, table, after, since, end))
+        with self._database.reading() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def read(
         self, model: str, table: str, after: int, since: datetime, end: datetime, *, beyond: int = 0, most: int
@@ -312,7 +325,7 @@ class PushedRows:
         query = sa.select(_ROWS.c.id, _ROWS.c.received_at, _ROWS.c.row)
         query = query.where(*self._not_read(model, table, after, since, end), _ROWS.c.id > beyond)
         with self._database.reading() as connection:
-            return pa.Table.from_batches(_batches(connection, query.order_by(_ROWS.c.id).limit(most)), _READ)
+            return pa.concat_tables([_READ.empty_table(), *_batches(connection, query.order_by(_ROWS.c.id).limit(most))])
 
     def _not_read(self, model: str, table: str, after: int, since: datetime, end: datetime) -> tuple[Any, ...]:
         event = _ROWS.c.event_time
@@ -334,27 +347,31 @@ class PushedRows:
         Returns:
             The number of rows.
         """
-        if not self.exists():
-            return 0
-        count, beyond = 0, 0
-        while True:
-            query = sa.select(_ROWS.c.id, _ROWS.c.table, _ROWS.c.row).where(_ROWS.c.model == model, _ROWS.c.id > beyond)
-            with self._database.reading() as connection:
-                found = connection.execute(query.order_by(_ROWS.c.id).limit(_READ_AT_ONCE)).all()
-            if not found:
-                break
-            numbers, tables, texts = zip(*found, strict=True)
-            beyond = numbers[-1]
-            rows = pa.table({"id": numbers, "table": tables, "row": texts})
-            gone = rows.filter(finds(rows))["id"].to_pylist()
-            count += len(gone)
-            for part in _parts(gone) if not dry_run else ():
+        count = 0
+        for found in self.find(model, finds):
+            count += found.num_rows
+            for part in _parts(found["id"].to_pylist()) if not dry_run else ():
                 with self._database.writing("pushed", model) as connection:
                     self._database.leave_nothing(connection)
                     connection.execute(sa.delete(_ROWS).where(_ROWS.c.id.in_(part)))
         if count and not dry_run:
             self._database.free_space(_ROWS.name)
         return count
+
+    def find(self, model: str, finds: Callable[[pa.Table], pa.Array]) -> Iterator[pa.Table]:
+        """The rows that a function finds, see :meth:`erase`, with their number ``id``."""
+        beyond = 0
+        while self.exists():
+            query = sa.select(_ROWS.c.id, _ROWS.c.table, _ROWS.c.row).where(_ROWS.c.model == model, _ROWS.c.id > beyond)
+            with self._database.reading() as connection:
+                found = connection.execute(query.order_by(_ROWS.c.id).limit(_READ_AT_ONCE)).all()
+            if not found:
+                return
+            numbers, tables, texts = (list(values) for values in zip(*found, strict=True))
+            beyond = numbers[-1]
+            rows = pa.table({"id": numbers, "table": tables, "row": texts})
+            if (its := rows.filter(finds(rows))).num_rows:
+                yield its
 
     def remove_before(self, model: str, before: datetime | None = None) -> int:
         """Remove the rows of events before a moment, or all; returns how many."""

@@ -301,7 +301,11 @@ class App:
         for outcome, count in (("new", taken.new), ("known", known), ("refused", len(taken.refused))):
             self.figures.pushed(model, table, outcome, count)
         refused = [{"row": one.row, "field": one.field, "reason": one.reason} for one in taken.refused]
-        return _json({"accepted": taken.accepted, "new": taken.new, "refused": refused})
+        said = {"accepted": taken.accepted, "new": taken.new, "refused": refused}
+        if not taken.accepted:
+            first = taken.refused[0]
+            return _json({"error": first.reason, "request_id": asked.id, "row": first.row, "field": first.field, **said}, 422)
+        return _json(said)
 
     async def _invocations(self, request: Request) -> Response:
         served = self._asked_model(request)

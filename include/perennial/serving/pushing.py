@@ -84,8 +84,7 @@ class Pushing:
             rows: by column of the table, a text, a number, true, false or None.
 
         Raises:
-            NotAnswered: nothing can be pushed there; all rows are bad, with the first one's fault; or the database does not
-                answer, and nothing is stored.
+            NotAnswered: nothing can be pushed there, or the database does not answer, and nothing is stored.
         """
         folder = self._folder(model)
         spec = folder.spec.tables.get(table)
@@ -94,7 +93,7 @@ class Pushing:
         typed, faults = self._check(folder, table, spec, rows)
         refused = [faults[place] for place in sorted(faults)]
         if len(refused) == len(rows):
-            raise NotAnswered(refused[0].reason, row=refused[0].row, field=refused[0].field)
+            return Taken(0, 0, refused)
         good = typed.filter(pa.array([place not in faults for place in range(len(rows))]))
         try:
             new = self._rows.keep(model, table, pushed_rows(spec, good), self._clock())

@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import uvicorn
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from perennial.core.errors import SettingsError
 from perennial.core.settings import settings_of
 from perennial.deployment import Deployment
+from perennial.ingestion.pushed import PushedRows
 from perennial.serving.app import HEADERS, LOOPBACK, App, Bounds
 from perennial.serving.champion import Champions
 from perennial.serving.figures import Figures
@@ -38,8 +39,8 @@ log = logging.getLogger(__name__)
 PORT = 8090
 #: Connections that wait to be taken, and seconds after which an idle one is closed.
 _BACKLOG, _IDLE = 512, 30
-#: Seconds between two looks for newly published rows.
-_KEEP_UP = 2.0
+#: Seconds between two looks for newly published rows, and for pushed ones, which count a second after they are confirmed.
+_KEEP_UP, _SHOW_PUSHED = 2.0, 0.4
 
 
 class ServeSettings(BaseModel):
@@ -110,7 +111,7 @@ class Scorer:
         tokens = Tokens(tokens_file(deployment.settings.state, given), required=not loopback)
         bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
         table = OnlineTable(deployment.settings.predictions_url)
-        self._on_demand = OnDemand(deployment.lake)
+        self._on_demand = OnDemand(deployment.lake, PushedRows(deployment.settings.predictions_url))
         recorded = RequestTable(deployment.settings.predictions_url)
         counts = _made(given.recorders or deployment.settings.state / "recorders")
 
@@ -175,8 +176,8 @@ class Scorer:
                 self.port,
                 ", ".join(s.name for s in self._champions.served.values()) or "nothing yet",
             )
-            keeping_up = threading.Thread(target=self._keep_up, name="keep up", daemon=True)
-            keeping_up.start()
+            for looking, seconds in ((self._on_demand.keep_up, _KEEP_UP), (self._on_demand.show_pushed, _SHOW_PUSHED)):
+                threading.Thread(target=self._follow, args=(looking, seconds), name="keep up", daemon=True).start()
             self._server.run(sockets=[self._socket])
         finally:
             self._ending.set()
@@ -186,12 +187,12 @@ class Scorer:
                 gc.unfreeze()
             log.info("stopped")
 
-    def _keep_up(self) -> None:
-        """Read what is published into the hot tables of models that were asked by entity."""
+    def _follow(self, look: Callable[[], None], seconds: float) -> None:
+        """Look again and again for rows that the hot tables of models lack which were asked by entity."""
         failed = False
-        while not self._ending.wait(_KEEP_UP):
+        while not self._ending.wait(seconds):
             try:
-                self._on_demand.keep_up()
+                look()
                 failed = False
             except Exception as error:
                 # Whatever it is, requests go on with the rows before. A text may quote an address or a value.
