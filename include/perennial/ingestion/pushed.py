@@ -436,14 +436,30 @@ def by_texts(folder: ModelFolder, table: str) -> ModelFolder:
 
 
 def as_columns(spec: Table, rows: pa.Table) -> pa.Table:
-    """The values of rows that have them as JSON in the column ``row``: a column of texts for each of the table's columns."""
+    """The values of rows that have them as JSON in the column ``row``: a column of texts for each of the table's columns.
+
+    Where that is no JSON, which a scorer never writes, every value is missing.
+    """
     with connect() as connection:
         connection.register("pushed", rows.select(["row"]))
         values = ", ".join(
-            f'json_extract_string("row", {literal(f"$.{quoted(name)}")}) AS {quoted(name)}' for name in spec.columns
+            f'CASE WHEN json_valid("row") THEN json_extract_string("row", {literal(f"$.{quoted(name)}")}) END AS {quoted(name)}'
+            for name in spec.columns
         )
         found: pa.Table = connection.sql(f"SELECT {values} FROM pushed").to_arrow_table()
     return found
+
+
+def _moments(texts: pa.ChunkedArray) -> list[datetime | None]:
+    """The moments that texts say; None where one says none."""
+    with connect() as connection:
+        connection.register("texts", pa.table({"text": texts}))
+        # Python's datetime can hold these.
+        moment = "TRY_CAST(text AS TIMESTAMPTZ)"
+        inside = f"{moment} BETWEEN TIMESTAMPTZ '0001-01-01 00:00:00+00' AND TIMESTAMPTZ '9999-12-31 23:59:59+00'"
+        found = connection.sql(f"SELECT CASE WHEN {inside} THEN {moment} END AS moment FROM texts").to_arrow_table()
+    moments: list[datetime | None] = found["moment"].cast(MOMENT).to_pylist()
+    return moments
 
 
 def _landed_schema(spec: Table) -> pa.Schema:
@@ -455,8 +471,7 @@ def _landed(spec: Table, rows: pa.Table, interval: Interval, again: Sequence[Int
     columns = as_columns(spec, rows)
     late = spec.late or timedelta()
     places: list[Interval | None] = []
-    for text in columns[str(spec.event_time)].to_pylist():
-        event = datetime.fromisoformat(text) if text else None
+    for event in _moments(columns[str(spec.event_time)]):
         if event is None or event >= interval.start - late:
             places.append(None)
         else:

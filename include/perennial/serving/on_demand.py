@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -116,13 +116,19 @@ class OnDemand:
     Args:
         lake: has the published tables; its ledger says which snapshots are published.
         pushed: has the rows that clients push; None: they are not shown.
+        takes: by the name of a model, the tables of which rows may be pushed now. Those of others are not ingested.
         clock: the time.
     """
 
     def __init__(
-        self, lake: Lake, pushed: PushedRows | None = None, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        lake: Lake,
+        pushed: PushedRows | None = None,
+        takes: Callable[[str], Collection[str]] = lambda _: (),
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._lake, self._pushed, self._clock = lake, pushed, clock
+        self._lake, self._clock = lake, clock
+        self._pushes = None if pushed is None else (pushed, takes)
         self._makers: dict[str, _Maker] = {}
         self._lock = threading.Lock()
 
@@ -195,17 +201,19 @@ class OnDemand:
         name = f"{folder.spec.name}/{definition_of(folder)}"
         with self._lock:
             if name not in self._makers:
-                self._makers[name] = _Maker(folder, self._lake, self._pushed)
+                self._makers[name] = _Maker(folder, self._lake, self._pushes)
             return self._makers[name]
 
 
 class _Maker:
     """Computes features of one definition."""
 
-    def __init__(self, folder: ModelFolder, lake: Lake, pushed: PushedRows | None) -> None:
-        self._folder, self._lake, self._pushed = folder, lake, pushed
+    def __init__(
+        self, folder: ModelFolder, lake: Lake, pushes: tuple[PushedRows, Callable[[str], Collection[str]]] | None
+    ) -> None:
+        self._folder, self._lake = folder, lake
+        self._pushes = pushes
         spec = folder.spec
-        # Whether they may be pushed is what the present folder says. Rows that were pushed are published in any case.
         self._pushable = [
             name
             for name in folder.feature_tables
@@ -350,15 +358,18 @@ class _Maker:
             count: also look whether rows were removed.
             shared: whether other threads have it too.
         """
-        if self._pushed is None:
+        if self._pushes is None:
             return
+        rows, takes = self._pushes
         with self._showing if shared else nullcontext():
-            for table, number in self._pushed.newest(self._folder.spec.name, self._pushable).items():
+            name = self._folder.spec.name
+            taken = [table for table in self._pushable if table in takes(name)]
+            for table, number in rows.newest(name, taken).items():
                 shown = hot.pushed.get(table, _NOTHING_PUSHED)
-                removed = count and bool(shown.read) and self._pushed.waiting(*self._unread(hot, table)) < shown.read
+                removed = count and bool(shown.read) and rows.waiting(*self._unread(hot, table)) < shown.read
                 if number == shown.newest and not removed:
                     continue
-                its = self._read_pushed(hot, table, number, _NOTHING_PUSHED if removed else shown)
+                its = self._read_pushed(rows, hot, table, number, _NOTHING_PUSHED if removed else shown)
                 with self._computing if shared else nullcontext():
                     if shared and self._hot is not hot:
                         return  # it was replaced; the next look shows them in the other one
@@ -374,11 +385,10 @@ class _Maker:
         since = max(hot.start, hot.end - (spec.tables[table].late or timedelta()))
         return spec.name, table, hot.read.get(table, 0), since, hot.end
 
-    def _read_pushed(self, hot: _Hot, table: str, newest: int, shown: _Pushed) -> _Pushed:
+    def _read_pushed(self, pushed: PushedRows, hot: _Hot, table: str, newest: int, shown: _Pushed) -> _Pushed:
         """What is shown of a table's pushed rows, and those that came since."""
-        assert self._pushed is not None  # something was pushed
         most = MOST_PUSHED - shown.read
-        raw = self._pushed.read(*self._unread(hot, table), beyond=shown.newest, most=most)
+        raw = pushed.read(*self._unread(hot, table), beyond=shown.newest, most=most)
         if raw.num_rows == most > 0:
             name = self._folder.spec.name
             log.warning("%s: %d pushed rows of %s wait for ingest; features see no more of them", name, MOST_PUSHED, table)

@@ -105,6 +105,14 @@ class Pushing:
             ) from error
         return Taken(good.num_rows, new, refused)
 
+    def tables(self, model: str) -> list[str]:
+        """The tables of which rows may be pushed, as far as the model's present folder can be read."""
+        try:
+            online = self._folder(model).spec.online
+        except NotAnswered:
+            return []
+        return [] if online is None else online.push
+
     def _check(
         self, folder: ModelFolder, table: str, spec: Table, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[pa.Table, dict[int, Fault]]:

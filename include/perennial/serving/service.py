@@ -111,14 +111,15 @@ class Scorer:
         tokens = Tokens(tokens_file(deployment.settings.state, given), required=not loopback)
         bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
         table = OnlineTable(deployment.settings.predictions_url)
-        self._on_demand = OnDemand(deployment.lake, PushedRows(deployment.settings.predictions_url))
+        pushing = Pushing(deployment)
+        self._on_demand = OnDemand(deployment.lake, PushedRows(deployment.settings.predictions_url), pushing.tables)
         recorded = RequestTable(deployment.settings.predictions_url)
         counts = _made(given.recorders or deployment.settings.state / "recorders")
 
         def record(figures: Figures) -> Recorder:
             return Recorder(recorded, counts, stored=figures.recorded, left_out=figures.unrecorded)
 
-        self.app = App(self._champions, table, self._on_demand, Pushing(deployment), tokens, bounds, record)
+        self.app = App(self._champions, table, self._on_demand, pushing, tokens, bounds, record)
         self._ending = threading.Event()
         self._alone = False
         try:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from perennial.core.errors import IntervalRefused, SourceMissing
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
-from perennial.ingestion.pushed import PushedRows
+from perennial.ingestion.pushed import PushedRow, PushedRows
 from perennial.serving.pushing import Pushing
 from tests.unit.shop import Shop
 
@@ -276,6 +276,20 @@ def test_what_is_published_depends_on_no_order_and_no_double_of_deliveries(tmp_p
 
     assert pushed.shop.rows() == sorted(keys.items())
     assert pushed.shop.quarantine() == []
+
+
+def test_what_no_scorer_would_write_is_quarantined_and_holds_nothing_up(tmp_path: Path, url: str | None) -> None:
+    pushed = Pushed(tmp_path, url, **ALONE, orders={"tolerance": 1})
+    pushed.push(row("a", 1))
+    rows = PushedRows(pushed.shop.settings.predictions_url)
+    event = FIRST.start + timedelta(hours=3)
+    forged = ("{", "[]", '{"id": {"a": 1}, "placed": "now"}', '{"id": "b", "placed": "infinity", "amount": "1"}')
+    rows.keep("shop", "orders", [PushedRow(event, text, text, text) for text in forged], NOW)
+
+    pushed.shop.ingest(FIRST)
+
+    assert pushed.shop.rows() == [("a", 1)]
+    assert len(pushed.shop.quarantine()) >= len(forged)
 
 
 def test_numbers_are_never_used_again(tmp_path: Path, url: str | None) -> None:

@@ -13,6 +13,7 @@ import pytest
 from perennial.ingestion.pushed import PushedRows
 from perennial.serving import on_demand
 from perennial.serving.on_demand import OnDemand
+from perennial.serving.pushing import Pushing
 from tests.unit.ingestion.test_pushed import ALONE, FIRST, SECOND, Pushed, row, url
 
 __all__ = ["url"]
@@ -41,7 +42,8 @@ def shop_of(path: Path, url: str | None = None) -> Pushed:
 
 def asked(pushed: Pushed) -> OnDemand:
     shop = pushed.shop
-    return OnDemand(shop.deployment.lake, PushedRows(shop.settings.predictions_url), clock=lambda: NOW)
+    taken = Pushing(shop.deployment).tables
+    return OnDemand(shop.deployment.lake, PushedRows(shop.settings.predictions_url), taken, lambda: NOW)
 
 
 def entities(*rows: dict[str, Any]) -> pa.Table:
