@@ -61,6 +61,8 @@ _ROWS = sa.Table(
 _READ = pa.schema([("id", pa.int64()), ("received_at", MOMENT), ("row", pa.string())])
 #: A landed row's moment of receipt. Of two rows of one key and moment of knowing, the one received last counts.
 RECEIVED = "_received"
+#: Events may lie from here on, up to the other. Not every database can hold what lies beyond.
+FIRST, LAST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 #: Rows, and values, of one statement.
 _AT_ONCE, _READ_AT_ONCE = 500, 10_000
 #: The key of :attr:`perennial.ledger.records.Publication.inputs` that says up to which number an ingest has read rows.
@@ -254,7 +256,9 @@ class PushedRows:
                 # What is read is of one moment.
                 with self._reading_at_one_moment() as connection:
                     late = (*its, number > after, event < start)
-                    oldest = connection.execute(sa.select(sa.func.min(event)).where(*late)).scalar()
+                    oldest = connection.execute(
+                        sa.select(sa.func.min(event)).where(*late, event >= self._bound(FIRST))
+                    ).scalar()
                     through = int(connection.execute(sa.select(sa.func.max(number)).where(*its)).scalar() or 0)
                     of_late = list(late)
                     if known is None:  # nobody can tell which older rows were read

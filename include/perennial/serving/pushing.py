@@ -23,7 +23,7 @@ from perennial.core.errors import NotAnswered, PerennialError
 from perennial.core.text import visible
 from perennial.deployment import Deployment
 from perennial.ingestion.given import Fault, GivenTable, unknown_column
-from perennial.ingestion.pushed import PushedRows, pushed_rows
+from perennial.ingestion.pushed import FIRST, LAST, PushedRows, pushed_rows
 from perennial.lake.schema import KNOWN
 from perennial.spec.data import Table
 from perennial.spec.folder import ModelFolder
@@ -88,6 +88,8 @@ class Pushing:
         """
         folder = self._folder(model)
         spec = folder.spec.tables.get(table)
+        if folder.spec.retired:
+            raise NotAnswered(f"{model} is retired", status=404)
         if spec is None or folder.spec.online is None or table not in folder.spec.online.push:
             raise NotAnswered("no rows can be pushed here: online.push of model.yaml does not name this table", status=404)
         typed, faults = self._check(folder, table, spec, rows)
@@ -141,6 +143,10 @@ class Pushing:
             typed, found = given.check(raw)
             for one in found:
                 faults.setdefault(places[one.row], Fault(places[one.row], one.field, one.reason))
+            for place, moment in zip(places, typed[str(spec.event_time)].to_pylist(), strict=True):
+                if moment is not None and not FIRST <= moment < LAST:
+                    words = f"{spec.event_time}: lies before {FIRST:%Y} or not before {LAST:%Y}"
+                    faults.setdefault(place, Fault(place, str(spec.event_time), words))
             untold = "known: it cannot be computed for this row from when on it may be used"
             for place, known in zip(places, typed[KNOWN].to_pylist(), strict=True):
                 if known is None:

@@ -93,6 +93,7 @@ def test_good_rows_are_stored_once_and_bad_ones_are_told_with_their_field(tmp_pa
         (b'{"rows": {}}', 422, "must be a list"),
         (b'{"rows": [], "more": 1}', 422, "more"),
         (b'{"rows": [{}]}', 422, "missing"),
+        (b'{"rows": [{"visit": "a", "moment": "0001-01-02", "y": 1}]}', 422, "moment: lies before 1900 or not before 2200"),
         (b"[]", 422, "must be an object"),
         (b"{", 400, "JSON"),
         (b"x" * 2_000, 413, "more than 1,500 bytes"),
@@ -144,6 +145,9 @@ def test_the_present_folder_says_what_can_be_pushed_and_a_broken_one_changes_not
         Pushing(world.deployment).take("toy", "outcomes", [row("c")])
     assert refused.value.status == 503
 
+    file.write_text(text + "\nretired: true\n")
+    with pytest.raises(NotAnswered, match="toy is retired"):
+        pushing.take("toy", "outcomes", [row("c")])
     file.write_text(text.replace("online: {push: [outcomes]}", ""))
     with pytest.raises(NotAnswered, match="no rows can be pushed here") as refused:
         pushing.take("toy", "outcomes", [row("d")])
