@@ -26,7 +26,8 @@ MODEL = "shop"
 #: What each command is given, by its words. Commands that serve until they are stopped have none.
 ARGUMENTS: dict[str, tuple[str, ...] | None] = {
     "up": (), "demo": ("--once", "--weeks", "0"), "watch": None, "judge": None, "init": (),
-    "serve": None, "ask": (MODEL, "--features", '{"amount": 1}'), "token make": ("shop", "--all"), "token list": (),
+    "serve": None, "ask": (MODEL, "--features", '{"amount": 1}'), "push": (MODEL, "orders", "orders.csv"),
+    "token make": ("shop", "--all"), "token list": (),
     "token revoke": ("shop",),
     "example-data": ("2013-01-01", "2013-01-02"),
     "schema": (), "new": (MODEL, "--from", "history.csv"), "try": ("nobody",),

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 #: What ends by itself, but for `deploy`, which knows another environment, and the demo, whose state is another one.
 ALL = [name for name, given in ARGUMENTS.items() if given is not None and name != "demo" and not name.startswith("deploy")]
 #: What writes nothing here: it asks a scorer, or reads a file, or is refused before.
-WRITES_NOTHING = ["ask", "token list", "new", "try"]
+WRITES_NOTHING = ["ask", "push", "token list", "new", "try"]
 #: What needs no databases.
 WITHOUT_DATABASES = ["example-data", "schema", "token make", "token revoke", *WRITES_NOTHING]
 #: What reads or writes the lake, and so needs its catalog; what asks MLflow.

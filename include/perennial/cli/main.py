@@ -28,6 +28,7 @@ COMMANDS: tuple[Command, ...] = (
     running.judge,
     serving.serve,
     serving.ask,
+    serving.push,
     serving.token,
     running.init,
     running.example_data,

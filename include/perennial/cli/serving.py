@@ -1,4 +1,4 @@
-"""Commands of the online scorer: run it, ask it, and say who may ask it."""
+"""Commands of the online scorer: run it, ask it, push rows to it, and say who may."""
 
 from __future__ import annotations
 
@@ -56,15 +56,39 @@ def _json_object(text: str) -> dict[str, Any]:
 )  # fmt: skip
 def ask(chosen: argparse.Namespace) -> int:
     from perennial.serving import asking
-    from perennial.serving.service import read_serve_settings
 
     if not (chosen.key or chosen.features or chosen.entity):
         raise SystemExit("give --features, --key or --entity")
-    url = chosen.url or os.environ.get("PERENNIAL_SERVE_URL") or f"http://127.0.0.1:{read_serve_settings(os.environ).port}"
     given = {"keys": chosen.key, "features": chosen.features, "entities": chosen.entity, "as_of": chosen.as_of}
     body = {name: value for name, value in given.items() if value}
-    answer = asking.ask(url, chosen.model, body, token=os.environ.get("PERENNIAL_SERVE_TOKEN"))
+    answer = asking.ask(_url(chosen.url), chosen.model, body, token=os.environ.get("PERENNIAL_SERVE_TOKEN"))
     return tell(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+@command(
+    "push",
+    "push the rows of a file to a running scorer",
+    MODEL,
+    argument("table", metavar="TABLE", help="a table in online.push of the model"),
+    argument("file", metavar="FILE", type=Path, help="CSV with a header of the table's columns, or JSON lines"),
+    argument("--url", help="address of the scorer (default: PERENNIAL_SERVE_URL, or this machine)"),
+)
+def push(chosen: argparse.Namespace) -> int:
+    from perennial.serving import asking
+
+    token = os.environ.get("PERENNIAL_SERVE_TOKEN")
+    done = asking.push(_url(chosen.url), chosen.model, chosen.table, chosen.file, token=token)
+    for line in done.refused:
+        tell(line)
+    total, known = done.accepted + len(done.refused), done.accepted - done.new
+    tell(f"{done.accepted:,} of {total:,} rows are confirmed; {known:,} of them were there already")
+    return 1 if done.refused else 0
+
+
+def _url(given: str | None) -> str:
+    from perennial.serving.service import read_serve_settings
+
+    return given or os.environ.get("PERENNIAL_SERVE_URL") or f"http://127.0.0.1:{read_serve_settings(os.environ).port}"
 
 
 def _file() -> Path:
@@ -81,6 +105,7 @@ def _file() -> Path:
         argument("--model", action="append", metavar="MODEL", help="a model that it may ask; several times for several models"),
         argument("--all", action="store_true", help="it may ask every model"),
     ),
+    argument("--push", action="store_true", help="it may also push rows of the tables in online.push of these models"),
     argument("--days", type=int, metavar="N", help="days after which it expires; without it, never"),
 )
 def _make(chosen: argparse.Namespace) -> int:
@@ -89,7 +114,7 @@ def _make(chosen: argparse.Namespace) -> int:
     if chosen.days is not None and not 1 <= chosen.days <= 36_500:
         raise SystemExit("--days must be from 1 to 36500")
     models = (EVERY_MODEL,) if chosen.all else tuple(dict.fromkeys(chosen.model))
-    return tell(make_token(_file(), chosen.name, models, days=chosen.days))
+    return tell(make_token(_file(), chosen.name, models, days=chosen.days, push=chosen.push))
 
 
 @command("list", "show who has tokens, and for which models")
@@ -102,7 +127,8 @@ def _list(_: argparse.Namespace) -> int:
     for token in tokens:
         state = "revoked" if token.revoked_at else "valid" if token.counts(now) else "expired"
         until = f", until {token.expires_at}" if token.expires_at else ""
-        tell(f"{token.name}: {state}, made {token.made_at}{until}, models {', '.join(token.models)}")
+        pushes = "; may push" if token.push else ""
+        tell(f"{token.name}: {state}, made {token.made_at}{until}, models {', '.join(token.models)}{pushes}")
     return 0
 
 

@@ -258,16 +258,58 @@ def hold(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, tables: Map
     Returns:
         The tables that have several rows for a key, which :func:`offer_given` is to be told.
     """
-    connection.execute("CREATE SCHEMA held")
+    for schema in ("published", "pushed", "held"):
+        connection.execute(f"CREATE SCHEMA {schema}")
     corrected = set()
     for name in folder.feature_tables:
-        table, rows = folder.spec.tables[name], f"held.{quoted(name)}"
+        table, rows = folder.spec.tables[name], f"published.{quoted(name)}"
         connection.register("_offered", tables[name])
         connection.execute(f"CREATE TABLE {rows} AS SELECT {_columns(folder, name)} FROM _offered")
         connection.unregister("_offered")
+        connection.execute(f"CREATE VIEW held.{quoted(name)} AS FROM {rows}")
         if table.event_time is not None and table.duplicates != "refuse" and _has_versions(connection, rows, table):
             corrected.add(name)
     return frozenset(corrected)
+
+
+def hold_pushed(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, name: str, pushed: pa.Table) -> bool:
+    """Show rows of a held table that are not published yet, as their publication will add or correct them.
+
+    Args:
+        connection: has the tables of :func:`hold`.
+        folder: the model's folder.
+        name: the table, which has an event time.
+        pushed: the rows, in the order in which they came. They replace those of an earlier call.
+
+    Returns:
+        Whether one of their keys has several rows now.
+    """
+    table, key = folder.spec.tables[name], _list(folder.spec.tables[name].key)
+    columns, day = _columns(folder, name), f"date_trunc('day', {{}}{quoted(str(table.event_time))})"
+    place, rows, held = (f"{schema}.{quoted(name)}" for schema in ("published", "pushed", "held"))
+    connection.register("_offered", pushed.append_column("_place", pa.array(range(pushed.num_rows), pa.int64())))
+    # As perennial.ingestion.quarantine and perennial.ingestion.late do it: the one received last counts.
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE {rows} AS SELECT {columns} FROM (
+            FROM _offered
+            QUALIFY row_number() OVER (PARTITION BY {key}, {KNOWN}, {day.format("")} ORDER BY _place DESC) = 1
+        ) ORDER BY _place
+    """)
+    connection.unregister("_offered")
+    same = " AND ".join(f"its.{quoted(column)} = there.{quoted(column)}" for column in [*table.key, KNOWN])
+    same += f" AND {day.format('its.')} = {day.format('there.')}"
+    connection.execute(f"""
+        CREATE OR REPLACE VIEW {held} AS
+        SELECT {columns} FROM {place} AS there WHERE NOT EXISTS (FROM {rows} AS its WHERE {same})
+        UNION ALL SELECT {columns} FROM {rows}
+    """)
+    # What the query is shown may be a view of it, or a copy for the last request's moment; it is made anew.
+    connection.execute(f"DROP TABLE IF EXISTS perennial.{quoted(_VERSIONS + name)}")
+    shown = "SELECT table_type FROM information_schema.tables WHERE table_schema = 'main' AND table_name = ?"
+    for (kind,) in connection.execute(shown, [name]).fetchall():
+        connection.execute(f"DROP {'VIEW' if kind == 'VIEW' else 'TABLE'} {quoted(name)}")
+    several = f"SELECT {key} FROM {held} SEMI JOIN {rows} USING ({key}) GROUP BY ALL HAVING count(*) > 1"
+    return bool(_row(connection, f"SELECT count(*) FROM ({several})")[0])
 
 
 def offer_given(

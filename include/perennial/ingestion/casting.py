@@ -413,11 +413,13 @@ class LandedPart:
         paths: Parquet files of raw columns and :data:`LANDED_EXTRAS`.
         bound: how the table reads them.
         relation: the name of a relation of the database that has the rows, instead of files.
+        period: what the rows' ``_from`` and ``_until`` are, for messages.
     """
 
     paths: list[Path]
     bound: Bound
     relation: str | None = None
+    period: str = "the period of its file"
 
     @property
     def rows(self) -> str:
@@ -489,7 +491,7 @@ def _typed_part(table: Table, source: Source, part: LandedPart) -> str:
         n = names.index(table.event_time)
         late = f"INTERVAL {(table.late or timedelta()) // timedelta(microseconds=1)} MICROSECONDS"
         told = f"""{literal(f"{table.event_time}: ")} || "_v{n}"::VARCHAR"""
-        period = "the period of its file" + (f", by the clocks of {source.time_zone}" if source.time_zone else "")
+        period = part.period + (f", by the clocks of {source.time_zone}" if source.time_zone else "")
         too_late = f"lies outside {period}; if files may hold rows of earlier days, state `late` of the table"
         if table.late:
             too_late = f"lies more than {table.late / timedelta(days=1):g} days (late) before {period}"

@@ -32,16 +32,17 @@ import pyarrow.parquet as pq
 from perennial.core.errors import IntervalRefused
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
-from perennial.ingestion.casting import ARRIVED, LANDED_EXTRAS, ROW, UNCLEAR, LandedPart, bind, typed_query
+from perennial.ingestion.casting import ARRIVED, LANDED_EXTRAS, ROW, UNCLEAR, UNTIL, LandedPart, bind, typed_query
 from perennial.ingestion.data_docs import write_page
 from perennial.ingestion.delimited import FAULT, POSITION, RAW
 from perennial.ingestion.files import is_dated
 from perennial.ingestion.local_time import add_macros
+from perennial.ingestion.pushed import RECEIVED, Pushed, by_texts
 from perennial.ingestion.quarantine import BATCH_ROWS, SHOWN, JudgedRows, judge, judge_rows
 from perennial.ingestion.sources import Landed
 from perennial.ingestion.suite import Check, CheckTally, whole
 from perennial.lake.publish import TableWrite
-from perennial.lake.schema import MOMENT, published_schema
+from perennial.lake.schema import KNOWN, MOMENT, published_schema
 from perennial.spec.data import Table
 from perennial.spec.folder import ModelFolder
 
@@ -83,6 +84,8 @@ class CheckResult:
         files: the files that were read, see :class:`perennial.ingestion.sources.Landed`.
         late: Parquet file of the late rows; None if there are none.
         awaited: keys of the days that the source has no data of yet.
+        pushed: what was read of pushed rows: ``through``, the highest number, and whether they came ``alone``; None if the
+            table takes none.
         too_late: by day of the event, how many of the quarantined rows came later than the table's ``late`` allows.
     """
 
@@ -102,6 +105,7 @@ class CheckResult:
     rows_replaced: int = 0
     awaited: list[str] = field(default_factory=list)
     too_late: dict[str, int] = field(default_factory=dict)
+    pushed: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         paths = {name: None if (path := getattr(self, name)) is None else str(path) for name in ("published", "late")}
@@ -143,11 +147,12 @@ def check(
     table = folder.spec.tables[landed.table]
     directory.mkdir(parents=True, exist_ok=True)
     name = directory / f"{landed.table}-{uuid4().hex}"
-    if not landed.paths:
-        return _empty(table, landed.table, name)
+    pushed = landed.pushed
+    if not landed.paths and (pushed is None or (not pushed.rows and folder.spec.sources[table.source].pushed is None)):
+        return replace(_empty(table, landed.table, name), pushed=_read_of(pushed))
     typed, bad, good, quarantined = (name.with_suffix(f".{kind}") for kind in ("typed", "bad", "good", "quarantine"))
     try:
-        with connect(directory, landed.paths[0].parent) as connection:
+        with connect(directory, *(path.parent for path in _files(landed))) as connection:
             _cast(connection, folder, landed, interval, typed)
             rows = judge_rows(connection, table, typed, good, bad, published=published)
             current, late = _without_late(connection, table, rows.good, interval, name)
@@ -195,9 +200,14 @@ def check(
         rows_replaced=rows.replaced,
         awaited=[day.key for day in awaited],
         too_late=too_late,
+        pushed=_read_of(pushed),
     )
     _log(result)
     return result
+
+
+def _read_of(pushed: Pushed | None) -> dict[str, Any] | None:
+    return None if pushed is None else {"through": pushed.through, "alone": pushed.alone}
 
 
 def _empty(table: Table, called: str, name: Path) -> CheckResult:
@@ -328,24 +338,85 @@ def _write_of(files: Sequence[Path], schema: pa.Schema, event_time: str | None) 
     return TableWrite(lambda: pa.RecordBatchReader.from_batches(schema, batches()), event_time, schema)
 
 
+def _files(landed: Landed) -> list[Path]:
+    """The files of landed rows: those of the source, then pushed ones."""
+    return [*landed.paths, *([landed.pushed.path] if landed.pushed is not None else [])]
+
+
 def _cast(connection: duckdb.DuckDBPyConnection, folder: ModelFolder, landed: Landed, interval: Interval, typed: Path) -> None:
     by_schema: dict[pa.Schema, list[Path]] = {}
     for path in landed.paths:
         by_schema.setdefault(pq.read_schema(path), []).append(path)
     place = f"source {folder.spec.tables[landed.table].source}"
     parts = [LandedPart(paths, bind(folder, landed.table, _raw(schema), place)) for schema, paths in by_schema.items()]
-    query = typed_query(folder, landed.table, parts, interval)
     add_macros(connection)
     # common_subexpressions: DuckDB would compute what two expressions share outside of their TRY, and one bad value would
     # fail the query. filter_pushdown: the filter by interval needs the cast event time, so pushing it down would cast twice.
     # That is more than half of the work.
     connection.execute("SET disabled_optimizers = 'common_subexpressions,filter_pushdown'")
-    connection.execute(f"COPY ({query}) TO {literal(str(typed))} (FORMAT parquet, COMPRESSION lz4)")
+    of_source = [typed_query(folder, landed.table, parts, interval)] if parts else []
+    if landed.pushed is None or not (landed.pushed.rows or not of_source):
+        _copy(connection, of_source[0], typed)
+    else:
+        own = by_texts(folder, landed.table)
+        bound = bind(own, landed.table, _raw(pq.read_schema(landed.pushed.path)), "pushed rows")
+        part = LandedPart([landed.pushed.path], bound, period=_WHEN_READ)
+        there = [typed.with_suffix(f".{place}") for place in ("source", "pushed")]
+        try:
+            queries = [*of_source, _received(typed_query(own, landed.table, [part], interval), landed.pushed, interval)]
+            for query, target in zip(queries, there[-len(queries) :], strict=True):
+                _copy(connection, query, target)
+            connection.execute("RESET disabled_optimizers")
+            _copy(connection, _together(folder.spec.tables[landed.table], *there[-len(queries) :]), typed)
+        finally:
+            for file in there:
+                file.unlink(missing_ok=True)
     connection.execute("RESET disabled_optimizers")
 
 
+#: What the day is whose ingest marks a pushed row as too late.
+_WHEN_READ = "the first day that was ingested after it was pushed"
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
+    connection.execute(f"COPY ({query}) TO {literal(str(target))} (FORMAT parquet, COMPRESSION lz4)")
+
+
+def _received(query: str, pushed: Pushed, interval: Interval) -> str:
+    """The typed pushed rows, each as if it had arrived in a file of its own when it was received."""
+    when = f"(SELECT {ROW}, {RECEIVED} FROM read_parquet({literal(str(pushed.path))}))"
+    # One that is too late stays marked as such.
+    is_too_late = f"{UNTIL} IS NOT DISTINCT FROM TIMESTAMPTZ {literal(interval.end.isoformat())}"
+    arrived = f"CASE WHEN {is_too_late} THEN {ARRIVED} ELSE {RECEIVED} END"
+    return f"SELECT typed.* REPLACE ({arrived} AS {ARRIVED}) FROM ({query}) AS typed JOIN {when} AS received USING ({ROW})"
+
+
+def _together(table: Table, *files: Path) -> str:
+    """A query of the source's rows, if there are any, and of pushed rows, without exact repeats of pushed ones.
+
+    A pushed row repeats one of the source if all rows of its key, known from one moment on, are equal. If they are not, the one
+    received last counts, which :mod:`perennial.ingestion.quarantine` finds.
+    """
+    *source, pushed = (f"read_parquet({literal(str(file))})" for file in files)
+    columns = ", ".join(map(quoted, [*table.columns, KNOWN]))
+    state = ", ".join(map(quoted, [*table.key, KNOWN]))
+    once = f"SELECT * FROM {pushed} QUALIFY row_number() OVER (PARTITION BY {columns} ORDER BY {ROW} DESC) = 1"
+    if not source:
+        return f"FROM ({once}) ORDER BY {ROW}"
+    return f"""
+        WITH once AS ({once}), alike AS (
+            SELECT {state} FROM (
+                SELECT {state}, hash({columns}) AS _hash, true AS _of_source
+                FROM {source[0]} SEMI JOIN once USING ({", ".join(map(quoted, table.key))})
+                UNION ALL SELECT {state}, hash({columns}) AS _hash, false AS _of_source FROM once
+            ) GROUP BY {state} HAVING min(_hash) = max(_hash) AND bool_or(_of_source)
+        )
+        FROM {source[0]} UNION ALL BY NAME (FROM once ANTI JOIN alike USING ({state}) ORDER BY {ROW})
+    """
+
+
 def _raw(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([field for field in schema if field.name not in LANDED_EXTRAS.names])
+    return pa.schema([field for field in schema if field.name not in (*LANDED_EXTRAS.names, RECEIVED)])
 
 
 def _write_quarantine(
@@ -355,7 +426,7 @@ def _write_quarantine(
         pq.write_table(QUARANTINE_SCHEMA.empty_table(), target)
         return
     rows = []
-    for path in landed.paths:
+    for path in _files(landed):
         packed = ", ".join(f"{quoted(name)} := {quoted(name)}" for name in _raw(pq.read_schema(path)).names)
         rows.append(f"""
             SELECT {ROW}, {POSITION}, CASE WHEN {FAULT} IS NULL THEN to_json(struct_pack({packed}))::VARCHAR

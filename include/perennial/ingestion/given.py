@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +31,21 @@ _ALWAYS = Interval.of("0001-01-02", "9999-12-30")
 _SHOWN = 60
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong in a row.
+
+    Attributes:
+        row: its number, from 0.
+        field: the column.
+        reason: what is wrong, for the client who sent it.
+    """
+
+    row: int
+    field: str
+    reason: str
+
+
 class GivenTable:
     """Reads rows of one table of a model. Threads may share it.
 
@@ -39,15 +55,8 @@ class GivenTable:
     """
 
     def __init__(self, folder: ModelFolder, table: str) -> None:
-        spec = folder.spec
-        columns = {
-            name: column.model_copy(update={"sql": None, "alternatives": None})
-            for name, column in spec.tables[table].columns.items()
-        }
-        self._table = spec.tables[table].model_copy(update={"columns": columns, "where": None})
-        self._folder = folder.model_copy(
-            update={"spec": spec.model_copy(update={"tables": {**spec.tables, table: self._table}})}
-        )
+        self._folder = by_columns(folder, table)
+        self._table = self._folder.spec.tables[table]
         self._name = table
         self._bound: dict[pa.Schema, Bound] = {}
         self._lock = threading.Lock()
@@ -66,20 +75,10 @@ class GivenTable:
             NotAnswered: a column is unknown, missing, or of a type that cannot be cast; or a value cannot be cast, fails a
                 critical check, or repeats a key. It names the first such row and its field.
         """
-        unknown = [name for name in rows.column_names if name not in self._table.columns]
-        if unknown:
-            known = ", ".join(self._table.columns)
-            raise NotAnswered(
-                f"{visible(unknown[0][:_SHOWN])} is no column of {self._name}; there are {known}", field=unknown[0][:_SHOWN]
-            )
-        for name in self._table.columns:
-            if name not in rows.column_names and _is_needed(self._table, name):
-                raise NotAnswered(f"{name}: missing", row=0, field=name)
-        with self._lock:
-            typed = self._cast(rows)
-        for row, values in enumerate(typed.to_pylist()):
-            for field, words in _faults(self._table, values):
-                raise NotAnswered(words, row=row, field=field)
+        self._refuse_columns(rows)
+        typed, faults = self.check(rows)
+        for fault in faults:
+            raise NotAnswered(fault.reason, row=fault.row, field=fault.field)
         seen: set[tuple[object, ...]] = set()
         for row, key in enumerate(zip(*(typed[name].to_pylist() for name in self._table.key), strict=True)):
             if key in seen:
@@ -87,8 +86,41 @@ class GivenTable:
                     f"{', '.join(self._table.key)}: a row before has the same key", row=row, field=self._table.key[0]
                 )
             seen.add(key)
+        return typed
+
+    def check(self, rows: pa.Table) -> tuple[pa.Table, list[Fault]]:
+        """The rows as :meth:`read` gives them, those with faults too, and what is wrong in which of them.
+
+        Rows may share a key: each of them may be a newer state of knowledge.
+
+        Args:
+            rows: columns of the table, as texts or with a type.
+
+        Returns:
+            All rows, in their order, and the first fault of each faulty row.
+
+        Raises:
+            NotAnswered: the type of a column cannot be cast.
+        """
+        for name in self._table.columns:
+            if name not in rows.column_names:
+                rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
+        with self._lock:
+            typed = self._cast(rows)
+        faults: dict[int, Fault] = {}
+        for row, values in enumerate(typed.to_pylist()):
+            for field, words in _faults(self._table, values):
+                faults.setdefault(row, Fault(row, field, words))
         schema = published_schema(self._table)
-        return typed.select(schema.names).cast(schema)
+        return typed.select(schema.names).cast(schema), [faults[row] for row in sorted(faults)]
+
+    def _refuse_columns(self, rows: pa.Table) -> None:
+        unknown = [name for name in rows.column_names if name not in self._table.columns]
+        if unknown:
+            raise NotAnswered(unknown_column(self._table, self._name, unknown[0]), field=unknown[0][:_SHOWN])
+        for name in self._table.columns:
+            if name not in rows.column_names and _is_needed(self._table, name):
+                raise NotAnswered(f"{name}: missing", row=0, field=name)
 
     def _cast(self, rows: pa.Table) -> pa.Table:
         bound = self._bound.get(rows.schema)
@@ -112,6 +144,22 @@ class GivenTable:
             return self._connection.sql(f"FROM ({query}) ORDER BY {ROW}").to_arrow_table()
         finally:
             self._connection.unregister("given")
+
+
+def unknown_column(table: Table, called: str, name: str) -> str:
+    """Says that a table has no such column."""
+    return f"{visible(name[:_SHOWN])} is no column of {called}; there are {', '.join(table.columns)}"
+
+
+def by_columns(folder: ModelFolder, table: str) -> ModelFolder:
+    """The folder with a table whose rows come with the table's own columns, not with those of its source."""
+    spec = folder.spec
+    columns = {
+        name: column.model_copy(update={"sql": None, "alternatives": None})
+        for name, column in spec.tables[table].columns.items()
+    }
+    own = spec.tables[table].model_copy(update={"columns": columns, "where": None})
+    return folder.model_copy(update={"spec": spec.model_copy(update={"tables": {**spec.tables, table: own}})})
 
 
 def _is_needed(table: Table, name: str) -> bool:

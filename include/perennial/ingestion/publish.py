@@ -24,7 +24,8 @@ from perennial.core.settings import Settings
 from perennial.ingestion.checks import CheckResult, check, ingest_writes, nothing_yet, open_days
 from perennial.ingestion.files import is_dated
 from perennial.ingestion.late import find_files, told
-from perennial.ingestion.sources import land, land_once
+from perennial.ingestion.pushed import INPUT, PushedRows
+from perennial.ingestion.sources import Landed, land, land_once
 from perennial.lake.publish import Lake
 from perennial.lake.schema import MOMENT
 from perennial.ledger.records import Publication
@@ -67,6 +68,7 @@ def land_and_check(
     """
     spec, ledger = folder.spec, lake.ledger
     earlier = find_files(folder, ledger, DATASET, table, interval, settings.data)
+    pushes = spec.online is not None and table in spec.online.push
     try:
         if (source := spec.sources[spec.tables[table].source]).files is not None and not is_dated(source):
             shared = settings.staging / spec.name / "undated"
@@ -78,7 +80,22 @@ def land_and_check(
         may_wait = spec.tables[table].late is not None and table != spec.entity.table
         if not may_wait or _was_read(ledger, spec, table, interval):
             raise
-        return nothing_yet(folder, table, interval, staging)
+        if not pushes:
+            return nothing_yet(folder, table, interval, staging)
+        closed = spec.schedules.is_closed
+        landed = Landed(table, [], 0, [], [], [], [day.key for day in interval.touched_days() if not closed(day)])
+    if pushes:
+        staging.mkdir(parents=True, exist_ok=True)
+        # A source that does not say of which day a row is brings those of earlier days each time.
+        late = Interval(interval.start - (spec.tables[table].late or timedelta()), interval.start)
+        pushed = PushedRows(settings.predictions_url).land(
+            folder, table, interval, ledger.publications(spec.name, DATASET), staging,
+            first=landed.rows,
+            again=earlier.periods if is_dated(source) or source.pushed else [late],
+        )  # fmt: skip
+        landed = replace(landed, pushed=replace(pushed, alone=not landed.paths))
+        if not landed.paths and not pushed.rows and landed.absent:
+            return replace(nothing_yet(folder, table, interval, staging), pushed={"through": pushed.through, "alone": True})
     result = check(
         folder,
         landed,
@@ -93,8 +110,11 @@ def land_and_check(
 
 
 def _was_read(ledger: Ledger, spec: ModelSpec, table: str, interval: Interval) -> bool:
-    """Whether rows of a table are published for an interval, so that its files were there."""
-    return any(publication.rows.get(table) for publication in ledger.publications(spec.name, DATASET, interval))
+    """Whether rows of a table are published for an interval that were not only pushed, so that its files were there."""
+    return any(
+        publication.rows.get(table) and not publication.inputs.get(INPUT, {}).get(table, {}).get("alone")
+        for publication in ledger.publications(spec.name, DATASET, interval)
+    )
 
 
 def _published_keys(folder: ModelFolder, lake: Lake, name: str, interval: Interval) -> pa.Table | None:
@@ -198,6 +218,7 @@ def publish_interval(
             "files": _files(folder.spec, results),
             "awaited": {result.table: result.awaited for result in results if result.awaited},
             "too_late": {result.table: result.too_late for result in results if result.too_late},
+            **({INPUT: pushed} if (pushed := {one.table: one.pushed for one in results if one.pushed is not None}) else {}),
         },
     )
     log.info("published %s", ", ".join(f"{table}: {rows} rows" for table, rows in publication.rows.items()))

@@ -212,7 +212,8 @@ def judge_rows(
 def _replaced(connection: duckdb.DuckDBPyConnection, table: Table, bad_rows: Any) -> Any:
     """Numbers of the good rows that a later file repeats or corrects for the same day and the same moment of knowing.
 
-    No moment is left at which they would be the newest.
+    No moment is left at which they would be the newest. A pushed row is as a file of its own; what comes from a database, which
+    does not say when, counts as older.
     """
     if table.event_time is None or table.duplicates == "refuse":
         return np.empty(0, np.int64)
@@ -220,11 +221,12 @@ def _replaced(connection: duckdb.DuckDBPyConnection, table: Table, bad_rows: Any
     connection.register("bad_rows", pa.table({ROW: pa.array(bad_rows, pa.int64())}))
     found = connection.sql(f"""
         WITH several AS (
-            SELECT hash({keys}) AS _hash FROM typed GROUP BY _hash HAVING count(DISTINCT {ARRIVED}) > 1
+            SELECT hash({keys}) AS _hash FROM typed GROUP BY _hash
+            HAVING count(DISTINCT {ARRIVED}) + count_if({ARRIVED} IS NULL) > 1
         )
         SELECT {ROW} FROM typed SEMI JOIN several ON hash({keys}) = _hash ANTI JOIN bad_rows USING ({ROW})
         QUALIFY row_number() OVER (
-            PARTITION BY {keys}, {KNOWN}, date_trunc('day', {quoted(table.event_time)}) ORDER BY {ARRIVED} DESC
+            PARTITION BY {keys}, {KNOWN}, date_trunc('day', {quoted(table.event_time)}) ORDER BY {ARRIVED} DESC NULLS LAST
         ) > 1
     """).to_arrow_table()
     return found.column(ROW).to_numpy()

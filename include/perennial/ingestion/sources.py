@@ -1,9 +1,10 @@
 """From a source to Parquet files with the raw rows of an interval.
 
-A source is a pattern of files, a SQL query, or a Python function. Memory stays bounded for a source of any size: record
-batches go from the reader to the writer. Only columns that the table mentions are kept. So nothing else of a file, such as a
-passenger's name, reaches the lake or its quarantine. Here only the source is judged: whether it is a table with the required
-columns. :mod:`perennial.ingestion.checks` judges the rows.
+A source is a pattern of files, a SQL query, or a Python function; or clients push its rows, which
+:mod:`perennial.ingestion.pushed` lands. Memory stays bounded for a source of any size: record batches go from the reader to
+the writer. Only columns that the table mentions are kept. So nothing else of a file, such as a passenger's name, reaches the
+lake or its quarantine. Here only the source is judged: whether it is a table with the required columns.
+:mod:`perennial.ingestion.checks` judges the rows.
 
 Neighbours: :mod:`perennial.ingestion.files` and :mod:`perennial.ingestion.queries` read. :mod:`perennial.ingestion.landing`
 writes. :mod:`perennial.ingestion.casting` says what raw values become.
@@ -31,6 +32,7 @@ from perennial.core.files import replacing
 from perennial.core.intervals import Interval
 from perennial.ingestion.files import land_files, versions
 from perennial.ingestion.landing import LandingWriter
+from perennial.ingestion.pushed import Pushed
 from perennial.ingestion.queries import land_python, land_sql
 from perennial.spec.folder import ModelFolder
 
@@ -55,6 +57,7 @@ class Landed:
         notices: what was accepted but is unusual.
         absences: columns that the source, or some of its files, do not have, and that are NULL therefore.
         absent: keys of the periods of a dated pattern that have no file, for a table that may come late.
+        pushed: rows that were pushed online; None if none can be.
     """
 
     table: str
@@ -64,13 +67,16 @@ class Landed:
     notices: list[str]
     absences: list[str]
     absent: list[str] = field(default_factory=list)
+    pushed: Pushed | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "paths": [str(path) for path in self.paths]}
+        pushed = None if self.pushed is None else self.pushed.to_json()
+        return {**asdict(self), "paths": [str(path) for path in self.paths], "pushed": pushed}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Landed:
-        return cls(**{**value, "paths": [Path(path) for path in value["paths"]]})
+        pushed = Pushed.from_json(value["pushed"]) if value.get("pushed") else None
+        return cls(**{**value, "paths": [Path(path) for path in value["paths"]], "pushed": pushed})
 
 
 def land(
@@ -106,6 +112,8 @@ def land(
     name = folder.spec.tables[table].source
     source = folder.spec.sources[name]
     directory.mkdir(parents=True, exist_ok=True)
+    if source.pushed:
+        return Landed(table, [], 0, [], [], [])
     writer = LandingWriter(folder, table, directory / f"{table}-{uuid4().hex}.landed.parquet")
     files: list[dict[str, Any]] = []
     notices: list[str] = []

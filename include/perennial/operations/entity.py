@@ -31,6 +31,11 @@ from perennial.spec.model import ModelSpec
 
 #: Shorter values are not searched for in texts: they occur in too many that are about something else.
 SHORTEST_WORD = 4
+#: DuckDB's name of each type of a column.
+_DUCKDB = {
+    "string": "VARCHAR", "integer": "BIGINT", "float": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ",
+    "date": "DATE",
+}  # fmt: skip
 #: The only key of a quarantined row whose line could not be read as columns.
 _RAW = "_raw"
 
@@ -85,6 +90,37 @@ class Entity:
     def in_requests(self) -> Finder:
         """A finder of rows of ``online_requests`` that were asked about the entity."""
         return _Requested(self)
+
+    def in_pushed(self, rows: pa.Table) -> pa.Array:
+        """Which rows of ``pushed_rows``, with their ``table`` and ``row``, are the entity's."""
+        conditions: list[str] = []
+        with connect() as connection:
+            connection.register("pushed", rows)
+            for name, table in self.spec.tables.items():
+                for columns, wanted in (
+                    (self.columns, [tuple(self.values[one] for one in self.columns)]),
+                    (self.key, self.keys),
+                ):
+                    if not wanted or not set(columns) <= set(table.columns):
+                        continue
+                    kinds = [_DUCKDB[table.columns[one].type] for one in columns]
+                    values = [f'json_extract_string("row", {literal(f"$.{quoted(one)}")})' for one in columns]
+                    its = ", ".join(f"TRY_CAST({value} AS {kind})" for value, kind in zip(values, kinds, strict=True))
+                    named = ", ".join(f"TRY_CAST(_{place} AS {kind})" for place, kind in enumerate(kinds))
+                    there = f"wanted_{len(conditions)}"
+                    connection.register(
+                        there, pa.table({f"_{place}": list(each) for place, each in enumerate(zip(*wanted, strict=True))})
+                    )
+                    conditions.append(f'("table" = {literal(name)} AND row({its}) IN (SELECT row({named}) FROM {there}))')
+            found = connection.sql(f"SELECT coalesce({' OR '.join(conditions) or 'false'}, false) AS found FROM pushed")
+            mask: pa.Array = found.to_arrow_table()["found"].combine_chunks()
+        return mask
+
+    def keys_in_pushed(self, rows: pa.Table) -> frozenset[tuple[str, ...]]:
+        """The entity keys of these rows of ``pushed_rows``, as far as they have them."""
+        found = (json.loads(text) for text in rows["row"].to_pylist())
+        keys = (tuple(values.get(name) for name in self.key) for values in found)
+        return frozenset(one for one in keys if all(value is not None for value in one))
 
     @cached_property
     def typed_keys(self) -> set[tuple[object, ...]]:
@@ -214,6 +250,8 @@ class _Quarantined:
             if column is not None and column.sql is not None:
                 computed = _computed(column.sql, column.type, row)
                 there = [computed] if computed is not None else list(row.values())
+                # A row that was pushed has the table's own columns.
+                there += [given[name.casefold()]] if name.casefold() in given else []
             elif name.casefold() in given:
                 there = [given[name.casefold()]]
             else:

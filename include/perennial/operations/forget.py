@@ -26,6 +26,7 @@ from perennial.core.errors import ErasureError
 from perennial.core.intervals import Interval
 from perennial.deployment import Deployment
 from perennial.evidence.training import PARTS, TrainingSet
+from perennial.ingestion.pushed import PushedRows
 from perennial.lake.erasure import Eraser, Finder, Findings
 from perennial.lake.removal import removing_alone
 from perennial.ledger.erasures import Erasure
@@ -38,7 +39,9 @@ from perennial.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
 
-_QUARANTINE, _FEATURES = "quarantine", "features"
+_QUARANTINE, _FEATURES, _PUSHED = "quarantine", "features", "pushed_rows"
+#: Tables of the predictions database that hold rows of several models.
+_BESIDE = ("online_features", REQUESTS, _PUSHED)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Survey:
 
     Attributes:
         rows: number of distinct rows, including those of older snapshots; by table of the lake, ``<model>_predictions`` and
-            ``online_features``. Those of ``online_requests`` are of both places.
+            ``online_features`` and ``pushed_rows``. Those of ``online_requests`` are of both places.
         files: number of data files of the lake that hold such a row; they are rewritten or removed.
         snapshots: number of snapshots of the lake that hold such a row; they are expired.
         pins: pins of training sets that are removed.
@@ -208,7 +211,8 @@ class Forgetting:
         rows = {name: one.found.num_rows for name, one in findings.items()}
         ledger.note_erasure(
             begun.id,
-            rows=rows | {name: found.rows.get(name, 0) for name in (f"{model}_predictions", "online_features", REQUESTS)},
+            rows=rows
+            | {name: found.rows.get(name, 0) for name in (f"{model}_predictions", "online_features", REQUESTS, _PUSHED)},
             versions={"learned": found.learned, "unpinned": found.unpinned},
             details={"staging": len(found.staging), "reports": len(found.reports), "texts": found.texts},
         )
@@ -229,6 +233,7 @@ class Forgetting:
         self._erase_from_sink(entity)
         self._erase_from_online_table(entity)
         self._erase_from_requests(entity)
+        self._erase_from_pushed(entity)
         for pin in found.pins:
             parts.lake.unpin(model, pin)
         removed = sum(self._erase_table(begun, name, finder, since, say) for name, finder in self._finders(entity))
@@ -236,6 +241,7 @@ class Forgetting:
         self._erase_from_sink(entity)
         self._erase_from_online_table(entity)
         self._erase_from_requests(entity)
+        self._erase_from_pushed(entity)
         ledger.note_erasure(begun.id, details={"files": removed})
         done = ledger.complete_erasure(begun.id)
         log.info("erasure %d of %s is complete: %s", done.id, model, done.rows)
@@ -266,6 +272,7 @@ class Forgetting:
         rows[f"{model}_predictions"] = self._erase_from_sink(entity, dry_run=True)
         rows["online_features"] = self._erase_from_online_table(entity, dry_run=True)
         rows[REQUESTS] = rows.get(REQUESTS, 0) + self._erase_from_requests(entity, dry_run=True)
+        rows[_PUSHED] = self._erase_from_pushed(entity, dry_run=True)
         features = findings.get(_FEATURES)
         its = features.found if features is not None else pa.table({})
         reports = parts.settings.reports / model
@@ -308,6 +315,8 @@ class Forgetting:
         for name, finder in self._finders(entity):
             if name not in (_QUARANTINE, REQUESTS):
                 keys |= entity.keys_in(self._eraser.look(self.model, name, finder, older_than=older_than).found)
+        for found in PushedRows(self._parts.settings.predictions_url).find(self.model, entity.in_pushed):
+            keys |= entity.keys_in_pushed(found)
         return replace(entity, keys=keys)
 
     def _finders(self, entity: Entity) -> list[tuple[str, Finder]]:
@@ -335,6 +344,9 @@ class Forgetting:
     def _erase_from_requests(self, entity: Entity, *, dry_run: bool = False) -> int:
         finds = entity.in_requests().finds
         return RequestTable(self._parts.settings.predictions_url).erase(self.model, finds, dry_run=dry_run)
+
+    def _erase_from_pushed(self, entity: Entity, *, dry_run: bool = False) -> int:
+        return PushedRows(self._parts.settings.predictions_url).erase(self.model, entity.in_pushed, dry_run=dry_run)
 
 
 def _quoting(entity: Entity, folder: Path) -> list[Path]:

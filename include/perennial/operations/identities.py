@@ -23,6 +23,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from perennial.core.private_parts import migrate_mlflow
+from perennial.ingestion import pushed
+from perennial.ingestion.pushed import PushedRows
 from perennial.registry.permissions import APPROVER, JUDGE, OPERATOR, SCORER, VIEWER, WORKER
 from perennial.serving import online_table, request_table
 from perennial.serving.online_table import OnlineTable
@@ -260,6 +262,7 @@ def make_online_tables(worker: URL) -> None:
     url = worker.render_as_string(hide_password=False)
     OnlineTable(url).create()
     RequestTable(url).create()
+    PushedRows(url).create()
 
 
 def share_tables_of_workers(worker: URL, reader: URL, scorer: URL) -> None:
@@ -282,7 +285,7 @@ def share_tables_of_workers(worker: URL, reader: URL, scorer: URL) -> None:
                     connection.exec_driver_sql(f"GRANT {rights} ON {WORKER_SCHEMA}.{table} TO {scores}")
                     if "INSERT" in rights:
                         _grant_numbers(connection, f"{WORKER_SCHEMA}.{table}", scores)
-            for known in (*online_table.METADATA.sorted_tables, *request_table.METADATA.sorted_tables):
+            for known in (table for module in (online_table, request_table, pushed) for table in module.METADATA.sorted_tables):
                 connection.exec_driver_sql(f"GRANT SELECT ON {WORKER_SCHEMA}.{known.name} TO {reads}")
     finally:
         engine.dispose()

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from perennial.core.intervals import Interval
 from perennial.features.published import DATASET as FEATURES
 from perennial.features.published import is_features
+from perennial.ingestion.pushed import PushedRows
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import label_delay
 from perennial.ledger.store import Ledger
@@ -62,6 +63,9 @@ def remove_old_rows(sink_url: str, lake: Lake, ledger: Ledger, spec: ModelSpec, 
         if dataset == "predictions":
             shown = sink_erasure.remove_before(sink_url, spec.name, spec.event_time, before)
             done |= {f"{spec.name}_predictions": shown} if shown else {}
+        if dataset == "tables":
+            pushed = PushedRows(sink_url).remove_before(spec.name, before)
+            done |= {"pushed_rows": pushed} if pushed else {}
         if dataset == FEATURES:
             asked = OnlineTable(sink_url).remove_before(spec.name, before)
             done |= {"online_features": asked} if asked else {}

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from perennial.core.errors import ErasureError, SpecError
 from perennial.core.files import replacing
 from perennial.deployment import Deployment
+from perennial.ingestion.pushed import PushedRows
 from perennial.lake.erasure import Eraser
 from perennial.lake.removal import removing_alone
 from perennial.operations.remembered import remembered
@@ -94,6 +95,8 @@ def retire(parts: Deployment, model: str, *, actor: str, reason: str, drop_lake:
         told.append(f"{rows:,} rows that were asked online by key are removed")
     if rows := RequestTable(parts.settings.predictions_url).remove_before(model):
         told.append(f"{rows:,} rows that were asked online and not published yet are removed")
+    if rows := PushedRows(parts.settings.predictions_url).remove_before(model):
+        told.append(f"{rows:,} rows that clients pushed are removed")
     if drop_lake and retired.dropped_at is None:
         told.append(_drop_lake(parts, model, retired.id))
     elif retired.dropped_at is not None:

@@ -39,6 +39,7 @@ from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
 from perennial.serving.openapi import describe
 from perennial.serving.page import describe_for_page, page
+from perennial.serving.pushing import Pushing
 from perennial.serving.recording import Answered, Recorder
 from perennial.serving.requests import Entities, Keys, Rows
 from perennial.serving.tokens import Token, Tokens
@@ -99,6 +100,7 @@ class App:
         champions: the versions that answer.
         table: rows of features by key.
         on_demand: computes features of entities that are in no table yet.
+        pushing: takes rows of tables.
         tokens: who may ask.
         bounds: what a request may cost.
         record: makes what records requests, from the figures; None: they are not recorded.
@@ -110,14 +112,17 @@ class App:
         champions: Champions,
         table: OnlineTable,
         on_demand: OnDemand,
+        pushing: Pushing,
         tokens: Tokens,
         bounds: Bounds,
         record: Callable[[Figures], Recorder] | None = None,
         parity: Callable[[str], dict[str, Any] | None] = lambda _: None,
     ) -> None:
-        self._champions, self._table, self._on_demand = champions, table, on_demand
+        self._champions, self._table, self._on_demand, self._pushing = champions, table, on_demand, pushing
         self._tokens, self._bounds, self._parity = tokens, bounds, parity
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
+        # Who stores waits for others who do, and look-ups need not.
+        self._pushes = ThreadPoolExecutor(2, thread_name_prefix="push")
         self._at_once = 0
         self._batcher: Batcher | None = None
         self._computer: Computer | None = None
@@ -142,6 +147,7 @@ class App:
                 Route("/v2/models/{model}/versions/{version}/infer", self._infer, methods=["POST"]),
                 Route("/models/{model}/predict", self._predict, methods=["POST"]),
                 Route("/models/{model}/invocations", self._invocations, methods=["POST"]),
+                Route("/models/{model}/tables/{table}", self._push, methods=["POST"]),
                 Route("/models/{model}/ping", self._model_ready),
                 Route("/metrics", self._metrics),
                 Route("/", self._page),
@@ -214,6 +220,7 @@ class App:
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close)
         self._lookups.shutdown()
+        self._pushes.shutdown()
         self._computer.close()
 
     # --- who, and how much ---
@@ -285,6 +292,25 @@ class App:
             for seconds in ages(rows.origins):
                 self.figures.looked_up(served.model, seconds)
         return _json(answers.plain(await self._answer(request, served, rows, form, overrides)))
+
+    async def _push(self, request: Request) -> Response:
+        asked: _Asked = request.scope["asked"]
+        model, table, token = str(request.path_params["model"]), str(request.path_params["table"]), self._token(request)
+        if token is not None and not token.may_push(model):
+            raise NotAnswered("this token may not push rows of this model", status=403)
+        asked.form = ""
+        rows = requests.from_push(await self._body(request), self._bounds.rows)
+        loop = asyncio.get_running_loop()
+        taken = await loop.run_in_executor(self._pushes, self._pushing.take, model, table, rows)
+        known = taken.accepted - taken.new
+        for outcome, count in (("new", taken.new), ("known", known), ("refused", len(taken.refused))):
+            self.figures.pushed(model, table, outcome, count)
+        refused = [{"row": one.row, "field": one.field, "reason": one.reason} for one in taken.refused]
+        said = {"accepted": taken.accepted, "new": taken.new, "refused": refused}
+        if not taken.accepted:
+            first = taken.refused[0]
+            return _json({"error": first.reason, "request_id": asked.id, "row": first.row, "field": first.field, **said}, 422)
+        return _json(said)
 
     async def _invocations(self, request: Request) -> Response:
         served = self._asked_model(request)

@@ -78,6 +78,9 @@ class Figures:
         self._rows = Counter(
             "perennial_serve_rows", "Rows that were predicted.", ["model"], registry=self._registry,
         )  # fmt: skip
+        self._pushed = Counter(
+            "perennial_serve_pushed", "Rows that clients pushed.", ["model", "table", "outcome"], registry=self._registry,
+        )  # fmt: skip
         self._fallbacks = Counter(
             "perennial_serve_fallbacks", "Rows by key without stored features that are new enough.", ["model", "kind"],
             registry=self._registry,
@@ -101,6 +104,10 @@ class Figures:
     def unrecorded(self, model: str, rows: int, why: str) -> None:
         """Count rows that were answered and not recorded."""
         self._unrecorded.labels(model, why).inc(rows)
+
+    def pushed(self, model: str, table: str, outcome: str, rows: int) -> None:
+        """Count rows that clients pushed: ``new``, ``known`` or ``refused``."""
+        self._pushed.labels(model, table, outcome).inc(rows)
 
     def fell_back(self, model: str, kind: str) -> None:
         """Count a row that was answered without features that are new enough."""

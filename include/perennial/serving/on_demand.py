@@ -1,9 +1,11 @@
 """Features of entities that are in no table yet: ``features.sql`` runs now, for them alone, over hot tables.
 
 The hot tables are the published rows that the query looks back at, held in memory. They are loaded at the first request of a
-model and kept up with publications (:meth:`OnDemand.keep_up`). The query, the casts, the checks and what a row may see are
-those of the batch, so an entity that was published gets the features that were published for it, to the last bit. This holds
-only if no feature depends on which entities are asked, which is tried first (:mod:`perennial.features.independence`).
+model and kept up with publications (:meth:`OnDemand.keep_up`), and with rows that clients push and no ingest has read yet
+(:meth:`OnDemand.show_pushed`): these are shown as the next ingest will publish them. The query, the casts, the checks and what
+a row may see are those of the batch, so an entity that was published gets the features that were published for it, to the last
+bit. This holds only if no feature depends on which entities are asked, which is tried first
+(:mod:`perennial.features.independence`).
 
 Neighbours: :mod:`perennial.features.point_in_time` runs the query; :mod:`perennial.ingestion.given` casts the entities.
 """
@@ -12,14 +14,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import sqlalchemy as sa
 
 from perennial.core.errors import NotAnswered, ServingError
 from perennial.core.intervals import Interval, window_start
@@ -28,6 +31,7 @@ from perennial.features.point_in_time import (
     blaming,
     feature_schema,
     hold,
+    hold_pushed,
     instant,
     offer_given,
     open_database,
@@ -37,6 +41,7 @@ from perennial.features.point_in_time import (
 from perennial.features.publish import find_dependences
 from perennial.features.published import DATASET, TABLES, published_tables, scan
 from perennial.ingestion.given import GivenTable
+from perennial.ingestion.pushed import PushedRows, as_columns, by_texts, read_before
 from perennial.lake.publish import Lake
 from perennial.lake.schema import KNOWN
 from perennial.serving.online_table import definition_of
@@ -49,6 +54,28 @@ _DAY = timedelta(days=1)
 _FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
 #: How long before the end of what is published an event may lie. More would have to be read for a single request.
 OLDEST = timedelta(days=31)
+#: Most pushed rows of a table that are held until they are published.
+MOST_PUSHED = 200_000
+
+
+@dataclass(frozen=True)
+class _Pushed:
+    """Rows of a table that clients have pushed and no ingest has read.
+
+    Attributes:
+        newest: the number of the table's newest row when they were read.
+        rows: they, in the order in which they came; None if there are none.
+        read: how many were read, those included that the table's present rules refuse.
+        several: whether one of their keys has several rows.
+    """
+
+    newest: int = 0
+    rows: pa.Table | None = None
+    read: int = 0
+    several: bool = False
+
+
+_NOTHING_PUSHED = _Pushed()
 
 
 @dataclass(frozen=True)
@@ -63,6 +90,9 @@ class _Hot:
         tables: the rows.
         database: has the rows too, for :func:`perennial.features.point_in_time.offer_given`.
         corrected: the tables that have several rows for a key.
+        read: by table, up to which number an ingest has read pushed rows.
+        pushed: by table, pushed rows that the database shows beside the others. Only who has the database for itself changes
+            it.
         proved: the publication of features on whose rows the independence of entities was tried.
         dependent: features that depend on which entities are asked.
     """
@@ -74,6 +104,8 @@ class _Hot:
     tables: dict[str, pa.Table]
     database: duckdb.DuckDBPyConnection
     corrected: frozenset[str]
+    read: dict[str, int]
+    pushed: dict[str, _Pushed]
     proved: int | None
     dependent: list[str]
 
@@ -83,11 +115,20 @@ class OnDemand:
 
     Args:
         lake: has the published tables; its ledger says which snapshots are published.
+        pushed: has the rows that clients push; None: they are not shown.
+        takes: by the name of a model, the tables of which rows may be pushed now. Those of others are not ingested.
         clock: the time.
     """
 
-    def __init__(self, lake: Lake, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        pushed: PushedRows | None = None,
+        takes: Callable[[str], Collection[str]] = lambda _: (),
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._lake, self._clock = lake, clock
+        self._pushes = None if pushed is None else (pushed, takes)
         self._makers: dict[str, _Maker] = {}
         self._lock = threading.Lock()
 
@@ -147,22 +188,41 @@ class OnDemand:
         for maker in list(self._makers.values()):
             maker.keep_up()
 
+    def show_pushed(self) -> None:
+        """Read what was pushed since, for all models that were asked. It takes a statement a model if that is nothing.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database does not answer; what is shown stays.
+        """
+        for maker in list(self._makers.values()):
+            maker.show_pushed()
+
     def _maker(self, folder: ModelFolder) -> _Maker:
         name = f"{folder.spec.name}/{definition_of(folder)}"
         with self._lock:
             if name not in self._makers:
-                self._makers[name] = _Maker(folder, self._lake)
+                self._makers[name] = _Maker(folder, self._lake, self._pushes)
             return self._makers[name]
 
 
 class _Maker:
     """Computes features of one definition."""
 
-    def __init__(self, folder: ModelFolder, lake: Lake) -> None:
+    def __init__(
+        self, folder: ModelFolder, lake: Lake, pushes: tuple[PushedRows, Callable[[str], Collection[str]]] | None
+    ) -> None:
         self._folder, self._lake = folder, lake
+        self._pushes = pushes
+        spec = folder.spec
+        self._pushable = [
+            name
+            for name in folder.feature_tables
+            if spec.tables[name].event_time is not None and spec.tables[name].duplicates == "correct"
+        ]
+        self._texts: dict[str, GivenTable] = {}
         self._given = GivenTable(folder, folder.spec.entity.table)
         self._hot: _Hot | None = None
-        self._computing, self._loading = threading.Lock(), threading.Lock()
+        self._computing, self._loading, self._showing = threading.Lock(), threading.Lock(), threading.Lock()
 
     def features(self, asked: Sequence[pa.Table], as_of: datetime | None, now: datetime) -> list[pa.Table | Exception]:
         """The features of each request's entities, or why it gets none."""
@@ -229,7 +289,8 @@ class _Maker:
             )
         with self._database(hot) as connection:
             given = _known_when_asked(connection, asked, given)
-            offer_given(connection, asked, hot.corrected, day, given)
+            corrected = hot.corrected | {name for name, pushed in hot.pushed.items() if pushed.several}
+            offer_given(connection, asked, corrected, day, given)
             select_checked(connection, asked, day)
             found: pa.Table = connection.sql("FROM perennial.features").to_arrow_table()
         return found.cast(feature_schema(asked.spec))
@@ -243,7 +304,7 @@ class _Maker:
             except duckdb.Error:
                 with self._loading:
                     if self._hot is hot:
-                        self._hot = replace(hot, database=_database_of(self._folder, hot.tables)[0])
+                        self._hot = replace(hot, database=_database_of(self._folder, hot.tables, hot.pushed)[0])
                 raise
 
     def _held(self, day: Interval) -> _Hot:
@@ -277,14 +338,79 @@ class _Maker:
         newest, features = (self._lake.ledger.head(self._folder.spec.name, name).publication_id for name in (TABLES, DATASET))
         if (newest, features) != (hot.publication, hot.proved):
             with self._loading:
-                self._hot = self._load(hot.start, hot)
+                loaded = self._load(hot.start, hot)
+                # What came while it was loaded is shown by the rows before already.
+                self._show(loaded, shared=False)
+                self._hot = loaded
+        else:
+            self._show(hot, count=True)
+
+    def show_pushed(self) -> None:
+        hot = self._hot
+        if hot is not None:
+            self._show(hot)
+
+    def _show(self, hot: _Hot, *, count: bool = False, shared: bool = True) -> None:
+        """Let a database show what was pushed since.
+
+        Args:
+            hot: the rows and their database.
+            count: also look whether rows were removed.
+            shared: whether other threads have it too.
+        """
+        if self._pushes is None:
+            return
+        rows, takes = self._pushes
+        with self._showing if shared else nullcontext():
+            name = self._folder.spec.name
+            taken = [table for table in self._pushable if table in takes(name)]
+            for table, number in rows.newest(name, taken).items():
+                shown = hot.pushed.get(table, _NOTHING_PUSHED)
+                removed = count and bool(shown.read) and rows.waiting(*self._unread(hot, table)) < shown.read
+                if number == shown.newest and not removed:
+                    continue
+                its = self._read_pushed(rows, hot, table, number, _NOTHING_PUSHED if removed else shown)
+                with self._computing if shared else nullcontext():
+                    if shared and self._hot is not hot:
+                        return  # it was replaced; the next look shows them in the other one
+                    if its.rows is None and shown.rows is not None:  # all of them were removed
+                        its = replace(its, rows=shown.rows.slice(0, 0))
+                    if its.rows is not shown.rows:
+                        its = replace(its, several=hold_pushed(hot.database, self._folder, table, its.rows))
+                    hot.pushed[table] = its
+
+    def _unread(self, hot: _Hot, table: str) -> tuple[str, str, int, datetime, datetime]:
+        """What :meth:`perennial.ingestion.pushed.PushedRows.read` is asked for: what the next ingest will publish."""
+        spec = self._folder.spec
+        since = max(hot.start, hot.end - (spec.tables[table].late or timedelta()))
+        return spec.name, table, hot.read.get(table, 0), since, hot.end
+
+    def _read_pushed(self, pushed: PushedRows, hot: _Hot, table: str, newest: int, shown: _Pushed) -> _Pushed:
+        """What is shown of a table's pushed rows, and those that came since."""
+        most = MOST_PUSHED - shown.read
+        raw = pushed.read(*self._unread(hot, table), beyond=shown.newest, most=most)
+        if raw.num_rows == most > 0:
+            name = self._folder.spec.name
+            log.warning("%s: %d pushed rows of %s wait for ingest; features see no more of them", name, MOST_PUSHED, table)
+        if table not in self._texts:
+            self._texts[table] = GivenTable(by_texts(self._folder, table), table)
+        typed, faults = self._texts[table].check(as_columns(self._folder.spec.tables[table], raw))
+        faulty = {one.row for one in faults}
+        good = typed.filter(pa.array([place not in faulty for place in range(typed.num_rows)], pa.bool_()))
+        good = good.filter(pc.is_valid(good[KNOWN]))
+        rows = shown.rows
+        if good.num_rows:
+            rows = good if rows is None else pa.concat_tables([rows, good])
+        # A row may have become visible since the newest number was read.
+        return replace(shown, newest=max([newest, *raw["id"].to_pylist()]), rows=rows, read=shown.read + raw.num_rows)
 
     def _load(self, start: datetime, before: _Hot | None) -> _Hot:
         """Read the rows of events from ``start`` on that are not held already, but not more than :data:`OLDEST` needs."""
         folder, lake = self._folder, self._lake
         name = folder.spec.name
         tables = published_tables(folder, lake.ledger)
-        end = max(one.interval.end for one in lake.ledger.publications(name, TABLES))
+        publications = lake.ledger.publications(name, TABLES)
+        end = max(one.interval.end for one in publications)
         start = max(start, window_start(end, _DAY) - OLDEST - folder.spec.features.lookback - _DAY)
         refuse_gaps(folder, gaps_of_features(folder, lake, tables.snapshots, Interval(end - _DAY, end)))
         held: dict[str, pa.Table] = {}
@@ -295,8 +421,15 @@ class _Maker:
                 held[table] = scan(folder, lake, table, tables.snapshots, within=Interval(start, _FOREVER)).read_all()
         proved, dependent = self._prove(before, end)
         log.info("%s: %d rows in memory from %s on", name, sum(map(len, held.values())), start)
-        database, corrected = _database_of(folder, held)
-        return _Hot(start, end, tables.id, dict(tables.snapshots), held, database, corrected, proved, dependent)
+        database, corrected = _database_of(folder, held, {})
+        read = {table: read_before(publications, table, end)[0] or 0 for table in self._pushable}
+        hot = _Hot(start, end, tables.id, dict(tables.snapshots), held, database, corrected, read, {}, proved, dependent)
+        try:
+            self._show(hot, shared=False)
+        except sa.exc.SQLAlchemyError as error:
+            # Features go on with what is published; the next look shows the others.
+            log.warning("%s: pushed rows cannot be read (%s)", name, type(error).__name__)
+        return hot
 
     def _prove(self, before: _Hot | None, end: datetime) -> tuple[int, list[str]]:
         newest = self._lake.ledger.head(self._folder.spec.name, DATASET).publication_id
@@ -306,11 +439,17 @@ class _Maker:
         return newest, [one.feature for one in find_dependences(self._folder, self._lake, days)]
 
 
-def _database_of(folder: ModelFolder, tables: dict[str, pa.Table]) -> tuple[duckdb.DuckDBPyConnection, frozenset[str]]:
+def _database_of(
+    folder: ModelFolder, tables: dict[str, pa.Table], pushed: dict[str, _Pushed]
+) -> tuple[duckdb.DuckDBPyConnection, frozenset[str]]:
     """A database that holds the rows, and which of its tables have several for a key. It closes when nobody has it any more."""
     database = open_database()
     try:
-        return database, hold(database, folder, tables)
+        corrected = hold(database, folder, tables)
+        for name, its in pushed.items():
+            if its.rows is not None:
+                hold_pushed(database, folder, name, its.rows)
+        return database, corrected
     except BaseException:
         database.close()
         raise

@@ -8,6 +8,7 @@ from typing import Any
 from perennial.model.artifacts import FeatureList
 from perennial.serving.answers import outputs_of
 from perennial.serving.champion import Served
+from perennial.spec.data import Table
 
 _JSON = "application/json"
 
@@ -51,6 +52,10 @@ def describe(models: Sequence[Served], most_rows: int, *, with_tokens: bool) -> 
                 },
             )
         }
+        tables = {} if served.folder is None or served.online is None else served.folder.spec.tables
+        for table, spec in tables.items():
+            if served.online is not None and table in served.online.push:
+                paths[f"/models/{name}/tables/{table}"] = {"post": _push(name, table, spec, most_rows)}
         paths[f"/v2/models/{name}"] = {"get": _get(f"Inputs and outputs of {name}", {"name": _TEXT})}
         paths[f"/v2/models/{name}/ready"] = {"get": _get(f"Whether {name} answers", {"ready": _BOOLEAN})}
         paths[f"/v2/models/{name}/infer"] = {
@@ -134,6 +139,19 @@ def _question(served: Served, rows: dict[str, Any], most: int) -> dict[str, Any]
     entities = {"type": "array", "items": entity, "minItems": 1, "maxItems": most}
     moment = {"type": ["string", "null"], "format": "date-time"}
     return {"oneOf": [by_features, by_key, _object({"entities": entities, "as_of": moment}, ["entities"])]}
+
+
+def _push(model: str, called: str, table: Table, most: int) -> dict[str, Any]:
+    """Rows of a table, whose values are cast and checked as ingestion does it."""
+    row = {"type": "object", "properties": dict.fromkeys(table.columns, _VALUE), "additionalProperties": False}
+    rows = {"type": "array", "items": row, "minItems": 1, "maxItems": most}
+    fault = {"type": "object", "properties": {"row": {"type": "integer"}, "field": _TEXT, "reason": _TEXT}}
+    count = {"type": "integer", "minimum": 0}
+    answer = {"accepted": count, "new": count, "refused": {"type": "array", "items": fault}}
+    described = _post(f"Push rows of {called} of {model}", _object({"rows": rows}, ["rows"]))
+    schema = {"type": "object", "properties": answer, "required": list(answer)}
+    shown = {"description": "the good rows are stored; what is wrong in the others", "content": {_JSON: {"schema": schema}}}
+    return {**described, "responses": {**described["responses"], "200": shown}}
 
 
 def _features(takes: FeatureList) -> dict[str, Any]:

@@ -175,6 +175,20 @@ def from_question(body: bytes, takes: FeatureList, most: int, key: pa.Schema | N
     return Keys(table, [_record(record, takes, row, "features") for row, record in enumerate(records)])
 
 
+def from_push(body: bytes, most: int) -> list[dict[str, Any]]:
+    """Rows of a table: ``{"rows": [{"column": value, …}, …]}``, with the values as they were written.
+
+    Raises:
+        NotAnswered: the first thing that is wrong, with its row and field.
+    """
+    rows = _list(_fields(read_json(body), "the body", needs=("rows",))["rows"], "rows")
+    _bound(len(rows), most)
+    return [
+        {name: _described_value(value, name, row) for name, value in _in_row(one, row, "rows", "columns").items()}
+        for row, one in enumerate(rows)
+    ]
+
+
 def _described(said: Mapping[str, Any], most: int, *, asked: bool) -> Entities:
     """Entities as their client describes them; :mod:`perennial.ingestion.given` casts and checks the values."""
     if other := next((name for name in ("keys", "features") if name in said), None):

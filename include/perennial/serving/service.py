@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from perennial.core.errors import SettingsError
 from perennial.core.settings import settings_of
 from perennial.deployment import Deployment
+from perennial.ingestion.pushed import PushedRows
 from perennial.serving.app import HEADERS, LOOPBACK, App, Bounds
 from perennial.serving.champion import Champions
 from perennial.serving.figures import Figures
 from perennial.serving.on_demand import OnDemand
 from perennial.serving.online_table import OnlineTable
 from perennial.serving.page import parity_for_page
+from perennial.serving.pushing import Pushing
 from perennial.serving.recording import Recorder
 from perennial.serving.request_table import RequestTable
 from perennial.serving.shedding import refusing
@@ -39,8 +41,8 @@ log = logging.getLogger(__name__)
 PORT = 8090
 #: Connections that wait to be taken, and seconds after which an idle one is closed.
 _BACKLOG, _IDLE = 512, 30
-#: Seconds between two looks for newly published rows.
-_KEEP_UP = 2.0
+#: Seconds between two looks for newly published rows, and for pushed ones, which count a second after they are confirmed.
+_KEEP_UP, _SHOW_PUSHED = 2.0, 0.4
 
 
 class ServeSettings(BaseModel):
@@ -111,7 +113,8 @@ class Scorer:
         tokens = Tokens(tokens_file(deployment.settings.state, given), required=not loopback)
         bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
         table = OnlineTable(deployment.settings.predictions_url)
-        self._on_demand = OnDemand(deployment.lake)
+        pushing = Pushing(deployment)
+        self._on_demand = OnDemand(deployment.lake, PushedRows(deployment.settings.predictions_url), pushing.tables)
         recorded = RequestTable(deployment.settings.predictions_url)
         counts = _made(given.recorders or deployment.settings.state / "recorders")
 
@@ -119,7 +122,7 @@ class Scorer:
             return Recorder(recorded, counts, stored=figures.recorded, left_out=figures.unrecorded)
 
         parity = partial(parity_for_page, deployment.ledger)
-        self.app = App(self._champions, table, self._on_demand, tokens, bounds, record, parity)
+        self.app = App(self._champions, table, self._on_demand, pushing, tokens, bounds, record, parity)
         self._ending = threading.Event()
         self._alone = False
         try:
@@ -177,8 +180,8 @@ class Scorer:
                 self.port,
                 ", ".join(s.name for s in self._champions.served.values()) or "nothing yet",
             )
-            keeping_up = threading.Thread(target=self._keep_up, name="keep up", daemon=True)
-            keeping_up.start()
+            for looking, seconds in ((self._on_demand.keep_up, _KEEP_UP), (self._on_demand.show_pushed, _SHOW_PUSHED)):
+                threading.Thread(target=self._follow, args=(looking, seconds), name="keep up", daemon=True).start()
             self._server.run(sockets=[self._socket])
         finally:
             self._ending.set()
@@ -188,12 +191,12 @@ class Scorer:
                 gc.unfreeze()
             log.info("stopped")
 
-    def _keep_up(self) -> None:
-        """Read what is published into the hot tables of models that were asked by entity."""
+    def _follow(self, look: Callable[[], None], seconds: float) -> None:
+        """Look again and again for rows that the hot tables of models lack which were asked by entity."""
         failed = False
-        while not self._ending.wait(_KEEP_UP):
+        while not self._ending.wait(seconds):
             try:
-                self._on_demand.keep_up()
+                look()
                 failed = False
             except Exception as error:
                 # Whatever it is, requests go on with the rows before. A text may quote an address or a value.

@@ -40,6 +40,7 @@ class Token:
         digest: SHA-256 of the token, which has 256 random bits.
         models: the models that it may ask; :data:`EVERY_MODEL` for all.
         made_at, expires_at, revoked_at: ISO times; empty if it does not expire, or is not revoked.
+        push: whether it may also push rows of these models' tables.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Token:
     made_at: str
     expires_at: str = ""
     revoked_at: str = ""
+    push: bool = False
 
     def counts(self, now: datetime) -> bool:
         """Whether it may be used at a moment."""
@@ -55,6 +57,9 @@ class Token:
 
     def may_ask(self, model: str) -> bool:
         return EVERY_MODEL in self.models or model in self.models
+
+    def may_push(self, model: str) -> bool:
+        return self.push and self.may_ask(model)
 
 
 def read_tokens(file: Path) -> list[Token] | None:
@@ -75,7 +80,7 @@ def read_tokens(file: Path) -> list[Token] | None:
         raise SettingsError(f"{file} does not hold tokens: restore it, or remove it and make the tokens again") from error
 
 
-def make_token(file: Path, name: str, models: tuple[str, ...], *, days: int | None = None) -> str:
+def make_token(file: Path, name: str, models: tuple[str, ...], *, days: int | None = None, push: bool = False) -> str:
     """Add a token, and return it. It cannot be shown again.
 
     Several tokens may have one name. So a client gets a new one before the old one is revoked.
@@ -85,6 +90,7 @@ def make_token(file: Path, name: str, models: tuple[str, ...], *, days: int | No
         name: for whom it is: small letters, digits, ``-`` and ``_``.
         models: what it may ask.
         days: after which it expires; None: it does not.
+        push: whether it may push rows, too.
 
     Raises:
         SettingsError: the name is unusable, or the file.
@@ -94,7 +100,7 @@ def make_token(file: Path, name: str, models: tuple[str, ...], *, days: int | No
     token, now = f"{_PREFIX}{secrets.token_urlsafe(32)}", datetime.now(UTC)
     expires = (now + timedelta(days=days)).isoformat(timespec="seconds") if days is not None else ""
     with _alone(file):
-        made = Token(name, _digest(token), models, now.isoformat(timespec="seconds"), expires)
+        made = Token(name, _digest(token), models, now.isoformat(timespec="seconds"), expires, push=push)
         _write(file, [*(read_tokens(file) or []), made])
     return token
 

@@ -41,7 +41,7 @@ _READ = r"\.((csv|tsv|jsonl|ndjson)(\.gz|\.zst)?|parquet)$"
 
 
 class Source(Section):
-    """Where rows come from: exactly one of ``files``, ``sql`` and ``python``.
+    """Where rows come from: exactly one of ``files``, ``sql``, ``python`` and ``pushed``.
 
     Attributes:
         files: a pattern below the deployment's data folder, or the address of a store, such as ``s3://…``. ``%Y``, ``%m``,
@@ -53,6 +53,7 @@ class Source(Section):
         connection: the database of ``sql``: an Airflow connection id, or the name of an environment variable that holds a
             SQLAlchemy URL.
         python: ``model:function``. It is called with start and end, and returns an Arrow table or record batch reader.
+        pushed: true: rows come from clients alone, who push them to the scorer. ``online.push`` names the tables.
         time_zone: the zone of the source's clock, such as America/New_York. Times without an offset are of this zone, and the
             time codes of ``files`` stand for its days and hours. None: UTC.
         null_values: texts of a CSV file that mean a missing value.
@@ -66,6 +67,7 @@ class Source(Section):
     sql: Sql | None = None
     connection: ConnectionId | None = None
     python: Function | None = None
+    pushed: Literal[True] | None = None
     time_zone: TimeZone | None = None
     null_values: list[str] = [""]
     delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(sets_apart)] = ","
@@ -75,8 +77,8 @@ class Source(Section):
 
     @check
     def _is_one_kind(self) -> Found:
-        if sum(kind is not None for kind in (self.files, self.sql, self.python)) != 1:
-            yield (), "give exactly one of files, sql and python"
+        if sum(kind is not None for kind in (self.files, self.sql, self.python, self.pushed)) != 1:
+            yield (), "give exactly one of files, sql, python and pushed"
 
     @check
     def _queries_a_database(self) -> Found:

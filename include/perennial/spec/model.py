@@ -144,6 +144,25 @@ class ModelSpec(Section):
                 yield ("tables", self.entity.table, *below), f"PostgreSQL allows no column named {name} of one's own; {renamed}"
 
     @check
+    def _pushed_tables_can_be_placed(self) -> Found:
+        for place, name in enumerate(self.online.push if self.online is not None else []):
+            if is_unknown(name, self.tables):
+                yield ("online", "push", place), f"no table is named {name}; there are {listed(self.tables)}"
+            elif (table := self.tables.get(name)) and (table.event_time is None or table.duplicates == "refuse"):
+                yield ("online", "push", place), f"rows of {name} cannot be pushed: it needs event_time and duplicates: correct"
+
+    @check
+    def _tables_without_another_source_are_pushed(self) -> Found:
+        named = self.online.push if self.online is not None else []
+        for name, table in self.tables.items():
+            source = self.sources.get(table.source)
+            if source is not None and source.pushed and name not in named:
+                yield (
+                    ("tables", name, "source"),
+                    f"{table.source} is pushed, and online.push does not name {name}; add it there",
+                )
+
+    @check
     def _label_names_a_table(self) -> Found:
         if is_unknown(self.label.table, self.tables):
             yield ("label", "table"), f"no table is named {self.label.table}; there are {listed(self.tables)}"

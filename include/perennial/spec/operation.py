@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from perennial.alerts.alert import Alert, Kind, Severity
 from perennial.core.intervals import Interval
 from perennial.spec.sections import Found, Section, check
-from perennial.spec.types import ClosedDay, ConnectionId, Cron, Duration, PositiveShare, Share, Text, matches_day
+from perennial.spec.types import ClosedDay, ConnectionId, Cron, Duration, Identifier, PositiveShare, Share, Text, matches_day
 
 
 class Schedules(Section):
@@ -88,6 +88,8 @@ class Online(Section):
         missing: what is answered for an entity without a row, or with one older than ``max_age``. ``refuse``: an error.
             ``null``: a prediction from features that are all missing. ``last``: a prediction from the row, however old; an
             error if there is none.
+        push: tables of which clients may push rows. Their day's ingest reads them with the source. A table needs an event time,
+            and ``duplicates: correct``.
         max_age: how old a row may be. Its age counts from the publication of the newest rows of the tables that it is made of.
         record: whether requests and answers are recorded and published as the dataset ``requests``; or the share of requests
             that is, such as ``10%``.
@@ -103,6 +105,7 @@ class Online(Section):
         WithJsonSchema({"enum": ["refuse", "null", "last", None]}),
     ] = "refuse"
     max_age: Duration = timedelta(days=2)
+    push: list[Identifier] = []
     record: Annotated[
         bool | PositiveShare,
         BeforeValidator(_share),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from perennial.core.settings import Settings, read_settings
 from perennial.core.settings import settings as settings_of_the_process
 from perennial.deployment import Deployment
 from perennial.features.point_in_time import feature_schema
+from perennial.ingestion.pushed import PushedRow, PushedRows
 from perennial.lake.erasure import Eraser
 from perennial.lake.publish import TableWrite
 from perennial.lake.removal import hold, removing
@@ -59,6 +61,7 @@ GONE = {
     "toy_predictions": 1,
     "online_features": 0,
     "online_requests": 0,
+    "pushed_rows": 0,
 }
 
 
@@ -564,6 +567,30 @@ def test_what_was_asked_about_an_entity_is_erased_before_and_after_it_is_publish
     assert publish_requests(world.lake, table, "toy", run_id="after").rows == 1
     kept = [row["entity"] for batch in read_published(world.lake, "toy") for row in batch.to_pylist()]
     assert kept == ['["v000008-11"]'] * 2
+
+
+def test_what_was_pushed_about_an_entity_is_erased(world_on_each_database: World) -> None:
+    world = world_on_each_database
+    rows, now = PushedRows(world.settings.predictions_url), datetime.now(UTC)
+
+    def push(table: str, **values: str | None) -> None:
+        text = json.dumps({"moment": now.isoformat(), **values})
+        rows.keep("toy", table, [PushedRow(now, text, text, text)], now)
+
+    for visit, kind in ((VISIT, "b"), ("new", "named"), ("v000008-11", "a")):
+        push("visits", visit=visit, kind=kind, x="1.5")
+        push("outcomes", visit=visit, y="1.5")
+    # Whoever is named by a column has a key in what was pushed, though in nothing that is published.
+    for key, column in (({"visit": VISIT}, None), (None, {"kind": "named"})):
+        forgetting = Forgetting(world.deployment, entity_of(world.folder.spec, key=key, column=column))
+        assert forgetting.survey().rows["pushed_rows"] == 2
+        done = forgetting.run(actor="tester", reason="asked for")
+        assert done is not None
+        assert done.rows["pushed_rows"] == 2
+        assert forgetting.survey().rows["pushed_rows"] == 0
+
+    [left] = rows.find("toy", lambda found: pa.repeat(True, found.num_rows))
+    assert [json.loads(text)["visit"] for text in left["row"].to_pylist()] == ["v000008-11"] * 2
 
 
 def published(world: World) -> pa.Table:

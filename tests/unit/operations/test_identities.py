@@ -19,6 +19,7 @@ from perennial.alerts.alert import served_online
 from perennial.core.database import Database
 from perennial.core.settings import Settings
 from perennial.deployment import Deployment
+from perennial.ingestion.pushed import PushedRow, PushedRows
 from perennial.lake.catalog import Catalog
 from perennial.ledger.store import Ledger
 from perennial.operations.identities import (
@@ -204,7 +205,7 @@ def test_each_role_reads_and_writes_what_it_is_for(server: Server) -> None:
         ledger.rule(proposed, "done")
     with worker.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE toy_predictions (prediction int)")
-    online = {"online_features", "online_tables", "online_requests", "online_recorders"}
+    online = {"online_features", "online_tables", "online_requests", "online_recorders", "pushed_rows"}
     assert server.tables("predictions") == {"iceberg_tables", "iceberg_namespace_properties", "toy_predictions", *online}
     for name in online:
         with reader.connect() as connection:
@@ -236,7 +237,7 @@ def test_tables_of_the_release_before_are_moved_with_their_rows_and_rights(serve
         server.make()
         assert server.tables("public") == {"of_somebody_else"}
         assert server.tables("perennial") == {name for name in before if name.startswith("perennial_")}
-        online = {"online_features", "online_tables", "online_requests", "online_recorders"}
+        online = {"online_features", "online_tables", "online_requests", "online_recorders", "pushed_rows"}
         assert server.tables("predictions") == online | {name for name in before if not name.startswith("perennial_")}
 
     with server.engine(server.reader).connect() as connection:
@@ -275,14 +276,10 @@ def test_a_backup_keeps_schemas_owners_and_rights(server: Server, tmp_path: Path
 
 # --- the scorer -------------------------------------------------------------------------------------------------------
 
-#: What pushes add to, as far as the scorer's rights go.
-ADDED = "CREATE TABLE pushed_rows (row text)"
-
 
 def test_the_scorers_role_reads_what_is_listed_and_adds_alerts_requests_and_pushes(server: Server) -> None:
     server.make()
     with server.engine(server.worker).begin() as connection:
-        connection.exec_driver_sql(ADDED)
         connection.exec_driver_sql("CREATE TABLE toy_predictions (prediction int)")
     server.make()
     scorer, tables = server.engine(server.scorer), server.engine(of_workers(server.scorer))
@@ -306,9 +303,12 @@ def test_the_scorers_role_reads_what_is_listed_and_adds_alerts_requests_and_push
         connection.exec_driver_sql(
             "INSERT INTO online_recorders (recorder, model, chunks, rows, began_at) VALUES ('one', 'toy', 0, 0, now())"
         )
-        connection.exec_driver_sql("INSERT INTO pushed_rows VALUES ('one')")
     for table, column in (("online_requests", "model"), ("pushed_rows", "row")):
         refused(tables, f"UPDATE {table} SET {column} = 'another'")
+    now = datetime.now(UTC)
+    rows = PushedRows(of_workers(server.scorer).render_as_string(hide_password=False))
+    assert rows.keep("toy", "orders", [PushedRow(now, "state", "digest", "{}")] * 2, now) == 1
+    assert rows.newest("toy", ["orders"]) == {"orders": 1}
     # Predictions are not its business.
     refused(tables, "SELECT count(*) FROM toy_predictions")
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from perennial.core.errors import ScoringError, SnapshotMissing, TrainingError
@@ -13,9 +14,11 @@ from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings
 from perennial.deployment import Deployment
 from perennial.features.publish import ensure_features
+from perennial.ingestion.pushed import PushedRow, PushedRows
 from perennial.operations.agreement import verify
 from perennial.operations.maintenance import tidy_lake
 from perennial.operations.retention import removable, remove_old_rows
+from perennial.operations.retire import retire
 from perennial.training.training_set import build_training_set
 from tests.unit import synthetic
 from tests.unit.monitored import World, make_world
@@ -56,6 +59,24 @@ def test_everything_is_kept_unless_a_duration_is_stated(tmp_path: Path, settings
 def test_what_removes_rows_changes_no_model(tmp_path: Path) -> None:
     plain, stated = write_folder(tmp_path / "one"), write_folder(tmp_path / "other", change=STATED)
     assert plain.digest == stated.digest
+
+
+def test_pushed_rows_go_with_those_of_tables_and_with_their_model(tmp_path: Path, settings: Settings) -> None:
+    world = make_world(tmp_path, settings, retention="gates: {min_rows: 50} => gates: {min_rows: 50}\nretention: {tables: 1d}")
+    world.publish()
+    pushed = PushedRows(settings.predictions_url)
+    before = min(removable(world.ledger, world.folder.spec, now=NOW).values())
+    moments = (before - timedelta(days=1), before, NOW)
+    pushed.keep("toy", "visits", [PushedRow(one, str(one), str(one), "{}") for one in moments], NOW)
+    pushed.keep("other", "visits", [PushedRow(one, str(one), str(one), "{}") for one in moments], NOW)
+
+    assert remove(world)["pushed_rows"] == 1
+    told = retire(world.deployment, "toy", actor="tester", reason="over")
+
+    assert "2 rows that clients pushed are removed" in told
+    [left] = pushed.find("other", lambda rows: pa.repeat(True, rows.num_rows))
+    assert left.num_rows == 3
+    assert list(pushed.find("toy", lambda rows: pa.repeat(True, rows.num_rows))) == []
 
 
 def test_old_rows_go_from_tables_features_and_predictions_and_it_is_told(tmp_path: Path, settings: Settings) -> None:

@@ -12,12 +12,12 @@ from tests.unit.spec.late import GOOD, changed, problems, read
 CONTRADICTIONS = {
     "a source of no kind": (
         changed('{files: "trips/%Y-%m-%d.csv"}', '{delimiter: ";"}'),
-        ["model.yaml:6: sources.trips: give exactly one of files, sql and python"],
+        ["model.yaml:6: sources.trips: give exactly one of files, sql, python and pushed"],
     ),
     "a source of two kinds, each wrong": (
         changed('files: "trips/%Y-%m-%d.csv"', 'files: "/trips.txt", sql: "SELECT 1"'),
         [
-            "model.yaml:6: sources.trips: give exactly one of files, sql and python",
+            "model.yaml:6: sources.trips: give exactly one of files, sql, python and pushed",
             "model.yaml:6: sources.trips: sql is given alone; give both sql and connection",
             "model.yaml:6: sources.trips.files: must end in .csv, .tsv, .jsonl or .ndjson, also with .gz or .zst after it, "
             "or in .parquet",
