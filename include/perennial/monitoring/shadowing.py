@@ -3,7 +3,8 @@
 Their predictions are a separate dataset of the lake, with the same columns as the champion's predictions. They are never
 written to the predictions database. A failure here never affects the champion's predictions.
 
-Neighbours: :mod:`perennial.monitoring.shadow` decides which versions score and judges comparisons.
+Neighbours: :mod:`perennial.scoring.challengers` says which versions score, and :mod:`perennial.monitoring.shadow` judges
+comparisons.
 :mod:`perennial.scoring.publish` makes the champion's predictions.
 """
 
@@ -29,21 +30,21 @@ from perennial.evidence.evaluation import GainOverChampion
 from perennial.features.labels import read_labels
 from perennial.lake.publish import TableWrite
 from perennial.ledger.coverage import trained_as_of
-from perennial.ledger.records import Promotion, Publication, ShadowComparison, VersionRecord
+from perennial.ledger.records import Publication, ShadowComparison
 from perennial.ledger.store import Ledger
-from perennial.ledger.succession import completed, newest_leads_back
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring.performance import by_key_or_time, not_comparable, of_another_task
-from perennial.monitoring.shadow import Challenger, ShadowVerdict, choose, confidence_of_a_look, judge, period
+from perennial.monitoring.shadow import ShadowVerdict, confidence_of_a_look, judge
 from perennial.registry.folders import FeaturesAt, own_features, own_folder
 from perennial.registry.store import Registry
+from perennial.scoring.challengers import Reign, reign_of
 from perennial.scoring.predictor import DATASET as PREDICTIONS
 from perennial.scoring.predictor import Predictor, predictions_schema
+from perennial.scoring.shadow import period
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
-from perennial.spec.training import METRICS
 
 log = logging.getLogger(__name__)
 
@@ -52,106 +53,6 @@ log = logging.getLogger(__name__)
 DATASET = "shadows"
 #: The actor of an automatic rollback.
 MONITOR = "perennial.monitor"
-
-
-# --- who scores ------------------------------------------------------------------------------------------------------
-
-
-def resolve_shadows(spec: ModelSpec, ledger: Ledger, interval: Interval, *, champion: int) -> list[int]:
-    """The versions that score an interval in the shadow of the champion; often none.
-
-    Args:
-        spec: the model's spec.
-        ledger: holds promotions, refused versions, and publications.
-        interval: the interval to score.
-        champion: the version that scores the interval. If it is neither the champion nor an earlier refresh of its recipe, no
-            version scores in its shadow.
-    """
-    reign = _reign(ledger, spec.name)
-    if spec.shadow.windows == 0 or reign is None or champion not in reign.versions:
-        return []
-    records = {record.version: record for record in ledger.versions(spec.name)}
-    challengers = _challengers(spec, ledger, reign, records)
-    if not challengers:
-        return []
-    began = _began(spec, ledger, reign, trained_as_of(records.get(reign.versions[0])))
-    return choose(spec.shadow, challengers, interval=interval, began=began, window=spec.schedules.window)
-
-
-@dataclass(frozen=True)
-class _Reign:
-    """The time of one recipe as champion. A refresh has newer rows, and does not end it.
-
-    Attributes:
-        promotion: the change that began it.
-        versions: the champions since then, the present one last.
-    """
-
-    promotion: Promotion
-    versions: list[int]
-
-    @property
-    def id(self) -> int:
-        return self.promotion.id
-
-    @property
-    def previous(self) -> int | None:
-        return self.promotion.previous
-
-    @property
-    def version(self) -> int:
-        """The present champion."""
-        return self.versions[-1]
-
-
-def _reign(ledger: Ledger, model: str) -> _Reign | None:
-    """The reign of the current champion; None if there is none."""
-    made = completed(ledger.promotions(model))
-    begun = [place for place, change in enumerate(made) if change.action != "refresh"]
-    if not begun:
-        return None
-    return _Reign(made[begun[-1]], [change.version for change in made[begun[-1] :]])
-
-
-def _challengers(spec: ModelSpec, ledger: Ledger, reign: _Reign, records: Mapping[int, VersionRecord]) -> list[Challenger]:
-    """The previous champion, unless it was rolled back to this one, then the refused candidates, newest first."""
-    promotions = ledger.promotions(spec.name)
-    found = []
-    begun = [change for change in promotions if change.id <= reign.id]
-    if reign.previous is not None and reign.previous not in reign.versions and not newest_leads_back(begun):
-        found.append(Challenger(reign.previous, "predecessor", trained_as_of(records.get(reign.previous))))
-    if spec.shadow.close is not None:
-        promoted = {made.version for made in completed(promotions)}
-        answers = {approval.version: approval.answer for approval in ledger.approvals(spec.name)}
-        for version, record in sorted(records.items(), reverse=True):
-            refused = not record.decision.promote or answers.get(version) in ("refused", "expired")
-            if version in promoted or record.is_refresh:
-                continue
-            if refused and record.decision.champion in reign.versions:
-                found.append(Challenger(version, "refused", trained_as_of(record), _loss(spec, record)))
-    return found
-
-
-def _loss(spec: ModelSpec, record: VersionRecord) -> float:
-    """By how much a candidate's primary metric was worse than the champion's; NaN if one of them is not known."""
-    its, champions = (
-        math.nan if contender is None else contender.metrics.get(spec.primary_metric, math.nan)
-        for contender in (record.evaluation.candidate, record.evaluation.champion)
-    )
-    return champions - its if METRICS[spec.task][spec.primary_metric] else its - champions
-
-
-def _began(spec: ModelSpec, ledger: Ledger, reign: _Reign, as_of: datetime | None) -> datetime | None:
-    """The first moment that a champion scored since its promotion and had not learned from; None if there is none."""
-    starts = [
-        publication.interval.start
-        for publication in ledger.publications(spec.name, PREDICTIONS)
-        if publication.inputs.get("version") in reign.versions
-        and reign.promotion.completed_at is not None
-        and publication.published_at >= reign.promotion.completed_at
-        and (as_of is None or publication.interval.start >= as_of)
-    ]
-    return min(starts, default=None)
 
 
 # --- their predictions -----------------------------------------------------------------------------------------------
@@ -196,7 +97,7 @@ def score_shadows(
         deployment: its lake holds the tables; its registry loads the versions.
         interval: the interval that the champion has scored.
         champion: the champion's version.
-        versions: from :func:`resolve_shadows`.
+        versions: from :func:`~perennial.scoring.challengers.resolve_shadows`.
         features_snapshot: the snapshot that the champion has read. A version with the same features reads it too, and so
             predicts the same rows; the features of another one are made by its own folder.
         order: the run's rank, from :meth:`Ledger.next_order`.
@@ -206,7 +107,7 @@ def score_shadows(
         Superseded: a later run or attempt has taken over; nothing of this one was published.
     """
     spec, lake = folder.spec, deployment.lake
-    reign = _reign(deployment.ledger, spec.name)
+    reign = reign_of(deployment.ledger, spec.name)
     failed: dict[int, str] = {}
     predictors: dict[int, Predictor] = {}
     champions = own_folder(deployment.registry, champion, folder).dataset
@@ -291,7 +192,7 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
         The new comparisons.
     """
     spec, ledger, registry = folder.spec, deployment.ledger, deployment.registry
-    reign = _reign(ledger, spec.name)
+    reign = reign_of(ledger, spec.name)
     published, predictions = ledger.published(spec.name, DATASET), ledger.published(spec.name, PREDICTIONS)
     tables = ledger.published(spec.name, "tables")
     if reign is None or published is None or predictions is None or tables is None:
@@ -332,7 +233,7 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
     return seen
 
 
-def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: _Reign, predecessor: int) -> None:
+def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: Reign, predecessor: int) -> None:
     """Roll back to the previous champion if a recorded comparison found the champion worse.
 
     It uses recorded comparisons, so it also acts on one from an attempt that died before it could roll back.
@@ -377,7 +278,7 @@ class _MatureRows:
 def _mature_rows(
     folder: ModelFolder,
     deployment: Deployment,
-    reign: _Reign,
+    reign: Reign,
     version: int,
     scored: Sequence[Publication],
     published: tuple[Publication, Publication, Publication],
@@ -434,7 +335,7 @@ def _mature_rows(
 
 
 def _compare(
-    folder: ModelFolder, reign: _Reign, version: int, mature: _MatureRows, *, as_of: datetime, run_id: str
+    folder: ModelFolder, reign: Reign, version: int, mature: _MatureRows, *, as_of: datetime, run_id: str
 ) -> ShadowComparison:
     spec = _for_a_look(folder.spec)
     rows, truth = mature.rows, mature.rows.column("label").to_numpy()

@@ -162,7 +162,7 @@ def _sample(lake: Lake, model: str, definitions: frozenset[str], days: Sequence[
                 connection.sql(f"""
                 WITH rows AS (
                     SELECT *, date_trunc('day', as_of) AS day FROM more
-                    WHERE definition IN ({known}) AND entity IS NOT NULL AND event_time IS NOT NULL
+                    WHERE role = 'champion' AND definition IN ({known}) AND entity IS NOT NULL AND event_time IS NOT NULL
                       AND as_of >= {instant(days[0].start)} AND as_of < {instant(days[-1].end)}
                     UNION ALL BY NAME FROM kept
                 ), once AS (

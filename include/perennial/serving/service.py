@@ -22,6 +22,7 @@ from perennial.core.errors import SettingsError
 from perennial.core.settings import settings_of
 from perennial.deployment import Deployment
 from perennial.serving.app import HEADERS, LOOPBACK, App, Bounds
+from perennial.serving.challengers import Challengers
 from perennial.serving.champion import Champions
 from perennial.serving.figures import Figures
 from perennial.serving.on_demand import OnDemand
@@ -106,6 +107,7 @@ class Scorer:
     def __init__(self, deployment: Deployment, given: ServeSettings) -> None:
         loopback = given.host in LOOPBACK
         self._champions = Champions(deployment)
+        self._challengers = Challengers(deployment, self._champions)
         tokens = Tokens(tokens_file(deployment.settings.state, given), required=not loopback)
         bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
         table = OnlineTable(deployment.settings.predictions_url)
@@ -116,7 +118,7 @@ class Scorer:
         def record(figures: Figures) -> Recorder:
             return Recorder(recorded, counts, stored=figures.recorded, left_out=figures.unrecorded)
 
-        self.app = App(self._champions, table, self._on_demand, tokens, bounds, record)
+        self.app = App(self._champions, self._challengers, table, self._on_demand, tokens, bounds, record)
         self._ending = threading.Event()
         self._alone = False
         try:
@@ -159,6 +161,11 @@ class Scorer:
         """The versions that answer."""
         return self._champions
 
+    @property
+    def challengers(self) -> Challengers:
+        """The versions that answer beside them."""
+        return self._challengers
+
     def run(self) -> None:
         """Answer until SIGTERM or SIGINT comes, or until :meth:`stop`."""
         try:
@@ -176,9 +183,11 @@ class Scorer:
             )
             keeping_up = threading.Thread(target=self._keep_up, name="keep up", daemon=True)
             keeping_up.start()
+            self._challengers.start()
             self._server.run(sockets=[self._socket])
         finally:
             self._ending.set()
+            self._challengers.stop()
             self._champions.stop()
             self._socket.close()
             if self._alone:
