@@ -16,7 +16,7 @@ from typing import Literal
 
 from perennial.spec.monitoring import Shadow
 
-ShadowOutcome = Literal["champion_worse", "no_difference", "unknown"]
+ShadowOutcome = Literal["champion_worse", "challenger_worse", "no_difference", "unknown"]
 
 
 def confidence_of_a_look(confidence: float, policy: Shadow) -> float:
@@ -33,8 +33,8 @@ class ShadowVerdict:
     """The result of a comparison.
 
     Attributes:
-        outcome: ``champion_worse`` if the champion is worse with the required confidence; ``unknown`` if that could not be
-            judged; ``no_difference`` otherwise.
+        outcome: ``champion_worse`` or ``challenger_worse`` if one is worse with the required confidence; ``unknown`` if that
+            could not be judged; ``no_difference`` otherwise.
         reason: the result in words and numbers.
     """
 
@@ -52,8 +52,10 @@ def judge(
     lower: float | None,
     confidence: float,
     problem: str | None,
+    upper: float | None = None,
+    online: int = 0,
 ) -> ShadowVerdict:
-    """Judge whether the champion is worse than a version in its shadow, with the required confidence.
+    """Judge whether the champion is worse than a version in its shadow, or that version worse, with the required confidence.
 
     Args:
         metric: the primary metric.
@@ -63,11 +65,35 @@ def judge(
         lower: lower bound of the true gain at ``confidence``; None if there is no bound.
         confidence: the confidence of this look, 0 to 1.
         problem: why there is no bound; None if there is one.
+        upper: upper bound of the true gain at ``confidence``; None if there is no bound.
+        online: how many of the rows are compared as they were answered online; 0: it is the batch that is compared.
     """
     compared = f"{metric} of version {challenger} was {gain:+.4g} against champion {champion} on the same {rows:,} rows"
+    if online:
+        compared += f", {online:,} of them as they were answered online"
     if problem is not None or lower is None or not (math.isfinite(gain) and math.isfinite(lower)):
         return ShadowVerdict("unknown", f"{compared}; {problem or 'no confidence bound could be computed'}")
     sure = f"with {confidence:.2%} confidence the gain is above {lower:+.4g}"
     if lower > 0:
         return ShadowVerdict("champion_worse", f"{compared}: the champion is worse; {sure}")
+    if upper is not None and upper < 0:
+        sure = f"with {confidence:.2%} confidence the gain is below {upper:+.4g}"
+        return ShadowVerdict("challenger_worse", f"{compared}: version {challenger} is worse; {sure}")
     return ShadowVerdict("no_difference", f"{compared}; {sure}, so the difference may be chance")
+
+
+def with_online(batch: ShadowVerdict, online: ShadowVerdict | None) -> ShadowVerdict:
+    """The verdict where the two have also answered online.
+
+    Scorers write these answers. So they may only speak against the version in the shadow, which then answers no client any
+    more; that the champion is worse, the batch alone says.
+
+    Args:
+        batch: on what both predicted in the batch.
+        online: on the same rows, as they were answered where they were; None if none was.
+    """
+    if online is None:
+        return batch
+    if online.outcome == "challenger_worse" and batch.outcome != "champion_worse":
+        return online
+    return ShadowVerdict(batch.outcome, f"{batch.reason}. Online: {online.reason}")

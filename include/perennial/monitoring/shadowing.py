@@ -15,6 +15,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,12 @@ import pyarrow.compute as pc
 from perennial.alerts import of_models
 from perennial.core.errors import ArtifactRejected, NoChampion, PerennialError, StaleDecision
 from perennial.core.intervals import Interval
+from perennial.core.sql import connect, quoted
 from perennial.deployment import Deployment
 from perennial.evaluation.comparison import Arena, compare
 from perennial.evidence.evaluation import GainOverChampion
 from perennial.features.labels import read_labels
-from perennial.lake.publish import TableWrite
+from perennial.lake.publish import Lake, TableWrite
 from perennial.ledger.coverage import trained_as_of
 from perennial.ledger.records import Publication, ShadowComparison
 from perennial.ledger.store import Ledger
@@ -36,13 +39,17 @@ from perennial.model.artifacts import Prediction
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring.performance import by_key_or_time, not_comparable, of_another_task
-from perennial.monitoring.shadow import ShadowVerdict, confidence_of_a_look, judge
+from perennial.monitoring.shadow import ShadowVerdict, confidence_of_a_look, judge, with_online
 from perennial.registry.folders import FeaturesAt, own_features, own_folder
 from perennial.registry.store import Registry
 from perennial.scoring.challengers import Reign, reign_of
 from perennial.scoring.predictor import DATASET as PREDICTIONS
 from perennial.scoring.predictor import Predictor, predictions_schema
 from perennial.scoring.shadow import period
+from perennial.serving.parity import SQL_TYPES
+from perennial.serving.recorded import ASKED_AT
+from perennial.serving.recorded import DATASET as REQUESTS
+from perennial.serving.recorded import TABLE as ONLINE_REQUESTS
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
@@ -178,9 +185,9 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
     """Compare the champion with each version in its shadow, on the rows that both predicted in mature windows.
 
     A window is mature when labels for at least the share ``gates.label_coverage`` of its rows are known by ``as_of``. A pair is
-    compared again when one more window is mature, and the ledger records the comparison. If the champion is worse, one alert
-    per pair is sent. If it is worse than the previous champion and the spec has ``shadow.rollback``, it is rolled back, unless
-    the champion has changed meanwhile.
+    compared again when one more window is mature, and the ledger records the comparison. What both have answered online counts
+    too, against the version in the shadow. If the champion is worse, one alert per pair is sent. If it is worse than the
+    previous champion and the spec has ``shadow.rollback``, it is rolled back, unless the champion has changed meanwhile.
 
     Args:
         folder: the model's folder.
@@ -267,12 +274,14 @@ class _MatureRows:
         interval: from the first to the last mature window.
         windows: the number of mature windows.
         rows: the entity's key, its event time and ``label``; the champion's predictions, and those of the version in the
-            shadow with the suffix ``_shadow``.
+            shadow with the suffix ``_shadow``; with the suffix ``_answered`` after it, what both answered online, if they did.
+        online: how many of the rows have such answers.
     """
 
     interval: Interval
     windows: int
     rows: pa.Table
+    online: int
 
 
 def _mature_rows(
@@ -312,6 +321,7 @@ def _mature_rows(
     champions = read(PREDICTIONS, predictions, reign.versions)
     others = read(DATASET, shadows, [version])
     both = champions.join(others, keys=identity, right_suffix="_shadow", join_type="inner")
+    both = _as_answered(folder, lake, reign, version, both, said)
     labels = read_labels(folder, lake, tables.snapshots, span, as_of=as_of)
     both = both.join(labels.select([*identity, "label"]), keys=identity, join_type="left outer")
     if both.num_rows == 0:
@@ -331,7 +341,84 @@ def _mature_rows(
         return None
     numbers = np.flatnonzero(mature)
     interval = Interval(when.start + int(numbers[0]) * width, when.start + (int(numbers[-1]) + 1) * width)
-    return _MatureRows(interval, len(numbers), kept)
+    online = int(pc.sum(kept["_online"]).as_py()) if "_online" in kept.column_names else 0
+    return _MatureRows(interval, len(numbers), kept, online)
+
+
+def _as_answered(folder: ModelFolder, lake: Lake, reign: Reign, version: int, both: pa.Table, said: Sequence[str]) -> pa.Table:
+    """The same rows, each also with the predictions that both versions made online, or else the batch's.
+
+    So each entity counts once. Its newest pair of answers counts. What a client has described, or given beside a key, does not
+    count: clients are not to decide who answers.
+
+    Args:
+        folder: the model's folder.
+        lake: has the published requests.
+        reign: of the champion.
+        version: in its shadow.
+        both: rows that both predicted in the batch.
+        said: the columns of a prediction.
+
+    Returns:
+        The rows, with these predictions in columns with the suffix ``_answered``, and ``_online``: whether they are such.
+        The same rows if nobody was asked.
+    """
+    spec = folder.spec
+    asked = lake.ledger.publications(spec.name, REQUESTS)
+    began, head = reign.promotion.completed_at, lake.ledger.head(spec.name, REQUESTS).snapshots.get(ONLINE_REQUESTS)
+    end = max((one.interval.end for one in asked), default=None)
+    if began is None or end is None or head is None or began >= end or not both.num_rows:
+        return both
+    columns = ["request_id", "row", "version", "form", "entity", "event_time", "came", "prediction", ASKED_AT]
+    key = spec.entity_table.key
+    of_key = [
+        f"(entity->>'$[{place}]')::{SQL_TYPES[spec.entity_table.columns[name].type]} AS {quoted(name)}"
+        for place, name in enumerate(key)
+        if name != spec.event_time
+    ]
+    kinds = {"prediction": "{}::DOUBLE"}
+    if spec.task == "multiclass_classification":
+        kinds = {"prediction": "{}->>'$.prediction'", "probabilities": "({}->'$.probabilities')::VARCHAR"}
+    predicted = [
+        f"{kinds[name].format(whose)} AS {quoted(f'_{name}{suffix}')}"
+        for name in said
+        for whose, suffix in (("champions", ""), ("its", "_shadow"))
+    ]
+    champions = ", ".join(str(one) for one in reign.versions)
+    with (
+        TemporaryDirectory() as scratch,
+        connect(Path(scratch)) as connection,
+        lake.scan(
+            spec.name, ONLINE_REQUESTS, head, columns=columns, interval=Interval(began, end), event_time=ASKED_AT
+        ) as requests,
+    ):
+        connection.register("requests", requests)
+        pairs = connection.sql(f"""
+            WITH pairs AS (
+                SELECT entity, event_time, {ASKED_AT}, request_id, row,
+                    max(prediction) FILTER (version IN ({champions})) AS champions,
+                    max(prediction) FILTER (version = {version}) AS its
+                FROM requests
+                WHERE form = 'key' AND entity IS NOT NULL AND event_time IS NOT NULL
+                  AND coalesce(json_array_length(came, '$.given'), 0) = 0
+                GROUP BY entity, event_time, {ASKED_AT}, request_id, row
+                HAVING champions IS NOT NULL AND its IS NOT NULL
+                QUALIFY row_number() OVER (
+                    PARTITION BY entity, event_time ORDER BY {ASKED_AT} DESC, request_id, row
+                ) = 1
+            )
+            SELECT {", ".join([*of_key, f"event_time AS {quoted(spec.event_time)}", *predicted])} FROM pairs
+        """).to_arrow_table()
+    identity = list(dict.fromkeys([*key, spec.event_time]))
+    types = {name: both.schema.field(name).type for name in identity}
+    types |= {f"_{name}{suffix}": both.schema.field(name).type for name in said for suffix in ("", "_shadow")}
+    pairs = pairs.cast(pa.schema([(name, types[name]) for name in pairs.column_names]))
+    joined = both.join(pairs, keys=identity, join_type="left outer")
+    online = pc.is_valid(joined["_prediction"])
+    for name in (f"{one}{suffix}" for one in said for suffix in ("", "_shadow")):
+        answered = pc.coalesce(joined[f"_{name}"], joined[name])
+        joined = joined.drop_columns([f"_{name}"]).append_column(f"{name}_answered", answered)
+    return joined.append_column("_online", online)
 
 
 def _compare(
@@ -343,7 +430,12 @@ def _compare(
     champion, other = _prediction(spec, rows, ""), _prediction(spec, rows, "_shadow")
     resampled = arena.metrics(other), arena.metrics(champion)
     compared, _ = compare(arena, other, champion, resampled)
-    verdict = _judge(spec, reign.version, version, compared, rows.num_rows)
+    answered = None
+    if mature.online:
+        ours, its = _prediction(spec, rows, "_answered"), _prediction(spec, rows, "_shadow_answered")
+        gain, _ = compare(arena, its, ours, (arena.metrics(its), arena.metrics(ours)))
+        answered = _judge(spec, reign.version, version, gain, rows.num_rows, mature.online)
+    verdict = with_online(_judge(spec, reign.version, version, compared, rows.num_rows), answered)
     return ShadowComparison(
         model=spec.name,
         promotion_id=reign.id,
@@ -364,7 +456,9 @@ def _compare(
     )
 
 
-def _judge(spec: ModelSpec, champion: int, version: int, compared: GainOverChampion, rows: int) -> ShadowVerdict:
+def _judge(
+    spec: ModelSpec, champion: int, version: int, compared: GainOverChampion, rows: int, online: int = 0
+) -> ShadowVerdict:
     return judge(
         metric=spec.primary_metric,
         champion=champion,
@@ -374,6 +468,8 @@ def _judge(spec: ModelSpec, champion: int, version: int, compared: GainOverChamp
         lower=compared.lower,
         confidence=compared.confidence,
         problem=compared.problem,
+        upper=compared.upper,
+        online=online,
     )
 
 

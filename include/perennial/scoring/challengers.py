@@ -161,6 +161,6 @@ def beside_online(spec: ModelSpec, ledger: Ledger, *, champion: int, now: dateti
         now=now,
         window=spec.schedules.window,
         grace=spec.schedules.grace,
-        comparisons=[one.comparison for one in ledger.shadow_comparisons(spec.name, promotion=reign.id, version=former)],
+        comparisons=ledger.shadow_comparisons(spec.name, promotion=reign.id, version=former),
     )
     return Beside(shadows, former if allowed else None)

@@ -14,10 +14,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, Protocol
 
 from perennial.core.intervals import Interval, window_start
-from perennial.evidence.evaluation import GainOverChampion
 from perennial.spec.monitoring import Shadow
 
 #: The largest number of versions that score in the shadow of one champion.
@@ -27,6 +26,13 @@ Role = Literal["predecessor", "refused"]
 
 #: Margins are decimal numbers; as binary floats they are off by about this much.
 _ROUNDING = 1e-12
+
+
+class Compared(Protocol):
+    """What this module reads of a comparison."""
+
+    @property
+    def outcome(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def may_answer(
     now: datetime,
     window: timedelta,
     grace: timedelta,
-    comparisons: Iterable[GainOverChampion],
+    comparisons: Iterable[Compared],
 ) -> bool:
     """Whether the previous champion may answer a share of what is asked online.
 
@@ -114,12 +120,7 @@ def may_answer(
         now: the time.
         window: length of a monitoring window.
         grace: how long after its end the days of a window are waited for.
-        comparisons: of the two, each with the confidence of one look.
+        comparisons: of the two.
     """
     until = promoted_at + (policy.windows + 1) * window + grace
-    return now < until and not any(is_worse(compared) for compared in comparisons)
-
-
-def is_worse(compared: GainOverChampion) -> bool:
-    """Whether a comparison is sure, with its confidence, that the version is worse than the champion."""
-    return compared.upper is not None and compared.upper < 0
+    return now < until and not any(compared.outcome == "challenger_worse" for compared in comparisons)

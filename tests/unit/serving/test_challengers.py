@@ -101,15 +101,15 @@ def in_memory(world: World) -> Champions:
     return champions
 
 
-def compare(world: World, upper: float) -> None:
+def compare(world: World, outcome: str) -> None:
     """Record a comparison of the two, as monitoring does."""
     gain = GainOverChampion(
-        gain=upper - 0.01, low=None, high=None, lower=upper - 0.02, upper=upper, identical=0, blocks=7, block="day",
+        gain=0.0, low=None, high=None, lower=None, upper=None, identical=0, blocks=7, block="day",
         resamples=1000, seed=1, confidence=0.99,
     )  # fmt: skip
     reign = world.ledger.promotions("toy")[-1]
     world.ledger.record_shadow_comparison(
-        ShadowComparison("toy", reign.id, 1, 1, 2, WEEK, "no_difference", "", 420, {}, gain, WEEK.end, "monitor")
+        ShadowComparison("toy", reign.id, 1, 1, 2, WEEK, outcome, "", 420, {}, gain, WEEK.end, "monitor")
     )
 
 
@@ -212,7 +212,7 @@ def test_a_comparison_that_finds_it_worse_takes_it_back(tmp_path: Path) -> None:
     world = world_with(tmp_path)
     with asked(world) as (_, client):
         visit = by_role(client)["challenger"][0]
-        compare(world, upper=-0.001)
+        compare(world, "challenger_worse")
         until(lambda: ask(client, visit)["role"] == "champion")
         assert by_role(client)["challenger"] == []
 
@@ -220,7 +220,7 @@ def test_a_comparison_that_finds_it_worse_takes_it_back(tmp_path: Path) -> None:
 def test_a_comparison_that_does_not_find_it_worse_leaves_it(tmp_path: Path) -> None:
     world = world_with(tmp_path)
     champions = in_memory(world)
-    compare(world, upper=0.001)
+    compare(world, "no_difference")
     assert looked(world, champions).of(champions.of("toy")) is not None
 
 
