@@ -113,6 +113,22 @@ class Promotions(TableFamily):
             standings |= {row.model: int(row.version) for row in rows}
             return standings, set(connection.scalars(sa.select(made.c.model).where(*opened)))
 
+    def marks(self) -> tuple[int, ...]:
+        """Numbers of which at least one changes when a promotion or an answer to one, a publication, a version or a comparison
+        of shadows is recorded, of whichever model. To read them takes little, so they tell whether it is worth reading more.
+        """
+        made, published = tables.promotions, tables.publications
+        found = [
+            sa.func.max(made.c.id), sa.func.count(made.c.completed_at), sa.func.count(made.c.withdrawn_at),
+        ]  # fmt: skip
+        counted = (tables.versions, tables.approvals, tables.shadow_comparisons)
+        query = sa.select(
+            *(sa.select(one).scalar_subquery() for one in (*found, sa.func.max(published.c.id))),
+            *(sa.select(sa.func.count()).select_from(table).scalar_subquery() for table in counted),
+        )
+        with self._database.reading() as connection:
+            return tuple(int(one or 0) for one in connection.execute(query).one())
+
     def intend_promotion(
         self,
         *,

@@ -264,7 +264,7 @@ class ShadowComparison:
         windows: the number of mature monitoring windows that were compared. There is one comparison per number.
         champion: the champion's version.
         interval: from the first to the last of these windows.
-        outcome: ``champion_worse``, ``no_difference`` or ``unknown``.
+        outcome: ``champion_worse``, ``challenger_worse``, ``no_difference`` or ``unknown``.
         reason: the outcome in words and numbers.
         rows: the number of labelled rows that both predicted.
         metrics: by version, then by name.

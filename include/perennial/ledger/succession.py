@@ -4,7 +4,7 @@ These are pure functions of the ledger's promotions.
 
 Neighbours: :mod:`perennial.ledger.store` keeps the promotions, and :mod:`perennial.registry.store` makes them.
 :mod:`perennial.scoring.publish` scores days with an earlier champion if the current one has learned from them.
-:mod:`perennial.monitoring.shadow` lets an earlier champion score beside the current one.
+:mod:`perennial.scoring.shadow` lets an earlier champion score beside the current one.
 """
 
 from __future__ import annotations

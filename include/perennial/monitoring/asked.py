@@ -44,7 +44,6 @@ from perennial.model.artifacts import FeatureList
 from perennial.monitoring import impact
 from perennial.monitoring.performance import recipe_of
 from perennial.serving.recorded import ASKED_AT, DATASET, TABLE, publish_requests
-from perennial.serving.recording import CHAMPION
 from perennial.serving.request_table import RequestTable
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -202,7 +201,7 @@ def _count(lake: Lake, model: str, head: int | None, interval: Interval) -> tupl
     if head is None:
         return made_by, fallbacks
     for batch in lake.scan(model, TABLE, head, columns=[ASKED_AT, *_COUNTED], interval=interval, event_time=ASKED_AT):
-        of_champions = batch.filter(pc.equal(batch["role"], CHAMPION))
+        of_champions = batch.filter(pc.equal(batch["role"], "champion"))
         answered = of_champions.filter(_from_features(of_champions))
         fallbacks += of_champions.num_rows - answered.num_rows
         for pair in pc.value_counts(answered["version"]).to_pylist():
@@ -222,7 +221,7 @@ def _rows(lake: Lake, model: str, head: int, interval: Interval, version: int) -
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in scanned:
-            counts = pc.and_(pc.equal(batch["role"], CHAMPION), pc.equal(batch["version"], version))
+            counts = pc.and_(pc.equal(batch["role"], "champion"), pc.equal(batch["version"], version))
             yield batch.filter(pc.and_(counts, _from_features(batch))).select(columns).cast(kept)
 
     return pa.RecordBatchReader.from_batches(kept, batches())

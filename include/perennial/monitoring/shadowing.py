@@ -3,7 +3,8 @@
 Their predictions are a separate dataset of the lake, with the same columns as the champion's predictions. They are never
 written to the predictions database. A failure here never affects the champion's predictions.
 
-Neighbours: :mod:`perennial.monitoring.shadow` decides which versions score and judges comparisons.
+Neighbours: :mod:`perennial.scoring.challengers` says which versions score, and :mod:`perennial.monitoring.shadow` judges
+comparisons.
 :mod:`perennial.scoring.publish` makes the champion's predictions.
 """
 
@@ -14,6 +15,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,27 +26,32 @@ import pyarrow.compute as pc
 from perennial.alerts import of_models
 from perennial.core.errors import ArtifactRejected, NoChampion, PerennialError, StaleDecision
 from perennial.core.intervals import Interval
+from perennial.core.sql import connect, quoted
 from perennial.deployment import Deployment
 from perennial.evaluation.comparison import Arena, compare
 from perennial.evidence.evaluation import GainOverChampion
 from perennial.features.labels import read_labels
-from perennial.lake.publish import TableWrite
+from perennial.lake.publish import Lake, TableWrite
 from perennial.ledger.coverage import trained_as_of
-from perennial.ledger.records import Promotion, Publication, ShadowComparison, VersionRecord
+from perennial.ledger.records import Publication, ShadowComparison
 from perennial.ledger.store import Ledger
-from perennial.ledger.succession import completed, newest_leads_back
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring.performance import by_key_or_time, not_comparable, of_another_task
-from perennial.monitoring.shadow import Challenger, ShadowVerdict, choose, confidence_of_a_look, judge, period
+from perennial.monitoring.shadow import ShadowVerdict, confidence_of_a_look, judge, with_online
 from perennial.registry.folders import FeaturesAt, own_features, own_folder
 from perennial.registry.store import Registry
+from perennial.scoring.challengers import Reign, reign_of
 from perennial.scoring.predictor import DATASET as PREDICTIONS
 from perennial.scoring.predictor import Predictor, predictions_schema
+from perennial.scoring.shadow import period
+from perennial.serving.parity import SQL_TYPES
+from perennial.serving.recorded import ASKED_AT
+from perennial.serving.recorded import DATASET as REQUESTS
+from perennial.serving.recorded import TABLE as ONLINE_REQUESTS
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
-from perennial.spec.training import METRICS
 
 log = logging.getLogger(__name__)
 
@@ -52,106 +60,6 @@ log = logging.getLogger(__name__)
 DATASET = "shadows"
 #: The actor of an automatic rollback.
 MONITOR = "perennial.monitor"
-
-
-# --- who scores ------------------------------------------------------------------------------------------------------
-
-
-def resolve_shadows(spec: ModelSpec, ledger: Ledger, interval: Interval, *, champion: int) -> list[int]:
-    """The versions that score an interval in the shadow of the champion; often none.
-
-    Args:
-        spec: the model's spec.
-        ledger: holds promotions, refused versions, and publications.
-        interval: the interval to score.
-        champion: the version that scores the interval. If it is neither the champion nor an earlier refresh of its recipe, no
-            version scores in its shadow.
-    """
-    reign = _reign(ledger, spec.name)
-    if spec.shadow.windows == 0 or reign is None or champion not in reign.versions:
-        return []
-    records = {record.version: record for record in ledger.versions(spec.name)}
-    challengers = _challengers(spec, ledger, reign, records)
-    if not challengers:
-        return []
-    began = _began(spec, ledger, reign, trained_as_of(records.get(reign.versions[0])))
-    return choose(spec.shadow, challengers, interval=interval, began=began, window=spec.schedules.window)
-
-
-@dataclass(frozen=True)
-class _Reign:
-    """The time of one recipe as champion. A refresh has newer rows, and does not end it.
-
-    Attributes:
-        promotion: the change that began it.
-        versions: the champions since then, the present one last.
-    """
-
-    promotion: Promotion
-    versions: list[int]
-
-    @property
-    def id(self) -> int:
-        return self.promotion.id
-
-    @property
-    def previous(self) -> int | None:
-        return self.promotion.previous
-
-    @property
-    def version(self) -> int:
-        """The present champion."""
-        return self.versions[-1]
-
-
-def _reign(ledger: Ledger, model: str) -> _Reign | None:
-    """The reign of the current champion; None if there is none."""
-    made = completed(ledger.promotions(model))
-    begun = [place for place, change in enumerate(made) if change.action != "refresh"]
-    if not begun:
-        return None
-    return _Reign(made[begun[-1]], [change.version for change in made[begun[-1] :]])
-
-
-def _challengers(spec: ModelSpec, ledger: Ledger, reign: _Reign, records: Mapping[int, VersionRecord]) -> list[Challenger]:
-    """The previous champion, unless it was rolled back to this one, then the refused candidates, newest first."""
-    promotions = ledger.promotions(spec.name)
-    found = []
-    begun = [change for change in promotions if change.id <= reign.id]
-    if reign.previous is not None and reign.previous not in reign.versions and not newest_leads_back(begun):
-        found.append(Challenger(reign.previous, "predecessor", trained_as_of(records.get(reign.previous))))
-    if spec.shadow.close is not None:
-        promoted = {made.version for made in completed(promotions)}
-        answers = {approval.version: approval.answer for approval in ledger.approvals(spec.name)}
-        for version, record in sorted(records.items(), reverse=True):
-            refused = not record.decision.promote or answers.get(version) in ("refused", "expired")
-            if version in promoted or record.is_refresh:
-                continue
-            if refused and record.decision.champion in reign.versions:
-                found.append(Challenger(version, "refused", trained_as_of(record), _loss(spec, record)))
-    return found
-
-
-def _loss(spec: ModelSpec, record: VersionRecord) -> float:
-    """By how much a candidate's primary metric was worse than the champion's; NaN if one of them is not known."""
-    its, champions = (
-        math.nan if contender is None else contender.metrics.get(spec.primary_metric, math.nan)
-        for contender in (record.evaluation.candidate, record.evaluation.champion)
-    )
-    return champions - its if METRICS[spec.task][spec.primary_metric] else its - champions
-
-
-def _began(spec: ModelSpec, ledger: Ledger, reign: _Reign, as_of: datetime | None) -> datetime | None:
-    """The first moment that a champion scored since its promotion and had not learned from; None if there is none."""
-    starts = [
-        publication.interval.start
-        for publication in ledger.publications(spec.name, PREDICTIONS)
-        if publication.inputs.get("version") in reign.versions
-        and reign.promotion.completed_at is not None
-        and publication.published_at >= reign.promotion.completed_at
-        and (as_of is None or publication.interval.start >= as_of)
-    ]
-    return min(starts, default=None)
 
 
 # --- their predictions -----------------------------------------------------------------------------------------------
@@ -196,7 +104,7 @@ def score_shadows(
         deployment: its lake holds the tables; its registry loads the versions.
         interval: the interval that the champion has scored.
         champion: the champion's version.
-        versions: from :func:`resolve_shadows`.
+        versions: from :func:`~perennial.scoring.challengers.resolve_shadows`.
         features_snapshot: the snapshot that the champion has read. A version with the same features reads it too, and so
             predicts the same rows; the features of another one are made by its own folder.
         order: the run's rank, from :meth:`Ledger.next_order`.
@@ -206,7 +114,7 @@ def score_shadows(
         Superseded: a later run or attempt has taken over; nothing of this one was published.
     """
     spec, lake = folder.spec, deployment.lake
-    reign = _reign(deployment.ledger, spec.name)
+    reign = reign_of(deployment.ledger, spec.name)
     failed: dict[int, str] = {}
     predictors: dict[int, Predictor] = {}
     champions = own_folder(deployment.registry, champion, folder).dataset
@@ -277,9 +185,9 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
     """Compare the champion with each version in its shadow, on the rows that both predicted in mature windows.
 
     A window is mature when labels for at least the share ``gates.label_coverage`` of its rows are known by ``as_of``. A pair is
-    compared again when one more window is mature, and the ledger records the comparison. If the champion is worse, one alert
-    per pair is sent. If it is worse than the previous champion and the spec has ``shadow.rollback``, it is rolled back, unless
-    the champion has changed meanwhile.
+    compared again when one more window is mature, and the ledger records the comparison. What both have answered online counts
+    too, against the version in the shadow. If the champion is worse, one alert per pair is sent. If it is worse than the
+    previous champion and the spec has ``shadow.rollback``, it is rolled back, unless the champion has changed meanwhile.
 
     Args:
         folder: the model's folder.
@@ -291,7 +199,7 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
         The new comparisons.
     """
     spec, ledger, registry = folder.spec, deployment.ledger, deployment.registry
-    reign = _reign(ledger, spec.name)
+    reign = reign_of(ledger, spec.name)
     published, predictions = ledger.published(spec.name, DATASET), ledger.published(spec.name, PREDICTIONS)
     tables = ledger.published(spec.name, "tables")
     if reign is None or published is None or predictions is None or tables is None:
@@ -332,7 +240,7 @@ def compare_shadows(folder: ModelFolder, deployment: Deployment, *, as_of: datet
     return seen
 
 
-def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: _Reign, predecessor: int) -> None:
+def _roll_back(spec: ModelSpec, ledger: Ledger, registry: Registry, reign: Reign, predecessor: int) -> None:
     """Roll back to the previous champion if a recorded comparison found the champion worse.
 
     It uses recorded comparisons, so it also acts on one from an attempt that died before it could roll back.
@@ -366,18 +274,20 @@ class _MatureRows:
         interval: from the first to the last mature window.
         windows: the number of mature windows.
         rows: the entity's key, its event time and ``label``; the champion's predictions, and those of the version in the
-            shadow with the suffix ``_shadow``.
+            shadow with the suffix ``_shadow``; with the suffix ``_answered`` after it, what both answered online, if they did.
+        online: how many of the rows have such answers.
     """
 
     interval: Interval
     windows: int
     rows: pa.Table
+    online: int
 
 
 def _mature_rows(
     folder: ModelFolder,
     deployment: Deployment,
-    reign: _Reign,
+    reign: Reign,
     version: int,
     scored: Sequence[Publication],
     published: tuple[Publication, Publication, Publication],
@@ -411,6 +321,7 @@ def _mature_rows(
     champions = read(PREDICTIONS, predictions, reign.versions)
     others = read(DATASET, shadows, [version])
     both = champions.join(others, keys=identity, right_suffix="_shadow", join_type="inner")
+    both = _as_answered(folder, lake, reign, version, both, said)
     labels = read_labels(folder, lake, tables.snapshots, span, as_of=as_of)
     both = both.join(labels.select([*identity, "label"]), keys=identity, join_type="left outer")
     if both.num_rows == 0:
@@ -430,11 +341,88 @@ def _mature_rows(
         return None
     numbers = np.flatnonzero(mature)
     interval = Interval(when.start + int(numbers[0]) * width, when.start + (int(numbers[-1]) + 1) * width)
-    return _MatureRows(interval, len(numbers), kept)
+    online = int(pc.sum(kept["_online"]).as_py()) if "_online" in kept.column_names else 0
+    return _MatureRows(interval, len(numbers), kept, online)
+
+
+def _as_answered(folder: ModelFolder, lake: Lake, reign: Reign, version: int, both: pa.Table, said: Sequence[str]) -> pa.Table:
+    """The same rows, each also with the predictions that both versions made online, or else the batch's.
+
+    So each entity counts once. Its newest pair of answers counts. What a client has described, or given beside a key, does not
+    count: clients are not to decide who answers.
+
+    Args:
+        folder: the model's folder.
+        lake: has the published requests.
+        reign: of the champion.
+        version: in its shadow.
+        both: rows that both predicted in the batch.
+        said: the columns of a prediction.
+
+    Returns:
+        The rows, with these predictions in columns with the suffix ``_answered``, and ``_online``: whether they are such.
+        The same rows if nobody was asked.
+    """
+    spec = folder.spec
+    asked = lake.ledger.publications(spec.name, REQUESTS)
+    began, head = reign.promotion.completed_at, lake.ledger.head(spec.name, REQUESTS).snapshots.get(ONLINE_REQUESTS)
+    end = max((one.interval.end for one in asked), default=None)
+    if began is None or end is None or head is None or began >= end or not both.num_rows:
+        return both
+    columns = ["request_id", "row", "version", "form", "entity", "event_time", "came", "prediction", ASKED_AT]
+    key = spec.entity_table.key
+    of_key = [
+        f"(entity->>'$[{place}]')::{SQL_TYPES[spec.entity_table.columns[name].type]} AS {quoted(name)}"
+        for place, name in enumerate(key)
+        if name != spec.event_time
+    ]
+    kinds = {"prediction": "{}::DOUBLE"}
+    if spec.task == "multiclass_classification":
+        kinds = {"prediction": "{}->>'$.prediction'", "probabilities": "({}->'$.probabilities')::VARCHAR"}
+    predicted = [
+        f"{kinds[name].format(whose)} AS {quoted(f'_{name}{suffix}')}"
+        for name in said
+        for whose, suffix in (("champions", ""), ("its", "_shadow"))
+    ]
+    champions = ", ".join(str(one) for one in reign.versions)
+    with (
+        TemporaryDirectory() as scratch,
+        connect(Path(scratch)) as connection,
+        lake.scan(
+            spec.name, ONLINE_REQUESTS, head, columns=columns, interval=Interval(began, end), event_time=ASKED_AT
+        ) as requests,
+    ):
+        connection.register("requests", requests)
+        pairs = connection.sql(f"""
+            WITH pairs AS (
+                SELECT entity, event_time, {ASKED_AT}, request_id, row,
+                    max(prediction) FILTER (version IN ({champions})) AS champions,
+                    max(prediction) FILTER (version = {version}) AS its
+                FROM requests
+                WHERE form = 'key' AND entity IS NOT NULL AND event_time IS NOT NULL
+                  AND coalesce(json_array_length(came, '$.given'), 0) = 0
+                GROUP BY entity, event_time, {ASKED_AT}, request_id, row
+                HAVING champions IS NOT NULL AND its IS NOT NULL
+                QUALIFY row_number() OVER (
+                    PARTITION BY entity, event_time ORDER BY {ASKED_AT} DESC, request_id, row
+                ) = 1
+            )
+            SELECT {", ".join([*of_key, f"event_time AS {quoted(spec.event_time)}", *predicted])} FROM pairs
+        """).to_arrow_table()
+    identity = list(dict.fromkeys([*key, spec.event_time]))
+    types = {name: both.schema.field(name).type for name in identity}
+    types |= {f"_{name}{suffix}": both.schema.field(name).type for name in said for suffix in ("", "_shadow")}
+    pairs = pairs.cast(pa.schema([(name, types[name]) for name in pairs.column_names]))
+    joined = both.join(pairs, keys=identity, join_type="left outer")
+    online = pc.is_valid(joined["_prediction"])
+    for name in (f"{one}{suffix}" for one in said for suffix in ("", "_shadow")):
+        answered = pc.coalesce(joined[f"_{name}"], joined[name])
+        joined = joined.drop_columns([f"_{name}"]).append_column(f"{name}_answered", answered)
+    return joined.append_column("_online", online)
 
 
 def _compare(
-    folder: ModelFolder, reign: _Reign, version: int, mature: _MatureRows, *, as_of: datetime, run_id: str
+    folder: ModelFolder, reign: Reign, version: int, mature: _MatureRows, *, as_of: datetime, run_id: str
 ) -> ShadowComparison:
     spec = _for_a_look(folder.spec)
     rows, truth = mature.rows, mature.rows.column("label").to_numpy()
@@ -442,7 +430,12 @@ def _compare(
     champion, other = _prediction(spec, rows, ""), _prediction(spec, rows, "_shadow")
     resampled = arena.metrics(other), arena.metrics(champion)
     compared, _ = compare(arena, other, champion, resampled)
-    verdict = _judge(spec, reign.version, version, compared, rows.num_rows)
+    answered = None
+    if mature.online:
+        ours, its = _prediction(spec, rows, "_answered"), _prediction(spec, rows, "_shadow_answered")
+        gain, _ = compare(arena, its, ours, (arena.metrics(its), arena.metrics(ours)))
+        answered = _judge(spec, reign.version, version, gain, rows.num_rows, mature.online)
+    verdict = with_online(_judge(spec, reign.version, version, compared, rows.num_rows), answered)
     return ShadowComparison(
         model=spec.name,
         promotion_id=reign.id,
@@ -463,7 +456,9 @@ def _compare(
     )
 
 
-def _judge(spec: ModelSpec, champion: int, version: int, compared: GainOverChampion, rows: int) -> ShadowVerdict:
+def _judge(
+    spec: ModelSpec, champion: int, version: int, compared: GainOverChampion, rows: int, online: int = 0
+) -> ShadowVerdict:
     return judge(
         metric=spec.primary_metric,
         champion=champion,
@@ -473,6 +468,8 @@ def _judge(spec: ModelSpec, champion: int, version: int, compared: GainOverChamp
         lower=compared.lower,
         confidence=compared.confidence,
         problem=compared.problem,
+        upper=compared.upper,
+        online=online,
     )
 
 

@@ -38,9 +38,12 @@ DECISIONS = ("versions", "promotions", "alias_moves", "approvals", "retirements"
 #: Tables to which workers add rows, without changing or removing any.
 ADDED_TO = ("proposals",)
 
-#: Tables of the ledger that the scorer reads: who is champion, of which files it consists, what is published, and
-#: how far what was served equals it.
-READ_BY_SCORER = ("versions", "promotions", "retirements", "publications", "revisions", "outbox", "parities", "alembic_version")
+#: Tables of the ledger that the scorer reads: who is champion and who is in its shadow, of which files they consist, what is
+#: published, and how far what was served equals it.
+READ_BY_SCORER = (
+    "versions", "promotions", "approvals", "retirements", "publications", "shadow_comparisons", "revisions", "outbox",
+    "parities", "alembic_version",
+)  # fmt: skip
 #: Columns of the outbox that the scorer writes: it adds alerts, and says which of its alerts are over. It can change no text,
 #: and nothing of the delivery.
 OUTBOX_OF_SCORER = {"INSERT": ("key", "alert", "created_at", "subject"), "UPDATE": ("resolved_by",)}

@@ -208,6 +208,7 @@ class RequestRow:
         asked_at: when.
         form: how it was asked.
         version: the version that answered.
+        role: ``champion`` or ``challenger``; or ``shadow``, whose answer nobody got.
         value: what it answered.
         event_time, as_of, features_snapshot: of its entity and its features, as far as they are known.
         came: how each feature came.
@@ -220,6 +221,7 @@ class RequestRow:
     asked_at: datetime
     form: str
     version: int
+    role: str
     value: Any
     event_time: datetime | None
     as_of: datetime | None
@@ -238,6 +240,7 @@ def trace_request(history: ModelHistory, rows: Sequence[RequestRow]) -> Node:
 
 def _row_of(history: ModelHistory, row: RequestRow) -> Node:
     facts = {
+        "role": row.role,
         "value": row.value,
         "event_time": None if row.event_time is None else row.event_time.isoformat(),
         "as_of": None if row.as_of is None else row.as_of.isoformat(),

@@ -30,7 +30,7 @@ __all__ = ["draw", "find_prediction", "find_request", "read_history"]
 #: Columns that every published prediction has; see :mod:`perennial.scoring.publish`.
 _ANSWERS = ("as_of", "prediction", "version", "features_snapshot", "run_id", "predicted_at")
 #: Columns of a recorded request that are shown as they are.
-_OF_REQUEST = ("request_id", "row", "asked_at", "form", "version", "event_time", "as_of", "features_snapshot")
+_OF_REQUEST = ("request_id", "row", "asked_at", "form", "version", "role", "event_time", "as_of", "features_snapshot")
 #: The largest number of children that are drawn; the others are only counted.
 _SHOWN = 6
 
@@ -130,7 +130,8 @@ def find_request(lake: Lake, table: RequestTable, model: str, request_id: str, a
     if not found:
         where = f" on {at}" if at else ""
         raise LineageError(f"{model}: no request {request_id} was recorded{where} (online.record in model.yaml)")
-    return sorted(found.values(), key=lambda row: (row.asked_at, row.row))
+    # What clients got comes before what nobody got.
+    return sorted(found.values(), key=lambda row: (row.asked_at, row.row, row.role == "shadow", row.version))
 
 
 def _key(spec: ModelSpec, given: Sequence[str], schema: pa.Schema) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perennial.model.artifacts import Prediction
+from perennial.serving.challengers import Role
 from perennial.serving.champion import Served
 from perennial.serving.requests import Rows
 from perennial.spec.types import Task
@@ -27,6 +28,7 @@ class Answer:
         request_id: of the request.
         checked: seconds since the ledger said that this version is champion.
         degraded: whether that is too long ago.
+        role: as what the version has answered.
     """
 
     served: Served
@@ -35,6 +37,7 @@ class Answer:
     request_id: str
     checked: float
     degraded: bool
+    role: Role = "champion"
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -42,6 +45,7 @@ class Answer:
         return {
             "model": self.served.model,
             "version": self.served.version,
+            "role": self.role,
             "champion_checked_seconds_ago": round(self.checked, 1),
             "degraded": self.degraded,
             "request_id": self.request_id,

@@ -32,6 +32,7 @@ from perennial.model.artifacts import FeatureList
 from perennial.serving import answers, requests
 from perennial.serving.answers import Answer, as_json
 from perennial.serving.batching import Batcher, Computer
+from perennial.serving.challengers import Challengers, Role, are_drawn, share_of
 from perennial.serving.champion import Champions, Served
 from perennial.serving.figures import Figures, Now
 from perennial.serving.lookup import ages, compute_all, fallbacks, look_up
@@ -42,6 +43,7 @@ from perennial.serving.page import describe_for_page, page
 from perennial.serving.pushing import Pushing
 from perennial.serving.recording import Answered, Recorder
 from perennial.serving.requests import Entities, Keys, Rows
+from perennial.serving.shadowing import Shadowing, features_for
 from perennial.serving.tokens import Token, Tokens
 
 log = logging.getLogger(__name__)
@@ -98,6 +100,7 @@ class App:
 
     Args:
         champions: the versions that answer.
+        challengers: the versions that answer beside them.
         table: rows of features by key.
         on_demand: computes features of entities that are in no table yet.
         pushing: takes rows of tables.
@@ -110,6 +113,7 @@ class App:
     def __init__(
         self,
         champions: Champions,
+        challengers: Challengers,
         table: OnlineTable,
         on_demand: OnDemand,
         pushing: Pushing,
@@ -118,8 +122,8 @@ class App:
         record: Callable[[Figures], Recorder] | None = None,
         parity: Callable[[str], dict[str, Any] | None] = lambda _: None,
     ) -> None:
-        self._champions, self._table, self._on_demand, self._pushing = champions, table, on_demand, pushing
-        self._tokens, self._bounds, self._parity = tokens, bounds, parity
+        self._champions, self._challengers, self._table, self._on_demand = champions, challengers, table, on_demand
+        self._pushing, self._tokens, self._bounds, self._parity = pushing, tokens, bounds, parity
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookup")
         # Who stores waits for others who do, and look-ups need not.
         self._pushes = ThreadPoolExecutor(2, thread_name_prefix="push")
@@ -134,6 +138,15 @@ class App:
             )
         )
         self._recorder = None if record is None else record(self.figures)
+        self._shadowing = None
+        if self._recorder is not None:
+            self._shadowing = Shadowing(
+                challengers,
+                table,
+                self._recorder,
+                predicted=lambda model, rows: self.figures.by_role(model, rows, "shadow"),
+                left_out=lambda model, rows, why: self.figures.left_out(model, rows, "shadow", why),
+            )
         self._router = Router(
             [
                 Route("/v2/health/live", self._live),
@@ -200,8 +213,15 @@ class App:
             if asked.form and asked.status is not None:
                 seconds = time.perf_counter() - asked.began
                 self.figures.answered(asked.model, asked.form, asked.status, seconds)
-                if self._recorder is not None and asked.answered is not None and asked.status == 200:
-                    self._recorder.add(asked.answered(seconds))
+                if asked.answered is not None and asked.status == 200:
+                    self._keep(asked.answered(seconds))
+
+    def _keep(self, answered: Answered) -> None:
+        """Count what was answered, record it, and let the versions in the shadow answer it too."""
+        self.figures.by_role(answered.served.model, answered.rows.count, answered.role)
+        if self._recorder is not None and self._shadowing is not None:
+            self._recorder.add(answered)
+            self._shadowing.add(answered)
 
     def refused(self, path: str) -> None:
         """Count a request that was refused before it came here, since too many are being answered."""
@@ -212,12 +232,14 @@ class App:
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         self._batcher = Batcher(self.figures.predicted)
-        if self._recorder is not None:
+        if self._recorder is not None and self._shadowing is not None:
             self._recorder.start()
+            self._shadowing.start()
         self._computer = Computer(partial(compute_all, self._on_demand))
         yield
         self._batcher.close()
-        if self._recorder is not None:
+        if self._recorder is not None and self._shadowing is not None:
+            await asyncio.to_thread(self._shadowing.close)
             await asyncio.to_thread(self._recorder.close)
         self._lookups.shutdown()
         self._pushes.shutdown()
@@ -291,7 +313,8 @@ class App:
                 self.figures.fell_back(served.model, kind)
             for seconds in ages(rows.origins):
                 self.figures.looked_up(served.model, seconds)
-        return _json(answers.plain(await self._answer(request, served, rows, form, overrides)))
+        answer = await self._answer_as_challenger(request, served, rows, form, overrides)
+        return _json(answers.plain(answer or await self._answer(request, served, rows, form, overrides)))
 
     async def _push(self, request: Request) -> Response:
         asked: _Asked = request.scope["asked"]
@@ -325,6 +348,32 @@ class App:
         answer = await self._answer(request, served, asked.rows, "inference")
         return _json(answers.inference(answer, asked.id, asked.outputs))
 
+    async def _answer_as_challenger(
+        self, request: Request, champion: Served, rows: Rows, form: str, overrides: Sequence[Mapping[str, Any]] | None
+    ) -> Answer | None:
+        """The answer of the champion's challenger, if the request is of its share; None: the champion answers.
+
+        A request is answered by one version as a whole. What the challenger cannot answer, the champion does.
+        """
+        challenger, share = self._challengers.of(champion), share_of(champion)
+        if challenger is None or share is None or rows.keys is None or not are_drawn(share, challenger, rows.keys):
+            return None
+        try:
+            now, loop = datetime.now(UTC), asyncio.get_running_loop()
+            its = await loop.run_in_executor(
+                self._lookups, features_for, challenger, champion, rows, overrides, self._table, now
+            )
+            if its is not None:
+                answer = await self._answer(request, challenger, its, form, overrides, "challenger")
+                asked: _Asked = request.scope["asked"]
+                asked.version = challenger.version
+                return answer
+            why = "features"
+        except NotAnswered:
+            why = "failed"
+        self.figures.left_out(champion.model, rows.count, "challenger", why)
+        return None
+
     async def _answer(
         self,
         request: Request,
@@ -332,13 +381,14 @@ class App:
         rows: Rows,
         form: str,
         overrides: Sequence[Mapping[str, Any]] | None = None,
+        role: Role = "champion",
     ) -> Answer:
         assert self._batcher is not None  # made when the server starts
         prediction = await self._batcher.predict(served, rows)
         asked: _Asked = request.scope["asked"]
-        asked.answered = lambda seconds: Answered(asked.id, asked.at, seconds, form, served, rows, prediction, overrides)
+        asked.answered = lambda seconds: Answered(asked.id, asked.at, seconds, form, served, rows, prediction, overrides, role)
         champions = self._champions
-        return Answer(served, rows, prediction, asked.id, champions.seconds or 0.0, champions.degraded)
+        return Answer(served, rows, prediction, asked.id, champions.seconds or 0.0, champions.degraded, role)
 
     # --- what is told ---
 
@@ -374,7 +424,12 @@ class App:
     async def _models(self, request: Request) -> Response:
         seen, since = self._seen(self._token(request)), self._champions.since
         # A sample of the version is read through, which other requests need not wait for.
-        described = [await asyncio.to_thread(describe_for_page, served, since(served.model)) for served in seen]
+        described = [
+            await asyncio.to_thread(
+                describe_for_page, served, since(served.model), self._challengers.of(served), share_of(served)
+            )
+            for served in seen
+        ]
         return _json({"models": described})
 
     async def _told(self, request: Request) -> Response:

@@ -123,6 +123,17 @@ class Served:
         return self.loaded.predict(rows)[:count]
 
 
+def load(deployment: Deployment, model: str, version: int) -> Served:
+    """Load a version by the verified path, and try it.
+
+    Raises:
+        VersionUnusable, ArtifactRejected, ScoringError, SpecError: it cannot serve.
+    """
+    folder, registry = deployment.model(model), deployment.registry
+    tried = prepare(model, registry.load(model, version, spec=folder.spec))
+    return replace(tried, folder=own_folder(registry, version, folder).folder, online=folder.spec.online)
+
+
 def prepare(name: str, model: LoadedModel) -> Served:
     """Try a loaded version: let it answer its example, and find out how many rows it must get at once.
 
@@ -240,6 +251,11 @@ class Champions:
         """When the version that answers became champion; None if that is not known."""
         return self._since.get(model)
 
+    def in_memory(self, model: str, version: int) -> Served | None:
+        """A version that serves or has served before; None if it is not in memory."""
+        found = (self._served.get(model), self._former.get(model))
+        return next((one for one in found if one is not None and one.version == version), None)
+
     def of(self, model: str) -> Served:
         """The version that answers for a model. Ask once per request.
 
@@ -343,11 +359,7 @@ class Champions:
         with logs.context(model=model, version=version):
             began = time.monotonic()
             try:
-                folder = self._deployment.model(model)
-                registry = self._deployment.registry
-                tried = prepare(model, registry.load(model, version, spec=folder.spec))
-                own = own_folder(registry, version, folder)
-                served = replace(tried, folder=own.folder, online=folder.spec.online)
+                served = load(self._deployment, model, version)
             # Whatever is wrong with the new version or its store, the old one goes on.
             except Exception as error:
                 before = self._troubles.get(model)

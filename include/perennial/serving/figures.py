@@ -97,6 +97,23 @@ class Figures:
             registry=self._registry,
         )  # fmt: skip
 
+        self._by_role = Counter(
+            "perennial_serve_answered_rows", "Rows that were answered: to clients by the champion or its challenger, or in the "
+            "shadow.", ["model", "role"], registry=self._registry,
+        )  # fmt: skip
+        self._left_out = Counter(
+            "perennial_serve_left_out", "Rows that a version beside the champion was to answer and did not, by why.",
+            ["model", "role", "why"], registry=self._registry,
+        )  # fmt: skip
+
+    def by_role(self, model: str, rows: int, role: str) -> None:
+        """Count rows that were answered."""
+        self._by_role.labels(model, role).inc(rows)
+
+    def left_out(self, model: str, rows: int, role: str, why: str) -> None:
+        """Count rows that a version beside the champion did not answer."""
+        self._left_out.labels(model, role, why).inc(rows)
+
     def recorded(self, model: str, rows: int) -> None:
         """Count rows that were recorded."""
         self._recorded.labels(model).inc(rows)

@@ -51,15 +51,20 @@ def page() -> tuple[bytes, str]:
     return text.encode(), policy
 
 
-def describe_for_page(served: Served, since: datetime | None) -> dict[str, Any]:
+def describe_for_page(
+    served: Served, since: datetime | None, challenger: Served | None = None, share: float | None = None
+) -> dict[str, Any]:
     """What the page shows of a model, and the fields of its form.
 
     Args:
         served: the version that answers.
         since: when it became champion; None if that is not known.
+        challenger: the version that answers a share of the keys; None if none does.
+        share: that share.
 
     Returns:
-        ``model``, ``description``, ``task``, ``classes``, ``version``, ``since``, ``trained_on``, ``features`` (each with
+        ``model``, ``description``, ``task``, ``classes``, ``version``, ``since``, ``challenger`` (null, or ``version`` and
+        ``share``), ``trained_on``, ``features`` (each with
         ``name``, ``kind`` and what is ``usual`` or the known ``values``), and ``key``, ``entity`` with ``name`` and ``kind`` of
         their columns; null where it cannot be asked so.
     """
@@ -79,6 +84,7 @@ def describe_for_page(served: Served, since: datetime | None) -> dict[str, Any]:
         "classes": list(loaded.classes),
         "version": served.version,
         "since": since.isoformat() if since is not None else None,
+        "challenger": None if challenger is None else {"version": challenger.version, "share": share},
         "trained_on": loaded.trained_on,
         "features": features,
         "key": None if key is None else [{"name": part.name, "kind": _kind(part.type)} for part in key],

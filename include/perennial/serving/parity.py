@@ -70,7 +70,7 @@ _ASKED_WITHIN = timedelta(days=14)
 #: Most rows of a day, and most of them that are asked alone.
 MOST_ROWS, MOST_ALONE = 500, 50
 #: DuckDB's names of the types of key columns.
-_TYPES = {
+SQL_TYPES = {
     "string": "VARCHAR", "integer": "BIGINT", "float": "DOUBLE", "boolean": "BOOLEAN", "timestamp": "TIMESTAMPTZ",
     "date": "DATE",
 }  # fmt: skip
@@ -162,7 +162,7 @@ def _sample(lake: Lake, model: str, definitions: frozenset[str], days: Sequence[
                 connection.sql(f"""
                 WITH rows AS (
                     SELECT *, date_trunc('day', as_of) AS day FROM more
-                    WHERE definition IN ({known}) AND entity IS NOT NULL AND event_time IS NOT NULL
+                    WHERE role = 'champion' AND definition IN ({known}) AND entity IS NOT NULL AND event_time IS NOT NULL
                       AND as_of >= {instant(days[0].start)} AND as_of < {instant(days[-1].end)}
                     UNION ALL BY NAME FROM kept
                 ), once AS (
@@ -331,7 +331,7 @@ def _groups(
 def _as_of(folder: ModelFolder, entities: pa.Table) -> str:
     """SQL that gives each entity the moment that it was asked for."""
     table = folder.spec.entity_table
-    columns = [(f"{quoted(name)} = ", _TYPES[table.columns[name].type], entities[name].to_pylist()) for name in table.key]
+    columns = [(f"{quoted(name)} = ", SQL_TYPES[table.columns[name].type], entities[name].to_pylist()) for name in table.key]
     moments: list[datetime] = entities["_as_of"].to_pylist()
     cases = [
         f"WHEN {' AND '.join(f'{name}{literal(str(values[row]))}::{kind}' for name, kind, values in columns)} "

@@ -14,7 +14,6 @@ Neighbours: :mod:`perennial.serving.app` hands over what was answered; :mod:`per
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import mmap
@@ -36,6 +35,7 @@ import pyarrow as pa
 
 from perennial.core.errors import ServingError
 from perennial.model.artifacts import Prediction
+from perennial.serving.challengers import Role, in_share
 from perennial.serving.champion import Served
 from perennial.serving.online_table import entity_texts
 from perennial.serving.request_table import SCHEMA, RequestTable
@@ -43,8 +43,6 @@ from perennial.serving.requests import GIVEN, MISSING, Rows
 
 log = logging.getLogger(__name__)
 
-#: Rows that answer for the champion; others may answer in its place later.
-CHAMPION = "champion"
 #: Longest time that a row waits before it is stored, and most rows of a chunk.
 EVERY, CHUNK = 1.0, 2_000
 #: Most rows in memory.
@@ -70,6 +68,7 @@ class Answered:
         rows: what was asked.
         prediction: what was answered.
         overrides: per row, the features that the client gave beside a key; None for other forms.
+        role: as what the version answered.
     """
 
     request_id: str
@@ -80,14 +79,12 @@ class Answered:
     rows: Rows
     prediction: Prediction
     overrides: Sequence[Mapping[str, Any]] | None = None
+    role: Role = "champion"
 
 
 def is_recorded(share: float, request_id: str) -> bool:
     """Whether a request belongs to the share of requests that are recorded. It depends on its id alone."""
-    if share >= 1:
-        return True
-    drawn = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big")
-    return drawn < share * (1 << 64)
+    return share >= 1 or in_share(share, request_id)
 
 
 class Tally:
@@ -333,7 +330,7 @@ def _rows(one: Answered) -> Iterator[dict[str, Any]]:
             "request_id": one.request_id,
             "row": row,
             "version": served.version,
-            "role": CHAMPION,
+            "role": one.role,
             "form": one.form,
             "definition": served.features_digest,
             "entity": entities[row],

@@ -24,6 +24,7 @@ from perennial.core.settings import settings_of
 from perennial.deployment import Deployment
 from perennial.ingestion.pushed import PushedRows
 from perennial.serving.app import HEADERS, LOOPBACK, App, Bounds
+from perennial.serving.challengers import Challengers
 from perennial.serving.champion import Champions
 from perennial.serving.figures import Figures
 from perennial.serving.on_demand import OnDemand
@@ -110,6 +111,7 @@ class Scorer:
     def __init__(self, deployment: Deployment, given: ServeSettings) -> None:
         loopback = given.host in LOOPBACK
         self._champions = Champions(deployment)
+        self._challengers = Challengers(deployment, self._champions)
         tokens = Tokens(tokens_file(deployment.settings.state, given), required=not loopback)
         bounds = Bounds(given.most_bytes, given.most_rows, given.at_once, given.deadline)
         table = OnlineTable(deployment.settings.predictions_url)
@@ -122,7 +124,9 @@ class Scorer:
             return Recorder(recorded, counts, stored=figures.recorded, left_out=figures.unrecorded)
 
         parity = partial(parity_for_page, deployment.ledger)
-        self.app = App(self._champions, table, self._on_demand, pushing, tokens, bounds, record, parity)
+        self.app = App(
+            self._champions, self._challengers, table, self._on_demand, pushing, tokens, bounds, record, parity
+        )  # fmt: skip
         self._ending = threading.Event()
         self._alone = False
         try:
@@ -165,6 +169,11 @@ class Scorer:
         """The versions that answer."""
         return self._champions
 
+    @property
+    def challengers(self) -> Challengers:
+        """The versions that answer beside them."""
+        return self._challengers
+
     def run(self) -> None:
         """Answer until SIGTERM or SIGINT comes, or until :meth:`stop`."""
         try:
@@ -182,9 +191,11 @@ class Scorer:
             )
             for looking, seconds in ((self._on_demand.keep_up, _KEEP_UP), (self._on_demand.show_pushed, _SHOW_PUSHED)):
                 threading.Thread(target=self._follow, args=(looking, seconds), name="keep up", daemon=True).start()
+            self._challengers.start()
             self._server.run(sockets=[self._socket])
         finally:
             self._ending.set()
+            self._challengers.stop()
             self._champions.stop()
             self._socket.close()
             if self._alone:

@@ -184,6 +184,14 @@ class ModelSpec(Section):
     _categorical_features_have_free_names = check_each("features.categorical")(_feature_has_a_free_name)
 
     @check
+    def _a_canary_is_compared(self) -> Found:
+        if self.online is not None and self.online.canary is not None and not self.shadow.windows:
+            yield (
+                ("online", "canary"),
+                "requires that the previous champion is compared with the present one; set shadow.windows",
+            )
+
+    @check
     def _candidates_include_a_baseline(self) -> Found:
         baselines = [candidate.baseline for candidate in self.candidates.values()]
         if all(baselines):

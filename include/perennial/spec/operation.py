@@ -12,7 +12,18 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from perennial.alerts.alert import Alert, Kind, Severity
 from perennial.core.intervals import Interval
 from perennial.spec.sections import Found, Section, check
-from perennial.spec.types import ClosedDay, ConnectionId, Cron, Duration, Identifier, PositiveShare, Share, Text, matches_day
+from perennial.spec.types import (
+    CanaryShare,
+    ClosedDay,
+    ConnectionId,
+    Cron,
+    Duration,
+    Identifier,
+    PositiveShare,
+    Share,
+    Text,
+    matches_day,
+)
 
 
 class Schedules(Section):
@@ -93,6 +104,8 @@ class Online(Section):
         max_age: how old a row may be. Its age counts from the publication of the newest rows of the tables that it is made of.
         record: whether requests and answers are recorded and published as the dataset ``requests``; or the share of requests
             that is, such as ``10%``.
+        canary: share of the keys, such as ``5%``, that the previous champion answers while it is in the shadow of the present
+            one; at most half. It ends as soon as a comparison finds it worse. None: the champion answers all.
         parity: smallest share of recorded rows whose served features must equal those that the published tables give for the
             same moment. Below it there is an alert, and no candidate with these features becomes champion.
     """
@@ -119,12 +132,30 @@ class Online(Section):
             }
         ),
     ] = True
+    canary: Annotated[
+        CanaryShare | None,
+        BeforeValidator(_share),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+                    {"type": "string", "pattern": r"^[0-9]{1,2}(\.[0-9]+)?%$"},
+                    {"type": "null"},
+                ]
+            }
+        ),
+    ] = None
     parity: Share = 0.99
 
     @property
     def recorded(self) -> float:
         """The share of requests that is recorded, 0 to 1."""
         return float(self.record)
+
+    @check
+    def _is_recorded(self) -> Found:
+        if self.canary is not None and not self.record:
+            yield ("canary",), "requires that requests are recorded; set record to true, or to a share of them"
 
     @check
     def _is_refreshed_in_time(self) -> Found:

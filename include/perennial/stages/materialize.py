@@ -20,7 +20,7 @@ def materialize(run: StageRun) -> Materialized:
         Superseded: an entity is being erased; start a new run.
         ServingError: the predictions database refused the rows.
     """
-    from perennial.monitoring.shadowing import resolve_shadows
+    from perennial.scoring.challengers import resolve_shadows
     from perennial.serving.materialize import materialize, newest_day
 
     ledger, spec = run.deployment.ledger, run.folder.spec

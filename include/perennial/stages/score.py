@@ -38,8 +38,8 @@ def resolve_champion(run: StageRun, interval: Interval) -> Resolved:
     Raises:
         NoChampion: no version has been promoted yet.
     """
-    from perennial.monitoring.shadowing import resolve_shadows
     from perennial.scoring import champion
+    from perennial.scoring.challengers import resolve_shadows
 
     registry, ledger = run.deployment.registry, run.deployment.ledger
     version = champion.resolve_champion(

@@ -1,71 +1,15 @@
-"""Who scores in the shadow of a champion, and what a comparison means."""
+"""What a comparison of a champion with a version in its shadow means."""
 
 from __future__ import annotations
 
 import math
-from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.core.intervals import Interval, utc
-from perennial.monitoring.shadow import MOST, Challenger, choose, confidence_of_a_look, judge, period
+from perennial.monitoring.shadow import ShadowOutcome, ShadowVerdict, confidence_of_a_look, judge, with_online
 from perennial.spec.monitoring import Shadow
-
-WEEK, DAY = timedelta(days=7), timedelta(days=1)
-MONDAY = utc("2013-04-01")
-EARLY = utc("2013-03-01")
-
-
-def chosen(policy: Shadow, day: str, *challengers: Challenger, began: str | None = "2013-04-01") -> list[int]:
-    return choose(policy, challengers, interval=Interval.day(day), began=utc(began) if began else None, window=WEEK)
-
-
-@pytest.mark.parametrize(
-    ("began", "start", "end"),
-    [("2013-04-01", "2013-04-01", "2013-04-15"), ("2013-04-03", "2013-04-01", "2013-04-22")],
-)
-def test_a_shadow_lasts_for_whole_windows(began: str, start: str, end: str) -> None:
-    assert period(Shadow(windows=2), utc(began), WEEK) == Interval.of(start, end)
-    assert period(Shadow(windows=0), utc(began), WEEK) is None
-
-
-def test_the_champion_before_scores_for_its_windows_and_no_longer() -> None:
-    before = Challenger(1, "predecessor", EARLY)
-    policy = Shadow(windows=2)
-    assert chosen(policy, "2013-04-01", before, began=None) == [1]
-    assert chosen(policy, "2013-04-14", before) == [1]
-    assert chosen(policy, "2013-04-15", before) == []
-    assert chosen(Shadow(windows=0), "2013-04-01", before) == []
-
-
-def test_a_refused_candidate_scores_only_where_it_came_close() -> None:
-    close, far, unknown = (
-        Challenger(version, "refused", MONDAY, loss) for version, loss in ((2, 0.01), (3, 0.011), (4, math.nan))
-    )
-    assert chosen(Shadow(windows=2, close=0.01), "2013-04-02", close, far, unknown) == [2]
-    assert chosen(Shadow(windows=2), "2013-04-02", close, far, unknown) == []
-    assert chosen(Shadow(windows=2, close=0.01), "2013-04-20", close) == []
-
-
-def test_nobody_scores_what_it_may_have_learned_from() -> None:
-    assert chosen(Shadow(), "2013-04-01", Challenger(1, "predecessor", utc("2013-04-02"))) == []
-    assert chosen(Shadow(), "2013-04-01", Challenger(1, "predecessor", None)) == []
-
-
-@given(
-    st.lists(st.builds(Challenger, st.integers(1, 50), st.just("refused"), st.just(EARLY), st.floats(-1, 1)), max_size=8),
-    st.integers(0, 12),
-    st.integers(0, 200),
-)
-def test_there_are_never_many(challengers: list[Challenger], windows: int, day: int) -> None:
-    policy = Shadow(windows=windows, close=0.5)
-    interval = Interval.day(EARLY + day * DAY)
-    found = choose(policy, challengers, interval=interval, began=EARLY, window=DAY)
-    assert len(found) <= MOST
-    if windows == 0 or day >= windows + 1:
-        assert found == []
 
 
 @given(st.floats(0.5, 0.999), st.integers(1, 52))
@@ -74,10 +18,11 @@ def test_all_looks_together_are_wrong_no_more_often_than_one_was_to_be(confidenc
     assert (windows + 1) * each == pytest.approx(1 - confidence)
 
 
-def said(gain: float, lower: float | None, problem: str | None = None) -> str:
+def said(gain: float, lower: float | None, problem: str | None = None, upper: float | None = None) -> str:
     return judge(
-        metric="roc_auc", champion=2, challenger=1, rows=500, gain=gain, lower=lower, confidence=0.99, problem=problem
-    ).outcome
+        metric="roc_auc", champion=2, challenger=1, rows=500, gain=gain, lower=lower, confidence=0.99, problem=problem,
+        upper=upper,
+    ).outcome  # fmt: skip
 
 
 def test_only_what_is_sure_counts_against_the_champion() -> None:
@@ -85,7 +30,32 @@ def test_only_what_is_sure_counts_against_the_champion() -> None:
     assert said(0.05, 0.0) == said(0.05, -0.01) == said(-0.05, -0.07) == "no_difference"
 
 
+def test_only_what_is_sure_counts_against_the_version_in_the_shadow() -> None:
+    assert said(-0.05, -0.07, upper=-0.01) == "challenger_worse"
+    assert said(-0.05, -0.07, upper=0.0) == said(-0.05, -0.07, upper=math.nan) == said(-0.05, -0.07) == "no_difference"
+    assert said(-0.05, -0.07, "too few blocks", upper=-0.01) == "unknown"
+
+
 @pytest.mark.parametrize(("gain", "lower"), [(math.nan, 0.01), (0.05, None), (0.05, math.nan), (math.inf, 0.01)])
 def test_what_cannot_be_judged_is_unknown(gain: float, lower: float | None) -> None:
     assert said(gain, lower) == "unknown"
     assert said(0.05, 0.01, "too few blocks") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("batch", "online", "outcome"),
+    [
+        ("no_difference", "challenger_worse", "challenger_worse"),
+        ("unknown", "challenger_worse", "challenger_worse"),
+        ("champion_worse", "challenger_worse", "champion_worse"),
+        ("challenger_worse", "no_difference", "challenger_worse"),
+        ("no_difference", "champion_worse", "no_difference"),
+        ("champion_worse", "no_difference", "champion_worse"),
+        ("champion_worse", None, "champion_worse"),
+    ],
+)
+def test_answers_that_scorers_wrote_speak_only_against_the_version_in_the_shadow(
+    batch: ShadowOutcome, online: ShadowOutcome | None, outcome: str
+) -> None:
+    answered = None if online is None else ShadowVerdict(online, "online")
+    assert with_online(ShadowVerdict(batch, "batch"), answered).outcome == outcome

@@ -14,8 +14,9 @@ from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings
 from perennial.ledger.records import ShadowComparison
-from perennial.monitoring.shadowing import MONITOR, ShadowScored, compare_shadows, resolve_shadows, score_shadows
+from perennial.monitoring.shadowing import MONITOR, ShadowScored, compare_shadows, score_shadows
 from perennial.registry.store import Registry
+from perennial.scoring.challengers import resolve_shadows
 from tests.unit import synthetic
 from tests.unit.monitored import DAY, WEEK, World, make_world
 

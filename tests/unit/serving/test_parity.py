@@ -194,6 +194,17 @@ def test_what_the_client_gave_and_other_definitions_are_not_compared(
     assert measure(folder, lake, ledger, url_of(tmp_path)) == []
 
 
+@pytest.mark.parametrize("role", ["shadow", "challenger"])
+def test_only_what_the_champion_answered_is_compared(
+    tmp_path: Path, lake: Lake, ledger: Ledger, folder: ModelFolder, role: str
+) -> None:
+    made = publish(lake, ledger, folder).slice(16)
+    wrong = json.dumps(dict.fromkeys(folder.spec.features.names))
+    record(folder, url_of(tmp_path), made, features=wrong, role=role)
+
+    assert measure(folder, lake, ledger, url_of(tmp_path)) == []
+
+
 def test_features_that_depend_on_others_are_left_out(
     tmp_path: Path, lake: Lake, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,3 +68,32 @@ def test_rows_that_are_too_old_before_they_are_computed_again_are_refused(tmp_pa
     [problem] = problems(tmp_path, GOOD + "online: {refresh: 2h, max_age: 1h}\n")
 
     assert "online.refresh: must be shorter than max_age" in problem
+
+
+@pytest.mark.parametrize(("said", "share"), [("5%", 0.05), ("0.5", 0.5), ("12.5%", 0.125), ("50%", 0.5)])
+def test_a_challenger_may_answer_up_to_half_of_the_keys(tmp_path: Path, said: str, share: float) -> None:
+    online = read(tmp_path, GOOD + f"online: {{canary: {said}}}\n").spec.online
+
+    assert online is not None
+    assert online.canary == pytest.approx(share)
+
+
+@pytest.mark.parametrize("said", ["0", "0%", "51%", "0.6", "-5%", "5 %", "true", "some"])
+def test_another_share_is_refused(tmp_path: Path, said: str) -> None:
+    [problem] = problems(tmp_path, GOOD + f"online: {{canary: {said}}}\n")
+
+    assert "online.canary" in problem
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ("online: {canary: 5%, record: false}", "online.canary: requires that requests are recorded"),
+        ("online: {canary: 5%}\nshadow: {windows: 0}", "set shadow.windows"),
+    ],
+)
+def test_a_challenger_answers_only_where_it_is_compared_and_recorded(tmp_path: Path, said: str, problem: str) -> None:
+    [found] = problems(tmp_path, GOOD + said + "\n")
+
+    assert Online().canary is None
+    assert problem in found
