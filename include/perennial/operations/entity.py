@@ -104,15 +104,22 @@ class Entity:
                     if not wanted or not set(columns) <= set(table.columns):
                         continue
                     kinds = [_DUCKDB[table.columns[one].type] for one in columns]
-                    values = [f'json_extract_string("row", {literal(f"$.{quoted(one)}")})' for one in columns]
-                    its = ", ".join(f"TRY_CAST({value} AS {kind})" for value, kind in zip(values, kinds, strict=True))
-                    named = ", ".join(f"TRY_CAST(_{place} AS {kind})" for place, kind in enumerate(kinds))
+                    its = ", ".join(
+                        f'k{place} := TRY_CAST(json_extract_string("row", {literal(f"$.{quoted(one)}")}) AS {kind})'
+                        for place, (one, kind) in enumerate(zip(columns, kinds, strict=True))
+                    )
+                    named = ", ".join(f"k{place} := TRY_CAST(_{place} AS {kind})" for place, kind in enumerate(kinds))
                     there = f"wanted_{len(conditions)}"
                     connection.register(
                         there, pa.table({f"_{place}": list(each) for place, each in enumerate(zip(*wanted, strict=True))})
                     )
-                    conditions.append(f'("table" = {literal(name)} AND row({its}) IN (SELECT row({named}) FROM {there}))')
-            found = connection.sql(f"SELECT coalesce({' OR '.join(conditions) or 'false'}, false) AS found FROM pushed")
+                    same = f"struct_pack({its}) IN (SELECT struct_pack({named}) FROM {there})"
+                    conditions.append(f'("table" = {literal(name)} AND {same})')
+            # One that is no JSON, which a scorer never writes, is nobody's.
+            found = connection.sql(
+                f"SELECT coalesce({' OR '.join(conditions) or 'false'}, false) AS found FROM "
+                """(SELECT "table", CASE WHEN json_valid("row") THEN "row" ELSE '{}' END AS "row" FROM pushed)"""
+            )
             mask: pa.Array = found.to_arrow_table()["found"].combine_chunks()
         return mask
 

@@ -153,6 +153,35 @@ def test_a_file_that_corrects_a_pushed_row_later_is_not_corrected_back(tmp_path:
     assert shop.rows(day=FIRST) == [("a", 9), ("x", 5)]
 
 
+READ = """
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+
+def read(start: datetime, end: datetime) -> pa.Table:
+    placed = {"a": datetime(2024, 1, 1, 10, tzinfo=UTC), "x": datetime(2024, 1, 1, 10, tzinfo=UTC)}
+    placed["y"] = datetime(2024, 1, 2, 10, tzinfo=UTC)
+    rows = [{"id": key, "placed": at, "told": at.replace(hour=11), "amount": 5.0} for key, at in placed.items()]
+    return pa.Table.from_pylist([row for row in rows if start <= row["placed"] < end])
+"""
+
+
+def test_a_source_that_brings_earlier_days_each_time_does_not_correct_pushed_rows_back(tmp_path: Path) -> None:
+    late = {"late": "2d"}
+    pushed = Pushed(tmp_path, sources={"orders": {"python": "model:read"}}, orders=late, outcomes=late)
+    shop = pushed.shop
+    (shop.settings.models / "shop" / "model.py").write_text(READ)
+    pushed.push(row("a", 6.0))
+    shop.ingest(FIRST)
+    assert shop.rows(day=FIRST) == [("a", 6), ("x", 5)]
+
+    shop.ingest(SECOND)
+
+    assert shop.rows(day=FIRST) == [("a", 6), ("x", 5)]
+    assert shop.rows(day=SECOND) == [("y", 5)]
+
+
 def test_a_row_that_comes_too_late_is_quarantined_once_with_its_reason(tmp_path: Path, url: str | None) -> None:
     pushed = Pushed(tmp_path, url, orders={"tolerance": 1})
     shop = pushed.shop
