@@ -15,8 +15,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,18 +24,18 @@ import pyarrow.compute as pc
 from perennial.alerts import of_models
 from perennial.core.errors import ArtifactRejected, NoChampion, PerennialError, StaleDecision
 from perennial.core.intervals import Interval
-from perennial.core.sql import connect, quoted
 from perennial.deployment import Deployment
 from perennial.evaluation.comparison import Arena, compare
 from perennial.evidence.evaluation import GainOverChampion
 from perennial.features.labels import read_labels
-from perennial.lake.publish import Lake, TableWrite
+from perennial.lake.publish import TableWrite
 from perennial.ledger.coverage import trained_as_of
 from perennial.ledger.records import Publication, ShadowComparison
 from perennial.ledger.store import Ledger
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import cost_function
 from perennial.model.probabilities import read_probabilities
+from perennial.monitoring.answered import as_answered
 from perennial.monitoring.performance import by_key_or_time, not_comparable, of_another_task
 from perennial.monitoring.shadow import ShadowVerdict, confidence_of_a_look, judge, with_online
 from perennial.registry.folders import FeaturesAt, own_features, own_folder
@@ -46,10 +44,6 @@ from perennial.scoring.challengers import Reign, reign_of
 from perennial.scoring.predictor import DATASET as PREDICTIONS
 from perennial.scoring.predictor import Predictor, predictions_schema
 from perennial.scoring.shadow import period
-from perennial.serving.parity import SQL_TYPES
-from perennial.serving.recorded import ASKED_AT
-from perennial.serving.recorded import DATASET as REQUESTS
-from perennial.serving.recorded import TABLE as ONLINE_REQUESTS
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
@@ -321,7 +315,7 @@ def _mature_rows(
     champions = read(PREDICTIONS, predictions, reign.versions)
     others = read(DATASET, shadows, [version])
     both = champions.join(others, keys=identity, right_suffix="_shadow", join_type="inner")
-    both = _as_answered(folder, lake, reign, version, both, said)
+    both = as_answered(folder, lake, reign, version, both, said)
     labels = read_labels(folder, lake, tables.snapshots, span, as_of=as_of)
     both = both.join(labels.select([*identity, "label"]), keys=identity, join_type="left outer")
     if both.num_rows == 0:
@@ -343,82 +337,6 @@ def _mature_rows(
     interval = Interval(when.start + int(numbers[0]) * width, when.start + (int(numbers[-1]) + 1) * width)
     online = int(pc.sum(kept["_online"]).as_py()) if "_online" in kept.column_names else 0
     return _MatureRows(interval, len(numbers), kept, online)
-
-
-def _as_answered(folder: ModelFolder, lake: Lake, reign: Reign, version: int, both: pa.Table, said: Sequence[str]) -> pa.Table:
-    """The same rows, each also with the predictions that both versions made online, or else the batch's.
-
-    So each entity counts once. Its newest pair of answers counts. What a client has described, or given beside a key, does not
-    count: clients are not to decide who answers.
-
-    Args:
-        folder: the model's folder.
-        lake: has the published requests.
-        reign: of the champion.
-        version: in its shadow.
-        both: rows that both predicted in the batch.
-        said: the columns of a prediction.
-
-    Returns:
-        The rows, with these predictions in columns with the suffix ``_answered``, and ``_online``: whether they are such.
-        The same rows if nobody was asked.
-    """
-    spec = folder.spec
-    asked = lake.ledger.publications(spec.name, REQUESTS)
-    began, head = reign.promotion.completed_at, lake.ledger.head(spec.name, REQUESTS).snapshots.get(ONLINE_REQUESTS)
-    end = max((one.interval.end for one in asked), default=None)
-    if began is None or end is None or head is None or began >= end or not both.num_rows:
-        return both
-    columns = ["request_id", "row", "version", "form", "entity", "event_time", "came", "prediction", ASKED_AT]
-    key = spec.entity_table.key
-    of_key = [
-        f"(entity->>'$[{place}]')::{SQL_TYPES[spec.entity_table.columns[name].type]} AS {quoted(name)}"
-        for place, name in enumerate(key)
-        if name != spec.event_time
-    ]
-    kinds = {"prediction": "{}::DOUBLE"}
-    if spec.task == "multiclass_classification":
-        kinds = {"prediction": "{}->>'$.prediction'", "probabilities": "({}->'$.probabilities')::VARCHAR"}
-    predicted = [
-        f"{kinds[name].format(whose)} AS {quoted(f'_{name}{suffix}')}"
-        for name in said
-        for whose, suffix in (("champions", ""), ("its", "_shadow"))
-    ]
-    champions = ", ".join(str(one) for one in reign.versions)
-    with (
-        TemporaryDirectory() as scratch,
-        connect(Path(scratch)) as connection,
-        lake.scan(
-            spec.name, ONLINE_REQUESTS, head, columns=columns, interval=Interval(began, end), event_time=ASKED_AT
-        ) as requests,
-    ):
-        connection.register("requests", requests)
-        pairs = connection.sql(f"""
-            WITH pairs AS (
-                SELECT entity, event_time, {ASKED_AT}, request_id, row,
-                    max(prediction) FILTER (version IN ({champions})) AS champions,
-                    max(prediction) FILTER (version = {version}) AS its
-                FROM requests
-                WHERE form = 'key' AND entity IS NOT NULL AND event_time IS NOT NULL
-                  AND coalesce(json_array_length(came, '$.given'), 0) = 0
-                GROUP BY entity, event_time, {ASKED_AT}, request_id, row
-                HAVING champions IS NOT NULL AND its IS NOT NULL
-                QUALIFY row_number() OVER (
-                    PARTITION BY entity, event_time ORDER BY {ASKED_AT} DESC, request_id, row
-                ) = 1
-            )
-            SELECT {", ".join([*of_key, f"event_time AS {quoted(spec.event_time)}", *predicted])} FROM pairs
-        """).to_arrow_table()
-    identity = list(dict.fromkeys([*key, spec.event_time]))
-    types = {name: both.schema.field(name).type for name in identity}
-    types |= {f"_{name}{suffix}": both.schema.field(name).type for name in said for suffix in ("", "_shadow")}
-    pairs = pairs.cast(pa.schema([(name, types[name]) for name in pairs.column_names]))
-    joined = both.join(pairs, keys=identity, join_type="left outer")
-    online = pc.is_valid(joined["_prediction"])
-    for name in (f"{one}{suffix}" for one in said for suffix in ("", "_shadow")):
-        answered = pc.coalesce(joined[f"_{name}"], joined[name])
-        joined = joined.drop_columns([f"_{name}"]).append_column(f"{name}_answered", answered)
-    return joined.append_column("_online", online)
 
 
 def _compare(
