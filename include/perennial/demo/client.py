@@ -138,7 +138,8 @@ class Client:
                 self._ask(BY_FEATURES, {"features": [known]}, ())
 
     def _ask_by_key(self, day: Interval) -> None:
-        for flight in flights_of(self._spec, self._data, day)[:_BY_KEY]:
+        flights = flights_of(self._spec, self._data, day)
+        for flight in flights[:: max(1, len(flights) // _BY_KEY)][:_BY_KEY]:  # from all over the day
             self._ask(BY_KEY, {"keys": [{name: flight[name] for name in self._spec.entity_table.key}]}, [flight])
 
     def _ask(self, way: str, body: Mapping[str, Any], flights: Sequence[Mapping[str, Any]]) -> None:
