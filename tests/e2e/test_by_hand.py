@@ -21,7 +21,7 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 TYPED = [found for page in PAGES for found in re.findall(r"(?m)^\.venv/bin/perennial (.+)$", page.read_text())]
 #: Some need a stack that is stopped, or a folder of their own: tests/unit/operations/test_backup.py rehearses them. Two need a
 #: scorer of a model with the features or tables that they name: tests/unit/serving starts that. A model is begun with a file:
-#: tests/unit/authoring/test_new.py has some.
+#: tests/unit/cli/test_starting.py has some.
 REHEARSED = {"backup", "restore", "ask", "push", "new", "try"}
 COMMANDS = [command for command in dict.fromkeys(TYPED) if command.split()[0] not in REHEARSED]
 

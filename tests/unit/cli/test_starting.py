@@ -1,8 +1,7 @@
-"""From somebody's file to a model that trains: what is seen in the file, what is written, and that it lives."""
+"""From somebody's file to a model that trains: what is refused, what is written, and that it lives."""
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 import shlex
@@ -11,18 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from threadpoolctl import threadpool_limits
 
-from perennial.authoring.draft import choose_label, task_of
-from perennial.authoring.profile import look
 from perennial.cli.starting import draft_model, rehearse
 from perennial.core.errors import SpecError
 from perennial.core.intervals import utc
 from perennial.core.settings import PROJECT, Settings
 from perennial.spec.folder import ModelFolder, read_model
+from tests.unit.authoring.histories import events, half_hourly, hourly
 
 
 @pytest.fixture(autouse=True)
@@ -39,138 +36,9 @@ def place(settings: Settings, tmp_path: Path) -> Settings:
     return settings.model_copy(update={"models": tmp_path / "models"})
 
 
-def hourly(file: Path, days: int = 40) -> Path:
-    """Rented bikes by the hour: a day in the American way, the hour beside it, and a running number."""
-    hours = pd.date_range("2011-01-01", periods=24 * days, freq="h")
-    random = np.random.default_rng(1)
-    count = 100 + 80 * np.sin(hours.hour / 24 * 6.28) + random.normal(0, 10, len(hours))
-    pd.DataFrame(
-        {
-            "instant": range(1, len(hours) + 1),
-            "dteday": [f"{hour.month}/{hour.day}/{hour.year}" for hour in hours],
-            "hr": hours.hour,
-            "holiday": (hours.dayofyear % 20 == 0).astype(int),
-            "temp": random.uniform(0, 1, len(hours)).round(2),
-            "cnt": count.round().astype(int),
-        }
-    ).to_csv(file, index=False)
-    return file
-
-
-def half_hourly(file: Path, days: int = 30) -> Path:
-    """Electricity of two regions, as a European spreadsheet exports it."""
-    times = pd.date_range("2023-05-01", periods=48 * days, freq="30min")
-    random = np.random.default_rng(2)
-    lines = ["Region;Zeitpunkt;Last (MW);Preis;Prognose-Güte"]
-    for region in ("Süd", "Nord"):
-        for at in times:
-            load = f"{random.uniform(1000, 2500):,.1f}".translate(str.maketrans(",.", ".,"))
-            price = "-9999" if random.random() < 0.02 else f"{random.uniform(20, 80):.2f}".replace(".", ",")
-            quality = "n/a" if random.random() < 0.05 else f"{random.uniform(0, 1):.3f}".replace(".", ",")
-            lines.append(";".join([region, f"{at:%d.%m.%Y %H:%M}", load, price, quality]))
-    file.write_text("\n".join(lines), encoding="latin-1")
-    return file
-
-
-def events(file: Path, days: int = 60, a_day: int = 30) -> Path:
-    """Customers who leave or stay: another one in each row, with leading zeros, and texts for what is missing."""
-    random = np.random.default_rng(3)
-    rows = days * a_day
-    visits = random.integers(0, 40, rows)
-    frame = pd.DataFrame(
-        {
-            "customerID": [f"{number:07d}" for number in range(rows)],
-            "signedUpAt": [
-                f"{day:%Y-%m-%dT%H:%M:%S}+00:00"
-                for day in pd.date_range("2024-01-01", periods=rows, freq=f"{1440 // a_day}min")
-            ],
-            "plan": random.choice(["free", "pro", "team"], rows),
-            "visits": visits,
-            "spend": [("NA" if random.random() < 0.1 else f"{value:.2f}") for value in random.uniform(0, 90, rows)],
-            "country": "DE",
-            "churn": np.where(random.random(rows) < 1 / (1 + np.exp((visits - 20) / 5)), "yes", "no"),
-        }
-    )
-    frame.to_csv(file, index=False, compression="gzip" if file.suffix == ".gz" else None)
-    return file
-
-
 def drafted(place: Settings, file: Path, **given: str | None) -> tuple[str, ModelFolder]:
     told = draft_model(place, "mine", file, **given)
     return told, read_model(place.models / "mine")
-
-
-# --- what is seen ----------------------------------------------------------------------------------------------------
-
-
-def test_a_day_and_its_hour_become_one_time(tmp_path: Path) -> None:
-    seen = look(hourly(tmp_path / "a.csv"), label="cnt")
-    assert seen.time.sql == """(strptime("dteday", '%m/%d/%Y')) + to_hours("hr"::INT)"""
-    assert seen.key == ("dteday",)
-    assert (seen.step, seen.fewest, seen.most) == (pd.Timedelta(hours=1), 24, 24)
-    assert "hr" not in seen.columns
-
-
-def test_a_european_spreadsheet_is_read_as_it_is_meant(tmp_path: Path) -> None:
-    seen = look(half_hourly(tmp_path / "a.csv"))
-    assert (seen.dialect.delimiter, seen.dialect.encoding) == (";", "latin-1")
-    assert (seen.dialect.decimal, seen.dialect.thousands) == (",", ".")
-    assert set(seen.dialect.null_values) == {"", "n/a", "-9999"}
-    assert seen.key == ("region", "zeitpunkt")
-    assert seen.step == pd.Timedelta(minutes=30)
-    assert {name: column.kind for name, column in seen.columns.items()} == {
-        "region": "category", "last_mw": "float", "preis": "float", "prognose_g_te": "float",
-    }  # fmt: skip
-    assert 1000 <= (seen.columns["last_mw"].minimum or 0) < (seen.columns["last_mw"].maximum or 0) <= 2500
-    assert (seen.columns["preis"].minimum or 0) >= 20
-    assert seen.columns["preis"].missing > 0
-
-
-def test_numbers_with_leading_zeros_are_texts(tmp_path: Path) -> None:
-    seen = look(events(tmp_path / "a.csv.gz"))
-    assert seen.columns["customer_id"].kind == "string"
-    assert seen.key == ("customer_id",)
-    assert not seen.is_series
-    assert seen.has_offset
-    assert seen.columns["country"].kind == "constant"
-    assert seen.columns["spend"].kind == "float"
-    assert seen.columns["spend"].missing > 0
-
-
-def test_parquet_is_seen_as_the_same_rows_in_csv(tmp_path: Path) -> None:
-    text = look(hourly(tmp_path / "a.csv"))
-    pd.read_csv(tmp_path / "a.csv").to_parquet(tmp_path / "a.parquet")
-    assert look(tmp_path / "a.parquet").columns == text.columns
-
-
-def test_a_packed_file_is_seen_as_the_file_itself(tmp_path: Path) -> None:
-    seen = look(half_hourly(tmp_path / "a.csv"))
-    with gzip.open(tmp_path / "b.csv.gz", "wb") as packed:
-        packed.write((tmp_path / "a.csv").read_bytes())
-    assert look(tmp_path / "b.csv.gz").columns == seen.columns
-
-
-def test_weekdays_without_rows_are_seen(tmp_path: Path) -> None:
-    days = pd.bdate_range("2022-01-03", periods=400)
-    pd.DataFrame({"day": days.strftime("%Y-%m-%d"), "demand": range(400)}).to_csv(tmp_path / "a.csv", index=False)
-    assert look(tmp_path / "a.csv").missing_days == (6, 7)
-
-
-@pytest.mark.parametrize(
-    ("values", "task"),
-    [
-        (["0", "1"], "binary_classification"),
-        (["yes", "no"], "binary_classification"),
-        (["a", "b", "c"], "multiclass_classification"),
-        (["0", "1", "2"], "multiclass_classification"),
-        ([f"{n}.5" for n in range(60)], "regression"),
-        ([str(n) for n in range(60)], "regression"),
-    ],
-)
-def test_the_label_says_which_task_it_is(tmp_path: Path, values: list[str], task: str) -> None:
-    times = pd.date_range("2022-01-01", periods=240, freq="h").strftime("%Y-%m-%d %H:%M")
-    pd.DataFrame({"at": times, "label": (values * 240)[:240]}).to_csv(tmp_path / "a.csv", index=False)
-    assert task_of(choose_label(look(tmp_path / "a.csv"), "label")) == task
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
