@@ -115,8 +115,8 @@ def test_a_corrected_table_is_seen_as_it_was_known(tmp_path: Path, lake: Lake, l
 
     first = pa.Table.from_pylist(rows[16:], schema=tables["orders"].schema).drop_columns("_known_at")
 
-    for place, row in enumerate(sorted(wanted.to_pylist(), key=lambda one: one["placed"])):
-        assert on_demand(lake).features(folder, first.slice(place, 1)).to_pylist() == [row]
+    for place, one in enumerate(sorted(wanted.to_pylist(), key=lambda found: found["placed"])):
+        assert on_demand(lake).features(folder, first.slice(place, 1)).to_pylist() == [one]
 
 
 def test_a_new_entity_sees_what_is_known_now(tmp_path: Path, lake: Lake, ledger: Ledger) -> None:
