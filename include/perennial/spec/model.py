@@ -309,7 +309,10 @@ class ModelSpec(Section):
         Comments, the order of keys, ``retired``, ``online``, and how long rows are kept do not change it.
         """
         kept = {"tables", "features", "predictions", "requests"}
-        left_out: dict[str, Any] = {"retired": True, "online": True, "retention": kept}
+        # Whether a source is pushed is what it is otherwise: no files, no query, no function.
+        left_out: dict[str, Any] = {
+            "retired": True, "online": True, "retention": kept, "sources": {"__all__": {"pushed"}},
+        }  # fmt: skip
         meaning = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 

@@ -130,7 +130,7 @@ def test_the_order_of_keys_does_not_count(tables: list[str], columns: list[str])
 FIELDS: dict[type[Any], dict[str, bool]] = {
     Source: {
         "files": False, "sql": True, "connection": False, "python": True, "null_values": True, "delimiter": False,
-        "encoding": False, "time_zone": True, "decimal": True, "thousands": True,
+        "encoding": False, "time_zone": True, "decimal": True, "thousands": True, "pushed": False,
     },
     Table: {
         "source": False, "where": True, "key": True, "event_time": True, "known": True, "columns": True, "checks": False,
