@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,8 +17,11 @@ import sqlalchemy as sa
 
 from perennial.cli.main import main
 from perennial.core.errors import NotAnswered
+from perennial.core.settings import PROJECT
+from perennial.deployment import Deployment
 from perennial.serving.pushing import Pushing
 from perennial.serving.tokens import make_token
+from perennial.spec.folder import read_model
 from tests.unit import synthetic
 from tests.unit.ingestion.test_pushed import url
 from tests.unit.monitored import World, make_world
@@ -212,3 +218,18 @@ def test_a_file_is_pushed_from_the_command_line(
         assert f"{lines}:1: this line is JSON, but not an object" in command("push", "toy", "outcomes", str(lines))
         assert "cannot be read: No such file" in command("push", "toy", "outcomes", str(tmp_path / "none.csv"))
     assert len(stored(world)) == 1_202
+
+
+def test_the_request_of_the_page_pushes_rows_of_the_example(tmp_path: Path) -> None:
+    (command,) = re.findall(r"(?ms)^curl [^\n]*/tables/.*?(?=^\S)", (PROJECT / "docs" / "online.md").read_text())
+    words = shlex.split(command)
+    model, table = words[2].split("/")[-3], words[2].split("/")[-1]
+    shutil.copytree(PROJECT / "include" / "models" / model, tmp_path / "models" / model)
+    spec = tmp_path / "models" / model / "model.yaml"
+    spec.write_text(spec.read_text().replace("online: {}", f"online: {{push: [{table}]}}"))
+    settings = synthetic.deployment(tmp_path)
+    folder = read_model(tmp_path / "models" / model)
+    with running(World(Deployment(settings), folder)) as (_, client):
+        said = client.post(words[2].removeprefix("http://127.0.0.1:8090"), json=json.loads(words[4])).json()
+    assert said.get("refused") == [], said
+    assert said["accepted"] == len(json.loads(words[4])["rows"])
