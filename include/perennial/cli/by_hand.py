@@ -364,7 +364,13 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         SpecError: the folder does not describe a model, or its SQL cannot work; the message has a line for each problem: file,
             line, and the correction.
     """
-    from perennial.operations.inspection import find_changed_types, find_faults, find_remarks, find_unreviewed_types
+    from perennial.operations.inspection import (
+        find_changed_types,
+        find_faults,
+        find_remarks,
+        find_todos,
+        find_unreviewed_types,
+    )
     from perennial.operations.standing import standing
 
     parts = Deployment(settings)
@@ -374,6 +380,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     spec = folder.spec
     found = [
         *find_remarks(folder),
+        *find_todos(folder),
         *find_unreviewed_types(folder, settings),
         f"{folder.path} describes the model {model} ({spec.task.replace('_', ' ')}): {len(spec.tables)} tables from "
         f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}",

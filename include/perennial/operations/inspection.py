@@ -51,6 +51,16 @@ def find_remarks(folder: ModelFolder) -> list[str]:
     return write_problems(folder.path / "model.yaml", lines, _without_effect(folder))
 
 
+def find_todos(folder: ModelFolder) -> list[str]:
+    """What its author has still to decide: a line for each comment with ``TODO:``, with file and line."""
+    return [
+        f"{file}:{number}: TODO: {found[1]}"
+        for file in (folder.path / "model.yaml", folder.path / "features.sql")
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if (found := re.search(r"(?:#|--).*\bTODO: (.*)", line))
+    ]
+
+
 def find_unreviewed_types(folder: ModelFolder, settings: Settings) -> list[str]:
     """Types that the folder trusts and this deployment does not; in the form of :func:`find_faults`."""
     named = folder.spec.training.trusted_types

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from threadpoolctl import threadpool_limits
 
+from perennial.cli import by_hand
 from perennial.cli.starting import draft_model, rehearse
 from perennial.core.errors import SpecError
 from perennial.core.intervals import utc
@@ -117,6 +118,15 @@ def test_a_comment_says_what_each_guess_was_taken_from_and_what_a_person_must_sa
     assert "Left out: instant (another value in each row)" in written
     assert "TODO: write time_zone" in written
     assert "TODO: name who answers for this model" in told
+
+
+def test_check_names_what_a_person_must_say_until_it_is_said(place: Settings, tmp_path: Path) -> None:
+    drafted(place, hourly(tmp_path / "a.csv"))
+    spec = place.models / "mine" / "model.yaml"
+    told, _ = by_hand.inspect(place, "mine")
+    assert f"{spec}:4: TODO: name who answers for this model" in told.splitlines()
+    spec.write_text(re.sub(r"# TODO.*", "", spec.read_text()))
+    assert "TODO" not in by_hand.inspect(place, "mine")[0]
 
 
 def test_a_file_outside_the_data_folder_is_copied_there(place: Settings, tmp_path: Path) -> None:
