@@ -27,7 +27,7 @@ from tests.unit import synthetic
 MODEL = "toy"
 PROMOTERS = 16
 #: By the ledger's database. A round takes about a second of both cores on either, and tells the same of both.
-ROUNDS = {"sqlite": 40, "postgresql+psycopg2": 20}
+ROUNDS = {"sqlite": 16, "postgresql+psycopg2": 10}
 _PATIENCE = 120
 _STALE = 3
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import sqlite3
 import stat
-import time
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -546,15 +545,15 @@ def test_a_model_is_checked_by_its_own_signatures_and_all_links(place: Path) -> 
     assert len(ledger.check_decisions("another").problems) == 1
 
 
-@pytest.mark.slow
-def test_ten_thousand_decisions_are_checked_within_seconds(place: Path) -> None:
+def test_thousands_of_decisions_are_checked_by_a_few_statements(place: Path) -> None:
     ledger = opened(place)
     with ledger._deciding(MODEL) as decisions:
-        for _ in range(2500):
+        for _ in range(500):
             decisions.write(sa.update(tables.versions).where(tables.versions.c.version == 1).values(spec_digest="x"))
             decisions.write(sa.update(tables.promotions).values(reason="y"))
             decisions.write(sa.update(tables.approvals).values(words="z"))
-    began = time.process_time()
+    asked: list[str] = []
+    sa.event.listen(ledger._database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
     found = ledger.check_decisions()
-    assert (found.problems, found.entries) == ([], 10_009)
-    assert time.process_time() - began < 10
+    assert (found.problems, found.entries) == ([], 2_009)
+    assert len(asked) < 50
