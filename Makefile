@@ -14,8 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make up      the stack, for your own models in include/models; Ctrl-C stops it'
-	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end, FULL=1 replays 27 weeks, not 4'
-	@echo 'make test    all tests; ARGS="tests/unit -k drift" some of them'
+	@echo 'make demo    the life of a model on real flights; ONCE=1 stops at the end, FULL=1 replays 27 weeks, WEEKS=1 one, not 4'
+	@echo 'make test    the tests; ALL=1 with those of minutes, as a year of a model; ARGS="tests/unit -k drift" some of them'
 	@echo 'make test-containers  docker-compose.yaml in real containers, as root on Debian; ALL=1 with what happens seldom'
 	@echo 'make lint    ruff, mypy, import rules, spelling'
 	@echo 'make lock    requirements.lock and requirements-dev.lock, from pyproject.toml; UPGRADE=all, or'
@@ -32,20 +32,21 @@ up: $(READY)
 	@$(BIN)/perennial up
 
 demo: $(READY)
-	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 27)
+	@$(BIN)/perennial demo $(if $(filter-out 0 no false,$(ONCE)),--once) $(if $(filter-out 0 no false,$(FULL)),--weeks 27,$(if $(WEEKS),--weeks $(WEEKS)))
 
 # A file to a process; tests wait for other processes much of their time. What needs a whole stack has the machine to itself.
 PROCESSES = $(shell expr $$(nproc) + 2)
+SELDOM = $(if $(filter-out 0 no false,$(ALL)),,-m "not rare")
 test: $(READY_DEV)
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	$(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/unit tests/project tests/dags tests/faults
-	$(BIN)/pytest tests/e2e tests/browser
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile $(SELDOM) tests/unit tests/project tests/dags tests/faults
+	$(BIN)/pytest $(SELDOM) tests/e2e tests/browser
 endif
 
 test-containers: $(READY_DEV)
-	$(BIN)/pytest tests/containers $(if $(filter-out 0 no false,$(ALL)),,-m "not rare") $(ARGS)
+	$(BIN)/pytest tests/containers $(SELDOM) $(ARGS)
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check

@@ -35,6 +35,8 @@ from perennial.stages.train import train
 from tests.unit import synthetic
 from tests.unit.monitored import World, make_world
 
+pytestmark = [pytest.mark.slow, pytest.mark.rare]
+
 DAY, WEEK = timedelta(days=1), timedelta(days=7)
 #: How many days are ingested together.
 STEP = 2 * WEEK
@@ -262,7 +264,6 @@ def told(operation: Operation, kind: str) -> list[Alert]:
     return [entry.alert for entry in operation.world.ledger.alerts() if entry.alert.kind == kind]
 
 
-@pytest.mark.slow
 def test_a_year_ends_with_a_champion_that_learned_from_its_last_months(operation: Operation) -> None:
     ledger = operation.world.ledger
     champion = ledger.champion("shop")
@@ -278,7 +279,6 @@ def test_a_year_ends_with_a_champion_that_learned_from_its_last_months(operation
     assert sum("can never be used again" in promotion.reason for promotion in ledger.promotions("shop")) == 1
 
 
-@pytest.mark.slow
 def test_each_day_of_a_year_is_published_or_somebody_was_told_why_not(operation: Operation) -> None:
     for dataset in ("tables", "features"):
         assert operation.missing(dataset, YEAR) == [REFUSED], dataset
@@ -288,7 +288,6 @@ def test_each_day_of_a_year_is_published_or_somebody_was_told_why_not(operation:
     assert "Correct the source" in refused.text
 
 
-@pytest.mark.slow
 def test_each_week_of_a_year_has_a_verdict_and_a_performance_when_its_labels_are_mature(operation: Operation) -> None:
     ledger = operation.world.ledger
     weeks = SCORED.windows(WEEK)
@@ -302,7 +301,6 @@ def test_each_week_of_a_year_has_a_verdict_and_a_performance_when_its_labels_are
     assert measured == {week for week in weeks if week.end <= mature_until(YEAR.end, LATE)}
 
 
-@pytest.mark.slow
 def test_a_year_asks_nothing_of_a_person_but_to_correct_a_source(operation: Operation) -> None:
     alerts = operation.world.ledger.alerts()
     [gone] = told(operation, "champion_unusable")
