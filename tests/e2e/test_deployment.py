@@ -36,7 +36,8 @@ from tests.composed import Composed, compose, free_port
 from tests.conftest import _without, postgres_server
 from tests.living import run_stage
 
-pytestmark = [pytest.mark.stack, pytest.mark.postgres]
+# In CI the same services live in containers (tests/containers), where an engine runs.
+pytestmark = [pytest.mark.stack, pytest.mark.postgres, pytest.mark.rare]
 
 MODELS = ("energy_load", "energy_other")
 #: Its source is a database that does not answer, and whose password nobody must ever see.

@@ -132,7 +132,7 @@ def command(process: psutil.Process) -> str:
         return ""
 
 
-def soon(condition: Callable[[], object], seconds: float = 120) -> bool:
+def soon(condition: Callable[[], object], seconds: float = 300) -> bool:
     """Whether it comes true; the limit is only there for what never does."""
     deadline = time.monotonic() + seconds
     while not condition():
