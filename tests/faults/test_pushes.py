@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from perennial.core.settings import Settings
+from tests.composed import free_port
 from tests.unit.ingestion.test_pushed import ALONE, FIRST, Pushed, row, url
 
 __all__ = ["url"]
@@ -30,9 +30,7 @@ CLIENTS, ROWS = 4, 3
 @contextmanager
 def process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A scorer in a process of its own, and its address."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = int(one.getsockname()[1])
+    port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PERENNIAL", "MLFLOW"))}
     environment = {
         **inherited,

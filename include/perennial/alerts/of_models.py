@@ -131,17 +131,12 @@ def unknown_verdict(
     model: str, interval: Interval, *, version: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
 ) -> Alert:
     """Drift could not be judged. That never counts as no drift."""
-    subject = f"version {version}" if version is not None else "the champion"
     return Alert(
         model=model,
         severity="warning",
         kind="unknown_verdict",
         title=f"{model}: drift of {interval.key} could not be judged",
-        text=as_text(
-            f"It is unknown whether the data of {interval.key} resemble the training data of {subject}:",
-            reasons,
-            f"Repair the cause, then run {model}.monitor for this window again. Until then it is neither drift nor ok.",
-        ),
+        text=_unknown(model, f"the data of {interval.key}", version, reasons),
         links=dict(links or {}),
         subject=f"{judged(model, 'unknown')}/{interval.key}",
     )
@@ -151,19 +146,23 @@ def unknown_asked(
     model: str, interval: Interval, *, version: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
 ) -> Alert:
     """Drift of what was asked online could not be judged. That never counts as no drift."""
-    subject = f"version {version}" if version is not None else "the champion"
     return Alert(
         model=model,
         severity="warning",
         kind="unknown_verdict",
         title=f"{model}: drift of online requests in {interval.key} could not be judged",
-        text=as_text(
-            f"It is unknown whether the rows that were asked online in {interval.key} resemble the training data of {subject}:",
-            reasons,
-            f"Repair the cause, then run {model}.monitor for this window again. Until then it is neither drift nor ok.",
-        ),
+        text=_unknown(model, f"the rows that were asked online in {interval.key}", version, reasons),
         links=dict(links or {}),
         subject=f"{judged_asked(model, 'unknown')}/{interval.key}",
+    )
+
+
+def _unknown(model: str, rows: str, version: int | None, reasons: Sequence[str]) -> str:
+    trained = f"version {version}" if version is not None else "the champion"
+    return as_text(
+        f"It is unknown whether {rows} resemble the training data of {trained}:",
+        reasons,
+        f"Repair the cause, then run {model}.monitor for this window again. Until then it is neither drift nor ok.",
     )
 
 

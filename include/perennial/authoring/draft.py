@@ -132,7 +132,7 @@ class _Lengths:
 
     @classmethod
     def of(cls, profile: Profile) -> _Lengths:
-        days = (profile.last.date() - profile.first.date()).days + 1
+        days = profile.span
         a_day = profile.rows / days
         holdout = min(max(7, math.ceil(1.25 * _DECIDE / a_day)), max(1, days // 4))
         # The lookback of the first row, and a day for the last label.
@@ -277,7 +277,7 @@ class _Writer:
         yield "candidates:"
         yield "  prior: {estimator: prior, baseline: true}"
         yield "  boosting: {estimator: gradient_boosting}"
-        days = (profile.last.date() - profile.first.date()).days + 1
+        days = profile.span
         held = lengths.holdout * profile.rows / days
         yield f"# {days:,} days of {profile.rows / days:,.0f} rows: the holdout has some {held:,.0f}."
         yield f"training: {{window: {lengths.window}d, holdout: {lengths.holdout}d, validation: {lengths.validation}d}}"

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import duckdb
 
 from perennial.core.errors import SpecError
+from perennial.core.sql import connect, literal, quoted
 from perennial.spec.names import listed
 
 Kind = Literal["timestamp", "integer", "float", "boolean", "category", "string", "constant", "empty"]
@@ -146,8 +148,9 @@ class Profile:
         return self.step is not None
 
     @property
-    def rows_a_day(self) -> float:
-        return self.rows / max(self.days, 1)
+    def span(self) -> int:
+        """Days from the first row's to the last row's, both included, also those without a row."""
+        return (self.last.date() - self.first.date()).days + 1
 
 
 def look(file: Path, *, time: str | None = None, key: Sequence[str] | None = None, label: str | None = None) -> Profile:
@@ -164,48 +167,50 @@ def look(file: Path, *, time: str | None = None, key: Sequence[str] | None = Non
     """
     if not file.is_file():
         raise SpecError(f"{file} is no file: give the path of a .csv, .tsv or .parquet file")
-    connection = duckdb.connect(":memory:", config={"threads": 2})
-    try:
-        dialect = _open(connection, file)
-        names = [str(name) for (name, *_) in connection.execute("DESCRIBE rows").fetchall()]
-        (rows,) = _one(connection, "SELECT count(*) FROM rows")
-        if not rows:
-            raise SpecError(f"{file} has no rows below its header")
-        dialect, columns = _judge(connection, names, dialect, rows)
-        chosen = {
-            name: _named(name, columns, file) for name in [*(key or ()), *([time] if time else []), *([label] if label else [])]
-        }
-        moment, columns = _choose_time(connection, columns, chosen[time] if time else None, file)
-        return _arrange(
-            connection, file, dialect, columns, moment, rows,
-            tuple(chosen[name].name for name in key) if key else None, chosen[label].name if label else None,
-        )  # fmt: skip
-    except duckdb.Error as error:
-        raise SpecError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-    finally:
-        connection.close()
+    with TemporaryDirectory() as scratch, connect(Path(scratch), file.absolute().parent) as connection:
+        try:
+            return _look(connection, file, time, key, label)
+        except duckdb.Error as error:
+            raise SpecError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _look(
+    connection: duckdb.DuckDBPyConnection, file: Path, time: str | None, key: Sequence[str] | None, label: str | None
+) -> Profile:
+    dialect = _open(connection, file)
+    names = [str(name) for (name, *_) in connection.execute("DESCRIBE rows").fetchall()]
+    (rows,) = _one(connection, "SELECT count(*) FROM rows")
+    if not rows:
+        raise SpecError(f"{file} has no rows below its header")
+    dialect, columns = _judge(connection, names, dialect, rows)
+    chosen = {name: _named(name, columns, file) for name in [*(key or ()), time, label] if name}
+    moment, columns = _choose_time(connection, columns, chosen[time] if time else None, file)
+    return _arrange(
+        connection, file, dialect, columns, moment, rows,
+        tuple(chosen[name].name for name in key) if key else None, chosen[label].name if label else None,
+    )  # fmt: skip
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
 def _open(connection: duckdb.DuckDBPyConnection, file: Path) -> Dialect:
-    """Make the view ``rows`` of the file, with each value as a text."""
-    quoted = _text(str(file))
+    """Read the file into the table ``rows``, each value as a text."""
+    path = literal(str(file.absolute()))
     if file.suffix == ".parquet":
-        described = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({quoted})").fetchall()
-        casts = ", ".join(f"{_name(str(name))}::VARCHAR AS {_name(str(name))}" for (name, *_) in described)
-        connection.execute(f"CREATE TABLE rows AS SELECT {casts} FROM read_parquet({quoted})")
+        described = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({path})").fetchall()
+        casts = ", ".join(f"{quoted(str(name))}::VARCHAR AS {quoted(str(name))}" for (name, *_) in described)
+        connection.execute(f"CREATE TABLE rows AS SELECT {casts} FROM read_parquet({path})")
         return Dialect()
     if not re.search(r"\.(csv|tsv)(\.gz)?$", file.name):
         raise SpecError(f"{file} is not read: give a .csv, .tsv or .parquet file; the first two may end in .gz")
     encoding = _encoding(file)
     (delimiter,) = _one(
-        connection, f"SELECT Delimiter FROM sniff_csv({quoted}, header = true, all_varchar = true, encoding = '{encoding}')"
+        connection, f"SELECT Delimiter FROM sniff_csv({path}, header = true, all_varchar = true, encoding = '{encoding}')"
     )
     connection.execute(
-        f"CREATE TABLE rows AS SELECT * FROM read_csv({quoted}, header = true, all_varchar = true, encoding = '{encoding}', "
-        f"delim = {_text(delimiter)}, sample_size = -1)"
+        f"CREATE TABLE rows AS SELECT * FROM read_csv({path}, header = true, all_varchar = true, encoding = '{encoding}', "
+        f"delim = {literal(delimiter)}, sample_size = -1)"
     )
     return Dialect(delimiter=delimiter, encoding=encoding)
 
@@ -246,9 +251,9 @@ def _judge(
 
 def _missing_texts(connection: duckdb.DuckDBPyConnection, name: str) -> list[str]:
     """The texts of a column of numbers or times that stand for a missing value."""
-    known = ", ".join(_text(text) for text in MISSING)
+    known = ", ".join(literal(text) for text in MISSING)
     found = connection.execute(
-        f"SELECT DISTINCT {_name(name)} FROM rows WHERE lower(trim({_name(name)})) IN ({known}) LIMIT 10"
+        f"SELECT DISTINCT {quoted(name)} FROM rows WHERE lower(trim({quoted(name)})) IN ({known}) LIMIT 10"
     ).fetchall()
     if (
         not found
@@ -313,7 +318,7 @@ def _format_of(connection: duckdb.DuckDBPyConnection, values: str, present: int)
         return None
     forms = [day + clock for day in DAYS for clock in CLOCKS]
     # Years of two digits would be taken for the first century where four were meant.
-    tried = ", ".join(f"count(*) FILTER (year(try_strptime(value, {_text(form)})) BETWEEN 1900 AND 2200)" for form in forms)
+    tried = ", ".join(f"count(*) FILTER (year(try_strptime(value, {literal(form)})) BETWEEN 1900 AND 2200)" for form in forms)
     counts = _one(connection, f"SELECT {tried} FROM ({values})")
     fitting = [form for form, count in zip(forms, counts, strict=True) if count == present]
     return (fitting[0], fitting[1:]) if fitting else None
@@ -370,7 +375,7 @@ def _choose_time(
             f"{file}: column {chosen.source} holds no times that can be read, such as 2013-06-24 17:00; it is a {chosen.kind}"
         )
     rest = {name: column for name, column in columns.items() if name != chosen.name}
-    moment = replace(chosen, sql=(chosen.sql or "{source}").format(source=_name(chosen.source)))
+    moment = replace(chosen, sql=(chosen.sql or "{source}").format(source=quoted(chosen.source)))
     if chosen.sql is None:
         moment = replace(moment, sql=None)
     (midnight,) = _one(connection, f"SELECT bool_and({_time(moment)} = date_trunc('day', {_time(moment)})) FROM rows")
@@ -383,7 +388,7 @@ def _choose_time(
         None,
     )
     if midnight and hour is not None:
-        sql = f"{_time(moment)} + to_hours({_name(hour.source)}::INT)"
+        sql = f"{_time(moment)} + to_hours({quoted(hour.source)}::INT)"
         note = "; ".join(filter(None, [moment.note, f"the hour is that of {hour.source}"]))
         moment = replace(moment, sql=sql, note=note)
         del rest[hour.name]
@@ -400,7 +405,7 @@ def _arrange(
     key: tuple[str, ...] | None,
     label: str | None,
 ) -> Profile:
-    by_source = {**{name: _name(column.source) for name, column in columns.items()}, time.name: _time(time)}
+    by_source = {**{name: quoted(column.source) for name, column in columns.items()}, time.name: _time(time)}
     found = key or _find_key(connection, columns, time, rows, label, by_source)
     if found is None:
         raise SpecError(
@@ -411,7 +416,7 @@ def _arrange(
         raise SpecError(
             f"{file}: {twice:,} rows have the {listed(found)} of another row, so they are no key: name more columns by --key"
         )
-    text = _name(time.source)
+    text = quoted(time.source)
     offsets = f"regexp_matches({text}, '{_OFFSET}') AND length({text}) > 10"
     (has_offset,) = _one(connection, f"SELECT coalesce(bool_and({offsets}), false) FROM rows")
     first, last, days, fewest, most = _one(
@@ -483,12 +488,14 @@ def _distinct(connection: duckdb.DuckDBPyConnection, expressions: Sequence[str])
 
 def _time(column: Column) -> str:
     """The expression of a time; without a zone, as the file's clock shows it."""
-    return f"({column.sql})" if column.sql else f"{_name(column.source)}::TIMESTAMP"
+    return f"({column.sql})" if column.sql else f"{quoted(column.source)}::TIMESTAMP"
 
 
 def _values(name: str, nulls: Sequence[str]) -> str:
-    known = ", ".join(_text(text) for text in ["", *nulls])
-    return f"SELECT trim({_name(name)}) AS value FROM rows WHERE {_name(name)} IS NOT NULL AND {_name(name)} NOT IN ({known})"
+    known = ", ".join(literal(text) for text in ["", *nulls])
+    return (
+        f"SELECT trim({quoted(name)}) AS value FROM rows WHERE {quoted(name)} IS NOT NULL AND {quoted(name)} NOT IN ({known})"
+    )
 
 
 def _share(connection: duckdb.DuckDBPyConnection, name: str, condition: str, nulls: Sequence[str]) -> float:
@@ -516,14 +523,6 @@ def _numbered(name: str) -> Iterator[str]:
     while True:
         yield f"{name}_{number}"
         number += 1
-
-
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:

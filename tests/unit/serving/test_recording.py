@@ -30,6 +30,7 @@ from perennial.serving.online_table import Made, OnlineTable, Part
 from perennial.serving.recording import Recorder, Tally, is_recorded, settle
 from perennial.serving.request_table import SCHEMA, RequestTable
 from perennial.serving.service import Scorer, ServeSettings
+from tests.composed import free_port
 from tests.unit import synthetic
 from tests.unit.monitored import DAY, World, make_world
 from tests.unit.serving.conftest import running
@@ -218,7 +219,7 @@ def process(world: World) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
         "PERENNIAL_WAREHOUSE": str(settings.warehouse),
         "MLFLOW_TRACKING_URI": settings.mlflow_url,
     }
-    port = _free_port()
+    port = free_port()
     environment["PERENNIAL_SERVE_PORT"] = str(port)
     run = subprocess.Popen([sys.executable, "-m", "perennial.cli", "serve"], env=environment)
     try:
@@ -235,14 +236,6 @@ def process(world: World) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     finally:
         run.kill()
         run.wait()
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class Load:
