@@ -1,6 +1,6 @@
 """The example on Spark predicts what ``perennial score`` predicts, to the last bit, and publishes it by the same rules.
 
-PySpark has 450 MB and is no dependency of ours: it is installed beside, for these tests.
+PySpark has 450 MB and is no dependency of ours: it is installed beside, for these tests, which takes minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from perennial.core.settings import PROJECT, read_settings
 from perennial.deployment import Deployment
 from tests.conftest import _without
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.rare]
 
 MODEL = "energy_load"
 PYSPARK = "pyspark==4.0.1"

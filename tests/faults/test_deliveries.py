@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perennial.core.errors import SourceError
@@ -356,12 +356,27 @@ def test_a_plain_delivery_publishes_the_facts() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=5, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize(
+    "delivery",
+    [
+        Delivery(tuple((day, day) for day in reversed(range(DAYS))), zone="America/New_York", offsets=False),
+        Delivery(((0, 1), (2, 3), (0, 1)), missing=frozenset({1}), unfinished=frozenset({3}), zone="Asia/Kolkata"),
+        Delivery(((2, 3), (0, 1)), late=1, repeated=True, zone="America/New_York", first=AUTUMN),
+    ],
+    ids=["backwards", "in overlapping parts", "late and twice"],
+)
+def test_the_same_facts_are_published_alike_in_other_orders_files_and_zones(delivery: Delivery) -> None:
+    assert_published_as_plainly(delivery)
+
+
+@pytest.mark.rare
+@settings(max_examples=20, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(delivery=deliveries())
-@example(delivery=Delivery(tuple((day, day) for day in reversed(range(DAYS))), zone="America/New_York", offsets=False))
-@example(delivery=Delivery(((0, 1), (2, 3), (0, 1)), missing=frozenset({1}), unfinished=frozenset({3}), zone="Asia/Kolkata"))
-@example(delivery=Delivery(((2, 3), (0, 1)), late=1, repeated=True, zone="America/New_York", first=AUTUMN))
 def test_the_same_facts_are_published_alike_however_they_are_delivered(delivery: Delivery) -> None:
+    assert_published_as_plainly(delivery)
+
+
+def assert_published_as_plainly(delivery: Delivery) -> None:
     found, plain = published_by(delivery), published_plainly(delivery.first)
     for what, rows in plain.items():
         assert found[what] == rows, what

@@ -145,7 +145,7 @@ def test_no_feature_uses_a_row_that_was_not_known_by_then(folder: ModelFolder, t
     later = [pc.sum(pc.greater(sample[name][KNOWN], _at(BUSY.start))).as_py() for name in ("departures", "arrivals", "weather")]
     assert min(later) > 100  # there is something to change
 
-    assert [str(leak) for leak in leaks.find(folder, sample, BUSY, moments=16)] == []
+    assert [str(leak) for leak in leaks.find(folder, sample, BUSY, moments=8)] == []
 
 
 @pytest.mark.parametrize(

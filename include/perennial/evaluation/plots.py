@@ -5,7 +5,7 @@ The functions write PNG files. They hold no state, so several processes and thre
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from perennial.spec.types import Task
 _MAX_POINTS = 5_000
 #: The most points of a curve. More points would not be visible.
 _MAX_CURVE = 500
+#: Width of a letter of a label, inches.
+_LETTER = 0.09
 GREY = "0.6"
 
 
@@ -70,8 +72,7 @@ def draw_importance(importance: Mapping[str, float], directory: Path, *, metric:
         The file.
     """
     shown = list(importance.items())[:most][::-1]
-    figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(shown)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _named(name for name, _ in shown)
     axes.barh([name for name, _ in shown], [drop for _, drop in shown], color="C0")
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(title=f"Permutation importance, {rows}", xlabel=f"drop of {metric} when the feature is shuffled")
@@ -95,8 +96,8 @@ def draw_comparison(
     """
     found, files = evaluation.comparison, []
     if found is not None and gains is not None and np.isfinite(gains).any():
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(6.4, 3.6))
+        axes = figure.subplots(gridspec_kw={"left": 0.11, "right": 0.97, "bottom": 0.14, "top": 0.91})
         axes.hist(gains[np.isfinite(gains)], bins=40, color="C0")
         axes.axvline(0, color="black", linewidth=0.8)
         axes.axvline(found.gain, color="C1", label=f"gain {found.gain:.4g}")
@@ -109,9 +110,8 @@ def draw_comparison(
         files.append(save(figure, directory / "gain.png"))
     if evaluation.slices is not None and evaluation.slices.judged:
         shown = sorted(evaluation.slices.judged, key=lambda one: one.gain)[:most][::-1]
-        figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(shown)), layout="constrained")
-        axes = figure.subplots()
         names = [f"{one.column} {one.value} ({one.rows:,})" for one in shown]
+        figure, axes = _named(names)
         errors = [one.error for one in shown]
         axes.errorbar([one.gain for one in shown], names, xerr=errors, fmt="o", color="C0", markersize=4)
         axes.axvline(0, color=GREY, linewidth=0.8)
@@ -125,8 +125,18 @@ def _is_finite(prediction: Prediction) -> bool:
     return bool(np.isfinite(numbers).all())
 
 
+def _named(rows: Iterable[str]) -> tuple[Figure, Any]:
+    """A figure with a row for each name, which stands to the left of it."""
+    # A layout engine would take longer than the drawing, here and below.
+    names = [len(name) for name in rows]
+    height, name = 1.2 + 0.28 * len(names), 0.2 + _LETTER * max(names, default=0)
+    figure = Figure(figsize=(4.8 + name, height))
+    margins = {"left": name / (4.8 + name), "right": 0.97, "bottom": 0.5 / height, "top": 1 - 0.35 / height}
+    return figure, figure.subplots(gridspec_kw=margins)
+
+
 def _square() -> tuple[Figure, Any]:
-    # Fixed margins for numbers between 0 and 1. A layout engine would take longer than the drawing.
+    # Margins for numbers between 0 and 1.
     figure = Figure(figsize=(5, 4.6))
     return figure, figure.subplots(gridspec_kw={"left": 0.12, "right": 0.97, "bottom": 0.11, "top": 0.93})
 
@@ -198,8 +208,9 @@ def _draw_residuals(truth: NDArray[Any], predictions: Mapping[str, Prediction], 
     name, prediction = next(iter(predictions.items()))
     shown = np.unique(np.linspace(0, len(truth) - 1, _MAX_POINTS).astype(int))
     predicted, residual = prediction.values[shown], (truth - prediction.values)[shown]
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    scatter, histogram = figure.subplots(1, 2, width_ratios=[2, 1])
+    figure = Figure(figsize=(8, 4))
+    margins = {"left": 0.11, "right": 0.97, "bottom": 0.13, "top": 0.92, "wspace": 0.3}
+    scatter, histogram = figure.subplots(1, 2, width_ratios=[2, 1], gridspec_kw=margins)
     scatter.scatter(predicted, residual, s=4, alpha=0.4, linewidths=0)
     scatter.axhline(0, color=GREY, linewidth=0.8)
     scatter.set(title=f"{name}, {rows}", xlabel="predicted", ylabel="true minus predicted")

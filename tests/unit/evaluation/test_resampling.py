@@ -86,7 +86,7 @@ def _select(prediction: Prediction, rows: Any) -> Prediction:
     resamples=st.sampled_from([3, 40]),
     ties=st.sampled_from([3, 50, 10_000]),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_every_metric_is_scikit_learns_with_the_weights_of_the_resample(
     task: Any, seed: int, rows: int, blocks: int, resamples: int, ties: int
 ) -> None:
