@@ -158,7 +158,9 @@ def explain(chosen: argparse.Namespace) -> int:
     argument("--out", type=Path, metavar="DIR", help="folder to write them to; default: the version's run in MLflow"),
 )
 def card(chosen: argparse.Namespace) -> int:
-    return tell(by_hand.card(living_settings(), chosen.model, chosen.version, chosen.out))
+    return tell(
+        by_hand.card(living_settings(only_reads_models=chosen.out is not None), chosen.model, chosen.version, chosen.out)
+    )
 
 
 @command(
@@ -194,5 +196,5 @@ def lineage(chosen: argparse.Namespace) -> int:
 
 @command("reproduce", "train a version again on its pinned rows and compare the predictions", MODEL, VERSION)
 def reproduce(chosen: argparse.Namespace) -> int:
-    told, identical = by_hand.reproduce(living_settings(), chosen.model, chosen.version)
+    told, identical = by_hand.reproduce(living_settings(only_reads_models=True), chosen.model, chosen.version)
     return tell(told) if identical else tell(told) or 1
