@@ -6,15 +6,20 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perennial.cli.command import MODEL, argument, command, moment, tell
 from perennial.core.errors import SpecError
+from perennial.core.files import replacing
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, settings
+
+if TYPE_CHECKING:
+    from perennial.reports.rehearsal import Step
+    from perennial.spec.folder import ModelFolder
 
 
 @command(
@@ -125,7 +130,9 @@ def _place(settings: Settings, name: str, file: Path) -> Path:
 
 
 def rehearse(settings: Settings, model: str, as_of: datetime, *, say: Callable[[str], object]) -> bool:
-    """Live a model's life with the real stages, in a scratch folder that is removed at the end; the deployment is not touched.
+    """Live a model's life with the real stages, in a scratch folder that is removed at the end.
+
+    Of the deployment only one page is written, ``try/<model>.html`` in its state folder: what was found.
 
     Args:
         settings: the deployment; its models and data are read.
@@ -140,8 +147,8 @@ def rehearse(settings: Settings, model: str, as_of: datetime, *, say: Callable[[
     Raises:
         PerennialError: a step failed; the message says why.
     """
-    from perennial.cli import by_hand
     from perennial.deployment import Deployment
+    from perennial.reports.rehearsal import rehearsal
 
     with tempfile.TemporaryDirectory(prefix="perennial-try-") as folder:
         state = Path(folder)
@@ -156,34 +163,58 @@ def rehearse(settings: Settings, model: str, as_of: datetime, *, say: Callable[[
                 "may_promote": True,
             }
         )
-        spec = Deployment(scratch).model(model).spec
-        Deployment(scratch).ledger.migrate()
-        Deployment(scratch).registry.migrate()
-        training = spec.training
-        length = training.longest + training.holdout + spec.features.lookback + (spec.label.delay or timedelta(days=1))
-        history = Interval(as_of - length, as_of)
-        with _timed(say, f"load {history}"):
-            say(by_hand.ingest(scratch, model, history))
-        with _timed(say, "check"):
-            found, in_order = by_hand.inspect(scratch, model)
-            say(found)
-        if not in_order:
-            return False
-        with _timed(say, "train"):
-            say(by_hand.train(scratch, model, as_of, "a rehearsal"))
-        if Deployment(scratch).ledger.champion(model) is None:
-            return True
-        week = Interval(as_of - timedelta(days=7), as_of)
-        with _timed(say, f"score {week}"):
-            say(by_hand.score(scratch, model, week))
-        with _timed(say, f"monitor {week}"):
-            say(by_hand.monitor(scratch, model, week))
-        return True
+        parts = Deployment(scratch)
+        model_folder = parts.model(model)
+        parts.ledger.migrate()
+        parts.registry.migrate()
+        steps: list[Step] = []
+        succeeded = False
+        try:
+            succeeded = _live(scratch, model_folder, as_of, say=say, steps=steps)
+        finally:
+            # Also of a life that has failed: how far it came, and what was found until then.
+            if parts.ledger.published(model, "tables") is not None:
+                page = settings.state / "try" / f"{model}.html"
+                page.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with replacing(page) as draft:
+                    draft.write_text(rehearsal(model_folder, parts, steps, as_of=as_of).to_html(), encoding="utf-8")
+                say(f"All of it on one page: {page}")
+        return succeeded
 
 
-@contextmanager
-def _timed(say: Callable[[str], object], step: str) -> Iterator[None]:
-    say(f"--- {step}")
-    started = time.monotonic()
-    yield
-    say(f"    {time.monotonic() - started:.1f} s")
+def _live(scratch: Settings, folder: ModelFolder, as_of: datetime, *, say: Callable[[str], object], steps: list[Step]) -> bool:
+    """The steps of a life; what each said is told, and added to ``steps``."""
+    from perennial.cli import by_hand
+    from perennial.deployment import Deployment
+    from perennial.reports.rehearsal import Step
+
+    model, training = folder.spec.name, folder.spec.training
+    length = (
+        training.longest + training.holdout + folder.spec.features.lookback + (folder.spec.label.delay or timedelta(days=1))
+    )
+    history, week = Interval(as_of - length, as_of), Interval(as_of - timedelta(days=7), as_of)
+
+    def step(name: str, do: Callable[[], str]) -> None:
+        say(f"--- {name}")
+        started = time.monotonic()
+        # A report that is drawn in the scratch folder goes with it.
+        said = "\n".join(line for line in do().splitlines() if not line.startswith("report: "))
+        steps.append(Step(name, said, time.monotonic() - started))
+        say(f"{said}\n    {steps[-1].seconds:.1f} s")
+
+    in_order = False
+
+    def check() -> str:
+        nonlocal in_order
+        found, in_order = by_hand.inspect(scratch, model)
+        return found
+
+    step(f"load {history}", lambda: by_hand.ingest(scratch, model, history))
+    step("check", check)
+    if not in_order:
+        return False
+    step("train", lambda: by_hand.train(scratch, model, as_of, "a rehearsal"))
+    if Deployment(scratch).ledger.champion(model) is not None:
+        step(f"score {week}", lambda: by_hand.score(scratch, model, week))
+        step(f"monitor {week}", lambda: by_hand.monitor(scratch, model, week))
+    return True

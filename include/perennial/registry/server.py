@@ -6,6 +6,7 @@ The client has explicit addresses, so it neither reads nor changes MLflow's proc
 from __future__ import annotations
 
 import fcntl
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +112,8 @@ class Mlflow:
     def _client(self) -> MlflowClient:
         url = self._settings.mlflow_url
         with self._alone(), warnings.catch_warnings():
+            # It tells of the tables that it makes.
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
             # MLflow's own tables cause this warning when they are first mapped.
             warnings.simplefilter("ignore", SADeprecationWarning)
             client = MlflowClient(tracking_uri=url, registry_uri=url)

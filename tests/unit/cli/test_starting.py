@@ -183,4 +183,30 @@ def test_a_drafted_model_lives_without_an_edited_line(
     if label != "Last (MW)":  # which is noise, so it may be refused
         assert "is champion" in told
         assert "--- monitor" in told
-    assert not (place.state / "perennial.db").exists(), "the deployment was not touched"
+    assert sorted(path.name for path in place.state.iterdir()) == ["data", "try"], "the deployment was not touched"
+    page = (place.state / "try" / "mine.html").read_text()
+    assert f"All of it on one page: {place.state / 'try' / 'mine.html'}" in told
+    for chapter in ("Rows", "What check says", "What the gates say", "Which features matter"):
+        assert f">{chapter}</h2>" in page, chapter
+    assert "report: " not in told, "which would lie in the folder that is gone"
+    assert "<script" not in page
+
+
+def test_the_page_of_a_life_that_fails_says_how_far_it_came(place: Settings, tmp_path: Path) -> None:
+    drafted(place, hourly(tmp_path / "a.csv"))
+    features = place.models / "mine" / "features.sql"
+    features.write_text(features.read_text().replace("measured._known_at <= entities.as_of", "TRUE"))
+    said: list[str] = []
+    assert not rehearse(place, "mine", utc("2011-02-10"), say=said.append)
+    page = (place.state / "try" / "mine.html").read_text()
+    assert "leak: " in page
+    assert "not trained" in page
+
+
+def test_mlflow_tells_nothing_of_its_tables(place: Settings, tmp_path: Path) -> None:
+    program = "from perennial.deployment import Deployment; from perennial.core.settings import settings; "
+    program += "Deployment(settings()).registry.migrate()"
+    given = {**os.environ, "PERENNIAL_STATE": str(tmp_path / "var")}
+    given.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run([sys.executable, "-c", program], env=given, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "INFO" not in done.stderr
