@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zoneinfo import available_timezones
 
 from perennial.cli.command import MODEL, argument, command, moment, tell
 from perennial.core.errors import SpecError
@@ -18,15 +22,28 @@ from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, settings
 
 if TYPE_CHECKING:
+    from perennial.authoring.draft import Query
+    from perennial.authoring.profile import Profile
     from perennial.reports.rehearsal import Step
     from perennial.spec.folder import ModelFolder
 
 
 @command(
     "new",
-    "draft the folder of a model from a file of its history",
+    "draft the folder of a model from a file or a database table of its history",
     argument("name", help="the model's name: the folder, its DAGs and its registered model are called so"),
-    argument("--from", dest="file", required=True, type=Path, metavar="FILE", help="a .csv, .tsv (also .gz) or .parquet file"),
+    argument(
+        "--from",
+        dest="data",
+        required=True,
+        metavar="FILE|DATABASE/TABLE",
+        help="a .csv, .tsv (also .gz) or .parquet file; or a table, as postgresql+psycopg2://user@host/database/table",
+    ),
+    argument(
+        "--connection",
+        metavar="NAME",
+        help="with a table: the connection of the source; if the variable NAME holds the address, --from is the table alone",
+    ),
     argument("--label", metavar="COLUMN", help="the column to predict (default: the one with a usual name, such as target)"),
     argument("--time", metavar="COLUMN", help="the column that says when a row happened (default: the one with times)"),
     argument("--key", nargs="+", metavar="COLUMN", help="the columns that tell rows apart (default: the fewest that do)"),
@@ -37,7 +54,9 @@ def new(chosen: argparse.Namespace) -> int:
         draft_model(
             settings(),
             chosen.name,
-            chosen.file,
+            chosen.data,
+            connection=chosen.connection,
+            ask=_ask if sys.stdin.isatty() and sys.stdout.isatty() else None,
             label=chosen.label,
             when=chosen.time,
             key=chosen.key,
@@ -60,19 +79,24 @@ def try_out(chosen: argparse.Namespace) -> int:
 def draft_model(
     settings: Settings,
     name: str,
-    file: Path,
+    data: Path | str,
     *,
+    connection: str | None = None,
+    ask: Callable[[str], str] | None = None,
     label: str | None = None,
     when: str | None = None,
     key: Sequence[str] | None = None,
     time_zone: str | None = None,
 ) -> str:
-    """Draft a model's folder from a file, and put the file where the model reads it.
+    """Draft a model's folder from a file or a table, and put a file where the model reads it.
 
     Args:
         settings: the deployment; its folders of models and of data.
         name: the model's name.
-        file: the history.
+        data: the history: a file, or the address of a database with a table after its last slash. With ``connection``, it may
+            be the table alone.
+        connection: what the source calls its database, see :class:`perennial.spec.data.Source`. The address is written nowhere.
+        ask: asks a person a question that no data answer; None: nobody is there, and what is not known is marked TODO.
         label, when, key: columns of the file; None: a guess.
         time_zone: the zone of the file's clock.
 
@@ -83,25 +107,26 @@ def draft_model(
         SpecError: nothing can be drafted from the file, or the model exists; the message says what to do. Nothing was written.
     """
     from perennial.authoring.draft import choose_label, draft, task_of, write
-    from perennial.authoring.profile import look
     from perennial.operations.inspection import find_faults
     from perennial.spec.folder import read_model
 
     folder = settings.models / name
     if folder.exists():
         raise SpecError(f"{folder} exists already: choose another name, or remove it")
-    profile = look(file, time=when, key=key, label=label)
-    predicted = choose_label(profile, label)
-    place = _place(settings, name, file)
-    made = draft(name, profile, predicted, pattern=place.relative_to(settings.data.absolute()).as_posix(), time_zone=time_zone)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix="perennial-new-") as scratch:
+        found = _look(settings, Path(scratch), name, data, connection, label=label, when=when, key=key)
+        profile = found.profile
+        predicted = choose_label(profile, label or _asked_label(profile, ask))
+        zone = time_zone or _asked_zone(profile, ask)
+        owner = ask("Who answers for this model? (Enter: decide later) ").strip() if ask is not None else None
+        made = draft(name, profile, predicted, source=found.source, time_zone=zone, owner=owner)
         write(Path(scratch) / name, made)
         read = read_model(Path(scratch) / name)
         if faults := find_faults(read):
             raise SpecError("\n".join(faults))
-        if place != file.absolute():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
+        if found.file is not None and found.place is not None and found.place != found.file.absolute():
+            found.place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found.file, found.place)
         write(folder, made)
     kind = f"a row every {profile.step}" if profile.is_series else "another thing in each row"
     keys = ", ".join(profile.columns[one].source if one in profile.columns else profile.time.source for one in profile.key)
@@ -112,10 +137,103 @@ def draft_model(
             f"{folder}: model.yaml and features.sql, with {len(read.spec.features.names)} features",
             *(f"TODO: {todo}" for todo in made.todos),
             "Next, without a stack:",
+            *found.before,
             f"  perennial try {name} --as-of {made.last}",
             f"Or in Airflow: trigger {name}.load from {made.first} to {profile.last:%Y-%m-%d}, then {name}.train",
         ]
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a history holds, and how a source reads it.
+
+    Attributes:
+        profile: what it holds.
+        source: the pattern of a file, or a query.
+        file, place: a file, and where it lies or will lie; None for a table.
+        before: what a person does before anything else, a line each.
+    """
+
+    profile: Profile
+    source: str | Query
+    file: Path | None = None
+    place: Path | None = None
+    before: tuple[str, ...] = ()
+
+
+def _look(
+    settings: Settings,
+    scratch: Path,
+    name: str,
+    data: Path | str,
+    connection: str | None,
+    *,
+    label: str | None,
+    when: str | None,
+    key: Sequence[str] | None,
+) -> _Found:
+    from perennial.authoring.profile import look
+
+    text = str(data)
+    if "://" not in text and connection is None:
+        file = Path(data)
+        profile = look(file, time=when, key=key, label=label)
+        place = _place(settings, name, file)
+        return _Found(profile, place.relative_to(settings.data.absolute()).as_posix(), file, place)
+    from perennial.authoring.database import copy_table
+    from perennial.authoring.draft import Query
+
+    called = connection or f"{name.upper()}_DB"
+    address, _, table = text.rpartition("/") if "://" in text else (os.environ.get(called, ""), "", text)
+    if "://" not in address:
+        raise SpecError(
+            f"set the variable {called} to the SQLAlchemy URL of the database, or write the table after the address: "
+            "--from postgresql+psycopg2://user@host/database/table"
+        )
+    copied = copy_table(address, table, scratch)
+    try:
+        profile = look(copied.file, time=when, key=key, label=label)
+    except SpecError as error:
+        raise SpecError(str(error).replace(str(copied.file), f"table {table}")) from error
+    profile = replace(profile, file=Path(f"table {table}"))
+    if profile.time.sql is not None:
+        raise SpecError(
+            f"table {table}: the time of a row is made of texts ({profile.time.source}), and a source of a database is read by "
+            "a column that is a date or timestamp there: make one in a view, and draft from that"
+        )
+    query = Query(called, copied.query(profile.time.source), copied.is_whole)
+    before = () if os.environ.get(called) else (
+        f"  export {called}=…  # the address of the database; in Airflow, make a connection of this name. It is in no file",
+    )  # fmt: skip
+    return _Found(profile, query, before=before)
+
+
+def _ask(question: str) -> str:
+    return input(question)
+
+
+def _asked_label(profile: Profile, ask: Callable[[str], str] | None) -> str | None:
+    """The column that a person names, if none has a usual name."""
+    from perennial.authoring.profile import LABELS
+
+    if ask is None or any(name in profile.columns for name in LABELS):
+        return None
+    able = [one.source for one in profile.columns.values() if one.name not in profile.key]
+    return ask(f"Which column is to be predicted: {', '.join(able)}? ").strip() or None
+
+
+def _asked_zone(profile: Profile, ask: Callable[[str], str] | None) -> str | None:
+    """The zone that a person names, if the times have none."""
+    if ask is None or profile.has_offset:
+        return None
+    while zone := ask(
+        f"{profile.time.source} names no zone. Which one is it in, such as America/New_York or UTC? (Enter: decide later) "
+    ).strip():
+        if zone in available_timezones():
+            return zone
+        print(f"there is no zone {zone}")  # noqa: T201  # at a terminal
+    return None
 
 
 def _place(settings: Settings, name: str, file: Path) -> Path:
