@@ -114,7 +114,7 @@ def _write(engine: sa.Engine, table: str, schema: str | None, names: list[str], 
     return count
 
 
-def _chunks(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Sequence[sa.Row[Any]]]:
+def _chunks(connection: sa.Connection, query: sa.Executable) -> Iterator[Sequence[sa.Row[Any]]]:
     result = connection.execution_options(stream_results=True, max_row_buffer=_AT_ONCE).execute(query)
     while rows := result.fetchmany(_AT_ONCE):
         yield rows

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -42,7 +43,7 @@ def place(settings: Settings, tmp_path: Path) -> Settings:
     return settings.model_copy(update={"models": tmp_path / "models"})
 
 
-def drafted(place: Settings, file: Path, **given: str | None) -> tuple[str, ModelFolder]:
+def drafted(place: Settings, file: Path, **given: Any) -> tuple[str, ModelFolder]:
     told = draft_model(place, "mine", file, **given)
     return told, read_model(place.models / "mine")
 
