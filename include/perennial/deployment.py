@@ -29,7 +29,7 @@ class Deployment:
     def ledger(self) -> Ledger:
         from perennial.ledger.store import Ledger
 
-        return Ledger(self.settings.database_url, self.settings.state)
+        return Ledger(self.settings.database_url, self.settings.state, read_only=self.settings.read_only)
 
     @cached_property
     def lake(self) -> Lake:

@@ -39,7 +39,15 @@ def by_hand(living: Living, arguments: list[str], folder: Path) -> subprocess.Co
 
 
 def test_the_pages_have_commands() -> None:
-    assert {command.split()[0] for command in COMMANDS} == {"history", "explain", "card", "reproduce", "performance", "token"}
+    assert {command.split()[0] for command in COMMANDS} == {
+        "status",
+        "history",
+        "explain",
+        "card",
+        "reproduce",
+        "performance",
+        "token",
+    }
     assert {command.split()[0] for command in TYPED} >= REHEARSED
 
 

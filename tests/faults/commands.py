@@ -36,7 +36,7 @@ ARGUMENTS: dict[str, tuple[str, ...] | None] = {
     "monitor": (MODEL, "2024-01-27", "2024-01-28"), "train": (MODEL, "--as-of", "2024-01-29"),
     "refresh": (MODEL, "--as-of", "2024-01-29"), "data held": (MODEL,),
     "data release": (MODEL, "--refreshes", "--reason", "checked"),
-    "calibrate": (MODEL, "--replays", "200"), "controls": (MODEL,), "performance": (MODEL,), "parity": (MODEL,),
+    "calibrate": (MODEL, "--replays", "200"), "controls": (MODEL,), "status": (), "performance": (MODEL,), "parity": (MODEL,),
     "rollback": (MODEL, "--reason", "worse"), "promote": (MODEL, "1", "--override", "tried"), "history": (MODEL,), "alerts": (),
     "explain": (MODEL, "2"), "card": (MODEL, "2"), "lineage": (MODEL, "--interval", "2024-01-28", "2024-01-29"),
     "reproduce": (MODEL, "2"), "maintain": (MODEL,), "backup": ("BACKUP",), "restore": ("BACKUP",), "verify": (),

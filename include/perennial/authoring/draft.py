@@ -46,6 +46,21 @@ class Draft:
     last: str
 
 
+@dataclass(frozen=True)
+class Query:
+    """How a source reads a table of a database.
+
+    Attributes:
+        connection: an Airflow connection, or the variable that holds the address.
+        sql: the query.
+        is_whole: whether all rows of the table were looked at.
+    """
+
+    connection: str
+    sql: str
+    is_whole: bool = True
+
+
 def choose_label(profile: Profile, label: str | None) -> Column:
     """The column to predict: the one that is named, or the one with a usual name.
 
@@ -91,20 +106,23 @@ def task_of(label: Column) -> str:
     return "regression"
 
 
-def draft(name: str, profile: Profile, label: Column, *, pattern: str, time_zone: str | None) -> Draft:
+def draft(
+    name: str, profile: Profile, label: Column, *, source: str | Query, time_zone: str | None, owner: str | None = None
+) -> Draft:
     """Draft a model's folder.
 
     Args:
         name: the model's name.
         profile: what the file holds.
         label: the column to predict.
-        pattern: the file below the deployment's data folder.
+        source: the file below the deployment's data folder, or the query of a database.
         time_zone: the zone of the file's clock; None if it is not known.
+        owner: who answers for the model; None if that is not known.
 
     Raises:
         SpecError: there is too little history for a training.
     """
-    writer = _Writer(name, profile, label, pattern, time_zone)
+    writer = _Writer(name, profile, label, source, time_zone, owner)
     lengths = _Lengths.of(profile)
     features = list(writer.features())
     spec = "\n".join([*writer.head(), *writer.tables(), *writer.rest(features, lengths)]) + "\n"
@@ -150,9 +168,17 @@ class _Lengths:
 class _Writer:
     """The parts of ``model.yaml`` and ``features.sql``."""
 
-    def __init__(self, name: str, profile: Profile, label: Column, pattern: str, time_zone: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        profile: Profile,
+        label: Column,
+        source: str | Query,
+        time_zone: str | None,
+        owner: str | None,
+    ) -> None:
         self.name, self.profile, self.label = name, profile, label
-        self.pattern, self.time_zone = pattern, time_zone
+        self.source, self.time_zone, self.owner = source, time_zone, owner
         self.time = profile.time.name
         self.task = task_of(label)
         self.things = [column for column in profile.key if column != self.time]
@@ -176,12 +202,18 @@ class _Writer:
         yield "# yaml-language-server: $schema=../model.schema.json"
         yield f"# Drafted from {profile.rows:,} rows of {profile.file.name}; a comment says what each guess was taken from."
         yield f"name: {self.name}"
-        yield "owner: unknown  # TODO: name who answers for this model"
+        yield f"owner: {_quoted(self.owner)}" if self.owner else "owner: unknown  # TODO: name who answers for this model"
         yield f"description: What is {self.label.source}?"
         yield f"task: {self.task}" + self._why_task()
         yield "sources:"
         yield f"  {_SOURCE}:"
-        yield f"    files: {_quoted(self.pattern)}"
+        if isinstance(self.source, Query):
+            if not self.source.is_whole:
+                yield "    # Not all rows of the table were looked at."
+            yield f"    connection: {self.source.connection}  # an Airflow connection, or a variable with the address"
+            yield f"    sql: {_quoted(self.source.sql)}"
+        else:
+            yield f"    files: {_quoted(self.source)}"
         if not profile.has_offset:
             if self.time_zone:
                 yield f"    time_zone: {self.time_zone}"
@@ -189,6 +221,13 @@ class _Writer:
                 yield f"    # {profile.time.source} names no zone."
                 yield "    # TODO: write time_zone, such as America/New_York, if it is not UTC"
         dialect = profile.dialect
+        if isinstance(self.source, Query):
+            if dialect.null_values != ("",):
+                told = listed([one for one in dialect.null_values if one])
+                yield f"    # TODO: {told} may mean a missing value; if so, write NULLIF(column, value) in the query"
+            if dialect.decimal != ".":
+                yield f"    decimal: {_quoted(dialect.decimal)}"
+            return
         if dialect.delimiter not in (",", "\t") or (dialect.delimiter == "\t") != (".tsv" in profile.file.name):
             yield f"    delimiter: {json.dumps(dialect.delimiter)}"
         if dialect.encoding != "utf-8":

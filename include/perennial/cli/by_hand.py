@@ -10,7 +10,7 @@ import getpass
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from perennial.drift.thresholds import Progress
     from perennial.ledger.records import ParityRecord
     from perennial.monitoring.estimation import WindowOutlook
+    from perennial.reports.board import Board
     from perennial.reports.lineage import Node
     from perennial.stages.controls import ControlsReport
 
@@ -234,6 +235,19 @@ def controls(settings: Settings, model: str) -> ControlsReport:
 
 
 # --- questions -------------------------------------------------------------------------------------------------------
+
+
+def board(settings: Settings) -> Board:
+    """The model board, as people see it in Airflow, of all models that are not retired."""
+    from perennial.reports.board import ALERTS_FOR, WINDOWS, Pages, compose
+    from perennial.spec.folder import read_models
+
+    now, ledger = datetime.now(UTC), Deployment(settings).ledger
+    ledger.migrate_own()
+    overview = ledger.overview(windows=WINDOWS, alerts_since=now - ALERTS_FOR)
+    folders, broken = read_models(settings.models)
+    living = {name: folder for name, folder in folders.items() if not folder.spec.retired}
+    return compose(overview, living, broken, now=now, pages=Pages(mlflow=settings.mlflow_public_url))
 
 
 def outlook(settings: Settings, model: str) -> tuple[str, list[WindowOutlook]]:

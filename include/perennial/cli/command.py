@@ -139,8 +139,12 @@ def state_folder() -> Path:
     return Path(os.environ.get("PERENNIAL_STATE") or PROJECT / "var").absolute()
 
 
-def living_settings() -> Settings:
+def living_settings(*, only_reads_models: bool = False) -> Settings:
     """The settings, with the address of the embedded stack's MLflow unless MLFLOW_TRACKING_URI is set.
+
+    Args:
+        only_reads_models: whether the command writes no file to MLflow. Then the stack may be stopped: its database is asked,
+            and its files are read where they lie.
 
     Raises:
         StackError: no MLflow is named, and no embedded stack is running.
@@ -151,6 +155,8 @@ def living_settings() -> Settings:
         return settings()
     state = state_folder()
     running = find_running(state)
+    if running is None and only_reads_models and (state / "mlflow.db").is_file():
+        return settings()
     if running is None or "mlflow" not in running:
         raise StackError(
             f"no stack runs in {state}: start one with `make up`, or set MLFLOW_TRACKING_URI to the address of an MLflow"

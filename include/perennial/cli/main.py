@@ -46,6 +46,7 @@ COMMANDS: tuple[Command, ...] = (
     stages.data,
     stages.calibrate,
     stages.controls,
+    questions.status,
     questions.performance,
     questions.parity,
     stages.rollback,

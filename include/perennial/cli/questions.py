@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 JSON = argument("--json", action="store_true")
 
 
+@command(
+    "status",
+    "how all models are, in ten lines: champion, last scored, last verdict, what waits, what is wrong and what to do",
+    argument("--all", action="store_true", help="all models, in as many lines as it takes"),
+    argument("--json", action="store_true", help="what the model board shows, as JSON, and what to do"),
+)
+def status(chosen: argparse.Namespace) -> int:
+    from perennial.reports import status
+
+    board = by_hand.board(settings())
+    if chosen.json:
+        return tell(json.dumps(status.to_json(board), indent=2))
+    return tell("\n".join(status.lines(board, most=None if chosen.all else status.LINES)))
+
+
 @command("performance", "each window's estimated and realised metric, and its verdict", MODEL)
 def performance(chosen: argparse.Namespace) -> int:
     metric, windows = by_hand.outlook(settings(), chosen.model)
@@ -158,7 +173,9 @@ def explain(chosen: argparse.Namespace) -> int:
     argument("--out", type=Path, metavar="DIR", help="folder to write them to; default: the version's run in MLflow"),
 )
 def card(chosen: argparse.Namespace) -> int:
-    return tell(by_hand.card(living_settings(), chosen.model, chosen.version, chosen.out))
+    return tell(
+        by_hand.card(living_settings(only_reads_models=chosen.out is not None), chosen.model, chosen.version, chosen.out)
+    )
 
 
 @command(
@@ -194,5 +211,5 @@ def lineage(chosen: argparse.Namespace) -> int:
 
 @command("reproduce", "train a version again on its pinned rows and compare the predictions", MODEL, VERSION)
 def reproduce(chosen: argparse.Namespace) -> int:
-    told, identical = by_hand.reproduce(living_settings(), chosen.model, chosen.version)
+    told, identical = by_hand.reproduce(living_settings(only_reads_models=True), chosen.model, chosen.version)
     return tell(told) if identical else tell(told) or 1

@@ -46,17 +46,17 @@ def ingest(chosen: argparse.Namespace) -> int:
 
 @command("score", "by hand: predict an interval with the champion", MODEL, START, END)
 def score(chosen: argparse.Namespace) -> int:
-    return tell(by_hand.score(living_settings(), chosen.model, interval(chosen)))
+    return tell(by_hand.score(living_settings(only_reads_models=True), chosen.model, interval(chosen)))
 
 
 @command("materialize", "by hand: write the rows of features that are asked online by key", MODEL)
 def materialize(chosen: argparse.Namespace) -> int:
-    return tell(by_hand.materialize(living_settings(), chosen.model))
+    return tell(by_hand.materialize(living_settings(only_reads_models=True), chosen.model))
 
 
 @command("record", "by hand: publish what was asked online, and measure whether what was served is what is published", MODEL)
 def record(chosen: argparse.Namespace) -> int:
-    return tell(by_hand.record(living_settings(), chosen.model))
+    return tell(by_hand.record(living_settings(only_reads_models=True), chosen.model))
 
 
 @command("monitor", "by hand: judge the drift of an interval, and measure windows whose labels are known", MODEL, START, END)

@@ -7,15 +7,19 @@ start at once. Used by :mod:`perennial.ledger.store` and :mod:`perennial.lake.pu
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
+
+from perennial.core.errors import ReadOnly
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +35,15 @@ class Database:
     Args:
         url: SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg2://…``.
         check: called with the first transaction's connection, before it is used; raises if the database is not fit for use.
+        read_only: the database itself refuses what writes, and a file that is missing is not made.
     """
 
-    def __init__(self, url: str, check: Callable[[sa.Connection], None] | None = None) -> None:
+    def __init__(self, url: str, check: Callable[[sa.Connection], None] | None = None, *, read_only: bool = False) -> None:
         # Values stay out of error messages, and so out of logs.
-        self.engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True)
+        how = {"creator": _reading(url)} if read_only else {}
+        self.engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True, **how)
         self._check = check
+        self._read_only = read_only
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
@@ -66,6 +73,7 @@ class Database:
 
         The database is made if it is a file that is missing.
         """
+        self._refuse_if_it_only_reads()
         if self.is_sqlite:
             Path(self.engine.url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._let_readers_and_a_writer_coexist()
@@ -113,8 +121,13 @@ class Database:
         with self.changing_tables() as connection:
             metadata.create_all(connection)
 
+    def _refuse_if_it_only_reads(self) -> None:
+        if self._read_only:
+            raise ReadOnly(f"{self.where} was opened to read, and nothing is written to it")
+
     @contextmanager
     def _locked(self, *lock: str) -> Iterator[sa.Connection]:
+        self._refuse_if_it_only_reads()
         with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
             if not self.is_sqlite:
                 connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(LOCK_WAIT.total_seconds() * 1000)}"))
@@ -140,6 +153,25 @@ class Database:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
+
+
+def _reading(url: str) -> Callable[[], Any]:
+    """What opens connections that the database lets read only."""
+    address = sa.make_url(url)
+
+    def sqlite() -> sqlite3.Connection:
+        file = Path(address.database or "").absolute()
+        return sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, check_same_thread=False)
+
+    def postgresql() -> Any:
+        import psycopg2
+
+        arguments, options = address.get_dialect()().create_connect_args(address)
+        opened = psycopg2.connect(*arguments, **options)
+        opened.set_session(readonly=True)
+        return opened
+
+    return sqlite if address.get_backend_name() == "sqlite" else postgresql
 
 
 def take_turn(connection: sa.Connection, key: str) -> None:

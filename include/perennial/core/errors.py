@@ -4,6 +4,7 @@
 
     PerennialError
     ├── SettingsError         the deployment's environment is wrong: which variable, and what to write
+    ├── ReadOnly              a process that only reads was asked to write
     ├── SpecError             a model folder is wrong: file, line, and what would be right
     ├── SourceError           a source could not be read as a table: which source, file, line
     ├── IntervalRefused       the data of an interval broke a critical check; what was published before stays
@@ -49,6 +50,10 @@ class PerennialError(Exception):
 
 class SettingsError(PerennialError):
     """The environment of the deployment is missing a value or holds a wrong one."""
+
+
+class ReadOnly(PerennialError):
+    """A process that only reads was asked to write; nothing was written."""
 
 
 class SpecError(PerennialError):

@@ -72,6 +72,8 @@ class Settings(BaseModel):
             occupy all workers.
         trusted_types: of the types that folders name in ``training.trusted_types``, those that models may hold here: names of
             types or of modules. None: what the folders name.
+        read_only: whether ledger, lake and registry refuse every write of this process. No variable sets it:
+            :mod:`perennial.client` does.
     """
 
     # Addresses hold passwords, so an error names the variable and does not quote the value.
@@ -95,6 +97,7 @@ class Settings(BaseModel):
     load_slots: Annotated[int, Field(ge=1)] | None = None
     parts_at_once: Annotated[int, Field(ge=1)] = 2
     trusted_types: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")], ...] | None = None
+    read_only: bool = False
 
     @field_validator("database_url", "catalog_url", "predictions_url")
     @classmethod

@@ -51,6 +51,7 @@ from perennial.lake.data_files import (
     FILE_BYTES,
     DurableFileIO,
     FileWriter,
+    ReadingFileIO,
     RowDigest,
     Written,
     conform,
@@ -102,10 +103,12 @@ class Catalog:
     Args:
         url: SQLAlchemy URL of the catalog's database.
         warehouse: the place of the files: a path, or an address that PyArrow can open.
+        read_only: neither the database nor the files are written.
     """
 
-    def __init__(self, url: str, warehouse: str) -> None:
+    def __init__(self, url: str, warehouse: str, *, read_only: bool = False) -> None:
         self._url = url
+        self._read_only = read_only
         self._warehouse = warehouse if "://" in warehouse else f"file://{Path(warehouse).absolute()}"
 
     def migrate(self) -> Database:
@@ -117,14 +120,16 @@ class Catalog:
 
     @cached_property
     def _catalog(self) -> SqlCatalog:
-        database = self.migrate()
+        database = Database(self._url, read_only=True) if self._read_only else self.migrate()
         properties = {"warehouse": self._warehouse, "init_catalog_tables": "false", "pool_pre_ping": "true"}
-        if self._warehouse.startswith("file://"):
-            properties["py-io-impl"] = f"{DurableFileIO.__module__}.{DurableFileIO.__name__}"
-        else:
+        is_local = self._warehouse.startswith("file://")
+        if not is_local:
             properties |= _object_store(os.environ)
+        if is_local or self._read_only:
+            files = ReadingFileIO if self._read_only else DurableFileIO
+            properties["py-io-impl"] = f"{files.__module__}.{files.__name__}"
         catalog = SqlCatalog("perennial", uri=self._url, **properties)
-        if database.is_sqlite:
+        if database.is_sqlite or self._read_only:
             # This engine waits longer than five seconds for other writers, and leaves no connection open.
             use_engine(catalog, database.engine)
         return catalog

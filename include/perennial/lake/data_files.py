@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pyiceberg.conversions import from_bytes
 from pyiceberg.expressions import And, BooleanExpression, GreaterThanOrEqual, LessThan, LessThanOrEqual, Reference
 from pyiceberg.expressions.literals import literal
+from pyiceberg.io import InputFile, OutputFile
 from pyiceberg.io.pyarrow import ParquetFormatWriter, PyArrowFile, PyArrowFileIO, PyArrowLocalFileSystem, schema_to_pyarrow
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.schema import Schema
@@ -26,6 +27,7 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.typedef import EMPTY_DICT, Properties, Record
 from pyiceberg.types import LongType
 
+from perennial.core.errors import ReadOnly
 from perennial.core.intervals import Interval
 from perennial.core.sql import quoted
 from perennial.lake.schema import KNOWN, MOMENT
@@ -60,6 +62,16 @@ class DurableFileIO(PyArrowFileIO):
     def _write_durably(self) -> None:
         opened, local = self.fs_by_scheme, _DurableFileSystem()
         self.fs_by_scheme = lambda scheme, host: local if scheme == "file" else opened(scheme, host)
+
+
+class ReadingFileIO(PyArrowFileIO):
+    """PyArrow's file IO of a process that only reads: no file is written or removed."""
+
+    def new_output(self, location: str) -> PyArrowFile:
+        raise ReadOnly(f"the lake was opened to read, and {location} is not written")
+
+    def delete(self, location: str | InputFile | OutputFile) -> None:
+        raise ReadOnly(f"the lake was opened to read, and {location} is not removed")
 
 
 class _DurableFileSystem(PyArrowLocalFileSystem):

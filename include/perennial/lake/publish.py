@@ -97,7 +97,7 @@ class Lake:
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._catalog = Catalog(settings.catalog_url, settings.warehouse)
+        self._catalog = Catalog(settings.catalog_url, settings.warehouse, read_only=settings.read_only)
 
     @property
     def ledger(self) -> Ledger:

@@ -42,10 +42,11 @@ class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Remova
         url: SQLAlchemy URL, ``sqlite:///…`` or ``postgresql+psycopg2://…``.
         state: the state folder, for the judge's key and the newest decision, see :mod:`perennial.ledger.signing`. By default
             SQLite's folder.
+        read_only: the database refuses every write of this process.
     """
 
-    def __init__(self, url: str, state: Path | None = None) -> None:
-        database = Database(url, check=migrations.check)
+    def __init__(self, url: str, state: Path | None = None, *, read_only: bool = False) -> None:
+        database = Database(url, check=migrations.check, read_only=read_only)
         if state is None and database.is_sqlite and database.engine.url.database:
             state = Path(database.engine.url.database).absolute().parent
         chain.guard(database.engine)

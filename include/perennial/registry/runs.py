@@ -39,9 +39,16 @@ MAX_TAG, _MAX_PARAM = 8_000, 6_000
 class CandidateRun:
     """An MLflow run to log a candidate's training in."""
 
-    def __init__(self, client: MlflowClient, info: RunInfo, trusted: Callable[[ModelSpec], list[str]]) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        info: RunInfo,
+        trusted: Callable[[ModelSpec], list[str]],
+        readable: Callable[[str], str],
+    ) -> None:
         self._client = client
         self._trusted = trusted
+        self._readable = readable
         self.id = str(info.run_id)
         self._experiment_id = info.experiment_id
         self._artifacts = info.artifact_uri
@@ -102,7 +109,7 @@ class CandidateRun:
     def read_files(self, path: str) -> dict[str, bytes]:
         """Return the files in the folder ``path`` of the run's artifacts, by relative path; none if there is no such folder."""
         # Ask by address: by run id, MLflow would also search the run's stored models, which takes seven more requests.
-        folder = {"artifact_uri": f"{self._artifacts}/{path}", "tracking_uri": self._client.tracking_uri}
+        folder = {"artifact_uri": f"{self._readable(self._artifacts)}/{path}", "tracking_uri": self._client.tracking_uri}
         if not mlflow.artifacts.list_artifacts(**folder):
             return {}
         with tempfile.TemporaryDirectory(prefix="perennial-files-") as scratch:
@@ -212,7 +219,7 @@ class Runs(Mlflow):
         experiment = self._experiment(model)
         run = self._client.create_run(experiment, run_name=name, tags=dict(tags))
         try:
-            yield CandidateRun(self._client, run.info, self.trusted)
+            yield CandidateRun(self._client, run.info, self.trusted, self._readable)
         except BaseException:
             self._client.set_terminated(run.info.run_id, "FAILED")
             raise
@@ -220,7 +227,7 @@ class Runs(Mlflow):
 
     def run(self, mlflow_run_id: str) -> CandidateRun:
         """Return a run that was logged before, to add to it."""
-        return CandidateRun(self._client, self._client.get_run(mlflow_run_id).info, self.trusted)
+        return CandidateRun(self._client, self._client.get_run(mlflow_run_id).info, self.trusted, self._readable)
 
     def files_of_run(self, mlflow_run_id: str, path: str) -> dict[str, bytes]:
         """Return the files in the folder ``path`` of a run, by relative path; none if there is no such folder.

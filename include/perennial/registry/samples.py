@@ -147,6 +147,7 @@ class Samples(Versions):
         """Return the content of a stored model's file; None if there is no file of that name."""
         source = self._stored_at(model_id)
         artifacts.check_source(source)
+        source = self._readable(source)
         with tempfile.TemporaryDirectory(prefix="perennial-samples-") as scratch:
             # If files cannot be listed, this raises. Otherwise the model would appear to have no samples.
             listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=self._settings.mlflow_url)

@@ -6,18 +6,21 @@ The client has explicit addresses, so it neither reads nor changes MLflow's proc
 from __future__ import annotations
 
 import fcntl
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SADeprecationWarning
 
-from perennial.core.errors import ArtifactRejected, PromotionRefused
+from perennial.core.errors import ArtifactRejected, PromotionRefused, ReadOnly
 from perennial.core.settings import Settings
 from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
@@ -32,6 +35,18 @@ MISSING = "RESOURCE_DOES_NOT_EXIST"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 
 
+#: The scheme of addresses whose files MLflow's server keeps, and the folder of the embedded stack's server for them, below its
+#: state folder.
+_OF_SERVER, KEPT_BY_SERVER = "mlflow-artifacts", "mlartifacts"
+
+
+def _needs_its_server(settings: Settings) -> str:
+    return (
+        "the files of models are kept by MLflow's server, and MLFLOW_TRACKING_URI is the address of its database instead: "
+        f"start the stack of {settings.state} with `make up`, or set MLFLOW_TRACKING_URI to the server's address"
+    )
+
+
 def unanswered(error: BaseException, settings: Settings) -> str | None:
     """What to tell people if MLflow's client raised an error; None if the error is another one.
 
@@ -41,9 +56,23 @@ def unanswered(error: BaseException, settings: Settings) -> str | None:
         return None
     address = make_url(settings.mlflow_url).render_as_string(hide_password=True)
     said = (str(error).splitlines() or [""])[0]
+    if _OF_SERVER in said and not settings.mlflow_url.startswith("http"):
+        return _needs_its_server(settings)
     return (
         f"MLflow at {address} does not answer as it should: {said}. Nothing is wrong with the model; try again when it answers"
     )
+
+
+class _ReadingClient:
+    """MLflow's client in a process that only reads: it has the methods that ask, and no other."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "tracking_uri" or name.startswith(("get_", "search_", "list_")):
+            return getattr(self._client, name)
+        raise ReadOnly(f"MLflow was opened to read, and {name} is not called")
 
 
 class Mlflow:
@@ -83,12 +112,14 @@ class Mlflow:
     def _client(self) -> MlflowClient:
         url = self._settings.mlflow_url
         with self._alone(), warnings.catch_warnings():
+            # It tells of the tables that it makes.
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
             # MLflow's own tables cause this warning when they are first mapped.
             warnings.simplefilter("ignore", SADeprecationWarning)
             client = MlflowClient(tracking_uri=url, registry_uri=url)
             if self._is_database:
                 client.search_registered_models(max_results=1)  # opens the registry's store too
-            return client
+            return cast("MlflowClient", _ReadingClient(client)) if self._settings.read_only else client
 
     @property
     def _is_database(self) -> bool:
@@ -101,10 +132,33 @@ class Mlflow:
             yield
             return
         file = Path(make_url(self._settings.mlflow_url).database or "mlflow.db").absolute()
+        if self._settings.read_only:
+            if not file.is_file():
+                raise ReadOnly(f"MLflow's database {file} does not exist, and it was opened to read")
+            yield
+            return
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file.with_name(f"{file.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _readable(self, address: str) -> str:
+        """Where the files at an address of MLflow are read.
+
+        ``mlflow-artifacts:`` addresses are those of a server. Where the database of an embedded stack is used without it, its
+        files are read in the stack's folder. They are compared with the ledger's manifest in the same way.
+
+        Raises:
+            ArtifactRejected: they are not there; the message says what to start.
+        """
+        if not (self._is_database and address.startswith(f"{_OF_SERVER}:")):
+            return address
+        artifacts.check_source(address)
+        folder = self._settings.state / KEPT_BY_SERVER
+        is_its_own = self._settings.mlflow_url == f"sqlite:///{self._settings.state / 'mlflow.db'}"
+        if not (is_its_own and folder.is_dir()):
+            raise ArtifactRejected(_needs_its_server(self._settings))
+        return (folder / unquote(urlsplit(address).path).lstrip("/")).as_uri()
 
     def _experiment(self, model: str) -> str:
         """Return the id of the model's experiment; create the experiment if there is none."""

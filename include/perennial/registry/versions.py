@@ -360,6 +360,7 @@ class Versions(Mlflow):
         """
         source = self._stored_at(model_id)
         artifacts.check_source(source)
+        source = self._readable(source)
         try:
             return Path(
                 mlflow.artifacts.download_artifacts(

@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 
 from perennial.core.errors import TrainingError
 from perennial.core.files import replacing
-from perennial.core.intervals import Interval, utc
+from perennial.core.intervals import Interval, merged, utc
 from perennial.deployment import Deployment
 from perennial.evidence.training import Part, TrainingSet
 from perennial.features.history import gaps_of_training, refuse_gaps
 from perennial.features.labels import read_labels
 from perennial.features.maturity import mature_until, measure_delay, passes_from
-from perennial.features.publish import ensure_features
+from perennial.features.publish import ensure_features, outdated_days
 from perennial.features.published import DATASET, is_features, snapshot_of
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
@@ -71,11 +71,7 @@ def build_training_set(
     """
     spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
     delay, tables = delay_of_labels(folder, deployment, as_of), ledger.published(spec.name, "tables")
-    end = mature_until(as_of, delay)
-    holdout = Interval(end - spec.training.holdout, end)
-    # What is learned from had mature labels when the holdout began, as it will have when the version is in use.
-    border = mature_until(holdout.start, delay)
-    window = Interval(window_start(spec, ledger, border, spec.training.longest), border)
+    window, holdout = _parts(spec, ledger, as_of, delay)
     if tables is not None:
         refuse_gaps(folder, gaps_of_training(folder, lake, tables.snapshots, Interval(window.start, holdout.end)))
     # Features that an earlier features.sql made are built again.
@@ -113,6 +109,51 @@ def build_training_set(
         100 * training_set.label_coverage("holdout"),
     )
     return training_set
+
+
+def read_training_set(
+    folder: ModelFolder, deployment: Deployment, *, as_of: datetime
+) -> tuple[TrainingSet, dict[Part, pa.Table]]:
+    """The training set of a training as of a moment, for people to look at. Nothing is built, pinned or written.
+
+    Args:
+        folder: the model's folder.
+        deployment: contains the rows.
+        as_of: as in :func:`build_training_set`.
+
+    Returns:
+        What the rows are, and the rows of window and holdout.
+
+    Raises:
+        TrainingError: nothing is published, or features must be built again before a training can read them.
+    """
+    spec, lake, ledger, as_of = folder.spec, deployment.lake, deployment.ledger, utc(as_of)
+    snapshots = pinned_snapshots(folder, ledger)
+    window, holdout = _parts(spec, ledger, as_of, delay_of_labels(folder, deployment, as_of))
+    whole = Interval(window.start, holdout.end)
+    if outdated := merged(outdated_days(folder, ledger, whole)):
+        raise TrainingError(
+            f"{spec.name}: features of {', '.join(stretch.key for stretch in outdated)} were made by another features.sql, or "
+            f"of other rows, and a training builds them again: run {spec.name}.ingest for these days, or ask for the rows of a "
+            "version"
+        )
+    withheld = [part for part in ledger.withheld(spec.name) if part.overlaps(whole)]
+    parts: dict[Part, PinnedRows] = {
+        "window": _read(folder, lake, snapshots, "window", window, holdout.start, withheld),
+        "holdout": _read(folder, lake, snapshots, "holdout", holdout, as_of, withheld),
+    }
+    gaps = missing_days(spec, ledger, whole, None)
+    found = pinned(folder, parts, snapshots, as_of=as_of, run_id="", missing=gaps, withheld=withheld)
+    return found, {part: one.rows for part, one in parts.items()}
+
+
+def _parts(spec: ModelSpec, ledger: Ledger, as_of: datetime, delay: timedelta) -> tuple[Interval, Interval]:
+    """Window and holdout of a training as of a moment, if labels take that long."""
+    end = mature_until(as_of, delay)
+    holdout = Interval(end - spec.training.holdout, end)
+    # What is learned from had mature labels when the holdout began, as it will have when the version is in use.
+    border = mature_until(holdout.start, delay)
+    return Interval(window_start(spec, ledger, border, spec.training.longest), border), holdout
 
 
 @dataclass(frozen=True)
