@@ -62,7 +62,10 @@ def test_a_failure_says_what_failed_how_often_and_leads_to_its_log(ledger: Ledge
     assert "failed 3 times" in entry.alert.text
     assert "no such column" in entry.alert.text
     assert "Ann Smith" not in entry.alert.text
-    assert entry.alert.links == {"Run": f"{AIRFLOW}/dags/m.score/runs/asset_triggered__1/tasks/predict/mapped/2"}
+    assert entry.alert.links == {
+        "Run": f"{AIRFLOW}/dags/m.score/runs/asset_triggered__1/tasks/predict/mapped/2",
+        "Model": f"{AIRFLOW}/perennial/models/m",
+    }
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,11 @@ class AlertTables(TableFamily):
         with self._database.reading() as connection:
             return outbox.open_subjects(connection, topic)
 
+    def opened(self, topic: str) -> list[OutboxEntry]:
+        """The open alerts with a subject below ``topic``, oldest first."""
+        with self._database.reading() as connection:
+            return outbox.opened(connection, topic)
+
     def alerts(self, *, since: datetime | None = None) -> list[OutboxEntry]:
         """All alerts and their deliveries, oldest first. With ``since``, older alerts only if they wait or are open."""
         with self._database.reading() as connection:

@@ -30,6 +30,7 @@ from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, settings
 from perennial.core.text import one_line
 from perennial.deployment import Deployment
+from perennial.orchestration.links import MODEL, model_page
 from perennial.spec.commit import RECORD, recorded_commit
 from perennial.spec.folder import ModelFolder
 from perennial.stages.run import StageRun
@@ -216,11 +217,12 @@ def in_words(error: Exception, settings: Settings) -> str | None:
 
 
 def task_links(settings: Settings, task: Any) -> dict[str, str]:
-    """A link to the task's page in the UI; empty if Airflow has no public address."""
+    """Links to the task's page in the UI and to its model's page; empty if Airflow has no public address."""
     if settings.airflow_public_url is None:
         return {}
     page = f"{settings.airflow_public_url.rstrip('/')}/dags/{task.dag_id}/runs/{quote(task.run_id)}/tasks/{task.task_id}"
-    return {"Run": f"{page}/mapped/{task.map_index}" if task.map_index >= 0 else page}
+    found = {"Run": f"{page}/mapped/{task.map_index}" if task.map_index >= 0 else page}
+    return found | ({MODEL: address} if (address := model_page(settings, task.dag_id)) else {})
 
 
 def check_conf(conf: object, form: Collection[str]) -> None:
