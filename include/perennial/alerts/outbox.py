@@ -203,6 +203,18 @@ def _record(connection: sa.Connection, alert: Alert, key: str) -> int | None:
     return None if over is None else _record(connection, alert, f"{key}#{over}")
 
 
+def keep(connection: sa.Connection, alert: Alert, key: str) -> bool:
+    """Put an alert into the outbox that goes to nobody: whom it concerns was told elsewhere.
+
+    Returns:
+        Whether it was recorded, as for :func:`record`.
+    """
+    number = _record(connection, linked(alert), key)
+    if number is not None:
+        connection.execute(sa.update(_outbox).where(_outbox.c.id == number).values(routed_at=_now()))
+    return number is not None
+
+
 def is_open(connection: sa.Connection, subject: str) -> bool:
     """Whether there is an alert of the subject that is not resolved."""
     return connection.execute(sa.select(sa.exists().where(*_open(subject)))).scalar_one()

@@ -11,6 +11,9 @@ from perennial.core.settings import Settings
 MLFLOW = "perennial_mlflow"
 REPORT = "perennial_report"
 
+#: XCom key of what a task says about its run, see :mod:`perennial.orchestration.notes`.
+NOTE = "perennial_note"
+
 #: By XCom key, the label of the link's button.
 LINKS = {MLFLOW: "MLflow", REPORT: "Report"}
 

@@ -612,7 +612,7 @@ def _told(overview: Overview, model: str, now: datetime, *, has_channel: bool = 
         entry
         for entry in entries
         if entry.resolved_by is None
-        and entry.alert.kind != "recovered"
+        and entry.alert.kind not in ("recovered", "form_refused")
         and (entry.alert.subject is not None or now - entry.created_at < ALERTS_FOR)
     ]
     critical = [entry for entry in counted if entry.alert.severity == "critical"]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 34.0, 26.0, 26.0
 #: The fewest units of the drawing between two labels of the horizontal axis.
 _LABEL = 92.0
+#: Rows of letters above the plot.
+_ROWS = 2
 #: A reference line may make the vertical axis this much longer; else it is left out of the drawing.
 _STRETCH = 2.0
 
@@ -229,10 +231,12 @@ def _bands(
 
 
 def _signs(marks: Sequence[Mark], left: float, step: float) -> list[Sign]:
-    """Marks at the border before their places. Those of one border stand above each other."""
+    """Marks at the border before their places. The letters of two at one border stand above each other; more have no room."""
     found: list[Sign] = []
     for mark in sorted(marks, key=lambda one: one.place):
         at = round(left + mark.place * step, 1)
         near = [other.row for other in found if abs(other.x - at) < 11]
-        found.append(Sign(at, next(row for row in range(len(near) + 1) if row not in near), mark.sign, mark.kind, mark.told))
+        free = next((row for row in range(_ROWS) if row not in near), None)
+        if free is not None:
+            found.append(Sign(at, free, mark.sign, mark.kind, mark.told))
     return found

@@ -259,7 +259,8 @@ def test_a_baseline_far_away_does_not_flatten_the_lines() -> None:
 
 def test_marks_of_one_moment_stand_above_each_other() -> None:
     places = [Place(str(n), "", realised=float(n)) for n in range(3)]
-    found = drawing.chart(places, [Mark(1, "P", "change", "a"), Mark(1, "X", "refused", "b")], width=500, height=200)
+    marks = [Mark(1, "P", "change", "a"), Mark(1, "X", "refused", "b"), Mark(1, "X", "refused", "there is no room for it")]
+    found = drawing.chart(places, marks, width=500, height=200)
     assert found is not None
     assert [(sign.sign, sign.row) for sign in found.signs] == [("P", 0), ("X", 1)]
 
