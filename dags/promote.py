@@ -10,9 +10,10 @@ Even with an override, the version must be loadable: a changed file is always re
 `<model>.rollback`.
 
 ## When it fails
-- **PromotionRefused**: the message says why the version was refused. Train again, or give a reason in `override`.
+- **promote_by_hand is skipped**: this is not a failure. The version needs an override: the task and the run's note say why.
+  Train again, or give a reason in `override`.
+- **FormRefused**: there is no such version. You alone are told, since you asked; trigger it again with another one.
 - **VersionUnusable**: the stored model differs from what was registered, or is gone.
-- **ArtifactRejected**: Perennial did not register the version, or its files cannot be fetched now.
 - **StaleDecision**: somebody else changed the champion at the same moment. Look at the new champion, then decide again.
 """
 

@@ -16,7 +16,7 @@ from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
 from perennial.core.intervals import Interval
 from perennial.evidence.parity import Consistency, Parity
 from perennial.serving.tokens import make_token
-from tests.browsing import open_page
+from tests.browsing import PALE, open_page
 from tests.unit.serving.conftest import champion_of, running
 from tests.unit.serving.test_lookup import asked_by_entity, asked_by_key
 
@@ -25,28 +25,6 @@ pytestmark = pytest.mark.browser
 #: Fields without a label.
 _UNNAMED = """() => [...document.querySelectorAll("input, select")]
   .filter(one => !one.labels.length || !one.labels[0].textContent).map(one => one.id)"""
-#: Texts whose contrast with what is below them is less than WCAG's AA asks for.
-_PALE = """() => {
-  const linear = one => one <= 0.03928 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4;
-  const light = paint => {
-    const [r, g, b] = paint.match(/[0-9]+/g).map(one => linear(one / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const below = one => {
-    for (; one; one = one.parentElement) {
-      const paint = getComputedStyle(one).backgroundColor;
-      if (paint !== "rgba(0, 0, 0, 0)") return paint;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  const contrast = one => {
-    const [dark, bright] = [light(getComputedStyle(one).color), light(below(one))];
-    return (Math.max(dark, bright) + 0.05) / (Math.min(dark, bright) + 0.05);
-  };
-  const says = one => [...one.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-  return [...document.querySelectorAll("body *")].filter(one => one.checkVisibility() && says(one) && contrast(one) < 4.5)
-    .map(one => one.textContent);
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +201,6 @@ def test_every_field_has_a_label_and_nothing_is_cut_off_on_a_small_screen(
     assert page.locator("form input:visible").count() > 3
     assert page.evaluate(_UNNAMED) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.evaluate(_PALE) == []
+    assert page.evaluate(PALE) == []
     page.emulate_media(color_scheme="light")
     page.set_viewport_size({"width": 1400, "height": 1000})

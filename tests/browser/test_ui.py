@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
 
-from tests.browsing import open_page
+from tests.browsing import PALE, open_page
 from tests.e2e.test_approval import ASKED, done, load_history, train
 from tests.living import MODEL, STAGES, Living
 
@@ -56,8 +56,55 @@ def test_the_model_board_shows_every_model_and_leads_out_of_its_frame(living: Li
     assert "/perennial/reports/" in report.url
     report.close()
     row.get_by_role("link", name=MODEL, exact=True).click()
+    expect(board.get_by_role("heading", name=MODEL, exact=True)).to_be_visible()
+    board.get_by_role("link", name="its DAGs", exact=True).click()
     expect(page.get_by_role("link", name=f"{MODEL}.score", exact=True).first).to_be_visible()
     assert f"name_pattern={MODEL}." in page.url
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 480])
+def test_the_page_of_a_model_is_whole_and_readable_on_every_screen(living: Living, page: Page, width: int, scheme: str) -> None:
+    said: list[str] = []
+
+    def hear(message: ConsoleMessage) -> None:
+        said.append(message.text)
+
+    page.on("console", hear)
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.goto(f"{living.stack.airflow_url}/perennial/models/{MODEL}")
+    try:
+        for part in ("What to do now", "Performance", "Drift", "Data", "Champions", "Versions", "Alerts", "Retraining"):
+            expect(page.get_by_role("heading", name=part, exact=True)).to_be_visible()
+        expect(page.locator(f"svg.chart.{'wide' if width > 700 else 'narrow'}")).to_be_visible()
+        expect(page.locator("svg.chart:visible")).to_have_count(1)
+        expect(page.locator("table.heat td a:visible").first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate(PALE) == []
+        assert said == []
+    finally:
+        page.remove_listener("console", hear)
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": 1400, "height": 1000})
+
+
+def test_a_task_leads_to_the_page_of_its_model_and_a_cell_to_the_report_of_its_window(living: Living, page: Page) -> None:
+    run = living.runs("monitor")[0]
+    page.goto(f"{living.stack.airflow_url}/dags/{MODEL}.monitor/runs/{run.run_id}/tasks/judge_drift/details")
+    link = page.get_by_role("link", name="Model", exact=True)
+    expect(link).to_be_visible()
+    page.goto(str(link.get_attribute("href")))
+    with page.context.expect_page() as opened:
+        page.locator("table.heat td a:visible").last.click()
+    expect(opened.value.get_by_role("heading", name=re.compile(f"{MODEL}, 2024"))).to_be_visible()
+    opened.value.close()
+
+
+def test_a_run_has_a_note_of_what_came_of_it(living: Living, page: Page) -> None:
+    run = living.runs("monitor")[0]
+    answer = page.request.get(f"{living.stack.airflow_url}/api/v2/dags/{MODEL}.monitor/dagRuns/{run.run_id}")
+    assert re.search(r"2024: (ok|drift|unknown|a training)", answer.json()["note"])
 
 
 def test_the_dag_page_tells_what_to_do_when_it_fails(living: Living, page: Page) -> None:
@@ -97,7 +144,8 @@ def test_mlflow_shows_versions_and_the_champion(living: Living, page: Page) -> N
 def test_mlflow_shows_the_plots_of_a_candidate(living: Living, page: Page) -> None:
     record = living.deployment.ledger.versions(MODEL)[0]
     run = living.deployment.registry.run_url(record.mlflow_run_id)
-    page.goto(f"{run}/artifacts")
+    assert run is not None
+    page.goto(run.replace("?", "/artifacts?"))
     page.get_by_text("validation", exact=False).last.click()
     expect(page.get_by_text(re.compile(r"residuals.*\.png")).first).to_be_visible()
 

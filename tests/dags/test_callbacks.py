@@ -30,7 +30,7 @@ def _this_deployment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def context(
-    task: str = "predict",
+    name: str = "predict",
     *,
     run: str = "asset_triggered__1",
     day: str | None = "2013-04-01",
@@ -40,7 +40,7 @@ def context(
     **more: Any,
 ) -> Any:
     """What Airflow hands to a callback."""
-    instance = SimpleNamespace(dag_id="m.score", task_id=task, run_id=run, map_index=index, try_number=tries)
+    instance = SimpleNamespace(dag_id="m.score", task_id=name, run_id=run, map_index=index, try_number=tries)
     return {
         "ti": instance,
         "dag_run": SimpleNamespace(run_id=run, partition_key=day, run_type=kind),
@@ -62,7 +62,10 @@ def test_a_failure_says_what_failed_how_often_and_leads_to_its_log(ledger: Ledge
     assert "failed 3 times" in entry.alert.text
     assert "no such column" in entry.alert.text
     assert "Ann Smith" not in entry.alert.text
-    assert entry.alert.links == {"Run": f"{AIRFLOW}/dags/m.score/runs/asset_triggered__1/tasks/predict/mapped/2"}
+    assert entry.alert.links == {
+        "Run": f"{AIRFLOW}/dags/m.score/runs/asset_triggered__1/tasks/predict/mapped/2",
+        "Model": f"{AIRFLOW}/perennial/models/m",
+    }
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,38 @@ def test_a_success_for_the_same_interval_is_told_once(ledger: Ledger, success: A
     assert kinds(ledger) == ["run_failed", "recovered"]
     alert_of_failure(context())
     assert kinds(ledger) == ["run_failed", "recovered", "run_failed"], "the same task may fail again"
+
+
+def test_a_success_for_more_days_closes_the_failures_of_each(ledger: Ledger) -> None:
+    for day in ("2013-04-01", "2013-04-03", "2013-05-01"):
+        alert_of_failure(context(run=day, day=day))
+    resolve_failure(context(run="by hand", day=None, kind="manual", params={"start": "2013-04-01", "end": "2013-04-30"}))
+    still = [entry.alert.title for entry in ledger.alerts() if entry.alert.kind == "run_failed" and entry.resolved_by is None]
+    assert still == ["m: score, task predict failed for 2013-05-01"]
+
+
+def test_a_part_that_fails_is_told_by_its_own_days(ledger: Ledger) -> None:
+    days = {"start": "2013-04-01", "end": "2013-05-01"}
+    part = SimpleNamespace(op_kwargs={"work": {"part": "2013-04-08--2013-04-15"}})
+    alert_of_failure(context(index=1, day=None, params=days, task=part))
+    assert ledger.alerts()[0].alert.title == "m: score, task predict failed for 2013-04-08--2013-04-15"
+
+
+def test_what_a_person_asked_for_in_vain_goes_to_nobody_and_the_watchdog_is_silent_too(ledger: Ledger) -> None:
+    from perennial.alerts import of_operation
+    from perennial.alerts.alert import failure, failure_key
+
+    refused = context(day=None, kind="manual", exception=runs.FormRefused("start 2024-01-02 is not before its end"))
+    refused["dag_run"].triggering_user_name = "ann"
+    alert_of_failure(refused)
+    subject = failure("m.score", "predict", -1)
+    died = of_operation.task_died("m", stage="score", task="predict", run_id="r", interval=None, subject=subject)
+    ledger.record_alert(died, failure_key("m.score", "asset_triggered__1", "predict", -1))
+    [entry] = ledger.alerts()
+    assert entry.alert.title == "m: score, task predict, cannot do what ann asked for"
+    assert not entry.waits
+    assert entry.deliveries == ()
+    assert ledger.outbox.backlog().count == 0
 
 
 @pytest.mark.parametrize(

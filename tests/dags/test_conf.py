@@ -43,7 +43,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     ledger.migrate()
     posts = {name: {"post": [dag_id, body]} for name, (dag_id, body, _, _) in ANSWERED_AT_ONCE.items()}
     runs = {name: {"run": [f"{MODEL}.{stage}", task, conf]} for name, (stage, task, conf, _) in REFUSED_BY_THE_TASK.items()}
-    requests = {**posts, **runs}
+    notes = {f"notes of {stage}": {"notes": [f"{MODEL}.{stage}"]} for stage in ("monitor", "rollback")}
+    requests = {**posts, **runs, **notes}
     answers, log = trigger_dags(home, list(requests.values()))
     return Asked(dict(zip(requests, answers, strict=True)), log, ledger)
 
@@ -118,6 +119,19 @@ def test_what_the_form_does_not_know_ends_the_task_with_a_clear_refusal(name: st
     assert asked.answers[name] == {task: "failed"}
     assert any("AirflowFailException" in line or words in line for line in asked.log.splitlines())
     assert words in asked.log
+
+
+def test_who_has_filled_in_the_form_is_told_and_nobody_else(asked: Asked) -> None:
+    entries = asked.ledger.alerts()
+    assert {entry.alert.kind for entry in entries} == {"form_refused"}
+    assert len(entries) == len(REFUSED_BY_THE_TASK)
+    assert not any(entry.waits or entry.deliveries or entry.alert.subject for entry in entries)
+    told = asked.answers["notes of monitor"]["notes"]
+    assert "is not before its end" in told[0]
+    assert "is longer than" in told[1]
+    assert "was never champion" in asked.answers["notes of rollback"]["notes"][-1] or "has no champion" in str(
+        asked.answers["notes of rollback"]["notes"]
+    )
 
 
 def test_nothing_of_it_is_run_rendered_or_done(asked: Asked) -> None:

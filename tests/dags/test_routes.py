@@ -162,7 +162,7 @@ def wait_for(server: Server, process: subprocess.Popen[str]) -> None:
 
 def address(route: dict[str, str]) -> str:
     """A path that the route answers: each of its parameters filled in with something that is there."""
-    given = {"place": "first/drift/2024-01-18/report.html", "name": "board.css"}
+    given = {"place": "first/drift/2024-01-18/report.html", "name": "board.css", "model": "first"}
     return re.sub(r"{(\w+)(:\w+)?}", lambda found: given.get(found[1], "x"), route["path"])
 
 
@@ -174,7 +174,8 @@ with_rights_on_single_dags = pytest.mark.parametrize("server", [FAB], ids=["fab"
 
 def test_plugins_add_the_routes_that_are_walked_here(server: Server) -> None:
     assert {address(route) for route in server.routes} >= {
-        "/perennial/", "/perennial/api/models", "/perennial/reports/first/drift/2024-01-18/report.html",
+        "/perennial/", "/perennial/api/models", "/perennial/models/first",
+        "/perennial/reports/first/drift/2024-01-18/report.html",
     }  # fmt: skip
 
 
@@ -212,6 +213,8 @@ def test_who_may_see_the_dags_of_one_model_sees_that_model_alone(server: Server)
     one = server.client("one")
     assert [row["model"] for row in one.get("/perennial/api/models").json()["rows"]] == ["first"]
     assert "second" not in one.get("/perennial/").text
+    assert one.get("/perennial/models/first").status_code == 200
+    assert one.get("/perennial/models/second").status_code == 403
     assert one.get("/perennial/reports/first/drift/2024-01-18/report.html").status_code == 200
     assert one.get("/perennial/reports/second/page.html").status_code == 403
     # Airflow's own check reads a DAG's id from the query, too.
@@ -241,17 +244,33 @@ def test_every_model_has_a_row_and_a_broken_folder_its_error(server: Server) -> 
     assert rows["first"]["judged"]["verdict"] == "drift"
 
 
-def test_what_data_say_stays_text_on_the_page(server: Server) -> None:
-    text = server.client("admin").get("/perennial/").text
+def test_the_board_leads_to_the_page_of_each_model(server: Server) -> None:
+    admin = server.client("admin")
+    assert 'href="/perennial/models/first"' in admin.get("/perennial/").text
+    text = admin.get("/perennial/models/first").text
+    assert "<h1>first</h1>" in text
+    assert 'href="/perennial/reports/first/drift/2024-01-18/report.html"' in text
+    assert 'href="/dags/first.rollback"' in text
+
+
+@pytest.mark.parametrize(("model", "status"), [("broken", 403), ("nobody", 403), ("first%2F..", 404), ("", 404)])
+def test_a_page_of_no_model_is_refused(model: str, status: int, server: Server) -> None:
+    assert ask_as_written(server, f"/perennial/models/{model}")[0] == status
+
+
+@pytest.mark.parametrize("path", ["/perennial/", "/perennial/models/first"])
+def test_what_data_say_stays_text_on_the_page(path: str, server: Server) -> None:
+    text = server.client("admin").get(path).text
     assert "<script>alert" not in text
     assert "<img" not in text
     assert "{{ 7*7 }}" in text
     assert "&lt;script&gt;alert(1)" in text
-    assert 'href="/dags/first.monitor/runs/r%2F..%2F..%3Fx%23y"' in text
+    assert path != "/perennial/" or 'href="/dags/first.monitor/runs/r%2F..%2F..%3Fx%23y"' in text
 
 
-def test_our_pages_run_no_script_but_our_own(server: Server) -> None:
-    answer = server.client("admin").get("/perennial/")
+@pytest.mark.parametrize("path", ["/perennial/", "/perennial/models/first"])
+def test_our_pages_run_no_script_but_our_own(path: str, server: Server) -> None:
+    answer = server.client("admin").get(path)
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "script-src 'self'" in policy
@@ -315,7 +334,7 @@ def test_a_ledger_that_cannot_be_read_is_told_without_its_address(server: Server
         part.rename(part.with_name(part.name.replace("perennial.db", "away.db")))
     file.mkdir()
     try:
-        for path in ("/perennial/", "/perennial/api/models"):
+        for path in ("/perennial/", "/perennial/api/models", "/perennial/models/first"):
             answer = server.client("admin").get(path)
             assert answer.status_code == 503, path
             assert "The ledger cannot be read" in answer.text

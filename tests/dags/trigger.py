@@ -2,7 +2,8 @@
 
 Reads requests from its standard input, a JSON list, and prints what came of each after all that was logged. ``{"post":
 [dag_id, body]}`` triggers; ``{"run": [dag_id, task_id, conf]}`` runs that task, and tells its state. Without a task it
-runs all of them. ``{"move": [source, target]}`` moves a file.
+runs all of them. ``{"move": [source, target]}`` moves a file. ``{"notes": [dag_id]}`` tells the notes of a DAG's runs, oldest
+first.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ def main() -> None:
     def move(source: str, target: str) -> dict[str, Any]:
         return {"moved": str(Path(source).rename(target))}
 
-    kinds: dict[str, Callable[..., dict[str, Any]]] = {"post": post, "run": run, "move": move}
+    def notes(dag_id: str) -> dict[str, Any]:
+        found = client.get(f"/api/v2/dags/{dag_id}/dagRuns", params={"order_by": "id"}).json()["dag_runs"]
+        return {"notes": [one["note"] for one in found]}
+
+    kinds: dict[str, Callable[..., dict[str, Any]]] = {"post": post, "run": run, "move": move, "notes": notes}
     answers = []
     for request in json.loads(sys.stdin.read()):
         ((kind, arguments),) = request.items()

@@ -28,6 +28,7 @@ Kind = Literal[
     "data_late",
     "drift",
     "evidence_mismatch",
+    "form_refused",
     "import_errors",
     "interval_refused",
     "judge_silent",

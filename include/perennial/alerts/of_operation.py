@@ -50,6 +50,31 @@ def run_failed(
     )
 
 
+def form_refused(model: str, *, stage: str, run_id: str, by: str, reason: str, links: Mapping[str, str] | None = None) -> Alert:
+    """A person asked for something in a form that cannot be done. It is kept, and sent to nobody: the person was told.
+
+    Args:
+        model: the model.
+        stage: the stage or task that refused.
+        run_id: the run.
+        by: who filled in the form.
+        reason: why, and what would be right.
+        links: addresses of the run and its log.
+    """
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="form_refused",
+        title=f"{model}: {stage}, cannot do what {clean(by)} asked for",
+        text=as_text(
+            f"Run {clean(run_id)} of {stage} did nothing. {clean(by)} was told on the task and in the run's note:",
+            [reason],
+            "Trigger it again with other values. Nobody else needs to act.",
+        ),
+        links=dict(links or {}),
+    )
+
+
 def channel_lost(channel: str, *, reason: str, since: datetime, refuses: bool, waiting: int, critical: int) -> Alert:
     """A channel takes no alerts. The other channels get this alert.
 

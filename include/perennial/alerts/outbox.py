@@ -12,6 +12,7 @@ methods is a transaction. Callers reach both by :class:`perennial.ledger.store.L
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,6 +203,18 @@ def _record(connection: sa.Connection, alert: Alert, key: str) -> int | None:
     return None if over is None else _record(connection, alert, f"{key}#{over}")
 
 
+def keep(connection: sa.Connection, alert: Alert, key: str) -> bool:
+    """Put an alert into the outbox that goes to nobody: whom it concerns was told elsewhere.
+
+    Returns:
+        Whether it was recorded, as for :func:`record`.
+    """
+    number = _record(connection, linked(alert), key)
+    if number is not None:
+        connection.execute(sa.update(_outbox).where(_outbox.c.id == number).values(routed_at=_now()))
+    return number is not None
+
+
 def is_open(connection: sa.Connection, subject: str) -> bool:
     """Whether there is an alert of the subject that is not resolved."""
     return connection.execute(sa.select(sa.exists().where(*_open(subject)))).scalar_one()
@@ -269,21 +282,31 @@ def _open(subject: str) -> list[sa.ColumnElement[bool]]:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def entries(connection: sa.Connection, *, since: datetime | None = None) -> list[OutboxEntry]:
+def entries(connection: sa.Connection, *, since: datetime | None = None, model: str | None = None) -> list[OutboxEntry]:
     """All alerts, oldest first.
 
     Args:
         connection: of a transaction.
         since: leaves out older ones, unless they are open or wait for delivery.
+        model: leaves out those that concern another model, or none.
     """
     query = sa.select(_outbox)
+    if model is not None:
+        query = query.where(sa.cast(_outbox.c.alert, sa.Text).contains(json.dumps({"model": model})[1:-1], autoescape=True))
     if since is not None:
         waiting = sa.select(_deliveries.c.alert_id).where(_waits)
         is_open = _outbox.c.subject.is_not(None) & _outbox.c.resolved_by.is_(None)
         query = query.where(
             (_outbox.c.created_at >= since) | _outbox.c.routed_at.is_(None) | _outbox.c.id.in_(waiting) | is_open
         )  # fmt: skip
-    return _entries(connection, query)
+    # Another alert may say the same somewhere in its text.
+    return [one for one in _entries(connection, query) if model is None or one.alert.model == model]
+
+
+def opened(connection: sa.Connection, topic: str) -> list[OutboxEntry]:
+    """The open alerts whose subject is below ``topic``, oldest first."""
+    below = _outbox.c.subject.startswith(f"{topic}/", autoescape=True)
+    return _entries(connection, sa.select(_outbox).where(_outbox.c.resolved_by.is_(None), below))
 
 
 def _entries(connection: sa.Connection, query: sa.Select[Any]) -> list[OutboxEntry]:

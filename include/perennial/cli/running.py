@@ -8,7 +8,7 @@ import logging
 import os
 
 from perennial.cli.command import argument, command, console, interval, moment, state_folder, tell
-from perennial.core.settings import settings
+from perennial.core.settings import mlflow_page, settings
 
 
 @command("up", "start Airflow, MLflow and the scorer on this machine; Ctrl-C stops them")
@@ -22,7 +22,7 @@ def up(_: argparse.Namespace) -> int:
     try:
         with Stack(state_folder(), os.environ, say=screen.print) as stack:
             screen.print(f"Airflow  {stack.airflow_url}   sign in as admin, password {stack.password}")
-            screen.print(f"MLflow   {stack.mlflow_url}")
+            screen.print(f"MLflow   {mlflow_page(stack.mlflow_url)}")
             screen.print(f"Metrics  {stack.metrics_url}")
             screen.print(f"Scorer   {stack.scorer_url}")
             screen.print(f"Logs     {stack.state / 'logs'}")

@@ -6,6 +6,7 @@
     ├── SettingsError         the deployment's environment is wrong: which variable, and what to write
     ├── ReadOnly              a process that only reads was asked to write
     ├── SpecError             a model folder is wrong: file, line, and what would be right
+    │   └── FormError         what the form of a run says cannot be used: which field, and what would be right
     ├── SourceError           a source could not be read as a table: which source, file, line
     ├── IntervalRefused       the data of an interval broke a critical check; what was published before stays
     ├── Superseded            a newer attempt owns this interval; this one may no longer write
@@ -58,6 +59,10 @@ class ReadOnly(PerennialError):
 
 class SpecError(PerennialError):
     """A model folder does not describe a model."""
+
+
+class FormError(SpecError):
+    """What the form of a run, or its conf, says cannot be used. A retry does not help; who filled it in has to correct it."""
 
 
 class SourceError(PerennialError):

@@ -129,10 +129,26 @@ class Settings(BaseModel):
             return None
         return f"{self.airflow_public_url.rstrip('/')}/perennial/reports/{quote(file.relative_to(self.reports).as_posix())}"
 
+    def model_url(self, model: str) -> str | None:
+        """The public address of a model's page; None if Airflow has no public address."""
+        if self.airflow_public_url is None:
+            return None
+        return f"{self.airflow_public_url.rstrip('/')}/perennial/models/{quote(model, safe='')}"
+
     @property
     def staging(self) -> Path:
         """Files that the tasks of a run hand to each other; removed by ``maintain``."""
         return self.state / "staging"
+
+
+def mlflow_page(base: str | None, path: str = "") -> str | None:
+    """The address of a page of MLflow, which opens as a tool for models: by itself it opens as one for language models.
+
+    Args:
+        base: MLflow's address for people; None if there is none.
+        path: below ``#/``.
+    """
+    return f"{base.rstrip('/')}/#/{path}?workflowType=machine_learning" if base else None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:

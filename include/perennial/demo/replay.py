@@ -21,7 +21,7 @@ from rich.status import Status
 
 from perennial.core.errors import StackError
 from perennial.core.intervals import Interval
-from perennial.core.settings import PROJECT
+from perennial.core.settings import PROJECT, mlflow_page
 from perennial.demo.client import Client
 from perennial.demo.example_data import DAYS, write_landing_zone
 from perennial.demo.story import FIRST, MODEL, STORY, Week, misplace_delays, write_models
@@ -78,7 +78,8 @@ def run_demo(state: Path, given: Mapping[str, str], console: Console, *, once: b
     # The DAG files do not change while the demo runs, and a commit of the team's changes no task.
     own = {**_own(given), "PERENNIAL_MODELS": str(models)}
     with Stack(state, own, parse_every=600, say=console.print) as stack:
-        console.print(f"Airflow {stack.airflow_url} (sign in as admin, password {stack.password}), MLflow {stack.mlflow_url}")
+        console.print(f"Airflow {stack.airflow_url} (sign in as admin, password {stack.password})")
+        console.print(f"MLflow {mlflow_page(stack.mlflow_url)}")
         console.print(f"The scorer answers on {stack.scorer_url}, where each model has a page to try it")
         with AirflowApi(stack.airflow_url, "admin", stack.password) as api:
             replay = _Replay(stack, api, console)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perennial.core.intervals import Interval, utc
+from perennial.core.settings import mlflow_page
 from perennial.demo.client import Asked, told
 from perennial.demo.worth import DAILY, worth
 from perennial.ledger.records import Promotion, Publication, VersionRecord, judged_or_newest
@@ -88,7 +89,7 @@ def summarise(
         "model": model,
         "addresses": {
             "airflow": stack.airflow_url,
-            "mlflow": stack.mlflow_url,
+            "mlflow": mlflow_page(stack.mlflow_url),
             "scorer": stack.scorer_url,
             "newest_drift_report": reports[-1] if reports else None,
             "user": "admin",

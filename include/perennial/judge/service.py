@@ -31,6 +31,7 @@ import sqlalchemy as sa
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, Field
 
+from perennial.alerts.alert import linking
 from perennial.core import logs
 from perennial.core.confinement import end_with_parent, keep_ready
 from perennial.core.errors import PerennialError, SettingsError, SpecError
@@ -242,7 +243,8 @@ def rule(deployment: Deployment, proposal: Proposal, people: People) -> Ruled:
     except SpecError as error:
         return Ruled("failed", f"SpecError: {error}")
     run = StageRun(folder, deployment, proposal.run_id, f"{proposal.dag_id}/{proposal.run_id}")
-    with Confinement() as place, running_in(place):
+    page = deployment.settings.model_url(proposal.model)
+    with Confinement() as place, running_in(place), linking({"Model": page} if page else {}):
         return take(run, proposal, people)
 
 

@@ -12,7 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from perennial.core.errors import FINAL, NothingToRefresh, PerennialError, StaleDecision
+from perennial.core.errors import (
+    FINAL,
+    ArtifactRejected,
+    NoChampion,
+    NothingToRefresh,
+    PerennialError,
+    PromotionRefused,
+    StaleDecision,
+    VersionUnusable,
+)
 from perennial.core.intervals import Interval
 from perennial.core.redaction import redact
 from perennial.judge.people import People
@@ -63,7 +72,17 @@ def decide_refresh(run: StageRun, proposal: Proposal, _: People) -> Ruled:
 
 def _decided(run: StageRun, decided: promote.Decided) -> Ruled:
     page = run.deployment.registry.version_url(run.model, decided.version)
-    return Ruled("done", value=decided.to_json(), page=page)
+    return Ruled("done", decision_in_words(decided), decided.to_json(), page)
+
+
+def decision_in_words(decided: promote.Decided) -> str:
+    """What the gates decided, in a sentence."""
+    decision = decided.decision
+    if decision.promote:
+        over = f" over version {decided.expected}" if decided.expected is not None else ""
+        return f"version {decided.version} passed its gates{over}"
+    gates, reasons = ", ".join(decision.refused_by), "; ".join(decision.reasons)
+    return f"version {decided.version} is refused by {gates or 'its gates'}: {reasons or 'no reason was kept'}"
 
 
 def promote_champion(run: StageRun, proposal: Proposal, people: People) -> Ruled:
@@ -112,16 +131,32 @@ def _act(run: StageRun, proposal: Proposal, people: People, act: Callable[..., p
 def promote_by_hand(run: StageRun, proposal: Proposal, people: People) -> Ruled:
     """Make the version that a person's form names champion; an override needs a reason."""
     person, form = people.starter(proposal)
-    made = promote.promote_by_hand(run, int(form["version"]), override=form.get("override"), actor=person)
+    try:
+        made = promote.promote_by_hand(run, int(form["version"]), override=form.get("override"), actor=person)
+    except PromotionRefused as error:
+        return Ruled("skipped", str(error))
+    except VersionUnusable:  # which is no matter of the form
+        raise
+    except ArtifactRejected as error:
+        return _refused(error)
     page = run.deployment.registry.version_url(run.model, made.version)
-    return Ruled("done", value={"champion": made.version, "action": made.action}, page=page)
+    words = f"version {made.version} is champion, by {person.removeprefix('airflow:')}"
+    return Ruled("done", words, {"champion": made.version, "action": made.action}, page)
+
+
+def _refused(error: PerennialError) -> Ruled:
+    """What a person asked for is not there; nothing is wrong with the model."""
+    return Ruled("refused", f"{type(error).__name__}: {error}")
 
 
 def roll_back(run: StageRun, proposal: Proposal, people: People) -> Ruled:
     """Make the champion before this one, or the version that a person's form names, champion again."""
     person, form = people.starter(proposal)
     version = form.get("version")
-    done = promote.roll_back(run, None if version is None else int(version), reason=str(form["reason"]), actor=person)
+    try:
+        done = promote.roll_back(run, None if version is None else int(version), reason=str(form["reason"]), actor=person)
+    except NoChampion as error:
+        return _refused(error)
     page = run.deployment.registry.version_url(run.model, done.version)
     return Ruled("done", done.words, {"champion": done.version, "changed": done.changed, "words": done.words}, page)
 

@@ -42,6 +42,19 @@ class AlertTables(TableFamily):
                 key = f"{alert.subject}/{now().isoformat()}"
             return outbox.record(connection, alert, str(key))
 
+    def keep_alert(self, alert: Alert, key: str) -> bool:
+        """Put an alert into the outbox that goes to nobody, since whom it concerns was told elsewhere.
+
+        Args:
+            alert: the message.
+            key: the key of the event; nothing else is recorded about it.
+
+        Returns:
+            Whether the alert was recorded.
+        """
+        with self._database.writing("outbox") as connection:
+            return outbox.keep(connection, alert, key)
+
     def resolve(self, subject: str, cause: str) -> bool:
         """Notify everyone who was told about a subject that it has recovered. Without an open alert, nothing happens.
 
@@ -62,6 +75,11 @@ class AlertTables(TableFamily):
         """The subjects with an open alert: those below ``topic``, and ``topic`` itself."""
         with self._database.reading() as connection:
             return outbox.open_subjects(connection, topic)
+
+    def opened(self, topic: str) -> list[OutboxEntry]:
+        """The open alerts with a subject below ``topic``, oldest first."""
+        with self._database.reading() as connection:
+            return outbox.opened(connection, topic)
 
     def alerts(self, *, since: datetime | None = None) -> list[OutboxEntry]:
         """All alerts and their deliveries, oldest first. With ``since``, older alerts only if they wait or are open."""

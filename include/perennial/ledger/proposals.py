@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from perennial.ledger import tables
 from perennial.ledger.rows import TableFamily, now
 
-#: ``done``; ``skipped``, if the gates or a person refused, or there is nothing to do; ``failed``, if asking again would not
-#: help; ``again``, if it may.
-Outcome = Literal["done", "skipped", "failed", "again"]
+#: ``done``; ``skipped``, if the gates or a person refused, or there is nothing to do; ``refused``, if what a person asked for
+#: in a form cannot be done; ``failed``, if asking again would not help; ``again``, if it may.
+Outcome = Literal["done", "skipped", "refused", "failed", "again"]
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from perennial.ledger import chain, migrations
 from perennial.ledger.alerts import AlertTables
 from perennial.ledger.erasures import Erasures
 from perennial.ledger.holds import Holds
+from perennial.ledger.life import Lives
 from perennial.ledger.observations import Observations
-from perennial.ledger.overview import Overviews
 from perennial.ledger.promotions import Promotions
 from perennial.ledger.proposals import Proposals
 from perennial.ledger.publications import Publications
@@ -33,7 +33,7 @@ from perennial.ledger.retirements import Retirements
 from perennial.ledger.signing import Keys
 
 
-class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Removals, Retirements, Holds, AlertTables, Overviews):
+class Ledger(Publications, Promotions, Proposals, Observations, Erasures, Removals, Retirements, Holds, AlertTables, Lives):
     """The operational database.
 
     It holds no open connection between calls, so threads may share it, and it survives a fork.

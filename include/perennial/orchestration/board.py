@@ -1,9 +1,10 @@
-"""The model board as a part of Airflow's API server: one page, the same as JSON, and the reports it links to.
+"""The model board as a part of Airflow's API server: the board, the same as JSON, a page for each model, and reports.
 
 Airflow does not protect what a plugin serves. Here every route requires a signed-in user who may read DAGs. A model is shown
 only to users who may read one of its DAGs. The ledger is only read with ``SELECT``.
 
-Neighbours: :mod:`perennial.reports.board` composes what is shown; ``plugins/perennial_board.py`` hands this to Airflow.
+Neighbours: :mod:`perennial.reports.board` and :mod:`perennial.reports.model_page` compose what is shown;
+``plugins/perennial_board.py`` hands this to Airflow.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.core.errors import PerennialError, SpecError
 from perennial.core.files import open_below
-from perennial.core.settings import settings
+from perennial.core.settings import Settings, settings
 from perennial.evidence.verdict import ESTIMATE_LIMIT
 from perennial.ledger.store import Ledger
-from perennial.reports import board
+from perennial.reports import board, drawing, model_page
 from perennial.reports.board import Board, Pages
 from perennial.reports.documents import page_templates
+from perennial.reports.model_page import ModelPage
 from perennial.spec.folder import ModelFolder, model_folders, read_model
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,15 @@ _REPORT_POLICY = (
     "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 
-_STATIC = {"board.css": "text/css; charset=utf-8", "board.js": "text/javascript; charset=utf-8", "board.svg": "image/svg+xml"}
+_STATIC = {
+    "board.css": "text/css; charset=utf-8",
+    "board.js": "text/javascript; charset=utf-8",
+    "board.svg": "image/svg+xml",
+    "model.css": "text/css; charset=utf-8",
+}
+
+#: Width and height of a model's chart, on wide and on narrow screens, in units that are pixels there.
+_WIDE, _NARROW = (1120.0, 300.0), (450.0, 260.0)
 
 app = FastAPI(
     title="Perennial",
@@ -131,6 +141,29 @@ def page(sight: SightDep) -> Response:
             limit=ESTIMATE_LIMIT,
         )
     )
+    return _page(text)
+
+
+@app.get("/models/{model}")
+def page_of_model(model: str, sight: SightDep) -> Response:
+    """The page of a model."""
+    if model not in sight.models:
+        raise HTTPException(HTTPStatus.FORBIDDEN, "you may not read any DAG of this model")
+    try:
+        found = read_page(model)
+    except _Unreadable as error:
+        return _message(HTTPStatus.SERVICE_UNAVAILABLE, "The page cannot be shown", str(error))
+    if found is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "the model has no folder, or one that cannot be read: the board says which")
+    places, marks = (found.performance.places, found.performance.marks) if found.performance is not None else ((), ())
+    wide, narrow = (drawing.chart(places, marks, width=width, height=height) for width, height in (_WIDE, _NARROW))
+    template = _templates().get_template("model.html.j2")
+    return _page(
+        template.render(page=found, wide=wide, narrow=narrow, base=BASE, last_day=board.last_day, limit=ESTIMATE_LIMIT)
+    )
+
+
+def _page(text: str) -> Response:
     return Response(text, media_type="text/html; charset=utf-8", headers={**_HEADERS, "Content-Security-Policy": _PAGE_POLICY})
 
 
@@ -190,14 +223,33 @@ def read_board(sight: Sight) -> Board:
         found = settings()
         sound, broken = read_folders(found.models)
         overview = Ledger(found.database_url).overview(windows=board.WINDOWS, alerts_since=now - board.ALERTS_FOR)
-    pages = Pages(airflow=BASE, reports=f"{BASE.rstrip('/')}{PREFIX}/reports/", mlflow=found.mlflow_public_url)
     return board.compose(
         overview,
         {model: folder for model, folder in sound.items() if model in sight.models},
         broken if sight.broken_folders else {},
         now=now,
-        pages=pages,
+        pages=_pages(found),
     )
+
+
+def read_page(model: str) -> ModelPage | None:
+    """The page of a model; None if it has no sound folder.
+
+    Raises:
+        _Unreadable: as for :func:`read_board`.
+    """
+    now = datetime.now(UTC)
+    with _readable():
+        found = settings()
+        folder = read_folders(found.models)[0].get(model)
+        if folder is None:
+            return None
+        life = Ledger(found.database_url).life(model, windows=model_page.WINDOWS, alerts_since=now - board.ALERTS_FOR)
+        return model_page.compose(life, folder, now=now, pages=_pages(found))
+
+
+def _pages(found: Settings) -> Pages:
+    return Pages(airflow=BASE, reports=f"{BASE.rstrip('/')}{PREFIX}/reports/", mlflow=found.mlflow_public_url)
 
 
 class _Unreadable(Exception):

@@ -59,6 +59,8 @@ def publish_tables(model: str, checked: list[dict[str, Any] | None], part: str |
     with stage_run(model, part=part) as run:
         results = [CheckResult.from_json(result) for result in checked if result]
         published = ingest.publish_tables(run.stage, run.interval, results, whole=run.whole)
+        rows = {name: count for name, count in published.tables.rows.items() if count or name in run.folder.spec.tables}
+        run.note(f"{run.interval.in_words}: {', '.join(f'{name} {count:,}' for name, count in rows.items()) or 'no'} rows")
         return {"publication": published.tables.id, "rows": published.tables.rows, "late": published.late_rows}
 
 

@@ -29,6 +29,7 @@ from perennial.ledger.proposals import Ruling
 from perennial.ledger.store import Ledger
 from perennial.orchestration.links import MLFLOW
 from perennial.orchestration.queues import LIGHT
+from perennial.orchestration.runs import FormRefused, note
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class JudgedOperator(DecoratedOperator, PythonOperator):
             op_kwargs=op_kwargs,
             # By this it finds a worker again when the judge has ruled.
             queue=LIGHT,
+            # What the judge has said is logged as a sentence.
+            show_return_value_in_logs=False,
             **arguments,
         )
 
@@ -89,13 +92,21 @@ class JudgedOperator(DecoratedOperator, PythonOperator):
     def _act(self, context: Context, ruling: Ruling) -> Any:
         if ruling.page:
             context["ti"].xcom_push(key=MLFLOW, value=ruling.page)
+        if ruling.words:
+            note(context, in_short(self.dag_id.partition(".")[0], ruling.words))
         if ruling.words and ruling.outcome == "done":
             log.info("%s", ruling.words)
         return ruling.value if ruling.outcome == "done" else _end(ruling)
 
 
+def in_short(model: str, words: str) -> str:
+    """The judge's words for a run's note, where the model needs no name: ``v3 is refused: …``."""
+    short = words.removeprefix(f"{model} ")
+    return f"v{short.removeprefix('version ')}" if short.startswith("version ") else words
+
+
 def _end(ruling: Ruling) -> NoReturn:
-    errors = {"skipped": AirflowSkipException, "failed": AirflowFailException}
+    errors = {"skipped": AirflowSkipException, "refused": FormRefused, "failed": AirflowFailException}
     raise errors.get(ruling.outcome, AirflowException)(ruling.words)
 
 

@@ -19,6 +19,7 @@ def judge_drift(model: str, window: Window) -> dict[str, Any]:
         verdict = monitor.judge_drift(run.stage, run.interval)
         run.link(REPORT, verdict.report_url)
         run.link(MLFLOW, verdict.run_url)
+        run.note(f"{run.interval.in_words}: {verdict.verdict}")
         return verdict.to_json()
 
 
@@ -44,6 +45,7 @@ def decide_retraining(model: str, window: Window) -> dict[str, Any]:
         request = monitor.decide_retraining(run.stage, run.interval, training_under_way=under_way)
         if request is None:
             return {}
+        run.note(f"{run.interval.in_words}: a training is asked for: {request.cause}")
         return {
             "run_id": request.run_id,
             "conf": {"as_of": run.interval.end.date().isoformat(), "cause": request.cause},

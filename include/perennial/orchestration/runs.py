@@ -23,13 +23,14 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.log import mask_secret
 from sqlalchemy import Engine, create_engine
 
-from perennial.alerts.alert import linking
+from perennial.alerts.alert import clean, linking
 from perennial.core import faults, logs, redaction
-from perennial.core.errors import FINAL, PerennialError, SettingsError, SpecError
+from perennial.core.errors import FINAL, FormError, PerennialError, SettingsError, SpecError
 from perennial.core.intervals import Interval, utc
 from perennial.core.settings import Settings, settings
 from perennial.core.text import one_line
 from perennial.deployment import Deployment
+from perennial.orchestration.links import MODEL, NOTE, model_page
 from perennial.spec.commit import RECORD, recorded_commit
 from perennial.spec.folder import ModelFolder
 from perennial.stages.run import StageRun
@@ -47,6 +48,10 @@ MOST_PARTS = 64
 
 #: Longest conf of a run, in characters of JSON; the fields of a form need a tenth of it.
 LONGEST_CONF = 20_000
+
+
+class FormRefused(AirflowFailException):
+    """What a person asked for in a form cannot be done. The task fails, the person is told there, and nobody else is."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Run:
         """The days that the form names, or else the partition's day, week or month.
 
         Raises:
-            SpecError: neither is given, or the range is reversed or longer than :data:`LONGEST`.
+            FormError: neither is given, or the range is reversed or longer than :data:`LONGEST`.
         """
         start, end = self.params.get("start"), self.params.get("end")
         try:
@@ -119,9 +124,9 @@ class Run:
             else:
                 raise ValueError("this run has no partition: give start and end in the trigger form")
         except ValueError as error:
-            raise SpecError(f"{self.model}: no usable interval: {error}") from error
+            raise FormError(f"{self.model}: no usable interval: {error}") from error
         if interval.length > LONGEST:
-            raise SpecError(f"{self.model}: {interval} is longer than {LONGEST.days:,} days; take it in parts")
+            raise FormError(f"{self.model}: {interval} is longer than {LONGEST.days:,} days; take it in parts")
         return interval
 
     def _partition_interval(self, key: str) -> Interval:
@@ -139,13 +144,14 @@ class Run:
         """The moment from which this run looks back: the form's day, the partition's end, or the end of the newest data.
 
         Raises:
-            SpecError: the form's day is not a valid day, or nothing is published yet.
+            FormError: the form's day is not a valid day.
+            SpecError: nothing is published yet.
         """
         try:
             if self.params.get("as_of"):
                 return utc(self.params["as_of"])
         except ValueError as error:
-            raise SpecError(f"{self.model}: as_of: {error}") from error
+            raise FormError(f"{self.model}: as_of: {error}") from error
         if self.partition:
             return self._partition_interval(self.partition).end
         published = self.deployment.ledger.publications(self.model, "features")
@@ -161,6 +167,15 @@ class Run:
         """Show ``address`` on the task's page in the UI; ``key`` is one of :data:`perennial.orchestration.links.LINKS`."""
         if address:
             self.context["ti"].xcom_push(key=key, value=address)
+
+    def note(self, told: str) -> None:
+        """Say what came of the run, for the run's note in the UI; the last task that says something is shown."""
+        note(self.context, told)
+
+
+def note(context: Context, told: str) -> None:
+    """As :meth:`Run.note`, for a task's context."""
+    context["ti"].xcom_push(key=NOTE, value=clean(told))
 
 
 @lru_cache(maxsize=1)
@@ -194,7 +209,12 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
             if (recorded := recorded_commit(folder.path, folder.path.parent / RECORD)) is not None:
                 log.info("the model's folder is that of commit %s", recorded[0])
             yield Run(folder, parts, context, window, part)
+        except FormError as error:
+            note(context, str(error))
+            refusal = FormRefused if is_by_person(dag_run) else AirflowFailException
+            raise refusal(f"{type(error).__name__}: {error}") from error
         except FINAL as error:
+            note(context, str(error))
             raise AirflowFailException(f"{type(error).__name__}: {error}") from error
         except (PerennialError, AirflowException):
             raise
@@ -203,6 +223,11 @@ def stage_run(model: str, *, window: Window = "day", part: str | None = None) ->
                 raise
             # Without what caused it, which the sentence quotes: people would read that first.
             raise AirflowException(told) from None
+
+
+def is_by_person(dag_run: Any) -> bool:
+    """Whether somebody has started a run by a form, or by the REST API."""
+    return str(getattr(dag_run.run_type, "value", dag_run.run_type)) == "manual"
 
 
 def in_words(error: Exception, settings: Settings) -> str | None:
@@ -216,11 +241,12 @@ def in_words(error: Exception, settings: Settings) -> str | None:
 
 
 def task_links(settings: Settings, task: Any) -> dict[str, str]:
-    """A link to the task's page in the UI; empty if Airflow has no public address."""
+    """Links to the task's page in the UI and to its model's page; empty if Airflow has no public address."""
     if settings.airflow_public_url is None:
         return {}
     page = f"{settings.airflow_public_url.rstrip('/')}/dags/{task.dag_id}/runs/{quote(task.run_id)}/tasks/{task.task_id}"
-    return {"Run": f"{page}/mapped/{task.map_index}" if task.map_index >= 0 else page}
+    found = {"Run": f"{page}/mapped/{task.map_index}" if task.map_index >= 0 else page}
+    return found | ({MODEL: address} if (address := model_page(settings, task.dag_id)) else {})
 
 
 def check_conf(conf: object, form: Collection[str]) -> None:
@@ -233,21 +259,21 @@ def check_conf(conf: object, form: Collection[str]) -> None:
         form: the names of the form's fields.
 
     Raises:
-        SpecError: conf is not a mapping, is too large, or has a key that is not a field.
+        FormError: conf is not a mapping, is too large, or has a key that is not a field.
     """
     fields = ", ".join(sorted(form)) or "none"
     if conf is not None and not isinstance(conf, Mapping):
-        raise SpecError(f"conf is a {type(conf).__name__}; it must be a JSON object with the fields of the form: {fields}")
+        raise FormError(f"conf is a {type(conf).__name__}; it must be a JSON object with the fields of the form: {fields}")
     unknown = sorted(repr(key)[:60] for key in conf or () if key not in form)
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise SpecError(f"conf has {', '.join(unknown[:5])}{more}, which the form does not have; its fields are: {fields}")
+        raise FormError(f"conf has {', '.join(unknown[:5])}{more}, which the form does not have; its fields are: {fields}")
     try:
         length = len(json.dumps(conf, default=str))
     except (ValueError, RecursionError):
-        raise SpecError("conf is nested too deeply; the form's fields are plain values") from None
+        raise FormError("conf is nested too deeply; the form's fields are plain values") from None
     if length > LONGEST_CONF:
-        raise SpecError(f"conf has {length:,} characters; at most {LONGEST_CONF:,} are read")
+        raise FormError(f"conf has {length:,} characters; at most {LONGEST_CONF:,} are read")
 
 
 def connect(name: str) -> Engine:

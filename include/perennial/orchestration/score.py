@@ -49,6 +49,7 @@ def predict(model: str, work: dict[str, Any], *, outlet_events: Any = None) -> d
             withhold_event(run.context["ti"], assets.predictions(model))
         elif run.partition is None:
             add_partitions_in_order(event, [day.key for day in run.interval.days()])
+        run.note(f"{run.interval.in_words}: scored by v{work['version']}")
         return {**work, "features_snapshot": scored.features_snapshot} if work["shadows"] else None
 
 

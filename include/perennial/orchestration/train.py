@@ -20,7 +20,7 @@ def build_training_set(model: str, window: Window) -> dict[str, Any]:
         return train.build_training_set(run.stage, as_of=run.as_of, calendar=calendar).to_json()
 
 
-@task(multiple_outputs=False)
+@task(multiple_outputs=False, map_index_template="{{ task.op_kwargs['candidate'] }}")
 def fit_candidate(model: str, candidate: str, training_set: dict[str, Any]) -> dict[str, Any]:
     """Search a candidate's parameters, fit it, and log it to MLflow."""
     from perennial.evidence.training import TrainingSet

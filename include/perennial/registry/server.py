@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SADeprecationWarning
 
 from perennial.core.errors import ArtifactRejected, PromotionRefused, ReadOnly
-from perennial.core.settings import Settings
+from perennial.core.settings import Settings, mlflow_page
 from perennial.ledger.records import VersionRecord
 from perennial.ledger.store import Ledger
 from perennial.model import artifacts
@@ -178,14 +178,19 @@ class Mlflow:
 
     def _address(self, path: str) -> str | None:
         base = self._settings.mlflow_public_url or (None if self._is_database else self._settings.mlflow_url)
-        return f"{base.rstrip('/')}/#/{path}" if base else None
+        return mlflow_page(base, path)
 
-    def run_url(self, mlflow_run_id: str) -> str | None:
-        """Return the address of a run's page; None if this deployment has no address for people."""
+    def run_url(self, mlflow_run_id: str, artifact: str = "") -> str | None:
+        """Return the address of a run's page; None if this deployment has no address for people.
+
+        Args:
+            mlflow_run_id: the run.
+            artifact: a file of the run, which the page then shows.
+        """
         if self._address("") is None:
             return None
         experiment = self._client.get_run(mlflow_run_id).info.experiment_id
-        return self._address(f"experiments/{experiment}/runs/{mlflow_run_id}")
+        return self._address(f"experiments/{experiment}/runs/{mlflow_run_id}{f'/artifacts/{artifact}' if artifact else ''}")
 
     def version_url(self, model: str, version: int) -> str | None:
         """Return the address of a version's page; None if this deployment has no address for people."""
@@ -195,9 +200,10 @@ class Mlflow:
         """Return the addresses of pages about a version, by name; empty if this deployment has no address for people."""
         address, record = self.version_url(model, version), self._ledger.version(model, version)
         found = {"MLflow": address} if address else {}
-        if record is not None and (run := self.run_url(record.mlflow_run_id)):
-            found["Model card"] = f"{run}/artifacts/card/card.html"
-            found["Release report"] = f"{run}/artifacts/card/release.html"
+        if record is not None:
+            for name, page in (("Model card", "card/card.html"), ("Release report", "card/release.html")):
+                if run := self.run_url(record.mlflow_run_id, page):
+                    found[name] = run
         return found
 
     def _links(self, model: str, version: int) -> dict[str, str]:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from perennial.alerts.outbox import OutboxEntry
 from perennial.core.errors import SpecError
 from perennial.core.intervals import Interval, merged
+from perennial.core.settings import mlflow_page
 from perennial.ledger.coverage import Waiting, outdated
 from perennial.ledger.records import (
     Action,
@@ -276,6 +277,7 @@ class Row:
         data_until, predictions_until: end of the newest published interval.
         refused: the interval that was refused last, unless its data, or newer data, are published.
         link: page of its DAGs.
+        page: page of the model; None for a folder that cannot be read.
         tables: how far each raw table reaches, and what is missing of the last weeks.
         outdated: scored days of the last weeks whose features have changed since, in stretches.
         held: what is held back now, in the order of time.
@@ -287,6 +289,7 @@ class Row:
     attention: Attention
     why: str
     link: str
+    page: str | None = None
     champion: ChampionCell | None = None
     data_until: datetime | None = None
     predictions_until: datetime | None = None
@@ -349,8 +352,16 @@ class Pages:
     def report(self, place: str) -> str:
         return self.reports + quote(place)
 
+    def model(self, model: str) -> str:
+        """The page of a model, which the server of the board serves."""
+        return f"{self.airflow}perennial/models/{quote(model, safe='')}"
+
     def version(self, model: str, version: int) -> str | None:
-        return f"{self.mlflow.rstrip('/')}/#/models/{quote(model, safe='')}/versions/{version}" if self.mlflow else None
+        return mlflow_page(self.mlflow, f"models/{quote(model, safe='')}/versions/{version}")
+
+    def mlflow_run(self, run_id: str) -> str | None:
+        """The page of a run in MLflow, which finds the run's experiment."""
+        return mlflow_page(self.mlflow, f"runs/{quote(run_id, safe='')}")
 
 
 def compose(
@@ -391,6 +402,7 @@ def _row(spec: ModelSpec, overview: Overview, now: datetime, pages: Pages) -> Ro
         attention="fine",
         why="",
         link=pages.dags(model),
+        page=pages.model(model),
         champion=_champion(champion, pages) if champion else None,
         data_until=data_until,
         predictions_until=published.get("predictions"),
@@ -575,7 +587,7 @@ def _trained(spec: ModelSpec, overview: Overview, champion: Promotion | None, pa
         outcome=outcome,
         reason=reasons[0] if reasons else "",
         link=pages.version(spec.name, record.version),
-        run=_training_run(record, pages),
+        run=training_run(record, pages),
     )
 
 
@@ -588,7 +600,8 @@ def _was_champion(champion: Promotion | None, record: VersionRecord) -> bool:
     return champion is not None and champion.previous == record.version
 
 
-def _training_run(record: VersionRecord, pages: Pages) -> str | None:
+def training_run(record: VersionRecord, pages: Pages) -> str | None:
+    """Page of the run that trained a version; None if it is not known."""
     dag_id, _, run_id = record.training.run_id.partition("/")
     return pages.run(dag_id, run_id) if run_id else None
 
@@ -599,7 +612,7 @@ def _told(overview: Overview, model: str, now: datetime, *, has_channel: bool = 
         entry
         for entry in entries
         if entry.resolved_by is None
-        and entry.alert.kind != "recovered"
+        and entry.alert.kind not in ("recovered", "form_refused")
         and (entry.alert.subject is not None or now - entry.created_at < ALERTS_FOR)
     ]
     critical = [entry for entry in counted if entry.alert.severity == "critical"]

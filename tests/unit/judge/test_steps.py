@@ -36,8 +36,20 @@ def test_a_person_rolls_back_and_promotes(world: World) -> None:
 
 def test_what_cannot_be_cured_fails_at_once_with_the_reason(world: World) -> None:
     done = asked(world, "roll_back", **by_hand(reason="it is worse", version=7))
-    assert (done.outcome, done.words[:21]) == ("failed", "NoChampion: toy versi")
+    assert (done.outcome, done.words[:21]) == ("refused", "NoChampion: toy versi")
     assert world.ledger.champion("toy") == 2
+
+
+def test_a_promotion_that_needs_an_override_is_an_answer_and_no_failure(world: World) -> None:
+    done = asked(world, "promote_by_hand", **by_hand(version=1, override=None))
+    assert done.outcome == "skipped"
+    assert "--override REASON" in done.words
+    assert world.ledger.champion("toy") == 2
+
+
+def test_a_version_that_is_not_there_is_told_to_who_asked_for_it(world: World) -> None:
+    done = asked(world, "promote_by_hand", **by_hand(version=7, override="because"))
+    assert (done.outcome, done.words[:18]) == ("refused", "ArtifactRejected: ")
 
 
 @pytest.mark.parametrize(

@@ -756,8 +756,8 @@ def test_links_are_for_people_or_there_are_none(registry: Registry, settings: Se
     assert registry.version_url("toy", 3) is None
     assert registry.run_url(run.id) is None
     public = Registry(settings.model_copy(update={"mlflow_public_url": "https://ml.example.org/"}), ledger)
-    assert public.version_url("toy", 3) == "https://ml.example.org/#/models/toy/versions/3"
-    assert public.run_url(run.id) == f"https://ml.example.org/#/experiments/1/runs/{run.id}"
+    assert public.version_url("toy", 3) == "https://ml.example.org/#/models/toy/versions/3?workflowType=machine_learning"
+    assert public.run_url(run.id) == f"https://ml.example.org/#/experiments/1/runs/{run.id}?workflowType=machine_learning"
 
 
 # --- stores ----------------------------------------------------------------------------------------------------------
@@ -841,7 +841,7 @@ def test_a_version_lives_its_whole_life_on_a_real_server(
     assert len(loaded.reference()) == 300
     refused, decision = synthetic.register(registry, folder, "run-3", auc=0.4)
     registry.refuse("toy", refused, decision)
-    assert registry.version_url("toy", first) == f"{server}/#/models/toy/versions/{first}"
+    assert registry.version_url("toy", first) == f"{server}/#/models/toy/versions/{first}?workflowType=machine_learning"
     with urllib.request.urlopen(registry.version_url("toy", first) or "", timeout=10) as page:
         assert page.status == 200
 

@@ -142,7 +142,8 @@ def test_a_healthy_model_tells_who_predicts_since_when_and_how_well(ledger: Ledg
     assert (row.attention, row.why) == ("fine", "")
     assert row.champion is not None
     assert (row.champion.version, row.champion.how) == (1, "by its gates")
-    assert row.champion.link == "http://mlflow.test/#/models/energy_load/versions/1"
+    assert row.champion.link == "http://mlflow.test/#/models/energy_load/versions/1?workflowType=machine_learning"
+    assert row.page == "/perennial/models/energy_load"
     assert row.data_until == row.predictions_until == utc("2024-01-20")
     assert row.judged is not None
     assert row.judged.report == "/perennial/reports/energy_load/drift/2024-01-19/report.html"

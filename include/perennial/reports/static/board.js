@@ -13,14 +13,18 @@ addEventListener("storage", followTheme);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", followTheme);
 
 // Airflow shows this page in a frame that may neither open windows nor lead its own window elsewhere: a link is followed there.
+// Links from page to page of ours stay in the frame, and so do those within a page.
 function followOutside(event) {
   const link = event.target.closest?.("a[href]");
   if (!link || window.top === window || event.button > 1) return;
+  const asked = event.button === 1 || event.ctrlKey || event.metaKey;
+  if (link.getAttribute("href").startsWith("#") || ("inside" in link.dataset && !asked)) return;
   event.preventDefault();
   const outside = window.top.document.createElement("a");
-  outside.href = link.href;
+  // In a drawing, an address is an object.
+  outside.href = link.href.baseVal ?? link.href;
   outside.rel = "noopener";
-  if (link.target === "_blank" || event.button === 1 || event.ctrlKey || event.metaKey) outside.target = "_blank";
+  if ((link.target.baseVal ?? link.target) === "_blank" || asked) outside.target = "_blank";
   window.top.document.body.append(outside);
   outside.click();
   outside.remove();
