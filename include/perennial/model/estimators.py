@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from sklearn.utils import get_tags
 
 from perennial.core.errors import PerennialError, TrainingError
 from perennial.model.authors_code import elsewhere
+from perennial.model.boosters import LIBRARIES, Booster, how_to_install, installed
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -34,9 +35,10 @@ log = logging.getLogger(__name__)
 def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *, empty: Collection[str] = ()) -> Pipeline:
     """An unfitted candidate: the preprocessing of the spec's features, then the estimator.
 
-    An estimator that accepts missing values, such as trees, gets numbers unchanged and categories as ordinals. Any other
-    estimator gets numbers imputed by the median and standardised, and categories one-hot encoded. If a function of
-    ``model.py`` returns a whole pipeline, the pipeline does all this itself, on a data frame of the features.
+    An estimator that accepts missing values, such as trees, gets numbers unchanged and categories as ordinals; a
+    :class:`perennial.model.boosters.Booster` is told which columns are categories. Any other estimator gets numbers imputed by
+    the median and standardised, and categories one-hot encoded. If a function of ``model.py`` returns a whole pipeline, the
+    pipeline does all this itself, on a data frame of the features.
 
     Args:
         folder: the model's folder.
@@ -68,7 +70,10 @@ def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *,
     tags = get_tags(estimator)
     if tags.no_validation:  # the estimator ignores the features
         return make_pipeline(estimator)
-    return make_pipeline(_preprocessing(spec, empty, takes_missing=tags.input_tags.allow_nan), estimator)
+    if not isinstance(estimator, Booster):
+        return make_pipeline(_preprocessing(spec, empty, takes_missing=tags.input_tags.allow_nan), estimator)
+    estimator.set_params(categorical=len(_kept(spec.features.categorical, empty)))
+    return make_pipeline(_preprocessing(spec, empty, takes_missing=True, unknown=np.nan), estimator)
 
 
 def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
@@ -107,23 +112,37 @@ def _estimator(folder: ModelFolder, kind: str, params: dict[str, Any]) -> Any:
             return LinearRegression(**params)
         case "gradient_boosting":
             return HistGradientBoostingRegressor(**params) if regression else HistGradientBoostingClassifier(**params)
+        case _ if kind in LIBRARIES:
+            if installed(kind) is None:
+                raise TrainingError(f"{folder.spec.name}: {how_to_install(kind)}")
+            return Booster(kind, regression=regression, params=params)
         case _:
             return folder_function(folder, kind)(**params)
 
 
-def _preprocessing(spec: ModelSpec, empty: Collection[str], *, takes_missing: bool) -> ColumnTransformer:
+def _preprocessing(
+    spec: ModelSpec, empty: Collection[str], *, takes_missing: bool, unknown: float = -1
+) -> ColumnTransformer:  # fmt: skip
     if takes_missing:
         numeric: Any = "passthrough"
-        # With native categories of the boosters, the stored model would contain functions, which would have to be trusted.
+        # With native categories of scikit-learn's booster, the stored model would contain functions, which would have to be
+        # trusted. The boosters of other libraries take the ordinals as categories, so an unknown one may not be a number.
         categorical: Any = OrdinalEncoder(
-            handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=np.nan, min_frequency=10
+            handle_unknown="use_encoded_value", unknown_value=unknown, encoded_missing_value=np.nan, min_frequency=10
         )
     else:
         numeric = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
         categorical = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=10)
-    columns = [[name for name in names if name not in empty] for names in (spec.features.numeric, spec.features.categorical)]
-    steps = [("numeric", numeric, columns[0]), ("categorical", categorical, columns[1])]
+    # In this order, which a booster counts on.
+    steps = [
+        ("numeric", numeric, _kept(spec.features.numeric, empty)),
+        ("categorical", categorical, _kept(spec.features.categorical, empty)),
+    ]
     return ColumnTransformer([step for step in steps if step[2]])
+
+
+def _kept(names: Iterable[str], empty: Collection[str]) -> list[str]:
+    return [name for name in names if name not in empty]
 
 
 def combinations(folder: ModelFolder, name: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from perennial.spec.trust import may_never_be_trusted
 from perennial.spec.types import Duration, Function, Identifier, Number, Seed, Share, Windows, write_window
 
 #: Estimators that need no ``model.py``; :mod:`perennial.model.estimators` makes them.
-BUILT_IN_ESTIMATORS = ("prior", "logistic_regression", "linear_regression", "gradient_boosting")
+BUILT_IN_ESTIMATORS = ("prior", "logistic_regression", "linear_regression", "gradient_boosting", "lightgbm", "xgboost")
 ESTIMATOR = rf"^({'|'.join(BUILT_IN_ESTIMATORS)}|model:[A-Za-z_]\w*)$"
 
 
@@ -20,8 +20,9 @@ class Candidate(Section):
     """A way to make a model.
 
     Attributes:
-        estimator: ``prior``, ``logistic_regression``, ``linear_regression`` or ``gradient_boosting``; or ``model:function``,
-            a function of ``model.py`` that takes parameters and returns a scikit-learn estimator.
+        estimator: ``prior``, ``logistic_regression``, ``linear_regression`` or ``gradient_boosting``; ``lightgbm`` or
+            ``xgboost``, which the extra of the same name installs; or ``model:function``, a function of ``model.py`` that takes
+            parameters and returns a scikit-learn estimator.
         params: parameters that are passed to it unchanged.
         search: values to choose from, by parameter. Validation on the newest part of the training window chooses.
         baseline: whether it is a simple model that the others must beat. A baseline is never promoted.

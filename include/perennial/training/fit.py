@@ -459,7 +459,7 @@ def code_state(folder: ModelFolder) -> CodeState:
         dirty=dirty,
         files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in folder.files.items()},
         python=platform.python_version(),
-        packages=artifacts.environment(),
+        packages=artifacts.environment(folder.spec),
         machine=platform.machine(),
         threads={pool["user_api"]: pool["num_threads"] for pool in threadpool_info()},
     )
