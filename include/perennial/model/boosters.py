@@ -47,7 +47,9 @@ class Learned:
     Attributes:
         rows: n rows by features: numbers, then categories as ordinals; NaN where a value is missing.
         truth: n numbers; for classes their positions, from 0.
+        weight: n weights; None: all are equal.
         categorical: how many of the last columns are categories.
+        monotone: see :class:`Booster`.
         regression: whether ``truth`` is a quantity.
         params: the candidate's parameters.
         seed: of everything random.
@@ -56,7 +58,9 @@ class Learned:
 
     rows: NDArray[np.float64]
     truth: NDArray[Any]
+    weight: NDArray[np.float64] | None
     categorical: int
+    monotone: Sequence[int] | None
     regression: bool
     params: Mapping[str, Any]
     seed: int | None
@@ -65,7 +69,8 @@ class Learned:
     @property
     def settings(self) -> dict[str, Any]:
         """Parameters that all libraries have by these names."""
-        return {"random_state": self.seed, "n_jobs": self.threads}
+        bound = {} if self.monotone is None else {"monotone_constraints": tuple(self.monotone)}
+        return {"random_state": self.seed, "n_jobs": self.threads, **bound}
 
     @property
     def given(self) -> dict[str, Any]:
@@ -109,7 +114,7 @@ class _LightGBM:
         fixed = {"deterministic": True, "force_row_wise": True}
         try:
             made = kind(**{**learned.settings, **fixed, **learned.given}, verbosity=0)
-            made.fit(learned.rows, learned.truth, categorical_feature=_places(learned))
+            made.fit(learned.rows, learned.truth, learned.weight, categorical_feature=_places(learned))
         except library.basic.LightGBMError as error:
             raise ValueError(str(error)) from error
         _refuse_unknown("lightgbm", [text.rpartition(": ")[2] for text in heard.said if "Unknown parameter" in text])
@@ -137,7 +142,7 @@ class _XGBoost:
         made = kind(**{**learned.settings, **fixed, **learned.given}, verbosity=1)
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
-            made.fit(learned.rows, learned.truth)
+            made.fit(learned.rows, learned.truth, sample_weight=learned.weight)
         said = [str(one.message) for one in heard]
         _refuse_unknown("xgboost", re.findall(r'"(\w+)"', " ".join(text for text in said if "are not used" in text)))
         return made.get_booster()
@@ -188,11 +193,14 @@ class Booster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no typ
         regression: whether it predicts a quantity; otherwise classes.
         params: parameters of the library's own estimator for scikit-learn, such as ``LGBMClassifier``.
         categorical: how many of the last columns are categories, as ordinals.
+        monotone: by column, 1 or -1 if predictions only rise or only fall with it, else 0; None: nothing is known.
         random_state: the seed.
 
     Attributes:
         classes_: the k classes; only after :meth:`fit`, and not for regression.
     """
+
+    _booster: Any = None
 
     def __init__(
         self,
@@ -201,13 +209,16 @@ class Booster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no typ
         regression: bool,
         params: dict[str, Any] | None = None,
         categorical: int = 0,
+        monotone: list[int] | None = None,
         random_state: int | None = None,
     ) -> None:
         self.library, self.regression, self.params = library, regression, params
-        self.categorical, self.random_state = categorical, random_state
+        self.categorical, self.monotone, self.random_state = categorical, monotone, random_state
 
-    def fit(self, rows: NDArray[np.float64], truth: NDArray[Any]) -> Booster:
-        """Fit on n rows by features, as :class:`Learned` has them, and n labels.
+    def fit(
+        self, rows: NDArray[np.float64], truth: NDArray[Any], sample_weight: NDArray[np.float64] | None = None
+    ) -> Booster:  # fmt: skip
+        """Fit on n rows by features, as :class:`Learned` has them, n labels, and n weights or none.
 
         Raises:
             ValueError: the library refuses the rows or the parameters, or its objective gives no probabilities.
@@ -216,9 +227,11 @@ class Booster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no typ
         library, rows = LIBRARIES[self.library], np.asarray(rows, dtype=np.float64)
         if not self.regression:
             self.classes_, truth = np.unique(truth, return_inverse=True)
-        fitted = library.fit(
-            Learned(rows, truth, self.categorical, self.regression, self.params or {}, self.random_state, _threads())
-        )
+        learned = Learned(
+            rows, truth, sample_weight, self.categorical, self.monotone, self.regression, self.params or {},
+            self.random_state, _threads(),
+        )  # fmt: skip
+        fitted = library.fit(learned)
         self._take(library.store(fitted))
         head = rows[:_COMPARED]
         if not np.array_equal(library.predict(fitted, head), library.predict(self._booster, head), equal_nan=True):
@@ -253,7 +266,7 @@ class Booster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no typ
         self._booster = LIBRARIES[self.library].read(stored)
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_booster")
+        return self._booster is not None
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

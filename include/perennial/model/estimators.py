@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyClassifier, DummyRegressor
@@ -21,15 +22,22 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.utils import get_tags
+from sklearn.utils.validation import has_fit_parameter
 
 from perennial.core.errors import PerennialError, TrainingError
+from perennial.model.artifacts import FeatureList
 from perennial.model.authors_code import elsewhere
 from perennial.model.boosters import LIBRARIES, Booster, how_to_install, installed
+from perennial.model.labels import labels_of
+from perennial.model.weights import weights_of
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
+
+#: What takes a constraint for each column, by the estimators that ``monotone`` is for.
+_MONOTONE = {"gradient_boosting": "monotonic_cst", **dict.fromkeys(LIBRARIES, "monotone")}
 
 
 def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *, empty: Collection[str] = ()) -> Pipeline:
@@ -70,27 +78,61 @@ def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *,
     tags = get_tags(estimator)
     if tags.no_validation:  # the estimator ignores the features
         return make_pipeline(estimator)
+    if candidate.monotone:
+        estimator.set_params(**{_MONOTONE[candidate.estimator]: _constraints(spec, candidate.monotone, empty)})
     if not isinstance(estimator, Booster):
         return make_pipeline(_preprocessing(spec, empty, takes_missing=tags.input_tags.allow_nan), estimator)
     estimator.set_params(categorical=len(_kept(spec.features.categorical, empty)))
     return make_pipeline(_preprocessing(spec, empty, takes_missing=True, unknown=np.nan), estimator)
 
 
-def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
-    """Fit a candidate's estimator with given parameters.
+def fit_rows(folder: ModelFolder, name: str, params: Mapping[str, Any], rows: pa.Table, takes: FeatureList) -> Any:
+    """Fit a candidate's estimator on labelled rows, with the weights that ``model.yaml`` gives them.
+
+    Args:
+        folder: the model's folder.
+        name: the candidate's name.
+        params: parameters of the estimator.
+        rows: see :func:`perennial.training.training_set.load_rows`.
+        takes: the features to learn from.
 
     Raises:
-        TrainingError: the estimator cannot be made, or cannot be fitted on these rows.
+        TrainingError: see :func:`fit_estimator`; or the weights cannot be computed.
+    """
+    return fit_estimator(folder, name, params, takes.frame(rows), labels_of(rows), weights_of(folder.spec, rows))
+
+
+def fit_estimator(
+    folder: ModelFolder,
+    name: str,
+    params: Mapping[str, Any],
+    frame: pd.DataFrame,
+    truth: NDArray[Any],
+    weight: NDArray[np.float64] | None = None,
+) -> Any:
+    """Fit a candidate's estimator with given parameters, on n rows, their n labels, and n weights or none.
+
+    Raises:
+        TrainingError: the estimator cannot be made, takes no weights, or cannot be fitted on these rows.
     """
     if (place := elsewhere()) is not None:
-        return place.fit(folder, name, params, frame, truth)
+        return place.fit(folder, name, params, frame, truth, weight)
     # A search of a million texts for one that is not missing takes long. Most columns have one in the first rows.
     empty = [str(name) for name in frame.columns if not (frame[name].head(100).notna().any() or frame[name].notna().any())]
     if empty:
         log.warning("%s is fitted without %s: all values are missing in %s rows", name, ", ".join(empty), f"{len(frame):,}")
     estimator = make_estimator(folder, name, params, empty=empty)
+    weighted = {}
+    if weight is not None:
+        step, last = estimator.steps[-1]
+        if not has_fit_parameter(last, "sample_weight"):
+            raise TrainingError(
+                f"{folder.spec.name}: candidate {name} takes no weights (its {type(last).__name__} has no sample_weight): "
+                "remove the candidate or training.weight"
+            )
+        weighted = {f"{step}__sample_weight": weight}
     try:
-        return estimator.fit(frame, truth)
+        return estimator.fit(frame, truth, **weighted)
     except (ValueError, TypeError) as error:
         raise TrainingError(
             f"{folder.spec.name}: candidate {name} cannot be fitted with {show_params(params)}: {error}"
@@ -139,6 +181,11 @@ def _preprocessing(
         ("categorical", categorical, _kept(spec.features.categorical, empty)),
     ]
     return ColumnTransformer([step for step in steps if step[2]])
+
+
+def _constraints(spec: ModelSpec, monotone: Mapping[str, str], empty: Collection[str]) -> list[int]:
+    columns = [*_kept(spec.features.numeric, empty), *_kept(spec.features.categorical, empty)]
+    return [{"increasing": 1, "decreasing": -1}.get(monotone.get(name, ""), 0) for name in columns]
 
 
 def _kept(names: Iterable[str], empty: Collection[str]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from perennial.core.errors import SpecError
+from perennial.core.errors import SpecError, TrainingError
 from perennial.core.settings import Settings
 from perennial.core.sql import connect
 from perennial.features import point_in_time
@@ -21,6 +21,7 @@ from perennial.ingestion.files import unknown_codes
 from perennial.lake.publish import Lake
 from perennial.lake.schema import published_schema
 from perennial.model.boosters import LIBRARIES, how_to_install, installed
+from perennial.model.weights import bind_weight
 from perennial.scoring.predictor import refuse_other_predictions
 from perennial.spec.data import Source
 from perennial.spec.folder import ModelFolder
@@ -111,6 +112,10 @@ def _sql(folder: ModelFolder) -> Iterator[SpecError]:
         bind_label(folder)
     except SpecError as error:
         yield error
+    try:
+        bind_weight(folder.spec, point_in_time.feature_schema(folder.spec))
+    except TrainingError as error:
+        yield SpecError(str(error).replace(f"{folder.spec.name}: ", f"{folder.path / 'model.yaml'}: ", 1))
 
 
 def _gives_texts(source: Source) -> bool:

@@ -26,8 +26,7 @@ from perennial.evidence.evaluation import Contender, Evaluation, Refit, disputes
 from perennial.evidence.training import TrainingSet
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
-from perennial.model.estimators import fit_estimator
-from perennial.model.labels import labels_of
+from perennial.model.estimators import fit_rows
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -147,7 +146,7 @@ def confirm_training(
             part = training_set.newest(spec.training.length(baseline.window))
             learned = window.slice(rows_before(window, spec.event_time, part.start))
             takes = FeatureList.of(spec)
-            estimator = fit_estimator(folder, baseline.candidate, baseline.params, takes.frame(learned), labels_of(learned))
+            estimator = fit_rows(folder, baseline.candidate, baseline.params, learned, takes)
             return LoadedModel(
                 baseline.candidate, None, spec.task, takes, part.key, folder.features_digest, estimator, pa.table({})
             )  # fmt: skip

@@ -41,6 +41,7 @@ from perennial.model.costs import cost_function
 from perennial.model.estimators import combinations, fit_estimator, show_params
 from perennial.model.labels import LABEL, labels_of
 from perennial.model.probabilities import probabilities_as_json
+from perennial.model.weights import weights_of
 from perennial.registry.folders import FOLDER
 from perennial.registry.runs import KEY, MAX_TAG, CandidateRun
 from perennial.spec.commit import commit_of
@@ -203,7 +204,8 @@ def _search_and_fit(folder: ModelFolder, candidate: str, window: _Window) -> _Fo
     best = _best_trial(folder.spec, trials)
     searched = time.perf_counter()
     learned = window.newest(best.window)
-    estimator = fit_estimator(folder, candidate, best.params, learned.frame, learned.truth)
+    weight = weights_of(folder.spec, learned.rows)
+    estimator = fit_estimator(folder, candidate, best.params, learned.frame, learned.truth, weight)
     finished = time.perf_counter()
     return _Found(trials, best, estimator, searched - started, finished - searched)
 
@@ -273,7 +275,7 @@ def _log(
     )
     kept = json.dumps(fitted.to_json())
     run.log(
-        params={"estimator": declared.estimator, **chosen, **best.params},
+        params={"estimator": declared.estimator, **chosen, **how_rows_count(spec), **best.params},
         metrics={
             **{f"validation_{name}": value for name, value in best.metrics.items()},
             "training_rows": window.rows.num_rows,
@@ -284,6 +286,12 @@ def _log(
         model_id=stored.model_id,
     )
     return fitted
+
+
+def how_rows_count(spec: ModelSpec) -> dict[str, str]:
+    """The weights of the rows, as a parameter for people to read; empty if all rows count the same."""
+    weight = spec.training.weight
+    return {} if weight is None else {"weight": json.dumps(weight.model_dump(mode="json", exclude_none=True))}
 
 
 def _log_validation(run: CandidateRun, folder: ModelFolder, candidate: str, window: _Window, found: _Found) -> None:
@@ -329,11 +337,13 @@ def _search(folder: ModelFolder, name: str, window: _Window) -> list[_Trial]:
     """
     spec, cost = folder.spec, cost_function(folder)
     frame, truth, older = window.frame, window.truth, window.older
+    # Those of the rows to fit on: their mean is 1, and the newest of them count most.
+    weights = {start: weights_of(spec, window.rows.slice(start, older - start)) for start in set(window.starts.values())}
     trials, failure = [], None
     for length, params in _combinations(folder, name, list(window.starts)):
         start = window.starts[length]
         try:
-            estimator = fit_estimator(folder, name, params, frame.iloc[start:older], truth[start:older])
+            estimator = fit_estimator(folder, name, params, frame.iloc[start:older], truth[start:older], weights[start])
             prediction = artifacts.predict(spec.task, estimator, frame.iloc[older:])
         except (TrainingError, ScoringError, ValueError) as error:
             log.warning("candidate %s with %s failed: %s", name, show_params(params), error)

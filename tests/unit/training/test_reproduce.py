@@ -211,12 +211,15 @@ def test_boosters_of_other_libraries_become_champion_and_are_made_again_to_the_l
     booster = "estimator: gradient_boosting => estimator: xgboost"
     params = "params: {max_iter: 30}\n    search: {max_leaf_nodes: [4, 8]} => params: {n_estimators: 20}"
     other = "  boosting:\n =>   light: {estimator: lightgbm, params: {n_estimators: 2}}\n  boosting:\n"
-    world = make_trained(tmp_path, booster=booster, params=params, other=other)
+    weight = "training: { => training: {weight: {half_life: 10d}, "
+    world = make_trained(tmp_path, booster=booster, params=params, other=other, weight=weight)
     record = world.ledger.version("toy", 1)
     assert record is not None
     assert record.decision.promote, record.decision.reasons
     assert record.evaluation.candidate.name == "boosting"
     assert {library: record.code.packages.get(library) for library in LIBRARIES} == {one: installed(one) for one in LIBRARIES}
+    run = MlflowClient(tracking_uri=world.settings.mlflow_url).get_run(record.mlflow_run_id)
+    assert run.data.params["weight"] == '{"half_life": "10d"}'
     made = again(world)
     assert made.identical
     assert (made.differing, made.notes, made.changes) == (0, [], [])
