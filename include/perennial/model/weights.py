@@ -53,7 +53,8 @@ def weights_of(spec: ModelSpec, rows: pa.Table) -> NDArray[np.float64] | None:
         found *= _by_class(weight, rows)
     if not found.mean() > 0:
         raise TrainingError(f"{spec.name}: training.weight gives all {rows.num_rows:,} rows the weight 0")
-    return found / found.mean()
+    found /= found.mean()
+    return found
 
 
 def bind_weight(spec: ModelSpec, schema: pa.Schema) -> None:

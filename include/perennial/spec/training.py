@@ -67,6 +67,10 @@ class Weight(Section):
         if self.sql is None and self.half_life is None and not self.classes:
             yield (), "give sql, half_life or classes"
 
+    def __str__(self) -> str:
+        """As people read it: ``half_life: 180d``."""
+        return ", ".join(f"{name}: {value}" for name, value in self.model_dump(mode="json", exclude_none=True).items())
+
 
 class Training(Section):
     """What a version learns from.

@@ -273,9 +273,10 @@ def _log(
         rows=window.rows.num_rows,
         context="training",
     )
+    weighted = {"weight": str(spec.training.weight)} if spec.training.weight is not None else {}
     kept = json.dumps(fitted.to_json())
     run.log(
-        params={"estimator": declared.estimator, **chosen, **how_rows_count(spec), **best.params},
+        params={"estimator": declared.estimator, **chosen, **weighted, **best.params},
         metrics={
             **{f"validation_{name}": value for name, value in best.metrics.items()},
             "training_rows": window.rows.num_rows,
@@ -286,12 +287,6 @@ def _log(
         model_id=stored.model_id,
     )
     return fitted
-
-
-def how_rows_count(spec: ModelSpec) -> dict[str, str]:
-    """The weights of the rows, as a parameter for people to read; empty if all rows count the same."""
-    weight = spec.training.weight
-    return {} if weight is None else {"weight": json.dumps(weight.model_dump(mode="json", exclude_none=True))}
 
 
 def _log_validation(run: CandidateRun, folder: ModelFolder, candidate: str, window: _Window, found: _Found) -> None:

@@ -219,7 +219,7 @@ def test_boosters_of_other_libraries_become_champion_and_are_made_again_to_the_l
     assert record.evaluation.candidate.name == "boosting"
     assert {library: record.code.packages.get(library) for library in LIBRARIES} == {one: installed(one) for one in LIBRARIES}
     run = MlflowClient(tracking_uri=world.settings.mlflow_url).get_run(record.mlflow_run_id)
-    assert run.data.params["weight"] == '{"half_life": "10d"}'
+    assert run.data.params["weight"] == "half_life: 10d"
     made = again(world)
     assert made.identical
     assert (made.differing, made.notes, made.changes) == (0, [], [])
