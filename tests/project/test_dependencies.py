@@ -28,14 +28,15 @@ DEV = [Requirement(text) for text in PYPROJECT["dependency-groups"]["dev"]]
 RUNS = [*CORE, *EXTRAS["deploy"], *EXTRAS["demo"]]
 EXCLUDED = set(PYPROJECT["tool"]["uv"]["exclude-dependencies"])
 
-#: Files that need an extra, by their names: nothing else may import what only an extra brings.
+#: The extras that files need, by the names of the files: nothing else may import what only an extra brings.
 NEEDS = {
-    "users.py": "deploy",
-    "people.py": "deploy",
-    "sign_in.py": "deploy",
-    "pulse.py": "deploy",
-    "permissions.py": "deploy",
-    "example_data.py": "demo",
+    "users.py": ("deploy",),
+    "people.py": ("deploy",),
+    "sign_in.py": ("deploy",),
+    "pulse.py": ("deploy",),
+    "permissions.py": ("deploy",),
+    "example_data.py": ("demo",),
+    "boosters.py": ("lightgbm", "xgboost"),
 }
 #: Benchmarks of others' tools run in environments of their own, which these files describe.
 PEERS = PROJECT / "benchmarks" / "peers"
@@ -147,7 +148,7 @@ def test_what_runs_imports_only_what_is_declared() -> None:
     missing = {
         named(file): found
         for file in sources("include", "dags", "plugins")
-        if (found := undeclared(file, [*CORE, *EXTRAS.get(NEEDS.get(file.name, ""), [])]))
+        if (found := undeclared(file, [*CORE, *(one for extra in NEEDS.get(file.name, ()) for one in EXTRAS[extra])]))
     }
     assert missing == {}, "add them to pyproject.toml and run make lock"
 

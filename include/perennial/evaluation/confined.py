@@ -62,7 +62,7 @@ _FAILURES: dict[str, type[PerennialError]] = {
 }  # fmt: skip
 _ERRORS = {error.__name__: error for error in (ArtifactRejected, ScoringError, SpecError, TrainingError, VersionUnusable)}
 
-_VALUE, _TRUTH, _PREDICTED = "value", "truth", "predicted"
+_VALUE, _TRUTH, _PREDICTED, _WEIGHT = "value", "truth", "predicted", "_weight"
 
 
 class ConfinedProcess:
@@ -252,12 +252,20 @@ class Confinement:
         return made_in(self._start() if set(trusted) - set(artifacts.TRUSTED_TYPES) else self._shared)
 
     def fit(
-        self, folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]
+        self,
+        folder: ModelFolder,
+        name: str,
+        params: Mapping[str, Any],
+        frame: pd.DataFrame,
+        truth: NDArray[Any],
+        weight: NDArray[Any] | None,
     ) -> ConfinedEstimator:
         """See :class:`perennial.model.authors_code.Place`."""
 
         def made_in(process: ConfinedProcess) -> ConfinedEstimator:
             rows = _from_frame(frame).append_column(LABEL, pa.array(truth))
+            if weight is not None:
+                rows = rows.append_column(_WEIGHT, pa.array(weight))
             said, _ = process.ask(
                 "fit", rows, folder=process.give_folder(folder), name=name, params=dict(params), **_kinds(frame)
             )  # fmt: skip
@@ -365,7 +373,9 @@ class _Work:
                 return {**self._keep(estimator), "seconds": time.perf_counter() - started}, None
             case "fit":
                 frame = self._frame(said, rows)
-                return self._keep(fit_estimator(self._read(said), said["name"], said["params"], frame, labels_of(rows))), None
+                weight = rows.column(_WEIGHT).to_numpy() if _WEIGHT in rows.column_names else None
+                given = said["name"], said["params"], frame, labels_of(rows), weight
+                return self._keep(fit_estimator(self._read(said), *given)), None
             case "predict":
                 estimator = self._estimators[said["model"]]
                 return {}, _table(getattr(estimator, said["method"])(self._frame(said, rows)))

@@ -20,16 +20,15 @@ from perennial.core.errors import ModelRenamed, PerennialError, VersionUnusable
 from perennial.core.intervals import Interval
 from perennial.evaluation.comparison import Arena, compare, compare_slices, intervals, rate_groups
 from perennial.evaluation.gates import unanswered
-from perennial.evaluation.metrics import evaluate_metric, evaluate_prediction, summarise
+from perennial.evaluation.metrics import answers, evaluate_metric, evaluate_prediction, summarise
 from perennial.evaluation.probes import probe_behaviour, probe_robustness, score_alone
 from perennial.evidence.evaluation import ChampionProbes, Contender, Evaluation
 from perennial.evidence.training import TrainingSet
 from perennial.model.artifacts import LoadedModel, Prediction
-from perennial.model.costs import CostFunction, cost_function
+from perennial.model.costs import CostFunction, answer_threshold, cost_function
 from perennial.model.labels import count_classes, labels_of
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
-from perennial.spec.types import Task
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def hold(contest: Contest) -> ContestResult:
     folder, spec = contest.folder, contest.folder.spec
     truth, cost = labels_of(contest.rows), cost_function(contest.folder)
     entrants = [contest.candidate, *([contest.champion] if contest.champion else []), *contest.baselines]
-    measured = [_measure(entrant, contest.rows, truth, spec.task, cost) for entrant in entrants]
+    measured = [_measure(entrant, contest.rows, truth, spec, cost) for entrant in entrants]
     candidate, champion = measured[0], measured[1] if contest.champion else None
     baselines = measured[2 if contest.champion else 1 :]
     evaluation = Evaluation(
@@ -223,7 +222,9 @@ def _name(contender: Contender) -> str:
     return f"champion, version {contender.version}" if contender.role == "champion" else contender.name
 
 
-def _measure(entrant: Entrant, rows: pa.Table, truth: NDArray[np.generic], task: Task, cost: CostFunction | None) -> _Measured:
+def _measure(
+    entrant: Entrant, rows: pa.Table, truth: NDArray[np.generic], spec: ModelSpec, cost: CostFunction | None
+) -> _Measured:
     """Measure one entrant on the holdout. If it cannot predict, it has the reason as ``error``, and no metrics.
 
     A champion that can never be used again has the reason as ``unusable``, too.
@@ -239,9 +240,13 @@ def _measure(entrant: Entrant, rows: pa.Table, truth: NDArray[np.generic], task:
         return _Measured(replace(entrant.blank, error=str(error), unusable=unusable))
     except PerennialError as error:
         return _Measured(replace(entrant.blank, error=str(error)))
-    metrics = evaluate_prediction(task, truth, prediction, cost)
-    summary = replace(summarise(prediction), digest=prediction.digest)
-    return _Measured(replace(entrant.blank, metrics=metrics, predictions=summary), model, prediction, its)
+    blank = replace(
+        entrant.blank,
+        metrics=evaluate_prediction(spec.task, truth, prediction, cost),
+        predictions=replace(summarise(prediction), digest=prediction.digest),
+        answers=answers(spec.task, truth, prediction, answer_threshold(spec)),
+    )
+    return _Measured(blank, model, prediction, its)
 
 
 def _compare(

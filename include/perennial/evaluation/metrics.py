@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
 from perennial.evaluation.resampling import CALIBRATION_BINS, Blocks, calibration_bins, resample
-from perennial.evidence.evaluation import PredictionSummary
+from perennial.evidence.evaluation import Answers, PredictionSummary
 from perennial.model.artifacts import Prediction
 from perennial.model.costs import CostFunction
 from perennial.spec.training import METRICS
@@ -24,7 +24,9 @@ from perennial.spec.types import Task
 
 __all__ = [
     "CALIBRATION_BINS",
+    "QUANTILES",
     "agreement",
+    "answers",
     "calibration_error",
     "count_not_finite",
     "evaluate",
@@ -33,6 +35,9 @@ __all__ = [
     "skill_score",
     "summarise",
 ]
+
+#: For which quantiles the pinball loss of a regression is told, and up to how many classes what was answered for which.
+QUANTILES, MOST_CLASSES = (0.1, 0.5, 0.9), 100
 
 
 def evaluate(
@@ -74,6 +79,45 @@ def evaluate(
     if cost is not None:
         found["cost"] = float(np.mean(cost(truth, predicted)))
     return {name: float(found[name]) for name in METRICS[task] if name in found and math.isfinite(found[name])}
+
+
+def answers(task: Task, truth: NDArray[Any], prediction: Prediction, threshold: float) -> Answers | None:
+    """What a model answered, in figures that no gate judges.
+
+    Args:
+        task: decides which figures there are.
+        truth: n labels.
+        prediction: n predictions.
+        threshold: the probability from which the answer to a binary question is yes.
+
+    Returns:
+        The figures; None without rows, if a prediction is not finite, or if there are more than :data:`MOST_CLASSES` classes,
+        for which nobody reads them, and a table of all pairs would be large.
+
+    References:
+        Koenker, Bassett: Regression Quantiles. Econometrica 46 (1978): the pinball loss.
+    """
+    if len(truth) == 0 or count_not_finite(prediction.values):
+        return None
+    if task == "regression":
+        error, size = truth - prediction.values, np.abs(truth)
+        known = size > 0
+        return Answers(
+            mape=float(np.mean(np.abs(error[known]) / size[known])) if known.any() else None,
+            zeros=int(np.count_nonzero(~known)),
+            pinball={f"{q:g}": float(np.mean(np.maximum(q * error, (q - 1) * error))) for q in QUANTILES},
+        )
+    if task == "binary_classification":
+        actual, said = (np.where(yes, "true", "false") for yes in (truth.astype(bool), prediction.values >= threshold))
+    else:
+        actual, said = truth.astype(str), prediction.values.astype(str)
+        if len(np.unique(np.concatenate([actual, said]))) > MOST_CLASSES:
+            return None
+    pairs, counts = np.unique(np.stack([actual, said]), axis=1, return_counts=True)
+    confusion: dict[str, dict[str, int]] = {}
+    for (one, other), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+        confusion.setdefault(one, {})[other] = count
+    return Answers(threshold=threshold if task == "binary_classification" else None, confusion=confusion)
 
 
 def agreement(task: Task, one: Prediction, other: Prediction) -> float | None:

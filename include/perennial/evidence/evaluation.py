@@ -38,6 +38,64 @@ class PredictionSummary(Evidence):
 
 
 @dataclass(frozen=True)
+class ClassFigures:
+    """How well a contender answers one class.
+
+    Attributes:
+        rows: number of rows that are of the class.
+        precision: share of the answers of this class that are right; None if there is no such answer.
+        recall: share of the rows of this class that are answered so; None if there is no such row.
+        f1: harmonic mean of both, 0 if nothing is right.
+    """
+
+    rows: int
+    precision: float | None
+    recall: float | None
+    f1: float
+
+
+@dataclass(frozen=True)
+class Answers(Evidence):
+    """What a contender answered on the holdout, in figures that people ask for. No gate judges them.
+
+    Attributes:
+        threshold: the probability from which the answer is ``true``; None if the task is not binary.
+        confusion: number of rows by actual class, then by answered class; a pair without rows is absent. Empty for regression.
+        mape: mean of |error| / |label| over the rows whose label is not 0; None if there are none.
+        zeros: number of rows whose label is 0, for which ``mape`` is not defined.
+        pinball: mean pinball loss by quantile, such as ``0.9``; empty for classes.
+    """
+
+    threshold: float | None = None
+    confusion: dict[str, dict[str, int]] = field(default_factory=dict)
+    mape: float | None = None
+    zeros: int = 0
+    pinball: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right answers; None for regression."""
+        rows = sum(sum(row.values()) for row in self.confusion.values())
+        return sum(row.get(actual, 0) for actual, row in self.confusion.items()) / rows if rows else None
+
+    @property
+    def by_class(self) -> dict[str, ClassFigures]:
+        """The figures of each class that occurs or is answered, the most frequent one first."""
+        answered: dict[str, int] = {}
+        for row in self.confusion.values():
+            for name, count in row.items():
+                answered[name] = answered.get(name, 0) + count
+        found = {}
+        for name in sorted({*self.confusion, *answered}):
+            row = self.confusion.get(name, {})
+            right, rows, said = row.get(name, 0), sum(row.values()), answered.get(name, 0)
+            found[name] = ClassFigures(
+                rows, right / said if said else None, right / rows if rows else None, 2 * right / (rows + said)
+            )  # fmt: skip
+        return dict(sorted(found.items(), key=lambda pair: -pair[1].rows))
+
+
+@dataclass(frozen=True)
 class Contender(Evidence):
     """One model, measured on the holdout.
 
@@ -58,6 +116,7 @@ class Contender(Evidence):
             by its own folder.
         recipe: digest of the recipe that was measured (:func:`perennial.spec.recipe.recipe_digest`): of a candidate, and of a
             champion whose recipe was fitted on the candidate's rows. Empty for a champion whose stored model was measured.
+        answers: figures that no gate judges; None if it could not predict, or an earlier release measured it.
     """
 
     name: str
@@ -74,6 +133,7 @@ class Contender(Evidence):
     unusable: str | None = None
     remarks: list[str] = field(default_factory=list)
     recipe: str = ""
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,14 @@ from numpy.typing import NDArray
 from perennial.core.errors import ArtifactRejected, ScoringError, VersionUnusable
 from perennial.core.private_parts import TREE_TYPES
 from perennial.model.authors_code import elsewhere
+from perennial.model.boosters import Booster, installed, libraries_of
 from perennial.spec.model import ModelSpec
 from perennial.spec.trust import may_never_be_trusted, reviewed_types
 from perennial.spec.types import Task
 
-#: Types in stored models that skops does not trust itself. They hold only numbers.
-TRUSTED_TYPES = ("numpy.dtype", *TREE_TYPES)
+#: Types in stored models that skops does not trust itself. They hold only numbers, the last one also a booster in the format of
+#: its library.
+TRUSTED_TYPES = ("numpy.dtype", *TREE_TYPES, f"{Booster.__module__}.{Booster.__name__}")
 
 #: Packages whose versions decide what a stored model computes. Their versions are kept with every model version.
 PACKAGES = ("scikit-learn", "numpy", "scipy", "pandas", "skops", "mlflow")
@@ -277,9 +279,10 @@ def _versions() -> tuple[tuple[str, str], ...]:
     return tuple((package, version(package)) for package in PACKAGES)
 
 
-def environment() -> dict[str, str]:
-    """Versions of the packages in :data:`PACKAGES` in this process."""
-    return dict(_versions())
+def environment(spec: ModelSpec | None = None) -> dict[str, str]:
+    """Versions of the packages in :data:`PACKAGES` in this process, and of the libraries that candidates of a model name."""
+    found = {library: installed(library) for library in (libraries_of(spec) if spec is not None else [])}
+    return {**dict(_versions()), **{library: version for library, version in found.items() if version is not None}}
 
 
 def manifest(directory: Path) -> dict[str, str]:

@@ -26,7 +26,15 @@ class Place(Protocol):
     def load(self, file: Path, trusted: Sequence[str]) -> Any:
         """A stored model as an estimator: it has ``classes_``, ``predict`` and ``predict_proba``."""
 
-    def fit(self, folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
+    def fit(
+        self,
+        folder: ModelFolder,
+        name: str,
+        params: Mapping[str, Any],
+        frame: pd.DataFrame,
+        truth: NDArray[Any],
+        weight: NDArray[Any] | None,
+    ) -> Any:
         """A fitted candidate of a folder, as an estimator."""
 
     def cost(self, folder: ModelFolder, truth: NDArray[Any], predicted: NDArray[Any]) -> NDArray[Any]:

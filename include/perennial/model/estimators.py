@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyClassifier, DummyRegressor
@@ -21,22 +22,31 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.utils import get_tags
+from sklearn.utils.validation import has_fit_parameter
 
 from perennial.core.errors import PerennialError, TrainingError
+from perennial.model.artifacts import FeatureList
 from perennial.model.authors_code import elsewhere
+from perennial.model.boosters import LIBRARIES, Booster, how_to_install, installed
+from perennial.model.labels import labels_of
+from perennial.model.weights import weights_of
 from perennial.spec.code import folder_function
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
 
 log = logging.getLogger(__name__)
 
+#: What takes a constraint for each column, by the estimators that ``monotone`` is for.
+_MONOTONE = {"gradient_boosting": "monotonic_cst", **dict.fromkeys(LIBRARIES, "monotone")}
+
 
 def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *, empty: Collection[str] = ()) -> Pipeline:
     """An unfitted candidate: the preprocessing of the spec's features, then the estimator.
 
-    An estimator that accepts missing values, such as trees, gets numbers unchanged and categories as ordinals. Any other
-    estimator gets numbers imputed by the median and standardised, and categories one-hot encoded. If a function of
-    ``model.py`` returns a whole pipeline, the pipeline does all this itself, on a data frame of the features.
+    An estimator that accepts missing values, such as trees, gets numbers unchanged and categories as ordinals; a
+    :class:`perennial.model.boosters.Booster` is told which columns are categories. Any other estimator gets numbers imputed by
+    the median and standardised, and categories one-hot encoded. If a function of ``model.py`` returns a whole pipeline, the
+    pipeline does all this itself, on a data frame of the features.
 
     Args:
         folder: the model's folder.
@@ -68,24 +78,61 @@ def make_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], *,
     tags = get_tags(estimator)
     if tags.no_validation:  # the estimator ignores the features
         return make_pipeline(estimator)
-    return make_pipeline(_preprocessing(spec, empty, takes_missing=tags.input_tags.allow_nan), estimator)
+    if candidate.monotone:
+        estimator.set_params(**{_MONOTONE[candidate.estimator]: _constraints(spec, candidate.monotone, empty)})
+    if not isinstance(estimator, Booster):
+        return make_pipeline(_preprocessing(spec, empty, takes_missing=tags.input_tags.allow_nan), estimator)
+    estimator.set_params(categorical=len(_kept(spec.features.categorical, empty)))
+    return make_pipeline(_preprocessing(spec, empty, takes_missing=True, unknown=np.nan), estimator)
 
 
-def fit_estimator(folder: ModelFolder, name: str, params: Mapping[str, Any], frame: pd.DataFrame, truth: NDArray[Any]) -> Any:
-    """Fit a candidate's estimator with given parameters.
+def fit_rows(folder: ModelFolder, name: str, params: Mapping[str, Any], rows: pa.Table, takes: FeatureList) -> Any:
+    """Fit a candidate's estimator on labelled rows, with the weights that ``model.yaml`` gives them.
+
+    Args:
+        folder: the model's folder.
+        name: the candidate's name.
+        params: parameters of the estimator.
+        rows: see :func:`perennial.training.training_set.load_rows`.
+        takes: the features to learn from.
 
     Raises:
-        TrainingError: the estimator cannot be made, or cannot be fitted on these rows.
+        TrainingError: see :func:`fit_estimator`; or the weights cannot be computed.
+    """
+    return fit_estimator(folder, name, params, takes.frame(rows), labels_of(rows), weights_of(folder.spec, rows))
+
+
+def fit_estimator(
+    folder: ModelFolder,
+    name: str,
+    params: Mapping[str, Any],
+    frame: pd.DataFrame,
+    truth: NDArray[Any],
+    weight: NDArray[np.float64] | None = None,
+) -> Any:
+    """Fit a candidate's estimator with given parameters, on n rows, their n labels, and n weights or none.
+
+    Raises:
+        TrainingError: the estimator cannot be made, takes no weights, or cannot be fitted on these rows.
     """
     if (place := elsewhere()) is not None:
-        return place.fit(folder, name, params, frame, truth)
+        return place.fit(folder, name, params, frame, truth, weight)
     # A search of a million texts for one that is not missing takes long. Most columns have one in the first rows.
     empty = [str(name) for name in frame.columns if not (frame[name].head(100).notna().any() or frame[name].notna().any())]
     if empty:
         log.warning("%s is fitted without %s: all values are missing in %s rows", name, ", ".join(empty), f"{len(frame):,}")
     estimator = make_estimator(folder, name, params, empty=empty)
+    weighted = {}
+    if weight is not None:
+        step, last = estimator.steps[-1]
+        if not has_fit_parameter(last, "sample_weight"):
+            raise TrainingError(
+                f"{folder.spec.name}: candidate {name} takes no weights (its {type(last).__name__} has no sample_weight): "
+                "remove the candidate or training.weight"
+            )
+        weighted = {f"{step}__sample_weight": weight}
     try:
-        return estimator.fit(frame, truth)
+        return estimator.fit(frame, truth, **weighted)
     except (ValueError, TypeError) as error:
         raise TrainingError(
             f"{folder.spec.name}: candidate {name} cannot be fitted with {show_params(params)}: {error}"
@@ -107,23 +154,42 @@ def _estimator(folder: ModelFolder, kind: str, params: dict[str, Any]) -> Any:
             return LinearRegression(**params)
         case "gradient_boosting":
             return HistGradientBoostingRegressor(**params) if regression else HistGradientBoostingClassifier(**params)
+        case _ if kind in LIBRARIES:
+            if installed(kind) is None:
+                raise TrainingError(f"{folder.spec.name}: {how_to_install(kind)}")
+            return Booster(kind, regression=regression, params=params)
         case _:
             return folder_function(folder, kind)(**params)
 
 
-def _preprocessing(spec: ModelSpec, empty: Collection[str], *, takes_missing: bool) -> ColumnTransformer:
+def _preprocessing(
+    spec: ModelSpec, empty: Collection[str], *, takes_missing: bool, unknown: float = -1
+) -> ColumnTransformer:  # fmt: skip
     if takes_missing:
         numeric: Any = "passthrough"
-        # With native categories of the boosters, the stored model would contain functions, which would have to be trusted.
+        # With native categories of scikit-learn's booster, the stored model would contain functions, which would have to be
+        # trusted. The boosters of other libraries take the ordinals as categories, so an unknown one may not be a number.
         categorical: Any = OrdinalEncoder(
-            handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=np.nan, min_frequency=10
+            handle_unknown="use_encoded_value", unknown_value=unknown, encoded_missing_value=np.nan, min_frequency=10
         )
     else:
         numeric = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
         categorical = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=10)
-    columns = [[name for name in names if name not in empty] for names in (spec.features.numeric, spec.features.categorical)]
-    steps = [("numeric", numeric, columns[0]), ("categorical", categorical, columns[1])]
+    # In this order, which a booster counts on.
+    steps = [
+        ("numeric", numeric, _kept(spec.features.numeric, empty)),
+        ("categorical", categorical, _kept(spec.features.categorical, empty)),
+    ]
     return ColumnTransformer([step for step in steps if step[2]])
+
+
+def _constraints(spec: ModelSpec, monotone: Mapping[str, str], empty: Collection[str]) -> list[int]:
+    columns = [*_kept(spec.features.numeric, empty), *_kept(spec.features.categorical, empty)]
+    return [{"increasing": 1, "decreasing": -1}.get(monotone.get(name, ""), 0) for name in columns]
+
+
+def _kept(names: Iterable[str], empty: Collection[str]) -> list[str]:
+    return [name for name in names if name not in empty]
 
 
 def combinations(folder: ModelFolder, name: str) -> list[dict[str, Any]]:

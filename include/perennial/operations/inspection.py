@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from perennial.core.errors import SpecError
+from perennial.core.errors import SpecError, TrainingError
 from perennial.core.settings import Settings
 from perennial.core.sql import connect
 from perennial.features import point_in_time
@@ -20,6 +20,8 @@ from perennial.ingestion import casting
 from perennial.ingestion.files import unknown_codes
 from perennial.lake.publish import Lake
 from perennial.lake.schema import published_schema
+from perennial.model.boosters import LIBRARIES, how_to_install, installed
+from perennial.model.weights import bind_weight
 from perennial.scoring.predictor import refuse_other_predictions
 from perennial.spec.data import Source
 from perennial.spec.folder import ModelFolder
@@ -36,7 +38,7 @@ _TEXTS = re.compile(r"\.(csv|tsv|jsonl|ndjson)(\.\w+)?$")
 def find_faults(folder: ModelFolder) -> list[str]:
     """Faults that no data can avoid, as one-line messages: file, line, key, what is wrong."""
     lines = parse_yaml(folder.path / "model.yaml").lines
-    in_yaml: list[Problem] = list(_time_codes(folder))
+    in_yaml: list[Problem] = [*_time_codes(folder), *_libraries(folder)]
     elsewhere: list[str] = []
     for error in _sql(folder):
         message = f"{error}{_hint(folder, str(error))}"
@@ -110,6 +112,10 @@ def _sql(folder: ModelFolder) -> Iterator[SpecError]:
         bind_label(folder)
     except SpecError as error:
         yield error
+    try:
+        bind_weight(folder.spec, point_in_time.feature_schema(folder.spec))
+    except TrainingError as error:
+        yield SpecError(str(error).replace(f"{folder.spec.name}: ", f"{folder.path / 'model.yaml'}: ", 1))
 
 
 def _gives_texts(source: Source) -> bool:
@@ -123,6 +129,12 @@ def _time_codes(folder: ModelFolder) -> Iterator[Problem]:
                 ("sources", name, "files"),
                 f"{listed(codes)} stands for no time; write %Y, %m, %d and %H for the year, month, day and hour of an interval",
             )
+
+
+def _libraries(folder: ModelFolder) -> Iterator[Problem]:
+    for name, candidate in folder.spec.candidates.items():
+        if candidate.estimator in LIBRARIES and installed(candidate.estimator) is None:
+            yield Problem(("candidates", name, "estimator"), how_to_install(candidate.estimator))
 
 
 def _without_effect(folder: ModelFolder) -> Iterator[Problem]:

@@ -159,7 +159,7 @@ class CandidateRun:
                         run_id=self.id,
                     ),
                     # Without this list, MLflow would load the model in another process to find it: 8.8 s instead of 0.1 s.
-                    pip_requirements=[f"{name}=={version}" for name, version in artifacts.environment().items()],
+                    pip_requirements=[f"{name}=={version}" for name, version in artifacts.environment(spec).items()],
                     serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_SKOPS,
                     # For people who load it with MLflow; Perennial never reads the list back.
                     skops_trusted_types=self._trusted(spec),

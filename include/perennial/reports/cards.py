@@ -306,6 +306,7 @@ def metrics(dossier: Dossier) -> Chapter:
     ]
     if evaluation.refresh is not None and (told := evaluation.whose_figures) is not None:
         blocks.insert(0, Words(told))
+    blocks += answers(contenders)
     if errors := [f"{called(one)} could not predict: {one.error}" for one in contenders if one.error]:
         blocks.append(Points(errors))
     blocks += dossier.pictures(
@@ -314,6 +315,46 @@ def metrics(dossier: Dossier) -> Chapter:
         ("holdout/precision_recall.png", "Precision and recall on the holdout"),
     )
     return Chapter("Metrics", blocks, "metrics of the candidate on the holdout; it could not predict, or no label is known")
+
+
+def answers(contenders: Sequence[Contender]) -> list[Block]:
+    """What contenders answered, in figures that no gate judges; the first contender in detail."""
+    told = [(called(one), one.answers) for one in contenders if one.answers is not None]
+    if not told or contenders[0].answers is None:
+        return []
+    names, first = [name for name, _ in told], contenders[0].answers
+    if first.pinball:
+        left_out = f"; {first.zeros:,} rows whose label is 0 are left out of it" if first.zeros else ""
+        rows: list[list[Any]] = [["MAPE", *("-" if one.mape is None else f"{one.mape:.1%}" for _, one in told)]]
+        rows += [
+            [f"pinball loss of the quantile {quantile}", *(number(one.pinball.get(quantile)) for _, one in told)]
+            for quantile in first.pinball
+        ]
+        words = f"Figures that no gate judges. MAPE is the mean of |error| / |label|{left_out}."
+        return [Words(words), Grid(["figure", *names], rows)]
+    if first.threshold is None:
+        rows = [[name, one.rows, one.precision, one.recall, one.f1] for name, one in list(first.by_class.items())[:MOST]]
+        more = f" The {MOST} most frequent of {len(first.by_class):,} classes are shown." if len(first.by_class) > MOST else ""
+        words = f"Figures that no gate judges: the classes of {called(contenders[0])}.{more}"
+        return [Words(words), Grid(["class", "rows", "precision", "recall", "F1"], rows)]
+    yes = [one.by_class.get("true") for _, one in told]
+    rows = [["accuracy", *(number(one.accuracy) for _, one in told)]]
+    rows += [
+        [name, *(number(getattr(one, name.lower()) if one else None) for one in yes)] for name in ("precision", "recall", "F1")
+    ]
+    words = (
+        f"Figures that no gate judges, with the answer true from a probability of {first.threshold:.3g} on "
+        "(cost in model.yaml says from which; otherwise it is 0.5):"
+    )
+    confusion = [
+        [f"actually {actual}", *(first.confusion.get(actual, {}).get(said, 0) for said in ("true", "false"))]
+        for actual in ("true", "false")
+    ]
+    return [
+        Words(words),
+        Grid(["figure", *names], rows),
+        Grid([f"rows of {called(contenders[0])}", "answered true", "answered false"], confusion),
+    ]
 
 
 def _compared_with(dossier: Dossier) -> str:
@@ -493,6 +534,7 @@ def _code(dossier: Dossier) -> list[Block]:
                 ("commit", f"{code.commit}{state}"),
                 ("candidate", training.candidate),
                 ("parameters", ", ".join(f"{name} {value}" for name, value in training.params.items()) or "defaults"),
+                ("weights of the rows", str(dossier.spec.training.weight or "all count the same")),
                 ("seed", str(dossier.spec.training.seed)),
                 ("Python", code.python),
                 ("packages", code.packages or None),

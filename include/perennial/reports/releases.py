@@ -22,6 +22,7 @@ from perennial.evidence.evaluation import Slice
 from perennial.evidence.training import TrainingRecord
 from perennial.reports.cards import (
     MOST,
+    answers,
     called,
     decision,
     gates,
@@ -237,6 +238,7 @@ def _gained_and_lost(dossier: Dossier) -> Chapter:
         [
             Words(words),
             Grid(["metric", "champion", "this version", "difference", ""], rows),
+            *answers([candidate, *([champion] if champion else [])]),
             *dossier.pictures(("holdout/gain.png", "Uncertainty of the gain"), ("holdout/roc.png", "ROC curve on the holdout")),
         ],
         "metrics of both versions on the holdout; one of them could not predict, or no label is known",

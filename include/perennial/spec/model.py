@@ -219,6 +219,25 @@ class ModelSpec(Section):
         elif metric == "cost" and self.cost is None:
             yield path, "requires the section cost; say there what outcomes cost"
 
+    @check_each("candidates")
+    def _monotone_names_numeric_features(self, _: str, candidate: Candidate) -> Found:
+        for name in candidate.monotone:
+            if is_unknown(name, self.features.numeric):
+                yield ("monotone", name), f"{name} is no numeric feature; there are {listed(self.features.numeric)}"
+        if candidate.monotone and self.task == "multiclass_classification":
+            yield ("monotone",), "a class is neither higher nor lower; remove it"
+
+    @check
+    def _weights_of_classes_fit_the_task(self) -> Found:
+        weight = self.training.weight
+        if weight is None or weight.classes is None:
+            return
+        if self.task == "regression":
+            yield ("training", "weight", "classes"), "is for classes, and the task is regression; remove it"
+        elif self.task == "binary_classification" and isinstance(weight.classes, dict):
+            for name in weight.classes.keys() - {"true", "false"}:
+                yield ("training", "weight", "classes", name), 'is no class of a yes or no; write "true" or "false"'
+
     @check_each("gates.slices.columns")
     def _slices_name_columns(self, _: int, column: str) -> Found:
         return self._groups_rows((), column)
@@ -314,6 +333,12 @@ class ModelSpec(Section):
             "retired": True, "online": True, "retention": kept, "sources": {"__all__": {"pushed"}},
         }  # fmt: skip
         meaning = self.model_dump(mode="json", exclude=left_out)
+        # What came later counts where it is given, so that a folder without it still has the digest that versions record.
+        if self.training.weight is None:
+            del meaning["training"]["weight"]
+        for name, candidate in self.candidates.items():
+            if not candidate.monotone:
+                del meaning["candidates"][name]["monotone"]
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 

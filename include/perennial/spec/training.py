@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from perennial.spec.sections import Found, Section, check, check_each
 from perennial.spec.trust import may_never_be_trusted
-from perennial.spec.types import Duration, Function, Identifier, Number, Seed, Share, Windows, write_window
+from perennial.spec.types import Duration, Function, Identifier, Number, Seed, Share, Sql, Windows, write_window
 
 #: Estimators that need no ``model.py``; :mod:`perennial.model.estimators` makes them.
-BUILT_IN_ESTIMATORS = ("prior", "logistic_regression", "linear_regression", "gradient_boosting")
+BUILT_IN_ESTIMATORS = ("prior", "logistic_regression", "linear_regression", "gradient_boosting", "lightgbm", "xgboost")
+#: Those of them that take ``monotone``.
+BOOSTERS = ("gradient_boosting", "lightgbm", "xgboost")
 ESTIMATOR = rf"^({'|'.join(BUILT_IN_ESTIMATORS)}|model:[A-Za-z_]\w*)$"
 
 
@@ -20,17 +22,54 @@ class Candidate(Section):
     """A way to make a model.
 
     Attributes:
-        estimator: ``prior``, ``logistic_regression``, ``linear_regression`` or ``gradient_boosting``; or ``model:function``,
-            a function of ``model.py`` that takes parameters and returns a scikit-learn estimator.
+        estimator: ``prior``, ``logistic_regression``, ``linear_regression`` or ``gradient_boosting``; ``lightgbm`` or
+            ``xgboost``, which the extra of the same name installs; or ``model:function``, a function of ``model.py`` that takes
+            parameters and returns a scikit-learn estimator.
         params: parameters that are passed to it unchanged.
         search: values to choose from, by parameter. Validation on the newest part of the training window chooses.
         baseline: whether it is a simple model that the others must beat. A baseline is never promoted.
+        monotone: numeric features with which predictions only rise or only fall, everything else being equal. For boosters:
+            ``gradient_boosting``, ``lightgbm`` and ``xgboost``.
     """
 
     estimator: Annotated[str, Field(pattern=ESTIMATOR)]
     params: dict[Identifier, bool | int | Number | str | None] = {}
     search: dict[Identifier, Annotated[list[bool | int | Number | str | None], Field(min_length=1)]] = {}
     baseline: bool = False
+    monotone: dict[Identifier, Literal["increasing", "decreasing"]] = {}
+
+    @check
+    def _only_boosters_are_monotone(self) -> Found:
+        if self.monotone and self.estimator not in BOOSTERS:
+            yield ("monotone",), f"is for {', '.join(BOOSTERS)}; the estimator is {self.estimator}"
+
+
+#: What ``training.weight.classes`` is if all classes together count the same.
+BALANCED: Final = "balanced"
+
+
+class Weight(Section):
+    """How much each row counts in a fit. What is given is multiplied, and scaled to a mean of 1. Measurements do not use it.
+
+    Attributes:
+        sql: an expression over the row's features, key, event time and ``label``; a number of at least 0.
+        half_life: a row that is so much older than the newest row of the fit counts half.
+        classes: the weight of each class, 1 for a class that is not named; or ``balanced``: all classes together count the
+            same. Predicted probabilities are then not those of the rows.
+    """
+
+    sql: Sql | None = None
+    half_life: Duration | None = None
+    classes: Literal["balanced"] | dict[str, Annotated[Number, Field(gt=0)]] | None = None
+
+    @check
+    def _says_something(self) -> Found:
+        if self.sql is None and self.half_life is None and not self.classes:
+            yield (), "give sql, half_life or classes"
+
+    def __str__(self) -> str:
+        """As people read it: ``half_life: 180d``."""
+        return ", ".join(f"{name}: {value}" for name, value in self.model_dump(mode="json", exclude_none=True).items())
 
 
 class Training(Section):
@@ -43,6 +82,7 @@ class Training(Section):
         holdout: length of the newest part before the training's as-of time. Candidate and champion are compared on it.
         validation: length of the newest part of the window, on which candidates and their parameters are compared.
         trials: largest number of combinations of ``search`` and ``window`` that are tried per candidate.
+        weight: how much each row counts in a fit. None: all count the same.
         max_rows: largest number of rows to train on. If there are more, the newest are used.
         min_rows: smallest number of rows to train on. If there are fewer, training fails.
         refit: whether a candidate that passed the gates is fitted once more, with the same parameters, on all rows up to the
@@ -57,6 +97,7 @@ class Training(Section):
     holdout: Duration = timedelta(days=7)
     validation: Duration = timedelta(days=14)
     trials: Annotated[int, Field(ge=1, le=1000)] = 8
+    weight: Weight | None = None
     max_rows: Annotated[int, Field(ge=100)] = 5_000_000
     min_rows: Annotated[int, Field(ge=10)] = 100
     refit: bool = True

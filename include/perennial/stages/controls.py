@@ -249,14 +249,12 @@ def _baselines(folder: ModelFolder, pinned: TrainingSet, window: pa.Table) -> li
     from perennial.evaluation.contest import Entrant
     from perennial.evidence.evaluation import Contender
     from perennial.model.artifacts import FeatureList, LoadedModel
-    from perennial.model.estimators import combinations, fit_estimator
-    from perennial.model.labels import labels_of
+    from perennial.model.estimators import combinations, fit_rows
 
-    takes, truth = FeatureList.of(folder.spec), labels_of(window)
-    frame = takes.frame(window)
+    takes = FeatureList.of(folder.spec)
 
     def entrant(name: str) -> Entrant:
-        estimator = fit_estimator(folder, name, combinations(folder, name)[0], frame, truth)
+        estimator = fit_rows(folder, name, combinations(folder, name)[0], window, takes)
         model = LoadedModel(name, None, folder.spec.task, takes, pinned.window, folder.features_digest, estimator, pa.table({}))
         rows, rows_hash = pinned.rows["holdout"], pinned.content["holdout"]
         blank = Contender(name, "baseline", {}, rows, rows_hash, None, trained_on=pinned.window)

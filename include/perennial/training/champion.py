@@ -26,8 +26,7 @@ from perennial.features.published import is_features
 from perennial.ledger.records import VersionRecord
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
-from perennial.model.estimators import fit_estimator
-from perennial.model.labels import labels_of
+from perennial.model.estimators import fit_rows
 from perennial.registry.folders import (
     OwnFolder,
     changed_label,
@@ -142,7 +141,7 @@ def _fit(
     rows = _rows(its, own, deployment, training_set, window, staging)
     takes = FeatureList(tuple(training.numeric), tuple(training.categorical))
     try:
-        estimator = fit_estimator(its, training.candidate, training.params, takes.frame(rows), labels_of(rows))
+        estimator = fit_rows(its, training.candidate, training.params, rows, takes)
     except PerennialError:
         raise
     # The code of a model folder may raise anything, and that of a version's own folder cannot be changed.

@@ -7,6 +7,7 @@ The process that trains measures first. The process that decides measures again,
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,8 +27,7 @@ from perennial.evidence.evaluation import Contender, Evaluation, Refit, disputes
 from perennial.evidence.training import TrainingSet
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
-from perennial.model.estimators import fit_estimator
-from perennial.model.labels import labels_of
+from perennial.model.estimators import fit_rows
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
 from perennial.spec.model import ModelSpec
@@ -51,6 +51,10 @@ def choose(fitted: Sequence[Fitted]) -> Fitted:
         raise TrainingError(f"no candidate has a validation score (fitted: {names}): make training.validation longer")
     # Of equal scores, the first in model.yaml is chosen.
     return max(scored, key=lambda pair: pair[0] if pair[1].greater_is_better else -pair[0])[1]
+
+
+#: Of how many classes MLflow's pages show figures.
+MOST_CLASSES = 20
 
 
 def evaluate_training(
@@ -147,7 +151,7 @@ def confirm_training(
             part = training_set.newest(spec.training.length(baseline.window))
             learned = window.slice(rows_before(window, spec.event_time, part.start))
             takes = FeatureList.of(spec)
-            estimator = fit_estimator(folder, baseline.candidate, baseline.params, takes.frame(learned), labels_of(learned))
+            estimator = fit_rows(folder, baseline.candidate, baseline.params, learned, takes)
             return LoadedModel(
                 baseline.candidate, None, spec.task, takes, part.key, folder.features_digest, estimator, pa.table({})
             )  # fmt: skip
@@ -215,7 +219,7 @@ def _log_evaluation(
     stored = {candidate.mlflow_run_id: candidate.model_id for candidate in fitted}
     for contender in (result.candidate, *result.baselines):
         if contender.mlflow_run_id is not None and contender.metrics:
-            metrics = {f"holdout_{name}": value for name, value in contender.metrics.items()}
+            metrics = {f"holdout_{name}": value for name, value in {**_in_numbers(contender), **contender.metrics}.items()}
             if contender.role == "candidate" and result.champion is not None:
                 metrics |= {f"champion_{name}": value for name, value in result.champion.metrics.items()}
             registry.run(contender.mlflow_run_id).log(metrics=metrics, model_id=stored[contender.mlflow_run_id])
@@ -229,3 +233,26 @@ def _log_evaluation(
     )
     (files / "evaluation.json").write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
     run.log_files(files, "holdout")
+
+
+def _in_numbers(contender: Contender) -> dict[str, float]:
+    """What a contender answered, as metrics for MLflow's pages: per class for the most frequent ones."""
+    answers = contender.answers
+    if answers is None:
+        return {}
+    found: dict[str, float | None] = {"accuracy": answers.accuracy, "mape": answers.mape}
+    found |= {f"pinball_{quantile}": value for quantile, value in answers.pinball.items()}
+    classes = answers.by_class
+    if answers.threshold is not None:
+        if (yes := classes.get("true")) is not None:
+            found |= {"precision": yes.precision, "recall": yes.recall, "f1": yes.f1}
+        found |= {
+            f"rows_{actual}_answered_{said}": answers.confusion.get(actual, {}).get(said, 0)
+            for actual in ("true", "false")
+            for said in ("true", "false")
+        }
+    else:
+        for name, one in list(classes.items())[:MOST_CLASSES]:
+            shown = re.sub(r"[^\w. /-]", "_", name, flags=re.ASCII)  # what MLflow allows in a name
+            found |= {f"precision/{shown}": one.precision, f"recall/{shown}": one.recall, f"f1/{shown}": one.f1}
+    return {name: value for name, value in found.items() if value is not None}

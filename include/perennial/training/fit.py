@@ -41,6 +41,7 @@ from perennial.model.costs import cost_function
 from perennial.model.estimators import combinations, fit_estimator, show_params
 from perennial.model.labels import LABEL, labels_of
 from perennial.model.probabilities import probabilities_as_json
+from perennial.model.weights import weights_of
 from perennial.registry.folders import FOLDER
 from perennial.registry.runs import KEY, MAX_TAG, CandidateRun
 from perennial.spec.commit import commit_of
@@ -203,7 +204,8 @@ def _search_and_fit(folder: ModelFolder, candidate: str, window: _Window) -> _Fo
     best = _best_trial(folder.spec, trials)
     searched = time.perf_counter()
     learned = window.newest(best.window)
-    estimator = fit_estimator(folder, candidate, best.params, learned.frame, learned.truth)
+    weight = weights_of(folder.spec, learned.rows)
+    estimator = fit_estimator(folder, candidate, best.params, learned.frame, learned.truth, weight)
     finished = time.perf_counter()
     return _Found(trials, best, estimator, searched - started, finished - searched)
 
@@ -271,9 +273,10 @@ def _log(
         rows=window.rows.num_rows,
         context="training",
     )
+    weighted = {"weight": str(spec.training.weight)} if spec.training.weight is not None else {}
     kept = json.dumps(fitted.to_json())
     run.log(
-        params={"estimator": declared.estimator, **chosen, **best.params},
+        params={"estimator": declared.estimator, **chosen, **weighted, **best.params},
         metrics={
             **{f"validation_{name}": value for name, value in best.metrics.items()},
             "training_rows": window.rows.num_rows,
@@ -329,11 +332,13 @@ def _search(folder: ModelFolder, name: str, window: _Window) -> list[_Trial]:
     """
     spec, cost = folder.spec, cost_function(folder)
     frame, truth, older = window.frame, window.truth, window.older
+    # Those of the rows to fit on: their mean is 1, and the newest of them count most.
+    weights = {start: weights_of(spec, window.rows.slice(start, older - start)) for start in set(window.starts.values())}
     trials, failure = [], None
     for length, params in _combinations(folder, name, list(window.starts)):
         start = window.starts[length]
         try:
-            estimator = fit_estimator(folder, name, params, frame.iloc[start:older], truth[start:older])
+            estimator = fit_estimator(folder, name, params, frame.iloc[start:older], truth[start:older], weights[start])
             prediction = artifacts.predict(spec.task, estimator, frame.iloc[older:])
         except (TrainingError, ScoringError, ValueError) as error:
             log.warning("candidate %s with %s failed: %s", name, show_params(params), error)
@@ -459,7 +464,7 @@ def code_state(folder: ModelFolder) -> CodeState:
         dirty=dirty,
         files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in folder.files.items()},
         python=platform.python_version(),
-        packages=artifacts.environment(),
+        packages=artifacts.environment(folder.spec),
         machine=platform.machine(),
         threads={pool["user_api"]: pool["num_threads"] for pool in threadpool_info()},
     )

@@ -28,8 +28,7 @@ from perennial.evidence.evaluation import Refit
 from perennial.evidence.training import TrainingSet
 from perennial.model.artifacts import FeatureList, Prediction
 from perennial.model.candidate import Fitted
-from perennial.model.estimators import fit_estimator
-from perennial.model.labels import labels_of
+from perennial.model.estimators import fit_rows
 from perennial.registry.runs import MAX_TAG
 from perennial.registry.store import Registry
 from perennial.spec.folder import ModelFolder
@@ -74,15 +73,15 @@ def refit_candidate(
         return Refit.from_json(json.loads(kept))
     with CleanProcess() as clean:  # it starts while rows are read
         interval, rows = load_all_rows(folder, deployment.lake, training_set)
-        frame, truth = FeatureList.of(spec).frame(rows), labels_of(rows)
+        takes = FeatureList.of(spec)
         started = time.perf_counter()
-        estimator = fit_estimator(folder, chosen.candidate, chosen.params, frame, truth)
+        estimator = fit_rows(folder, chosen.candidate, chosen.params, rows, takes)
         seconds = time.perf_counter() - started
         older = rows_before(rows, spec.event_time, training_set.interval("holdout").start)
         stored = run.log_model(
             spec,
             estimator,
-            example=frame.head(EXAMPLE_ROWS),
+            example=takes.frame(rows.slice(0, EXAMPLE_ROWS)),
             reference=reference_sample(spec, rows, older, judged[len(judged) - (rows.num_rows - older) :]),
             params=chosen.params,
             name=f"{spec.name}_refit",

@@ -45,7 +45,7 @@ from perennial.ledger.succession import lineage
 from perennial.model.artifacts import FeatureList, LoadedModel
 from perennial.model.candidate import Fitted
 from perennial.model.costs import CostFunction, cost_function
-from perennial.model.estimators import fit_estimator
+from perennial.model.estimators import fit_rows
 from perennial.model.labels import labels_of
 from perennial.registry.folders import OwnFolder, changed_label, own_features, own_folder
 from perennial.registry.runs import KEY
@@ -505,9 +505,9 @@ def _fit(
     if _FITTED in kept and _REFIT in kept:
         log.info("an earlier attempt of this run has already refreshed version %d", record.version)
         return Fitted.from_json(json.loads(kept[_FITTED])), Refit.from_json(json.loads(kept[_REFIT]))
-    frame, truth = FeatureList.of(spec).frame(rows.all), labels_of(rows.all)
+    takes = FeatureList.of(spec)
     started = time.perf_counter()
-    estimator = fit_estimator(recipe, training.candidate, training.params, frame, truth)
+    estimator = fit_rows(recipe, training.candidate, training.params, rows.all, takes)
     seconds = time.perf_counter() - started
     code = code_state(recipe)
     tags = {
@@ -522,7 +522,7 @@ def _fit(
         stored = run.log_model(
             spec,
             estimator,
-            example=frame.head(EXAMPLE_ROWS),
+            example=takes.frame(rows.all.slice(0, EXAMPLE_ROWS)),
             reference=reference_sample(spec, rows.all, rows.older, before.model.predict(rows.unseen)),
             params=training.params,
         )

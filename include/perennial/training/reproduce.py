@@ -28,8 +28,7 @@ from perennial.lake.publish import Lake
 from perennial.ledger.records import VersionRecord
 from perennial.model import artifacts
 from perennial.model.artifacts import FeatureList, LoadedModel, Prediction
-from perennial.model.estimators import fit_estimator
-from perennial.model.labels import labels_of
+from perennial.model.estimators import fit_rows
 from perennial.registry.folders import open_folder
 from perennial.spec.folder import ModelFolder
 from perennial.training.fit import code_state
@@ -170,7 +169,7 @@ def reproduce(model: str, version: int, deployment: Deployment, *, folder: Model
 def _fit_and_predict(
     folder: ModelFolder, training: TrainingRecord, takes: FeatureList, rows: pa.Table, unseen: pd.DataFrame
 ) -> Prediction:
-    estimator = fit_estimator(folder, training.candidate, training.params, takes.frame(rows), labels_of(rows))
+    estimator = fit_rows(folder, training.candidate, training.params, rows, takes)
     return artifacts.predict(folder.spec.task, estimator, unseen)
 
 

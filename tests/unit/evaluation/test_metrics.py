@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from perennial.evaluation.metrics import calibration_error, evaluate, evaluate_metric, summarise
+from perennial.evaluation.metrics import answers, calibration_error, evaluate, evaluate_metric, summarise
+from perennial.evidence.evaluation import Answers, ClassFigures, Contender
 from perennial.model.artifacts import Prediction
 from perennial.spec.training import METRICS
 
@@ -122,3 +124,67 @@ def test_a_wrong_number_of_predictions_is_an_error() -> None:
 def test_predictions_are_summarised(values: Any, not_finite: int, distinct: int) -> None:
     summary = summarise(Prediction(np.array(values), None, None, ()))
     assert (summary.rows, summary.not_finite, summary.distinct) == (len(values), not_finite, distinct)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def test_answers_of_a_binary_model_are_scikit_learns_at_the_threshold() -> None:
+    generator = np.random.default_rng(4)
+    truth, probability = generator.random(300) < 0.3, generator.random(300)
+    found = answers("binary_classification", truth, Prediction(probability, probability, None, ()), 0.7)
+    assert found is not None
+    said, yes = probability >= 0.7, found.by_class["true"]
+    assert found.threshold == 0.7
+    assert found.accuracy == pytest.approx(sk.accuracy_score(truth, said))
+    assert (yes.precision, yes.recall, yes.f1) == pytest.approx(
+        (sk.precision_score(truth, said), sk.recall_score(truth, said), sk.f1_score(truth, said))
+    )
+    counted = sk.confusion_matrix(truth, said)
+    assert [[found.confusion[one][other] for other in ("false", "true")] for one in ("false", "true")] == counted.tolist()
+    assert Contender.from_json(json.loads(json.dumps(contender(found).to_json()))) == contender(found)
+
+
+def test_what_is_not_defined_is_absent_and_not_zero() -> None:
+    truth, probability = np.array([True, False]), np.array([0.1, 0.2])
+    found = answers("binary_classification", truth, Prediction(probability, probability, None, ()), 0.5)
+    assert found is not None
+    assert found.by_class["true"] == ClassFigures(1, None, 0.0, 0.0)
+    assert answers("regression", truth, Prediction(np.array([np.nan, 1.0]), None, None, ()), 0.5) is None
+    assert answers("regression", np.empty(0), Prediction(np.empty(0), None, None, ()), 0.5) is None
+    zeros = answers("regression", np.zeros(2), Prediction(np.ones(2), None, None, ()), 0.5)
+    assert zeros is not None
+    assert (zeros.mape, zeros.zeros, zeros.accuracy) == (None, 2, None)
+
+
+def test_answers_of_several_classes_are_scikit_learns_also_for_a_class_that_never_occurs() -> None:
+    generator = np.random.default_rng(5)
+    truth = generator.choice(np.array(["a", "b", "c"], dtype=object), 200)
+    said = np.where(generator.random(200) < 0.5, truth, generator.choice(np.array(["a", "b", "d"], dtype=object), 200))
+    found = answers("multiclass_classification", truth, Prediction(said, None, None, ()), 0.5)
+    assert found is not None
+    names = list(found.by_class)
+    precision, recall, f1, rows = sk.precision_recall_fscore_support(
+        truth.astype(str), said.astype(str), labels=names, zero_division=np.nan
+    )
+    of_class = found.by_class.values()
+    assert [one.rows for one in of_class] == rows.tolist()
+    assert [np.nan if one.precision is None else one.precision for one in of_class] == pytest.approx(precision, nan_ok=True)
+    assert [np.nan if one.recall is None else one.recall for one in of_class] == pytest.approx(recall, nan_ok=True)
+    assert [one.f1 for one in of_class] == pytest.approx(np.nan_to_num(f1))
+    assert found.by_class["d"].recall is None
+
+
+def test_answers_of_a_regression_are_scikit_learns_and_leave_out_labels_of_zero() -> None:
+    generator = np.random.default_rng(6)
+    truth, said = generator.normal(10, 3, 100), generator.normal(10, 3, 100)
+    truth[:7] = 0
+    found = answers("regression", truth, Prediction(said, None, None, ()), 0.5)
+    assert found is not None
+    assert found.mape == pytest.approx(sk.mean_absolute_percentage_error(truth[7:], said[7:]))
+    assert found.zeros == 7
+    assert found.pinball == {f"{q}": pytest.approx(sk.mean_pinball_loss(truth, said, alpha=q)) for q in (0.1, 0.5, 0.9)}
+
+
+def contender(found: Answers) -> Contender:
+    return Contender("boosting", "candidate", {}, 300, "", None, answers=found)

@@ -9,17 +9,18 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from threadpoolctl import threadpool_limits
 
 from perennial.cli import by_hand
 from perennial.core.errors import CardError
 from perennial.core.intervals import Interval
 from perennial.evidence.decision import GateDecision, GateResult
-from perennial.evidence.evaluation import Evaluation
+from perennial.evidence.evaluation import Answers, Contender, Evaluation
 from perennial.ledger.records import VersionRecord
 from perennial.registry.runs import CandidateRun
-from perennial.reports.cards import known_limits, model_card, slices
-from perennial.reports.documents import Document
+from perennial.reports.cards import answers, known_limits, model_card, slices
+from perennial.reports.documents import Chapter, Document, Mark
 from perennial.reports.dossier import Dossier, gather
 from perennial.reports.releases import publish_pages, release_report, to_watch, write_pages
 from perennial.spec.gates import Gates, SlicesGate
@@ -124,6 +125,34 @@ def test_the_card_has_every_section_and_says_what_is_recorded(world: World) -> N
     assert "- Made of random numbers." in text
     assert "perennial reproduce toy 2" in text
     assert "features: 1 publication of" in section(card, "Lineage")
+
+
+def test_the_card_and_the_report_show_what_was_answered_and_mlflow_has_it(world: World) -> None:
+    found = record_of(world, 2).evaluation.candidate.answers
+    assert found is not None
+    yes = found.by_class["true"]
+    logged = MlflowClient(tracking_uri=world.settings.mlflow_url).get_run(record_of(world, 2).mlflow_run_id).data.metrics
+    assert (logged["holdout_accuracy"], logged["holdout_recall"]) == (found.accuracy, yes.recall)
+    assert logged["holdout_rows_true_answered_false"] == found.confusion["true"]["false"]
+    for shown in (section(model_card(dossier(world)), "Metrics"), section(release_report(dossier(world)), "Metrics")):
+        assert "with the answer true from a probability of 0.5 on" in shown
+        assert f"| precision | {yes.precision:.4g} | " in shown
+        assert f"| actually true | {found.confusion['true']['true']} | {found.confusion['true']['false']} |" in shown
+    assert "weights of the rows: all count the same" in section(model_card(dossier(world)), "Code and environment")
+
+
+def test_answers_of_several_classes_and_of_a_regression_are_shown_by_class_and_by_quantile() -> None:
+    def shown(found: Answers) -> str:
+        chapter = Chapter("Metrics", answers([Contender("boosting", "candidate", {}, 9, "", None, answers=found)]), "")
+        return Document("", "", "", Mark("promoted", "good"), [], [chapter]).to_markdown().replace("\\", "")
+
+    classes = shown(Answers(confusion={"a": {"a": 3, "b": 1}, "b": {"b": 5}}))
+    assert "| a | 4 | 1 | 0.75 | 0.8571 |" in classes
+    numbers = shown(Answers(mape=0.125, zeros=3, pinball={"0.1": 0.25, "0.9": 1.5}))
+    assert "3 rows whose label is 0 are left out" in numbers
+    assert "| MAPE | 12.5% |" in numbers
+    assert "| pinball loss of the quantile 0.9 | 1.5 |" in numbers
+    assert answers([Contender("boosting", "candidate", {}, 9, "", None)]) == []
 
 
 def test_the_first_version_says_that_there_is_nothing_to_compare_it_with(world: World) -> None:

@@ -503,9 +503,9 @@ def test_the_search_takes_the_best_on_the_validation_rows_and_refits_on_all(
     seen: list[tuple[dict[str, Any], int]] = []
     real = fit_estimator
 
-    def counting(folder: ModelFolder, name: str, params: Any, frame: pd.DataFrame, truth: Any) -> Any:
+    def counting(folder: ModelFolder, name: str, params: Any, frame: pd.DataFrame, truth: Any, weight: Any) -> Any:
         seen.append((dict(params), len(frame)))
-        return real(folder, name, params, frame, truth)
+        return real(folder, name, params, frame, truth, weight)
 
     monkeypatch.setattr(fit, "fit_estimator", counting)
     fitted = fit_candidate(folder, "boosting", training_set, deployment, run_id="run-1")

@@ -17,6 +17,7 @@ from perennial.core.intervals import Interval
 from perennial.core.settings import Settings
 from perennial.evidence.training import CodeState, TrainingSet
 from perennial.features.publish import ensure_features
+from perennial.model.boosters import LIBRARIES, installed
 from perennial.operations.maintenance import maintain
 from perennial.spec.folder import ModelFolder, read_model
 from perennial.training.reproduce import Reproduction, _changes, reproduce
@@ -204,3 +205,22 @@ def test_what_changed_since_is_named() -> None:
         "it was computed with threads {'openmp': 1}, this process has {'openmp': 2}",
     ]
     assert _changes(CodeState(), CodeState()) == ["the number of threads that computed it is not recorded"]
+
+
+def test_boosters_of_other_libraries_become_champion_and_are_made_again_to_the_last_bit(tmp_path: Path) -> None:
+    booster = "estimator: gradient_boosting => estimator: xgboost"
+    params = "params: {max_iter: 30}\n    search: {max_leaf_nodes: [4, 8]} => params: {n_estimators: 20}"
+    other = "  boosting:\n =>   light: {estimator: lightgbm, params: {n_estimators: 2}}\n  boosting:\n"
+    weight = "training: { => training: {weight: {half_life: 10d}, "
+    world = make_trained(tmp_path, booster=booster, params=params, other=other, weight=weight)
+    record = world.ledger.version("toy", 1)
+    assert record is not None
+    assert record.decision.promote, record.decision.reasons
+    assert record.evaluation.candidate.name == "boosting"
+    assert {library: record.code.packages.get(library) for library in LIBRARIES} == {one: installed(one) for one in LIBRARIES}
+    run = MlflowClient(tracking_uri=world.settings.mlflow_url).get_run(record.mlflow_run_id)
+    assert run.data.params["weight"] == "half_life: 10d"
+    made = again(world)
+    assert made.identical
+    assert (made.differing, made.notes, made.changes) == (0, [], [])
+    assert made.refit_found == made.refit_expected != ""
