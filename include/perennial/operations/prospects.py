@@ -25,7 +25,7 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from perennial.core.errors import SpecError
+from perennial.core.errors import SourceError, SpecError
 from perennial.core.intervals import Interval
 from perennial.core.sql import connect, literal, quoted
 from perennial.features.point_in_time import open_database
@@ -225,7 +225,7 @@ def read_sample(folder: ModelFolder, file: Path, scratch: Path) -> Sampled:
 
     Raises:
         SpecError: the file is not there, or it is not clear which source it is for.
-        SourceError: it cannot be read so; the message says where, and what to do.
+        SourceError: it cannot be read so, or no row has a time; the message says where, and what to do.
     """
     if not file.is_file():
         raise SpecError(f"{file}: there is no such file")
@@ -280,13 +280,13 @@ def _span(folder: ModelFolder, landed: Landed, scratch: Path) -> Interval:
         add_macros(connection)
         # As in perennial.ingestion.checks: what two expressions share would be computed outside of their TRY.
         connection.execute("SET disabled_optimizers = 'common_subexpressions,filter_pushdown'")
-        event = quoted(table.event_time)
-        row = connection.execute(
-            f"SELECT min({event}), max({event}) FROM ({typed_query(folder, landed.table, parts, _EVER)})"
-        ).fetchone()
-    first, last = row or (None, None)
+        event, fault = quoted(table.event_time), quoted(f"_fault_{table.event_time}")
+        [(first, last, wrong)] = connection.execute(
+            f"SELECT min({event}), max({event}), any_value({fault}) "
+            f"FROM ({typed_query(folder, landed.table, parts, _EVER)}) WHERE {event} IS NULL OR {fault} IS NULL"
+        ).fetchall()
     if first is None:
-        return Interval.day("2000-01-01")
+        raise SourceError(f"no row of the sample has a time for table {landed.table}: {wrong or 'it has no rows'}")
     start = first.replace(hour=0, minute=0, second=0, microsecond=0)
     return Interval(start, last.replace(hour=0, minute=0, second=0, microsecond=0) + _DAY)
 

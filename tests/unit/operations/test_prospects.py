@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,8 @@ def written(spec: ModelSpec, seen: Seen) -> set[str]:
 def test_an_hourly_series_is_never_monitored_with_the_defaults_and_what_to_write_works() -> None:
     hourly = Seen(rows=24 * 100, days=100)
     assert told(spec_of(), hourly) == [
-        "drift.min_rows is 200, but a week has some 168 rows, so every verdict on drift is unknown; write drift: {min_rows: 100}",
+        "drift.min_rows is 200, but a week has some 168 rows, so every verdict on drift is unknown; write drift: {min_rows: "
+        "100}",
         "gates.min_rows is 200, but the holdout of 7 days has some 168 rows, so every candidate is refused; write training: "
         "{holdout: 11d}, or gates: {min_rows: 100} if a decision by so few is wanted",
     ]
@@ -59,7 +59,7 @@ def test_slices_that_the_holdout_has_too_few_rows_for_are_told() -> None:
 
 
 def test_labels_that_take_longer_than_stated_are_told() -> None:
-    many = {"rows": 100_000, "days": 100, "label_rows": 100_000, "classes": 2}
+    many: dict[str, Any] = {"rows": 100_000, "days": 100, "label_rows": 100_000, "classes": 2}
     delayed = spec_of(label={"table": "visits", "sql": "y", "delay": "1d"})
     assert told(delayed, Seen(**many, label_takes=timedelta(days=1))) == []
     [late] = told(delayed, Seen(**many, label_takes=timedelta(days=2, hours=12)))
@@ -104,12 +104,12 @@ training: {window: 60d, holdout: 7d}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Path:
     place = tmp_path / "hourly"
     place.mkdir()
     (place / "model.yaml").write_text(_HOURLY)
     (place / "features.sql").write_text("SELECT e.hour, 0.3 AS flat FROM entities e")
-    yield place
+    return place
 
 
 def hours(file: Path, days: int = 10, many: str = "7") -> Path:
