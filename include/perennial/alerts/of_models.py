@@ -142,6 +142,60 @@ def unknown_verdict(
     )
 
 
+def not_compared(
+    model: str,
+    interval: Interval,
+    columns: Sequence[str],
+    *,
+    version: int,
+    reasons: Sequence[str],
+    links: Mapping[str, str] | None = None,
+) -> Alert:
+    """Nothing drifted in an interval, but some columns could not be judged."""
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="unknown_verdict",
+        title=f"{model}: drift of {_named(columns)} in {interval.key} could not be judged",
+        text=_partly(model, f"The data of {interval.key}", version, reasons),
+        links=dict(links or {}),
+        subject=f"{judged(model, 'unknown')}/{interval.key}",
+    )
+
+
+def asked_not_compared(
+    model: str,
+    interval: Interval,
+    columns: Sequence[str],
+    *,
+    version: int,
+    reasons: Sequence[str],
+    links: Mapping[str, str] | None = None,
+) -> Alert:
+    """Nothing drifted in what was asked online, but some columns could not be judged."""
+    return Alert(
+        model=model,
+        severity="warning",
+        kind="unknown_verdict",
+        title=f"{model}: drift of {_named(columns)} in online requests in {interval.key} could not be judged",
+        text=_partly(model, f"The rows that were asked online in {interval.key}", version, reasons),
+        links=dict(links or {}),
+        subject=f"{judged_asked(model, 'unknown')}/{interval.key}",
+    )
+
+
+def _named(columns: Sequence[str]) -> str:
+    return ", ".join(columns[:3]) + (f" and {len(columns) - 3} more" if len(columns) > 3 else "")
+
+
+def _partly(model: str, rows: str, version: int, reasons: Sequence[str]) -> str:
+    return as_text(
+        f"{rows} resemble the training data of version {version}, as far as they could be compared:",
+        reasons,
+        f"Repair the columns, then run {model}.monitor for this window again. If a column is gone for good, train again.",
+    )
+
+
 def unknown_asked(
     model: str, interval: Interval, *, version: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
 ) -> Alert:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -367,8 +368,13 @@ def explain(settings: Settings, model: str, version: int) -> dict[str, Any]:
         return explain(deployment.ledger, model, version)
 
 
-def inspect(settings: Settings, model: str) -> tuple[str, bool]:
+def inspect(settings: Settings, model: str, sample: Path | None = None) -> tuple[str, bool]:
     """Read a model folder, and try its SQL without data. If data are published, also build its features for the newest day.
+
+    Args:
+        settings: the deployment.
+        model: the model.
+        sample: a file to read as ingestion would; what is told of rows is told of its rows.
 
     Returns:
         The result as a text, and whether more rows can be published, published rows have all that is read, and no feature
@@ -378,6 +384,7 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         SpecError: the folder does not describe a model, or its SQL cannot work; the message has a line for each problem: file,
             line, and the correction.
     """
+    from perennial.operations import prospects
     from perennial.operations.inspection import (
         find_changed_types,
         find_faults,
@@ -399,9 +406,18 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         f"{folder.path} describes the model {model} ({spec.task.replace('_', ' ')}): {len(spec.tables)} tables from "
         f"{len(spec.sources)} sources, {len(spec.features.names)} features, candidates {', '.join(spec.candidates)}",
     ]
+    if sample is not None:
+        with TemporaryDirectory(prefix="perennial-sample-") as scratch:
+            sampled = prospects.read_sample(folder, sample, Path(scratch))
+        refused_sample = any(one.refused for one in sampled.results)
+        found += [*sampled.words(sample), *prospects.find_prospects(folder, sampled.seen)]
+        if refused_sample:
+            return "\n".join(found), False
     parts.ledger.migrate_own()
     if (stands := standing(parts, model, folder)) is not None:
         found.append(stands.words)
+        if stale := _stale_thresholds(parts, folder, stands.version):
+            found.append(stale)
     published = parts.ledger.published(model, "tables")
     if published is None:
         return "\n".join([*found, "No data are published yet, so the features were not computed."]), True
@@ -426,6 +442,8 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
     except (SnapshotMissing, SpecError) as error:
         return "\n".join([*found, str(error)]), False
     found.append(f"features of {day}: {built.rows:,} rows")
+    if sample is None:
+        found += prospects.find_prospects(folder, prospects.look_at_published(folder, parts.lake, published.snapshots, end))
     if spec.label.table not in published.snapshots:
         found.append(f"No labels are published yet, in table {spec.label.table}, so no training is possible.")
     leaks = find_leaks(folder, parts.lake, day)
@@ -439,6 +457,15 @@ def inspect(settings: Settings, model: str) -> tuple[str, bool]:
         if dependences:
             found.append("So no entity can be asked alone: features are as published, and online they are given by key only.")
     return "\n".join(found), not leaks
+
+
+def _stale_thresholds(parts: Deployment, folder: ModelFolder, champion: int) -> str:
+    """That ``drift.yaml`` was made for another version than the champion; empty if it was not, or monitoring calibrates."""
+    from perennial.monitoring.calibrated import stale_thresholds
+
+    if folder.thresholds is None or folder.spec.drift.calibrate == "auto":
+        return ""
+    return stale_thresholds(folder.spec.name, folder.thresholds, champion, parts.ledger.versions(folder.spec.name))
 
 
 # --- runs by hand ----------------------------------------------------------------------------------------------------

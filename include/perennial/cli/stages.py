@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.cli import by_hand
@@ -33,9 +34,14 @@ _AS_OF = argument("--as-of", required=True, type=moment, help="use only data kno
 _CAUSE = argument("--cause", metavar="TEXT", help="why, for the record (default: by hand)")
 
 
-@command("check", "read a model folder and try its features on published data", MODEL)
+@command(
+    "check",
+    "read a model folder and try its features on published data",
+    MODEL,
+    argument("--sample", type=Path, metavar="FILE", help="a file of a source, to read as ingestion would"),
+)
 def check(chosen: argparse.Namespace) -> int:
-    found, in_order = by_hand.inspect(settings(), chosen.model)
+    found, in_order = by_hand.inspect(settings(), chosen.model, chosen.sample)
     return tell(found) if in_order else tell(found) or 1
 
 
@@ -145,6 +151,12 @@ def calibrate(chosen: argparse.Namespace) -> int:
         f"On windows like those of {found.history}, expect {found.expected:g} verdicts of drift per year "
         f"(budget {found.false_alarms:g}; {found.replays:,} replays). Written to {folder.path / THRESHOLDS_FILE}"
     )
+    learned = f", which learned from {found.reference}" if found.reference else ""
+    screen.print(f"For version {found.version}{learned}, and its refreshes: calibrate again once another training is champion")
+    if found.wide:
+        screen.print(f"Too wide ever to alarm, even if every row had the farthest value of history: {', '.join(found.wide)}")
+    if found.constant:
+        screen.print(f"One value in all of history; another one is drift: {', '.join(found.constant)}")
     if (net := found.refresh) is not None:
         screen.print(
             f"From {net.refreshes} refreshes: an agreement of at least {net.agreement:g} and a skill of at least "

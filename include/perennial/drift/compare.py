@@ -15,7 +15,7 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from perennial.core.intervals import Interval
 from perennial.core.redaction import redact
 from perennial.core.text import UNSAFE
-from perennial.drift.distances import HUGE, MAX_CATEGORIES, is_number, prepare
+from perennial.drift.distances import HUGE, MAX_CATEGORIES, as_floats, is_number, is_other, only_number, prepare
 from perennial.drift.findings import DriftComparison
 from perennial.drift.shapes import Shape, shape_of
 from perennial.evidence.verdict import ColumnDrift, Kind, Status
@@ -57,7 +57,8 @@ class _Column:
         kind: numeric or categorical.
         threshold: distance from which the column has drifted.
         most_missing: change of the share of missing values from which it has drifted; None if it was not calibrated.
-        current, reference: the values for Evidently; None if Evidently is not called for this column.
+        current, reference: the values; None if they are not compared.
+        single: whether the reference has only one number. There is no distance then, and Evidently is not called.
         missing, reference_missing: share of missing values.
         score: the distance; None if none was computed.
         unusable, moved, left_out, note: sentences about the column without their subject; empty if there is nothing to say.
@@ -69,6 +70,7 @@ class _Column:
     most_missing: float | None = None
     current: pd.Series[Any] | None = None
     reference: pd.Series[Any] | None = None
+    single: bool = False
     missing: float = 0.0
     reference_missing: float = 0.0
     score: float | None = None
@@ -118,15 +120,17 @@ def compare(
     """Compare the inputs and the predictions of a version with its training reference.
 
     The verdict is ``drift`` if the predictions drifted, or at least ``share`` of the features. One feature is enough if
-    thresholds are calibrated and no share is given. Otherwise it is ``unknown`` if there are too few rows, a column cannot be
-    judged, or Evidently failed. Otherwise it is ``ok``.
+    thresholds are calibrated and no share is given. Otherwise it is ``unknown`` if there are too few rows, the predictions or
+    too many features cannot be judged, or Evidently failed. Otherwise it is ``ok``, and its reasons name the features that
+    cannot be judged. They are too many if they and the drifted ones together are ``share`` of the features (0.3 if no share is
+    given), calibrated or not.
 
     Evidently would call the following stable, or raise. So they are judged here:
 
     - A column cannot be judged if it is absent, has another type, is empty, or misses values in a share of more than
-      ``max_missing`` above the reference's share.
+      ``max_missing`` above the reference's share; or if Evidently fails on it alone.
     - Categories that are not in the reference, and infinite values, are drift from a share of ``max_new_categories`` on. If
-      the reference has only one value, any other value counts in the same way.
+      the reference has only one number, any other number counts in the same way, and there is no distance.
     - A column that misses nearly all its values, in the reference too, is left out.
 
     Args:
@@ -149,21 +153,28 @@ def compare(
             return DriftComparison("unknown", [f"{count:,} {what}; a verdict requires at least {policy.min_rows:,}"])
 
     calibrated = thresholds.columns if thresholds is not None else {}
-    said = _prepare(policy, PREDICTION, predictions, reference, calibrated.get(PREDICTION), quote=quote)
     names = [name for name in reference.column_names if name not in NOT_FEATURES]
-    seen = [_prepare(policy, name, features, reference, calibrated.get(name), quote=quote) for name in names]
+    said, *seen = (
+        _prepare(policy, name, rows, reference, calibrated.get(name), quote=quote)
+        for name, rows in ((PREDICTION, predictions), *((name, features) for name in names))
+    )
     columns = [said, *seen]
+    measured = [column for column in columns if column.current is not None and not column.single]
     try:
-        ask = _ask_evidently if report else _measure
-        snapshot = ask([column for column in columns if column.current is not None])
+        snapshot = _without_failing(_ask_evidently if report else _measure, measured, quote=quote)
     except Exception as error:
-        log.exception("Evidently failed")
-        for column in columns:
+        log.error("Evidently failed: %s", _failure(error, quote=quote))
+        for column in measured:
             column.score = None
-        reason = f"Evidently failed, {first_line(error)}"
+        reason = f"Evidently failed, {_failure(error, quote=quote)}"
         return DriftComparison("unknown", [reason], [replace(column.finding(), status="unusable") for column in columns])
     judged = _judge(policy, said, seen, snapshot, calibrated=thresholds is not None)
     return replace(judged, shapes=_shapes(columns)) if report else judged
+
+
+def _failure(error: Exception, *, quote: bool) -> str:
+    """What failed; its text may quote the data."""
+    return first_line(error) if quote else type(error).__name__
 
 
 def _shapes(columns: Sequence[_Column]) -> dict[str, Shape]:
@@ -177,21 +188,29 @@ def _shapes(columns: Sequence[_Column]) -> dict[str, Shape]:
 def _judge(policy: Drift, said: _Column, seen: Sequence[_Column], snapshot: Any, *, calibrated: bool) -> DriftComparison:
     prediction, features = said.finding(), [column.finding() for column in seen]
     drifted = sorted((f for f in features if f.drifted), key=lambda f: -math.inf if f.score is None else -f.score / f.threshold)
-    unusable = [f for f in (prediction, *features) if f.status == "unusable"]
+    unusable = [f for f in features if f.status == "unusable"]
     share = len(drifted) / len(features) if features else 0.0
     wanted = policy.features_wanted(len(features), calibrated=calibrated)
     counted = f"{len(drifted)} of {len(features)} features drifted (threshold {wanted})"
+    too_many = policy.features_wanted(len(features), calibrated=False)
     if prediction.drifted or len(drifted) >= wanted:
         verdict: VerdictName = "drift"
         first = [*([prediction.reason] if prediction.drifted else []), counted]
-    elif unusable or all(f.status == "left_out" for f in features):
+    elif prediction.status == "unusable" or (unusable and len(drifted) + len(unusable) >= too_many):
         verdict = "unknown"
-        first = [*(f.reason for f in unusable), *([] if unusable else ["no feature has enough values to be judged"]), counted]
+        first = [*(f.reason for f in (prediction, *unusable) if f.status == "unusable"), counted]
+    elif all(f.status in ("left_out", "unusable") for f in features):
+        verdict = "unknown"
+        first = ["no feature has enough values to be judged", *(f.reason for f in unusable), counted]
     else:
         verdict = "ok"
-        first = [counted]
+        first = [counted, *(f.reason for f in unusable)]
     if prediction.status == "stable":
-        first.append(f"the predictions moved by {said.distance}")
+        first.append(
+            "the predictions stayed the one number of the reference"
+            if said.single
+            else f"the predictions moved by {said.distance}"
+        )
     rest = [f.reason for f in (*drifted, *unusable, prediction, *features) if f.reason]
     return DriftComparison(verdict, list(dict.fromkeys([*first, *rest])), [prediction, *features], share, snapshot)
 
@@ -222,15 +241,17 @@ def _prepare(
     if is_number(given.type) != is_number(known.type):
         column.unusable = f"was {known.type} in training and is {given.type} now"
         return column
-    if kind == "numeric":
-        return _prepare_numbers(policy, column, given, known)
-    return _prepare_texts(policy, column, given, known, quote=quote)
+    try:
+        if kind == "numeric":
+            return _prepare_numbers(policy, column, given, known)
+        return _prepare_texts(policy, column, given, known, quote=quote)
+    except Exception as error:
+        log.error("%s cannot be compared: %s", name, _failure(error, quote=quote))
+        return _Column(name, kind, threshold, unusable=f"cannot be judged: {_failure(error, quote=quote)}")
 
 
 def _prepare_numbers(policy: Drift, column: _Column, given: pa.Array, known: pa.Array) -> _Column:
-    current, reference = (
-        pc.cast(side, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64, copy=True) for side in (given, known)
-    )
+    current, reference = as_floats(given), as_floats(known)
     _check_presence(policy, column, np.isnan(current), np.isnan(reference))
     infinite, usual = (_drop_infinite(side) for side in (current, reference))
     if infinite > 0 and infinite - usual >= policy.max_new_categories:
@@ -238,19 +259,26 @@ def _prepare_numbers(policy: Drift, column: _Column, given: pa.Array, known: pa.
     elif infinite > 0:
         column.note = f"has {infinite:.2%} infinite values, which were left out"
     present, seen = (side[~np.isnan(side)] for side in (current, reference))
-    if len(present) and len(seen) and seen.min() == seen.max():
-        strange = float(np.mean(present != seen[0]))
-        if strange > 0 and strange >= policy.max_new_categories:
-            column.moved = f"has {strange:.1%} values other than {seen[0]:g}, the only value in the reference"
+    only = only_number(seen)
+    if only is not None and len(present):
+        column.single = True
+        others = float(is_other(present, only).mean())
+        told = f"had {others:.1%} values other than {only:.12g}, the only value in the reference"
+        if others > 0 and others >= policy.max_new_categories:
+            column.moved = "; ".join(part for part in (column.moved, told) if part)
+        elif others > 0:
+            column.note = "; ".join(part for part in (column.note, told) if part)
     if column.unusable or column.left_out:
         return column
     if min(len(present), len(seen)) < MIN_VALUES:
         if not column.moved:
             column.left_out = _too_few("finite values", (len(present), len(current)), (len(seen), len(reference)))
         return column
-    deviation = float(np.std(seen))
-    if 0 < deviation < _SMALLEST_NORM:
-        scale = 10.0 ** math.ceil(-math.log10(deviation))
+    if column.single:
+        column.score = None if column.moved or column.note else 0.0
+    elif (deviation := float(np.std(seen))) < _SMALLEST_NORM:
+        # The square of a tiny deviation is 0.
+        scale = 10.0 ** min(300, math.ceil(-math.log10(deviation or float(np.ptp(seen)))))
         current, reference = current * scale, reference * scale
         column.note = "; ".join(part for part in (column.note, f"is multiplied by {scale:g} in the report") if part)
     column.current, column.reference = pd.Series(current), pd.Series(reference)
@@ -392,7 +420,40 @@ def _ask_evidently(columns: Sequence[_Column]) -> Any:
     return snapshot
 
 
-def _measure(columns: Sequence[_Column]) -> None:
+def _without_failing(ask: Callable[[Sequence[_Column]], Any], columns: Sequence[_Column], *, quote: bool) -> Any:
+    """Ask about all columns; those on which that fails are left out and named.
+
+    Raises:
+        Exception: it fails on each of them, or on those that remain.
+    """
+    try:
+        return ask(columns)
+    except Exception as error:
+        sound = _sound(ask, columns, error, quote=quote)
+        if not sound:
+            raise
+        log.error("Evidently failed on %s", ", ".join(column.name for column in columns if column not in sound))
+        return ask(sound)
+
+
+def _sound(
+    ask: Callable[[Sequence[_Column]], Any], columns: Sequence[_Column], error: Exception, *, quote: bool
+) -> list[_Column]:
+    """Those of the columns that can be asked about, found by halves; each of the others says why not."""
+    if len(columns) == 1:
+        columns[0].score, columns[0].unusable = None, f"cannot be judged: Evidently failed, {_failure(error, quote=quote)}"
+        return []
+    found: list[_Column] = []
+    for half in (columns[: len(columns) // 2], columns[len(columns) // 2 :]):
+        try:
+            ask(half)
+            found += half
+        except Exception as failed:  # whatever it is, it is told with the column
+            found += _sound(ask, half, failed, quote=quote)
+    return found
+
+
+def _measure(columns: Sequence[_Column]) -> Any:
     """Set the same scores as :func:`_ask_evidently`, without a report."""
     for column in columns:
         sides = column.current, column.reference
@@ -403,6 +464,7 @@ def _measure(columns: Sequence[_Column]) -> None:
             column.score = score
         else:
             column.unusable = "cannot be judged: it has no finite distance"
+    return None
 
 
 _METHODS: dict[Kind, str] = {"numeric": "wasserstein", "categorical": "jensenshannon"}

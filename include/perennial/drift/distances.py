@@ -24,8 +24,11 @@ from perennial.spec.monitoring import MIN_VALUES
 MAX_CATEGORIES = 100
 #: The square of a larger value overflows, and every distance becomes 0 or NaN. So such a value counts as infinite.
 HUGE = 1e150
-#: Evidently divides by this if the reference has no deviation.
-_LEAST_DEVIATION = 0.001
+#: Numbers that differ by at most this share of their size are one number, rounded differently: a sum or mean of many equal
+#: values depends on the order of adding. A deviation of such differences measures nothing.
+ROUNDING = 1e-12
+#: Smaller differences cannot be squared.
+_TINY = 1e-150
 
 Counts = NDArray[np.float64]
 
@@ -43,12 +46,20 @@ class PreparedColumn(Protocol):
             current, reference: how often each of the n rows is counted, 0 or more.
 
         Returns:
-            NaN where a side has fewer than :data:`MIN_VALUES` values.
+            NaN where a side has fewer than :data:`MIN_VALUES` values. 0 where the reference has only one number, since
+            there is no deviation to measure by: :meth:`strange` tells whether there are others now.
         """
         ...
 
+    def farthest(self) -> float:
+        """The distance from all n rows to as many that all have the farthest value among them; 0 if they have one value."""
+        ...
+
     def strange(self, current: Counts, reference: Counts) -> float:
-        """The share of ``current``'s values in categories that ``reference`` does not have, 0 to 1."""
+        """The share of ``current``'s values that are new, 0 to 1.
+
+        New is a category that ``reference`` does not have, or a number if ``reference`` has only one other number.
+        """
         ...
 
 
@@ -76,14 +87,25 @@ class Numbers:
         many, known = now.sum(), then.sum()
         if min(many, known) < MIN_VALUES:
             return math.nan
+        if only_number(values[then > 0]) is not None:
+            return 0.0
         # Sums instead of BLAS dot products: starting BLAS threads takes longer than adding.
         apart = float((np.abs(np.cumsum(now / many - then / known)[:-1]) * np.diff(values)).sum())
         mean = (then * values).sum() / known
-        deviation = math.sqrt((then * np.square(values - mean)).sum() / known)
-        return apart / (deviation or _LEAST_DEVIATION)
+        return apart / math.sqrt((then * np.square(values - mean)).sum() / known)
 
-    def strange(self, current: Counts, reference: Counts) -> float:  # noqa: ARG002
-        return 0.0
+    def farthest(self) -> float:
+        if not len(self._sorted) or only_number(self._sorted) is not None:
+            return 0.0
+        mean = float(self._sorted.mean())
+        reach: float = max(mean - self._sorted[0], self._sorted[-1] - mean)
+        return reach / float(np.std(self._sorted))
+
+    def strange(self, current: Counts, reference: Counts) -> float:
+        now, known = current[self._order], self._sorted[reference[self._order] > 0]
+        if not now.any() or (only := only_number(known)) is None:
+            return 0.0
+        return float(now[is_other(self._sorted, only)].sum() / now.sum())
 
 
 class Categories:
@@ -111,16 +133,44 @@ class Categories:
         distance = float(jensenshannon(*sides))
         return distance if math.isfinite(distance) else 0.0  # NaN for equal sides, by rounding before the square root
 
+    def farthest(self) -> float:
+        counts = np.bincount(self._codes, minlength=self._many).astype(np.float64)
+        if len(counts) < 2:
+            return 0.0
+        alone = np.zeros(len(counts))
+        alone[counts.argmin()] = 1.0
+        return float(jensenshannon(counts, alone))
+
     def strange(self, current: Counts, reference: Counts) -> float:
         now, then = self._count(current), self._count(reference)
         return float(now[then == 0].sum() / now.sum()) if now.sum() else 0.0
+
+
+def only_number(values: NDArray[np.float64]) -> float | None:
+    """The number that all n values are, but for rounding; None if they differ, or there are none."""
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    return low if high - low <= max(ROUNDING * max(abs(low), abs(high)), _TINY) else None
+
+
+def is_other(values: NDArray[np.float64], only: float) -> NDArray[np.bool_]:
+    """Whether each of n values is another number than the only one of a reference, and not the same one rounded."""
+    apart: NDArray[np.bool_] = np.abs(values - only) > np.maximum(ROUNDING * np.maximum(np.abs(values), abs(only)), _TINY)
+    return apart
+
+
+def as_floats(values: pa.Array) -> NDArray[np.float64]:
+    """Numbers as floats that may be written to, NULL as NaN. Integers beyond 2**53 are rounded."""
+    floats = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return np.array(floats, dtype=np.float64)
 
 
 def prepare(column: pa.ChunkedArray | pa.Array) -> PreparedColumn:
     """A prepared column, numeric or categorical by its type."""
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if is_number(values.type):
-        return Numbers(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64))
+        return Numbers(as_floats(values))
     return Categories(pc.cast(values, pa.string()))
 
 

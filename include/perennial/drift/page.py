@@ -50,7 +50,7 @@ def write_report(
     *,
     about: str = "",
 ) -> bool:
-    """Write ``verdict.json``, and ``report.html`` and ``evidently.json.gz`` if Evidently gave a report.
+    """Write ``verdict.json``, ``report.html`` if a column was drawn, and ``evidently.json.gz`` if Evidently was called.
 
     An error is logged, and does not change the verdict.
 
@@ -73,10 +73,11 @@ def write_report(
             "reasons": comparison.reasons, "details": details.to_json(),
         }  # fmt: skip
         _replace(folder / "verdict.json", json.dumps(verdict, indent=2, default=str).encode())
+        # What an earlier attempt left would contradict the verdict.
         if comparison.snapshot is None:
-            # A report of an earlier attempt would contradict the verdict.
-            for name in ("report.html", "evidently.json.gz"):
-                (folder / name).unlink(missing_ok=True)
+            (folder / "evidently.json.gz").unlink(missing_ok=True)
+        if not comparison.shapes:
+            (folder / "report.html").unlink(missing_ok=True)
             return False
         title = ", ".join(_as_text(part) for part in (model, about, interval.key) if part)
         page = (
@@ -85,7 +86,8 @@ def write_report(
             f"{_pictures(comparison)}</body></html>"
         )
         _replace(folder / "report.html", page.encode())
-        _replace(folder / "evidently.json.gz", gzip.compress(comparison.snapshot.dumps().encode(), mtime=0))
+        if comparison.snapshot is not None:
+            _replace(folder / "evidently.json.gz", gzip.compress(comparison.snapshot.dumps().encode(), mtime=0))
         (folder / "evidently.json").unlink(missing_ok=True)  # as an earlier release wrote it
     except Exception:
         log.exception("the report could not be written to %s; the verdict does not change", folder)

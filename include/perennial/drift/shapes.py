@@ -78,7 +78,7 @@ def shape_of(kind: Kind, current: pd.Series[Any], reference: pd.Series[Any]) -> 
         before, now = (side[np.isfinite(side)] for side in sides)
         both = np.concatenate([before, now])
         low, high = np.quantile(both, [0.005, 0.995]) if len(both) else (0.0, 0.0)
-        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        edges = np.linspace(low, high if high > low else low + max(1.0, abs(low) * 1e-9), BINS + 1)
         # What lies beyond the ends counts for the outermost bars.
         shares = [_shares(np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0]) for side in (before, now)]
         return Shape([f"{edges[0]:.4g}", f"{edges[-1]:.4g}"], shares[0], shares[1], numeric=True)

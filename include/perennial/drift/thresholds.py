@@ -73,6 +73,7 @@ class StableHistory:
         interval: the interval of the rows.
         snapshot: snapshot of the features.
         version: the version that made the predictions.
+        reference: key of the interval that this version learned from.
     """
 
     rows: pa.Table
@@ -80,6 +81,7 @@ class StableHistory:
     interval: Interval
     snapshot: int | None = None
     version: int | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -230,11 +232,15 @@ def calibrate(
         )
     seen, novel = np.nan_to_num(found[usable], nan=0.0), strange[usable] >= policy.max_new_categories
     bounds, expected = _stretch(policy, geometry, names, seen, novel, starts[usable], days)
+    reach = {name: column.farthest() for name, column in columns.items()}
     return DriftThresholds(
         computed_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         history=history.interval.key,
         features_snapshot=history.snapshot,
         version=history.version,
+        reference=history.reference,
+        constant=[name for name in names if reach[name] == 0 and not columns[name].absent.all()],
+        wide=[name for place, name in enumerate(names) if 0 < reach[name] <= bounds[0, place]],
         window="week" if geometry.window == 7 else "day",
         match=policy.match,
         replays=len(seen),
@@ -349,9 +355,9 @@ def _stretch(
     if float(np.mean(np.isinf(statistic))) > level:
         often = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, novel.mean(axis=0), strict=True) if share)
         raise CalibrationError(
-            f"categories that are new in a window alarm in {np.mean(np.isinf(statistic)):.1%} of stable windows, more than the "
-            f"budget of {level:.1%}, whatever the thresholds ({often}): raise drift.max_new_categories, or group rare "
-            "categories in features.sql"
+            f"values that are new in a window alarm in {np.mean(np.isinf(statistic)):.1%} of stable windows, more than the "
+            f"budget of {level:.1%}, whatever the thresholds ({often}): raise drift.max_new_categories, group rare "
+            "categories in features.sql, or calibrate from later history if a column had only one value before"
         )
     finite, independent = statistic[np.isfinite(statistic)], days / geometry.window
     spread = float(finite.std()) * math.sqrt(1 + 1 / independent)
@@ -394,19 +400,22 @@ def _share(which: NDArray[np.bool_], counts: NDArray[np.float64]) -> float:
 # --- from the lake, and to the folder ---------------------------------------------------------------------------------
 
 
-def read_history(folder: ModelFolder, deployment: Deployment, interval: Interval | None = None) -> StableHistory:
-    """Read published features of the past, with predictions of the champion.
+def read_history(
+    folder: ModelFolder, deployment: Deployment, interval: Interval | None = None, version: int | None = None
+) -> StableHistory:
+    """Read published features of the past, with predictions of one version.
 
-    One version predicts all rows, since predictions of different versions differ for other reasons than drift. The champion
-    was trained on some of these rows. They occur on both sides of the comparison.
+    One version predicts all rows, since predictions of different versions differ for other reasons than drift. It was trained
+    on some of these rows. They occur on both sides of the comparison.
 
     Args:
         folder: the model's folder.
         deployment: has the features and the champion.
         interval: the stable interval; by default everything that is published.
+        version: the version; by default the champion.
 
     Raises:
-        CalibrationError: no features are published in the interval, or the champion has other features than the folder.
+        CalibrationError: no features are published in the interval, or the version has other features than the folder.
         NoChampion: the model has no champion.
     """
     spec, ledger, registry = folder.spec, deployment.ledger, deployment.registry
@@ -415,12 +424,13 @@ def read_history(folder: ModelFolder, deployment: Deployment, interval: Interval
         raise CalibrationError(f"{spec.name}: no features are published{f' for {interval}' if interval else ''}; ingest first")
     if interval is None:
         interval = Interval(min(p.interval.start for p in intervals), max(p.interval.end for p in intervals))
-    version = registry.champion(spec.name)
+    version = registry.champion(spec.name) if version is None else version
     if version is None:
         raise NoChampion(f"{spec.name} has no champion, and its predictions are needed for the comparison: train first")
-    if not own_folder(registry, version, folder).is_current:
+    own = own_folder(registry, version, folder)
+    if not own.is_current:
         raise CalibrationError(
-            f"{spec.name}: version {version}, the champion, predicts by its own folder, whose features are not those of the "
+            f"{spec.name}: version {version} predicts by its own folder, whose features are not those of the "
             "present folder: calibrate when a version of the present folder is champion"
         )
     snapshot = published.snapshots["features"]
@@ -433,7 +443,7 @@ def read_history(folder: ModelFolder, deployment: Deployment, interval: Interval
     kind = pa.string() if said.dtype.kind == "O" else pa.float64()
     moments = rows.column(spec.event_time).to_numpy().astype("datetime64[us]")
     rows = rows.select(spec.features.names).append_column(_PREDICTION, pa.array(said, kind))
-    return StableHistory(rows, moments, interval, snapshot, version)
+    return StableHistory(rows, moments, interval, snapshot, version, own.record.training.window or None)
 
 
 def write(folder: ModelFolder, thresholds: DriftThresholds) -> Path:
@@ -444,10 +454,12 @@ def write(folder: ModelFolder, thresholds: DriftThresholds) -> Path:
     """
     file = folder.path / THRESHOLDS_FILE
     kept = thresholds.model_dump(mode="json", exclude={"columns"}, exclude_none=True)
+    kept = {key: value for key, value in kept.items() if value != []}
     lines = [
         f"# Written by `perennial calibrate {folder.spec.name}`: when a column has drifted. Windows like those of",
         "# history raise at most `false_alarms` verdicts per year. distance: standard deviations of the reference (numbers)",
-        "# or Jensen-Shannon (categories). missing: change of the share of missing values.",
+        "# or Jensen-Shannon (categories). missing: change of the share of missing values. constant: one value in all of",
+        "# history. wide: not even the farthest value of history in every row would alarm.",
         yaml.safe_dump(kept, sort_keys=False).rstrip(),
         "columns:",
         *(f"  {name}: {{distance: {one.distance:g}, missing: {one.missing:g}}}" for name, one in thresholds.columns.items()),

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,6 +50,11 @@ class ColumnDrift(Evidence):
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "drifted": self.drifted}
+
+
+def uncompared(columns: Iterable[ColumnDrift]) -> list[str]:
+    """Names of the columns that could not be judged."""
+    return [column.column for column in columns if column.status == "unusable"]
 
 
 #: What no estimate can show. Every place that shows an estimate says it.
@@ -170,6 +176,8 @@ class VerdictDetails(Evidence):
         share: share of the features that drifted; None if the features were not compared.
         share_threshold: share from which the verdict is drift.
         calibrated: when the thresholds in ``drift.yaml`` were computed; None if those of ``model.yaml`` were used.
+        thresholds: the thresholds that monitoring has calibrated itself, in the form of ``drift.yaml`` (``drift.calibrate:
+            auto``); None if there are none.
         columns: the predictions first, then the features.
         estimate: the estimated metrics; None if no estimate was tried.
         missing: keys of the stretches of the window without predictions.
@@ -184,6 +192,7 @@ class VerdictDetails(Evidence):
     share: float | None = None
     share_threshold: float | None = None
     calibrated: str | None = None
+    thresholds: dict[str, Any] | None = None
     columns: list[ColumnDrift] = field(default_factory=list)
     estimate: Estimate | None = None
     missing: list[str] = field(default_factory=list)

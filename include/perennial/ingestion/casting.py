@@ -399,6 +399,9 @@ def _lacks(column: str, raw: pa.Schema, place: str) -> SourceError:
     names = [name for name in raw.names if name]
     shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
     hint = resembling(column, raw)
+    if hint:
+        close = hint.removeprefix("; is it now called ").removesuffix("?")
+        hint += f" Then write from: [{column}, {close}], or the new name in sql"
     if not hint and len(names) == 1 and (other := next((d for d in ";\t|," if d in names[0]), None)):
         hint = f"; are the fields separated by {other!r}? Then set `delimiter` of the source"
     asked = ". Is this line the header?" if re.search(r":\d+$", place) else ""
@@ -659,6 +662,15 @@ def _value(spec: Column, kind: str, raw: str, source: Source) -> str | None:
     return None
 
 
+def _often_meant(column: str, spec: Column, source: Source) -> Iterator[tuple[str, str]]:
+    """Ways in which files write a value that are not told of, as a regular expression and what to write then."""
+    if spec.type in ("integer", "float") and (source.decimal, source.thousands) == (".", None):
+        yield r"[+-]?\d+(\.\d{3})*,\d+", "if the comma is its decimal sign, write decimal: ',' for the source"
+    if spec.type in ("timestamp", "date"):
+        day = r"\d{1,2}([./-])\d{1,2}[./-]\d{2,4}([ T].*)?"
+        yield day, f"for another form write sql, such as strptime({column}, '%d.%m.%Y')"
+
+
 def _local(zone: str, kind: str, raw: str) -> str:
     """SQL for the moment at which the clocks of a zone show a time; NULL unless there is exactly one."""
     return f"local_moment({literal(zone)}, {_shown(kind, raw)})"
@@ -713,6 +725,10 @@ def _why_not(column: str, spec: Column, kind: str, raw: str, value: str, source:
         plain = f"coalesce(regexp_full_match({text}, '{_PLAIN_NUMBER}'), false)"
         clauses = f"WHEN {value} IS NULL AND {plain} THEN {subject} || ' is too large for a 64-bit float' "
     required = _REQUIRED[spec.type]
+    if kind == "VARCHAR" and spec.sql is None:
+        for pattern, hint in _often_meant(column, spec, source):
+            likely = f"coalesce(regexp_full_match(trim({raw}), {literal(pattern)}), false)"
+            clauses += f"WHEN {value} IS NULL AND {likely} THEN {subject} || {literal(f' {required}; {hint}')} "
     if (
         kind == "VARCHAR"
         and spec.type in ("integer", "float")

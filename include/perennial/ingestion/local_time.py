@@ -89,6 +89,9 @@ def _replace(node: Any) -> bool:
     return replaced
 
 
+_ANOTHER = "; if the times are of another zone, correct time_zone of the source"
+
+
 def shown_twice_or_never(zone: str, shown: str) -> str:
     """SQL for what is wrong with a time of a zone's clocks, as the end of a sentence; NULL if nothing is."""
     name = literal(zone)
@@ -96,4 +99,4 @@ def shown_twice_or_never(zone: str, shown: str) -> str:
         WHEN 2 THEN {literal(f" is shown twice by the clocks of {zone}, at ")}
             || strftime(timezone('UTC', local_first({name}, {shown})), '%H:%M') || ' and '
             || strftime(timezone('UTC', local_last({name}, {shown})), '%H:%M') || ' UTC; deliver it with its offset from UTC'
-        WHEN 0 THEN {literal(f" does not exist in {zone}, whose clocks were set forward")} END"""
+        WHEN 0 THEN {literal(f" does not exist in {zone}, whose clocks were set forward{_ANOTHER}")} END"""

@@ -14,7 +14,7 @@ from perennial.core.errors import StaleDecision
 from perennial.core.intervals import Interval, utc
 from perennial.evidence.monitoring import Audit, Constant, Expectation
 from perennial.evidence.parity import Parity
-from perennial.evidence.verdict import AskedDrift, VerdictDetails
+from perennial.evidence.verdict import AskedDrift, VerdictDetails, uncompared
 from perennial.ledger import tables
 from perennial.ledger.promotions import champion_of
 from perennial.ledger.records import (
@@ -68,7 +68,7 @@ class Observations(TableFamily):
         with self._database.writing(model) as connection:
             self._replace(connection, tables.verdicts, key, values)
             said = f"The verdict on {interval.key} is {verdict}."
-            if verdict != "unknown":
+            if verdict != "unknown" and not uncompared(details.columns):
                 self._resolve_judged(connection, judged(model, "unknown"), interval, said)
             if verdict == "ok":
                 self._resolve_judged(connection, judged(model, "drift"), interval, said)
@@ -84,7 +84,7 @@ class Observations(TableFamily):
         """Resolve what a verdict on online requests answers, and record its alert."""
         verdict = "ok" if found is None else found.verdict
         said = f"In {interval.key} {'nothing was asked online' if found is None else f'the verdict on requests is {verdict}'}."
-        if verdict in ("ok", "drift"):
+        if verdict in ("ok", "drift") and not (found and uncompared(found.columns)):
             self._resolve_judged(connection, judged_asked(model, "unknown"), interval, said)
         if verdict == "ok":
             self._resolve_judged(connection, judged_asked(model, "drift"), interval, said)

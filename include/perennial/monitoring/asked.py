@@ -37,11 +37,12 @@ from perennial.deployment import Deployment
 from perennial.drift.compare import NOT_FEATURES, PREDICTION, compare, first_line, match_reference
 from perennial.drift.findings import DriftComparison
 from perennial.drift.sampling import take_sample
-from perennial.evidence.verdict import AskedDrift
+from perennial.evidence.verdict import AskedDrift, uncompared
 from perennial.lake.publish import Lake
 from perennial.ledger.records import Verdict
 from perennial.model.artifacts import FeatureList
 from perennial.monitoring import impact
+from perennial.monitoring.calibrated import Calibrations
 from perennial.monitoring.performance import recipe_of
 from perennial.serving.recorded import ASKED_AT, DATASET, TABLE, publish_requests
 from perennial.serving.request_table import RequestTable
@@ -69,13 +70,16 @@ class Asked:
     comparison: DriftComparison
 
 
-def judge_asked(folder: ModelFolder, deployment: Deployment, interval: Interval, *, run_id: str) -> Asked | None:
+def judge_asked(
+    folder: ModelFolder, deployment: Deployment, interval: Interval, calibrations: Calibrations, *, run_id: str
+) -> Asked | None:
     """Judge what was asked online in a window. What fails is ``unknown``; only the ledger's own faults are raised.
 
     Args:
         folder: the model's folder.
         deployment: ledger, lake, registry, and the address of the predictions database.
         interval: the window; requests count by when they were asked.
+        calibrations: the thresholds for the versions of the window.
         run_id: the run.
 
     Returns:
@@ -85,7 +89,7 @@ def judge_asked(folder: ModelFolder, deployment: Deployment, interval: Interval,
     if spec.online is None:
         return None
     try:
-        found = _judge(folder, deployment, interval, run_id)
+        found = _judge(folder, deployment, interval, calibrations, run_id)
     except PerennialError as error:
         found = _unknown(f"the comparison failed, {first_line(error)}")
     except Exception as error:
@@ -104,6 +108,9 @@ def alert_of(model: str, interval: Interval, found: AskedDrift | None, links: di
     if found.verdict == "unknown":
         return of_models.unknown_asked(model, interval, version=found.version, reasons=found.reasons, links=links)
     assert found.version is not None  # nothing is compared without one
+    if found.verdict == "ok":
+        left = uncompared(found.columns)
+        return of_models.asked_not_compared(model, interval, left, version=found.version, reasons=found.reasons, links=links)
     return of_models.asked_drift(
         model, interval, version=found.version, reasons=found.reasons, severity=found.severity, links=links
     )
@@ -119,7 +126,9 @@ def _not_judged(reason: str, known: AskedDrift) -> Asked:
     return Asked(replace(known, verdict="not_judged", reasons=[reason]), DriftComparison("unknown", [reason]))
 
 
-def _judge(folder: ModelFolder, deployment: Deployment, interval: Interval, run_id: str) -> Asked | None:
+def _judge(
+    folder: ModelFolder, deployment: Deployment, interval: Interval, calibrations: Calibrations, run_id: str
+) -> Asked | None:
     spec, lake = folder.spec, deployment.lake
     if (reason := _publish(deployment, spec.name, interval, run_id)) is not None:
         return _unknown(reason)
@@ -157,7 +166,7 @@ def _judge(folder: ModelFolder, deployment: Deployment, interval: Interval, run_
         _features(sample, model.takes),
         _predictions(sample, spec),
         alike.select(compared),
-        folder.thresholds,
+        calibrations.of(version).thresholds,
         quote=False,
     )
     comparison = replace(comparison, reasons=[*comparison.reasons, *said])
@@ -281,7 +290,15 @@ def _weighed(spec: ModelSpec, deployment: Deployment, interval: Interval, found:
     ledger = deployment.ledger
     earlier = list(_earlier(ledger.verdicts(spec.name, before=interval.end)))
     recipe = recipe_of(ledger.versions(spec.name), found.version) if found.version is not None else ()
-    weight = impact.weigh(spec.retraining, found.verdict, interval, verdicts=earlier, recipe=recipe, version=found.version)
+    weight = impact.weigh(
+        spec.retraining,
+        found.verdict,
+        interval,
+        verdicts=earlier,
+        recipe=recipe,
+        version=found.version,
+        uncompared=uncompared(found.columns),
+    )
     reasons = [*weight.reasons, *found.reasons] if weight.severity == "critical" else found.reasons
     return replace(found, severity=weight.severity, reasons=list(reasons))
 

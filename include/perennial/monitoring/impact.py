@@ -27,6 +27,7 @@ def weigh(
     windows: Sequence[JudgedWindow] = (),
     version: int | None = None,
     bound: Bound | None = None,
+    uncompared: Collection[str] = (),
 ) -> Impact:
     """Weigh the verdict on a window: no problem, a warning, or critical.
 
@@ -36,7 +37,7 @@ def weigh(
     - Without drift, realised performance worse than usual is a warning. It is critical if at least ``alarms`` of the last
       ``of`` measured windows were worse: then the concept has changed, which features do not show.
     - If the newest realised value is surely worse than the same answer for every row, that is critical, whatever the verdict.
-    - Any other verdict, such as ``unknown``, is a warning.
+    - Any other verdict, such as ``unknown``, is a warning; so is one without drift if a column could not be compared.
 
     Args:
         policy: ``retraining`` of the spec.
@@ -49,6 +50,7 @@ def weigh(
             :func:`perennial.monitoring.usual.judge_windows`.
         version: the version whose predictions were judged.
         bound: the bound of the estimate; None if there is none.
+        uncompared: names of the columns that could not be compared.
     """
     recent = {**recent_verdicts(policy, window, version, verdicts, recipe), window.end: verdict}
     drifted = sum(earlier == "drift" for earlier in recent.values())
@@ -66,7 +68,7 @@ def weigh(
         fallen.append("realised")
         reasons.append(reason)
     often = sum(one.fallen for one in windows)
-    severity = _severity(verdict, persistent, fallen, often_fallen=often >= policy.alarms)
+    severity = _severity(verdict, persistent, fallen, often_fallen=often >= policy.alarms, whole=not uncompared)
     return Impact(severity, persistent, tuple(fallen), tuple(reasons))
 
 
@@ -87,11 +89,11 @@ def _realised_fall(windows: Sequence[JudgedWindow]) -> str | None:
     )
 
 
-def _severity(verdict: str, persistent: bool, fallen: Collection[str], *, often_fallen: bool) -> VerdictSeverity:
+def _severity(verdict: str, persistent: bool, fallen: Collection[str], *, often_fallen: bool, whole: bool) -> VerdictSeverity:
     if "constant" in fallen:
         return "critical"
     if verdict == "drift":
         return "critical" if persistent or fallen else "warning"
     if "realised" in fallen:
         return "critical" if often_fallen else "warning"
-    return "none" if verdict == "ok" else "warning"
+    return "none" if verdict == "ok" and whole else "warning"

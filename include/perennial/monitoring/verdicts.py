@@ -34,7 +34,15 @@ from perennial.drift.findings import DriftComparison
 from perennial.drift.page import ASKED, write_report
 from perennial.drift.sampling import take_sample
 from perennial.evidence.evaluation import Evaluation
-from perennial.evidence.verdict import ESTIMATE_LIMIT, AskedDrift, ComparedRows, Estimate, Impact, VerdictDetails
+from perennial.evidence.verdict import (
+    ESTIMATE_LIMIT,
+    AskedDrift,
+    ComparedRows,
+    Estimate,
+    Impact,
+    VerdictDetails,
+    uncompared,
+)
 from perennial.lake.publish import Lake
 from perennial.ledger.coverage import uncovered
 from perennial.ledger.records import VerdictName, VersionRecord
@@ -44,6 +52,7 @@ from perennial.model.costs import answer_threshold, cost_function
 from perennial.model.probabilities import read_probabilities
 from perennial.monitoring import estimation, impact
 from perennial.monitoring.asked import Asked, alert_of, judge_asked
+from perennial.monitoring.calibrated import Calibrated, Calibrations
 from perennial.monitoring.performance import holdout_of, judged_windows, recipe_of
 from perennial.monitoring.usual import Bound, bound_of
 from perennial.registry.folders import own_features, own_folder
@@ -116,18 +125,21 @@ def judge_drift(
         run_id: the run.
     """
     spec, ledger = folder.spec, deployment.ledger
-    found = _compare_interval(folder, deployment, interval, run_id)
-    asked = judge_asked(folder, deployment, interval, run_id=run_id)
+    calibrations = Calibrations(folder, deployment, interval)
+    found = _compare_interval(folder, deployment, interval, calibrations, run_id)
+    asked = judge_asked(folder, deployment, interval, calibrations, run_id=run_id)
     version, comparison, estimate = found.version, found.comparison, found.estimate
     record = ledger.version(spec.name, version) if version is not None else None
-    weight = _weigh(spec, ledger, interval, comparison.verdict, record, estimate)
+    thresholds, own = found.calibrated.thresholds, found.calibrated.own
+    weight = _weigh(spec, ledger, interval, comparison, record, estimate)
     details = VerdictDetails(
         snapshots=found.snapshots,
         version=version,
         rows=found.rows,
         share=comparison.share,
         share_threshold=spec.drift.share,
-        calibrated=folder.thresholds.computed_at if folder.thresholds else None,
+        calibrated=thresholds.computed_at if thresholds else None,
+        thresholds=thresholds.model_dump(mode="json") if thresholds and own else None,
         columns=comparison.columns,
         missing=found.missing,
         estimate=estimate,
@@ -209,16 +221,18 @@ def _alert(
         if "estimated" in weight.fallen:
             reasons = [*reasons, ESTIMATE_LIMIT]
         return of_models.drift(model, interval, version=version, reasons=reasons, severity=weight.severity, links=links)
-    return of_models.performance_fell(
-        model, interval, version=version, reasons=weight.reasons, severity=weight.severity, links=links
-    )
+    left = uncompared(comparison.columns)
+    if left and "realised" not in weight.fallen:
+        return of_models.not_compared(model, interval, left, version=version, reasons=comparison.reasons, links=links)
+    reasons = [*weight.reasons, *(comparison.reasons if left else ())]
+    return of_models.performance_fell(model, interval, version=version, reasons=reasons, severity=weight.severity, links=links)
 
 
 def _weigh(
     spec: ModelSpec,
     ledger: Ledger,
     interval: Interval,
-    verdict: VerdictName,
+    comparison: DriftComparison,
     record: VersionRecord | None,
     estimate: Estimate | None,
 ) -> Impact:
@@ -226,7 +240,7 @@ def _weigh(
     windows = judged_windows(spec, ledger, record.version, until=interval.end) if record else []
     return impact.weigh(
         spec.retraining,
-        verdict,
+        comparison.verdict,
         interval,
         verdicts=ledger.verdicts(spec.name, before=interval.end),
         recipe=recipe_of(ledger.versions(spec.name), record.version) if record else (),
@@ -234,6 +248,7 @@ def _weigh(
         windows=[replace(window, bound=window.bound or bound) for window in windows],
         version=record.version if record else None,
         bound=bound,
+        uncompared=uncompared(comparison.columns),
     )
 
 
@@ -282,6 +297,7 @@ class _Found:
         rows: the numbers of rows found and compared; None if no rows were read.
         missing: keys of the stretches without predictions.
         estimate: the estimated performance; None if nothing was compared.
+        calibrated: the thresholds that were used.
     """
 
     comparison: DriftComparison
@@ -290,9 +306,12 @@ class _Found:
     rows: ComparedRows | None = None
     missing: list[str] = field(default_factory=list)
     estimate: Estimate | None = None
+    calibrated: Calibrated = field(default_factory=Calibrated)
 
 
-def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Interval, run_id: str) -> _Found:
+def _compare_interval(
+    folder: ModelFolder, deployment: Deployment, interval: Interval, calibrations: Calibrations, run_id: str
+) -> _Found:
     """Compare a window with the training reference. If that fails, the verdict is ``unknown``, with the failure as reason."""
     spec, lake, ledger = folder.spec, deployment.lake, deployment.ledger
     found = _Found(DriftComparison("unknown", []))
@@ -349,8 +368,11 @@ def _compare_interval(folder: ModelFolder, deployment: Deployment, interval: Int
         found = replace(found, rows=replace(rows, reference_compared=alike.num_rows))
         # The reference also has the event time, which is not compared.
         compared = [name for name in alike.column_names if name in NOT_FEATURES or name in model.features]
-        comparison = compare(spec.drift, features, predictions, alike.select(compared), folder.thresholds)
-        reasons = [*comparison.reasons, *_left_out(made_by, version, gaps)]
+        calibrated = calibrations.of(version)
+        found = replace(found, calibrated=calibrated)
+        comparison = compare(spec.drift, features, predictions, alike.select(compared), calibrated.thresholds)
+        told = (calibrated.said,) if calibrated.said else ()
+        reasons = [*comparison.reasons, *told, *_left_out(made_by, version, gaps)]
         estimate = _estimate(folder, model, predictions, features, reference)
         return replace(found, comparison=replace(comparison, reasons=reasons), estimate=estimate)
     except PerennialError as error:

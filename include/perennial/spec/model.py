@@ -325,12 +325,13 @@ class ModelSpec(Section):
     def digest(self) -> str:
         """SHA-256 of the spec's meaning.
 
-        Comments, the order of keys, ``retired``, ``online``, and how long rows are kept do not change it.
+        Comments, the order of keys, ``retired``, ``online``, who calibrates, and how long rows are kept do not change it.
         """
         kept = {"tables", "features", "predictions", "requests"}
         # Whether a source is pushed is what it is otherwise: no files, no query, no function.
         left_out: dict[str, Any] = {
             "retired": True, "online": True, "retention": kept, "sources": {"__all__": {"pushed"}},
+            "drift": {"calibrate"},
         }  # fmt: skip
         meaning = self.model_dump(mode="json", exclude=left_out)
         # What came later counts where it is given, so that a folder without it still has the digest that versions record.

@@ -48,6 +48,10 @@ class Drift(Section):
             an infinite value, or another value than the only one of the reference.
         match: compare only with rows of the reference of the same weekdays, or the same months, as the window.
         false_alarms: verdicts ``drift`` per year that stable data may cause. ``perennial calibrate`` sets thresholds by it.
+        calibrate: who sets calibrated thresholds. ``by_hand``: a person, by ``perennial calibrate``, for ``drift.yaml``.
+            ``auto``: monitoring also does it for each new champion, from what was published when its first window begins, and
+            records them with the verdict. A ``drift.yaml`` that was made for the champion, or for the version that it
+            refreshes, comes first.
         sample: largest number of rows to compare of each side. If there are more, a random sample is taken.
         min_rows: smallest number of rows for a verdict. With fewer, the verdict is ``unknown``. Below 50 it has no effect: a
             distance requires so many values.
@@ -61,6 +65,7 @@ class Drift(Section):
     max_new_categories: Share = 0.05
     match: Literal["none", "weekday", "month"] = "none"
     false_alarms: Positive = 1.0
+    calibrate: Literal["by_hand", "auto"] = "by_hand"
     sample: Annotated[int, Field(ge=100)] = 20_000
     min_rows: Annotated[int, Field(ge=1)] = 200
 
@@ -111,7 +116,10 @@ class DriftThresholds(Section):
         computed_at: when they were computed, in UTC.
         history: key of the interval that was replayed.
         features_snapshot: snapshot of the lake from which history was read.
-        version: the version that made the predictions.
+        version: the version that made the predictions: the champion that the thresholds are for.
+        reference: key of the interval that this version learned from.
+        constant: columns with one value in all of history. They drift once they have another value, whatever the threshold.
+        wide: columns whose threshold is too wide: not even the farthest value of history, in every row, would reach it.
         window: ``schedules.monitor`` when they were computed. Another one requires other thresholds.
         match: ``drift.match`` when they were computed. Another one requires other thresholds.
         replays: number of windows of history that were compared.
@@ -126,6 +134,9 @@ class DriftThresholds(Section):
     history: Text
     features_snapshot: int | None = None
     version: int | None = None
+    reference: Text | None = None
+    constant: list[Identifier] = []
+    wide: list[Identifier] = []
     window: Literal["day", "week"]
     match: Literal["none", "weekday", "month"] = "none"
     replays: Annotated[int, Field(ge=1)]

@@ -32,7 +32,7 @@ SAMPLES: dict[str, Any] = {
     "age": timedelta(days=200), "limit": timedelta(days=180), "share": 0.8, "count": 3,
     "day": "2013-04-06", "compared": 400, "bound": 0.99, "worst": ["distance (3 different)"],
     "problems": ["m: promotion 2 was changed"],
-    "withheld": DAY, "broken": "late", "channel": "slack:team", "refuses": True, "waiting": 2, "critical": 1,
+    "withheld": DAY, "broken": "late", "channel": "slack:team", "refuses": True, "waiting": 2, "critical": 1, "columns": ["x"],
 }  # fmt: skip
 
 

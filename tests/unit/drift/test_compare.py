@@ -155,10 +155,45 @@ def test_a_column_that_cannot_be_judged_makes_the_verdict_unknown(changed: dict[
     assert column(comparison, name).status == "unusable"
 
 
-def test_a_column_that_is_absent_makes_the_verdict_unknown() -> None:
-    current = table(features()).drop_columns(["city"])
+def test_a_column_that_is_absent_costs_only_itself_and_is_named_first() -> None:
+    current = table({**features(), "n1": features()["n1"] + 5}).drop_columns(["city"])
     comparison = compare(POLICY, current, predictions(), reference())
-    assert (comparison.verdict, comparison.reasons[0]) == ("unknown", "city is not among the published features")
+    assert (comparison.verdict, comparison.reasons[:2]) == (
+        "ok",
+        ["1 of 5 features drifted (threshold 3)", "city is not among the published features"],
+    )
+    assert [found.status for found in comparison.columns].count("stable") == 4
+
+
+def test_columns_that_could_have_made_it_drift_make_the_verdict_unknown() -> None:
+    current = table({**features(), "n1": features()["n1"] + 5}).drop_columns(["city", "n0"])
+    comparison = compare(POLICY, current, predictions(), reference())
+    assert (comparison.verdict, comparison.reasons[0]) == ("unknown", "n0 is not among the published features")
+    assert compare(POLICY.model_copy(update={"share": 0.8}), current, predictions(), reference()).verdict == "ok"
+
+
+def test_with_calibrated_thresholds_too_few_compared_columns_are_unknown_too() -> None:
+    lost = table(features()).drop_columns(["city"])
+    given = calibrated()
+    assert compare(Drift(), lost, predictions(), reference(), given).verdict == "ok"
+    assert compare(Drift(), lost.drop_columns(["n0"]), predictions(), reference(), given).verdict == "unknown"
+
+
+def test_a_column_on_which_evidently_fails_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Report.run
+
+    def picky(report: Report, current: Any, known: Any) -> Any:
+        if "n1" in current.as_dataframe():
+            raise ValueError("Too many bins")
+        return run(report, current, known)
+
+    monkeypatch.setattr(Report, "run", picky)
+    comparison = judge()
+    assert comparison.verdict == "ok"
+    assert column(comparison, "n1").status == "unusable"
+    assert comparison.reasons[1] == "n1 cannot be judged: Evidently failed, ValueError: Too many bins"
+    assert [found.status for found in comparison.columns].count("stable") == 5
+    assert set(comparison.shapes) >= {"n0", "n1", "prediction"}
 
 
 def test_a_column_that_the_version_does_not_know_does_not_matter() -> None:
@@ -227,6 +262,71 @@ def test_a_value_where_the_reference_knows_another_one_only_is_drift_of_its_colu
     constant = np.full(ROWS, 5.0)
     assert judge_column("n0", constant, constant).status == "stable"
     assert judge_column("n0", constant + 1e-9, constant).drifted
+
+
+def test_a_stray_other_value_of_a_constant_is_told_and_no_drift() -> None:
+    constant = np.full(ROWS, 273.15)
+    stray = constant.copy()
+    stray[7] = 0
+    found = judge_column("n0", stray, constant)
+    assert found.status == "stable"
+    assert "n0 had 0.1% values other than 273.15, the only value in the reference" in found.reason
+
+
+CONSTANTS: dict[str, tuple[Any, Any]] = {
+    "an integer": (5, 6), "a large integer": (2**60 + 1, 2**61), "nothing": (0.0, 1e-9), "a sum": (0.1 + 0.2, 0.31),
+    "a temperature": (273.15, 274.15), "a large number": (1e9 + 1e-3, 1e9 + 1), "a huge number": (1e17, 2e17),
+    "an enormous number": (1e140, 2e140), "a small number": (1e-12, 2e-12), "the least number": (5e-324, 1.0),
+    "yes": (True, False), "a text": ("a", "b"), "an empty text": ("", "b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("usual", "other"), CONSTANTS.values(), ids=list(CONSTANTS))
+def test_a_constant_is_stable_as_long_as_it_stays_and_drifts_once_it_changes(usual: Any, other: Any) -> None:
+    """Evidently finds no bins for such columns, which made every verdict unknown."""
+    known = reference(n0=[usual] * ROWS)
+    for report in (True, False):
+        stayed = compare(Drift(), table({**features(), "n0": [usual] * ROWS}), predictions(), known, report=report)
+        assert stayed.verdict == "ok"
+        assert (column(stayed, "n0").status, column(stayed, "n0").score) == ("stable", 0.0)
+    changed = compare(Drift(), table({**features(), "n0": [other] * ROWS}), predictions(), known)
+    assert column(changed, "n0").drifted
+    assert [found.status for found in changed.columns].count("stable") == 5
+    assert column(judge({"n0": [other] * ROWS}, against=reference()), "n0").status in ("drifted", "unusable")
+
+
+def test_a_constant_that_begins_to_vary_and_a_feature_that_becomes_constant_have_drifted() -> None:
+    assert judge_column("n0", features()["n0"], np.full(ROWS, 3.3)).drifted
+    assert judge_column("n0", np.full(ROWS, 1e9 + 0.1)).drifted
+
+
+def test_a_constant_with_one_other_value_is_compared_as_any_feature() -> None:
+    almost = np.full(ROWS, 0.1 + 0.2)
+    almost[3] = 0.4
+    assert judge_column("n0", almost, almost).status == "stable"
+    assert judge_column("n0", np.full(ROWS, 0.4), almost).drifted
+
+
+def test_sums_of_equal_values_in_another_order_are_one_value() -> None:
+    rounded = np.where(np.arange(ROWS) % 2 == 0, 0.3, 0.1 + 0.2)
+    for values in (rounded, np.full(ROWS, 0.3)):
+        assert judge_column("n0", values, rounded).status == "stable"
+
+
+@pytest.mark.parametrize("constant", [0.3, 0.1 + 0.2, 5.0])
+def test_constant_predictions_are_judged(constant: float) -> None:
+    known, now = reference(prediction=np.full(ROWS, constant)), pa.table({"prediction": np.full(ROWS, constant)})
+    stayed = judge(against=known, said=now)
+    assert stayed.verdict == "ok"
+    assert "the predictions stayed the one number of the reference" in stayed.reasons
+    assert judge(against=known, said=pa.table({"prediction": np.full(ROWS, constant + 1)})).verdict == "drift"
+
+
+def test_a_model_of_constants_alone_is_judged_and_drawn() -> None:
+    same = {"n0": np.full(ROWS, 273.15)}
+    known = pa.table({**same, "prediction": np.full(ROWS, 0.1)})
+    comparison = compare(POLICY, pa.table(same), pa.table({"prediction": np.full(ROWS, 0.1)}), known)
+    assert (comparison.verdict, comparison.snapshot, set(comparison.shapes)) == ("ok", None, {"n0", "prediction"})
 
 
 def test_small_numbers_drift_as_large_ones_do() -> None:

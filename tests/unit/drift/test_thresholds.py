@@ -171,6 +171,29 @@ def test_history_in_which_each_week_has_new_categories_is_refused_with_the_colum
         calibrate(POLICY, GEOMETRY, history(batch=weekly), seed=1, replays=200)
 
 
+def test_constants_and_thresholds_too_wide_to_alarm_are_named() -> None:
+    rows = DAYS * ROWS
+    weeks = np.repeat(np.arange(DAYS), ROWS) // 7
+    # Whole weeks at one end or the other: no window can differ more than windows of history do.
+    found = calibrate(
+        POLICY,
+        GEOMETRY,
+        history(columns=2, flat=np.full(rows, 0.1 + 0.2), switch=(weeks % 2).astype(float)),
+        seed=1,
+        replays=200,
+    )
+    assert found.constant == ["flat"]
+    assert found.wide == ["switch"]
+
+
+def test_a_constant_takes_nothing_from_the_thresholds_of_others() -> None:
+    """Its deviation is that of rounding, not 0, so its distances were astronomical."""
+    alone = calibrate(POLICY, GEOMETRY, history(columns=2), seed=1, replays=200).columns
+    beside = calibrate(POLICY, GEOMETRY, history(columns=2, flat=np.full(DAYS * ROWS, 273.15)), seed=1, replays=200).columns
+    assert {name: beside[name] for name in alone} == alone
+    assert beside["flat"].distance < 0.1
+
+
 def test_a_window_is_compared_with_its_own_weekdays_where_the_spec_says_so() -> None:
     weekday = np.repeat(np.arange(DAYS), ROWS) % 7
     geometry = Geometry(window=1, reference=56, unseen=14, gap=(1, 7))

@@ -100,7 +100,8 @@ def test_an_hour_that_is_skipped_is_quarantined(tmp_path: Path) -> None:
     assert done.column("begun") == [datetime(2013, 3, 10, 7, tzinfo=UTC)]
     assert done.faults == {
         "trips/2013-03-10.csv:2": [
-            "begun: '2013-03-10 02:30:00' does not exist in America/New_York, whose clocks were set forward"
+            "begun: '2013-03-10 02:30:00' does not exist in America/New_York, whose clocks were set forward; if the times "
+            "are of another zone, correct time_zone of the source"
         ]
     }
 

@@ -173,7 +173,9 @@ def test_the_version_that_predicted_is_the_one_compared_with(world: World) -> No
     )
 
 
-def test_a_feature_that_was_never_published_makes_the_verdict_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_feature_that_was_never_published_costs_only_itself_and_people_are_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.publish(WEEK)
     version = world.register()
     world.score(version, WEEK)
@@ -183,7 +185,15 @@ def test_a_feature_that_was_never_published_makes_the_verdict_unknown(world: Wor
     wider = dataclasses.replace(model, takes=takes, sample=sample)
     monkeypatch.setattr(world.registry, "load", lambda *_: wider)
     verdict = judge_interval(world)
-    assert (verdict.verdict, verdict.reasons[0]) == ("unknown", "gone is not among the published features")
+    assert (verdict.verdict, verdict.reasons[1]) == ("ok", "gone is not among the published features")
+    assert verdict.details.severity == "warning"
+    [told] = [entry.alert for entry in world.ledger.alerts() if entry.alert.kind == "unknown_verdict"]
+    assert told.title == "toy: drift of gone in 2013-04-01--2013-04-08 could not be judged"
+    assert "gone is not among the published features" in told.text
+    assert "<td>gone</td><td><b>cannot be judged</b>" in (world.settings.reports / str(verdict.report)).read_text()
+    monkeypatch.undo()
+    assert judge_interval(world).details.severity == "none"
+    assert alerts(world) == ["unknown_verdict", "recovered"]
 
 
 def test_a_week_of_fewer_days_says_so(world: World) -> None:
