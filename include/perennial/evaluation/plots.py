@@ -24,6 +24,8 @@ from perennial.spec.types import Task
 _MAX_POINTS = 5_000
 #: The most points of a curve. More points would not be visible.
 _MAX_CURVE = 500
+#: Bars of a histogram, and the largest number that a picture shows.
+_BARS, _FARTHEST = 40, 1e300
 #: Width of a letter of a label, inches.
 _LETTER = 0.09
 GREY = "0.6"
@@ -98,7 +100,7 @@ def draw_comparison(
     if found is not None and gains is not None and np.isfinite(gains).any():
         figure = Figure(figsize=(6.4, 3.6))
         axes = figure.subplots(gridspec_kw={"left": 0.11, "right": 0.97, "bottom": 0.14, "top": 0.91})
-        axes.hist(gains[np.isfinite(gains)], bins=40, color="C0")
+        axes.hist(*_bars(gains), color="C0")
         axes.axvline(0, color="black", linewidth=0.8)
         axes.axvline(found.gain, color="C1", label=f"gain {found.gain:.4g}")
         if found.low is not None and found.high is not None:
@@ -207,16 +209,29 @@ def _draw_confusion(truth: NDArray[Any], predictions: Mapping[str, Prediction], 
 def _draw_residuals(truth: NDArray[Any], predictions: Mapping[str, Prediction], directory: Path, rows: str) -> Path:
     name, prediction = next(iter(predictions.items()))
     shown = np.unique(np.linspace(0, len(truth) - 1, _MAX_POINTS).astype(int))
-    predicted, residual = prediction.values[shown], (truth - prediction.values)[shown]
+    with np.errstate(over="ignore"):
+        predicted, residual = (
+            np.clip(numbers[shown], -_FARTHEST, _FARTHEST) for numbers in (prediction.values, truth - prediction.values)
+        )
     figure = Figure(figsize=(8, 4))
     margins = {"left": 0.11, "right": 0.97, "bottom": 0.13, "top": 0.92, "wspace": 0.3}
     scatter, histogram = figure.subplots(1, 2, width_ratios=[2, 1], gridspec_kw=margins)
     scatter.scatter(predicted, residual, s=4, alpha=0.4, linewidths=0)
     scatter.axhline(0, color=GREY, linewidth=0.8)
     scatter.set(title=f"{name}, {rows}", xlabel="predicted", ylabel="true minus predicted")
-    histogram.hist(residual, bins=40, orientation="horizontal", color="C0")
+    histogram.hist(*_bars(residual), orientation="horizontal", color="C0")
     histogram.set(xlabel="rows")
     return save(figure, directory / "residuals.png")
+
+
+def _bars(values: NDArray[Any]) -> tuple[NDArray[np.float64], list[float]]:
+    """Numbers that a histogram can show, and the edges of its bars, also where all of them are the same but for rounding."""
+    shown = np.clip(values[np.isfinite(values)].astype(np.float64), -_FARTHEST, _FARTHEST)
+    low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 0.0)
+    least = 1e-6 * max(abs(low), abs(high)) or 1.0
+    if high - low < least:
+        low, high = low - least, high + least
+    return shown, np.linspace(low, high, _BARS + 1).tolist()
 
 
 def save(figure: Figure, file: Path) -> Path:
