@@ -104,9 +104,9 @@ def test_a_version_that_a_person_refuses_leaves_the_champion_and_only_an_overrid
     assert done(living, waiting).state == "success"
     assert registry.champion(ASKED) == before
     assert ledger.approvals(ASKED, version)[-1].told == "refused by airflow:admin: too early in the year"
-    tags = registry._version(ASKED, version).tags
-    assert tags["perennial.status"] == "refused"
-    assert "too early in the year" in tags["perennial.refused_because"]
+    told = registry._version(ASKED, version)
+    assert told.tags["perennial.status"] == "refused"
+    assert told.description.startswith("Refused by airflow:admin: too early in the year\n")
 
     # That it needs an override is an answer, and no failure.
     assert done(living, run(living, ASKED, "promote", {"version": version})).state == "success"
@@ -128,6 +128,6 @@ def test_an_approval_that_nobody_gives_in_time_leaves_the_champion(living: Livin
     assert registry.champion(HASTY) is None
     [approval] = ledger.approvals(HASTY)
     assert (approval.answer, approval.approver) == ("expired", None)
-    assert "nobody answered until" in registry._version(HASTY, approval.version).tags["perennial.refused_because"]
+    assert registry._version(HASTY, approval.version).description.startswith("Refused: nobody answered until")
     with pytest.raises(StackError):
         answer(living, ended, "Approve", "too late")

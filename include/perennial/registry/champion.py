@@ -271,7 +271,9 @@ class Champions(Versions):
         self._ledger.record_alert(alert, f"{alert.kind}/{model}/version-{version}")
 
     def _mark_refused(self, model: str, version: int, reasons: list[str]) -> None:
-        self._tag(model, version, {"perennial.status": "refused", "perennial.refused_because": "; ".join(reasons)})
+        why = "; ".join(reasons)
+        # What an approver answered says so itself.
+        self._tell(model, version, "refused", why[:1].upper() + why[1:] if why.startswith("refused") else f"Refused: {why}")
         self._drop_challenger(model, version)
 
     def rollback(
@@ -528,8 +530,7 @@ class Champions(Versions):
                 self._client.delete_registered_model_alias(model, alias)
         if retired.champion is not None:
             until = f"{retired.retired_at:%Y-%m-%d %H:%M UTC}"
-            tags = {"perennial.status": "retired", "perennial.champion_until": until}
-            self._tag(model, retired.champion, tags, missing_ok=True)
+            self._tell(model, retired.champion, "retired", f"Champion until the model ended, {until}.", missing_ok=True)
         return retired
 
     def _standing(self, model: str, promotions: list[Promotion]) -> list[Promotion]:
@@ -619,34 +620,26 @@ class Champions(Versions):
         return True
 
     def _show(self, promotion: Promotion) -> None:
-        """Tag the new and the former champion in MLflow, for people."""
+        """Say in MLflow who is champion since when and why, and who was, for people."""
         model, version = promotion.model, promotion.version
         if self._ledger.champion(model) != version:
             return  # another version became champion in the meantime
         since = promotion.intended_at.strftime("%Y-%m-%d %H:%M UTC")
         word = {
             "promote": "promoted",
-            "rollback": "rolled back to",
+            "rollback": "made champion again",
             "adopt": "taken over",
             "override": "promoted in spite of an obstacle",
-            "refresh": "refreshed",
+            "refresh": "promoted as a refresh",
         }[promotion.action]
-        self._tag(
-            model,
-            version,
-            {
-                "perennial.status": CHAMPION,
-                "perennial.champion_since": since,
-                "perennial.promoted_by": promotion.actor,
-                "perennial.promoted_because": f"{word}: {promotion.reason}",
-            },
-        )
+        why = f"{word} by {promotion.actor}: {promotion.reason}"
+        self._tell(model, version, CHAMPION, f"Champion since {since}, {why}")
         self._drop_challenger(model, version)
         if promotion.previous is not None and promotion.previous != version:
-            status = "rolled back from" if promotion.action == "rollback" else "former champion"
-            self._tag(
-                model, promotion.previous, {"perennial.status": status, "perennial.champion_until": since}, missing_ok=True
-            )
+            back = promotion.action == "rollback"
+            status = "rolled back from" if back else "former champion"
+            until = f"Champion until {since}, when version {version} was {why}"
+            self._tell(model, promotion.previous, status, until, missing_ok=True)
 
     def _alias(self, model: str, alias: str) -> int | None:
         try:

@@ -61,29 +61,44 @@ def _check_signature(directory: Path, takes: FeatureList) -> None:
         )
 
 
-def _verdict_tags(evaluation: Evaluation, decision: GateDecision) -> dict[str, str]:
-    return {
-        "perennial.gates": "passed" if decision.promote else "refused",
-        **{f"holdout.{name}": f"{value:.6g}" for name, value in evaluation.candidate.metrics.items()},
-    }
+def _figure(evaluation: Evaluation) -> dict[str, str]:
+    """The tag of a version with its primary metric; the run has the others."""
+    value = evaluation.candidate.metrics.get(evaluation.metric)
+    return {} if value is None else {f"holdout.{evaluation.metric}": f"{value:.6g}"}
 
 
-def _describe(evaluation: Evaluation, decision: GateDecision) -> str:
-    """Return a version's description for MLflow, in Markdown."""
+def _describe(evaluation: Evaluation, decision: GateDecision, standing: str | None = None) -> str:
+    """Return a version's description for MLflow, in Markdown.
+
+    MLflow's list of versions shows the beginning as plain text, so that is what became of the version, in a sentence.
+
+    Args:
+        evaluation, decision: the measurements, and the gates' decision.
+        standing: what became of the version; None as long as nothing is known but the decision.
+    """
     candidate, metric = evaluation.candidate, evaluation.metric
+    refused = [f"{result.gate}: {result.reason}" for result in decision.results if not result.passed]
+    passed = [f"{result.gate}: {result.reason}" for result in decision.results if result.passed]
+    why = "." if standing is not None else f": {'; '.join(refused)}"
+    verdict = "All gates passed." if decision.promote else f"Refused by the gates{why}"
     rivals = [*evaluation.baselines, *([evaluation.champion] if evaluation.champion else [])]
     rows = [
         f"| {rival.name if rival.role != 'champion' else f'champion, version {rival.version}'} | "
         f"{f'{rival.metrics[metric]:.6g}' if metric in rival.metrics else rival.error or 'not measured'} |"
         for rival in [candidate, *rivals]
     ]
-    gates = [f"- {'passed' if result.passed else '**refused**'} {result.gate}: {result.reason}" for result in decision.results]
-    heading = "All gates passed." if decision.promote else "**Refused by the gates.**"
-    table = [f"| model | {metric} on {evaluation.interval} ({evaluation.rows:,} rows) |", "| --- | --- |", *rows]
-    remarks = [f"- {remark}" for remark in (evaluation.champion.remarks if evaluation.champion else [])]
-    about = ["", *remarks] if remarks else []
-    told = [evaluation.whose_figures, ""] if evaluation.whose_figures is not None else []
-    return "\n".join([heading, "", *told, *table, *about, "", *gates])[:10_000]
+    serves = evaluation.refit.interval if evaluation.refit is not None else candidate.trained_on
+    parts = [
+        [standing] if standing is not None else [],
+        [verdict],
+        [evaluation.whose_figures] if evaluation.whose_figures is not None else [],
+        [f"| {metric} on {evaluation.interval} ({evaluation.rows:,} rows) | |", "| --- | --- |", *rows],
+        [f"What predicts has learned from {serves}."] if serves else [],
+        [f"- {remark}" for remark in (evaluation.champion.remarks if evaluation.champion else [])],
+        [f"- refused {gate}" for gate in refused],
+        [f"- passed {gate}" for gate in passed],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part)[:10_000]
 
 
 class Versions(Mlflow):
@@ -157,7 +172,7 @@ class Versions(Mlflow):
         )
         if found is not None and self._ledger.record_decision(spec.name, version, evaluation, decision):
             # A retry of the run may have compared the version with another champion.
-            self._tag(spec.name, version, _verdict_tags(evaluation, decision))
+            self._tag(spec.name, version, _figure(evaluation))
             self._client.update_model_version(spec.name, str(version), description=_describe(evaluation, decision))
         if self._ledger.champion(spec.name) != version:
             self._client.set_registered_model_alias(spec.name, CHALLENGER, str(version))
@@ -192,14 +207,8 @@ class Versions(Mlflow):
         tags = {
             "perennial.status": "candidate",
             "perennial.candidate": candidate.name,
-            "perennial.holdout": evaluation.interval,
-            "perennial.trained_on": candidate.trained_on or "",
-            "perennial.serves": evaluation.refit.interval if evaluation.refit is not None else candidate.trained_on or "",
-            "perennial.spec_digest": folder.digest,
-            "perennial.features_digest": folder.features_digest,
-            "perennial.code_commit": fitted.code.commit,
             "perennial.run_id": run_id,
-            **_verdict_tags(evaluation, decision),
+            **_figure(evaluation),
         }
         newest = max((record.version for record in self._ledger.versions(spec.name)), default=0)
         for _ in range(newest + 1):
@@ -428,6 +437,27 @@ class Versions(Mlflow):
             if error.error_code == MISSING:
                 return None
             raise
+
+    def _tell(self, model: str, version: int, status: str, standing: str, *, missing_ok: bool = False) -> None:
+        """Say in MLflow what became of a version.
+
+        Args:
+            model: the model's name.
+            version: the version's number.
+            status: a word or two for a tag, by which versions can be searched.
+            standing: the sentence that its description begins with.
+            missing_ok: whether the version may have been deleted from MLflow.
+        """
+        self._tag(model, version, {"perennial.status": status}, missing_ok=missing_ok)
+        record = self._ledger.version(model, version)
+        if record is None:
+            return
+        try:
+            description = _describe(record.evaluation, record.decision, standing)
+            self._client.update_model_version(model, str(version), description=description)
+        except MlflowException as error:
+            if not missing_ok or error.error_code != MISSING:
+                raise
 
     def _tag(self, model: str, version: int, tags: Mapping[str, str], *, missing_ok: bool = False) -> None:
         for name, value in tags.items():

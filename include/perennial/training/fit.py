@@ -157,7 +157,8 @@ def fit_candidate(
     window = window.newest(found.best.window)
     code = code_state(folder)
     tags = {KEY: key, "perennial.run_id": run_id, **provenance(folder, candidate, training_set, code)}
-    with deployment.registry.open_run(folder.spec.name, candidate, tags) as run:
+    name = f"{candidate}, until {training_set.as_of[:10]}"
+    with deployment.registry.open_run(folder.spec.name, name, tags) as run:
         return _log(run, folder, candidate, training_set, window, found, code)
 
 

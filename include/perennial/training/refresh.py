@@ -518,7 +518,8 @@ def _fit(
         "perennial.refreshes": str(record.version),
         "mlflow.source.name": f"perennial refresh {spec.name}",
     }
-    with registry.open_run(spec.name, f"{training.candidate} refreshed", tags) as run:
+    name = f"{training.candidate} refreshed, until {training_set.as_of[:10]}"
+    with registry.open_run(spec.name, name, tags) as run:
         stored = run.log_model(
             spec,
             estimator,

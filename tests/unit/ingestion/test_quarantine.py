@@ -25,6 +25,7 @@ from tests.unit.landing import (
 )
 
 PLAIN_NUMBER = "is not a plain whole number"
+COMMA = "if the comma is its decimal sign, write decimal: ',' for the source"
 HIDDEN = "holds a character that is invisible, changes the direction of the text, or controls a terminal"
 NO_TIME = "is not an existing time in ISO 8601, such as 2013-04-01T06:00:00Z"
 
@@ -54,12 +55,15 @@ QUARANTINED: dict[str, tuple[str, str]] = {
         "n: '9007199254740994.0' is too large to be an exact 64-bit integer",
     ),
     "a fraction where an integer is wanted": (row("b", n="1.5"), f"n: '1.5' {PLAIN_NUMBER}"),
-    "1,234": (row("b", n='"1,234"'), f"n: '1,234' {PLAIN_NUMBER}"),
+    "1,234": (row("b", n='"1,234"'), f"n: '1,234' {PLAIN_NUMBER}; {COMMA}"),
     "1_234": (row("b", n="1_234"), f"n: '1_234' {PLAIN_NUMBER}"),
-    "a decimal comma": (row("b", x='"0,5"'), "x: '0,5' is not a plain finite number"),
+    "a decimal comma": (row("b", x='"0,5"'), f"x: '0,5' is not a plain finite number; {COMMA}"),
     "30 February": (row("b", begun="2013-02-30"), f"begun: '2013-02-30' {NO_TIME}"),
     "24 o'clock": (row("b", begun="2013-04-01T24:00:00"), f"begun: '2013-04-01T24:00:00' {NO_TIME}"),
-    "an American date": (row("b", begun="04/01/2013"), f"begun: '04/01/2013' {NO_TIME}"),
+    "an American date": (
+        row("b", begun="04/01/2013"),
+        f"begun: '04/01/2013' {NO_TIME}; for another form write sql, such as strptime(begun, '%d.%m.%Y')",
+    ),
     "a zone by name": (
         row("b", begun="2013-04-01T06:00:00 America/New_York"),
         f"begun: '2013-04-01T06:00:00 America/New_York' {NO_TIME}",

@@ -130,9 +130,9 @@ def test_the_champions_own_recipe_is_refused_and_nobody_is_alerted(world: World)
     assert "A refresh brings the same recipe newer rows (schedules.refresh)" in reason(record)
     assert world.ledger.champion("toy") == 1
     assert [entry.alert.kind for entry in world.ledger.alerts()] == ["promoted"]
-    tags = world.registry._version("toy", 2).tags
-    assert tags["perennial.status"] == "refused"
-    assert "has the recipe of champion version 1" in tags["perennial.refused_because"]
+    second = world.registry._version("toy", 2)
+    assert second.tags["perennial.status"] == "refused"
+    assert "has the recipe of champion version 1" in second.description.partition("\n")[0]
 
 
 def test_a_refresh_during_the_training_does_not_make_its_decision_stale(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

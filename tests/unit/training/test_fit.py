@@ -439,6 +439,7 @@ def test_a_candidate_is_one_run_that_answers_what_it_came_from(trained: Trained)
     assert run.outputs is not None
     assert run.info.run_id == fitted.mlflow_run_id
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == f"boosting, until {trained.training_set.as_of[:10]}"
     leaves = str(fitted.params["max_leaf_nodes"])
     assert run.data.params == {"estimator": "gradient_boosting", "max_iter": "30", "max_leaf_nodes": leaves}
     assert run.data.metrics["validation_roc_auc"] == pytest.approx(fitted.score)

@@ -77,8 +77,7 @@ def test_mlflow_serves_the_refit_and_says_whose_the_metrics_are(trained: Trained
     found = trained.client.get_model_version("toy", str(trained.version))
     refit = refit_of(trained)
     assert found.source == trained.client.get_logged_model(refit.stored.model_id).artifact_location
-    assert found.tags["perennial.trained_on"] == trained.training_set.window
-    assert found.tags["perennial.serves"] == refit.interval
+    assert f"has learned from {refit.interval}." in (found.description or "")
     assert "The metrics are those of the model before that" in (found.description or "")
     assert trained.client.get_logged_model(refit.stored.model_id).name == "toy_refit"
 
