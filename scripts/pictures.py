@@ -35,7 +35,7 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1400, "height": 900})
         page.set_default_timeout(60_000)
         sign_in(page, addresses["airflow"], json.loads(passwords_file(settings).read_text())["admin"])
-        take(page, f"{addresses['airflow']}/perennial/", "board", height=500)
+        take(page, f"{addresses['airflow']}/perennial/", "board", height=250)
         take(page, f"{addresses['airflow']}/perennial/models/{MODEL}", "model", height=1500)
         take(page, f"{addresses['airflow']}/dags?name_pattern={MODEL}", "airflow")
         take(page, f"{addresses['mlflow']}/#/models/{MODEL}?workflowType=machine_learning", "mlflow")
@@ -55,6 +55,8 @@ def take(page: Page, address: str, name: str, *, height: int = 900, whole: bool 
     page.set_viewport_size({"width": 1400, "height": height})
     page.goto(address)
     page.wait_for_timeout(SETTLED)
+    for close in page.get_by_role("button", name="Close", exact=True).all():
+        close.click()
     page.screenshot(path=IMAGES / f"{name}.png", full_page=whole)
     sys.stdout.write(f"wrote {IMAGES / name}.png\n")
 
