@@ -35,6 +35,7 @@ DECORATORS = {
     "command",
     "contextmanager",
     "dataclass",
+    "hookimpl",
     "judged",
     "lru_cache",
     "task",
