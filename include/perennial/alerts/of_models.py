@@ -131,15 +131,8 @@ def unknown_verdict(
     model: str, interval: Interval, *, version: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
 ) -> Alert:
     """Drift could not be judged. That never counts as no drift."""
-    return Alert(
-        model=model,
-        severity="warning",
-        kind="unknown_verdict",
-        title=f"{model}: drift of {interval.key} could not be judged",
-        text=_unknown(model, f"the data of {interval.key}", version, reasons),
-        links=dict(links or {}),
-        subject=f"{judged(model, 'unknown')}/{interval.key}",
-    )
+    text = _unknown(model, f"the data of {interval.key}", version, reasons)
+    return _not_judged(model, interval, interval.key, text, topic=judged(model, "unknown"), links=links)
 
 
 def not_compared(
@@ -152,15 +145,8 @@ def not_compared(
     links: Mapping[str, str] | None = None,
 ) -> Alert:
     """Nothing drifted in an interval, but some columns could not be judged."""
-    return Alert(
-        model=model,
-        severity="warning",
-        kind="unknown_verdict",
-        title=f"{model}: drift of {_named(columns)} in {interval.key} could not be judged",
-        text=_partly(model, f"The data of {interval.key}", version, reasons),
-        links=dict(links or {}),
-        subject=f"{judged(model, 'unknown')}/{interval.key}",
-    )
+    text, what = _partly(model, f"The data of {interval.key}", version, reasons), f"{_named(columns)} in {interval.key}"
+    return _not_judged(model, interval, what, text, topic=judged(model, "unknown"), links=links)
 
 
 def asked_not_compared(
@@ -173,15 +159,9 @@ def asked_not_compared(
     links: Mapping[str, str] | None = None,
 ) -> Alert:
     """Nothing drifted in what was asked online, but some columns could not be judged."""
-    return Alert(
-        model=model,
-        severity="warning",
-        kind="unknown_verdict",
-        title=f"{model}: drift of {_named(columns)} in online requests in {interval.key} could not be judged",
-        text=_partly(model, f"The rows that were asked online in {interval.key}", version, reasons),
-        links=dict(links or {}),
-        subject=f"{judged_asked(model, 'unknown')}/{interval.key}",
-    )
+    text = _partly(model, f"The rows that were asked online in {interval.key}", version, reasons)
+    what = f"{_named(columns)} in online requests in {interval.key}"
+    return _not_judged(model, interval, what, text, topic=judged_asked(model, "unknown"), links=links)
 
 
 def _named(columns: Sequence[str]) -> str:
@@ -200,14 +180,20 @@ def unknown_asked(
     model: str, interval: Interval, *, version: int | None, reasons: Sequence[str], links: Mapping[str, str] | None = None
 ) -> Alert:
     """Drift of what was asked online could not be judged. That never counts as no drift."""
+    text = _unknown(model, f"the rows that were asked online in {interval.key}", version, reasons)
+    what = f"online requests in {interval.key}"
+    return _not_judged(model, interval, what, text, topic=judged_asked(model, "unknown"), links=links)
+
+
+def _not_judged(model: str, interval: Interval, what: str, told: str, *, topic: str, links: Mapping[str, str] | None) -> Alert:
     return Alert(
         model=model,
         severity="warning",
         kind="unknown_verdict",
-        title=f"{model}: drift of online requests in {interval.key} could not be judged",
-        text=_unknown(model, f"the rows that were asked online in {interval.key}", version, reasons),
+        title=f"{model}: drift of {what} could not be judged",
+        text=told,
         links=dict(links or {}),
-        subject=f"{judged_asked(model, 'unknown')}/{interval.key}",
+        subject=f"{topic}/{interval.key}",
     )
 
 

@@ -180,17 +180,16 @@ class Mlflow:
         base = self._settings.mlflow_public_url or (None if self._is_database else self._settings.mlflow_url)
         return mlflow_page(base, path)
 
-    def run_url(self, mlflow_run_id: str, artifact: str = "") -> str | None:
-        """Return the address of a run's page; None if this deployment has no address for people.
+    def run_url(self, mlflow_run_id: str) -> str | None:
+        """Return the address of a run's page; None if this deployment has no address for people."""
+        path = self._run_path(mlflow_run_id)
+        return self._address(path) if path is not None else None
 
-        Args:
-            mlflow_run_id: the run.
-            artifact: a file of the run, which the page then shows.
-        """
+    def _run_path(self, mlflow_run_id: str) -> str | None:
+        """A run's page below MLflow's address for people; None if there is no such address, and then MLflow is not asked."""
         if self._address("") is None:
             return None
-        experiment = self._client.get_run(mlflow_run_id).info.experiment_id
-        return self._address(f"experiments/{experiment}/runs/{mlflow_run_id}{f'/artifacts/{artifact}' if artifact else ''}")
+        return f"experiments/{self._client.get_run(mlflow_run_id).info.experiment_id}/runs/{mlflow_run_id}"
 
     def version_url(self, model: str, version: int) -> str | None:
         """Return the address of a version's page; None if this deployment has no address for people."""
@@ -200,10 +199,10 @@ class Mlflow:
         """Return the addresses of pages about a version, by name; empty if this deployment has no address for people."""
         address, record = self.version_url(model, version), self._ledger.version(model, version)
         found = {"MLflow": address} if address else {}
-        if record is not None:
-            for name, page in (("Model card", "card/card.html"), ("Release report", "card/release.html")):
-                if run := self.run_url(record.mlflow_run_id, page):
-                    found[name] = run
+        run = self._run_path(record.mlflow_run_id) if record is not None else None
+        if run is not None:
+            pages = (("Model card", "card.html"), ("Release report", "release.html"))
+            found |= {name: page for name, file in pages if (page := self._address(f"{run}/artifacts/card/{file}"))}
         return found
 
     def _links(self, model: str, version: int) -> dict[str, str]:

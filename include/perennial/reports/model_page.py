@@ -414,14 +414,9 @@ def _question(spec: ModelSpec, life: Life, row: Row, now: datetime, pages: Pages
         asked=record.created_at,
         until=until,
         gain=_gain(record),
-        answer=_answer_page(record, pages),
+        answer=f"{run}/tasks/ask_approval/required_actions" if (run := board.training_run(record, pages)) else None,
         links=_links(record, pages),
     )
-
-
-def _answer_page(record: VersionRecord, pages: Pages) -> str | None:
-    dag_id, _, run_id = record.training.run_id.partition("/")
-    return f"{pages.run(dag_id, run_id)}/tasks/ask_approval/required_actions" if run_id else None
 
 
 # --- performance -----------------------------------------------------------------------------------------------------
